@@ -1,0 +1,30 @@
+"""What can go wrong in this room.
+
+ModelError
+├── SpecError         a model spec that names nothing we can load
+├── CheckpointError   weights that are missing, unexpected, misshapen or not ours
+├── ShapeError        an array of the wrong shape, dtype or length
+└── TokenError        text that cannot be turned into tokens
+"""
+
+from __future__ import annotations
+
+
+class ModelError(Exception):
+    """Base of all errors raised by `model`."""
+
+
+class SpecError(ModelError):
+    """A model spec that names nothing we can load; the message says which forms exist."""
+
+
+class CheckpointError(ModelError):
+    """Weights that are missing, unexpected, misshapen or not ours; the message names the tensor."""
+
+
+class ShapeError(ModelError, ValueError):
+    """An array of the wrong shape, dtype or length; the message says what was expected."""
+
+
+class TokenError(ModelError, ValueError):
+    """Text that cannot be turned into tokens, such as one with a lone surrogate."""

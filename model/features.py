@@ -1,0 +1,124 @@
+"""Containers for what the network returns. Each checks its shapes once, at construction.
+
+Dimension letters: T texts, V videos, W words, F frames, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from model.errors import ShapeError
+
+SCORE_NAMES = ("video_sentence", "video_word", "sentence_frame", "frame_word")
+"""The four grains, in the order of the paper's equation 10 (arXiv:2207.07285)."""
+
+
+class _Rows:
+    """Tensors that share their first dimension: slicing, joining and moving act on all of them."""
+
+    def __len__(self) -> int:
+        return int(next(self._tensors()).shape[0])
+
+    def __getitem__(self, rows: slice | Tensor | Sequence[int]) -> Self:
+        if not isinstance(rows, slice | Tensor):
+            rows = torch.as_tensor(rows, dtype=torch.long)
+        return type(self)(*(tensor[rows] for tensor in self._tensors()))
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same features on `device`."""
+        return type(self)(*(tensor.to(device) for tensor in self._tensors()))
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Join `parts` along the first dimension."""
+        if not parts:
+            raise ShapeError(f"cannot join an empty list of {cls.__name__}")
+        columns = zip(*(part._tensors() for part in parts), strict=True)
+        return cls(*(torch.cat(column) for column in columns))
+
+    def _tensors(self) -> Iterator[Tensor]:
+        for field in fields(self):  # type: ignore[arg-type]
+            yield getattr(self, field.name)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(
+            f"{field.name}={list(tensor.shape)}"
+            for field, tensor in zip(fields(self), self._tensors(), strict=True)  # type: ignore[arg-type]
+        )
+        return f"{type(self).__name__}({shapes})"
+
+
+def _require(condition: bool, owner: Any, expected: str) -> None:
+    if not condition:
+        raise ShapeError(f"{owner!r}: expected {expected}")
+
+
+@dataclass(frozen=True, repr=False)
+class TextFeatures(_Rows):
+    """Features of T texts, unit length.
+
+    sentence: float [T, D].
+    words: float [T, W, D], every position: start, words, end and padding.
+    word_mask: bool [T, W], true from the start token to the first end token.
+    """
+
+    sentence: Tensor
+    words: Tensor
+    word_mask: Tensor
+
+    def __post_init__(self) -> None:
+        num_texts, dimension = self.sentence.shape
+        _require(
+            self.words.ndim == 3 and self.words.shape[0] == num_texts and self.words.shape[2] == dimension,
+            self,
+            "sentence [T, D] and words [T, W, D]",
+        )
+        _require(self.word_mask.shape == self.words.shape[:2], self, "word_mask [T, W]")
+        _require(self.word_mask.dtype == torch.bool, self, "a boolean word_mask")
+
+
+@dataclass(frozen=True, repr=False)
+class VideoFeatures(_Rows):
+    """Features of V videos (or segments of videos), unit length.
+
+    video: float [V, D].
+    frames: float [V, F, D], from before the temporal transformer; padding frames hold their encoding.
+    frame_mask: bool [V, F], true for real frames.
+    """
+
+    video: Tensor
+    frames: Tensor
+    frame_mask: Tensor
+
+    def __post_init__(self) -> None:
+        num_videos, dimension = self.video.shape
+        _require(
+            self.frames.ndim == 3 and self.frames.shape[0] == num_videos and self.frames.shape[2] == dimension,
+            self,
+            "video [V, D] and frames [V, F, D]",
+        )
+        _require(self.frame_mask.shape == self.frames.shape[:2], self, "frame_mask [V, F]")
+        _require(self.frame_mask.dtype == torch.bool, self, "a boolean frame_mask")
+
+
+@dataclass(frozen=True, repr=False)
+class Scores(_Rows):
+    """The four scores and their mean, each float32 [T, V], already times exp(logit_scale).
+
+    `total` is the mean of the scores that the model's config names (all four for X-CLIP checkpoints).
+    """
+
+    video_sentence: Tensor
+    video_word: Tensor
+    sentence_frame: Tensor
+    frame_word: Tensor
+    total: Tensor
+
+    def __post_init__(self) -> None:
+        for tensor in self._tensors():
+            _require(tensor.shape == self.total.shape and tensor.ndim == 2, self, "five tensors [T, V]")

@@ -1,0 +1,132 @@
+"""What can go wrong in this room.
+
+IndexerError
+├── IndexNotFoundError         no index at this place
+├── IndexExistsError           an index is already there
+├── IndexDamagedError          what is stored is not what was written
+├── FingerprintMismatchError   the index was made by another model or sampling
+├── InvalidQueryError          a search that asks for something outside its ranges
+├── VideoNotFoundError         no video of this id
+├── DuplicateIdError           the id is taken by a video with other content
+├── JobNotFoundError           no job of this id
+├── LeaseLostError             a job that its worker no longer holds
+└── MediaError                 a file that cannot become a video; a person understands `reason`
+    ├── NotAVideoError         something else than a video
+    ├── UnsupportedMediaError  a video in a format that we do not read
+    ├── MediaLimitError        larger or longer than allowed
+    ├── DecodeTimeoutError     decoding took longer than allowed
+    ├── DecoderDiedError       the decoding process ended without an answer
+    └── TruncatedMediaError    the file ends before its first frame
+"""
+
+from __future__ import annotations
+
+
+class IndexerError(Exception):
+    """Base of all errors raised by `indexer`."""
+
+
+class IndexNotFoundError(IndexerError):
+    """No index at this place; the message names it."""
+
+
+class IndexExistsError(IndexerError):
+    """An index is already at this place; creating never overwrites one."""
+
+
+class IndexDamagedError(IndexerError):
+    """What is stored is not what was written; the message says what and how to repair it."""
+
+
+class FingerprintMismatchError(IndexerError):
+    """The index was made by another model or sampling than the one at hand.
+
+    expected: fingerprint of the model at hand. found: fingerprint that the index holds.
+    """
+
+    def __init__(self, expected: str, found: str) -> None:
+        super().__init__(
+            f"this index holds features of fingerprint {found}, but the model and sampling at hand have {expected}; "
+            "open the index with the model that made it, or index the videos again"
+        )
+        self.expected = expected
+        self.found = found
+
+    def __reduce__(self) -> tuple[type[FingerprintMismatchError], tuple[str, str]]:
+        return type(self), (self.expected, self.found)
+
+
+class InvalidQueryError(IndexerError, ValueError):
+    """A search that asks for something outside its ranges; the message names the field and its range."""
+
+
+class VideoNotFoundError(IndexerError, LookupError):
+    """No video of this id."""
+
+    def __init__(self, video_id: str) -> None:
+        super().__init__(video_id)
+        self.video_id = video_id
+
+    def __str__(self) -> str:
+        return f"no video has the id {self.video_id!r}"
+
+
+class DuplicateIdError(IndexerError):
+    """The id is taken by a video with other content."""
+
+    def __init__(self, video_id: str) -> None:
+        super().__init__(video_id)
+        self.video_id = video_id
+
+    def __str__(self) -> str:
+        return f"the id {self.video_id!r} belongs to a video with other content"
+
+
+class JobNotFoundError(IndexerError, LookupError):
+    """No job of this id."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+    def __str__(self) -> str:
+        return f"no job has the id {self.job_id!r}"
+
+
+class LeaseLostError(IndexerError):
+    """A worker reported on a job that it no longer holds: its lease expired, or the job has ended."""
+
+
+class MediaError(IndexerError):
+    """A file that cannot become a video.
+
+    reason: one sentence that a person understands, without paths; it may be shown to whoever sent the file.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class NotAVideoError(MediaError):
+    """Something else than a video: text, an image, sound alone, random bytes, an empty file."""
+
+
+class UnsupportedMediaError(MediaError):
+    """A video in a container, codec or layout that we do not read."""
+
+
+class MediaLimitError(MediaError):
+    """Larger, longer or with more pixels than allowed."""
+
+
+class DecodeTimeoutError(MediaError):
+    """Decoding took longer than allowed and was ended."""
+
+
+class DecoderDiedError(MediaError):
+    """The decoding process ended without an answer."""
+
+
+class TruncatedMediaError(MediaError):
+    """The file ends before its first whole frame."""

@@ -98,7 +98,9 @@ class VideoFeatures(_Rows):
     def __post_init__(self) -> None:
         num_videos, dimension = self.video.shape
         _require(
-            self.frames.ndim == 3 and self.frames.shape[0] == num_videos and self.frames.shape[2] == dimension,
+            self.frames.ndim == 3
+            and self.frames.shape[0] == num_videos
+            and self.frames.shape[2] == dimension,
             self,
             "video [V, D] and frames [V, F, D]",
         )

@@ -1,0 +1,158 @@
+"""From a model spec to a model: the demo checkpoint, a directory, an official file, open_clip, a Hub repository."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+
+from model.config import XClipConfig
+from model.errors import CheckpointError, SpecError
+from model.official import fill, load_official, read_tensors
+from model.xclip import XClip
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+FORMS = (
+    "a model spec is one of: demo | a directory with config.json and model.safetensors | an official checkpoint "
+    "file | openclip:ARCHITECTURE/PRETRAINED | openclip:ARCHITECTURE/random?seed=0 | hf-hub:OWNER/NAME"
+)
+
+
+def load(spec: str, device: str = "auto") -> XClip:
+    """See `XClip.load`."""
+    if spec == "demo":
+        with resources.as_file(resources.files("model") / "checkpoints" / "demo") as directory:
+            return load_directory(directory, device)
+    if spec.startswith("openclip:"):
+        return _load_openclip(spec.removeprefix("openclip:"), device)
+    if spec.startswith("hf-hub:"):
+        return load_directory(_download(spec.removeprefix("hf-hub:")), device)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return load_directory(path, device)
+    if path.is_file():
+        return load_official(path, device)
+    raise SpecError(f"{spec!r} names no model and no such file exists; {FORMS}")
+
+
+def place(model: XClip, device: str) -> XClip:
+    """Move `model` to `device` (`auto`: a GPU where there is one), in evaluation mode."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return model.to(torch.device(device)).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise SpecError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
+def save(model: XClip, directory: Path) -> None:
+    """See `XClip.save`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
+    save_file(tensors, directory / WEIGHTS_FILE)
+    (directory / CONFIG_FILE).write_text(model.config.to_json(), encoding="utf-8")
+
+
+def load_directory(directory: Path, device: str = "auto") -> XClip:
+    """A model that `save` wrote. Raises CheckpointError where a file is missing or does not fit."""
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{directory} holds no {name}; {FORMS}")
+    model = XClip(XClipConfig.from_json((directory / CONFIG_FILE).read_text(encoding="utf-8")))
+    fill(model, read_tensors(directory / WEIGHTS_FILE))
+    return place(model, device)
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    name, _, revision = repository.partition("@")
+    try:
+        found = snapshot_download(name, revision=revision or None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
+    except HFValidationError:
+        raise SpecError(f"{repository!r} is not OWNER/NAME; {FORMS}") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise SpecError(f"hf-hub:{repository} cannot be fetched: {str(error).splitlines()[0]}") from None
+    return Path(found)
+
+
+def _load_openclip(name: str, device: str) -> XClip:
+    architecture, slash, pretrained = name.partition("/")
+    clip_config = open_clip.get_model_config(architecture)
+    if not slash or not pretrained:
+        raise SpecError(f"'openclip:{name}' names no weights; {FORMS}")
+    if clip_config is None:
+        known = ", ".join(known for known in open_clip.list_models() if known.startswith(architecture[:5]))
+        raise SpecError(f"open_clip knows no architecture {architecture!r}; close to it: {known or 'none'}")
+    config = zero_shot_config(clip_config)
+    if match := re.fullmatch(r"random(?:\?seed=(\d+))?", pretrained):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(match[1] or 0))
+            return place(XClip(replace(config, description=f"openclip:{name}")), device)
+    return place(_with_pretrained_towers(config, architecture, pretrained), device)
+
+
+def zero_shot_config(clip_config: dict[str, Any]) -> XClipConfig:
+    """Plain CLIP as an X-CLIP: no temporal transformer, AOSM identity, padding masked, two of the four scores.
+
+    CLIP's word positions were never trained to match anything by themselves, so only the scores that use the
+    sentence are averaged. Raises SpecError where the architecture is not a ViT with CLIP's text tower.
+    """
+    wanted = {
+        name: clip_config[name]
+        for name in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
+        if name in clip_config
+    }
+    try:
+        return XClipConfig(
+            clip=wanted,
+            temporal_layers=0,
+            mask_padding=True,
+            score_names=("video_sentence", "sentence_frame"),
+        )
+    except CheckpointError as error:
+        raise SpecError(str(error)) from None
+
+
+def _with_pretrained_towers(config: XClipConfig, architecture: str, pretrained: str) -> XClip:
+    facts = open_clip.get_pretrained_cfg(architecture, pretrained)
+    if not facts and not Path(pretrained).is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
+        raise SpecError(
+            f"open_clip has no weights {pretrained!r} for {architecture}; it has: {tags or 'none'}"
+        )
+    if facts and bool(facts.get("quick_gelu")) != bool(config.clip.get("quick_gelu")):
+        other = (
+            architecture.removesuffix("-quickgelu")
+            if config.clip.get("quick_gelu")
+            else f"{architecture}-quickgelu"
+        )
+        raise SpecError(
+            f"the weights {pretrained!r} were trained with the other activation: use openclip:{other}/{pretrained}"
+        )
+    try:
+        towers = open_clip.create_model(architecture, pretrained=pretrained)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SpecError(
+            f"openclip:{architecture}/{pretrained} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from None
+    mean, deviation = facts.get("mean"), facts.get("std")
+    config = replace(
+        config,
+        pixel_mean=tuple(mean) if mean else config.pixel_mean,
+        pixel_deviation=tuple(deviation) if deviation else config.pixel_deviation,
+        description=f"openclip:{architecture}/{pretrained}",
+    )
+    model = XClip(config)
+    model.clip.load_state_dict(towers.state_dict())
+    return model

@@ -1,0 +1,61 @@
+"""The temporal transformer: frames of one video look at each other (the official `seqTransf`)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock
+from torch import Tensor, nn
+
+MASKED_LOGIT = -1e6
+"""Added to the attention logits of padding frames (official modules/modeling.py)."""
+
+
+class TemporalTransformer(nn.Module):
+    """Position embeddings, residual attention blocks, and one outer residual; no final LayerNorm.
+
+    LayerNorm epsilon is 1e-12 here and 1e-5 in the towers (official modules/module_cross.py).
+    """
+
+    def __init__(self, width: int, num_layers: int, num_heads: int, context_length: int) -> None:
+        super().__init__()
+        self.frame_position_embeddings = nn.Embedding(context_length, width)
+        self.resblocks = nn.ModuleList(
+            ResidualAttentionBlock(
+                width, num_heads, act_layer=QuickGELU, norm_layer=partial(LayerNorm, eps=1e-12)
+            )
+            for _ in range(num_layers)
+        )
+        self.num_heads = num_heads
+        nn.init.normal_(self.frame_position_embeddings.weight, std=0.01)
+        for block in self.resblocks:
+            # CLIP's own initialisation of its text tower (openai/CLIP clip/model.py).
+            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (2 * num_layers) ** -0.5)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=width**-0.5 * (2 * num_layers) ** -0.5)
+
+    def forward(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
+        """frames: float [V, F, D], not normalised. frame_mask: bool [V, F]. Returns float [V, F, D]."""
+        num_videos, num_frames, _ = frames.shape
+        key_mask = torch.zeros(frame_mask.shape, dtype=frames.dtype, device=frames.device)
+        key_mask = key_mask.masked_fill(~frame_mask, MASKED_LOGIT)  # [V, F]
+        key_mask = key_mask[:, None, None, :].expand(-1, self.num_heads, num_frames, -1)
+        key_mask = key_mask.reshape(num_videos * self.num_heads, num_frames, num_frames)
+        x = frames + self.frame_position_embeddings.weight[:num_frames]  # [V, F, D]
+        for block in self.resblocks:
+            x = block(x, attn_mask=key_mask)
+        out: Tensor = x + frames
+        return out
+
+
+def pool_frames(frames: Tensor, frame_mask: Tensor) -> Tensor:
+    """Video feature: each frame to unit length, mean over the real ones, unit length again.
+
+    frames: float [V, F, D]; frame_mask: bool [V, F], at least one true per row. Returns float [V, D].
+    """
+    unit = frames / frames.norm(dim=-1, keepdim=True)
+    weights = frame_mask.to(frames.dtype)[..., None]  # [V, F, 1]
+    mean = (unit * weights).sum(dim=1) / weights.sum(dim=1)
+    return mean / mean.norm(dim=-1, keepdim=True)

@@ -1,0 +1,298 @@
+"""X-CLIP (Ma et al., ACM MM 2022, arXiv:2207.07285): CLIP towers, a temporal transformer, four scores.
+
+Not to be confused with `microsoft/xclip-*` and `transformers.XCLIPModel` (Ni et al.), a different model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from torch import Tensor, nn
+
+from model.config import XClipConfig
+from model.errors import ShapeError
+from model.features import Scores, TextFeatures, VideoFeatures
+from model.preprocessing import PREPROCESSING
+from model.scoring import ScoreMatrices, match_frames, score_features, score_in_blocks
+from model.temporal import TemporalTransformer, pool_frames
+from model.tokenization import Tokenizer
+
+MAX_LOGIT_SCALE = math.log(100.0)
+"""CLIP's bound on logit_scale (arXiv:2103.00020 section 2.5)."""
+
+
+class XClip(nn.Module):
+    """The network. `load` and `from_official` make one with weights; the constructor makes a random one.
+
+    Gradients flow in training mode only; in evaluation mode, the mode that `load` returns, none are kept.
+    """
+
+    def __init__(self, config: XClipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = Tokenizer(config.num_words, config.vocabulary)
+        text_cfg = dict(config.clip["text_cfg"])
+        if config.vocabulary is not None:
+            text_cfg["vocab_size"] = self.tokenizer.size
+        self.clip = open_clip.CLIP(
+            embed_dim=config.embedding_dim,
+            vision_cfg=CLIPVisionCfg(**config.clip["vision_cfg"]),
+            text_cfg=CLIPTextCfg(**text_cfg),
+            quick_gelu=bool(config.clip.get("quick_gelu", False)),
+        )
+        width = config.embedding_dim
+        self.temporal = (
+            TemporalTransformer(width, config.temporal_layers, max(1, width // 64), config.context_length)
+            if config.temporal_layers
+            else None
+        )
+        self.matrices = ScoreMatrices(width, config.num_words, config.num_frames)
+        mean, deviation = torch.tensor(config.pixel_mean), torch.tensor(config.pixel_deviation)
+        self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_deviation", deviation.view(3, 1, 1), persistent=False)
+
+    # Loading and saving
+
+    @classmethod
+    def load(cls, spec: str | Path, device: str = "auto") -> XClip:
+        """A model from a spec, in evaluation mode.
+
+        spec: `demo`; a directory that `save` wrote; an official checkpoint file;
+            `openclip:ARCHITECTURE/PRETRAINED`; `openclip:ARCHITECTURE/random?seed=0`; `hf-hub:OWNER/NAME`.
+        device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one.
+        Raises SpecError where the spec names nothing, CheckpointError where the weights do not fit.
+        """
+        from model.spec import load
+
+        return load(str(spec), device)
+
+    @classmethod
+    def from_official(cls, path: str | Path, device: str = "auto") -> XClip:
+        """A model from an official `pytorch_model.bin.N`, or the same tensors as .safetensors.
+
+        All sizes are read off the weights; heads are width // 64. Raises CheckpointError, naming the tensor,
+        where one is missing, unexpected or misshapen.
+        """
+        from model.official import load_official
+
+        return load_official(Path(path), device)
+
+    def save(self, directory: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` (float32) into `directory`, made if absent."""
+        from model.spec import save
+
+        save(self, Path(directory))
+
+    # Facts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.clip.logit_scale.device
+
+    @property
+    def num_words(self) -> int:
+        """W, the length of every text."""
+        return self.config.num_words
+
+    @property
+    def num_frames(self) -> int:
+        """F, the length of every video."""
+        return self.config.num_frames
+
+    @property
+    def embedding_dim(self) -> int:
+        """D, the length of every feature."""
+        return self.config.embedding_dim
+
+    @property
+    def image_size(self) -> int:
+        """R, the side of the square input, in pixels."""
+        return self.config.image_size
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The scores whose mean is the total."""
+        return self.config.score_names
+
+    @property
+    def logit_scale_exp(self) -> float:
+        """exp(logit_scale), the factor of every score; 1 to 100."""
+        return float(self.clip.logit_scale.exp())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256, 64 hex digits, over config, preprocessing and every weight.
+
+        Computed once, for weights that no longer change: do not ask for it while training.
+        """
+        digest = hashlib.sha256()
+        digest.update(replace(self.config, description="").to_json().encode())
+        digest.update(PREPROCESSING.encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            values = tensor.detach().float().cpu().contiguous().numpy()
+            digest.update(f"{name} {values.shape}".encode())
+            digest.update(values)  # type: ignore[arg-type]
+        return digest.hexdigest()
+
+    # Text
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids, int64 [T, W]: start, tokens cut to W - 2, end, zeros. Raises TokenError."""
+        return self.tokenizer(texts)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of `text` that the model has no embedding for; empty for the full CLIP vocabulary."""
+        return self.tokenizer.unknown_words(text)
+
+    def encode_text(self, texts: Sequence[str]) -> TextFeatures:
+        """Features of T texts. Raises TokenError on text that is not valid Unicode."""
+        return self.encode_tokens(self.tokenize(texts))
+
+    def encode_tokens(self, input_ids: Tensor) -> TextFeatures:
+        """Features of T texts from token ids, int64 [T, W].
+
+        The causal mask is the only mask; padding positions are encoded too. The sentence is read at the
+        first highest id, the end token. Raises ShapeError where W is not `num_words`.
+        """
+        if input_ids.ndim != 2 or input_ids.shape[1] != self.num_words:
+            raise ShapeError(f"token ids must be [T, {self.num_words}], not {list(input_ids.shape)}")
+        input_ids = input_ids.to(self.device)
+        clip, num_words = self.clip, self.num_words
+        with self._gradients():
+            x = clip.token_embedding(input_ids)  # [T, W, text width]
+            x = x + clip.positional_embedding[:num_words]
+            x = clip.transformer(x, attn_mask=clip.attn_mask[:num_words, :num_words])
+            x = self._project_text(clip.ln_final(x)).float()  # [T, W, D]
+            x = x / x.norm(dim=-1, keepdim=True)
+            end = input_ids.argmax(dim=1)  # [T], the first maximum
+            sentence = x[torch.arange(len(x), device=x.device), end]
+        positions = torch.arange(num_words, device=x.device)
+        return TextFeatures(sentence, x, positions <= end[:, None])
+
+    def _project_text(self, x: Tensor) -> Tensor:
+        projection = self.clip.text_projection
+        if projection is None:
+            return x
+        projected: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        return projected
+
+    # Video
+
+    def normalize_pixels(self, pixels: Tensor | NDArray[np.uint8]) -> Tensor:
+        """uint8 [..., R, R, 3] RGB to float32 [..., 3, R, R] with CLIP's mean and deviation, on our device."""
+        if isinstance(pixels, np.ndarray):
+            pixels = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+        if pixels.dtype != torch.uint8 or pixels.shape[-1] != 3:
+            raise ShapeError(f"pixels must be uint8 [..., R, R, 3], not {pixels.dtype} {list(pixels.shape)}")
+        unit = pixels.to(self.device).movedim(-1, -3).float() / 255
+        normal: Tensor = (unit - self.pixel_mean) / self.pixel_deviation  # type: ignore[operator]
+        return normal
+
+    def encode_video(self, pixels: Tensor, frame_mask: Tensor) -> VideoFeatures:
+        """Features of V videos.
+
+        pixels: float [V, F, 3, R, R], normalised; padding frames are zeros.
+        frame_mask: bool or integer [V, F], non-zero for real frames, at least one in each row.
+        Raises ShapeError on other shapes, and where a video has no real frame (its mean is undefined).
+        """
+        size = self.image_size
+        if pixels.ndim != 5 or pixels.shape[1:] != (self.num_frames, 3, size, size):
+            raise ShapeError(
+                f"pixels must be [V, {self.num_frames}, 3, {size}, {size}], not {list(pixels.shape)}"
+            )
+        if frame_mask.shape != pixels.shape[:2]:
+            raise ShapeError(f"frame_mask must be {list(pixels.shape[:2])}, not {list(frame_mask.shape)}")
+        with self._gradients():
+            encoded = self.clip.visual(pixels.to(self.device).flatten(0, 1))  # [V * F, D]
+            return self.encode_frames(encoded.float().unflatten(0, pixels.shape[:2]), frame_mask)
+
+    def encode_frames(self, frames: Tensor, frame_mask: Tensor) -> VideoFeatures:
+        """The part of `encode_video` above the vision tower, from its output, float [V, F, D]."""
+        frame_mask = frame_mask.to(self.device).bool()
+        if not bool(frame_mask.any(dim=1).all()):
+            raise ShapeError("a video without a single real frame has no feature")
+        with self._gradients():
+            mixed = frames if self.temporal is None else self.temporal(frames, frame_mask)  # [V, F, D]
+            video = pool_frames(mixed, frame_mask)  # [V, D]
+            return VideoFeatures(video, frames / frames.norm(dim=-1, keepdim=True), frame_mask)
+
+    # Scores
+
+    def score(self, text: TextFeatures, video: VideoFeatures) -> Scores:
+        """The four scores of every text with every video and their mean, float32 [T, V], scaled.
+
+        In evaluation mode the work is done in blocks, so that memory does not grow with T x V.
+        """
+        function = score_features if self.training else score_in_blocks
+        with self._gradients():
+            return function(text, video, self.matrices, self.clip.logit_scale.exp(), **self._choices())
+
+    def coarse_query(self, text: TextFeatures) -> Tensor:
+        """float32 [T, D]: its inner product with `VideoFeatures.video`, times exp(logit_scale), is
+        `video_sentence`. Not normalised: that would keep the order within a text, and lose the score."""
+        with self._gradients():
+            return text.sentence.float() @ self.matrices.global_matrix
+
+    def frame_matches(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
+        """How well each frame matches each text, float32 [T, V, F], scaled; -inf for padding frames.
+
+        See `model.scoring.match_frames`.
+        """
+        with self._gradients():
+            return match_frames(text, video, self.matrices, self.clip.logit_scale.exp(), **self._choices())
+
+    def word_frame_similarity(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
+        """Cosine-like similarity of each mapped word with each frame, float32 [T, V, W, F], not scaled."""
+        with self._gradients():
+            words = text.words.float() @ self.matrices.local_matrix
+            return torch.einsum("twd,vfd->tvwf", words, video.frames.float())
+
+    def _choices(self) -> dict[str, Any]:
+        return {"mask_padding": self.config.mask_padding, "score_names": self.config.score_names}
+
+    def _gradients(self) -> torch.set_grad_enabled:
+        return torch.set_grad_enabled(self.training and torch.is_grad_enabled())
+
+    # Training
+
+    @torch.no_grad()
+    def initialize_from_clip(self) -> None:
+        """Start the parts above the towers from CLIP's weights, as official training does.
+
+        Frame positions <- text positions; temporal block n <- text block n; AOSM <- identity.
+        Raises ShapeError where the text width is not D or the text tower has too few blocks.
+        """
+        if self.temporal is not None:
+            source = list(self.clip.transformer.resblocks)
+            positions = self.clip.positional_embedding
+            if positions.shape[1] != self.embedding_dim or len(source) < len(self.temporal.resblocks):
+                raise ShapeError("the temporal transformer does not fit the text tower's blocks")
+            self.temporal.frame_position_embeddings.weight.copy_(positions)
+            for target, block in zip(self.temporal.resblocks, source, strict=False):
+                target.load_state_dict(block.state_dict())
+        for matrix in self.matrices.parameters():
+            matrix.copy_(torch.eye(len(matrix), device=matrix.device))
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep exp(logit_scale) at 100 or below; called after each optimizer step."""
+        self.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+    def train(self, mode: bool = True) -> XClip:
+        """Training mode, in which gradients flow. Forgets a fingerprint computed earlier."""
+        if mode:
+            self.__dict__.pop("fingerprint", None)
+        super().train(mode)
+        return self

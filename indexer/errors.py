@@ -4,10 +4,13 @@ IndexerError
 ├── IndexNotFoundError         no index at this place
 ├── IndexExistsError           an index is already there
 ├── IndexDamagedError          what is stored is not what was written
+├── IndexVersionError          an index of a format that this version does not read
 ├── FingerprintMismatchError   the index was made by another model or sampling
+├── InvalidRecordError         a video or job record that cannot be stored
 ├── InvalidQueryError          a search that asks for something outside its ranges
 ├── VideoNotFoundError         no video of this id
-├── DuplicateIdError           the id is taken by a video with other content
+├── DuplicateIdError           the id is taken by another video
+├── ChangesForgottenError      the change log no longer reaches back that far
 ├── JobNotFoundError           no job of this id
 ├── LeaseLostError             a job that its worker no longer holds
 └── MediaError                 a file that cannot become a video; a person understands `reason`
@@ -38,6 +41,10 @@ class IndexDamagedError(IndexerError):
     """What is stored is not what was written; the message says what and how to repair it."""
 
 
+class IndexVersionError(IndexerError):
+    """An index of a format that this version does not read; the message names both versions."""
+
+
 class FingerprintMismatchError(IndexerError):
     """The index was made by another model or sampling than the one at hand.
 
@@ -56,6 +63,10 @@ class FingerprintMismatchError(IndexerError):
         return type(self), (self.expected, self.found)
 
 
+class InvalidRecordError(IndexerError, ValueError):
+    """A video or job record that cannot be stored: a bad id, a feature of the wrong shape, a value out of range."""
+
+
 class InvalidQueryError(IndexerError, ValueError):
     """A search that asks for something outside its ranges; the message names the field and its range."""
 
@@ -72,14 +83,18 @@ class VideoNotFoundError(IndexerError, LookupError):
 
 
 class DuplicateIdError(IndexerError):
-    """The id is taken by a video with other content."""
+    """The id is taken by another video, indexed or waiting to be."""
 
     def __init__(self, video_id: str) -> None:
         super().__init__(video_id)
         self.video_id = video_id
 
     def __str__(self) -> str:
-        return f"the id {self.video_id!r} belongs to a video with other content"
+        return f"the id {self.video_id!r} is taken by another video"
+
+
+class ChangesForgottenError(IndexerError):
+    """The change log does not hold the asked sequence number (any more): read everything again instead."""
 
 
 class JobNotFoundError(IndexerError, LookupError):

@@ -1,0 +1,338 @@
+"""What can go wrong at the HTTP door, and how it is told: RFC 9457 `application/problem+json`, always.
+
+ServiceError
+├── InvalidRequestError          422  a field or parameter is missing, unknown or out of range
+├── MalformedBodyError           400  the body is not JSON, or not a well-formed multipart form
+├── UnsupportedContentTypeError  415  the body is neither of the kinds that the endpoint takes
+├── BodyTooLargeError            413
+├── RouteNotFoundError           404
+├── VideoNotFoundError           404
+├── JobNotFoundError             404
+├── MediaNotFoundError           404  the video is known, its file is not at hand
+├── MethodNotAllowedError        405
+├── RangeNotSatisfiableError     416
+├── UriNotAllowedError           403  a uri outside of the configured roots
+├── CrossSiteError               403  another site's page asks a browser to change something here
+├── IdTakenError                 409
+├── VideoRejectedError           422  the file was read and found wanting; `detail` is the reason
+├── NotReadyError                503  model and index are still being loaded
+├── OverloadedError              503
+├── StorageFullError             507
+└── InternalError                500
+
+`type`, `title` and `status` are fixed per class; `detail` says what to do. No text of the client's, no path
+and no traceback ever goes into one: what went wrong inside is for the log.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from indexer import errors as indexer_errors
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:xclip-search:problem:"
+
+logger = logging.getLogger("xclip_search.service")
+
+
+class ServiceError(Exception):
+    """Base of all errors that become an HTTP answer.
+
+    detail: what happened and what to do about it, in words that hold nothing from the request.
+    members: further members of the problem object, JSON values.
+    """
+
+    status: ClassVar[int] = 500
+    kind: ClassVar[str] = "internal-error"
+    title: ClassVar[str] = "Internal error"
+    default_detail: ClassVar[str] = "Something went wrong inside the server. Its log says what."
+
+    def __init__(
+        self, detail: str | None = None, *, headers: Mapping[str, str] | None = None, **members: Any
+    ) -> None:
+        self.detail = detail or self.default_detail
+        self.headers = dict(headers or {})
+        self.members = members
+        super().__init__(self.detail)
+
+    def to_problem(self) -> dict[str, Any]:
+        """The problem object of RFC 9457 section 3."""
+        return {
+            "type": TYPE_PREFIX + self.kind,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            **self.members,
+        }
+
+    def to_response(self) -> Response:
+        """The problem object as an HTTP answer."""
+        return Response(
+            json.dumps(self.to_problem(), ensure_ascii=False),
+            status_code=self.status,
+            headers=self.headers,
+            media_type=PROBLEM_MEDIA_TYPE,
+        )
+
+
+class InvalidRequestError(ServiceError):
+    """A field or parameter is missing, unknown, of the wrong type or out of range."""
+
+    status, kind, title = 422, "invalid-request", "Invalid request"
+    default_detail = "A field or parameter of the request is not valid."
+
+
+class MalformedBodyError(ServiceError):
+    """The body cannot be parsed at all."""
+
+    status, kind, title = 400, "malformed-body", "Malformed body"
+    default_detail = "The body is not valid JSON: send UTF-8 JSON without NaN or Infinity."
+
+
+class UnsupportedContentTypeError(ServiceError):
+    """The body is of a kind that the endpoint does not take."""
+
+    status, kind, title = 415, "unsupported-content-type", "Unsupported content type"
+    default_detail = "Send the body as JSON with the header Content-Type: application/json."
+
+
+class BodyTooLargeError(ServiceError):
+    """The body is larger than the endpoint takes."""
+
+    status, kind, title = 413, "body-too-large", "Body too large"
+    default_detail = "The body is larger than this endpoint takes."
+
+
+class RouteNotFoundError(ServiceError):
+    """No endpoint has this path."""
+
+    status, kind, title = 404, "not-found", "Not found"
+    default_detail = "There is no such endpoint. GET /openapi.json lists all of them."
+
+
+class VideoNotFoundError(ServiceError):
+    """No video has this id."""
+
+    status, kind, title = 404, "video-not-found", "Video not found"
+    default_detail = "No video has this id. GET /videos lists the videos."
+
+
+class JobNotFoundError(ServiceError):
+    """No job has this id."""
+
+    status, kind, title = 404, "job-not-found", "Job not found"
+    default_detail = "No job has this id. GET /jobs lists the jobs."
+
+
+class MediaNotFoundError(ServiceError):
+    """The index knows the video, but its file is not at hand."""
+
+    status, kind, title = 404, "media-not-found", "Media not found"
+    default_detail = (
+        "The video is in the index and can be searched, "
+        "but its file is gone or no longer the one that was indexed."
+    )
+
+
+class MethodNotAllowedError(ServiceError):
+    """The path exists, the method does not."""
+
+    status, kind, title = 405, "method-not-allowed", "Method not allowed"
+    default_detail = "This endpoint does not take this method. The Allow header lists those that it takes."
+
+
+class RangeNotSatisfiableError(ServiceError):
+    """The requested bytes lie beyond the end of the file."""
+
+    status, kind, title = 416, "range-not-satisfiable", "Range not satisfiable"
+    default_detail = (
+        "The range lies beyond the end of the file. The Content-Range header has the file's size."
+    )
+
+
+class UriNotAllowedError(ServiceError):
+    """A uri that this server must not read."""
+
+    status, kind, title = 403, "uri-not-allowed", "Uri not allowed"
+    default_detail = (
+        "The uri names no regular file inside a folder that this server may read. "
+        "Such folders are named with --allow-root when the server starts; or upload the file instead."
+    )
+
+
+class CrossSiteError(ServiceError):
+    """A browser says that the request was made by a page of another site."""
+
+    status, kind, title = 403, "cross-site", "Cross-site request"
+    default_detail = "Pages of other sites cannot change anything here."
+
+
+class IdTakenError(ServiceError):
+    """Another video has this id."""
+
+    status, kind, title = 409, "id-taken", "Id taken"
+    default_detail = "Another video has this id. Choose another id, leave it out, or delete that video first."
+
+
+class VideoRejectedError(ServiceError):
+    """The file was read and cannot be indexed; `detail` is the reason, `job` the id of the job."""
+
+    status, kind, title = 422, "video-rejected", "Video rejected"
+
+
+class NotReadyError(ServiceError):
+    """Model and index are still being loaded."""
+
+    status, kind, title = 503, "not-ready", "Not ready"
+    default_detail = "The model and the index are still being loaded. Try again when GET /readyz answers 200."
+
+    def __init__(self, detail: str | None = None) -> None:
+        super().__init__(detail, headers={"Retry-After": "2"})
+
+
+class OverloadedError(ServiceError):
+    """More requests are waiting than the server lets wait."""
+
+    status, kind, title = 503, "overloaded", "Overloaded"
+    default_detail = "Too many requests are waiting. Try again after the seconds in the Retry-After header."
+
+    def __init__(self, detail: str | None = None) -> None:
+        super().__init__(detail, headers={"Retry-After": "1"})
+
+
+class StorageFullError(ServiceError):
+    """The disk of the index has no room."""
+
+    status, kind, title = 507, "storage-full", "Storage full"
+    default_detail = "The server has no room left to store this. Free space on the disk that holds the index."
+
+
+class InternalError(ServiceError):
+    """Whatever has no better name."""
+
+
+ERROR_CLASSES: tuple[type[ServiceError], ...] = (
+    InvalidRequestError,
+    MalformedBodyError,
+    UnsupportedContentTypeError,
+    BodyTooLargeError,
+    RouteNotFoundError,
+    VideoNotFoundError,
+    JobNotFoundError,
+    MediaNotFoundError,
+    MethodNotAllowedError,
+    RangeNotSatisfiableError,
+    UriNotAllowedError,
+    CrossSiteError,
+    IdTakenError,
+    VideoRejectedError,
+    NotReadyError,
+    OverloadedError,
+    StorageFullError,
+    InternalError,
+)
+"""Every problem that can be answered, in the order of the tree above."""
+
+
+def validation_problem(errors: Sequence[Mapping[str, Any]], known_fields: Sequence[str] = ()) -> ServiceError:
+    """One problem from pydantic's list of errors, without a word of the input.
+
+    errors: as `errors()` of pydantic's ValidationError and FastAPI's RequestValidationError give them.
+    known_fields: names that the answer may mention; any other name came from the client.
+    """
+    if any(error["type"] == "json_invalid" for error in errors):
+        return MalformedBodyError()
+    items: list[dict[str, str]] = []
+    for error in errors[:20]:
+        location = [part for part in error["loc"] if part not in ("body", "query", "path")]
+        field = str(location[0]) if location and str(location[0]) in known_fields else ""
+        items.append({"field": field, "message": _explain(error, known_fields)})
+    first = items[0]
+    detail = f"{first['field']}: {first['message']}" if first["field"] else first["message"]
+    return InvalidRequestError(detail, errors=items)
+
+
+def _explain(error: Mapping[str, Any], known_fields: Sequence[str]) -> str:
+    if error["type"] == "extra_forbidden":
+        names = ", ".join(known_fields) or "none"
+        return f"A field or parameter is not known here. Those known: {names}."
+    if error["type"] == "value_error":
+        # Our own validators raise ValueError with fixed sentences; pydantic prefixes them.
+        return str(error["msg"]).removeprefix("Value error, ")
+    # pydantic's other messages are made of the schema alone: types, bounds, choices.
+    return str(error["msg"]) + "."
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make every error of `app`, whoever raises it, a problem object."""
+
+    async def on_service_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, ServiceError)
+        return error.to_response()
+
+    async def on_http_exception(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return _from_http_exception(error).to_response()
+
+    async def on_validation_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return validation_problem(error.errors(), _parameter_names(request)).to_response()
+
+    async def on_indexer_error(_request: Request, error: Exception) -> Response:
+        return from_indexer_error(error).to_response()
+
+    async def on_any_error(request: Request, error: Exception) -> Response:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return InternalError().to_response()
+
+    app.add_exception_handler(ServiceError, on_service_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(indexer_errors.IndexerError, on_indexer_error)
+    app.add_exception_handler(Exception, on_any_error)
+
+
+def from_indexer_error(error: Exception) -> ServiceError:
+    """The problem that tells of an error of the indexer's; those the client cannot help are logged."""
+    if isinstance(error, indexer_errors.VideoNotFoundError):
+        return VideoNotFoundError()
+    if isinstance(error, indexer_errors.JobNotFoundError):
+        return JobNotFoundError()
+    if isinstance(error, indexer_errors.DuplicateIdError):
+        return IdTakenError()
+    logger.error("the index failed", exc_info=error)
+    return InternalError()
+
+
+def _from_http_exception(error: HTTPException) -> ServiceError:
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        return RouteNotFoundError(headers=headers)
+    if error.status_code == 405:
+        return MethodNotAllowedError(headers=headers)
+    if error.status_code == 413:
+        return BodyTooLargeError(headers=headers)
+    if error.status_code < 500:
+        return MalformedBodyError("The request cannot be understood.", headers=headers)
+    return InternalError(headers=headers)
+
+
+def _parameter_names(request: Request) -> list[str]:
+    route = request.scope.get("route")
+    dependant = getattr(route, "dependant", None)
+    if dependant is None:
+        return []
+    names: list[str] = []
+    for parameter in [*dependant.query_params, *dependant.path_params]:
+        fields = getattr(parameter.field_info.annotation, "model_fields", None)
+        names += list(fields) if fields else [parameter.alias]
+    return names

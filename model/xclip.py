@@ -129,7 +129,7 @@ class XClip(nn.Module):
     @property
     def logit_scale_exp(self) -> float:
         """exp(logit_scale), the factor of every score; 1 to 100."""
-        return float(self.clip.logit_scale.exp())
+        return float(self.clip.logit_scale.detach().exp())
 
     @cached_property
     def fingerprint(self) -> str:

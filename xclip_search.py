@@ -1,0 +1,61 @@
+"""The console command `xclip-search`: mounts the rooms' own sub-commands, each imported only when called."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+import typer.core
+import typer.main
+
+ROOMS = {
+    "demo": "training.cli",
+    "index": "indexer.cli",
+    "search": "indexer.cli",
+    "info": "indexer.cli",
+    "serve": "service.cli",
+    "worker": "service.cli",
+}
+"""Which room's `cli.app` holds which sub-command. Those modules import nothing heavy themselves."""
+
+
+class _Rooms(typer.core.TyperGroup):
+    """A group that imports a room's cli module when one of its commands is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(ROOMS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in ROOMS:
+            return None
+        command: Any = typer.main.get_command(importlib.import_module(ROOMS[cmd_name]).app)
+        return command.commands[cmd_name] if hasattr(command, "commands") else command
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"xclip-search {version('xclip-search')}")
+        raise typer.Exit
+
+
+app = typer.Typer(cls=_Rooms, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Type a sentence, find the video and the moment in it."""
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    app(prog_name="xclip-search")
+
+
+if __name__ == "__main__":
+    main()

@@ -53,8 +53,8 @@ class FingerprintMismatchError(IndexerError):
 
     def __init__(self, expected: str, found: str) -> None:
         super().__init__(
-            f"this index holds features of fingerprint {found}, but the model and sampling at hand have {expected}; "
-            "open the index with the model that made it, or index the videos again"
+            f"this index holds features of fingerprint {found}, but the model and sampling at hand have"
+            f" {expected}; open the index with the model that made it, or index the videos again"
         )
         self.expected = expected
         self.found = found
@@ -64,7 +64,8 @@ class FingerprintMismatchError(IndexerError):
 
 
 class InvalidRecordError(IndexerError, ValueError):
-    """A video or job record that cannot be stored: a bad id, a feature of the wrong shape, a value out of range."""
+    """A video or job record that cannot be stored: a bad id, a feature of the wrong shape, a value out of
+    range."""
 
 
 class InvalidQueryError(IndexerError, ValueError):

@@ -1,0 +1,95 @@
+"""What may be stored: rules for ids, texts, metadata and features, checked before anything is written."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from indexer.catalog_records import SegmentRecord
+from indexer.errors import InvalidRecordError
+
+MAX_ID_LENGTH = 200
+MAX_TEXT_LENGTH = 10_000
+MAX_METADATA_BYTES = 64 << 10
+
+_ID = re.compile(r"[^\s/\\?#%\x00-\x1f\x7f]+")
+"""One path segment of an address, in any script: no white space, no control, no character that ends the
+segment."""
+
+
+def check_video_id(video_id: str) -> str:
+    """`video_id`, or InvalidRecordError: 1 to 200 characters, none of white space / \\ ? # %, not `.` or
+    `..`."""
+    if len(video_id) > MAX_ID_LENGTH or not _ID.fullmatch(video_id) or video_id in (".", ".."):
+        raise InvalidRecordError(
+            f"an id has 1 to {MAX_ID_LENGTH} characters, without white space and / \\ ? # %;"
+            " it is not . or .."
+        )
+    check_text("id", video_id)
+    return video_id
+
+
+def check_text(name: str, text: str | None) -> str | None:
+    """`text`, or InvalidRecordError where it is too long or not valid Unicode."""
+    if text is None:
+        return None
+    if len(text) > MAX_TEXT_LENGTH:
+        raise InvalidRecordError(f"{name} is longer than {MAX_TEXT_LENGTH} characters")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidRecordError(f"{name} is not valid Unicode (it holds a lone surrogate)") from None
+    return text
+
+
+def metadata_to_json(metadata: Mapping[str, Any] | None) -> str:
+    """JSON text of an object, or InvalidRecordError where it is none, or longer than 64 KiB."""
+    try:
+        text = json.dumps(dict(metadata or {}), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        size_bytes = len(text.encode("utf-8"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRecordError(f"metadata is not a JSON object: {error}") from None
+    if size_bytes > MAX_METADATA_BYTES:
+        raise InvalidRecordError(f"metadata is longer than {MAX_METADATA_BYTES} bytes of JSON")
+    return text
+
+
+def check_sha256(content_sha256: str) -> str:
+    """`content_sha256`, or InvalidRecordError: 64 lower-case hex digits."""
+    if not re.fullmatch(r"[0-9a-f]{64}", content_sha256):
+        raise InvalidRecordError("content_sha256 is not 64 lower-case hex digits")
+    return content_sha256
+
+
+def check_segments(segments: Sequence[SegmentRecord], num_frames: int, embedding_dim: int) -> None:
+    """Raise InvalidRecordError unless there is a segment and all fit an index of F and D."""
+    if not segments:
+        raise InvalidRecordError("a video without segments cannot be found")
+    for position, segment in enumerate(segments):
+        if problem := _problem(segment, num_frames, embedding_dim):
+            raise InvalidRecordError(f"segment {position}: {problem}")
+
+
+def _problem(segment: SegmentRecord, num_frames: int, embedding_dim: int) -> str | None:
+    video, frames, times = segment.video_feature, segment.frame_features, segment.frame_times
+    if video.shape != (embedding_dim,) or video.dtype != np.float32:
+        return f"video_feature must be float32 [{embedding_dim}], not {video.dtype} {list(video.shape)}"
+    if frames.shape != (num_frames, embedding_dim) or frames.dtype != np.float16:
+        return (
+            f"frame_features must be float16 [{num_frames}, {embedding_dim}], "
+            f"not {frames.dtype} {list(frames.shape)}"
+        )
+    if not 1 <= segment.num_frames <= num_frames:
+        return f"num_frames must be 1 to {num_frames}, not {segment.num_frames}"
+    if times.shape != (segment.num_frames,) or times.dtype != np.float64:
+        return f"frame_times must be float64 [{segment.num_frames}], not {times.dtype} {list(times.shape)}"
+    if not (math.isfinite(segment.end_seconds) and 0 <= segment.start_seconds <= segment.end_seconds):
+        return f"{segment.start_seconds} to {segment.end_seconds} seconds is no stretch of a video"
+    if not (np.isfinite(video).all() and np.isfinite(frames).all() and np.isfinite(times).all()):
+        return "a feature or a frame time is not a finite number"
+    return None

@@ -1,0 +1,189 @@
+"""The tables of the catalog, and how a catalog file comes to be.
+
+A page of 16 KiB holds the frame features of one segment of a ViT-B model (12 frames x 512 x 2 bytes) or seven
+video features; with smaller pages both spill into chains of overflow pages (measured: fetching 200 segments
+takes 1.3 ms).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from indexer.errors import IndexDamagedError, IndexExistsError, IndexVersionError
+
+CATALOG_FILE = "catalog.sqlite3"
+APPLICATION_ID = 0x58434C50
+"""`XCLP`, in the header of the file: tells our catalog from any other SQLite database."""
+
+SCHEMA_VERSION = 1
+PAGE_SIZE_BYTES = 16_384
+MINIMUM_SQLITE = (3, 37, 0)
+"""The first SQLite with STRICT tables."""
+
+SCHEMA = """
+CREATE TABLE facts (
+    name TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE totals (
+    only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+    num_videos INTEGER NOT NULL,
+    num_segments INTEGER NOT NULL
+) STRICT;
+INSERT INTO totals VALUES (1, 0, 0);
+
+CREATE TABLE videos (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    content_sha256 TEXT NOT NULL UNIQUE CHECK (length(content_sha256) = 64),
+    uri TEXT,
+    title TEXT,
+    metadata TEXT NOT NULL,
+    duration_seconds REAL NOT NULL,
+    width INTEGER NOT NULL,
+    height INTEGER NOT NULL,
+    frame_rate REAL NOT NULL,
+    codec TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    partial INTEGER NOT NULL CHECK (partial IN (0, 1)),
+    fraction_read REAL NOT NULL,
+    added_at REAL NOT NULL,
+    sequence INTEGER NOT NULL UNIQUE
+) STRICT;
+
+-- AUTOINCREMENT: an id is never used twice, so an index that still holds a deleted one can only miss.
+CREATE TABLE segments (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    video_number INTEGER NOT NULL REFERENCES videos (number) ON DELETE CASCADE,
+    start_seconds REAL NOT NULL,
+    end_seconds REAL NOT NULL,
+    num_frames INTEGER NOT NULL CHECK (num_frames > 0),
+    frame_times BLOB NOT NULL,
+    video_feature_crc32 INTEGER NOT NULL,
+    video_feature BLOB NOT NULL
+) STRICT;
+CREATE INDEX segments_by_video ON segments (video_number);
+
+-- Apart from `segments`, so that reading all video features does not read all frame features.
+CREATE TABLE segment_frames (
+    segment_id INTEGER PRIMARY KEY REFERENCES segments (id) ON DELETE CASCADE,
+    frame_features_crc32 INTEGER NOT NULL,
+    frame_features BLOB NOT NULL
+) STRICT;
+
+-- `token` is random: a snapshot made from another history of this catalog (before a restore) is recognised.
+CREATE TABLE changes (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL CHECK (kind IN ('add', 'update', 'delete')),
+    video_id TEXT NOT NULL,
+    segment_ids TEXT NOT NULL,
+    changed_at REAL NOT NULL,
+    token TEXT NOT NULL DEFAULT (lower(hex(randomblob(8))))
+) STRICT;
+
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'done', 'failed')),
+    video_id TEXT NOT NULL,
+    content_sha256 TEXT,
+    source_path TEXT NOT NULL,
+    uri TEXT,
+    title TEXT,
+    metadata TEXT NOT NULL,
+    delete_source INTEGER NOT NULL CHECK (delete_source IN (0, 1)),
+    reason TEXT,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    worker_name TEXT,
+    lease_expires_at REAL,
+    created_at REAL NOT NULL,
+    started_at REAL,
+    finished_at REAL,
+    CHECK ((state = 'running') = (lease_expires_at IS NOT NULL))
+) STRICT;
+CREATE INDEX jobs_by_state ON jobs (state, attempts, number);
+CREATE UNIQUE INDEX one_open_job_for_a_video ON jobs (video_id) WHERE state IN ('queued', 'running');
+"""
+
+
+def create_catalog_file(directory: Path, facts: Mapping[str, str]) -> Path:
+    """Make an empty catalog in `directory`, made if absent; the file appears whole or not at all.
+
+    Raises IndexExistsError where one is there.
+    """
+    if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
+        raise IndexVersionError(
+            f"SQLite 3.37 or later is needed; this Python comes with {sqlite3.sqlite_version}"
+        )
+    path = directory / CATALOG_FILE
+    if path.exists():
+        raise IndexExistsError(f"an index is already in {directory}")
+    directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    unfinished = directory / f"{CATALOG_FILE}.{secrets.token_hex(8)}.new"
+    # Titles and metadata may be private: readable by the owner and the group. SQLite gives the -wal and -shm
+    # files that it puts beside the database the same permissions.
+    os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o640))
+    try:
+        with contextlib.closing(sqlite3.connect(unfinished, isolation_level=None)) as connection:
+            connection.execute(f"PRAGMA page_size = {PAGE_SIZE_BYTES}")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.executescript(f"BEGIN; {SCHEMA} COMMIT;")
+            rows = {**facts, "created_at": repr(time.time())}
+            connection.executemany("INSERT INTO facts VALUES (?, ?)", rows.items())
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute("PRAGMA journal_mode = WAL")  # Kept in the header, for every later connection.
+        _publish(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    synchronize_directory(directory)
+    return path
+
+
+def _publish(unfinished: Path, path: Path) -> None:
+    """Give a finished file its name without ever replacing another: two processes may create at the same
+    moment."""
+    try:
+        os.link(unfinished, path)
+    except FileExistsError:
+        raise IndexExistsError(f"an index is already in {path.parent}") from None
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # A file system without hard links. Between this check and the renaming lies a moment in which another
+        # process might create too; there is no better way there.
+        if path.exists():
+            raise IndexExistsError(f"an index is already in {path.parent}") from None
+        unfinished.rename(path)
+
+
+def check_catalog_file(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise IndexDamagedError or IndexVersionError where this is not a catalog that we read."""
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    if application_id != APPLICATION_ID:
+        raise IndexDamagedError(f"{path} is not a catalog of xclip-search")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version != SCHEMA_VERSION:
+        raise IndexVersionError(
+            f"{path} is of format {version}, this version of xclip-search reads format {SCHEMA_VERSION}"
+        )
+
+
+def synchronize_directory(directory: Path) -> None:
+    """Make names given in `directory` outlive a power failure (fsync of a folder, where the system has
+    it)."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,326 @@
+"""Ingest requests and their life, in the catalog's database: whoever may add a video may also own a job.
+
+States: queued -> running -> done | failed. A worker holds a running job by a lease; a lease that expires (the
+worker died or hangs) puts the job back into the queue, and after three tries it fails.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from indexer.catalog_checks import check_sha256, check_text, check_video_id, metadata_to_json
+from indexer.errors import DuplicateIdError, InvalidRecordError, JobNotFoundError, LeaseLostError
+
+if TYPE_CHECKING:
+    from indexer.catalog import Catalog
+
+JobState = Literal["queued", "running", "done", "failed"]
+JOB_STATES: tuple[JobState, ...] = get_args(JobState)
+
+MAX_ATTEMPTS = 3
+GAVE_UP_REASON = f"processing was started {MAX_ATTEMPTS} times and never came to an end"
+
+_COLUMNS = (
+    "number, id, state, video_id, content_sha256, source_path, uri, title, metadata, delete_source, reason,"
+    " attempts, worker_name, lease_expires_at, created_at, started_at, finished_at"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One ingest request. Times are seconds since 1970.
+
+    number: increases with every job. video_id: the id its video will have, and from `done` on the id it has
+    (another one where the same bytes were indexed already). source_path: the local file to index; never shown
+    to a client.
+    delete_source: whether the file is ours, to be deleted when the job has ended. reason: why it failed, for
+    a person. attempts: times it was leased. started_at: of the last attempt.
+    """
+
+    number: int
+    id: str
+    state: JobState
+    video_id: str
+    content_sha256: str | None
+    source_path: str
+    uri: str | None
+    title: str | None
+    metadata: Mapping[str, Any]
+    delete_source: bool
+    reason: str | None
+    attempts: int
+    worker_name: str | None
+    lease_expires_at: float | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the state is `done` or `failed`."""
+        return self.state in ("done", "failed")
+
+
+class JobQueue:
+    """The jobs of a catalog. Any number of processes and threads may add, take and watch jobs.
+
+    The catalog's clock decides about leases; all processes of an index run on one machine.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._connections = catalog.connections
+        self._clock = catalog.clock
+
+    # Whoever asks
+
+    def enqueue(
+        self,
+        video_id: str | None,
+        source_path: str,
+        *,
+        title: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        uri: str | None = None,
+        content_sha256: str | None = None,
+        delete_source: bool = False,
+    ) -> Job:
+        """Add a job, state `queued`.
+
+        video_id: the id that the video shall have, None for a new one.
+        Raises DuplicateIdError where a queued or running job or a video has this id, InvalidRecordError.
+        """
+        video_id = uuid.uuid4().hex if video_id is None else check_video_id(video_id)
+        check_text("source_path", source_path)
+        values = (
+            uuid.uuid4().hex,
+            video_id,
+            None if content_sha256 is None else check_sha256(content_sha256),
+            source_path,
+            check_text("uri", uri),
+            check_text("title", title),
+            metadata_to_json(metadata),
+            int(delete_source),
+            self._clock(),
+        )
+        with self._connections.transaction() as connection:
+            if connection.execute(
+                "SELECT 1 FROM videos WHERE id = ?1 UNION ALL"
+                " SELECT 1 FROM jobs WHERE video_id = ?1 AND state IN ('queued', 'running')",
+                (video_id,),
+            ).fetchone():
+                raise DuplicateIdError(video_id)
+            row = connection.execute(
+                "INSERT INTO jobs (state, id, video_id, content_sha256, source_path, uri, title, metadata,"
+                " delete_source, created_at) VALUES ('queued', ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                f" RETURNING {_COLUMNS}",
+                values,
+            ).fetchone()
+        return _job(row)
+
+    def get(self, job_id: str) -> Job:
+        """The job of this id. Raises JobNotFoundError."""
+        with self._connections.reading() as connection:
+            return _read(connection, job_id)
+
+    def list_jobs(
+        self, limit: int = 100, *, state: JobState | None = None, after: int | None = None
+    ) -> list[Job]:
+        """At most `limit` jobs, the newest first; `after`: `number` of the last job of the page before."""
+        conditions, values = ["TRUE"], list[Any]()
+        if state is not None:
+            conditions.append("state = ?")
+            values.append(state)
+        if after is not None:
+            conditions.append("number < ?")
+            values.append(after)
+        with self._connections.reading() as connection:
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?",
+                (*values, max(0, limit)),
+            ).fetchall()
+        return [_job(row) for row in rows]
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each of the four states."""
+        with self._connections.reading() as connection:
+            found = dict(connection.execute("SELECT state, count(*) FROM jobs GROUP BY state"))
+        return {state: found.get(state, 0) for state in JOB_STATES}
+
+    def find_open(self, content_sha256: str) -> Job | None:
+        """A queued or running job for a file with these bytes, or None."""
+        with self._connections.reading() as connection:
+            row = connection.execute(
+                f"SELECT {_COLUMNS} FROM jobs WHERE content_sha256 = ? AND state IN ('queued', 'running')"
+                " ORDER BY number LIMIT 1",
+                (content_sha256,),
+            ).fetchone()
+        return None if row is None else _job(row)
+
+    def cancel(self, job_id: str, reason: str = "cancelled") -> Job:
+        """Make a queued or running job `failed`; one that has ended stays as it is. Raises JobNotFoundError.
+
+        The worker of a running job learns of it by LeaseLostError from its next heartbeat or when it
+        finishes.
+        """
+        with self._connections.transaction() as connection:
+            if not _read(connection, job_id).ended:
+                _end(connection, job_id, "failed", self._clock(), reason=reason)
+            return _read(connection, job_id)
+
+    def forget_ended(self, before: float) -> int:
+        """Drop jobs that ended before this time (seconds since 1970); returns how many."""
+        with self._connections.transaction() as connection:
+            return connection.execute(
+                "DELETE FROM jobs WHERE state IN ('done', 'failed') AND finished_at < ?", (before,)
+            ).rowcount
+
+    # Whoever works
+
+    def lease(self, worker_name: str, lease_seconds: float) -> Job | None:
+        """Take the next job for `lease_seconds`, or None where nothing waits.
+
+        Jobs with the fewest attempts go first, then the oldest: one that kills its workers does not block the
+        rest. Jobs whose lease has expired are put back first, or fail after MAX_ATTEMPTS attempts.
+        """
+        if not lease_seconds > 0:
+            raise InvalidRecordError("lease_seconds must be more than 0")
+        now = self._clock()
+        # Most calls find nothing: do not take the write lock for them.
+        with self._connections.reading() as connection:
+            waiting = connection.execute(
+                "SELECT 1 FROM jobs WHERE state = 'queued' UNION ALL"
+                " SELECT 1 FROM jobs WHERE state = 'running' AND lease_expires_at <= ? LIMIT 1",
+                (now,),
+            ).fetchone()
+        if waiting is None:
+            return None
+        with self._connections.transaction() as connection:
+            _requeue_expired(connection, now)
+            row = connection.execute(
+                "UPDATE jobs SET state = 'running', attempts = attempts + 1, worker_name = ?, started_at = ?,"
+                " lease_expires_at = ? WHERE number ="
+                " (SELECT number FROM jobs WHERE state = 'queued' ORDER BY attempts, number LIMIT 1)"
+                f" RETURNING {_COLUMNS}",
+                (worker_name, now, now + lease_seconds),
+            ).fetchone()
+        return None if row is None else _job(row)
+
+    def heartbeat(self, job_id: str, lease_seconds: float, *, attempt: int | None = None) -> Job:
+        """Extend the lease to `lease_seconds` from now.
+
+        attempt, here and below: the `attempts` of the job as it was leased; with it a worker that was thought
+        dead cannot touch a job that another one has taken over.
+        Raises JobNotFoundError, LeaseLostError.
+        """
+        with self._connections.transaction() as connection:
+            _require_running(connection, job_id, attempt)
+            connection.execute(
+                "UPDATE jobs SET lease_expires_at = ? WHERE id = ?", (self._clock() + lease_seconds, job_id)
+            )
+            return _read(connection, job_id)
+
+    def finish(self, job_id: str, video_id: str, *, attempt: int | None = None) -> Job:
+        """Make a running job `done`. `Catalog.add_video(finish_job=...)` does the same with the video, as one
+        change.
+
+        video_id: the id that the video has, possibly an older one of the same bytes.
+        Raises JobNotFoundError, LeaseLostError.
+        """
+        with self._connections.transaction() as connection:
+            finish_running_job(connection, job_id, video_id, self._clock(), attempt=attempt)
+            return _read(connection, job_id)
+
+    def fail(self, job_id: str, reason: str, *, attempt: int | None = None) -> Job:
+        """Make a running job `failed`, for good: `reason` tells a person why. Raises JobNotFoundError,
+        LeaseLostError."""
+        with self._connections.transaction() as connection:
+            _require_running(connection, job_id, attempt)
+            _end(connection, job_id, "failed", self._clock(), reason=reason)
+            return _read(connection, job_id)
+
+    def release(self, job_id: str, *, attempt: int | None = None) -> Job:
+        """Put a running job back as if it had not been taken (the worker is stopping).
+
+        Raises JobNotFoundError, LeaseLostError.
+        """
+        with self._connections.transaction() as connection:
+            _require_running(connection, job_id, attempt)
+            connection.execute(
+                "UPDATE jobs SET state = 'queued', attempts = attempts - 1, worker_name = NULL,"
+                " started_at = NULL, lease_expires_at = NULL WHERE id = ?",
+                (job_id,),
+            )
+            return _read(connection, job_id)
+
+    def requeue_expired(self) -> int:
+        """Put jobs with an expired lease back, or fail them after MAX_ATTEMPTS; returns how many changed.
+
+        `lease` does this too; this is for an index whose only worker has died.
+        """
+        with self._connections.transaction() as connection:
+            return _requeue_expired(connection, self._clock())
+
+
+def finish_running_job(
+    connection: sqlite3.Connection, job_id: str, video_id: str, now: float, *, attempt: int | None = None
+) -> None:
+    """Make a running job `done` within the caller's transaction. Raises JobNotFoundError, LeaseLostError."""
+    _require_running(connection, job_id, attempt)
+    _end(connection, job_id, "done", now, video_id=video_id)
+
+
+def _end(
+    connection: sqlite3.Connection,
+    job_id: str,
+    state: JobState,
+    now: float,
+    *,
+    video_id: str | None = None,
+    reason: str | None = None,
+) -> None:
+    connection.execute(
+        "UPDATE jobs SET state = ?, video_id = coalesce(?, video_id), reason = ?, finished_at = ?,"
+        " lease_expires_at = NULL WHERE id = ?",
+        (state, video_id, reason, now, job_id),
+    )
+
+
+def _requeue_expired(connection: sqlite3.Connection, now: float) -> int:
+    failed = connection.execute(
+        "UPDATE jobs SET state = 'failed', reason = ?, finished_at = ?, lease_expires_at = NULL"
+        " WHERE state = 'running' AND lease_expires_at <= ? AND attempts >= ?",
+        (GAVE_UP_REASON, now, now, MAX_ATTEMPTS),
+    ).rowcount
+    queued = connection.execute(
+        "UPDATE jobs SET state = 'queued', worker_name = NULL, lease_expires_at = NULL"
+        " WHERE state = 'running' AND lease_expires_at <= ?",
+        (now,),
+    ).rowcount
+    return failed + queued
+
+
+def _require_running(connection: sqlite3.Connection, job_id: str, attempt: int | None) -> None:
+    job = _read(connection, job_id)
+    if job.state != "running":
+        raise LeaseLostError(f"the job {job_id} is not running any more, it is {job.state}")
+    if attempt is not None and attempt != job.attempts:
+        raise LeaseLostError(f"the job {job_id} was taken over by another worker")
+
+
+def _read(connection: sqlite3.Connection, job_id: str) -> Job:
+    row = connection.execute(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise JobNotFoundError(job_id)
+    return _job(row)
+
+
+def _job(row: Sequence[Any]) -> Job:
+    values = list(row)
+    values[8] = json.loads(values[8])
+    values[9] = bool(values[9])
+    return Job(*values)

@@ -1,0 +1,264 @@
+"""Descriptions in words: tables of phrases, and the sentences made of them.
+
+The order of mention is not always the order in time ("a blue boat grows after a red car spins"): telling them
+apart is part of what the demo model learns. `vocabulary` is read off the same tables, so it cannot go stale.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from functools import lru_cache
+
+from training.demo_corpus.description import Description, EventDescription
+from training.demo_corpus.motion import Placement, place
+from training.demo_corpus.scene import COLOURS, KINDS, Scene
+
+# Each action's phrases: as a verb ("a car ...") and as a participle ("a video of a car ...").
+ACTION_PHRASES: dict[str, tuple[tuple[str, str], ...]] = {
+    "moves right": (
+        ("moves right", "moving right"),
+        ("moves to the right", "moving to the right"),
+        ("goes to the right", "going to the right"),
+        ("slides right", "sliding right"),
+        ("moves from left to right", "moving from left to right"),
+    ),
+    "moves left": (
+        ("moves left", "moving left"),
+        ("moves to the left", "moving to the left"),
+        ("goes to the left", "going to the left"),
+        ("slides left", "sliding left"),
+        ("moves from right to left", "moving from right to left"),
+    ),
+    "rises": (
+        ("rises", "rising"),
+        ("moves up", "moving up"),
+        ("goes up", "going up"),
+        ("climbs", "climbing"),
+    ),
+    "falls": (
+        ("falls", "falling"),
+        ("moves down", "moving down"),
+        ("goes down", "going down"),
+        ("drops", "dropping"),
+    ),
+    "grows": (
+        ("grows", "growing"),
+        ("gets bigger", "getting bigger"),
+        ("gets larger", "getting larger"),
+    ),
+    "shrinks": (
+        ("shrinks", "shrinking"),
+        ("gets smaller", "getting smaller"),
+    ),
+    "spins": (
+        ("spins", "spinning"),
+        ("turns around", "turning around"),
+        ("rotates", "rotating"),
+    ),
+    "blinks": (
+        ("blinks", "blinking"),
+        ("flashes", "flashing"),
+        ("blinks on and off", "blinking on and off"),
+    ),
+    "bounces": (
+        ("bounces", "bouncing"),
+        ("jumps up and down", "jumping up and down"),
+        ("bounces up and down", "bouncing up and down"),
+    ),
+    "sways": (
+        ("sways", "swaying"),
+        ("swings", "swinging"),
+        ("swings from side to side", "swinging from side to side"),
+    ),
+    "appears": (
+        ("appears", "appearing"),
+        ("shows up", "showing up"),
+        ("comes into view", "coming into view"),
+    ),
+    "disappears": (
+        ("disappears", "disappearing"),
+        ("vanishes", "vanishing"),
+        ("goes out of view", "going out of view"),
+    ),
+}
+
+BACKGROUND_PHRASES: dict[str, tuple[str, ...]] = {
+    "night": ("at night", "under the night sky", "in the dark"),
+    "meadow": ("in a meadow", "on the grass", "in a field"),
+    "beach": ("on a beach", "at the beach", "at the seaside"),
+    "sea": ("at sea", "on the sea", "on the ocean"),
+    "desert": ("in a desert", "in the desert"),
+    "snow": ("in the snow", "in winter"),
+    "city": ("in a city", "in the city", "in town"),
+    "room": ("in a room", "indoors"),
+}
+
+_SYNONYMS = {"plane": ("plane", "airplane"), "bicycle": ("bicycle", "bike"), "cup": ("cup", "mug")}
+KIND_WORDS: dict[str, tuple[str, ...]] = {kind: _SYNONYMS.get(kind, (kind,)) for kind in KINDS}
+
+# A thing of which only the colour is said.
+ANYTHING = ("something {colour}", "a {colour} thing")
+
+# Two events, {first} and {second} in time, each a whole clause ("a red car spins").
+TWO_CLAUSES: tuple[str, ...] = (
+    "{first}, then {second}",
+    "{first} and then {second}",
+    "first {first}, then {second}",
+    "{first}, and after that {second}",
+    "{first} before {second}",
+    "after {first}, {second}",
+    "{second} after {first}",
+    "before {second}, {first}",
+    "{second}, but first {first}",
+)
+# One actor doing two things: {first} and {second} are verbs.
+ONE_ACTOR_TWO_VERBS: tuple[str, ...] = (
+    "{actor} {first}, then it {second}",
+    "{actor} {first} and then {second}",
+    "first {actor} {first}, then it {second}",
+    "{actor} {first}, and after that it {second}",
+    "{actor} {first} before it {second}",
+    "after {actor} {first}, it {second}",
+    "{actor} {second} after it {first}",
+    "before {actor} {second}, it {first}",
+    "{actor} {second}, but first it {first}",
+)
+# The same without verbs, as people type into a search box: "a red car spinning", "a red car".
+TWO_PARTICIPLE_CLAUSES: tuple[str, ...] = (
+    "{first}, then {second}",
+    "{first} and then {second}",
+    "{first}, followed by {second}",
+)
+ONE_ACTOR_TWO_PARTICIPLES: tuple[str, ...] = (
+    "{actor} {first}, then {second}",
+    "{actor} {first} and then {second}",
+)
+
+WITH_BACKGROUND: tuple[str, ...] = ("{said} {where}", "{said} {where}", "{where}, {said}")
+TWO_WITH_BACKGROUND: tuple[str, ...] = ("{said}, {where}", "{where}, {said}")
+
+PLACES: dict[tuple[int, int], tuple[str, ...]] = {
+    (-1, -1): ("at the top left",),
+    (0, -1): ("at the top",),
+    (1, -1): ("at the top right",),
+    (-1, 0): ("on the left",),
+    (0, 0): ("in the middle",),
+    (1, 0): ("on the right",),
+    (-1, 1): ("at the bottom left",),
+    (0, 1): ("at the bottom",),
+    (1, 1): ("at the bottom right",),
+}
+SIZES: dict[int, tuple[str, ...]] = {-1: ("small",), 0: ("",), 1: ("large", "big")}
+TURNED = "tilted"
+UPSIDE_DOWN = "upside down"
+NOTHING = "nothing"
+
+_PARTICIPLE_SHARE = 0.3
+
+
+def say(description: Description, rng: random.Random) -> str:
+    """The description as a sentence in lower case, in one of many wordings."""
+    as_participles = rng.random() < _PARTICIPLE_SHARE or None in [said.action for said in description.events]
+    if len(description.events) == 1:
+        said = _clause(description.events[0], as_participles, rng)
+        patterns = WITH_BACKGROUND
+    else:
+        said = _two_events(description, as_participles, rng)
+        patterns = TWO_WITH_BACKGROUND
+    if description.background is None:
+        return said
+    where = rng.choice(BACKGROUND_PHRASES[description.background])
+    return rng.choice(patterns).format(said=said, where=where)
+
+
+def _two_events(description: Description, as_participles: bool, rng: random.Random) -> str:
+    first, second = description.events
+    if description.same_actor:
+        patterns = ONE_ACTOR_TWO_PARTICIPLES if as_participles else ONE_ACTOR_TWO_VERBS
+        return rng.choice(patterns).format(
+            actor=_actor(first, rng),
+            first=_action(first, as_participles, rng),
+            second=_action(second, as_participles, rng),
+        )
+    patterns = TWO_PARTICIPLE_CLAUSES if as_participles else TWO_CLAUSES
+    return rng.choice(patterns).format(
+        first=_clause(first, as_participles, rng), second=_clause(second, as_participles, rng)
+    )
+
+
+def _clause(said: EventDescription, as_participle: bool, rng: random.Random) -> str:
+    action = _action(said, as_participle, rng)
+    return f"{_actor(said, rng)} {action}".rstrip()
+
+
+def _action(said: EventDescription, as_participle: bool, rng: random.Random) -> str:
+    if said.action is None:
+        return ""
+    return rng.choice(ACTION_PHRASES[said.action])[1 if as_participle else 0]
+
+
+def _actor(said: EventDescription, rng: random.Random) -> str:
+    if said.kind is None:
+        return rng.choice(ANYTHING).format(colour=said.colour).replace("a orange", "an orange")
+    words = [said.colour] if said.colour is not None else []
+    return _with_article(" ".join([*words, rng.choice(KIND_WORDS[said.kind])]))
+
+
+def _with_article(noun: str) -> str:
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+def describe_frame(scene: Scene, time_seconds: float, rng: random.Random) -> str:
+    """What one frame shows, in words: size, colour, kind, place, and mostly the background.
+
+    "a small red car at the top left, on a beach"; "nothing, in the snow" while the actor is hidden.
+    """
+    placement = place(scene, time_seconds)
+    where = rng.choice(BACKGROUND_PHRASES[scene.background])
+    if placement is None or placement.opacity < 0.5:
+        return f"{NOTHING}, {where}"
+    turned = _turned(placement)
+    words = [
+        rng.choice(SIZES[-1 if placement.size < 0.32 else 1 if placement.size > 0.58 else 0]),
+        TURNED if turned == TURNED else "",
+        placement.actor.colour,
+        rng.choice(KIND_WORDS[placement.actor.kind]),
+        UPSIDE_DOWN if turned == UPSIDE_DOWN else "",
+    ]
+    spot = rng.choice(PLACES[_third(placement.centre_x), _third(placement.centre_y)])
+    said = f"{_with_article(' '.join(word for word in words if word))} {spot}"
+    return said if rng.random() < 0.2 else f"{said}, {where}"
+
+
+def _third(fraction: float) -> int:
+    return -1 if fraction < 0.39 else 1 if fraction > 0.61 else 0
+
+
+def _turned(placement: Placement) -> str:
+    degrees = placement.turn_degrees % 360.0
+    away = min(degrees, 360.0 - degrees)
+    return UPSIDE_DOWN if away > 135.0 else TURNED if away > 30.0 else ""
+
+
+@lru_cache(maxsize=1)
+def vocabulary() -> frozenset[str]:
+    """Every word that a caption can contain, in lower case, gathered from the tables of this file."""
+    phrases = [
+        *COLOURS,
+        *(word for words in KIND_WORDS.values() for word in words),
+        *(phrase for pairs in ACTION_PHRASES.values() for pair in pairs for phrase in pair),
+        *(phrase for words in BACKGROUND_PHRASES.values() for phrase in words),
+        *(phrase for words in PLACES.values() for phrase in words),
+        *(phrase for words in SIZES.values() for phrase in words),
+        *ANYTHING,
+        *TWO_CLAUSES,
+        *ONE_ACTOR_TWO_VERBS,
+        *TWO_PARTICIPLE_CLAUSES,
+        *ONE_ACTOR_TWO_PARTICIPLES,
+        *WITH_BACKGROUND,
+        *TWO_WITH_BACKGROUND,
+        *(TURNED, UPSIDE_DOWN, NOTHING, "a", "an"),
+    ]
+    without_slots = (re.sub(r"\{\w+\}", " ", phrase) for phrase in phrases)
+    return frozenset(word for phrase in without_slots for word in re.findall(r"[a-z]+", phrase))

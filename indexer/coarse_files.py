@@ -1,0 +1,136 @@
+"""The saved snapshot of the coarse index: a FAISS file, and a manifest that says what it is.
+
+    coarse.json             {"format", "sequence", "token", "fingerprint", "embedding_dim", "num_segments",
+                             "file", "size_bytes", "sha256"}
+    coarse-<16 hex>.faiss   IndexIDMap of IndexFlatIP; its ids are segment ids
+
+The manifest names the file and is replaced last, so the pair is always whole. Everything here can be lost
+without
+loss: it is made from the catalog again. Two processes that save at the same moment may leave a manifest whose
+file the other one has cleaned away; then the next start makes it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from indexer.coarse_vectors import Snapshot
+from indexer.durable_files import publish_file
+
+MANIFEST_FILE = "coarse.json"
+FORMAT = 1
+_FILE_NAME = re.compile(r"coarse-[0-9a-f]{16}\.faiss")
+
+
+class SnapshotUnusableError(Exception):
+    """Why a saved snapshot cannot be used; never leaves the coarse index, which is then made from the
+    catalog."""
+
+
+def save_snapshot(snapshot: Snapshot, directory: Path, fingerprint: str) -> None:
+    """Write a snapshot and then the manifest into `directory`; remove older snapshots. Raises OSError."""
+    name = f"coarse-{secrets.token_hex(8)}.faiss"
+    unfinished = directory / f"{name}.new"
+    unfinished_manifest = directory / f"{MANIFEST_FILE}.{secrets.token_hex(8)}.new"
+    try:
+        _write_index(snapshot, unfinished)
+        manifest = {
+            "format": FORMAT,
+            "sequence": snapshot.sequence,
+            "token": snapshot.token,
+            "fingerprint": fingerprint,
+            "embedding_dim": snapshot.index.d,
+            "num_segments": snapshot.index.ntotal,
+            "file": name,
+            "size_bytes": unfinished.stat().st_size,
+            "sha256": _sha256(unfinished),
+        }
+        publish_file(unfinished, directory / name)
+        unfinished_manifest.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        publish_file(unfinished_manifest, directory / MANIFEST_FILE)
+    finally:
+        unfinished.unlink(missing_ok=True)
+        unfinished_manifest.unlink(missing_ok=True)
+    for path in directory.glob("coarse-*.faiss"):
+        if path.name != name and _FILE_NAME.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def load_snapshot(directory: Path, fingerprint: str, embedding_dim: int) -> Snapshot:
+    """The snapshot that the manifest in `directory` names, checked. Raises SnapshotUnusableError."""
+    manifest = _read_manifest(directory)
+    for name, expected in (
+        ("format", FORMAT),
+        ("fingerprint", fingerprint),
+        ("embedding_dim", embedding_dim),
+    ):
+        if manifest.get(name) != expected:
+            raise SnapshotUnusableError(
+                f"the saved snapshot has {name} {manifest.get(name)!r}, not {expected!r}"
+            )
+    file_name, sequence, token = manifest.get("file"), manifest.get("sequence"), manifest.get("token")
+    if not (isinstance(file_name, str) and _FILE_NAME.fullmatch(file_name)):
+        raise SnapshotUnusableError("the saved snapshot's manifest names no snapshot")
+    if not (isinstance(sequence, int) and isinstance(token, str)):
+        raise SnapshotUnusableError("the saved snapshot's manifest lacks its sequence or token")
+    path = directory / file_name
+    try:
+        if path.stat().st_size != manifest.get("size_bytes") or _sha256(path) != manifest.get("sha256"):
+            raise SnapshotUnusableError(
+                "the saved snapshot is damaged: its bytes are not those that were written"
+            )
+        # Only after the check: FAISS trusts the numbers in a file.
+        outer = faiss.read_index(str(path))
+    except (OSError, RuntimeError) as error:
+        raise SnapshotUnusableError(f"the saved snapshot cannot be read: {error}") from error
+    if not isinstance(outer, faiss.IndexIDMap):
+        raise SnapshotUnusableError("the saved snapshot is another kind of FAISS index")
+    index: Any = faiss.downcast_index(outer.index)
+    ids = faiss.vector_to_array(outer.id_map)
+    # The inner index outlives the outer one, so it must be the one that frees itself.
+    outer.own_fields = False
+    index.this.own(True)
+    if not isinstance(index, faiss.IndexFlatIP) or index.d != embedding_dim:
+        raise SnapshotUnusableError("the saved snapshot is another kind of FAISS index")
+    if not index.ntotal == len(ids) == manifest.get("num_segments") or np.any(np.diff(ids) <= 0):
+        raise SnapshotUnusableError("the saved snapshot's ids do not fit its vectors")
+    return Snapshot.around(index, ids, sequence, token)
+
+
+def _write_index(snapshot: Snapshot, path: Path) -> None:
+    # An IndexIDMap takes only an empty index to wrap; it is put around the filled one without copying it.
+    outer = faiss.IndexIDMap(faiss.IndexFlatIP(snapshot.index.d))
+    outer.own_fields = False
+    outer.index = snapshot.index
+    faiss.copy_array_to_vector(snapshot.rows.ids, outer.id_map)
+    outer.ntotal = snapshot.index.ntotal
+    try:
+        faiss.write_index(outer, str(path))
+    except RuntimeError as error:  # How FAISS says that a disk is full or a folder cannot be written.
+        raise OSError(f"the snapshot cannot be written: {error}") from error
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SnapshotUnusableError("there is no saved snapshot") from None
+    except (OSError, ValueError) as error:
+        raise SnapshotUnusableError(f"the saved snapshot's manifest cannot be read: {error}") from error
+    if not isinstance(manifest, dict):
+        raise SnapshotUnusableError("the saved snapshot's manifest is not a JSON object")
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    with contextlib.closing(path.open("rb")) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

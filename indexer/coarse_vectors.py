@@ -1,0 +1,205 @@
+"""What a coarse search works on: sets of vectors that are never changed, only replaced, and the exact
+search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+_faiss: Any = faiss  # Its stubs describe the C++ signatures, not those that Python sees.
+
+MIN_MARGIN = 32
+"""Neighbours asked of FAISS beyond the wanted ones: enough to tell, nearly always, that none was missed."""
+
+_ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """N vectors under ids, some of them marked as deleted.
+
+    vectors: float32 [N, D]. ids: int64 [N], ascending. alive: bool [N], None where all are. max_norm: of the
+    longest vector. owner: what must live as long as the memory of `vectors`.
+    """
+
+    vectors: NDArray[np.float32]
+    ids: NDArray[np.int64]
+    max_norm: float
+    alive: NDArray[np.bool_] | None = None
+    num_deleted: int = 0
+    owner: object = None
+
+    @property
+    def num_alive(self) -> int:
+        """Vectors that a search can find."""
+        return len(self.ids) - self.num_deleted
+
+    def without(self, deleted_ids: NDArray[np.int64]) -> Self:
+        """The same, with those of `deleted_ids` that are here marked."""
+        places = np.searchsorted(self.ids, deleted_ids)
+        inside = places < len(self.ids)
+        places = places[inside][self.ids[places[inside]] == deleted_ids[inside]]
+        if not len(places):
+            return self
+        alive = np.ones(len(self.ids), bool) if self.alive is None else self.alive.copy()
+        alive[places] = False
+        return replace(self, alive=alive, num_deleted=len(alive) - int(np.count_nonzero(alive)))
+
+    def living(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Ids and vectors that are not deleted, in blocks."""
+        for first in range(0, len(self.ids), _ROWS_AT_ONCE):
+            rows = slice(first, first + _ROWS_AT_ONCE)
+            if self.alive is None:
+                yield self.ids[rows], self.vectors[rows]
+            else:
+                yield self.ids[rows][self.alive[rows]], self.vectors[rows][self.alive[rows]]
+
+    def alive_places(self, first: int = 0) -> NDArray[np.int64]:
+        """Rows from `first` on that are not deleted, ascending."""
+        if self.alive is None:
+            return np.arange(first, len(self.ids))
+        return first + np.flatnonzero(self.alive[first:])
+
+    def products(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Inner products with `query`, float32 [N], up to rounding; -inf for deleted vectors."""
+        products: NDArray[np.float32] = self.vectors @ query
+        if self.alive is not None:
+            products[~self.alive] = -np.inf
+        return products
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Vectors in a FAISS index, as the catalog had them after the change `sequence` (with that `token`)."""
+
+    index: Any
+    rows: Vectors
+    sequence: int
+    token: str
+    _parameters: Any = field(default=None, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        blocks: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]],
+        num_vectors: int,
+        embedding_dim: int,
+        sequence: int,
+        token: str,
+    ) -> Self:
+        """A snapshot of blocks of (ids, vectors), ids ascending, `num_vectors` in all."""
+        all_ids = np.empty(num_vectors, np.int64)
+        index = faiss.IndexFlatIP(embedding_dim)
+        if num_vectors:
+            # FAISS makes room for zeros that cost no memory here, then the rows are written into its storage:
+            # adding block by block would leave up to as much unused room again.
+            index.add(np.zeros((num_vectors, embedding_dim), np.float32))
+        storage = _storage(index)
+        start = 0
+        for ids, vectors in blocks:
+            all_ids[start : start + len(ids)], storage[start : start + len(ids)] = ids, vectors
+            start += len(ids)
+        return cls.around(index, all_ids, sequence, token)
+
+    @classmethod
+    def around(cls, index: Any, ids: NDArray[np.int64], sequence: int, token: str) -> Self:
+        """A snapshot of a filled `faiss.IndexFlatIP`, ids ascending."""
+        storage = _storage(index)
+        return cls(index, Vectors(storage, ids, longest(storage), owner=index), sequence, token)
+
+    def without(self, deleted_ids: NDArray[np.int64]) -> Self:
+        """The same, with those of `deleted_ids` that are here marked."""
+        rows = self.rows.without(deleted_ids)
+        if rows.alive is None or rows is self.rows:
+            return self
+        selector = _faiss.IDSelectorBitmap(np.packbits(rows.alive, bitorder="little"))
+        return replace(self, rows=rows, _parameters=_faiss.SearchParameters(sel=selector))
+
+    def nearest(
+        self, query: NDArray[np.float32], count: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The `count` highest products, descending, and their places; `count` is at most `rows.num_alive`."""
+        if count == 0:
+            return np.empty(0, np.float32), np.empty(0, np.int64)
+        products, places = self.index.search(query[None], count, params=self._parameters)
+        return products[0], places[0]
+
+
+def longest(vectors: NDArray[np.float32]) -> float:
+    """Length of the longest row of float32 [N, D]; 0 where there is none."""
+    squares = [
+        float(np.einsum("nd,nd->n", rows, rows).max())
+        for rows in (
+            vectors[first : first + _ROWS_AT_ONCE] for first in range(0, len(vectors), _ROWS_AT_ONCE)
+        )
+    ]
+    return float(np.sqrt(max(squares, default=0.0)))
+
+
+def search_exactly(
+    snapshot: Snapshot, delta: Vectors, query: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The best `count` of both: scores float32 [count], descending, equal ones by ascending id, and ids
+    int64.
+
+    `count` is at most the number of living vectors. FAISS and BLAS add in orders that depend on where a
+    vector is stored, so equal vectors get products that differ in the last bits. They only choose who takes
+    part; the order comes from products computed anew, each in the same way. Of the vectors within rounding of
+    the last place none is
+    left out: where FAISS may have kept one back, all products are computed.
+    """
+    # Bound on the rounding of a float32 inner product (Higham, Accuracy and Stability, section 3.1).
+    rounding = (
+        len(query) * 2.0**-24 * float(np.linalg.norm(query)) * max(snapshot.rows.max_norm, delta.max_norm)
+    )
+    later = delta.products(query)
+    wanted = min(count + max(MIN_MARGIN, count // 8), snapshot.rows.num_alive)
+    products, places = snapshot.nearest(query, wanted)
+    threshold = _threshold(products, later, count) - 2 * rounding
+    if wanted < snapshot.rows.num_alive and products[-1] >= threshold:
+        products = snapshot.rows.products(query)
+        places = np.arange(len(products))
+        threshold = _threshold(products, later, count) - 2 * rounding
+    places = places[products >= threshold]
+    later_places = np.flatnonzero(later >= threshold)
+    ids = np.concatenate([snapshot.rows.ids[places], delta.ids[later_places]])
+    scores = np.concatenate(
+        [
+            _canonical_products(snapshot.rows.vectors, places, query),
+            _canonical_products(delta.vectors, later_places, query),
+        ]
+    )
+    order = np.lexsort((ids, -scores))[:count]
+    return scores[order], ids[order]
+
+
+def _threshold(products: NDArray[np.float32], later: NDArray[np.float32], count: int) -> float:
+    """The `count`-th highest of both."""
+    both = np.concatenate([products, later])
+    return float(np.partition(both, len(both) - count)[len(both) - count])
+
+
+def _canonical_products(
+    vectors: NDArray[np.float32], places: NDArray[np.int64], query: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """float32 inner products of the rows at `places`, the same for the same vector wherever it is."""
+    products = np.empty(len(places), np.float32)
+    wide_query = query.astype(np.float64)
+    for first in range(0, len(places), _ROWS_AT_ONCE):
+        rows = vectors[places[first : first + _ROWS_AT_ONCE]].astype(np.float64)
+        rows *= wide_query
+        products[first : first + _ROWS_AT_ONCE] = rows.sum(axis=1)
+    return products
+
+
+def _storage(index: Any) -> NDArray[np.float32]:
+    """float32 [N, D]: the memory of a flat index, valid as long as the index lives and nothing is added."""
+    if index.ntotal == 0:
+        return np.empty((0, index.d), np.float32)
+    flat: NDArray[np.float32] = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
+    return flat.reshape(index.ntotal, index.d)

@@ -1,4 +1,4 @@
-"""The demo corpus: little captioned videos drawn by code. The demo model learns from them, the demo shows them.
+"""The demo corpus: little captioned videos drawn by code, for the demo model to learn from and to search.
 
 Numpy, PIL and PyAV only: no torch, so that worker processes of a training run start quickly. Nothing here is
 imported by the other files of `training` except through these modules. Read in this order: `scene` (what is

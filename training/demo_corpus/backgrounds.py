@@ -69,6 +69,16 @@ def _hills(rng: random.Random, level: float, swell: float) -> Callable[[float], 
     return lambda x: level + swell * (math.sin(slow * x + first) + 0.4 * math.sin(quick * x + second))
 
 
+def _waves(level: float, rise: float, width: float, phase: float) -> Callable[[float], float]:
+    """A line of round troughs and pointed crests."""
+    return lambda x: level - rise * math.sqrt(abs(math.sin(width * x / 2 + phase)))
+
+
+def _lower(line: Callable[[float], float], by: float) -> Callable[[float], float]:
+    """The same line further down."""
+    return lambda x: line(x) + by
+
+
 def _cloud(canvas: _Canvas, x: float, y: float, size: float, fill: Rgb) -> None:
     for dx, dy, radius in ((-1.0, 0.1, 0.55), (-0.35, -0.25, 0.75), (0.4, -0.1, 0.7), (1.05, 0.15, 0.5)):
         canvas.ellipse(x + dx * size, y + dy * size, radius * size, radius * size * 0.8, fill)
@@ -106,10 +116,10 @@ def _beach(rng: random.Random) -> _Canvas:
     canvas.rectangle(0.0, 0.36, 1.0, 1.0, (92, 184, 204))
     canvas.rectangle(0.0, 0.36, 1.0, 0.42, (74, 164, 194))
     shore = _hills(rng, 0.57, 0.022)
-    canvas.land(lambda x: shore(x) - 0.05, (146, 216, 218))
-    canvas.land(lambda x: shore(x) - 0.012, (250, 252, 248))
-    canvas.land(lambda x: shore(x) + 0.012, (212, 186, 140))
-    canvas.land(lambda x: shore(x) + 0.06, (240, 218, 168))
+    canvas.land(_lower(shore, -0.05), (146, 216, 218))
+    canvas.land(_lower(shore, -0.012), (250, 252, 248))
+    canvas.land(_lower(shore, 0.012), (212, 186, 140))
+    canvas.land(_lower(shore, 0.06), (240, 218, 168))
     for _ in range(60):
         x, y = rng.random(), rng.uniform(0.7, 0.99)
         canvas.ellipse(x, y, rng.uniform(0.003, 0.008), 0.003, rng.choice(((216, 188, 138), (250, 236, 204))))
@@ -127,12 +137,8 @@ def _sea(rng: random.Random) -> _Canvas:
         width, rise = 20.0 - 8.0 * depth, 0.008 + 0.014 * depth
         fill = mixed((120, 188, 206), (22, 88, 128), depth)
 
-        def crest(
-            x: float, level: float = level, phase: float = phase, width: float = width, rise: float = rise
-        ) -> float:
-            return level - rise * math.sqrt(abs(math.sin(width * x / 2 + phase)))
-
-        canvas.land(lambda x, crest=crest: crest(x) - 0.008, mixed(fill, (255, 255, 255), 0.45))  # type: ignore[misc]
+        crest = _waves(level, rise, width, phase)
+        canvas.land(_lower(crest, -0.008), mixed(fill, (255, 255, 255), 0.45))
         canvas.land(crest, fill)
     return canvas
 
@@ -147,7 +153,7 @@ def _desert(rng: random.Random) -> _Canvas:
     ):
         line = _hills(rng, level, swell)
         canvas.land(line, mixed(fill, (255, 240, 210), 0.35))
-        canvas.land(lambda x, line=line: line(x) + 0.012, fill)  # type: ignore[misc]
+        canvas.land(_lower(line, 0.012), fill)
     for _ in range(rng.randint(1, 2)):
         x, y, tall = rng.uniform(0.06, 0.94), rng.uniform(0.62, 0.8), rng.uniform(0.08, 0.13)
         green = (112, 132, 92)

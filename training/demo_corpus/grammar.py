@@ -172,6 +172,18 @@ def say(description: Description, rng: random.Random) -> str:
     return rng.choice(patterns).format(said=said, where=where)
 
 
+def plain_caption(scene: Scene) -> str:
+    """The full description in its plainest wording, events in the order of time; the same every time."""
+    clauses = [
+        f"{_with_article(f'{event.actor.colour} {event.actor.kind}')} {ACTION_PHRASES[event.action][0][0]}"
+        for event in scene.events
+    ]
+    if scene.same_actor:
+        clauses[1] = f"it {ACTION_PHRASES[scene.events[1].action][0][0]}"
+    where = BACKGROUND_PHRASES[scene.background][0]
+    return f"{clauses[0]} {where}" if len(clauses) == 1 else f"{clauses[0]}, then {clauses[1]}, {where}"
+
+
 def _two_events(description: Description, as_participles: bool, rng: random.Random) -> str:
     first, second = description.events
     if description.same_actor:

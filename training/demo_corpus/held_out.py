@@ -1,8 +1,9 @@
 """Sets to judge a model by: scenes that no training run may see, each with a caption true of it alone.
 
-Which scenes are held out is a property of the scene, not of a list: a tenth of all, by a hash of what a caption
-can speak of. Whatever the seed, a held-out set and a training run therefore never share a scene. Both orders of
-two events fall on the same side, so a model cannot tell one from the other by having seen one of them.
+Which scenes are held out is a property of the scene, not of a list: a tenth of all, by a hash of what a
+caption can speak of. Whatever the seed, a held-out set and a training run therefore never share a
+scene. Both orders of two events fall on the same side, so a model cannot tell one from the other by having
+seen one of them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from training.demo_corpus.grammar import say
 from training.demo_corpus.scene import Scene, SceneKey, sample_scene, scene_key, siblings
 
 HELD_OUT_SHARE = 0.1
-_GROUP_SIZE = 5
+GROUP_SIZE = 5
 _TRIES = 3
 
 CaptionedScene = tuple[Scene, str]
@@ -61,33 +62,36 @@ def random_set(num: int, seed: int) -> list[CaptionedScene]:
 
     A caption is partial, as `describe` has it, where that still singles its scene out, and full otherwise.
     """
-    rng = random.Random(f"random set {seed}")
-    scenes: dict[SceneKey, Scene] = {}
-    while len(scenes) < num:
-        scene = sample_held_out_scene(rng)
-        if _stays_unique(scene, scenes):
-            scenes[scene_key(scene)] = scene
-    return _captioned(list(scenes.values()), rng)
+    return mixed_set(num, 0, seed)
 
 
-def sibling_hard_set(num: int, seed: int, group_size: int = _GROUP_SIZE) -> list[CaptionedScene]:
-    """`num` held-out scenes in groups whose members differ from the group's first in exactly one thing.
+def sibling_hard_set(num: int, seed: int) -> list[CaptionedScene]:
+    """`num` held-out scenes in groups of `GROUP_SIZE` that differ from the first of the group in one thing.
 
     Groups of two-event scenes contain the other order of the same events. Members of a group follow one
     another; the last group may be cut short. As in `random_set`, each caption is true of its scene alone.
     """
-    rng = random.Random(f"sibling hard set {seed}")
+    return mixed_set(0, num, seed)
+
+
+def mixed_set(num_random: int, num_siblings: int, seed: int) -> list[CaptionedScene]:
+    """A random set and, after it, a sibling-hard one, with captions that are unique in the whole list."""
+    rng = random.Random(f"held-out set {seed}")
     scenes: dict[SceneKey, Scene] = {}
-    while len(scenes) < num:
+    while len(scenes) < num_random:
+        scene = sample_held_out_scene(rng)
+        if _stays_unique(scene, scenes):
+            scenes[scene_key(scene)] = scene
+    while len(scenes) < num_random + num_siblings:
         base = sample_held_out_scene(rng)
-        group = [base, *siblings(base, rng, group_size - 1, keep=is_held_out)]
-        members: dict[SceneKey, Scene] = {}
-        for scene in group:
-            if _stays_unique(scene, {**scenes, **members}):
-                members[scene_key(scene)] = scene
-        if len(members) == group_size:
-            scenes.update(members)
-    return _captioned(list(scenes.values())[:num], rng)
+        group: dict[SceneKey, Scene] = {}
+        for scene in (base, *siblings(base, rng, GROUP_SIZE - 1, keep=is_held_out)):
+            if _stays_unique(scene, scenes) and _stays_unique(scene, group):
+                group[scene_key(scene)] = scene
+        if len(group) == GROUP_SIZE:
+            scenes.update(group)
+    chosen = list(scenes.values())[: num_random + num_siblings]
+    return [(scene, say(_unique_description(scene, chosen, rng), rng)) for scene in chosen]
 
 
 def _stays_unique(scene: Scene, others: dict[SceneKey, Scene]) -> bool:
@@ -106,13 +110,9 @@ def _stays_unique(scene: Scene, others: dict[SceneKey, Scene]) -> bool:
     return not any(satisfies(description, other) for other in others.values())
 
 
-def _captioned(scenes: list[Scene], rng: random.Random) -> list[CaptionedScene]:
-    return [(scene, say(_unique_description(index, scenes, rng), rng)) for index, scene in enumerate(scenes)]
-
-
-def _unique_description(index: int, scenes: list[Scene], rng: random.Random) -> Description:
+def _unique_description(scene: Scene, scenes: list[Scene], rng: random.Random) -> Description:
     for _ in range(_TRIES):
-        description = describe(scenes[index], rng)
-        if sum(satisfies(description, scene) for scene in scenes) == 1:
+        description = describe(scene, rng)
+        if sum(satisfies(description, other) for other in scenes) == 1:
             return description
-    return full_description(scenes[index])
+    return full_description(scene)

@@ -7,8 +7,9 @@ second the other half, and only the active actor is visible. Everything here is 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 CLIP_SECONDS = 8.0
 
@@ -135,47 +136,58 @@ def siblings(
     another. At most `num` come back, fewer only where no more exist; their keys differ from each other and
     from the scene's. `keep`, where given, says which may come back at all.
     """
-    by_change = {
-        "background": [replace(scene, background=name) for name in BACKGROUNDS],
-        "kind": _with_another(scene, "kind"),
-        "colour": _with_another(scene, "colour"),
-        "action": _with_another(scene, "action"),
+    changes: dict[str, list[tuple[int, str]]] = {
+        "background": [(0, name) for name in BACKGROUNDS],
+        "kind": _positions_and_values(scene, KINDS, scene.same_actor),
+        "colour": _positions_and_values(scene, COLOURS, scene.same_actor),
+        "action": _positions_and_values(scene, ACTIONS, False),
     }
-    found: dict[SceneKey, Scene] = {}
     if len(scene.events) == 2:
-        by_change["actors"] = [swapped_actors(scene)]
-        found[scene_key(swapped_order(scene))] = swapped_order(scene)
-    for candidates in by_change.values():
-        rng.shuffle(candidates)
-    changes = list(by_change)
-    while changes and len(found) < num + 1:
-        rng.shuffle(changes)
-        for change in list(changes):
-            candidate = by_change[change].pop()
-            if not by_change[change]:
-                changes.remove(change)
-            if keep is None or keep(candidate):
-                found.setdefault(scene_key(candidate), candidate)
-    found.pop(scene_key(scene), None)
-    chosen = [candidate for candidate in found.values() if keep is None or keep(candidate)][:num]
-    return [replace(candidate, variation_seed=rng.randrange(NUM_VARIATIONS)) for candidate in chosen]
+        changes["actors"] = [(0, "")]
+    for choices in changes.values():
+        rng.shuffle(choices)
+    found: dict[SceneKey, Scene] = {}
+    order = [swapped_order(scene)] if len(scene.events) == 2 else []
+    for candidate in chain(order, _in_turns(scene, changes, rng)):
+        if len(found) == num:
+            break
+        key = scene_key(candidate)
+        if key != scene_key(scene) and key not in found and (keep is None or keep(candidate)):
+            found[key] = replace(candidate, variation_seed=rng.randrange(NUM_VARIATIONS))
+    return list(found.values())
 
 
-def _with_another(scene: Scene, change: str) -> list[Scene]:
-    """All scenes with another kind, colour or action in one event; in both where a shared actor changes."""
-    values = {"kind": KINDS, "colour": COLOURS, "action": ACTIONS}[change]
-    found: list[Scene] = []
-    together = scene.same_actor and change != "action"
-    for position in range(1 if together else len(scene.events)):
-        for value in values:
-            events = list(scene.events)
-            for index in range(len(events)) if together else (position,):
-                if change == "action":
-                    events[index] = replace(events[index], action=value)
-                else:
-                    events[index] = replace(
-                        events[index], actor=replace(events[index].actor, **{change: value})
-                    )
-            if len(events) == 1 or events[0] != events[1]:
-                found.append(replace(scene, events=tuple(events)))
-    return found
+def _positions_and_values(scene: Scene, values: tuple[str, ...], together: bool) -> list[tuple[int, str]]:
+    """Which event may get which value; `together`: a change of the first event is one of the second, too."""
+    return [(position, value) for position in range(1 if together else len(scene.events)) for value in values]
+
+
+def _in_turns(scene: Scene, changes: dict[str, list[tuple[int, str]]], rng: random.Random) -> Iterator[Scene]:
+    """Scenes with one change each, the sorts of change taking turns in chance order; uses `changes` up."""
+    while changes:
+        for change in rng.sample(list(changes), len(changes)):
+            position, value = changes[change].pop()
+            if not changes[change]:
+                del changes[change]
+            candidate = _changed(scene, change, position, value)
+            if candidate is not None:
+                yield candidate
+
+
+def _changed(scene: Scene, change: str, position: int, value: str) -> Scene | None:
+    """The scene with one thing changed; None where both events would become the same."""
+    if change == "background":
+        return replace(scene, background=value)
+    if change == "actors":
+        return swapped_actors(scene)
+    events = list(scene.events)
+    if change == "action":
+        events[position] = Event(events[position].actor, value)
+    else:
+        old = events[position].actor
+        new = Actor(value, old.colour) if change == "kind" else Actor(old.kind, value)
+        for index in range(len(events)) if scene.same_actor else (position,):
+            events[index] = Event(new, events[index].action)
+    if len(events) == 2 and events[0] == events[1]:
+        return None
+    return replace(scene, events=tuple(events))

@@ -60,8 +60,8 @@ def _paint(kind: str, colour: Rgb) -> Image.Image:
 def _grown(mask: Image.Image, units: float) -> Image.Image:
     """The mask widened by about `units` with round corners: a blur, cut where it has faded."""
     pixels = units * _CANVAS_PIXELS / (100.0 + 2.0 * _MARGIN)
-    # A straight edge blurred with deviation s is at 12 % (30 of 255) 1.2 s outside and at 5 % (12) 1.7 s outside,
-    # so with s = 0.7 units the new edge fades out about one `units` away.
+    # A straight edge blurred with deviation s is at 12 % (30 of 255) 1.2 s outside and at 5 % (12) 1.7 s
+    # outside, so with s = 0.7 units the new edge fades out about one `units` away.
     blurred = mask.filter(ImageFilter.GaussianBlur(pixels * 0.7))
     low, high = 12, 30
     return blurred.point([min(255, max(0, (value - low) * 255 // (high - low))) for value in range(256)])

@@ -326,6 +326,12 @@ class Catalog:
             ).fetchone()
         return num_videos, num_segments
 
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file on disk, with the part of it that is still in the write-ahead log."""
+        log = self.path.with_name(f"{self.path.name}-wal")
+        return self.path.stat().st_size + (log.stat().st_size if log.exists() else 0)
+
     # Changes
 
     @property

@@ -113,9 +113,11 @@ class CoarseIndex:
         return state.num_pending > max(self._max_pending, len(state.snapshot.rows.ids) // 10)
 
     @property
-    def is_saved(self) -> bool:
-        """Whether the snapshot in use is the one that this object last read or wrote."""
-        return self._saved_sequence == self._state.snapshot.sequence
+    def needs_saving(self) -> bool:
+        """Whether the snapshot in use is worth a file and is not the one that this object last read or
+        wrote."""
+        snapshot = self._state.snapshot
+        return len(snapshot.rows.ids) > 0 and self._saved_sequence != snapshot.sequence
 
     # Searching
 

@@ -1,0 +1,83 @@
+"""From stored features to scores, moments and explanations, by the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from indexer.catalog_records import SegmentFeatures
+from indexer.ranking import ScoredSegments
+from indexer.search_types import Explanation, Moment
+from model.features import SCORE_NAMES, TextFeatures, VideoFeatures
+
+if TYPE_CHECKING:
+    from model.xclip import XClip
+
+NUM_MOMENTS = 3
+
+
+def to_video_features(features: SegmentFeatures, device: torch.device) -> VideoFeatures:
+    """Features of N segments as the model takes them, float32 (widened from float16 on the device)."""
+    return VideoFeatures(
+        torch.from_numpy(features.video).to(device),
+        torch.from_numpy(features.frames).to(device).float(),
+        torch.from_numpy(features.frame_mask).to(device),
+    )
+
+
+@torch.inference_mode()
+def score_segments(model: XClip, text: TextFeatures, features: SegmentFeatures) -> ScoredSegments:
+    """All scores of one text with N segments."""
+    if not len(features):
+        return ScoredSegments.none()
+    scores = model.score(text, to_video_features(features, model.device))
+    columns = [getattr(scores, name)[0] for name in SCORE_NAMES]
+    table = torch.stack([*columns, scores.total[0]], dim=1).float().cpu().numpy()
+    return ScoredSegments(features.segment_ids, features.video_numbers, table[:, -1], table[:, :-1])
+
+
+@torch.inference_mode()
+def find_moments(
+    model: XClip, text: TextFeatures, features: SegmentFeatures, frame_times: Sequence[NDArray[np.float64]]
+) -> list[list[Moment]]:
+    """For each of N segments its best real frames, best first, no time twice.
+
+    frame_times: for each segment float64 [num_frames], seconds.
+    """
+    if not len(features):
+        return []
+    matches = model.frame_matches(text, to_video_features(features, model.device))[0].float().cpu().numpy()
+    return [list(_best_moments(times, row)) for times, row in zip(frame_times, matches, strict=True)]
+
+
+def _best_moments(times: NDArray[np.float64], matches: NDArray[np.float32]) -> Iterable[Moment]:
+    found: dict[float, float] = {}
+    for place in np.argsort(-matches[: len(times)], kind="stable"):
+        found.setdefault(float(times[place]), float(matches[place]))
+        if len(found) == NUM_MOMENTS:
+            break
+    return (Moment(time, score) for time, score in found.items())
+
+
+@torch.inference_mode()
+def explain_segments(
+    model: XClip,
+    query: str,
+    text: TextFeatures,
+    features: SegmentFeatures,
+    frame_times: Sequence[NDArray[np.float64]],
+) -> list[Explanation]:
+    """For each of N segments which words of `query`, whose features are `text`, met which frames."""
+    if not len(features):
+        return []
+    videos = to_video_features(features, model.device)
+    similarity = model.word_frame_similarity(text, videos)[0].float().cpu().numpy()  # [V, W, F]
+    tokens = model.tokenizer.pieces(query)
+    return [
+        Explanation(tokens, times.tolist(), table[: len(tokens), : len(times)].tolist())
+        for times, table in zip(frame_times, similarity, strict=True)
+    ]

@@ -154,9 +154,7 @@ class RangeNotSatisfiableError(ServiceError):
     """The requested bytes lie beyond the end of the file."""
 
     status, kind, title = 416, "range-not-satisfiable", "Range not satisfiable"
-    default_detail = (
-        "The range lies beyond the end of the file. The Content-Range header has the file's size."
-    )
+    default_detail = "The range lies beyond the end of the file. Content-Range has the file's size."
 
 
 class UriNotAllowedError(ServiceError):

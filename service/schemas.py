@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from indexer.catalog_checks import MAX_ID_LENGTH, check_video_id
+from indexer.errors import InvalidRecordError
 
 MAX_QUERY_CHARACTERS = 2000
 MAX_TITLE_CHARACTERS = 500
 MAX_URI_CHARACTERS = 4096
 MAX_METADATA_BYTES = 16 * 1024
 MAX_METADATA_DEPTH = 8
-ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$"
 
 
 def check_query(text: str) -> str:
@@ -29,6 +32,17 @@ def check_title(text: str) -> str:
     if not text.strip() or "\0" in text:
         raise ValueError("The title must have a visible character and no NUL.")
     return text
+
+
+def check_id(video_id: str) -> str:
+    """`video_id`, unless it cannot be one. Raises ValueError."""
+    try:
+        return check_video_id(video_id)
+    except InvalidRecordError:
+        raise ValueError(
+            f"An id has 1 to {MAX_ID_LENGTH} characters, no white space, none of / \\ ? # %, "
+            "and is not . or .."
+        ) from None
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -97,8 +111,8 @@ class AddVideoRequest(Request):
     )
     title: Title | None = None
     metadata: Metadata = Field(default_factory=dict)
-    id: str | None = Field(
-        default=None, pattern=ID_PATTERN, description="The video's id; one is made where there is none."
+    id: Annotated[str, AfterValidator(check_id)] | None = Field(
+        default=None, description="The video's id; one is made where there is none."
     )
 
 
@@ -120,7 +134,7 @@ class ListVideosParameters(Parameters):
     """Of GET /videos."""
 
     limit: int = Field(default=50, ge=1, le=200, description="Videos in the answer, at most.")
-    after: str | None = Field(default=None, max_length=512, description="`next` of the page before.")
+    after: int | None = Field(default=None, ge=0, le=2**63 - 1, description="`next` of the page before.")
 
 
 class ListJobsParameters(Parameters):
@@ -128,6 +142,7 @@ class ListJobsParameters(Parameters):
 
     limit: int = Field(default=50, ge=1, le=200, description="Jobs in the answer, at most.")
     state: Literal["queued", "running", "done", "failed"] | None = None
+    after: int | None = Field(default=None, ge=0, le=2**63 - 1, description="`next` of the page before.")
 
 
 class ThumbnailParameters(Parameters):
@@ -175,10 +190,19 @@ class TimingsAnswer(Answer):
     total_seconds: float
 
 
+class ExplanationAnswer(Answer):
+    """Which words met which frames, N tokens by M frames."""
+
+    tokens: list[str]
+    frame_times: list[float] = Field(description="Seconds from the start of the video.")
+    similarity: list[list[float]] = Field(description="N x M: cosine of each word with each frame.")
+
+
 class ResultAnswer(Answer):
     """One result, best first. Moments are best first too."""
 
     id: str
+    segment_id: int = Field(description="Number of the segment that the result is about.")
     rank: int = Field(description="1 for the best of all results, `offset` counted in.")
     score: float
     scores: ScoresAnswer
@@ -190,7 +214,7 @@ class ResultAnswer(Answer):
     moments: list[MomentAnswer]
     thumbnail_url: str
     media_url: str
-    explanation: dict[str, Any] | None = Field(default=None, description="Where `explain` asked for it.")
+    explanation: ExplanationAnswer | None = Field(default=None, description="Where `explain` asked for it.")
 
 
 class SearchAnswerBody(Answer):
@@ -221,16 +245,16 @@ class VideoAnswer(Answer):
     content_sha256: str
     partial: bool = Field(description="Whether a part of the file could not be read.")
     fraction_read: float
-    added_at: str
+    added_at: datetime
     thumbnail_url: str
     media_url: str
 
 
 class VideoPage(Answer):
-    """A page of videos, oldest first."""
+    """A page of videos, newest first."""
 
     videos: list[VideoAnswer]
-    next: str | None = Field(description="Give it as `after` for the next page; null on the last.")
+    next: int | None = Field(description="Give it as `after` for the next page; null on the last.")
 
 
 class JobAnswer(Answer):
@@ -238,19 +262,20 @@ class JobAnswer(Answer):
 
     id: str
     state: Literal["queued", "running", "done", "failed"]
-    video_id: str | None
+    video_id: str = Field(description="The id that the video will have; from `done` on the id that it has.")
     title: str | None
     reason: str | None = Field(description="Why the job failed, in words.")
     attempts: int
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
 
 
 class JobPage(Answer):
-    """Jobs, newest first."""
+    """A page of jobs, newest first."""
 
     jobs: list[JobAnswer]
+    next: int | None = Field(description="Give it as `after` for the next page; null on the last.")
 
 
 class VideoReference(Answer):
@@ -270,6 +295,20 @@ class HealthAnswer(Answer):
     """Whether the process lives, or is ready."""
 
     status: Literal["ok"]
+
+
+class StatsAnswer(Answer):
+    """What there is and what is going on."""
+
+    num_videos: int
+    num_segments: int
+    sequence: int = Field(description="Number of the last change of the index.")
+    fingerprint: str = Field(description="sha256 over model and sampling.")
+    embedding_dim: int
+    num_frames: int
+    jobs: dict[Literal["queued", "running", "done", "failed"], int] = Field(description="How many jobs are in each state.")
+    num_searches_inside: int = Field(description="Searches that run or wait right now.")
+    search: dict[str, Any] = Field(description="Figures of the search engine itself.")
 
 
 class FieldError(Answer):

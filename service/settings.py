@@ -1,6 +1,7 @@
 """Settings: command line over environment over defaults, read once, then passed on as frozen dataclasses.
 
-Every field of `Environment` can be set by an environment variable, its name in capitals with the prefix `XCLIP_`: `XCLIP_UPLOAD_LIMIT_BYTES=1000000`. Nothing else in the project reads the environment.
+Every field of `Environment` can be set by an environment variable, its name in capitals with the prefix
+`XCLIP_`: `XCLIP_UPLOAD_LIMIT_BYTES=1000000`. Nothing else in the project reads the environment.
 """
 
 from __future__ import annotations
@@ -34,9 +35,7 @@ class Environment(BaseSettings):
     upload_limit_bytes: int = Field(default=2048 * MIB, ge=1, description="Largest file taken.")
     body_limit_bytes: int = Field(default=64 * 1024, ge=1024, description="Largest JSON body taken.")
     num_search_threads: int = Field(default=2, ge=1, le=256, description="Searches that run at once.")
-    max_waiting_searches: int = Field(
-        default=64, ge=0, description="Searches that may wait; the next gets 503."
-    )
+    max_waiting_searches: int = Field(default=64, ge=0, description="Searches that may wait, then 503.")
     wait_limit_seconds: float = Field(default=60.0, ge=0, le=3600, description="Longest wait of ?wait=true.")
     thumbnail_cache_bytes: int = Field(default=32 * MIB, ge=0, description="Memory kept for thumbnails.")
     decode_timeout_seconds: float = Field(default=300.0, gt=0, description="Longest decoding of one video.")

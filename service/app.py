@@ -1,0 +1,134 @@
+"""The application: routes, errors, and a lifespan that loads model and index while /healthz answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from anyio import to_thread
+from fastapi import FastAPI
+
+from indexer.errors import IndexerError
+from indexer.job_queue import JobQueue
+from model.errors import ModelError
+from service.errors import install_error_handlers
+from service.loading import load_searcher
+from service.media_store import MediaStore
+from service.middleware import SecurityMiddleware
+from service.openapi import install_openapi
+from service.picture_process import PictureProcess
+from service.ready_service import ReadyService
+from service.routes import health, ingest, jobs, media, page, search, videos
+from service.search_gate import SearchGate
+from service.settings import ServiceSettings
+from service.sweeping import sweep
+from service.thumbnails import TakePicture, Thumbnails
+from service.worker_process import keep_worker_running, worker_command
+
+if TYPE_CHECKING:
+    from indexer.searcher import Searcher
+
+logger = logging.getLogger("xclip_search.service")
+
+
+def create_app(
+    settings: ServiceSettings,
+    *,
+    searcher: Searcher | None = None,
+    job_queue: JobQueue | None = None,
+    take_picture: TakePicture | None = None,
+    on_load_failure: Callable[[Exception], None] | None = None,
+) -> FastAPI:
+    """The application. Nothing is loaded before its lifespan starts.
+
+    searcher: used as it is, instead of loading one; the application is then ready at once, without a worker.
+    job_queue: used instead of the one in the searcher's catalog.
+    take_picture: makes thumbnails, instead of a child process that decodes them.
+    on_load_failure: called with the error when model or index cannot be loaded; it stays not ready.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with contextlib.ExitStack() as stack:
+            picture = take_picture or stack.enter_context(PictureProcess(settings.decode_timeout_seconds))
+            thumbnails = Thumbnails(settings.thumbnail_cache_bytes, picture)
+            tasks: list[asyncio.Task[None]] = []
+            if searcher is not None:
+                app.state.service = _assemble(settings, searcher, job_queue, thumbnails)
+            else:
+                tasks.append(asyncio.create_task(_load(app, settings, thumbnails, on_load_failure)))
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                service, app.state.service = app.state.service, None
+                if service is not None and searcher is None:
+                    await to_thread.run_sync(service.searcher.close)
+
+    app = FastAPI(
+        title="xclip-search",
+        summary="Type a sentence, find the video and the moment in it.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = None
+    app.add_middleware(SecurityMiddleware)
+    install_error_handlers(app)
+    for module in (search, ingest, videos, media, jobs, health, page):
+        app.include_router(module.router)
+    install_openapi(app)
+    return app
+
+
+def _assemble(
+    settings: ServiceSettings, searcher: Searcher, job_queue: JobQueue | None, thumbnails: Thumbnails
+) -> ReadyService:
+    store = MediaStore(settings.index_directory)
+    store.prepare()
+    return ReadyService(
+        settings=settings,
+        searcher=searcher,
+        catalog=searcher.catalog,
+        job_queue=job_queue or JobQueue(searcher.catalog),
+        media_store=store,
+        search_gate=SearchGate(settings.num_search_threads, settings.max_waiting_searches),
+        thumbnails=thumbnails,
+    )
+
+
+async def _load(
+    app: FastAPI,
+    settings: ServiceSettings,
+    thumbnails: Thumbnails,
+    on_load_failure: Callable[[Exception], None] | None,
+) -> None:
+    """Load, then look after the worker until cancelled."""
+    try:
+        load = partial(
+            load_searcher,
+            settings.index_directory,
+            settings.model_spec,
+            settings.device,
+            warm_up=settings.warm_up,
+        )
+        searcher = await to_thread.run_sync(load, abandon_on_cancel=True)
+        service = _assemble(settings, searcher, None, thumbnails)
+        await to_thread.run_sync(sweep, service.media_store, service.catalog, service.job_queue)
+    except Exception as error:
+        # The messages of these say all that a person needs; of any other error the traceback is wanted.
+        known = isinstance(error, (IndexerError, ModelError))
+        logger.error("cannot serve: %s", error, exc_info=None if known else error)
+        if on_load_failure is not None:
+            on_load_failure(error)
+        return
+    app.state.service = service
+    logger.info("ready: %d videos", service.catalog.num_videos)
+    if settings.start_worker:
+        await keep_worker_running(worker_command(settings), settings.worker_grace_seconds + 5.0)

@@ -1,0 +1,70 @@
+"""From settings to a searcher: the model is loaded, the index opened, or made where there is none."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from indexer.catalog import Catalog
+from indexer.catalog_schema import CATALOG_FILE
+from indexer.errors import IndexNotFoundError
+from indexer.fingerprint import index_fingerprint
+from indexer.sampling import Sampling
+from indexer.search_types import SearchQuery
+
+if TYPE_CHECKING:
+    from indexer.searcher import Searcher
+    from model import XClip
+
+logger = logging.getLogger("xclip_search.service")
+
+
+def index_exists(index_directory: Path) -> bool:
+    """Whether there is an index, without opening it."""
+    return (index_directory / CATALOG_FILE).is_file()
+
+
+def load_model(index_directory: Path, model_spec: str | None, device: str) -> XClip:
+    """The model of an index, or the one of `model_spec`; the index is made where there is none.
+
+    Raises IndexNotFoundError where there is no index and no spec, FingerprintMismatchError where index and
+    model do not belong together, and whatever loading a model raises.
+    """
+    from model import XClip
+
+    if not index_exists(index_directory):
+        if model_spec is None:
+            raise IndexNotFoundError(f"there is no index in {index_directory}, and no model to make one with")
+        model = XClip.load(model_spec, device)
+        sampling = Sampling(num_frames=model.num_frames)
+        with Catalog.open_or_create(
+            index_directory,
+            fingerprint=index_fingerprint(model, sampling),
+            model_spec=model_spec,
+            embedding_dim=model.embedding_dim,
+            num_frames=model.num_frames,
+            sampling_json=sampling.to_json(),
+        ):
+            logger.info("made an empty index in %s", index_directory)
+        return model
+    with Catalog.open(index_directory) as catalog:
+        spec = model_spec or catalog.model_spec
+        sampling_json = catalog.sampling_json
+    model = XClip.load(spec, device)
+    Catalog.open(index_directory, fingerprint=index_fingerprint(model, sampling_json)).close()
+    return model
+
+
+def load_searcher(index_directory: Path, model_spec: str | None, device: str, *, warm_up: bool) -> Searcher:
+    """A searcher that is ready to answer. Raises as `load_model` does.
+
+    warm_up: run one search, so that the first client does not pay for what torch does once.
+    """
+    from indexer.searcher import Searcher
+
+    model = load_model(index_directory, model_spec, device)
+    searcher = Searcher(index_directory, model)
+    if warm_up:
+        searcher.search(SearchQuery(text="a warm-up"))
+    return searcher

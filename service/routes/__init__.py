@@ -1,0 +1,1 @@
+"""The routes, by resource. Each module has a `router`."""

@@ -1,0 +1,46 @@
+"""GET /healthz, /readyz and /stats."""
+
+from __future__ import annotations
+
+from anyio import to_thread
+from fastapi import APIRouter
+
+from service.ready_service import ReadyService, Service
+from service.routes.descriptions import problems
+from service.schemas import HealthAnswer, StatsAnswer
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get("/healthz", responses=problems(ready=False))
+async def healthz() -> HealthAnswer:
+    """Whether the process lives."""
+    return HealthAnswer(status="ok")
+
+
+@router.get("/readyz", responses=problems())
+async def readyz(service: Service) -> HealthAnswer:
+    """Whether model and index are loaded and searches are answered."""
+    return HealthAnswer(status="ok")
+
+
+@router.get("/stats", responses=problems())
+async def stats(service: Service) -> StatsAnswer:
+    """What there is and what is going on."""
+    return await to_thread.run_sync(_read_stats, service)
+
+
+def _read_stats(service: ReadyService) -> StatsAnswer:
+    catalog = service.catalog
+    num_videos, num_segments = catalog.totals()
+    return StatsAnswer(
+        num_videos=num_videos,
+        num_segments=num_segments,
+        sequence=catalog.sequence,
+        fingerprint=catalog.fingerprint,
+        embedding_dim=catalog.embedding_dim,
+        num_frames=catalog.num_frames,
+        jobs=service.job_queue.counts(),
+        num_searches_inside=service.search_gate.num_inside,
+        search=service.searcher.stats(),
+    )

@@ -1,0 +1,60 @@
+"""GET /jobs, GET and DELETE /jobs/{id}."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Query
+
+from indexer.job_queue import Job
+from service.errors import CrossSiteError, JobNotFoundError
+from service.ready_service import Service
+from service.routes.descriptions import problems
+from service.schemas import JobAnswer, JobPage, ListJobsParameters
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+
+@router.get("", responses=problems())
+async def list_jobs(parameters: Annotated[ListJobsParameters, Query()], service: Service) -> JobPage:
+    """Ingest requests, newest first."""
+
+    def read() -> list[Job]:
+        return service.job_queue.list_jobs(
+            parameters.limit + 1, state=parameters.state, after=parameters.after
+        )
+
+    jobs = await to_thread.run_sync(read)
+    page = jobs[: parameters.limit]
+    return JobPage(
+        jobs=[to_job_answer(job) for job in page], next=page[-1].number if len(jobs) > len(page) else None
+    )
+
+
+@router.get("/{job_id}", responses=problems(JobNotFoundError))
+async def get_job(job_id: str, service: Service) -> JobAnswer:
+    """One ingest request: whether it waits, runs, is done or has failed, and why."""
+    return to_job_answer(await to_thread.run_sync(service.job_queue.get, job_id))
+
+
+@router.delete("/{job_id}", responses=problems(JobNotFoundError, CrossSiteError))
+async def cancel_job(job_id: str, service: Service) -> JobAnswer:
+    """Cancel a job that waits or runs: it becomes failed. A job that has ended stays as it is."""
+    return to_job_answer(await to_thread.run_sync(service.job_queue.cancel, job_id))
+
+
+def to_job_answer(job: Job) -> JobAnswer:
+    """`job` as JSON, without the path of its file."""
+    return JobAnswer(
+        id=job.id,
+        state=job.state,
+        video_id=job.video_id,
+        title=job.title,
+        reason=job.reason,
+        attempts=job.attempts,
+        created_at=datetime.fromtimestamp(job.created_at, UTC),
+        started_at=None if job.started_at is None else datetime.fromtimestamp(job.started_at, UTC),
+        finished_at=None if job.finished_at is None else datetime.fromtimestamp(job.finished_at, UTC),
+    )

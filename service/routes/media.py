@@ -1,0 +1,87 @@
+"""GET /videos/{id}/media and /videos/{id}/thumbnail."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Query, Request
+from starlette.responses import FileResponse, Response
+
+from service.errors import (
+    MediaNotFoundError,
+    OverloadedError,
+    RangeNotSatisfiableError,
+    VideoNotFoundError,
+)
+from service.media_store import MediaFile
+from service.ready_service import ReadyService, Service
+from service.routes.descriptions import problems
+from service.schemas import ThumbnailParameters
+
+router = APIRouter(prefix="/videos/{video_id}", tags=["videos"])
+
+_BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+_ONE_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
+
+
+@router.get(
+    "/media",
+    response_class=FileResponse,
+    responses={
+        **problems(VideoNotFoundError, MediaNotFoundError, RangeNotSatisfiableError),
+        200: {"description": "The whole file", "content": {"video/*": _BINARY}},
+        206: {"description": "The part that the Range header asked for", "content": {"video/*": _BINARY}},
+    },
+)
+async def get_media(request: Request, video_id: str, service: Service) -> Response:
+    """The video's file. Takes a Range header with one range, so that a player can jump."""
+    media = await to_thread.run_sync(find_media, service, video_id)
+    size_bytes = media.stat_result.st_size
+    if (wanted := request.headers.get("range")) is not None:
+        match = _ONE_RANGE.fullmatch(wanted.replace(" ", ""))
+        if match is None or (match[1] and match[2] and int(match[2]) < int(match[1])):
+            # RFC 9110 section 14.2: a Range that is not understood is ignored.
+            _drop_range(request)
+        elif int(match[1] or 0) >= size_bytes or match[3] in ("0", "00"):
+            raise RangeNotSatisfiableError(headers={"Content-Range": f"bytes */{size_bytes}"})
+    return FileResponse(
+        media.path,
+        media_type=media.content_type,
+        stat_result=media.stat_result,
+        headers={"Cache-Control": "private, max-age=3600"},
+    )
+
+
+router.add_api_route("/media", get_media, methods=["HEAD"], include_in_schema=False)
+
+
+@router.get(
+    "/thumbnail",
+    response_class=Response,
+    responses={
+        **problems(VideoNotFoundError, MediaNotFoundError, OverloadedError),
+        200: {"description": "A JPEG picture", "content": {"image/jpeg": _BINARY}},
+    },
+)
+async def get_thumbnail(
+    video_id: str, parameters: Annotated[ThumbnailParameters, Query()], service: Service
+) -> Response:
+    """The picture that the video shows at a moment; the last one for any moment after its end."""
+    media = await to_thread.run_sync(find_media, service, video_id)
+    picture = await service.thumbnails.get(video_id, media, parameters.time_seconds, parameters.width)
+    return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
+
+
+def find_media(service: ReadyService, video_id: str) -> MediaFile:
+    """The file of a video that the index knows. Raises VideoNotFoundError, MediaNotFoundError."""
+    media = service.media_store.locate(service.catalog.get_video(video_id))
+    if media is None:
+        raise MediaNotFoundError()
+    return media
+
+
+def _drop_range(request: Request) -> None:
+    headers = request.scope["headers"]
+    request.scope["headers"] = [(name, value) for name, value in headers if name.lower() != b"range"]

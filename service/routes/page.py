@@ -1,0 +1,44 @@
+"""The page at /, the API's description at /docs, and their parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.responses import FileResponse, Response
+
+from service.errors import RouteNotFoundError
+
+router = APIRouter(include_in_schema=False)
+
+PAGE_DIRECTORY = Path(__file__).parent.parent / "page"
+PARTS = {
+    "app.js": "text/javascript; charset=utf-8",
+    "docs.js": "text/javascript; charset=utf-8",
+    "style.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+
+
+@router.get("/")
+async def get_page() -> Response:
+    """The search page."""
+    return _file("index.html", "text/html; charset=utf-8")
+
+
+@router.get("/docs")
+async def get_docs() -> Response:
+    """The endpoints, for people; made from /openapi.json in the browser."""
+    return _file("docs.html", "text/html; charset=utf-8")
+
+
+@router.get("/page/{name}")
+async def get_part(name: str) -> Response:
+    """A script, style sheet or picture of the pages."""
+    if name not in PARTS:
+        raise RouteNotFoundError()
+    return _file(name, PARTS[name])
+
+
+def _file(name: str, media_type: str) -> Response:
+    return FileResponse(PAGE_DIRECTORY / name, media_type=media_type, headers={"Cache-Control": "no-cache"})

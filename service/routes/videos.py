@@ -1,0 +1,74 @@
+"""GET /videos, GET and DELETE /videos/{id}."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import APIRouter, Query, Request
+
+from indexer.catalog_records import VideoRecord
+from service.addresses import media_url, thumbnail_url
+from service.errors import CrossSiteError, VideoNotFoundError
+from service.ready_service import ReadyService, Service
+from service.routes.descriptions import problems
+from service.schemas import ListVideosParameters, VideoAnswer, VideoPage
+
+router = APIRouter(prefix="/videos", tags=["videos"])
+
+
+@router.get("", responses=problems())
+async def list_videos(
+    request: Request, parameters: Annotated[ListVideosParameters, Query()], service: Service
+) -> VideoPage:
+    """Videos of the index, newest first. Videos added or deleted in between shift no page."""
+    records = await to_thread.run_sync(service.catalog.list_videos, parameters.limit + 1, parameters.after)
+    page = records[: parameters.limit]
+    root_path = request.scope.get("root_path", "")
+    return VideoPage(
+        videos=[to_video_answer(record, root_path) for record in page],
+        next=page[-1].sequence if len(records) > len(page) else None,
+    )
+
+
+@router.get("/{video_id}", responses=problems(VideoNotFoundError))
+async def get_video(request: Request, video_id: str, service: Service) -> VideoAnswer:
+    """One video of the index."""
+    record = await to_thread.run_sync(service.catalog.get_video, video_id)
+    return to_video_answer(record, request.scope.get("root_path", ""))
+
+
+@router.delete("/{video_id}", status_code=204, responses=problems(VideoNotFoundError, CrossSiteError))
+async def delete_video(video_id: str, service: Service) -> None:
+    """Remove a video from the index; its file too if it was uploaded. No later search finds it."""
+    await to_thread.run_sync(_delete, service, video_id)
+
+
+def _delete(service: ReadyService, video_id: str) -> None:
+    # The catalog first: a file without a record is swept up later, a record without a file would be a lie.
+    service.catalog.delete_video(video_id)
+    service.media_store.remove(video_id)
+    service.thumbnails.forget(video_id)
+
+
+def to_video_answer(record: VideoRecord, root_path: str) -> VideoAnswer:
+    """`record` as JSON; `root_path` comes before every address of ours."""
+    return VideoAnswer(
+        id=record.id,
+        title=record.title,
+        uri=record.uri,
+        metadata=dict(record.metadata),
+        duration_seconds=record.duration_seconds,
+        width=record.width,
+        height=record.height,
+        frame_rate=record.frame_rate,
+        codec=record.codec,
+        size_bytes=record.size_bytes,
+        content_sha256=record.content_sha256,
+        partial=record.partial,
+        fraction_read=record.fraction_read,
+        added_at=datetime.fromtimestamp(record.added_at, UTC),
+        thumbnail_url=root_path + thumbnail_url(record.id, 0.0),
+        media_url=root_path + media_url(record.id),
+    )

@@ -1,0 +1,62 @@
+"""The worker as a child of the server: started, started again when it dies, ended at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+
+from service.settings import ServiceSettings
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
+"""Before a worker that died is started again; doubled each time."""
+
+HEALTHY_SECONDS = 60.0
+"""A worker that lived so long was well: the pauses start anew."""
+
+logger = logging.getLogger("xclip_search.service")
+
+
+def worker_command(settings: ServiceSettings) -> list[str]:
+    """How to start a worker for the same index."""
+    command = [sys.executable, "-m", "xclip_search", "worker", "--index", str(settings.index_directory)]
+    if settings.model_spec is not None:
+        command += ["--model", settings.model_spec]
+    command += ["--device", settings.device]
+    command += ["--decode-timeout", str(settings.decode_timeout_seconds)]
+    command += ["--grace", str(settings.worker_grace_seconds), "--stop-with-parent"]
+    return command
+
+
+async def keep_worker_running(command: list[str], grace_seconds: float) -> None:
+    """Run `command` until this task is cancelled; then ask it to end, and end it after `grace_seconds`."""
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        started = time.monotonic()
+        # A session of its own: a Ctrl-C in the terminal reaches the server alone, which then ends the worker.
+        process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
+        try:
+            status = await process.wait()
+        except asyncio.CancelledError:
+            await _end(process, grace_seconds)
+            raise
+        if time.monotonic() - started > HEALTHY_SECONDS:
+            pause = FIRST_PAUSE_SECONDS
+        logger.error("the worker ended with status %s; starting another in %.0f s", status, pause)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+async def _end(process: asyncio.subprocess.Process, grace_seconds: float) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    try:
+        await asyncio.wait_for(process.wait(), grace_seconds)
+    except TimeoutError:
+        logger.warning("the worker did not end within %.0f s and was killed", grace_seconds)
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()

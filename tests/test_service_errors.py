@@ -100,7 +100,10 @@ def test_every_documented_endpoint_answers_a_method_that_it_lacks_with_a_problem
         for method in {"get", "post", "put", "patch", "delete"} - set(methods):
             response = service.client.request(method.upper(), re.sub(r"{\w+}", "known", path))
             check_problem(response, 405)
-            assert {name.strip().lower() for name in response.headers["allow"].split(",")} <= {*methods, "head"}
+            assert {name.strip().lower() for name in response.headers["allow"].split(",")} <= {
+                *methods,
+                "head",
+            }
 
 
 def test_every_endpoint_documents_its_errors_as_problems(service: Service) -> None:
@@ -122,13 +125,13 @@ def test_every_endpoint_documents_its_errors_as_problems(service: Service) -> No
 def test_every_reference_of_the_openapi_document_leads_somewhere(service: Service) -> None:
     text = service.client.get("/openapi.json").text
     schemas = service.client.get("/openapi.json").json()["components"]["schemas"]
-    assert {name for name in re.findall(r"#/components/schemas/(\w+)", text)} <= set(schemas)
+    assert set(re.findall(r"#/components/schemas/(\w+)", text)) <= set(schemas)
     assert "HTTPValidationError" not in text
 
 
 def test_every_error_class_has_its_own_type_and_a_status_of_errors() -> None:
     assert len({error.kind for error in ERROR_CLASSES}) == len(ERROR_CLASSES)
-    assert {error for error in ServiceError.__subclasses__()} == set(ERROR_CLASSES)
+    assert set(ServiceError.__subclasses__()) == set(ERROR_CLASSES)
     for error in ERROR_CLASSES:
         assert 400 <= error.status < 600
         assert error().to_problem()["detail"].endswith(".")

@@ -1,0 +1,261 @@
+"""What a file is, found out without trusting it: first bytes, then PyAV held to one format and one protocol.
+
+A file name, an ending or a demuxer's guess decides nothing. A playlist, a concat script or a session
+description that is named .mp4 would make FFmpeg open other files or addresses; here its first bytes refuse it
+before FFmpeg sees it, and the whitelists refuse it once more.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import av
+import av.error
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from indexer.errors import MediaError, MediaLimitError, NotAVideoError, UnsupportedMediaError
+
+DEMUXERS: Final = {
+    "mp4": "mov",
+    "matroska": "matroska",
+    "avi": "avi",
+    "mpegts": "mpegts",
+    "mpegps": "mpeg",
+    "ogg": "ogg",
+    "flv": "flv",
+    "asf": "asf",
+}
+"""Our names of the containers that we read, and FFmpeg's demuxer for each."""
+
+_FORMAT_NAMES: Final = {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm"}
+
+VIDEO_CODECS: Final = frozenset(
+    {"av1", "dnxhd", "ffv1", "flv1", "h263", "h264", "hevc", "huffyuv", "mjpeg", "mpeg1video", "mpeg2video"}
+    | {"mpeg4", "msmpeg4v2", "msmpeg4v3", "prores", "qtrle", "rawvideo", "svq3", "theora", "vc1", "vp6"}
+    | {"vp6f", "vp8", "vp9", "wmv1", "wmv2", "wmv3"}
+)
+"""Codecs that we decode, by FFmpeg's canonical names. It has hundreds, each of them code that reads hostile
+bytes."""
+
+_DECODERS = ",".join(sorted(VIDEO_CODECS | {"libdav1d", "libvpx", "libvpx-vp9", "msmpeg4"}))
+"""FFmpeg's `codec_whitelist` knows decoders by their own names. No sound or subtitle decoder is on it."""
+
+_IMAGES: Final = (
+    (b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"BM", "a BMP image"),
+    (b"II*\x00", "a TIFF image"),
+    (b"MM\x00*", "a TIFF image"),
+    (b"\x00\x00\x01\x00", "an icon"),
+)
+_OTHERS: Final = (
+    (b"PK", "a zip archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"%PDF", "a PDF document"),
+    (b"ID3", "a sound file"),
+    (b"fLaC", "a sound file"),
+    (b"#EXTM3U", "a playlist"),
+    (b"ffconcat", "a list of files"),
+    (b"v=0", "a session description"),
+)
+_IMAGE_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis"})
+_MP4_BOXES: Final = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"})
+_HEAD_BYTES: Final = 1024
+
+
+@dataclass(frozen=True)
+class MediaLimits:
+    """What is refused before it costs anything.
+
+    max_pixels: width x height of a frame. 36 million is 8K (7680 x 4320) and a little.
+    max_aspect_ratio: longer side by shorter side. Frames are enlarged to the network's square by their
+    shorter side, so that a line one pixel wide would become enormous.
+    max_duration_seconds, max_size_bytes: of the file. max_frames: in the file, however short they are.
+    """
+
+    max_pixels: int = 36_000_000
+    max_aspect_ratio: float = 50.0
+    max_duration_seconds: float = 6 * 3600.0
+    max_size_bytes: int = 64 << 30
+    max_frames: int = 5_000_000
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a file says and its packets show.
+
+    container: a key of `DEMUXERS`. codec: FFmpeg's canonical name, one of `VIDEO_CODECS`.
+    width, height: pixels, after rotation. rotation_degrees: turned clockwise so much to be upright: 0, 90,
+    180 or 270. frame_rate: frames a second, on average. duration_seconds: from the start of the first frame
+    to the end of the last that is there. num_frames: frames that are there, by their packets.
+    """
+
+    container: str
+    codec: str
+    width: int
+    height: int
+    rotation_degrees: int
+    frame_rate: float
+    duration_seconds: float
+    num_frames: int
+    size_bytes: int
+    has_audio: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+def identify_container(head: bytes) -> str:
+    """The container, a key of `DEMUXERS`, that a file's first bytes show. At least 400 bytes settle it.
+
+    Raises NotAVideoError, saying what it is instead, and UnsupportedMediaError.
+    """
+    if not head:
+        raise NotAVideoError("the file is empty")
+    for signature, name in _IMAGES:
+        if head.startswith(signature):
+            raise NotAVideoError(f"{name}, not a video")
+    if head[4:8] in _MP4_BOXES:
+        if head[4:8] == b"ftyp" and head[8:12] in _IMAGE_BRANDS:
+            raise NotAVideoError("a HEIF or AVIF image, not a video")
+        return "mp4"
+    if head.startswith(b"\x1a\x45\xdf\xa3"):
+        return "matroska"
+    if head.startswith(b"RIFF"):
+        if head[8:11] == b"AVI":
+            return "avi"
+        raise NotAVideoError("a WebP image, not a video" if head[8:12] == b"WEBP" else "not a video")
+    for start, step in ((0, 188), (4, 192)):  # MPEG-TS, and the same with time codes (.m2ts)
+        marks = head[start::step][:3]
+        if len(marks) >= 2 and marks == b"\x47" * len(marks):
+            return "mpegts"
+    if head.startswith(b"\x00\x00\x01\xba"):
+        return "mpegps"
+    if head.startswith(b"OggS"):
+        return "ogg"
+    if head.startswith(b"FLV\x01"):
+        return "flv"
+    if head.startswith(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"):
+        return "asf"
+    for signature, name in _OTHERS:
+        if head.startswith(signature):
+            raise NotAVideoError(f"{name}, not a video")
+    if b"\x00" not in head:
+        text = head.lstrip().lower()
+        is_html = text.startswith((b"<!doctype html", b"<html"))
+        raise NotAVideoError("an HTML page, not a video" if is_html else "not a video in any format we know")
+    raise NotAVideoError("not a video in any format we know")
+
+
+def check_file(path: Path, limits: MediaLimits) -> tuple[str, os.stat_result]:
+    """(container, stat) of a regular file of allowed size that begins as a video does. Raises MediaError."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # Opening a named pipe would wait for its writer.
+            raise NotAVideoError("not a regular file")
+        if status.st_size > limits.max_size_bytes:
+            raise MediaLimitError(f"the file has {status.st_size} bytes; {limits.max_size_bytes} are allowed")
+        with path.open("rb") as file:
+            return identify_container(file.read(_HEAD_BYTES)), status
+    except OSError as error:
+        raise MediaError(f"the file cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def open_media(
+    path: str | Path, limits: MediaLimits, num_threads: int = 1
+) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file as PyAV's container and its video stream, decoder set up, nothing decoded yet by us.
+
+    The demuxer is the one that the first bytes show and no other; the only protocol is `file`; only the
+    decoders of `VIDEO_CODECS` may run; frames larger than the limit are refused by FFmpeg itself, also when a
+    stream grows in the middle.
+    num_threads: decoding threads. With 1, frames come out as early as they can.
+    Raises NotAVideoError, UnsupportedMediaError, MediaLimitError, or MediaError where it cannot be read.
+    """
+    path = Path(path).absolute()  # A relative name such as `http:x` could be read as a protocol.
+    kind, _ = check_file(path, limits)
+    demuxer = DEMUXERS[kind]
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": _FORMAT_NAMES.get(demuxer, demuxer),
+        "codec_whitelist": _DECODERS,
+        "max_pixels": str(limits.max_pixels),
+    }
+    try:
+        container = av.open(str(path), format=demuxer, options=options, metadata_errors="replace")
+    except MemoryError:
+        raise
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise NotAVideoError("the file is damaged or not the video that its first bytes promise") from error
+    try:
+        stream = _video_stream(container)
+        codec = _codec_name(stream)
+        if codec not in VIDEO_CODECS:
+            raise UnsupportedMediaError(f"the video codec {codec} is not supported")
+        check_frame_size(stream.width, stream.height, limits)
+        _check_duration(container, stream, limits)
+        context = stream.codec_context
+        context.options = {"max_pixels": str(limits.max_pixels)}
+        context.thread_count = num_threads
+        context.thread_type = "SLICE" if num_threads == 1 else "AUTO"
+        yield container, stream
+    finally:
+        container.close()
+
+
+def check_frame_size(width: int, height: int, limits: MediaLimits) -> None:
+    """Raise MediaLimitError where a frame is larger or narrower than allowed."""
+    if min(width, height) < 1:
+        raise UnsupportedMediaError("frames without a size")
+    if max(width, height) > limits.max_aspect_ratio * min(width, height):
+        raise MediaLimitError(f"frames of {width} x {height} pixels, too narrow")
+    if width * height > limits.max_pixels:
+        raise MediaLimitError(
+            f"frames of {width} x {height} pixels; at most {limits.max_pixels} pixels are allowed"
+        )
+
+
+def check_duration(duration_seconds: float, limits: MediaLimits) -> None:
+    """Raise MediaLimitError where a video is longer than allowed."""
+    if duration_seconds > limits.max_duration_seconds:
+        raise MediaLimitError(
+            f"{duration_seconds:.0f} seconds long; at most {limits.max_duration_seconds:.0f} are allowed"
+        )
+
+
+def _video_stream(container: InputContainer) -> VideoStream:
+    pictures = [stream for stream in container.streams.video if not _is_cover(stream)]
+    if not pictures:
+        if container.streams.audio:
+            raise NotAVideoError("sound without pictures")
+        raise NotAVideoError("the file has no video stream")
+    best = container.streams.best("video")
+    return best if isinstance(best, VideoStream) and best in pictures else pictures[0]
+
+
+def _is_cover(stream: VideoStream) -> bool:
+    return bool(stream.disposition & type(stream.disposition).attached_pic)
+
+
+def _codec_name(stream: VideoStream) -> str:
+    try:
+        return str(stream.codec_context.codec.canonical_name)
+    except (AttributeError, ValueError):
+        return "unknown"
+
+
+def _check_duration(container: InputContainer, stream: VideoStream, limits: MediaLimits) -> None:
+    if container.duration is not None:
+        check_duration(container.duration / av.time_base, limits)
+    if stream.duration is not None and stream.time_base is not None:
+        check_duration(float(stream.duration * stream.time_base), limits)

@@ -21,7 +21,9 @@ stays within a processor's caches (benchmarks/scoring.py)."""
 
 
 class ScoreMatrices(nn.Module):
-    """The learned matrices of AOSM, identity at first. `[D, D]`: global, local; `[W, W]` words; `[F, F]` frames.
+    """The learned matrices of AOSM, identity at first. `[D, D]`: global, local.
+
+    Those of words are `[W, W]`, those of frames `[F, F]`.
 
     `word_logit`, `frame_logit`: the cross-grained scores. `word`, `frame`: first aggregation of `frame_word`.
     `word_second`, `frame_second`: its second aggregation.

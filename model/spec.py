@@ -1,4 +1,4 @@
-"""From a model spec to a model: the demo checkpoint, a directory, an official file, open_clip, a Hub repository."""
+"""From a model spec to a model: the demo checkpoint, a directory, an official file, open_clip, the Hub."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from model.xclip import XClip
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 FORMS = (
-    "a model spec is one of: demo | a directory with config.json and model.safetensors | an official checkpoint "
-    "file | openclip:ARCHITECTURE/PRETRAINED | openclip:ARCHITECTURE/random?seed=0 | hf-hub:OWNER/NAME"
+    "a model spec is one of: demo | a directory with config.json and model.safetensors | "
+    "an official checkpoint file | openclip:ARCHITECTURE/PRETRAINED | "
+    "openclip:ARCHITECTURE/random?seed=0 | hf-hub:OWNER/NAME"
 )
 
 
@@ -103,12 +104,12 @@ def _load_openclip(name: str, device: str) -> XClip:
 
 
 def zero_shot_config(clip_config: dict[str, Any]) -> XClipConfig:
-    """Plain CLIP as an X-CLIP: no temporal transformer, AOSM identity, padding masked, two of the four scores.
+    """Plain CLIP as an X-CLIP: no temporal transformer, AOSM identity, padding masked, two scores of four.
 
     CLIP's word positions were never trained to match anything by themselves, so only the scores that use the
     sentence are averaged. Raises SpecError where the architecture is not a ViT with CLIP's text tower.
     """
-    wanted = {
+    wanted: dict[str, Any] = {
         name: clip_config[name]
         for name in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
         if name in clip_config
@@ -138,7 +139,8 @@ def _with_pretrained_towers(config: XClipConfig, architecture: str, pretrained: 
             else f"{architecture}-quickgelu"
         )
         raise SpecError(
-            f"the weights {pretrained!r} were trained with the other activation: use openclip:{other}/{pretrained}"
+            f"the weights {pretrained!r} were trained with the other activation: "
+            f"use openclip:{other}/{pretrained}"
         )
     try:
         towers = open_clip.create_model(architecture, pretrained=pretrained)

@@ -29,12 +29,17 @@ class TemporalTransformer(nn.Module):
         )
         self.num_heads = num_heads
         nn.init.normal_(self.frame_position_embeddings.weight, std=0.01)
+        # CLIP's own initialisation of its text tower (openai/CLIP clip/model.py).
+        deviations = {
+            "attn.in_proj_weight": width**-0.5,
+            "attn.out_proj.weight": width**-0.5 * (2 * num_layers) ** -0.5,
+            "mlp.c_fc.weight": (2 * width) ** -0.5,
+            "mlp.c_proj.weight": width**-0.5 * (2 * num_layers) ** -0.5,
+        }
         for block in self.resblocks:
-            # CLIP's own initialisation of its text tower (openai/CLIP clip/model.py).
-            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
-            nn.init.normal_(block.attn.out_proj.weight, std=width**-0.5 * (2 * num_layers) ** -0.5)
-            nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.mlp.c_proj.weight, std=width**-0.5 * (2 * num_layers) ** -0.5)
+            for name, parameter in block.named_parameters():
+                if name in deviations:
+                    nn.init.normal_(parameter, std=deviations[name])
 
     def forward(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
         """frames: float [V, F, D], not normalised. frame_mask: bool [V, F]. Returns float [V, F, D]."""
@@ -58,4 +63,5 @@ def pool_frames(frames: Tensor, frame_mask: Tensor) -> Tensor:
     unit = frames / frames.norm(dim=-1, keepdim=True)
     weights = frame_mask.to(frames.dtype)[..., None]  # [V, F, 1]
     mean = (unit * weights).sum(dim=1) / weights.sum(dim=1)
-    return mean / mean.norm(dim=-1, keepdim=True)
+    pooled: Tensor = mean / mean.norm(dim=-1, keepdim=True)
+    return pooled

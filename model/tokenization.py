@@ -16,7 +16,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 FULL_VOCABULARY_SIZE = 49408
 
 
-class _ClipTokenizer(SimpleTokenizer):
+class _ClipTokenizer(SimpleTokenizer):  # type: ignore[misc]  # open_clip is untyped
     """open_clip's byte-pair encoder under OpenAI's names for the two special tokens.
 
     The official code turns the literal texts `<|startoftext|>` and `<|endoftext|>` into the special ids;
@@ -83,7 +83,7 @@ class Tokenizer:
         """Rows of [start, tokens, end, 0 ...], int64 [T, W]; at most W - 2 tokens are kept."""
         rows = torch.zeros(len(texts), self.num_words, dtype=torch.long)
         for row, text in zip(rows, texts, strict=True):
-            token_ids = [self.start_id, *self.encode(text)][: self.num_words - 1] + [self.end_id]
+            token_ids = [self.start_id, *self.encode(text)[: self.num_words - 2], self.end_id]
             row[: len(token_ids)] = torch.tensor(token_ids)
         return rows
 

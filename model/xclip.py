@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
+from torch.nn import functional
 
 from model.config import XClipConfig
 from model.errors import ShapeError
@@ -99,7 +100,8 @@ class XClip(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.clip.logit_scale.device
+        device: torch.device = self.clip.logit_scale.device
+        return device
 
     @property
     def num_words(self) -> int:
@@ -143,7 +145,7 @@ class XClip(nn.Module):
         for name, tensor in sorted(self.state_dict().items()):
             values = tensor.detach().float().cpu().contiguous().numpy()
             digest.update(f"{name} {values.shape}".encode())
-            digest.update(values)  # type: ignore[arg-type]
+            digest.update(values)
         return digest.hexdigest()
 
     # Text
@@ -163,23 +165,29 @@ class XClip(nn.Module):
     def encode_tokens(self, input_ids: Tensor) -> TextFeatures:
         """Features of T texts from token ids, int64 [T, W].
 
-        The causal mask is the only mask; padding positions are encoded too. The sentence is read at the
-        first highest id, the end token. Raises ShapeError where W is not `num_words`.
+        The causal mask is the only mask. The sentence is read at the first highest id, the end token.
+        Where the config masks padding, the word features of padding are zeros, and positions after the
+        longest text are not computed (nothing before them can see them); elsewhere all are encoded.
+        Raises ShapeError where W is not `num_words`.
         """
         if input_ids.ndim != 2 or input_ids.shape[1] != self.num_words:
             raise ShapeError(f"token ids must be [T, {self.num_words}], not {list(input_ids.shape)}")
         input_ids = input_ids.to(self.device)
-        clip, num_words = self.clip, self.num_words
+        end = input_ids.argmax(dim=1)  # [T], the first maximum
+        word_mask = torch.arange(self.num_words, device=self.device) <= end[:, None]  # [T, W]
+        length = int(end.max()) + 1 if self.config.mask_padding and len(end) else self.num_words
+        clip = self.clip
         with self._gradients():
-            x = clip.token_embedding(input_ids)  # [T, W, text width]
-            x = x + clip.positional_embedding[:num_words]
-            x = clip.transformer(x, attn_mask=clip.attn_mask[:num_words, :num_words])
-            x = self._project_text(clip.ln_final(x)).float()  # [T, W, D]
+            x = clip.token_embedding(input_ids[:, :length])  # [T, length, text width]
+            x = x + clip.positional_embedding[:length]
+            x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
+            x = self._project_text(clip.ln_final(x)).float()  # [T, length, D]
             x = x / x.norm(dim=-1, keepdim=True)
-            end = input_ids.argmax(dim=1)  # [T], the first maximum
             sentence = x[torch.arange(len(x), device=x.device), end]
-        positions = torch.arange(num_words, device=x.device)
-        return TextFeatures(sentence, x, positions <= end[:, None])
+            words = functional.pad(x, (0, 0, 0, self.num_words - length))  # [T, W, D]
+            if self.config.mask_padding:
+                words = words.masked_fill(~word_mask[..., None], 0.0)
+        return TextFeatures(sentence, words, word_mask)
 
     def _project_text(self, x: Tensor) -> Tensor:
         projection = self.clip.text_projection
@@ -191,7 +199,7 @@ class XClip(nn.Module):
     # Video
 
     def normalize_pixels(self, pixels: Tensor | NDArray[np.uint8]) -> Tensor:
-        """uint8 [..., R, R, 3] RGB to float32 [..., 3, R, R] with CLIP's mean and deviation, on our device."""
+        """uint8 [..., R, R, 3] RGB to float32 [..., 3, R, R] normalised, on our device."""
         if isinstance(pixels, np.ndarray):
             pixels = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
         if pixels.dtype != torch.uint8 or pixels.shape[-1] != 3:

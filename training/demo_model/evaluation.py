@@ -1,0 +1,81 @@
+"""The demo model's table: retrieval on held-out sets, for the total, each score alone, and pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model import Scores, VideoFeatures, XClip
+from model.features import SCORE_NAMES
+from training.metrics import retrieval_metrics
+
+LABELS = {"video_sentence": "VS", "video_word": "VW", "sentence_frame": "SF", "frame_word": "FW"}
+
+
+def encode_frames(model: XClip, frames: NDArray[np.uint8]) -> VideoFeatures:
+    """Features of whole videos, uint8 [N, F, R, R, 3], in batches of 64."""
+    mask = torch.ones(frames.shape[:2], dtype=torch.bool)
+    return VideoFeatures.cat(
+        [
+            model.encode_video(model.normalize_pixels(frames[first : first + 64]), mask[first : first + 64])
+            for first in range(0, len(frames), 64)
+        ]
+    )
+
+
+def score_set(model: XClip, frames: NDArray[np.uint8], captions: Sequence[str]) -> Scores:
+    """All N captions with all N videos."""
+    return model.score(model.encode_text(list(captions)), encode_frames(model, frames))
+
+
+def table(scores: Scores) -> list[dict[str, Any]]:
+    """One row a combination of scores: the total, each alone, each pair, all four; both directions."""
+    singles = {name: getattr(scores, name).numpy() for name in SCORE_NAMES}
+    subsets: dict[str, NDArray[np.float32]] = {"total": scores.total.numpy()}
+    for size in (1, 2):
+        for names in combinations(SCORE_NAMES, size):
+            label = " + ".join(names) if size == 1 else " + ".join(LABELS[name] for name in names)
+            subsets[label] = np.mean([singles[name] for name in names], axis=0)
+    rows = []
+    for label, similarity in subsets.items():
+        for direction, matrix in (("text to video", similarity), ("video to text", similarity.T)):
+            rows.append({"scores": label, "direction": direction, **asdict(retrieval_metrics(matrix))})
+    return rows
+
+
+def recall(rows: Sequence[dict[str, Any]], scores: str, direction: str = "text to video") -> float:
+    """R@1 of one row of `table`, percent."""
+    return next(
+        float(row["recall_at_1"]) for row in rows if row["scores"] == scores and row["direction"] == direction
+    )
+
+
+def markdown(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        f"### {name}",
+        "",
+        "| scores | direction | R@1 | R@5 | R@10 | median rank | mean rank |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {row['scores']} | {row['direction']} | {row['recall_at_1']:.1f} | {row['recall_at_5']:.1f} | "
+        f"{row['recall_at_10']:.1f} | {row['median_rank']:.0f} | {row['mean_rank']:.1f} |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def demo_checkpoint_directory() -> Path:
+    """Where the shipped checkpoint lies in a source tree."""
+    import model
+
+    assert model.__file__ is not None
+    return Path(model.__file__).parent / "checkpoints" / "demo"

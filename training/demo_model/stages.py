@@ -1,0 +1,201 @@
+"""The three stages: pictures, then videos on frozen frame features, then everything together.
+
+Learning from videos at once stays at chance on a corpus this small: a frame must mean something before its
+order in time can. All scores are computed in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from model import Scores, VideoFeatures, XClip
+from model.features import SCORE_NAMES
+from training.demo_model.recipe import Recipe, Stage
+from training.demo_model.training_set import TrainingSet
+from training.loss import contrastive_loss
+
+OnStep = Callable[[str, int, float], None]
+"""Called with the stage's name, the number of steps done in it, and the loss."""
+
+
+def start_softly(model: XClip, identity: float) -> None:
+    """Set every [W, W] and [F, F] matrix of AOSM to `identity` of the identity and the rest spread evenly.
+
+    A pure identity follows the single best match; the spread lets every word and frame learn at first.
+    """
+    with torch.no_grad():
+        for name, matrix in model.matrices.named_parameters():
+            if name not in ("global_matrix", "local_matrix"):
+                size = len(matrix)
+                matrix.copy_(identity * torch.eye(size) + (1 - identity) / size)
+
+
+@contextmanager
+def half_precision() -> Iterator[None]:
+    """bfloat16 in the towers, with attention written out.
+
+    On a processor with AVX-512 bfloat16 a step of the vision tower takes 0.145 s for 512 frames, against 0.37 s
+    in float32. The fused attention of torch 2.15 would lose all of it: its backward pass in bfloat16 is slow.
+    """
+    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
+        yield
+
+
+def learn_pictures(
+    model: XClip, data: TrainingSet, recipe: Recipe, rng: np.random.Generator, on_step: OnStep
+) -> None:
+    """Stage one: single frames against captions of single frames, towers only."""
+    stage, num_frames = recipe.pictures, recipe.num_frames
+    optimizer = _Optimizer(model.clip.parameters(), stage, recipe.weight_decay)
+    order = _Shuffled(len(data) * num_frames, rng)
+    for step in range(stage.num_steps):
+        videos, frames = np.divmod(order.take(stage.batch_size), num_frames)
+        wording = rng.integers(recipe.captions_per_frame, size=len(videos))
+        with half_precision():
+            pictures = model.clip.visual(model.normalize_pixels(data.frames[videos, frames])).float()
+            text = model.encode_tokens(torch.from_numpy(data.frame_ids[videos, frames, wording]))
+        pictures = pictures / pictures.norm(dim=-1, keepdim=True)
+        loss = contrastive_loss(model.clip.logit_scale.exp() * text.sentence @ pictures.T)
+        optimizer.step(loss)
+        model.clamp_logit_scale()
+        on_step("pictures", step + 1, loss.item())
+
+
+def learn_frozen(
+    model: XClip, data: TrainingSet, recipe: Recipe, rng: np.random.Generator, on_step: OnStep
+) -> None:
+    """Stage two: videos and their siblings on cached frame features; all but the vision tower learns."""
+    features = cache_frame_features(model, data.frames)
+    vision = {id(parameter) for parameter in model.clip.visual.parameters()}
+    learning = [parameter for parameter in model.parameters() if id(parameter) not in vision]
+    mask = torch.ones(recipe.frozen.batch_size, recipe.num_frames, dtype=torch.bool)
+
+    def encode(videos: NDArray[np.int64]) -> VideoFeatures:
+        return model.encode_frames(features[torch.from_numpy(videos)], mask)
+
+    _learn_videos("frozen", model, data, recipe, recipe.frozen, learning, encode, rng, on_step)
+
+
+def learn_whole(
+    model: XClip, data: TrainingSet, recipe: Recipe, rng: np.random.Generator, on_step: OnStep
+) -> None:
+    """Stage three: videos and their siblings end to end."""
+    mask = torch.ones(recipe.whole.batch_size, recipe.num_frames, dtype=torch.bool)
+
+    def encode(videos: NDArray[np.int64]) -> VideoFeatures:
+        return model.encode_video(model.normalize_pixels(data.frames[videos]), mask)
+
+    _learn_videos("whole", model, data, recipe, recipe.whole, model.parameters(), encode, rng, on_step)
+
+
+@torch.no_grad()
+def cache_frame_features(model: XClip, frames: NDArray[np.uint8]) -> Tensor:
+    """The vision tower's output for every frame: float32 [N, F, D] from uint8 [N, F, R, R, 3]."""
+    blocks = [
+        model.clip.visual(model.normalize_pixels(frames[first : first + 64]).flatten(0, 1))
+        for first in range(0, len(frames), 64)
+    ]
+    return torch.cat(blocks).unflatten(0, frames.shape[:2])
+
+
+def total_loss(scores: Scores, ignore: Tensor, single_score_weight: float) -> Tensor:
+    """Loss of the total plus `single_score_weight` times the mean of the four scores' own losses."""
+    singles = torch.stack([contrastive_loss(getattr(scores, name), ignore) for name in SCORE_NAMES])
+    return contrastive_loss(scores.total, ignore) + single_score_weight * singles.mean()
+
+
+def _learn_videos(
+    name: str,
+    model: XClip,
+    data: TrainingSet,
+    recipe: Recipe,
+    stage: Stage,
+    parameters: Iterable[nn.Parameter],
+    encode: Callable[[NDArray[np.int64]], VideoFeatures],
+    rng: np.random.Generator,
+    on_step: OnStep,
+) -> None:
+    optimizer = _Optimizer(parameters, stage, recipe.weight_decay)
+    size = recipe.group_size
+    order = _Shuffled(len(data) // size, rng)
+    for step in range(stage.num_steps):
+        groups = order.take(stage.batch_size // size)
+        videos = (groups[:, None] * size + np.arange(size)).ravel()
+        wording = rng.integers(recipe.captions_per_video, size=len(videos))
+        with half_precision():
+            text = model.encode_tokens(torch.from_numpy(data.video_ids[videos, wording]))
+            video = encode(videos)
+        scores = model.score(text, video)
+        ignore = siblings_that_fit(data.fits[videos, wording], size)
+        loss = total_loss(scores, ignore, recipe.single_score_weight)
+        optimizer.step(loss)
+        model.clamp_logit_scale()
+        on_step(name, step + 1, loss.item())
+
+
+def siblings_that_fit(fits: NDArray[np.bool_], group_size: int) -> Tensor:
+    """Pairs of a batch to leave out of the loss: the caption is true of a sibling as well.
+
+    fits: bool [N, G], caption n and member m of its group; groups stand together in the batch.
+    Returns bool [N, N] with a false diagonal.
+    """
+    number = len(fits)
+    ignore = torch.zeros(number, number, dtype=torch.bool)
+    for first in range(0, number, group_size):
+        block = slice(first, first + group_size)
+        ignore[block, block] = torch.from_numpy(fits[block])
+    return ignore.fill_diagonal_(False)
+
+
+class _Shuffled:
+    """Endless numbers 0..size-1, a fresh order each time round."""
+
+    def __init__(self, size: int, rng: np.random.Generator) -> None:
+        self._size, self._rng = size, rng
+        self._waiting: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def take(self, count: int) -> NDArray[np.int64]:
+        while len(self._waiting) < count:
+            self._waiting = np.concatenate([self._waiting, self._rng.permutation(self._size)])
+        taken, self._waiting = self._waiting[:count], self._waiting[count:]
+        return taken
+
+
+class _Optimizer:
+    """AdamW with linear warm-up and a cosine to a tenth; matrices decay, vectors and scalars do not."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], stage: Stage, weight_decay: float) -> None:
+        parameters = list(parameters)
+        self._parameters = parameters
+        self._adamw = torch.optim.AdamW(
+            [
+                {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+                {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            ],
+            lr=stage.learning_rate,
+            betas=(0.9, 0.98),
+        )
+        warmup = max(1, round(stage.warmup_share * stage.num_steps))
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            progress = (step - warmup) / max(1, stage.num_steps - warmup)
+            return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._adamw, factor)
+
+    def step(self, loss: Tensor) -> None:
+        self._adamw.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._adamw.step()
+        self._schedule.step()

@@ -306,7 +306,9 @@ class StatsAnswer(Answer):
     fingerprint: str = Field(description="sha256 over model and sampling.")
     embedding_dim: int
     num_frames: int
-    jobs: dict[Literal["queued", "running", "done", "failed"], int] = Field(description="How many jobs are in each state.")
+    jobs: dict[Literal["queued", "running", "done", "failed"], int] = Field(
+        description="How many jobs are in each state."
+    )
     num_searches_inside: int = Field(description="Searches that run or wait right now.")
     search: dict[str, Any] = Field(description="Figures of the search engine itself.")
 

@@ -30,7 +30,7 @@ class Environment(BaseSettings):
     start_worker: bool = Field(default=True, description="Whether serve starts a worker process.")
     warm_up: bool = Field(default=True, description="Whether one search runs before the server is ready.")
     allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
-        default=(), description=f"Folders that POST /videos may read a uri from, separated by {os.pathsep!r}."
+        default=(), description="Folders that POST /videos may read a uri from, separated as in PATH."
     )
     upload_limit_bytes: int = Field(default=2048 * MIB, ge=1, description="Largest file taken.")
     body_limit_bytes: int = Field(default=64 * 1024, ge=1024, description="Largest JSON body taken.")

@@ -42,7 +42,7 @@ def save_snapshot(snapshot: Snapshot, directory: Path, fingerprint: str) -> None
     unfinished = directory / f"{name}.new"
     unfinished_manifest = directory / f"{MANIFEST_FILE}.{secrets.token_hex(8)}.new"
     try:
-        _write_index(snapshot, unfinished)
+        faiss.write_index(snapshot.index, str(unfinished))
         manifest = {
             "format": FORMAT,
             "sequence": snapshot.sequence,
@@ -57,6 +57,8 @@ def save_snapshot(snapshot: Snapshot, directory: Path, fingerprint: str) -> None
         publish_file(unfinished, directory / name)
         unfinished_manifest.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         publish_file(unfinished_manifest, directory / MANIFEST_FILE)
+    except RuntimeError as error:  # How FAISS says that a disk is full or a folder cannot be written.
+        raise OSError(f"the snapshot cannot be written: {error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
         unfinished_manifest.unlink(missing_ok=True)
@@ -89,34 +91,17 @@ def load_snapshot(directory: Path, fingerprint: str, embedding_dim: int) -> Snap
                 "the saved snapshot is damaged: its bytes are not those that were written"
             )
         # Only after the check: FAISS trusts the numbers in a file.
-        outer = faiss.read_index(str(path))
+        index: Any = faiss.read_index(str(path))
     except (OSError, RuntimeError) as error:
         raise SnapshotUnusableError(f"the saved snapshot cannot be read: {error}") from error
-    if not isinstance(outer, faiss.IndexIDMap):
+    # The inner index belongs to the outer one, which the snapshot keeps.
+    flat = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else None
+    if not isinstance(flat, faiss.IndexFlatIP) or flat.d != embedding_dim:
         raise SnapshotUnusableError("the saved snapshot is another kind of FAISS index")
-    index: Any = faiss.downcast_index(outer.index)
-    ids = faiss.vector_to_array(outer.id_map)
-    # The inner index outlives the outer one, so it must be the one that frees itself.
-    outer.own_fields = False
-    index.this.own(True)
-    if not isinstance(index, faiss.IndexFlatIP) or index.d != embedding_dim:
-        raise SnapshotUnusableError("the saved snapshot is another kind of FAISS index")
-    if not index.ntotal == len(ids) == manifest.get("num_segments") or np.any(np.diff(ids) <= 0):
+    ids = faiss.vector_to_array(index.id_map)
+    if not flat.ntotal == len(ids) == manifest.get("num_segments") or np.any(np.diff(ids) <= 0):
         raise SnapshotUnusableError("the saved snapshot's ids do not fit its vectors")
-    return Snapshot.around(index, ids, sequence, token)
-
-
-def _write_index(snapshot: Snapshot, path: Path) -> None:
-    # An IndexIDMap takes only an empty index to wrap; it is put around the filled one without copying it.
-    outer = faiss.IndexIDMap(faiss.IndexFlatIP(snapshot.index.d))
-    outer.own_fields = False
-    outer.index = snapshot.index
-    faiss.copy_array_to_vector(snapshot.rows.ids, outer.id_map)
-    outer.ntotal = snapshot.index.ntotal
-    try:
-        faiss.write_index(outer, str(path))
-    except RuntimeError as error:  # How FAISS says that a disk is full or a folder cannot be written.
-        raise OSError(f"the snapshot cannot be written: {error}") from error
+    return Snapshot.around(index, sequence, token)
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

@@ -75,9 +75,13 @@ class Vectors:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """Vectors in a FAISS index, as the catalog had them after the change `sequence` (with that `token`)."""
+    """Vectors in a FAISS index, as the catalog had them after the change `sequence` (with that `token`).
+
+    index: `faiss.IndexIDMap` around `flat`, a `faiss.IndexFlatIP`; one file can hold it. Searches ask `flat`.
+    """
 
     index: Any
+    flat: Any
     rows: Vectors
     sequence: int
     token: str
@@ -94,23 +98,26 @@ class Snapshot:
     ) -> Self:
         """A snapshot of blocks of (ids, vectors), ids ascending, `num_vectors` in all."""
         all_ids = np.empty(num_vectors, np.int64)
-        index = faiss.IndexFlatIP(embedding_dim)
+        index = faiss.IndexIDMap(faiss.IndexFlatIP(embedding_dim))
         if num_vectors:
             # FAISS makes room for zeros that cost no memory here, then the rows are written into its storage:
             # adding block by block would leave up to as much unused room again.
-            index.add(np.zeros((num_vectors, embedding_dim), np.float32))
-        storage = _storage(index)
+            index.add_with_ids(np.zeros((num_vectors, embedding_dim), np.float32), all_ids)
+        storage = _storage(faiss.downcast_index(index.index))
         start = 0
         for ids, vectors in blocks:
             all_ids[start : start + len(ids)], storage[start : start + len(ids)] = ids, vectors
             start += len(ids)
-        return cls.around(index, all_ids, sequence, token)
+        faiss.copy_array_to_vector(all_ids, index.id_map)
+        return cls.around(index, sequence, token)
 
     @classmethod
-    def around(cls, index: Any, ids: NDArray[np.int64], sequence: int, token: str) -> Self:
-        """A snapshot of a filled `faiss.IndexFlatIP`, ids ascending."""
-        storage = _storage(index)
-        return cls(index, Vectors(storage, ids, longest(storage), owner=index), sequence, token)
+    def around(cls, index: Any, sequence: int, token: str) -> Self:
+        """A snapshot of a filled `faiss.IndexIDMap` of a `faiss.IndexFlatIP`, ids ascending."""
+        flat = faiss.downcast_index(index.index)
+        storage = _storage(flat)
+        rows = Vectors(storage, faiss.vector_to_array(index.id_map), longest(storage), owner=index)
+        return cls(index, flat, rows, sequence, token)
 
     def without(self, deleted_ids: NDArray[np.int64]) -> Self:
         """The same, with those of `deleted_ids` that are here marked."""
@@ -126,7 +133,7 @@ class Snapshot:
         """The `count` highest products, descending, and their places; `count` is at most `rows.num_alive`."""
         if count == 0:
             return np.empty(0, np.float32), np.empty(0, np.int64)
-        products, places = self.index.search(query[None], count, params=self._parameters)
+        products, places = self.flat.search(query[None], count, params=self._parameters)
         return products[0], places[0]
 
 

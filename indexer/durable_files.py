@@ -8,13 +8,18 @@ from pathlib import Path
 
 def publish_file(unfinished: Path, path: Path) -> None:
     """Give a written file its name, replacing what had it: fsync, rename, fsync of the folder."""
-    descriptor = os.open(unfinished, os.O_RDWR)
+    synchronize_file(unfinished)
+    unfinished.replace(path)
+    synchronize_directory(path.parent)
+
+
+def synchronize_file(path: Path) -> None:
+    """Bring what was written to `path` to disk."""
+    descriptor = os.open(path, os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    unfinished.replace(path)
-    synchronize_directory(path.parent)
 
 
 def synchronize_directory(directory: Path) -> None:

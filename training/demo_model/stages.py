@@ -42,8 +42,8 @@ def start_softly(model: XClip, identity: float) -> None:
 def half_precision() -> Iterator[None]:
     """bfloat16 in the towers, with attention written out.
 
-    On a processor with AVX-512 bfloat16 a step of the vision tower takes 0.145 s for 512 frames, against 0.37 s
-    in float32. The fused attention of torch 2.15 would lose all of it: its backward pass in bfloat16 is slow.
+    Half precision pays on a processor with AVX-512 bfloat16, but only so: the backward pass of torch 2.15's
+    fused attention is far slower in bfloat16 than in float32 (benchmarks/tower_training.py).
     """
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,6 @@ from service.loading import load_searcher
 from service.media_store import MediaStore
 from service.middleware import SecurityMiddleware
 from service.openapi import install_openapi
-from service.picture_process import PictureProcess
 from service.ready_service import ReadyService
 from service.routes import health, ingest, jobs, media, page, search, videos
 from service.search_gate import SearchGate
@@ -33,6 +32,9 @@ if TYPE_CHECKING:
     from indexer.searcher import Searcher
 
 logger = logging.getLogger("xclip_search.service")
+
+PICTURE_TIMEOUT_SECONDS = 30.0
+"""Longest wait for one thumbnail: beyond that nobody looks at it any more."""
 
 
 def create_app(
@@ -54,7 +56,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with contextlib.ExitStack() as stack:
-            picture = take_picture or stack.enter_context(PictureProcess(settings.decode_timeout_seconds))
+            picture = take_picture or stack.enter_context(_picture_pool(settings))
             thumbnails = Thumbnails(settings.thumbnail_cache_bytes, picture)
             tasks: list[asyncio.Task[None]] = []
             if searcher is not None:
@@ -101,6 +103,15 @@ def _assemble(
         search_gate=SearchGate(settings.num_search_threads, settings.max_waiting_searches),
         thumbnails=thumbnails,
     )
+
+
+@contextlib.contextmanager
+def _picture_pool(settings: ServiceSettings) -> Iterator[TakePicture]:
+    """Takes pictures in a decoding process of the server's own: the worker's may be busy for minutes."""
+    from indexer.decode_pool import DecodePool
+
+    with DecodePool(1, min(PICTURE_TIMEOUT_SECONDS, settings.decode_timeout_seconds)) as pool:
+        yield lambda path, time_seconds, width: pool.submit_picture(path, time_seconds, width).result()
 
 
 async def _load(

@@ -98,7 +98,7 @@ def worker(
     device: DeviceOption = None,
     decode_timeout: DecodeTimeoutOption = None,
     grace: GraceOption = None,
-    stop_with_parent: Annotated[bool, typer.Option("--stop-with-parent", hidden=True)] = False,
+    parent: Annotated[int | None, typer.Option("--parent", hidden=True)] = None,
 ) -> None:
     """Read uploaded videos into the index: decode, encode, store. `serve` starts one itself."""
     environment = _read_environment(
@@ -112,9 +112,7 @@ def worker(
     from service.settings import WorkerSettings
     from service.worker import run_worker
 
-    settings = WorkerSettings.from_environment(
-        environment, index_directory, stop_with_parent=stop_with_parent
-    )
+    settings = WorkerSettings.from_environment(environment, index_directory, parent_pid=parent)
     raise typer.Exit(run_worker(settings))
 
 

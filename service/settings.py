@@ -96,7 +96,7 @@ class WorkerSettings:
 
     poll_seconds: pause between two looks at an empty queue.
     lease_seconds: a job whose worker is silent for so long goes to another.
-    stop_with_parent: end when the process that started this one is gone.
+    parent_pid: end when the process that started this one is no longer this one; None: run on.
     """
 
     index_directory: Path
@@ -106,16 +106,14 @@ class WorkerSettings:
     worker_grace_seconds: float = 20.0
     poll_seconds: float = 0.2
     lease_seconds: float = 60.0
-    stop_with_parent: bool = False
+    parent_pid: int | None = None
 
     @classmethod
     def from_environment(
-        cls, environment: Environment, index_directory: Path, *, stop_with_parent: bool = False
+        cls, environment: Environment, index_directory: Path, *, parent_pid: int | None = None
     ) -> Self:
         """The part of `environment` that concerns a worker."""
-        return cls(
-            index_directory, environment.model, **_shared(cls, environment), stop_with_parent=stop_with_parent
-        )
+        return cls(index_directory, environment.model, **_shared(cls, environment), parent_pid=parent_pid)
 
 
 def _shared(cls: type[Any], environment: Environment) -> dict[str, Any]:

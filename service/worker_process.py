@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 import time
@@ -27,7 +28,7 @@ def worker_command(settings: ServiceSettings) -> list[str]:
         command += ["--model", settings.model_spec]
     command += ["--device", settings.device]
     command += ["--decode-timeout", str(settings.decode_timeout_seconds)]
-    command += ["--grace", str(settings.worker_grace_seconds), "--stop-with-parent"]
+    command += ["--grace", str(settings.worker_grace_seconds), "--parent", str(os.getpid())]
     return command
 
 

@@ -46,7 +46,7 @@ def test_defaults_of_the_dataclasses_are_those_of_the_environment() -> None:
     for settings in (ServiceSettings, WorkerSettings):
         made = settings.from_environment(Environment.read(), Path("x"))
         assert made == settings(Path("x"))
-        own = {"index_directory", "model_spec", "poll_seconds", "lease_seconds", "stop_with_parent"}
+        own = {"index_directory", "model_spec", "poll_seconds", "lease_seconds", "parent_pid"}
         assert {field.name for field in fields(settings)} - own <= set(Environment.model_fields)
 
 

@@ -1,0 +1,224 @@
+"""The worker: takes jobs, reads their videos, stores them, says how it went. A process of its own.
+
+A file that hangs or kills its decoder costs a decoding process, never the worker; a worker that dies costs
+its lease, and the job goes to the next one.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+from typing import Any
+
+from indexer.catalog import Catalog
+from indexer.errors import DuplicateIdError, JobNotFoundError, LeaseLostError, MediaError
+from indexer.job_queue import Job, JobQueue
+from service.media_store import MediaStore
+from service.settings import WorkerSettings
+
+logger = logging.getLogger("xclip_search.worker")
+
+LOOK_SECONDS = 0.1
+"""Pause between two looks at a reading under way: whether it has ended, whether to stop, whether to renew."""
+
+JOBS_KEPT_SECONDS = 30 * 24 * 3600.0
+"""Ended jobs are forgotten after thirty days, so that the catalog does not grow without bound."""
+
+INTERNAL_REASON = "something went wrong inside while the video was read; the server's log says what"
+NO_ROOM_REASON = "the server has no room left to store the video"
+ID_TAKEN_REASON = "another video has the id that was asked for"
+
+ReadVideo = Callable[[Path], Mapping[str, Any]]
+"""From a file to the fields of `Catalog.add_video`: content_sha256, segments, duration_seconds and so on.
+Blocks; raises MediaError."""
+
+
+class Worker:
+    """Processes the jobs of one index, one at a time, until told to stop."""
+
+    def __init__(
+        self, settings: WorkerSettings, catalog: Catalog, media_store: MediaStore, read_video: ReadVideo
+    ) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._queue = JobQueue(catalog)
+        self._store = media_store
+        self._read_video = read_video
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def run(self, stop: threading.Event) -> None:
+        """Take jobs until `stop` is set or the parent is gone; a job under way gets the grace period."""
+        self._queue.forget_ended(time.time() - JOBS_KEPT_SECONDS)
+        with ThreadPoolExecutor(1, "read") as executor:
+            while not self._must_stop(stop):
+                job = self._queue.lease(self._name, self._settings.lease_seconds)
+                if job is None:
+                    stop.wait(self._settings.poll_seconds)
+                else:
+                    self._process(job, executor, stop)
+
+    def _must_stop(self, stop: threading.Event) -> bool:
+        parent = self._settings.parent_pid
+        if parent is not None and os.getppid() != parent:
+            logger.warning("the server is gone; ending")
+            stop.set()
+        return stop.is_set()
+
+    def _process(self, job: Job, executor: ThreadPoolExecutor, stop: threading.Event) -> None:
+        started = time.monotonic()
+        if self._finish_known(job):
+            return
+        reading = executor.submit(self._read_video, self._source(job))
+        try:
+            if not self._wait(job, reading, stop):
+                logger.info("stopping: job %s goes back to the queue", job.id)
+                self._queue.release(job.id, attempt=job.attempts)
+                return
+            video_id = self._store_video(job, reading.result())
+        except (LeaseLostError, JobNotFoundError):
+            logger.warning("job %s was cancelled, or taken over by another worker", job.id)
+            self._discard_if_ended(job)
+        except MediaError as error:
+            self._fail(job, error.reason)
+        except DuplicateIdError:
+            self._fail(job, ID_TAKEN_REASON)
+        except OSError as error:
+            no_room = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            logger.error("job %s failed", job.id, exc_info=error)
+            self._fail(job, NO_ROOM_REASON if no_room else INTERNAL_REASON)
+        except Exception as error:
+            logger.error("job %s failed", job.id, exc_info=error)
+            self._fail(job, INTERNAL_REASON)
+        else:
+            seconds = time.monotonic() - started
+            logger.info("job %s done in %.2f s: video %s", job.id, seconds, video_id)
+
+    def _finish_known(self, job: Job) -> bool:
+        """Whether the same bytes came in since the job was made; the job is done with them then."""
+        known = job.content_sha256 and self._catalog.find_by_sha256(job.content_sha256)
+        if not known:
+            return False
+        try:
+            self._queue.finish(job.id, known.id, attempt=job.attempts)
+        except (LeaseLostError, JobNotFoundError):
+            self._discard_if_ended(job)
+        else:
+            self._discard(job)
+        return True
+
+    def _wait(self, job: Job, reading: Future[Any], stop: threading.Event) -> bool:
+        """Until the reading has ended: true. False where the worker must stop first. Keeps the lease.
+
+        Raises LeaseLostError.
+        """
+        renew_at = time.monotonic() + self._settings.lease_seconds / 3
+        stop_at: float | None = None
+        while True:
+            try:
+                reading.exception(LOOK_SECONDS)
+                return True
+            except FutureTimeoutError:
+                pass
+            now = time.monotonic()
+            if now >= renew_at:
+                self._queue.heartbeat(job.id, self._settings.lease_seconds, attempt=job.attempts)
+                renew_at = now + self._settings.lease_seconds / 3
+            if self._must_stop(stop):
+                stop_at = stop_at or now + self._settings.worker_grace_seconds
+                if now >= stop_at:
+                    return False
+
+    def _source(self, job: Job) -> Path:
+        """The file of a job. A worker that died at the worst moment has moved an upload already."""
+        source = Path(job.source_path)
+        if job.delete_source and not source.exists():
+            return self._store.kept(job.video_id) or source
+        return source
+
+    def _store_video(self, job: Job, fields: Mapping[str, Any]) -> str:
+        """Put the video into the catalog and its file where accepted uploads lie; the job is done with it."""
+        known = self._catalog.find_by_sha256(fields["content_sha256"])
+        if known is not None:
+            self._queue.finish(job.id, known.id, attempt=job.attempts)
+            self._discard(job)
+            return known.id
+        source = self._source(job)
+        # The file first: were the record first, a crash in between would leave a video without a file.
+        kept = self._store.keep(source, job.video_id) if job.delete_source else None
+        try:
+            outcome = self._catalog.add_video(
+                id=job.video_id,
+                uri=job.uri,
+                title=job.title,
+                metadata=job.metadata,
+                finish_job=job.id,
+                **fields,
+            )
+        except BaseException:
+            if kept is not None:
+                kept.rename(job.source_path)
+            raise
+        if kept is not None and not outcome.created:
+            kept.unlink(missing_ok=True)
+        return outcome.video_id
+
+    def _fail(self, job: Job, reason: str) -> None:
+        logger.info("job %s failed: %s", job.id, reason)
+        try:
+            self._queue.fail(job.id, reason, attempt=job.attempts)
+        except (LeaseLostError, JobNotFoundError):
+            self._discard_if_ended(job)
+            return
+        self._discard(job)
+
+    def _discard_if_ended(self, job: Job) -> None:
+        """Delete the upload of a job that was cancelled; not of one that another worker has now."""
+        try:
+            if self._queue.get(job.id).ended:
+                self._discard(job)
+        except JobNotFoundError:
+            self._discard(job)
+
+    def _discard(self, job: Job) -> None:
+        if job.delete_source:
+            Path(job.source_path).unlink(missing_ok=True)
+
+
+def run_worker(settings: WorkerSettings) -> int:
+    """Work until a signal; returns the exit status: 0, or 1 where model or index cannot be loaded."""
+    from indexer.errors import IndexerError
+    from model.errors import ModelError
+    from service.loading import load_model
+    from service.server import start_logging
+    from service.video_reading import VideoReader
+
+    start_logging()
+    # Searches go first where both share a machine.
+    os.nice(5)
+    try:
+        model = load_model(settings.index_directory, settings.model_spec, settings.device)
+    except (IndexerError, ModelError) as error:
+        logger.error("cannot work: %s", error)
+        return 1
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    store = MediaStore(settings.index_directory)
+    store.prepare()
+    with (
+        Catalog.open(settings.index_directory) as catalog,
+        VideoReader(model, catalog.sampling_json, settings.decode_timeout_seconds) as reader,
+    ):
+        logger.info("ready for jobs")
+        Worker(settings, catalog, store, reader.read).run(stop)
+    logger.info("ended")
+    return 0

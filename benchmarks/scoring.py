@@ -54,7 +54,9 @@ def main() -> None:
     print("| similarities held at once | median microseconds a pair |\n| ---: | ---: |")
     for block, values in seconds.items():
         print(f"| {block} | {statistics.median(values) / NUM_VIDEOS * 1e6:.1f} |")
-    print(f"| the word-by-frame product alone | {statistics.median(product_seconds) / NUM_VIDEOS * 1e6:.1f} |")
+    print(
+        f"| the word-by-frame product alone | {statistics.median(product_seconds) / NUM_VIDEOS * 1e6:.1f} |"
+    )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,10 @@ def main() -> None:
                 model.clip.visual(pixels).float().sum().backward()
             if round_number:  # the first warms up
                 seconds[name].append(time.perf_counter() - started)
-    print(f"{torch.get_num_threads()} threads, {NUM_FRAMES} frames of {recipe.image_size} pixels, forward and backward")
+    print(
+        f"{torch.get_num_threads()} threads, {NUM_FRAMES} frames of {recipe.image_size} pixels, "
+        "forward and backward"
+    )
     print("| case | median seconds | frames/s |\n| --- | ---: | ---: |")
     for name, values in seconds.items():
         median = statistics.median(values)

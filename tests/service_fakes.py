@@ -43,10 +43,9 @@ def make_catalog(directory: Path) -> Catalog:
     )
 
 
-def add_video(catalog: Catalog, id: str, content: bytes | None = None, **fields: Any) -> str:
-    """Put a video of ten seconds into the catalog; `content` stands for its file's bytes."""
-    content = id.encode() if content is None else content
-    segment = SegmentRecord(
+def segment() -> SegmentRecord:
+    """Ten seconds with two frames."""
+    return SegmentRecord(
         0.0,
         10.0,
         np.eye(1, EMBEDDING_DIM, dtype=np.float32)[0],
@@ -54,11 +53,16 @@ def add_video(catalog: Catalog, id: str, content: bytes | None = None, **fields:
         NUM_FRAMES,
         np.array([0.0, 5.0]),
     )
+
+
+def add_video(catalog: Catalog, id: str, content: bytes | None = None, **fields: Any) -> str:
+    """Put a video of ten seconds into the catalog; `content` stands for its file's bytes."""
+    content = id.encode() if content is None else content
     values: dict[str, Any] = {"title": f"title of {id}", "size_bytes": len(content), **fields}
     return catalog.add_video(
         id=id,
         content_sha256=hashlib.sha256(content).hexdigest(),
-        segments=[segment],
+        segments=[segment()],
         duration_seconds=10.0,
         width=64,
         height=48,

@@ -1,0 +1,189 @@
+"""What runs in a child of the decode pool: one file at a time, inside limits that the kernel enforces.
+
+Imports neither torch nor anything that opens a network connection. Run by `indexer.decode_pool` as a fresh
+interpreter, so nothing of the parent's memory is in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import resource
+import signal
+import socket
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import av.error
+import numpy as np
+from PIL import Image
+
+from indexer.decode_messages import (
+    DecodedSegment,
+    DecodedVideo,
+    DecodeRequest,
+    decoded_to_message,
+    error_to_message,
+    receive_message,
+    send_message,
+)
+from indexer.errors import DecoderDiedError, MediaError, MediaLimitError, UnsupportedMediaError
+from indexer.frame_reader import VideoFile
+from indexer.media import MediaLimits, check_file
+from indexer.sampling import PlannedSegment, plan_segments
+from model.preprocessing import resize_and_crop
+
+_GRACE_SECONDS = 10.0
+"""The kernel ends a child that is so late that the parent must be gone, or would have ended it."""
+
+_JPEG_QUALITY = 85
+_TOO_MUCH_MEMORY = "decoding needs more memory than allowed"
+
+
+class _ContentKnownError(Exception):
+    """The parent has this content already."""
+
+
+class _ParentGoneError(Exception):
+    """Nobody listens any more."""
+
+
+def serve(descriptor: int) -> None:
+    """Answer requests from the socket `descriptor` until the parent closes it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent decides when to stop.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    with socket.socket(fileno=descriptor) as connection:
+        try:
+            settings, _ = receive_message(connection, 0)
+            _limit_resources(int(settings["memory_limit_bytes"]))
+            limits = MediaLimits(**settings["limits"])
+            send_message(connection, {"kind": "ready"})
+            while True:
+                header, _ = receive_message(connection, 0)
+                # A decoder that hangs may hold the interpreter lock: only the kernel's own timer is sure.
+                signal.setitimer(signal.ITIMER_REAL, float(header["timeout_seconds"]) + _GRACE_SECONDS)
+                answer, payload = _answer(connection, header, limits)
+                send_message(connection, answer, payload)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except (EOFError, OSError, _ParentGoneError):
+            return
+
+
+def _answer(
+    connection: socket.socket, header: dict[str, Any], limits: MediaLimits
+) -> tuple[dict[str, Any], list[memoryview]]:
+    try:
+        if header["kind"] == "picture":
+            picture = _take_picture(header, limits)
+            return {"kind": "picture"}, [memoryview(picture)]
+        request = DecodeRequest.from_dict(header["request"])
+        return decoded_to_message(_decode(connection, request, limits))
+    except _ContentKnownError:
+        return {"kind": "known"}, []
+    except MediaError as error:
+        return error_to_message(error), []
+    except MemoryError:
+        return error_to_message(MediaLimitError(_TOO_MUCH_MEMORY)), []
+    except (av.error.FFmpegError, OSError) as error:  # The first are OSErrors or EOFErrors at times.
+        if error.errno in (errno.ENOMEM, errno.EAGAIN):  # No memory for a thread's stack is EAGAIN.
+            return error_to_message(MediaLimitError(_TOO_MUCH_MEMORY)), []
+        return error_to_message(MediaError(f"the file cannot be read ({error.strerror})")), []
+    except _ParentGoneError:
+        raise
+    except Exception:
+        return error_to_message(DecoderDiedError("the decoder failed"), traceback.format_exc()), []
+
+
+def _decode(connection: socket.socket, request: DecodeRequest, limits: MediaLimits) -> DecodedVideo:
+    started = time.perf_counter()
+    path = Path(request.path)
+    _, before = check_file(path, limits)  # Refuses what is none of ours before reading all of it.
+    with path.open("rb") as stream:
+        content_sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        send_message(connection, {"kind": "hash", "content_sha256": content_sha256})
+        reply, _ = receive_message(connection, 0)
+    except (EOFError, OSError):
+        raise _ParentGoneError from None
+    if reply["kind"] != "go":
+        raise _ContentKnownError
+    file = VideoFile(path, limits)
+    planned = _plan(file, request)
+    chosen = planned[request.first_segment : request.first_segment + request.max_segments]
+    segments, exact_share = _read_segments(file, chosen, request)
+    after = path.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise MediaError("the file changed while it was read")
+    fraction_read = file.timeline.fraction_present * exact_share
+    return DecodedVideo(
+        info=file.info,
+        content_sha256=content_sha256,
+        segments=segments,
+        partial=fraction_read < 1,
+        fraction_read=fraction_read,
+        first_segment=request.first_segment,
+        num_segments=len(planned),
+        decode_seconds=time.perf_counter() - started,
+    )
+
+
+def _plan(file: VideoFile, request: DecodeRequest) -> list[PlannedSegment]:
+    timeline = file.timeline
+    try:
+        planned = plan_segments(timeline.times, timeline.end_seconds, timeline.frame_rate, request.sampling)
+    except ValueError as error:
+        raise UnsupportedMediaError(str(error)) from None
+    if request.first_segment >= len(planned):
+        raise MediaError("the file changed while it was read")
+    return planned
+
+
+def _read_segments(
+    file: VideoFile, planned: list[PlannedSegment], request: DecodeRequest
+) -> tuple[list[DecodedSegment], float]:
+    """The segments, and the share of their frames that are whole and the wanted ones."""
+    times = [time_seconds for segment in planned for time_seconds in segment.times_seconds]
+    frames = file.frames_at(times, request.backend if request.trusted else "pyav")
+    segments, num_exact, last = [], 0, None
+    for segment in planned:
+        pixels, starts = [], []
+        for _ in segment.times_seconds:
+            frame = next(frames)
+            # Of a picture that stands still for seconds, one cutting serves all its times.
+            if last is None or frame is not last:
+                square = resize_and_crop(frame.rgb, request.image_size)
+            last = frame
+            pixels.append(square)
+            starts.append(frame.time_seconds)
+            num_exact += frame.exact
+        segments.append(
+            DecodedSegment(segment.start_seconds, segment.end_seconds, np.stack(pixels), np.array(starts))
+        )
+    return segments, num_exact / len(times)
+
+
+def _take_picture(header: dict[str, Any], limits: MediaLimits) -> bytes:
+    file = VideoFile(Path(header["path"]), limits)
+    frame = next(file.frames_at([float(header["time_seconds"])]))
+    picture = Image.fromarray(frame.rgb)
+    width = int(header["max_width"])
+    if picture.width > width:
+        height = max(1, round(picture.height * width / picture.width))
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _limit_resources(memory_limit_bytes: int) -> None:
+    """No core dumps, no writing of files, and only so much memory beyond what is in use now."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    with contextlib.suppress(OSError, ValueError):  # Only Linux tells what is in use, and keeps to the limit.
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + memory_limit_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

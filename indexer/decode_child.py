@@ -102,15 +102,7 @@ def _decode(connection: socket.socket, request: DecodeRequest, limits: MediaLimi
     started = time.perf_counter()
     path = Path(request.path)
     _, before = check_file(path, limits)  # Refuses what is none of ours before reading all of it.
-    with path.open("rb") as stream:
-        content_sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    try:
-        send_message(connection, {"kind": "hash", "content_sha256": content_sha256})
-        reply, _ = receive_message(connection, 0)
-    except (EOFError, OSError):
-        raise _ParentGoneError from None
-    if reply["kind"] != "go":
-        raise _ContentKnownError
+    content_sha256 = request.content_sha256 or _hash_unless_known(connection, path)
     file = VideoFile(path, limits)
     planned = _plan(file, request)
     chosen = planned[request.first_segment : request.first_segment + request.max_segments]
@@ -129,6 +121,20 @@ def _decode(connection: socket.socket, request: DecodeRequest, limits: MediaLimi
         num_segments=len(planned),
         decode_seconds=time.perf_counter() - started,
     )
+
+
+def _hash_unless_known(connection: socket.socket, path: Path) -> str:
+    """sha256 of the file, shown to the parent, who may have had enough with it."""
+    with path.open("rb") as stream:
+        content_sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        send_message(connection, {"kind": "hash", "content_sha256": content_sha256})
+        reply, _ = receive_message(connection, 0)
+    except (EOFError, OSError):
+        raise _ParentGoneError from None
+    if reply["kind"] != "go":
+        raise _ContentKnownError
+    return content_sha256
 
 
 def _plan(file: VideoFile, request: DecodeRequest) -> list[PlannedSegment]:

@@ -38,6 +38,7 @@ class DecodeRequest:
     trusted: whether the operator vouches for the file, so that decord may read it.
     backend: for trusted files, see `indexer.frame_reader.VideoFile.frames_at`; the rest is read by PyAV.
     first_segment, max_segments: which of the video's segments, so that a long film's answer stays small.
+    content_sha256: of the file, where an earlier answer told it; then it is not read once more for that.
     """
 
     path: str
@@ -47,6 +48,7 @@ class DecodeRequest:
     backend: Backend = "auto"
     first_segment: int = 0
     max_segments: int = MAX_SEGMENTS_PER_ANSWER
+    content_sha256: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_segments <= MAX_SEGMENTS_PER_ANSWER or self.first_segment < 0:

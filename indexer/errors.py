@@ -7,6 +7,7 @@ IndexerError
 ├── IndexVersionError          an index of a format that this version does not read
 ├── FingerprintMismatchError   the index was made by another model or sampling
 ├── InvalidRecordError         a video or job record that cannot be stored
+├── ManifestError              a list of videos to index that cannot be understood
 ├── InvalidQueryError          a search that asks for something outside its ranges
 ├── VideoNotFoundError         no video of this id
 ├── DuplicateIdError           the id is taken by another video
@@ -66,6 +67,10 @@ class FingerprintMismatchError(IndexerError):
 class InvalidRecordError(IndexerError, ValueError):
     """A video or job record that cannot be stored: a bad id, a feature of the wrong shape, a value out of
     range."""
+
+
+class ManifestError(IndexerError, ValueError):
+    """A list of videos to index that cannot be understood; the message names the line."""
 
 
 class InvalidQueryError(IndexerError, ValueError):

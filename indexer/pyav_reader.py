@@ -131,7 +131,7 @@ class _Wanted:
         index, ticks = self.index, self.timeline.ticks
         self.next += 1
         position = int(np.clip(np.searchsorted(ticks, tick, side="right") - 1, 0, len(ticks) - 1))
-        exact = tick == ticks[index] and not frame.is_corrupt
+        exact = tick == int(ticks[index]) and not frame.is_corrupt
         return DecodedFrame(index, float(self.timeline.times[position]), upright(frame), exact)
 
 

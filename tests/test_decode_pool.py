@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -65,7 +66,10 @@ def test_a_long_video_comes_in_several_answers(pool: DecodePool, tmp_path: Path)
     path = write_numbered_video(tmp_path / "a.mp4", 200, rate=1, keyframe_interval=10)
     sampling = Sampling(3, max_segment_seconds=10)
     first = pool.submit(_request(path, sampling=sampling)).result()
-    second = pool.submit(_request(path, sampling=sampling, first_segment=16)).result()
+    second = pool.submit(
+        _request(path, sampling=sampling, first_segment=16, content_sha256=first.content_sha256)
+    ).result()
+    assert first.content_sha256 == second.content_sha256
     assert first.num_segments == second.num_segments == 20
     assert (len(first.segments), len(second.segments)) == (MAX_SEGMENTS_PER_ANSWER, 4)
     starts = [segment.start_seconds for segment in first.segments + second.segments]
@@ -124,6 +128,19 @@ def test_a_damaged_file_is_partial(pool: DecodePool, tmp_path: Path) -> None:
     video = pool.submit(_request(path)).result()
     assert video.partial
     assert 0.2 < video.fraction_read < 0.8
+
+
+def test_a_video_of_which_a_wanted_frame_is_damaged_is_partial(pool: DecodePool, tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "a.mp4", 120, keyframe_interval=30)
+    with av.open(str(path)) as container:
+        key = [packet for packet in container.demux(video=0) if packet.is_keyframe][2]
+        start, size = key.pos, key.size
+    content = bytearray(path.read_bytes())
+    content[start : start + size] = bytes(size)
+    path.write_bytes(content)
+    for trusted in (True, False):
+        video = pool.submit(_request(path, trusted=trusted)).result()
+        assert (video.partial, video.fraction_read) == (True, 0.75)
 
 
 def test_limits_hold_in_children(tmp_path: Path) -> None:

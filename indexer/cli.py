@@ -1,0 +1,373 @@
+"""`xclip-search index`, `search` and `info`. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from indexer.catalog import Catalog
+    from indexer.manifest import VideoSource
+    from indexer.pipeline import IndexEvent, IndexReport
+    from indexer.sampling import Sampling
+    from indexer.search_types import SearchAnswer
+    from model import XClip
+
+app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+
+DAMAGED, WRONG_USE, SOME_FAILED, INTERRUPTED = 1, 2, 3, 130
+"""Exit statuses; 0 where all is well."""
+
+IndexOption = Annotated[Path, typer.Option("--index", "-i", help="The index directory.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="demo, a directory, an official checkpoint file, openclip:ARCHITECTURE/PRETRAINED"
+        " or hf-hub:OWNER/NAME.",
+        show_default="the model that made the index",
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class BackendName(StrEnum):
+    """How trusted files are read."""
+
+    auto = "auto"
+    pyav = "pyav"
+    decord = "decord"
+
+
+class ModeName(StrEnum):
+    """How videos are found."""
+
+    rerank = "rerank"
+    coarse = "coarse"
+    exhaustive = "exhaustive"
+
+
+@app.command()
+def index(
+    index: IndexOption,
+    paths: Annotated[list[Path] | None, typer.Argument(help="Video files, and folders of them.")] = None,
+    model: ModelOption = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="JSONL or CSV that lists videos: path, id, title, metadata.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that decode.", show_default="by the number of processors"),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Segments encoded at once.", show_default="8, on a GPU 32"),
+    ] = None,
+    device: DeviceOption = "auto",
+    frames_per_second: Annotated[
+        float | None,
+        typer.Option(help="Frames looked at per second.", show_default="the index's own, or 1"),
+    ] = None,
+    max_segment_seconds: Annotated[
+        float | None,
+        typer.Option(help="Cut longer videos; 0: never.", show_default="the index's own, or 60"),
+    ] = None,
+    backend: Annotated[
+        BackendName, typer.Option(help="Reader of files; auto: decord or PyAV, whichever is better.")
+    ] = BackendName.auto,
+    decode_timeout_seconds: Annotated[
+        float, typer.Option(min=1, help="The longest that decoding one file may take.")
+    ] = 300.0,
+) -> None:
+    """Add videos to an index, which is made where there is none.
+
+    What is in it already is skipped by content, so the same command again goes on after an interruption.
+    Exit status: 0 all in, 3 some files failed (they are listed), 2 wrong use.
+    """
+    with _wrong_use_explained():
+        sources = _find_sources(paths or [], manifest)
+        if report is not None and not report.absolute().parent.is_dir():
+            _stop(f"there is no folder for the report {report}")
+        loaded, catalog, sampling = _open_for_writing(
+            index, model, device, frames_per_second, max_segment_seconds
+        )
+    from indexer.pipeline import IndexingPipeline
+
+    with catalog:
+        pipeline = IndexingPipeline(
+            catalog,
+            loaded,
+            sampling,
+            num_workers=workers,
+            batch_size=batch_size,
+            decode_timeout_seconds=decode_timeout_seconds,
+            backend=backend.value,
+        )
+        try:
+            with _progress(len(sources)) as on_event:
+                done = pipeline.run(sources, on_event)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; what is in stays in, and the same command goes on from there", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        _save_coarse_index(catalog)
+    if report is not None:
+        report.write_text(json.dumps(done.to_dict(), indent=2) + "\n", encoding="utf-8")
+    _print_report(done)
+    if done.num_failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(help="What to look for.")],
+    index: IndexOption,
+    limit: Annotated[int, typer.Option("--limit", "-k", help="Number of videos.")] = 10,
+    mode: Annotated[
+        ModeName, typer.Option(help="All scores on candidates, one score on all, or all scores on all.")
+    ] = ModeName.rerank,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Search an index without a server."""
+    with _wrong_use_explained():
+        from indexer.search_types import SearchQuery
+
+        query = SearchQuery(text, limit=limit, mode=mode.value)
+        from indexer.catalog import Catalog
+
+        with Catalog.open(index) as catalog:
+            spec = model or catalog.model_spec
+        from indexer.searcher import Searcher
+        from model import XClip
+
+        with Searcher(index, XClip.load(spec, device)) as searcher:
+            answer = searcher.search(query)
+    if as_json:
+        typer.echo(json.dumps(_answer_to_dict(answer), indent=2, ensure_ascii=False))
+    else:
+        _print_answer(answer)
+
+
+@app.command()
+def info(index: IndexOption, as_json: JsonOption = False) -> None:
+    """Print what an index holds."""
+    with _wrong_use_explained():
+        from indexer.catalog import Catalog
+
+        with Catalog.open(index) as catalog:
+            num_videos, num_segments = catalog.totals()
+            facts: dict[str, Any] = {
+                "num_videos": num_videos,
+                "num_segments": num_segments,
+                "sequence": catalog.sequence,
+                "model_spec": catalog.model_spec,
+                "sampling": json.loads(catalog.sampling_json),
+                "embedding_dim": catalog.embedding_dim,
+                "num_frames": catalog.num_frames,
+                "fingerprint": catalog.fingerprint,
+                "created_at": catalog.created_at,
+                "catalog_size_bytes": catalog.size_bytes,
+            }
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    facts["created_at"] = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(facts["created_at"]))
+    facts["sampling"] = ", ".join(f"{name} {value}" for name, value in facts["sampling"].items())
+    for name, value in facts.items():
+        typer.echo(f"{name:20}{value}")
+
+
+def _find_sources(paths: list[Path], manifest: Path | None) -> list[VideoSource]:
+    from indexer.manifest import find_videos, read_manifest
+
+    if not paths and manifest is None:
+        _stop("name files or folders to index, or a --manifest")
+    try:
+        sources = find_videos(paths)
+    except FileNotFoundError as error:
+        _stop(str(error))
+    if paths and not sources:
+        _stop(f"there are no videos in {', '.join(map(str, paths))}")
+    if manifest is not None:
+        sources += read_manifest(manifest)
+    return sources
+
+
+def _open_for_writing(
+    directory: Path,
+    spec: str | None,
+    device: str,
+    frames_per_second: float | None,
+    max_segment_seconds: float | None,
+) -> tuple[XClip, Catalog, Sampling]:
+    """The model, the catalog made for it, and its sampling: the index's own but for the options given."""
+    from dataclasses import replace
+
+    from indexer.catalog import Catalog
+    from indexer.errors import IndexNotFoundError
+    from indexer.sampling import Sampling
+
+    sampling: Sampling | None = None
+    try:
+        with Catalog.open(directory) as existing:
+            spec = spec or existing.model_spec
+            sampling = Sampling.from_json(existing.sampling_json)
+    except IndexNotFoundError:
+        if directory.exists() and not directory.is_dir():
+            _stop(f"{directory} is not a folder")
+        if spec is None:
+            _stop(f"there is no index in {directory} yet: say with --model for which model to make it")
+    from indexer.fingerprint import index_fingerprint
+    from model import XClip
+
+    loaded = XClip.load(spec, device)
+    chosen: dict[str, Any] = {
+        name: value
+        for name, value in (
+            ("frames_per_second", frames_per_second),
+            ("max_segment_seconds", max_segment_seconds),
+        )
+        if value is not None
+    }
+    sampling = replace(sampling or Sampling(loaded.num_frames), **chosen)
+    catalog = Catalog.open_or_create(
+        directory,
+        fingerprint=index_fingerprint(loaded, sampling),
+        # Loaded again from any folder, so a path is stored whole.
+        model_spec=str(Path(spec).expanduser().resolve()) if _is_path(spec) else spec,
+        embedding_dim=loaded.embedding_dim,
+        num_frames=loaded.num_frames,
+        sampling_json=sampling.to_json(),
+    )
+    return loaded, catalog, sampling
+
+
+def _is_path(spec: str) -> bool:
+    is_named = spec == "demo" or spec.startswith(("openclip:", "hf-hub:"))
+    return not is_named and Path(spec).expanduser().exists()
+
+
+def _save_coarse_index(catalog: Catalog) -> None:
+    """So that the next search or server starts at once. It makes its own where this fails."""
+    from contextlib import suppress
+
+    from indexer.coarse_index import CoarseIndex
+
+    with suppress(OSError):
+        coarse = CoarseIndex.open(catalog)
+        coarse.compact()
+        coarse.save()
+
+
+@contextmanager
+def _wrong_use_explained() -> Iterator[None]:
+    """Errors that a person can do something about, as one line and an exit status."""
+    from indexer.errors import IndexDamagedError, IndexerError
+    from model.errors import ModelError
+
+    try:
+        yield
+    except IndexDamagedError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(DAMAGED) from None
+    except (IndexerError, ModelError, ValueError) as error:
+        _stop(str(error))
+    except PermissionError as error:
+        _stop(f"{error.filename}: {error.strerror}")
+
+
+def _stop(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(WRONG_USE)
+
+
+@contextmanager
+def _progress(num_sources: int) -> Iterator[Any]:
+    """A bar on the terminal with videos/s, failures and time left. Gives the callback that moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    started = time.monotonic()
+    counts = {"added": 0, "skipped": 0, "failed": 0}
+    columns = (
+        TextColumn("indexing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.1f} videos/s"),
+        TextColumn("{task.fields[failed]} failed"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("indexing", total=num_sources, rate=0.0, failed=0)
+
+        def on_event(event: IndexEvent) -> None:
+            counts[event.outcome] += 1
+            rate = sum(counts.values()) / max(1e-6, time.monotonic() - started)
+            bar.update(task, advance=1, rate=rate, failed=counts["failed"])
+
+        yield on_event
+
+
+def _print_report(done: IndexReport) -> None:
+    typer.echo(
+        f"{done.num_added} added ({done.num_segments} segments), {done.num_skipped} were in already,"
+        f" {done.num_failed} failed; {done.seconds:.1f} s"
+        f" (encoding {done.encode_seconds:.1f} s, decoding {done.decode_seconds:.1f} s in all workers)"
+    )
+    if done.num_partial:
+        typer.echo(f"{done.num_partial} of the added are damaged or cut off and were used as far as they go")
+    for path, reason in done.failures:
+        typer.echo(f"failed: {path}: {reason}", err=True)
+
+
+def _answer_to_dict(answer: SearchAnswer) -> dict[str, Any]:
+    values = asdict(answer)
+    for result in values["results"]:
+        del result["explanation"]
+    return values
+
+
+def _print_answer(answer: SearchAnswer) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for warning in answer.warnings:
+        typer.echo(f"note: {warning}", err=True)
+    if not answer.results:
+        typer.echo("nothing found" if answer.num_videos else "the index is empty")
+        return
+    table = Table(box=None, pad_edge=False, title_justify="left")
+    for name, side in (("#", "right"), ("title", "left"), ("score", "right")):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for name in answer.results[0].scores:
+        table.add_column(name.replace("_", "-"), justify="right")
+    table.add_column("moments", justify="left")
+    table.add_column("uri", justify="left", overflow="fold")
+    for result in answer.results:
+        scores = [f"{score:.2f}" if score is not None else "-" for score in result.scores.values()]
+        moments = " ".join(_clock(moment.time_seconds) for moment in result.moments)
+        title = result.title or result.id
+        table.add_row(str(result.rank), title, f"{result.score:.2f}", *scores, moments, result.uri or "")
+    console.print(table)
+    typer.echo(
+        f"{len(answer.results)} of {answer.num_videos} videos in {answer.timings.total_seconds * 1000:.0f} ms"
+    )
+
+
+def _clock(seconds: float) -> str:
+    """`75.3` as `1:15`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,45 @@
+"""From decoded segments to what the catalog stores of them: one batch through the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from indexer.catalog_records import SegmentRecord
+from indexer.decode_messages import DecodedSegment
+
+if TYPE_CHECKING:
+    from model import XClip
+
+
+def encode_segments(model: XClip, segments: Sequence[DecodedSegment]) -> list[SegmentRecord]:
+    """Features of segments, in their order; they may belong to different videos.
+
+    segments: frames uint8 [n, R, R, 3], 1 <= n <= F, of the model's R and F.
+    Video features are stored as float32, frame features as float16, all F of them: padding frames are zeros
+    after normalisation, as in training, and their encoding takes part in the scores of some checkpoints.
+    """
+    num_frames, size = model.num_frames, model.image_size
+    counts = [len(segment.frames) for segment in segments]
+    mask = torch.arange(num_frames) < torch.tensor(counts)[:, None]  # [S, F]
+    with torch.inference_mode():
+        pixels = torch.zeros(len(segments), num_frames, 3, size, size, device=model.device)
+        real = np.concatenate([segment.frames for segment in segments])  # [sum of counts, R, R, 3]
+        pixels[mask.to(model.device)] = model.normalize_pixels(real)
+        features = model.encode_video(pixels, mask)
+        video = features.video.float().cpu().numpy()  # [S, D]
+        frames = features.frames.half().cpu().numpy()  # [S, F, D]
+    return [
+        SegmentRecord(
+            start_seconds=segment.start_seconds,
+            end_seconds=segment.end_seconds,
+            video_feature=video[row],
+            frame_features=frames[row],
+            num_frames=counts[row],
+            frame_times=segment.frame_times,
+        )
+        for row, segment in enumerate(segments)
+    ]

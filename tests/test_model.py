@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from model import CheckpointError, ShapeError, SpecError, TextFeatures, TokenError, VideoFeatures, XClip, XClipConfig
+from model import (
+    CheckpointError,
+    ShapeError,
+    SpecError,
+    TextFeatures,
+    TokenError,
+    VideoFeatures,
+    XClip,
+    XClipConfig,
+)
 from model.preprocessing import resize_and_crop
 from model.scoring import ScoreMatrices, attend, score_features, score_in_blocks
 
@@ -131,7 +140,9 @@ def test_the_total_is_the_mean_of_the_named_scores(names):
     torch.testing.assert_close(scores.total, expected)
 
 
-@pytest.mark.parametrize("names", [("video_sentence", "sentence_frame"), ("frame_word",), ("video_sentence",)])
+@pytest.mark.parametrize(
+    "names", [("video_sentence", "sentence_frame"), ("frame_word",), ("video_sentence",)]
+)
 def test_frame_matches_name_real_frames_only(names):
     model = random_model(4, score_names=names)
     _, mask = random_videos(5)
@@ -160,12 +171,17 @@ def test_attention_with_the_identity_lies_between_the_least_and_the_greatest_rea
 
 def test_a_saved_model_loads_to_the_same_fingerprint_and_scores(model, tmp_path):
     model.save(tmp_path / "saved")
-    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
     loaded = XClip.load(str(tmp_path / "saved"), device="cpu")
     assert loaded.fingerprint == model.fingerprint
     assert loaded.config == model.config
     pixels, mask = random_videos(3)
-    torch.testing.assert_close(loaded.encode_video(pixels, mask).video, model.encode_video(pixels, mask).video)
+    torch.testing.assert_close(
+        loaded.encode_video(pixels, mask).video, model.encode_video(pixels, mask).video
+    )
 
 
 def test_any_change_of_weight_or_config_changes_the_fingerprint(model):
@@ -205,7 +221,10 @@ def test_gradients_flow_in_training_mode_only():
         (lambda tensors: tensors.pop("matrices.word"), "missing tensor matrices.word"),
         (lambda tensors: tensors.update(extra=torch.zeros(1)), "unexpected tensor extra"),
         (lambda tensors: tensors.update({"matrices.word": torch.zeros(3, 3)}), r"matrices.word is \[3, 3\]"),
-        (lambda tensors: tensors["matrices.word"].fill_(float("nan")), "matrices.word holds values that are not"),
+        (
+            lambda tensors: tensors["matrices.word"].fill_(float("nan")),
+            "matrices.word holds values that are not",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_name(model, tmp_path, change, message):
@@ -221,7 +240,7 @@ def test_a_damaged_or_pickled_checkpoint_is_refused_and_never_run(model, tmp_pat
     model.save(tmp_path / "saved")
     weights = tmp_path / "saved" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="cannot|can be read safely"):
+    with pytest.raises(CheckpointError, match="can be read safely"):
         XClip.load(str(tmp_path / "saved"))
 
     class Trap:
@@ -289,7 +308,10 @@ def test_a_small_vocabulary_names_the_words_it_lacks():
     from model.tokenization import Tokenizer, vocabulary_of
 
     tokenizer = Tokenizer(16, vocabulary_of(["a", "red", "car", "spins", ",", "then"]))
-    assert tokenizer.unknown_words("A red car spins, then a CARBOAT explodes; explodes") == ["carboat", "explodes"]
+    assert tokenizer.unknown_words("A red car spins, then a CARBOAT explodes; explodes") == [
+        "carboat",
+        "explodes",
+    ]
     ids = tokenizer(["a red car spins"])[0]
     assert ids.argmax().item() == 5
     assert ids.max().item() == tokenizer.end_id == tokenizer.size - 1

@@ -192,13 +192,15 @@ class Catalog:
         partial: bool = False,
         fraction_read: float = 1.0,
         finish_job: str | None = None,
+        job_attempt: int | None = None,
     ) -> AddOutcome:
         """Store a video, wholly or not at all, and log the change. See `VideoRecord` for the fields.
 
         The same content again changes nothing and answers the id it has (`created` false), whatever `id`
         says.
         id: chosen by the client, or None for a new one.
-        finish_job: a running job that becomes `done` with this video in the same transaction.
+        finish_job: a running job that becomes `done` with this video in the same transaction. job_attempt: the
+            job's `attempts` as it was leased; another worker's attempt is then not finished.
         Raises DuplicateIdError (id taken by other content), InvalidRecordError (something cannot be stored),
         LeaseLostError (the job is not running any more; nothing is added).
         """
@@ -222,7 +224,9 @@ class Catalog:
         with self.connections.transaction() as connection:
             outcome = self._add_or_find(connection, row, segments)
             if finish_job is not None:
-                finish_running_job(connection, finish_job, outcome.video_id, self.clock())
+                finish_running_job(
+                    connection, finish_job, outcome.video_id, self.clock(), attempt=job_attempt
+                )
         return outcome
 
     def _add_or_find(

@@ -331,7 +331,8 @@ def test_reading_in_blocks_is_reading_at_once(catalog, random, block_size):
     "statement",
     [
         "UPDATE segment_frames SET frame_features = substr(frame_features, 3) WHERE segment_id = 2",
-        "UPDATE segment_frames SET frame_features = CAST(frame_features || x'00' AS BLOB)",
+        "UPDATE segment_frames SET frame_features = CAST(frame_features || x'00' AS BLOB)"
+        " WHERE segment_id = 2",
         "UPDATE segment_frames SET frame_features = zeroblob(64) WHERE segment_id = 2",
         "UPDATE segments SET video_feature = zeroblob(32) WHERE id = 2",
         "UPDATE segments SET video_feature = x'' WHERE id = 2",

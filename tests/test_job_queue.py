@@ -146,7 +146,7 @@ def test_a_heartbeat_keeps_the_lease(queue, clock):
     assert queue.requeue_expired() == 0 and queue.get(job.id).attempts == 1
 
 
-def test_a_worker_thought_dead_cannot_touch_what_another_took_over(queue, clock):
+def test_a_worker_thought_dead_cannot_touch_what_another_took_over(queue, catalog, clock, segment):
     job = queue.enqueue("v", "/a")
     first = queue.lease("a", 30.0)
     clock.now += 31.0
@@ -156,10 +156,11 @@ def test_a_worker_thought_dead_cannot_touch_what_another_took_over(queue, clock)
         lambda: queue.finish(job.id, "v", attempt=first.attempts),
         lambda: queue.fail(job.id, "no", attempt=first.attempts),
         lambda: queue.release(job.id, attempt=first.attempts),
+        lambda: add_video(catalog, 1, [segment], finish_job=job.id, job_attempt=first.attempts),
     ):
         with pytest.raises(LeaseLostError, match="taken over"):
             report()
-    assert queue.get(job.id) == second
+    assert queue.get(job.id) == second and catalog.num_videos == 0
     assert queue.finish(job.id, "v", attempt=second.attempts).state == "done"
 
 

@@ -39,4 +39,5 @@ def run_server(settings: ServiceSettings, host: str, port: int) -> int:
 def start_logging() -> None:
     """Log lines of time, level, who and what, to standard error."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "faiss.loader"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -89,7 +89,7 @@ function fillBars(list, scores, ranges) {
 function momentLinks(item, play) {
   const moments = [...(item.moments || [])].sort((a, b) => a.time_seconds - b.time_seconds);
   return moments.map((moment) => {
-    const link = element("a", "", clock(moment.time_seconds));
+    const link = element("a", moment === item.moments[0] ? "best" : "", clock(moment.time_seconds));
     link.href = `${item.media_url}#t=${moment.time_seconds}`;
     link.title = `Play from ${clock(moment.time_seconds)} (match ${moment.score.toFixed(1)})`;
     link.addEventListener("click", (event) => {
@@ -121,7 +121,9 @@ function card(item, ranges) {
   const title = made.querySelector(".title");
   title.textContent = nameOf(item);
   title.title = nameOf(item);
-  if (item.score !== undefined) {
+  if (item.score === undefined) {
+    for (const part of made.querySelectorAll(".score, .bars, .moments")) part.remove();
+  } else {
     made.querySelector(".score").textContent = item.score.toFixed(1);
     fillBars(made.querySelector(".bars"), item.scores, ranges);
     made.querySelector(".moments").replaceChildren(...momentLinks(item, (time) => play(item, time)));
@@ -155,6 +157,8 @@ function play(item, time) {
     video.play().catch(() => {});
   };
   byId("player-moments").replaceChildren(...momentLinks(item, jump));
+  // Where the browser cannot play the file, the picture of the moment is at least there.
+  video.poster = `${item.media_url.replace(/media$/, "thumbnail")}?time_seconds=${time}&width=960`;
   video.src = `${item.media_url}#t=${time}`;
   if (!player.open) player.showModal();
   video.play().catch(() => {});
@@ -163,6 +167,7 @@ function play(item, time) {
 player.addEventListener("close", () => {
   video.pause();
   video.removeAttribute("src");
+  video.removeAttribute("poster");
   video.load();
 });
 player.addEventListener("click", (event) => {

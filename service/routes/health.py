@@ -33,6 +33,9 @@ async def stats(service: Service) -> StatsAnswer:
 def _read_stats(service: ReadyService) -> StatsAnswer:
     catalog = service.catalog
     num_videos, num_segments = catalog.totals()
+    figures = service.searcher.stats()
+    # The spec of a model may be a path, which is nobody's business.
+    known = {"model_spec", *StatsAnswer.model_fields}
     return StatsAnswer(
         num_videos=num_videos,
         num_segments=num_segments,
@@ -42,5 +45,5 @@ def _read_stats(service: ReadyService) -> StatsAnswer:
         num_frames=catalog.num_frames,
         jobs=service.job_queue.counts(),
         num_searches_inside=service.search_gate.num_inside,
-        search=service.searcher.stats(),
+        search={name: value for name, value in figures.items() if name not in known},
     )

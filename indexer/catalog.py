@@ -199,8 +199,8 @@ class Catalog:
         The same content again changes nothing and answers the id it has (`created` false), whatever `id`
         says.
         id: chosen by the client, or None for a new one.
-        finish_job: a running job that becomes `done` with this video in the same transaction. job_attempt: the
-            job's `attempts` as it was leased; another worker's attempt is then not finished.
+        finish_job: a running job that becomes `done` with this video in the same transaction.
+        job_attempt: the job's `attempts` as it was leased; another worker's attempt is then not finished.
         Raises DuplicateIdError (id taken by other content), InvalidRecordError (something cannot be stored),
         LeaseLostError (the job is not running any more; nothing is added).
         """

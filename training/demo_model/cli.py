@@ -53,14 +53,9 @@ def train(
         recipe,
         seed=recipe.seed if seed is None else seed,
         num_groups=recipe.num_groups if groups is None else groups,
-        **{
-            name: replace(stage, num_steps=max(1, round(stage.num_steps * scale)))
-            for name, stage in (
-                ("pictures", recipe.pictures),
-                ("frozen", recipe.frozen),
-                ("whole", recipe.whole),
-            )
-        },
+        pictures=recipe.pictures.scaled(scale),
+        frozen=recipe.frozen.scaled(scale),
+        whole=recipe.whole.scaled(scale),
     )
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from model import XClipConfig
 from model.tokenization import vocabulary_of
@@ -21,6 +21,10 @@ class Stage:
     batch_size: int
     learning_rate: float
     warmup_share: float = 0.05
+
+    def scaled(self, factor: float) -> Stage:
+        """The same stage with `factor` times the steps, at least one."""
+        return replace(self, num_steps=max(1, round(self.num_steps * factor)))
 
 
 @dataclass(frozen=True)

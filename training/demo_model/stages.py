@@ -103,7 +103,7 @@ def cache_frame_features(model: XClip, frames: NDArray[np.uint8]) -> Tensor:
         model.clip.visual(model.normalize_pixels(frames[first : first + 64]).flatten(0, 1))
         for first in range(0, len(frames), 64)
     ]
-    return torch.cat(blocks).unflatten(0, frames.shape[:2])
+    return torch.cat(blocks).reshape(*frames.shape[:2], -1)
 
 
 def total_loss(scores: Scores, ignore: Tensor, single_score_weight: float) -> Tensor:
@@ -195,7 +195,7 @@ class _Optimizer:
 
     def step(self, loss: Tensor) -> None:
         self._adamw.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
         self._adamw.step()
         self._schedule.step()

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-import torch
-
-from indexer.catalog_records import SegmentRecord
-from indexer.decode_pool import DecodedSegment, DecodedVideo, DecodePool, DecodeRequest
+from indexer.decode_pool import DecodedVideo, DecodePool, DecodeRequest
 from indexer.errors import MediaError
 from indexer.sampling import Sampling
+from indexer.segment_encoding import encode_segments
 
 if TYPE_CHECKING:
     from model import XClip
@@ -76,29 +72,3 @@ class VideoReader:
             max_segments=SEGMENTS_AT_ONCE,
         )
         return self._pool.submit(request).result()
-
-
-def encode_segments(model: XClip, segments: Sequence[DecodedSegment]) -> list[SegmentRecord]:
-    """Features of decoded segments, encoded as one batch, in the form that the catalog stores."""
-    num_frames, size = model.num_frames, model.image_size
-    # Padding frames are zeros after the normalisation: that is what the model was trained with.
-    pixels = torch.zeros(len(segments), num_frames, 3, size, size, device=model.device)
-    mask = torch.zeros(len(segments), num_frames, dtype=torch.bool)
-    for number, segment in enumerate(segments):
-        pixels[number, : len(segment.frames)] = model.normalize_pixels(segment.frames)
-        mask[number, : len(segment.frames)] = True
-    with torch.inference_mode():
-        features = model.encode_video(pixels, mask)
-    video = features.video.float().cpu().numpy()
-    frames = features.frames.cpu().numpy().astype(np.float16)
-    return [
-        SegmentRecord(
-            start_seconds=segment.start_seconds,
-            end_seconds=segment.end_seconds,
-            video_feature=video[number],
-            frame_features=frames[number],
-            num_frames=len(segment.frames),
-            frame_times=segment.frame_times,
-        )
-        for number, segment in enumerate(segments)
-    ]

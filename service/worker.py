@@ -161,6 +161,7 @@ class Worker:
                 title=job.title,
                 metadata=job.metadata,
                 finish_job=job.id,
+                job_attempt=job.attempts,
                 **fields,
             )
         except BaseException:

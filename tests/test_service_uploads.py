@@ -201,7 +201,7 @@ def test_a_uri_inside_an_allowed_root_becomes_a_job_that_leaves_the_file_alone(s
     response = service.client.post("/videos", json=body)
     assert response.status_code == 202 and response.json()["video"]["id"] == "mein-clip-é"
     job = service.job_queue.get(response.json()["job"]["id"])
-    assert (job.source_path, job.uri, job.delete_source) == (str(path), str(path), False)
+    assert (job.source_path, job.uri, job.delete_source) == (str(path), path.as_uri(), False)
     assert job.metadata == {"a": {"b": [1]}}
     path.write_bytes(b"other bytes")
     again = service.client.post("/videos", json=body)

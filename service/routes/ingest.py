@@ -136,7 +136,7 @@ def _accept_uri(service: ReadyService, body: AddVideoRequest) -> Job | str:
         str(path),
         title=body.title or path.stem,
         metadata=body.metadata,
-        uri=str(path),
+        uri=path.as_uri(),
         content_sha256=content_sha256,
     )
 

@@ -340,6 +340,7 @@ def _answer_to_dict(answer: SearchAnswer) -> dict[str, Any]:
 
 def _print_answer(answer: SearchAnswer) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -349,17 +350,17 @@ def _print_answer(answer: SearchAnswer) -> None:
         typer.echo("nothing found" if answer.num_videos else "the index is empty")
         return
     table = Table(box=None, pad_edge=False, title_justify="left")
-    for name, side in (("#", "right"), ("title", "left"), ("score", "right")):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("title", overflow="fold")
+    table.add_column("score", justify="right", no_wrap=True)
     for name in answer.results[0].scores:
-        table.add_column(name.replace("_", "-"), justify="right")
-    table.add_column("moments", justify="left")
-    table.add_column("uri", justify="left", overflow="fold")
+        table.add_column(name.replace("_", " "), justify="right", width=len("sentence"))
+    table.add_column("moments", no_wrap=True)
     for result in answer.results:
         scores = [f"{score:.2f}" if score is not None else "-" for score in result.scores.values()]
         moments = " ".join(_clock(moment.time_seconds) for moment in result.moments)
         title = result.title or result.id
-        table.add_row(str(result.rank), title, f"{result.score:.2f}", *scores, moments, result.uri or "")
+        table.add_row(str(result.rank), escape(title), f"{result.score:.2f}", *scores, moments)
     console.print(table)
     typer.echo(
         f"{len(answer.results)} of {answer.num_videos} videos in {answer.timings.total_seconds * 1000:.0f} ms"

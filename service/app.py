@@ -92,7 +92,7 @@ def create_app(
 def _assemble(
     settings: ServiceSettings, searcher: Searcher, job_queue: JobQueue | None, thumbnails: Thumbnails
 ) -> ReadyService:
-    store = MediaStore(settings.index_directory)
+    store = MediaStore(settings.index_directory, settings.allowed_roots)
     store.prepare()
     return ReadyService(
         settings=settings,

@@ -34,6 +34,7 @@ from typing import Any, ClassVar
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from indexer import errors as indexer_errors
@@ -288,6 +289,10 @@ def install_error_handlers(app: FastAPI) -> None:
     async def on_indexer_error(_request: Request, error: Exception) -> Response:
         return from_indexer_error(error).to_response()
 
+    async def on_disconnect(_request: Request, _error: Exception) -> Response:
+        # Nobody is there to read it; but an answer ends the request without an error in the log.
+        return MalformedBodyError("The request was cut off.").to_response()
+
     async def on_any_error(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return InternalError().to_response()
@@ -296,6 +301,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(indexer_errors.IndexerError, on_indexer_error)
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
     app.add_exception_handler(Exception, on_any_error)
 
 

@@ -51,9 +51,14 @@ class MediaFile:
 
 
 class MediaStore:
-    """The files beside an index. Methods block on the disk, for a moment."""
+    """The files beside an index. Methods block on the disk, for a moment.
 
-    def __init__(self, index_directory: Path) -> None:
+    allowed_roots: folders, themselves resolved, that clients may name files in. What lies inside one is only
+    served while it still leads there: whoever may write there could put a link in the place of a file.
+    """
+
+    def __init__(self, index_directory: Path, allowed_roots: Sequence[Path] = ()) -> None:
+        self._allowed_roots = tuple(allowed_roots)
         self.uploads_directory = index_directory / "uploads"
         self.media_directory = index_directory / "media"
 
@@ -100,6 +105,8 @@ class MediaStore:
         if path is None:
             return None
         try:
+            if _is_inside(path, self._allowed_roots) and not _is_inside(path.resolve(), self._allowed_roots):
+                return None
             stat_result = path.stat()
             if not stat.S_ISREG(stat_result.st_mode) or stat_result.st_size != record.size_bytes:
                 return None
@@ -144,7 +151,7 @@ def resolve_uri(uri: str, allowed_roots: Sequence[Path]) -> Path | None:
         return None
     try:
         resolved = path.resolve(strict=True)
-        if not any(resolved.is_relative_to(root) for root in allowed_roots):
+        if not _is_inside(resolved, allowed_roots):
             return None
         str(resolved).encode()  # A name on disk that is no Unicode cannot be a uri.
         return resolved if stat.S_ISREG(resolved.stat().st_mode) else None
@@ -173,6 +180,10 @@ def sniff_ending(path: Path) -> str | None:
     if head[:1] == b"\x47" and head[188:189] in (b"\x47", b""):
         return "ts"
     return None
+
+
+def _is_inside(path: Path, roots: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(root) for root in roots)
 
 
 def _local_path(uri: str | None) -> Path | None:

@@ -77,7 +77,7 @@ class Worker:
         started = time.monotonic()
         if self._finish_known(job):
             return
-        reading = executor.submit(self._read_video, self._source(job))
+        reading = executor.submit(self._read, job)
         try:
             if not self._wait(job, reading, stop):
                 logger.info("stopping: job %s goes back to the queue", job.id)
@@ -143,6 +143,13 @@ class Worker:
         if job.delete_source and not source.exists():
             return self._store.kept(job.video_id) or source
         return source
+
+    def _read(self, job: Job) -> Mapping[str, Any]:
+        source = self._source(job)
+        # A client's uri was resolved when it was checked. A link that is there now was put there since.
+        if not job.delete_source and source.resolve() != source:
+            raise MediaError("the file is no longer where it was")
+        return self._read_video(source)
 
     def _store_video(self, job: Job, fields: Mapping[str, Any]) -> str:
         """Put the video into the catalog and its file where accepted uploads lie; the job is done with it."""

@@ -144,6 +144,34 @@ def test_forms_that_are_not_well_formed_are_refused(service: Service) -> None:
     assert uploads(service) == []
 
 
+def test_an_upload_whose_client_goes_away_leaves_no_file_and_no_error(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent: list[Any] = []
+    messages = [
+        {"type": "http.request", "body": b"--b\r\nContent-Disposition: form-data; name", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/videos",
+        "query_string": b"",
+        "headers": [(b"content-type", b"multipart/form-data; boundary=b")],
+    }
+    assert service.client.portal is not None
+    service.client.portal.call(service.app, scope, receive, send)
+    assert sent[0]["status"] == 400 and uploads(service) == []
+    assert not caplog.records
+
+
 def test_the_same_bytes_again_answer_the_same_id_and_keep_no_second_file(service: Service) -> None:
     add_video(service.catalog, "old", b"bytes")
     for response in (upload(service, b"bytes"), upload(service, b"bytes", "?wait=true")):

@@ -25,7 +25,7 @@ def add_file(service: Service, id: str, content: bytes = MP4, ending: str = "mp4
     """A video that was indexed in place, and its file."""
     path = service.directory.parent / f"{id} with spaces.{ending}"
     path.write_bytes(content)
-    add_video(service.catalog, id, content, uri=str(path))
+    add_video(service.catalog, id, content, uri=path.as_uri())
     return path
 
 
@@ -140,6 +140,23 @@ def test_a_file_that_is_no_longer_the_one_indexed_is_not_served(service: Service
     add_video(service.catalog, "relative", uri="a.mp4")
     for id in ("elsewhere", "relative"):
         assert service.client.get(f"/videos/{id}/media").status_code == 404
+
+
+def test_a_link_put_in_the_place_of_a_file_inside_an_allowed_root_is_not_followed_out_of_it(
+    tmp_path: Path,
+) -> None:
+    root, secret = tmp_path / "root", tmp_path / "secret"
+    root.mkdir()
+    secret.write_bytes(MP4)
+    with running(tmp_path / "index", allowed_roots=(root,)) as service:
+        path = root / "a.mp4"
+        path.write_bytes(MP4)
+        add_video(service.catalog, "a", MP4, uri=path.as_uri())
+        assert service.client.get("/videos/a/media").status_code == 200
+        path.unlink()
+        path.symlink_to(secret)
+        assert service.client.get("/videos/a/media").status_code == 404
+        assert service.client.get("/videos/a/thumbnail").status_code == 404
 
 
 def test_a_thumbnail_is_taken_once_and_forgotten_with_its_video(service: Service) -> None:

@@ -112,6 +112,14 @@ def test_a_video_in_place_stays_in_place(bench: Bench, tmp_path: Path) -> None:
     assert media is not None and media.path == path and bench.files() == []
 
 
+def test_a_link_that_took_the_place_of_a_file_is_not_read(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(MP4)
+    (tmp_path / "corpus.mp4").symlink_to(tmp_path / "secret")
+    job = bench.queue.enqueue("mine", str(tmp_path / "corpus.mp4"))
+    bench.run()
+    assert bench.queue.get(job.id).reason == "the file is no longer where it was"
+
+
 def test_a_file_that_is_no_video_fails_with_the_reason_and_is_deleted(bench: Bench) -> None:
     def refuse(path: Path) -> dict[str, Any]:
         raise NotAVideoError("a PNG image, not a video")

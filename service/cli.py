@@ -59,8 +59,9 @@ def serve(
 ) -> None:
     """Serve search, uploads and the page over HTTP.
 
-    An index that does not exist is made, empty, if --model says for which model. Every option can also
-    be given as an environment variable XCLIP_...: see docs/http-api.md.
+    An index that does not exist is made, empty, if --model says for which model.
+
+    Every option is also an environment variable XCLIP_...: see docs/http-api.md.
     """
     environment = _read_environment(
         index=index,

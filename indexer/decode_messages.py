@@ -124,7 +124,7 @@ def decoded_to_message(video: DecodedVideo) -> tuple[dict[str, Any], list[memory
             for segment in video.segments
         ],
     }
-    return header, [memoryview(np.ascontiguousarray(segment.frames)).cast("B") for segment in video.segments]
+    return header, [np.ascontiguousarray(segment.frames).data.cast("B") for segment in video.segments]
 
 
 def decoded_from_message(header: dict[str, Any], payload: bytearray, request: DecodeRequest) -> DecodedVideo:

@@ -43,7 +43,7 @@ _PACKAGES: Final = str(Path(__file__).resolve().parents[1])
 _CHILD_PROGRAM: Final = (
     "import os, sys; sys.path.insert(0, sys.argv[2]);"
     # Numerical libraries would start a thread per processor, each with memory of its own.
-    "os.environ.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1');"
+    "os.putenv('OMP_NUM_THREADS', '1'); os.putenv('OPENBLAS_NUM_THREADS', '1');"
     "from indexer.decode_child import serve; serve(int(sys.argv[1]))"
 )
 _START_SECONDS: Final = 120.0

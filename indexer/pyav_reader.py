@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 import av.error
 import numpy as np
@@ -82,7 +82,8 @@ def read_with_pyav(
 
 def upright(frame: VideoFrame) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] RGB, turned as the container says."""
-    rgb: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    pixels: Any = frame.to_ndarray(format="rgb24")  # typed for all formats, of up to 32 bits
+    rgb: NDArray[np.uint8] = pixels
     quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 counts
     return np.ascontiguousarray(np.rot90(rgb, quarter_turns)) if quarter_turns else rgb
 
@@ -174,8 +175,6 @@ def _read_by_time(
     may_leave_out = stream.codec_context.codec.canonical_name == "h264" and context.thread_count == 1
     key, first_tick, feeding, must_start = _START, _START, keys[wanted.next] == _START, False
     for packet in packets:
-        if wanted.done:
-            return
         if packet.size:
             tick = packet.pts if packet.pts is not None else _START
             if packet.is_keyframe and tick > key:
@@ -188,7 +187,7 @@ def _read_by_time(
             if not feeding:
                 continue
             if may_leave_out:
-                discard = "DEFAULT" if tick in wanted_ticks else "NONREF"
+                discard: Literal["DEFAULT", "NONREF"] = "DEFAULT" if tick in wanted_ticks else "NONREF"
                 if context.skip_frame != discard:
                     context.skip_frame = discard
         elif not feeding:

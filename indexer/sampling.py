@@ -154,7 +154,7 @@ def official_frame_positions(num_frames_in_file: int, frame_rate: float, rate: i
     whole_rate = int(frame_rate)
     if rate < 1 or whole_rate < rate:
         raise ValueError(f"the official rule cannot take {rate} frames a second from {frame_rate} a second")
-    positions = []
+    positions: list[int] = []
     for second in range(math.ceil(num_frames_in_file / whole_rate) + 1):
         for part in range(rate):
             position = second * whole_rate + part * (whole_rate // rate)

@@ -8,8 +8,9 @@ whether the file ends before what its header promises.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import av.error
@@ -69,7 +70,7 @@ def read_timeline(
     stream: VideoStream,
     kind: str,
     limits: MediaLimits,
-    on_packet: Callable[[Packet[VideoStream]], None] = lambda packet: None,
+    on_packet: Callable[[Packet[Any]], None] = lambda packet: None,
 ) -> Timeline:
     """Read all packets and tell when each frame is shown.
 
@@ -125,9 +126,8 @@ class _Packets:
         self.last_duration = 0
         self.last_shown: int | None = None
         self.end_of_all_seconds = 0.0
-        self.failed = False
 
-    def add(self, packet: Packet[VideoStream]) -> None:
+    def add(self, packet: Packet[Any]) -> None:
         self.num_slots += 1
         if not packet.size:
             return
@@ -152,7 +152,7 @@ def _read_packets(
     container: InputContainer,
     stream: VideoStream,
     limits: MediaLimits,
-    on_packet: Callable[[Packet[VideoStream]], None],
+    on_packet: Callable[[Packet[Any]], None],
 ) -> _Packets:
     packets = _Packets()
     promised_by_stream = stream.duration is not None or "DURATION" in stream.metadata
@@ -160,7 +160,7 @@ def _read_packets(
         # Sound is only needed where the header promises a length of the whole, which it may be that fills it.
         if other.index != stream.index and (promised_by_stream or other.type != "audio"):
             other.discard = Discard.all
-    try:
+    with suppress(av.error.FFmpegError):  # What came before the damage counts.
         for packet in container.demux():
             if packet.dts is None and packet.pts is None and not packet.size:
                 continue  # The demuxer's last word for each stream, not of the file.
@@ -174,8 +174,6 @@ def _read_packets(
             if packets.num_packets > limits.max_frames:
                 raise MediaLimitError(f"more than {limits.max_frames} frames")
             on_packet(packet)
-    except av.error.FFmpegError:
-        packets.failed = True
     return packets
 
 

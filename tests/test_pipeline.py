@@ -278,3 +278,20 @@ def test_no_broken_file_stops_the_pipeline(catalog: Catalog, model: XClip, clips
     assert {name for name, outcome in outcomes.items() if outcome != "failed"} == set(ACCEPTED)
     assert report.num_added + report.num_skipped == len(ACCEPTED)
     assert all(reason and "/" not in reason for _, reason in report.failures)
+
+
+@pytest.mark.gpu
+def test_a_gpu_stores_the_features_of_the_cpu(tmp_path: Path, model: XClip, corpus: Path) -> None:
+    stored = {}
+    for device in ("cpu", "cuda"):
+        with _create(tmp_path / device, model) as catalog:
+            pipeline = IndexingPipeline(catalog, model.to(device), SAMPLING, num_workers=2)
+            assert pipeline.run(_sources(corpus)).num_added == 7
+            stored[device] = _stored(catalog)
+    model.to("cpu")
+    for title, segments in stored["cpu"].items():
+        for (video, frames, _), (gpu_video, gpu_frames, _) in zip(
+            segments, stored["cuda"][title], strict=True
+        ):
+            np.testing.assert_allclose(video, gpu_video, atol=1e-3)
+            np.testing.assert_allclose(frames, gpu_frames, atol=4e-3)

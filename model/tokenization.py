@@ -14,6 +14,7 @@ from model.errors import TokenError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 FULL_VOCABULARY_SIZE = 49408
+UNKNOWN = -1  # no token of CLIP's
 
 
 class _ClipTokenizer(SimpleTokenizer):  # type: ignore[misc]  # open_clip is untyped
@@ -55,15 +56,17 @@ class Tokenizer:
         self.num_words = num_words
         self._clip = _clip_tokenizer()
         self._rows: dict[int, int] | None = None
+        self.unknown_id: int | None = None
         start, end = self._clip.all_special_ids
         if vocabulary is None:
             self.size, self.start_id, self.end_id = FULL_VOCABULARY_SIZE, start, end
         else:
             num_tokens = len(vocabulary)
             self.size = num_tokens + 4
-            self._unknown_id, self.start_id, self.end_id = num_tokens + 1, num_tokens + 2, num_tokens + 3
+            self.unknown_id = num_tokens + 1
+            self.start_id, self.end_id = num_tokens + 2, num_tokens + 3
             self._rows = {token_id: row for row, token_id in enumerate(vocabulary, start=1)}
-            self._rows |= {start: self.start_id, end: self.end_id}
+            self._rows |= {start: self.start_id, end: self.end_id, UNKNOWN: self.unknown_id}
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` without start, end or padding.
@@ -77,7 +80,7 @@ class Tokenizer:
         token_ids: list[int] = self._clip.encode(text)
         if self._rows is None:
             return token_ids
-        return [self._rows.get(token_id, self._unknown_id) for token_id in token_ids]
+        return [self._rows.get(token_id, self._rows[UNKNOWN]) for token_id in token_ids]
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Rows of [start, tokens, end, 0 ...], int64 [T, W]; at most W - 2 tokens are kept."""
@@ -103,7 +106,7 @@ class Tokenizer:
             return []
         unknown: dict[str, None] = {}
         for word in regex.findall(r"[\p{L}\p{N}']+", text.lower()):
-            if any(row == self._unknown_id for row in self.encode(word)):
+            if self.unknown_id in self.encode(word):
                 unknown[word] = None
         return list(unknown)
 

@@ -54,8 +54,7 @@ def train(
         seed=recipe.seed if seed is None else seed,
         num_groups=recipe.num_groups if groups is None else groups,
         pictures=recipe.pictures.scaled(scale),
-        frozen=recipe.frozen.scaled(scale),
-        whole=recipe.whole.scaled(scale),
+        videos=recipe.videos.scaled(scale),
     )
     torch.set_num_threads(threads)
     torch.manual_seed(recipe.seed)
@@ -81,11 +80,7 @@ def train(
             name: _draw(pairs, recipe.num_frames, recipe.image_size) for name, pairs in selection.items()
         }
         log.write(stage="drawing", seconds=log.seconds(), num_videos=len(data))
-        for name, learn in (
-            ("pictures", stages.learn_pictures),
-            ("frozen", stages.learn_frozen),
-            ("whole", stages.learn_whole),
-        ):
+        for name, learn in (("pictures", stages.learn_pictures), ("videos", stages.learn_videos)):
             task = progress.add_task(name, total=getattr(recipe, name).num_steps)
 
             def on_step(stage: str, step: int, loss: float, task: Any = task) -> None:
@@ -93,10 +88,9 @@ def train(
                 if step % 20 == 0:
                     log.write(stage=stage, step=step, loss=loss, seconds=log.seconds())
 
-            learn(model.train(), data, recipe, rng, on_step)
-            model.eval().save(output / f"after-{name}")
-            if name != "pictures":
-                log.write(stage=name, seconds=log.seconds(), **_selection_recall(model, selection, held_out))
+            learn(model, data, recipe, rng, on_step)
+    model.eval()
+    log.write(stage="done", seconds=log.seconds(), **_selection_recall(model, selection, held_out))
     model.save(output / "checkpoint")
     console.print(f"{output / 'checkpoint'} after {log.seconds() / 60:.1f} minutes")
 

@@ -14,7 +14,7 @@ from model.tokenization import vocabulary_of
 class Stage:
     """One stage of training: AdamW, linear warm-up, cosine to a tenth.
 
-    num_steps: optimizer steps. batch_size: pictures in the first stage, videos in the others.
+    num_steps: optimizer steps. batch_size: pictures in the first stage, videos in the second.
     """
 
     num_steps: int
@@ -32,10 +32,10 @@ class Recipe:
     """The demo model and how it is trained.
 
     pictures: single frames with captions of their own; only the towers learn.
-    frozen: whole videos on cached frame features; everything but the vision tower learns.
-    whole: whole videos, everything learns.
-    group_size: a scene and its siblings, all in the same batch in the last two stages.
+    videos: whole videos on cached frame features; everything but the vision tower learns.
+    group_size: a scene and its siblings, all in the same batch in the second stage.
     captions_per_video, captions_per_frame: paraphrases drawn once.
+    unknown_word_share: of the captions, those with a word put in that the vocabulary lacks, to be ignored.
     matrix_identity: AOSM matrices [W, W] and [F, F] start at this much identity, the rest spread evenly.
     single_score_weight: of the mean of the four scores' own losses, beside the loss of the total.
     """
@@ -53,12 +53,12 @@ class Recipe:
     group_size: int = 4
     captions_per_video: int = 8
     captions_per_frame: int = 2
+    unknown_word_share: float = 0.15
     matrix_identity: float = 0.3
     single_score_weight: float = 0.5
     weight_decay: float = 0.05
     pictures: Stage = Stage(num_steps=3000, batch_size=512, learning_rate=1e-3)
-    frozen: Stage = Stage(num_steps=1000, batch_size=192, learning_rate=1e-3)
-    whole: Stage = Stage(num_steps=1800, batch_size=128, learning_rate=1.5e-4)
+    videos: Stage = Stage(num_steps=1000, batch_size=192, learning_rate=1e-3)
 
     def to_json(self) -> str:
         """Stable text for `recipe.json`."""
@@ -89,6 +89,6 @@ class Recipe:
             num_frames=self.num_frames,
             temporal_layers=self.temporal_layers,
             mask_padding=True,
-            vocabulary=vocabulary_of(sorted(words)),
+            vocabulary=vocabulary_of([*sorted(words), ","]),
             description="X-CLIP trained from scratch on the drawn demo corpus",
         )

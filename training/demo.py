@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from indexer.search_types import SearchQuery
 from training.demo_corpus.corpus import write_corpus
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 NUM_SHOWN = 3
 NUM_CAPTIONS_SHOWN = 2
-SCORES = {"video_sentence": "video- sentence", "video_word": "video- word"}
-SCORES |= {"sentence_frame": "sentence- frame", "frame_word": "frame- word"}
 
 
 @dataclass(frozen=True)
@@ -65,25 +63,22 @@ def queries_to_show(videos: Sequence[CaptionedVideo]) -> list[str]:
 
 def show_searches(searcher: Searcher, videos: Sequence[CaptionedVideo], console: Console) -> None:
     """Print a few searches with their scores and moments."""
-    captions = {video.caption: video.id for video in videos}
+    own_video = {video.caption: video.id for video in videos}
     for text in queries_to_show(videos):
         answer = searcher.search(SearchQuery(text=text, limit=NUM_SHOWN))
-        table = Table(title=f"“{text}”", title_justify="left", title_style="bold", expand=True)
-        table.add_column("video", ratio=1)
-        for heading in ("score", *SCORES.values(), "moments (seconds)"):
-            table.add_column(heading, justify="right")
-        for result in answer.results:
-            mark = "→ " if result.id == captions.get(text) else ""
-            parts = [result.scores[name] for name in SCORES]
-            table.add_row(
-                f"{mark}{result.title or result.id}",
-                f"{result.score:.1f}",
-                *("-" if part is None else f"{part:.1f}" for part in parts),
-                " ".join(f"{moment.time_seconds:.0f}" for moment in result.moments),
-            )
-        console.print(table)
+        console.print(f"\n[bold]{escape(text)}")
         for warning in answer.warnings:
-            console.print(f"[yellow]{warning}")
+            console.print(f"   [yellow]{escape(warning)}")
+        for result in answer.results:
+            mark = "→" if result.id == own_video.get(text) else " "
+            parts = ", ".join(
+                f"{name.replace('_', '-')} {score:.1f}"
+                for name, score in result.scores.items()
+                if score is not None
+            )
+            moments = ", ".join(f"{moment.time_seconds:.0f} s" for moment in result.moments)
+            console.print(f" {mark} {result.rank}. {escape(result.title or result.id)}")
+            console.print(f"      [dim]{result.score:.1f} ({parts}), best at {moments}", highlight=False)
 
 
 def count_found_first(searcher: Searcher, videos: Sequence[CaptionedVideo]) -> int:

@@ -19,7 +19,16 @@ def test_every_exported_name_exists_and_is_documented():
 
 def test_the_contract_of_the_model_room_is_exported():
     assert {"XClip", "XClipConfig", "TextFeatures", "VideoFeatures", "Scores"} <= set(dir(model))
-    for name in ("load", "from_official", "save", "tokenize", "encode_text", "encode_tokens", "encode_video", "score"):
+    for name in (
+        "load",
+        "from_official",
+        "save",
+        "tokenize",
+        "encode_text",
+        "encode_tokens",
+        "encode_video",
+        "score",
+    ):
         assert inspect.getdoc(getattr(model.XClip, name)), name
 
 

@@ -35,6 +35,7 @@ class Recipe:
     videos: whole videos on cached frame features; everything but the vision tower learns.
     group_size: a scene and its siblings, all in the same batch in the second stage.
     captions_per_video, captions_per_frame: paraphrases drawn once.
+    brief_captions_per_video: of the former, those that say little, as people who search do.
     unknown_word_share: of the captions, those with a word put in that the vocabulary lacks, to be ignored.
     matrix_identity: AOSM matrices [W, W] and [F, F] start at this much identity, the rest spread evenly.
     single_score_weight: of the mean of the four scores' own losses, beside the loss of the total.
@@ -52,13 +53,14 @@ class Recipe:
     num_groups: int = 5000
     group_size: int = 4
     captions_per_video: int = 8
+    brief_captions_per_video: int = 2
     captions_per_frame: int = 2
     unknown_word_share: float = 0.15
     matrix_identity: float = 0.3
     single_score_weight: float = 0.5
     weight_decay: float = 0.05
-    pictures: Stage = Stage(num_steps=3000, batch_size=512, learning_rate=1e-3)
-    videos: Stage = Stage(num_steps=1000, batch_size=192, learning_rate=1e-3)
+    pictures: Stage = Stage(num_steps=2200, batch_size=512, learning_rate=1e-3)
+    videos: Stage = Stage(num_steps=1200, batch_size=192, learning_rate=1e-3)
 
     def to_json(self) -> str:
         """Stable text for `recipe.json`."""

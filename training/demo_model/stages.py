@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model import Scores, XClip
 from model.features import SCORE_NAMES
+from training.demo_model.claims import true_of
 from training.demo_model.recipe import Recipe, Stage
 from training.demo_model.training_set import TrainingSet
 from training.loss import contrastive_loss
@@ -87,7 +88,7 @@ def learn_videos(
         with half_precision():
             text = model.encode_tokens(torch.from_numpy(data.video_ids[videos, wording]))
             video = model.encode_frames(features[torch.from_numpy(videos)], mask)
-        ignore = siblings_that_fit(data.fits[videos, wording], size)
+        ignore = true_of_others(data.claims[videos, wording], data.facts[videos])
         loss = total_loss(model.score(text, video), ignore, recipe.single_score_weight)
         optimizer.step(loss)
         model.clamp_logit_scale()
@@ -110,18 +111,13 @@ def total_loss(scores: Scores, ignore: Tensor, single_score_weight: float) -> Te
     return contrastive_loss(scores.total, ignore) + single_score_weight * singles.mean()
 
 
-def siblings_that_fit(fits: NDArray[np.bool_], group_size: int) -> Tensor:
-    """Pairs of a batch to leave out of the loss: the caption is true of a sibling as well.
+def true_of_others(claims: NDArray[np.int64], facts: NDArray[np.int64]) -> Tensor:
+    """Pairs of a batch to leave out of the loss: the caption is true of a video that is not its own.
 
-    fits: bool [N, G], caption n and member m of its group; groups stand together in the batch.
-    Returns bool [N, N] with a false diagonal.
+    claims: int64 [N, 9]; facts: int64 [N, 9], of caption n and its video. Returns bool [N, N], false on the
+    diagonal.
     """
-    number = len(fits)
-    ignore = torch.zeros(number, number, dtype=torch.bool)
-    for first in range(0, number, group_size):
-        block = slice(first, first + group_size)
-        ignore[block, block] = torch.from_numpy(fits[block])
-    return ignore.fill_diagonal_(False)
+    return torch.from_numpy(true_of(claims, facts)).fill_diagonal_(False)
 
 
 class _Shuffled:

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from model.preprocessing import resize_and_crop
 from model.tokenization import Tokenizer
-from training.demo_corpus.description import describe, satisfies
+from training.demo_corpus.description import describe
 from training.demo_corpus.grammar import describe_frame, say
 from training.demo_corpus.held_out import sample_training_scene, training_siblings
 from training.demo_corpus.rendering import render_frame
 from training.demo_corpus.scene import Scene, SceneKey, scene_key
+from training.demo_model.claims import claims_of, describe_briefly, facts_of
 from training.demo_model.recipe import Recipe
 
 
@@ -26,13 +27,14 @@ class TrainingSet:
     """N videos in groups of G siblings: video g * G + m is member m of group g.
 
     frames: uint8 [N, F, R, R, 3]. video_ids: int64 [N, C, W], C paraphrases.
-    fits: bool [N, C, G], caption c of video n is also true of member m of its group.
-    frame_ids: int64 [N, F, C', W].
+    claims: int64 [N, C, 9], what each caption claims; facts: int64 [N, 9], what each video shows (see
+    `training.demo_model.claims`). frame_ids: int64 [N, F, C', W].
     """
 
     frames: NDArray[np.uint8]
     video_ids: NDArray[np.int64]
-    fits: NDArray[np.bool_]
+    claims: NDArray[np.int64]
+    facts: NDArray[np.int64]
     frame_ids: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -93,15 +95,12 @@ def make_training_set(
     scenes = [scene for group in groups for scene in group]
     frames = draw_scenes(scenes, recipe.num_frames, recipe.image_size, num_processes, on_progress)
     rng = random.Random(recipe.seed + 1)
-    num_captions, group_size = recipe.captions_per_video, recipe.group_size
-    captions: list[str] = []
-    fits = np.zeros((len(scenes), num_captions, group_size), bool)
-    for number, scene in enumerate(scenes):
-        group = groups[number // group_size]
-        for paraphrase in range(num_captions):
-            description = describe(scene, rng)
-            captions.append(say(description, rng))
-            fits[number, paraphrase] = [satisfies(description, member) for member in group]
+    descriptions = [
+        describe_briefly(scene, rng) if paraphrase < recipe.brief_captions_per_video else describe(scene, rng)
+        for scene in scenes
+        for paraphrase in range(recipe.captions_per_video)
+    ]
+    captions = [say(description, rng) for description in descriptions]
     frame_captions = [
         describe_frame(scene, float(second), rng)
         for scene in scenes
@@ -115,8 +114,11 @@ def make_training_set(
 
     return TrainingSet(
         frames,
-        tokens(captions).reshape(len(scenes), num_captions, -1),
-        fits,
+        tokens(captions).reshape(len(scenes), recipe.captions_per_video, -1),
+        np.array([claims_of(one) for one in descriptions]).reshape(
+            len(scenes), recipe.captions_per_video, -1
+        ),
+        np.array([facts_of(scene) for scene in scenes]),
         tokens(frame_captions).reshape(len(scenes), recipe.num_frames, recipe.captions_per_frame, -1),
     )
 

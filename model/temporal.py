@@ -60,8 +60,16 @@ def pool_frames(frames: Tensor, frame_mask: Tensor) -> Tensor:
 
     frames: float [V, F, D]; frame_mask: bool [V, F], at least one true per row. Returns float [V, D].
     """
-    unit = frames / frames.norm(dim=-1, keepdim=True)
-    weights = frame_mask.to(frames.dtype)[..., None]  # [V, F, 1]
-    mean = (unit * weights).sum(dim=1) / weights.sum(dim=1)
+    unit = normalize_real(frames, frame_mask)
+    mean = unit.sum(dim=1) / frame_mask.sum(dim=1, keepdim=True)
     pooled: Tensor = mean / mean.norm(dim=-1, keepdim=True)
     return pooled
+
+
+def normalize_real(frames: Tensor, frame_mask: Tensor) -> Tensor:
+    """Real frames to unit length, padding to zeros. frames: float [V, F, D]; frame_mask: bool [V, F]."""
+    padding = ~frame_mask[..., None]
+    # Padding may be all zeros: its length is not divided by, so that neither value nor gradient is NaN.
+    frames = frames.masked_fill(padding, 1.0)
+    unit: Tensor = (frames / frames.norm(dim=-1, keepdim=True)).masked_fill(padding, 0.0)
+    return unit

@@ -26,7 +26,7 @@ from model.errors import ShapeError
 from model.features import Scores, TextFeatures, VideoFeatures
 from model.preprocessing import PREPROCESSING
 from model.scoring import ScoreMatrices, match_frames, score_features, score_in_blocks
-from model.temporal import TemporalTransformer, pool_frames
+from model.temporal import TemporalTransformer, normalize_real, pool_frames
 from model.tokenization import Tokenizer
 
 MAX_LOGIT_SCALE = math.log(100.0)
@@ -248,9 +248,10 @@ class XClip(nn.Module):
         with self._gradients():
             mixed = frames if self.temporal is None else self.temporal(frames, frame_mask)  # [V, F, D]
             video = pool_frames(mixed, frame_mask)  # [V, D]
-            unit = frames / frames.norm(dim=-1, keepdim=True)
             if self.config.mask_padding:
-                unit = unit.masked_fill(~frame_mask[..., None], 0.0)
+                unit = normalize_real(frames, frame_mask)
+            else:
+                unit = frames / frames.norm(dim=-1, keepdim=True)
             return VideoFeatures(video, unit, frame_mask)
 
     # Scores

@@ -65,9 +65,10 @@ def test_encoding_a_batch_equals_encoding_one_by_one(model):
     torch.testing.assert_close(text.sentence, alone.sentence, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("temporal_layers", [0, 1])
 @pytest.mark.parametrize("mask_padding", [True, False])
-def test_encoding_only_real_frames_equals_encoding_all_of_them(mask_padding):
-    model = random_model(5, mask_padding=mask_padding)
+def test_encoding_only_real_frames_equals_encoding_all_of_them(mask_padding, temporal_layers):
+    model = random_model(5, mask_padding=mask_padding, temporal_layers=temporal_layers)
     pixels, mask = random_videos(6)
     whole = model.clip.visual(pixels.flatten(0, 1)).detach().unflatten(0, mask.shape)
     expected = model.encode_frames(whole, mask)
@@ -220,6 +221,15 @@ def test_training_forgets_the_fingerprint():
     with torch.no_grad():
         model.matrices.global_matrix.mul_(2)
     assert model.eval().fingerprint != before
+
+
+@pytest.mark.parametrize("temporal_layers", [0, 1])
+def test_padding_frames_make_no_gradient_undefined(temporal_layers):
+    model = random_model(temporal_layers=temporal_layers).train()
+    scores = model.score(model.encode_text(TEXTS), model.encode_video(*random_videos(4)))
+    scores.total.sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
 
 
 def test_gradients_flow_in_training_mode_only():

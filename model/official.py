@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from model.config import XClipConfig
 from model.errors import CheckpointError
+from model.weights import fill, place, read_tensors
 from model.xclip import XClip
 
 _NAMES = {
@@ -52,8 +49,6 @@ def official_name(ours: str) -> str:
 
 def load_official(path: Path, device: str = "auto") -> XClip:
     """See `XClip.from_official`."""
-    from model.spec import place
-
     tensors = read_tensors(path)
     config = infer_config(tensors)
     model = XClip(config)
@@ -65,54 +60,6 @@ def load_official(path: Path, device: str = "auto") -> XClip:
         renamed[ours] = tensor
     fill(model, renamed, official_name)
     return place(model, device)
-
-
-def fill(model: XClip, tensors: Mapping[str, Tensor], spelling: object = None) -> None:
-    """Put `tensors`, by our names, into `model`; every one must fit and none be left over.
-
-    spelling: function from our names to those that an error message shows; ours where None.
-    Raises CheckpointError naming the tensor.
-    """
-    spell = spelling if callable(spelling) else str
-    expected = model.state_dict()
-    if missing := sorted(expected.keys() - tensors.keys()):
-        raise CheckpointError(f"missing tensor {spell(missing[0])} ({len(missing)} missing in all)")
-    for name, tensor in tensors.items():
-        if name not in expected:
-            raise CheckpointError(f"unexpected tensor {spell(name)}")
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"tensor {spell(name)} is {list(tensor.shape)}, expected {list(expected[name].shape)}"
-            )
-        if not tensor.dtype.is_floating_point:
-            raise CheckpointError(f"tensor {spell(name)} is {tensor.dtype}, expected floating point")
-        if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"tensor {spell(name)} holds values that are not finite")
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors file or a torch archive, which is read without running pickle code.
-
-    Raises CheckpointError where the file is neither, or holds anything but tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        ValueError,
-        KeyError,
-    ) as error:
-        raise CheckpointError(f"{path.name} is not a checkpoint that can be read safely: {error}") from None
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise CheckpointError(f"{path.name} is not a dictionary of tensors")
-    return loaded
 
 
 def infer_config(tensors: Mapping[str, Tensor]) -> XClipConfig:

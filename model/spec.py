@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from model.config import XClipConfig
 from model.errors import CheckpointError, SpecError
-from model.official import fill, load_official, read_tensors
+from model.official import load_official
+from model.weights import fill, place, read_tensors
 from model.xclip import XClip
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -41,16 +42,6 @@ def load(spec: str, device: str = "auto") -> XClip:
     if path.is_file():
         return load_official(path, device)
     raise SpecError(f"{spec!r} names no model and no such file exists; {FORMS}")
-
-
-def place(model: XClip, device: str) -> XClip:
-    """Move `model` to `device` (`auto`: a GPU where there is one), in evaluation mode."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return model.to(torch.device(device)).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise SpecError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
 
 
 def save(model: XClip, directory: Path) -> None:

@@ -98,7 +98,8 @@ def read_timeline(
         keys = ticks[:1]
     gap = float(np.median(np.diff(times))) if len(times) > 1 else 1 / (rate or 25.0)
     last = packets.last_duration * tick_seconds or gap
-    end_seconds = float(times[-1]) + max(last, _MIN_FRAME_SECONDS)
+    # To the microsecond: eight seconds are not to be 7.999999999999999.
+    end_seconds = round(float(times[-1]) + max(last, _MIN_FRAME_SECONDS), 6)
     check_duration(end_seconds, limits)
     return Timeline(
         times=times,

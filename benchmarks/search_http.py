@@ -19,7 +19,7 @@ from pathlib import Path
 
 import httpx
 
-NUM_WARM_UP, NUM_REQUESTS = 10, 100
+NUM_VIDEOS, NUM_WARM_UP, NUM_REQUESTS = 16, 10, 100
 QUERIES = (
     "a red car moves right, then a blue boat grows, on the beach",
     "a dog runs in the snow",
@@ -96,9 +96,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         index = arguments.index
         if index is None:
-            index = Path(folder) / "index"
+            index = Path(folder) / f"{NUM_VIDEOS}-videos-seed-1" / "index"
             demo = [sys.executable, "-m", "xclip_search", "demo", "--directory", folder, "--no-serve"]
-            subprocess.run([*demo, "--num-videos", "16"], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([*demo, "--num-videos", str(NUM_VIDEOS)], check=True, stdout=subprocess.DEVNULL)
         with running_server(index) as url:
             measure(url)
 

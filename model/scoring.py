@@ -15,9 +15,9 @@ from model.features import Scores, TextFeatures, VideoFeatures
 TEMPERATURE = 0.01
 """Softmax temperature of AOSM (official modules/modeling.py)."""
 
-MAX_BLOCK_ELEMENTS = 1 << 22
-"""Similarities [T, W, V, F] held at once outside training: 4 M floats, 16 MiB a temporary; bounds memory and
-stays within a processor's caches (benchmarks/scoring.py)."""
+MAX_BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
+"""Similarities [T, W, V, F] held at once outside training, by kind of device; bounds memory. 1 MiB a temporary
+stays within a processor's caches (benchmarks/scoring.py); a GPU wants large pieces."""
 
 
 class ScoreMatrices(nn.Module):
@@ -153,9 +153,14 @@ def score_in_blocks(
     *,
     mask_padding: bool,
     score_names: tuple[str, ...],
-    max_elements: int = MAX_BLOCK_ELEMENTS,
+    max_elements: int | None = None,
 ) -> Scores:
-    """`score_features` in blocks of texts and videos, so that memory does not grow with T x V."""
+    """`score_features` in blocks of texts and videos, so that memory does not grow with T x V.
+
+    max_elements: similarities held at once; None for `MAX_BLOCK_ELEMENTS` of the device.
+    """
+    if max_elements is None:
+        max_elements = MAX_BLOCK_ELEMENTS.get(video.video.device.type, MAX_BLOCK_ELEMENTS["cuda"])
     per_pair = matrices.word.shape[0] * matrices.frame.shape[0]
     videos_at_once = max(1, min(len(video), max_elements // per_pair))
     texts_at_once = max(1, max_elements // (per_pair * videos_at_once))

@@ -16,8 +16,8 @@ TEMPERATURE = 0.01
 """Softmax temperature of AOSM (official modules/modeling.py)."""
 
 MAX_BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
-"""Similarities [T, W, V, F] held at once outside training, by kind of device; bounds memory. 1 MiB a temporary
-stays within a processor's caches (benchmarks/scoring.py); a GPU wants large pieces."""
+"""Similarities [T, W, V, F] held at once outside training, by kind of device; bounds memory. 1 MiB a
+temporary stays within a processor's caches (benchmarks/scoring.py); a GPU wants large pieces."""
 
 
 class ScoreMatrices(nn.Module):

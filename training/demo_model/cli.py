@@ -105,16 +105,16 @@ def evaluate(
     ] = False,
     report: Annotated[Path | None, typer.Option(help="Write the rows as JSON.")] = None,
 ) -> None:
-    """Print the retrieval tables on the random and the sibling-hard held-out set.
+    """Print the retrieval tables on the random and the sibling-hard held-out set, and of brief queries.
 
     By default each video is written as an mp4 and read back as the indexer reads it.
     """
     from model import XClip
     from training.demo_corpus.held_out import random_set, sibling_hard_set
-    from training.demo_model.evaluation import markdown, score_set, table
+    from training.demo_model.evaluation import brief_markdown, brief_table, markdown, score_set, table
 
     model = XClip.load(model_spec)
-    rows = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for name, pairs in (
         ("Random", random_set(num_videos, seed)),
         ("Sibling-hard", sibling_hard_set(num_videos, seed)),
@@ -123,6 +123,9 @@ def evaluate(
         frames = take(pairs, model.num_frames, model.image_size)
         rows[name] = table(score_set(model, frames, [caption for _, caption in pairs]))
         typer.echo(markdown(f"{name}, {num_videos} videos, seed {seed}", rows[name]))
+        if name == "Random":
+            rows["Brief"] = brief_table(model, [scene for scene, _ in pairs], frames, seed)
+    typer.echo(brief_markdown(num_videos, rows["Brief"]))
     if report is not None:
         facts = {"fingerprint": model.fingerprint, "seed": seed, "num_videos": num_videos, "sets": rows}
         report.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

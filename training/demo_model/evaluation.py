@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -14,7 +15,18 @@ from numpy.typing import NDArray
 
 from model import Scores, VideoFeatures, XClip
 from model.features import SCORE_NAMES
+from training.demo_corpus.description import Description, EventDescription, satisfies
+from training.demo_corpus.grammar import say
+from training.demo_corpus.scene import Scene
 from training.metrics import retrieval_metrics
+
+BRIEF_QUERIES = {
+    "a thing": ("kind",),
+    "a thing and its colour": ("kind", "colour"),
+    "a thing and what it does": ("kind", "action"),
+    "a colour and what happens": ("colour", "action"),
+    "one event": ("kind", "colour", "action"),
+}
 
 LABELS = {"video_sentence": "VS", "video_word": "VW", "sentence_frame": "SF", "frame_word": "FW"}
 
@@ -48,6 +60,44 @@ def table(scores: Scores) -> list[dict[str, Any]]:
         for direction, matrix in (("text to video", similarity), ("video to text", similarity.T)):
             rows.append({"scores": label, "direction": direction, **asdict(retrieval_metrics(matrix))})
     return rows
+
+
+def brief_table(
+    model: XClip, scenes: Sequence[Scene], frames: NDArray[np.uint8], seed: int
+) -> list[dict[str, Any]]:
+    """How often the first result of a brief query satisfies it, one row for each sort of query.
+
+    Each query speaks of the first event of one of the N scenes. frames: uint8 [N, F, R, R, 3]. Percent.
+    """
+    rng = random.Random(seed)
+    video = encode_frames(model, frames)
+    rows = []
+    for sort, attributes in BRIEF_QUERIES.items():
+        descriptions = []
+        for scene in scenes:
+            event = scene.events[0]
+            said = {"kind": event.actor.kind, "colour": event.actor.colour, "action": event.action}
+            kept = {name: said[name] if name in attributes else None for name in said}
+            descriptions.append(Description(None, (EventDescription(**kept),)))
+        queries = [say(description, rng) for description in descriptions]
+        first = model.score(model.encode_text(queries), video).total.argmax(dim=1).tolist()
+        right = [satisfies(one, scenes[place]) for one, place in zip(descriptions, first, strict=True)]
+        rows.append(
+            {"query": sort, "example": queries[0], "first_result_right": 100.0 * float(np.mean(right))}
+        )
+    return rows
+
+
+def brief_markdown(num_videos: int, rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of `brief_table` as a Markdown table."""
+    lines = [
+        f"### Brief queries, {num_videos} videos",
+        "",
+        "| query | example | first result right |",
+        "| --- | --- | ---: |",
+    ]
+    lines += [f"| {row['query']} | {row['example']} | {row['first_result_right']:.1f} |" for row in rows]
+    return "\n".join(lines) + "\n"
 
 
 def recall(rows: Sequence[dict[str, Any]], scores: str, direction: str = "text to video") -> float:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import model
 from model import Scores, XClip
 from model.tokenization import Tokenizer
 from training.demo_corpus.description import Description, EventDescription, describe, satisfies
@@ -168,9 +170,8 @@ def demo() -> XClip:
 
 
 def test_the_demo_checkpoint_is_small_and_knows_the_grammars_words(demo):
-    from training.demo_model.evaluation import demo_checkpoint_directory
-
-    size_bytes = sum(path.stat().st_size for path in demo_checkpoint_directory().iterdir())
+    checkpoint = Path(model.__file__).parent / "checkpoints" / "demo"
+    size_bytes = sum(path.stat().st_size for path in checkpoint.iterdir())
     assert size_bytes <= 16 * 1024**2
     assert demo.unknown_words(" ".join(sorted(vocabulary()))) == []
     assert demo.unknown_words("a purple elephant spins") == ["elephant"]

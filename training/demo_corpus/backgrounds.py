@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 from training.demo_corpus.pen import Point, Rgb, mixed
 from training.demo_corpus.scene import BACKGROUNDS
@@ -51,15 +50,6 @@ class _Canvas:
         """Fills everything below a line y = height(x)."""
         line = [(index / 64, height(index / 64)) for index in range(65)]
         self.polygon([*line, (1.0, 1.0), (0.0, 1.0)], fill)
-
-    def glow(self, x: float, y: float, radius: float, fill: Rgb, share: float) -> None:
-        """A soft round light."""
-        mask = Image.new("L", (_SIDE // 4, _SIDE // 4), 0)
-        box = [value * _SIDE / 4 for value in (x - radius, y - radius, x + radius, y + radius)]
-        ImageDraw.Draw(mask).ellipse(box, fill=round(255 * share))
-        mask = mask.filter(ImageFilter.GaussianBlur(radius * _SIDE / 10)).resize(self.image.size)
-        self.image.paste(fill, (0, 0), mask)
-        self.draw = ImageDraw.Draw(self.image)
 
 
 def _hills(rng: random.Random, level: float, swell: float) -> Callable[[float], float]:
@@ -289,8 +279,3 @@ def background_image(name: str, variant: int, size_pixels: int) -> Image.Image:
         raise ValueError(f"unknown background: {name!r}")
     canvas = _PAINTERS[name](random.Random(f"{name} {variant % NUM_VARIANTS}"))
     return canvas.image.resize((size_pixels, size_pixels), Image.Resampling.LANCZOS, reducing_gap=3.0)
-
-
-def background_pixels(name: str, variant: int, size_pixels: int) -> npt.NDArray[np.uint8]:
-    """The same as an array [S,S,3] of its own."""
-    return np.array(background_image(name, variant, size_pixels))

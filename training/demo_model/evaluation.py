@@ -6,7 +6,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,11 +120,3 @@ def markdown(name: str, rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     return "\n".join(lines) + "\n"
-
-
-def demo_checkpoint_directory() -> Path:
-    """Where the shipped checkpoint lies in a source tree."""
-    import model
-
-    assert model.__file__ is not None
-    return Path(model.__file__).parent / "checkpoints" / "demo"

@@ -279,27 +279,24 @@ class _Run:
         self._refill()
 
     def _store(self, video: _Video, first: DecodedVideo) -> None:
-        source, info = video.source, first.info
+        from indexer.segment_encoding import fields_of_video
+
+        source = video.source
         path = source.path.absolute()
         title = source.title
         if title is None:
             title = path.stem.encode("utf-8", "replace").decode("utf-8")
         try:
             outcome = self.pipeline.catalog.add_video(
-                content_sha256=first.content_sha256,
-                segments=[video.records[number] for number in range(first.num_segments)],
-                duration_seconds=info.duration_seconds,
-                width=info.width,
-                height=info.height,
-                frame_rate=info.frame_rate,
-                codec=info.codec,
-                size_bytes=info.size_bytes,
                 id=source.id,
                 uri=source.uri if source.uri is not None else path.as_uri(),
                 title=title,
                 metadata=source.metadata,
-                partial=video.fraction_read < 1,
-                fraction_read=video.fraction_read,
+                **fields_of_video(
+                    first,
+                    [video.records[number] for number in range(first.num_segments)],
+                    video.fraction_read,
+                ),
             )
         except (DuplicateIdError, InvalidRecordError) as error:
             self._fail(video, str(error))

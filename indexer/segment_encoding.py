@@ -1,15 +1,15 @@
-"""From decoded segments to what the catalog stores of them: one batch through the model."""
+"""From decoded videos to what the catalog stores of them: segments in one batch through the model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from indexer.catalog_records import SegmentRecord
-from indexer.decode_messages import DecodedSegment
+from indexer.decode_messages import DecodedSegment, DecodedVideo
 
 if TYPE_CHECKING:
     from model import XClip
@@ -43,3 +43,26 @@ def encode_segments(model: XClip, segments: Sequence[DecodedSegment]) -> list[Se
         )
         for row, segment in enumerate(segments)
     ]
+
+
+def fields_of_video(
+    first: DecodedVideo, segments: Sequence[SegmentRecord], fraction_read: float
+) -> dict[str, Any]:
+    """The arguments of `Catalog.add_video` that a file itself tells.
+
+    first: the first answer about the file. segments: all of it, encoded. fraction_read: the least of all
+    answers.
+    """
+    info = first.info
+    return {
+        "content_sha256": first.content_sha256,
+        "segments": segments,
+        "duration_seconds": info.duration_seconds,
+        "width": info.width,
+        "height": info.height,
+        "frame_rate": info.frame_rate,
+        "codec": info.codec,
+        "size_bytes": info.size_bytes,
+        "partial": fraction_read < 1,
+        "fraction_read": fraction_read,
+    }

@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from indexer.catalog_records import VideoRecord
+from indexer.durable_files import synchronize_directory
 
 CONTENT_TYPES = {
     "mp4": "video/mp4",
@@ -80,7 +81,7 @@ class MediaStore:
             raise ValueError("only uploads, whose ids are ours, are kept")
         target = self.media_directory / f"{video_id}.{sniff_ending(source) or 'bin'}"
         source.rename(target)
-        _synchronize(self.media_directory)
+        synchronize_directory(self.media_directory)
         return target
 
     def kept(self, video_id: str) -> Path | None:
@@ -198,11 +199,3 @@ def _local_path(uri: str | None) -> Path | None:
             return None
     path = Path(uri)
     return path if path.is_absolute() else None
-
-
-def _synchronize(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from indexer.decode_pool import DecodedVideo, DecodePool, DecodeRequest
 from indexer.errors import MediaError
 from indexer.sampling import Sampling
-from indexer.segment_encoding import encode_segments
+from indexer.segment_encoding import encode_segments, fields_of_video
 
 if TYPE_CHECKING:
     from model import XClip
@@ -39,30 +39,20 @@ class VideoReader:
 
     def read(self, path: Path) -> dict[str, Any]:
         """The fields of `Catalog.add_video` that a file itself tells. Blocks; raises MediaError."""
+        before = _stamp(path)
         first = self._decode(path, 0)
         records = encode_segments(self._model, first.segments)
         fraction_read = first.fraction_read
         while len(records) < first.num_segments:
-            more = self._decode(path, len(records))
-            if more.content_sha256 != first.content_sha256:
+            # The file is hashed once, not for each few segments of a film.
+            more = self._decode(path, len(records), first.content_sha256)
+            if (more.info, more.num_segments, _stamp(path)) != (first.info, first.num_segments, before):
                 raise MediaError("the file changed while it was read")
             records += encode_segments(self._model, more.segments)
             fraction_read = min(fraction_read, more.fraction_read)
-        info = first.info
-        return {
-            "content_sha256": first.content_sha256,
-            "segments": records,
-            "duration_seconds": info.duration_seconds,
-            "width": info.width,
-            "height": info.height,
-            "frame_rate": info.frame_rate,
-            "codec": info.codec,
-            "size_bytes": info.size_bytes,
-            "partial": fraction_read < 1,
-            "fraction_read": fraction_read,
-        }
+        return fields_of_video(first, records, fraction_read)
 
-    def _decode(self, path: Path, first_segment: int) -> DecodedVideo:
+    def _decode(self, path: Path, first_segment: int, content_sha256: str | None = None) -> DecodedVideo:
         request = DecodeRequest(
             str(path),
             self._sampling,
@@ -70,5 +60,15 @@ class VideoReader:
             trusted=False,
             first_segment=first_segment,
             max_segments=SEGMENTS_AT_ONCE,
+            content_sha256=content_sha256,
         )
         return self._pool.submit(request).result()
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written or replaced; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,4 @@
+"""Captioned videos for training and evaluation: the five benchmarks of the paper, and one's own.
+
+`training.datasets.split` holds what every loader returns. Nothing here decodes a frame.
+"""

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from open_clip.transformer import LayerNorm, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 MASKED_LOGIT = -1e6
 """Added to the attention logits of padding frames (official modules/modeling.py)."""
@@ -16,6 +17,8 @@ class TemporalTransformer(nn.Module):
     """Position embeddings, residual attention blocks, and one outer residual; no final LayerNorm.
 
     LayerNorm epsilon is 1e-12 here and 1e-5 in the towers (official modules/module_cross.py).
+    `grad_checkpointing`, named as in open_clip's transformers, keeps only each block's input for the backward
+    pass and computes the rest again.
     """
 
     def __init__(self, width: int, num_layers: int, num_heads: int, context_length: int) -> None:
@@ -28,6 +31,7 @@ class TemporalTransformer(nn.Module):
             for _ in range(num_layers)
         )
         self.num_heads = num_heads
+        self.grad_checkpointing = False
         nn.init.normal_(self.frame_position_embeddings.weight, std=0.01)
         # CLIP's own initialisation of its text tower (openai/CLIP clip/model.py).
         deviations = {
@@ -50,7 +54,10 @@ class TemporalTransformer(nn.Module):
         key_mask = key_mask.reshape(num_videos * self.num_heads, num_frames, num_frames)
         x = frames + self.frame_position_embeddings.weight[:num_frames]  # [V, F, D]
         for block in self.resblocks:
-            x = block(x, attn_mask=key_mask)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, attn_mask=key_mask, use_reentrant=False)
+            else:
+                x = block(x, attn_mask=key_mask)
         out: Tensor = x + frames
         return out
 

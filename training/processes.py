@@ -1,0 +1,145 @@
+"""Several processes that train one model: start, same weights, averaged gradients.
+
+Collectives carry tensors only; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed, nn
+
+from training.errors import RunError
+
+BUCKET_BYTES = 25 * 2**20
+"""Gradients averaged in one message, the default of DistributedDataParallel."""
+
+PATIENCE = timedelta(hours=2)
+"""How long a process waits for the others, who may be decoding or evaluating; then it fails."""
+
+
+@contextmanager
+def process_group(device: str = "auto", patience: timedelta = PATIENCE) -> Iterator[torch.device]:
+    """Join the processes that `torchrun` started, for the duration; alone where it did not.
+
+    device: `cpu`; `cuda`, one GPU a process by its local rank; `cuda:1`, only for a process alone; `auto`
+        takes GPUs where there are any. Gives the device of this process. NCCL speaks between GPUs, Gloo
+        elsewhere.
+    Raises RunError where a process finds no GPU of its own.
+    """
+    wanted = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if not distributed.is_available() or not distributed.is_torchelastic_launched():
+        yield wanted
+        return
+    if wanted.type == "cuda":
+        local_rank = distributed.get_node_local_rank()
+        if local_rank >= torch.cuda.device_count():
+            raise RunError(
+                f"{torch.cuda.device_count()} GPUs are too few for process {local_rank + 1} of this machine: "
+                "start fewer processes, or train on the processor"
+            )
+        wanted = torch.device("cuda", local_rank)
+        torch.cuda.set_device(wanted)
+        distributed.init_process_group("nccl", timeout=patience, device_id=wanted)
+    else:
+        distributed.init_process_group("gloo", timeout=patience)
+    try:
+        yield wanted
+    finally:
+        distributed.destroy_process_group()
+
+
+def _together() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def rank() -> int:
+    """This process's number, from 0; 0 alone."""
+    return distributed.get_rank() if _together() else 0
+
+
+def world_size() -> int:
+    """How many processes train together; 1 alone."""
+    return distributed.get_world_size() if _together() else 1
+
+
+def wait_for_others() -> None:
+    """Return when every process has come here."""
+    if world_size() > 1:
+        distributed.barrier()
+
+
+def share_parameters(model: nn.Module) -> None:
+    """Give every process the weights of process 0, and make sure that they have them.
+
+    Raises RunError, see `check_equal_parameters`.
+    """
+    if world_size() == 1:
+        return
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            whole = tensor.contiguous()
+            distributed.broadcast(whole, src=0)
+            tensor.copy_(whole)
+    check_equal_parameters(model)
+
+
+def check_equal_parameters(model: nn.Module) -> None:
+    """Raise RunError on every process where the weights of one differ from another's by a single bit."""
+    if world_size() == 1:
+        return
+    digest = hashlib.sha256()
+    device = torch.device("cpu")
+    for name, tensor in sorted(model.state_dict().items()):
+        device = tensor.device
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    own = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8).to(device)
+    digests = [torch.empty_like(own) for _ in range(world_size())]
+    distributed.all_gather(digests, own)
+    others = [number for number, other in enumerate(digests) if not torch.equal(other, digests[0])]
+    if others:
+        raise RunError(f"the weights of process {', '.join(map(str, others))} are not those of process 0")
+
+
+def average_gradients(parameters: Iterable[Tensor], bucket_bytes: int = BUCKET_BYTES) -> None:
+    """Replace the gradient of every parameter by its mean over the processes, the same bits on each.
+
+    parameters: the same, in the same order, on every process. One without a gradient anywhere keeps none; one
+    with a gradient on some processes counts as zero on the others.
+    """
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    if world_size() == 1 or not learning:
+        return
+    present = torch.tensor([p.grad is not None for p in learning], dtype=torch.uint8).to(learning[0].device)
+    distributed.all_reduce(present, distributed.ReduceOp.MAX)
+    gradients = []
+    for parameter, anywhere in zip(learning, present.tolist(), strict=True):
+        if anywhere:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    for bucket in _buckets(gradients, bucket_bytes):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        distributed.all_reduce(flat)
+        flat /= world_size()
+        for gradient, mean in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def _buckets(tensors: list[Tensor], bucket_bytes: int) -> Iterator[list[Tensor]]:
+    """Neighbours of one dtype, up to `bucket_bytes` together or a single larger one."""
+    bucket: list[Tensor] = []
+    size_bytes = 0
+    for tensor in tensors:
+        if bucket and (size_bytes + tensor.nbytes > bucket_bytes or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size_bytes = [], 0
+        bucket.append(tensor)
+        size_bytes += tensor.nbytes
+    if bucket:
+        yield bucket

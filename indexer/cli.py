@@ -135,6 +135,10 @@ def search(
     mode: Annotated[
         ModeName, typer.Option(help="All scores on candidates, one score on all, or all scores on all.")
     ] = ModeName.rerank,
+    filter_json: Annotated[
+        str | None,
+        typer.Option("--filter", help='Only such videos, as JSON: {"metadata.camera": "north"}'),
+    ] = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -143,7 +147,7 @@ def search(
     with _wrong_use_explained():
         from indexer.search_types import SearchQuery
 
-        query = SearchQuery(text, limit=limit, mode=mode.value)
+        query = SearchQuery(text, limit=limit, mode=mode.value, filter=_parse_json(filter_json))
         from indexer.catalog import Catalog
 
         with Catalog.open(index) as catalog:
@@ -186,6 +190,13 @@ def info(index: IndexOption, as_json: JsonOption = False) -> None:
     facts["sampling"] = ", ".join(f"{name} {value}" for name, value in facts["sampling"].items())
     for name, value in facts.items():
         typer.echo(f"{name:20}{value}")
+
+
+def _parse_json(text: str | None) -> Any:
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        _stop(f"--filter is not JSON: {error}")
 
 
 def _find_sources(paths: list[Path], manifest: Path | None) -> list[VideoSource]:

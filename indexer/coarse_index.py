@@ -122,12 +122,16 @@ class CoarseIndex:
     # Searching
 
     def search(
-        self, queries: NDArray[np.float32], num_candidates: int
+        self,
+        queries: NDArray[np.float32],
+        num_candidates: int,
+        allowed: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The best segments for each of T queries: scores float32 [T, k] and segment ids int64 [T, k].
 
         queries: float32 [T, D], of any length. k is `num_candidates`, or the number of segments where there
-        are fewer. Higher scores first, equal scores by ascending id. A score does not depend on where a
+        are fewer. allowed: ids of the only segments to look at, int64, ascending; None for all. Higher scores
+        first, equal scores by ascending id. A score does not depend on where a
         segment is
         stored: the answer before and after `compact`, saving or a rebuild is the same to the last bit.
         """
@@ -135,11 +139,14 @@ class CoarseIndex:
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self._catalog.embedding_dim:
             raise ValueError(f"queries must be [T, {self._catalog.embedding_dim}], not {list(queries.shape)}")
-        count = max(0, min(num_candidates, state.num_segments))
+        snapshot, delta = state.snapshot, state.delta
+        if allowed is not None:
+            snapshot, delta = snapshot.only(allowed), delta.only(allowed)
+        count = max(0, min(num_candidates, snapshot.rows.num_alive + delta.num_alive))
         scores = np.empty((len(queries), count), np.float32)
         ids = np.empty((len(queries), count), np.int64)
         for row, query in enumerate(queries if count else ()):
-            scores[row], ids[row] = search_exactly(state.snapshot, state.delta, query, count)
+            scores[row], ids[row] = search_exactly(snapshot, delta, query, count)
         return scores, ids
 
     # Changing

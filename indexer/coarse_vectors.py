@@ -41,14 +41,26 @@ class Vectors:
 
     def without(self, deleted_ids: NDArray[np.int64]) -> Self:
         """The same, with those of `deleted_ids` that are here marked."""
-        places = np.searchsorted(self.ids, deleted_ids)
-        inside = places < len(self.ids)
-        places = places[inside][self.ids[places[inside]] == deleted_ids[inside]]
+        places = self._places(deleted_ids)
         if not len(places):
             return self
         alive = np.ones(len(self.ids), bool) if self.alive is None else self.alive.copy()
         alive[places] = False
         return replace(self, alive=alive, num_deleted=len(alive) - int(np.count_nonzero(alive)))
+
+    def only(self, ids: NDArray[np.int64]) -> Self:
+        """The same, with all but those of `ids` marked as deleted. ids: ascending."""
+        alive = np.zeros(len(self.ids), bool)
+        alive[self._places(ids)] = True
+        if self.alive is not None:
+            alive &= self.alive
+        return replace(self, alive=alive, num_deleted=len(alive) - int(np.count_nonzero(alive)))
+
+    def _places(self, ids: NDArray[np.int64]) -> NDArray[np.intp]:
+        """Rows of those of `ids` that are here."""
+        places = np.searchsorted(self.ids, ids)
+        inside = places < len(self.ids)
+        return places[inside][self.ids[places[inside]] == ids[inside]]
 
     def living(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Ids and vectors that are not deleted, in blocks."""
@@ -122,7 +134,14 @@ class Snapshot:
     def without(self, deleted_ids: NDArray[np.int64]) -> Self:
         """The same, with those of `deleted_ids` that are here marked."""
         rows = self.rows.without(deleted_ids)
-        if rows.alive is None or rows is self.rows:
+        return self if rows is self.rows else self._with(rows)
+
+    def only(self, ids: NDArray[np.int64]) -> Self:
+        """The same, with all but those of `ids` marked as deleted. ids: ascending."""
+        return self._with(self.rows.only(ids))
+
+    def _with(self, rows: Vectors) -> Self:
+        if rows.alive is None:
             return self
         selector = _faiss.IDSelectorBitmap(np.packbits(rows.alive, bitorder="little"))
         return replace(self, rows=rows, _parameters=_faiss.SearchParameters(sel=selector))

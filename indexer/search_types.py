@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from indexer.errors import InvalidQueryError
+from indexer.filters import parse_filter
 
 SearchMode = Literal["rerank", "coarse", "exhaustive"]
 GroupBy = Literal["video", "segment"]
@@ -33,6 +34,7 @@ class SearchQuery:
     group_by: a result is a `video` with its best segment, or a `segment`.
     min_score: results below are left out; any finite number, None for all.
     explain: add an `Explanation` to each result.
+    filter: only videos that fulfil it, as `indexer.filters` describes; None for all.
     """
 
     text: str
@@ -43,6 +45,7 @@ class SearchQuery:
     group_by: GroupBy = "video"
     min_score: float | None = None
     explain: bool = False
+    filter: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip() or len(self.text) > MAX_TEXT_LENGTH:
@@ -62,6 +65,8 @@ class SearchQuery:
             isinstance(self.min_score, int | float) and math.isfinite(self.min_score)
         ):
             raise InvalidQueryError("min_score must be a finite number or None")
+        if self.filter is not None:
+            parse_filter(self.filter)
 
     @property
     def num_wanted(self) -> int:

@@ -21,6 +21,8 @@ from indexer.catalog import Catalog
 from indexer.catalog_records import SegmentFeatures, SegmentInfo, VideoRecord
 from indexer.coarse_index import CoarseIndex
 from indexer.errors import FingerprintMismatchError
+from indexer.filter_matches import FilterMatches
+from indexer.filters import parse_filter
 from indexer.fingerprint import index_fingerprint
 from indexer.ranking import RunningBest, ScoredSegments, best, num_groups
 from indexer.search_types import (
@@ -74,6 +76,7 @@ class Searcher:
             if expected != self.catalog.fingerprint:
                 raise FingerprintMismatchError(expected=expected, found=self.catalog.fingerprint)
             self._index = CoarseIndex.open(self.catalog)
+            self._filter_matches = FilterMatches(self.catalog)
         except BaseException:
             self.catalog.close()
             raise
@@ -133,24 +136,38 @@ class Searcher:
 
     def _rank(self, query: SearchQuery, text: TextFeatures, stages: _Stages) -> tuple[ScoredSegments, bool]:
         """Results best first, at least up to the page's end where there are so many, and `truncated`."""
+        allowed: NDArray[np.int64] | None = None
+        if query.filter is not None:
+            with stages.measuring("coarse"):
+                allowed = self._filter_matches.segment_ids(parse_filter(query.filter))
         if query.mode == "exhaustive":
-            ranked, truncated = self._rank_all(query, text, stages), False
+            ranked, truncated = self._rank_all(query, text, allowed, stages), False
         else:
-            ranked, truncated = self._rank_candidates(query, text, stages)
+            ranked, truncated = self._rank_candidates(query, text, allowed, stages)
         if query.min_score is not None:
             ranked = ranked[ranked.total >= query.min_score]
         return ranked, truncated
 
-    def _rank_all(self, query: SearchQuery, text: TextFeatures, stages: _Stages) -> ScoredSegments:
+    def _rank_all(
+        self, query: SearchQuery, text: TextFeatures, allowed: NDArray[np.int64] | None, stages: _Stages
+    ) -> ScoredSegments:
         # A few more than the page needs stand in for those that are deleted meanwhile.
         running = RunningBest(query.num_wanted + SPARE_RESULTS, query.group_by)
         with stages.measuring("rerank"):
-            for features in self.catalog.iterate_features(self._block_size):
+            for features in self._all_features(allowed):
                 running.add(score_segments(self.model, text, features))
         return running.result()
 
+    def _all_features(self, allowed: NDArray[np.int64] | None) -> Iterator[SegmentFeatures]:
+        """Features of all segments, or of `allowed`, block by block."""
+        if allowed is None:
+            yield from self.catalog.iterate_features(self._block_size)
+            return
+        for first in range(0, len(allowed), self._block_size):
+            yield self.catalog.segment_features(allowed[first : first + self._block_size])
+
     def _rank_candidates(
-        self, query: SearchQuery, text: TextFeatures, stages: _Stages
+        self, query: SearchQuery, text: TextFeatures, allowed: NDArray[np.int64] | None, stages: _Stages
     ) -> tuple[ScoredSegments, bool]:
         with stages.measuring("coarse"), torch.inference_mode():
             coarse_query = self.model.coarse_query(text).float().cpu().numpy()
@@ -158,7 +175,9 @@ class Searcher:
         num_candidates = max(query.candidates, query.num_wanted)
         while True:
             with stages.measuring("coarse"):
-                products, segment_ids = (rows[0] for rows in self._index.search(coarse_query, num_candidates))
+                products, segment_ids = (
+                    rows[0] for rows in self._index.search(coarse_query, num_candidates, allowed)
+                )
                 new = ~np.isin(segment_ids, seen)
             if query.mode == "coarse":
                 with stages.measuring("coarse"):
@@ -171,7 +190,8 @@ class Searcher:
             if len(segment_ids) < num_candidates or num_groups(scored, query.group_by) >= query.num_wanted:
                 break
             num_candidates *= 2
-        return best(scored, query.group_by), len(seen) < self._index.num_segments
+        num_searched = self._index.num_segments if allowed is None else len(allowed)
+        return best(scored, query.group_by), len(seen) < num_searched
 
     def _score_coarsely(
         self, segment_ids: NDArray[np.int64], products: NDArray[np.float32]

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from indexer.catalog_checks import MAX_ID_LENGTH, check_video_id
-from indexer.errors import InvalidRecordError
+from indexer.errors import InvalidQueryError, InvalidRecordError
+from indexer.filters import parse_filter
 
 MAX_QUERY_CHARACTERS = 2000
 MAX_TITLE_CHARACTERS = 500
@@ -70,6 +71,16 @@ def _is_plain(value: Any, levels_left: int) -> bool:
     return True
 
 
+def check_filter(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`value`, unless it is no filter. Raises ValueError, which names the place."""
+    try:
+        parse_filter(value)
+    except InvalidQueryError as error:
+        raise ValueError(f"{error}.") from None
+    return value
+
+
+Filter = Annotated[dict[str, Any], AfterValidator(check_filter)]
 Title = Annotated[str, Field(max_length=MAX_TITLE_CHARACTERS), AfterValidator(check_title)]
 Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata)]
 
@@ -101,6 +112,12 @@ class SearchRequest(Request):
     )
     min_score: float | None = Field(default=None, description="Results below this score are left out.")
     explain: bool = Field(default=False, description="Add tokens, frame times and the word-by-frame matrix.")
+    filter: Filter | None = Field(
+        default=None,
+        description="Only videos that fulfil it: fields (id, title, duration_seconds, added_at, metadata.KEY)"
+        " with a value, in, exists, gt, gte, lt or lte; joined by and, or, not.",
+        examples=[{"metadata.camera": "north", "duration_seconds": {"gte": 10, "lt": 60}}],
+    )
 
 
 class AddVideoRequest(Request):

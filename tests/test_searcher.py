@@ -98,6 +98,25 @@ def brute_force(searcher, text):
     }
 
 
+@pytest.mark.parametrize("mode", ["exhaustive", "rerank", "coarse"])
+@pytest.mark.parametrize("group_by", ["video", "segment"])
+def test_a_filtered_search_is_the_whole_order_without_the_others(searcher, random, mode, group_by):
+    fill(searcher.catalog, random, range(60), segments_each=2)
+    query = SearchQuery("a dog runs", limit=1000, candidates=1000, mode=mode, group_by=group_by)
+    chosen = {"metadata.number": {"gte": 10, "lt": 40}}
+    inside = [r for r in searcher.search(query).results if 10 <= r.metadata["number"] < 40]
+    answer = searcher.search(replace(query, filter=chosen))
+    assert [r.segment_id for r in answer.results] == [r.segment_id for r in inside]
+    assert not answer.truncated
+    # A page is full while there are more: few candidates do not let the filter shorten it.
+    page = searcher.search(replace(query, filter=chosen, limit=20, candidates=1))
+    assert len(page.results) == 20
+    assert {r.metadata["number"] for r in page.results} <= set(range(10, 40))
+    searcher.catalog.update_video("video-20", metadata={"number": 99})
+    assert "video-20" not in [r.id for r in searcher.search(replace(query, filter=chosen)).results]
+    assert searcher.search(replace(query, filter={"metadata.number": -1})).results == []
+
+
 def assert_same_results(results, others):
     assert [result.segment_id for result in results] == [other.segment_id for other in others]
     for result, other in zip(results, others, strict=True):

@@ -75,11 +75,12 @@ def test_defaults_and_every_field_reach_the_searcher(service: Service) -> None:
         "group_by": "segment",
         "min_score": -1.5,
         "explain": True,
+        "filter": {"metadata.year": {"gte": 2000}},
     }
     answer = service.client.post("/search", json=body).json()
     assert answer["query"] == " מה 🐈 "
     assert service.searcher.queries[-1] == SearchQuery(
-        " מה 🐈 ", 3, 4, 50, "exhaustive", "segment", -1.5, True
+        " מה 🐈 ", 3, 4, 50, "exhaustive", "segment", -1.5, True, {"metadata.year": {"gte": 2000}}
     )
     assert answer["results"][0]["explanation"] == {
         "tokens": ["a"],
@@ -96,6 +97,11 @@ REFUSED = [
     *('{"query": "a", "mode": "RERANK"}', '{"query": "a", "group_by": ""}', '{"query": "a", "explain": 1}'),
     *('{"query": "a", "explain": "true"}', '{"query": "a", "min_score": "1"}', '{"query": "a", "top_k": 5}'),
     *('{"query": "a", "filter": {}}', '{"query": "a", "Limit": 5}', '"a"', "[]", "null", "1"),
+    *(
+        '{"query": "a", "filter": []}',
+        '{"query": "a", "filter": {"secret": 1}}',
+        '{"query": "a", "filter": "x"}',
+    ),
     *('{"query": "a", "min_score": NaN}', '{"query": "a", "min_score": -Infinity}'),
     *('{"query": "a", "min_score": 1e999}', '{"query": "' + "a" * 2001 + '"}'),
 ]

@@ -1,0 +1,268 @@
+"""Every choice of a training run in one frozen record, read from TOML and saved beside the checkpoint.
+
+Reading, writing and finding configs is in `training.config_files`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, Strict
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+
+from training.errors import ConfigError
+
+SAME_RESULT = "the result does not depend on it"
+"""Mark of a field that may differ when a run is resumed."""
+
+SCORE_NAMES = ("video_sentence", "video_word", "sentence_frame", "frame_word")
+"""Those of `model.features`, written again so that reading a config does not load torch."""
+
+_CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+PathText = Annotated[Path, Strict(False)]
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class ModelChoices:
+    """What is trained and what it starts from; sizes and scores as in `model.XClipConfig`."""
+
+    start: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="model spec that training starts from: plain CLIP weights, or an X-CLIP checkpoint of"
+            " the same sizes to go on from",
+        ),
+    ] = "openclip:ViT-B-32-quickgelu/openai"
+    num_words: Annotated[int, Field(ge=3, description="W, tokens of every text, start and end included")] = 32
+    num_frames: Annotated[int, Field(ge=1, description="F, frames of every clip at most")] = 12
+    temporal_layers: Annotated[
+        int, Field(ge=0, description="blocks of the temporal transformer; 0 averages the frames")
+    ] = 4
+    mask_padding: Annotated[
+        bool,
+        Field(description="leave padding words and frames out of the scores, as official training does not"),
+    ] = False
+    scorer: Annotated[
+        str, Field(description="name in `training.scorers.SCORERS`; `x-clip` is the paper's")
+    ] = "x-clip"
+    score_names: Annotated[
+        tuple[Literal["video_sentence", "video_word", "sentence_frame", "frame_word"], ...],
+        Strict(False),
+        Field(min_length=1, description="which of the four scores are averaged; with scorer `x-clip` only"),
+    ] = SCORE_NAMES
+    aggregation: Annotated[
+        Literal["attention", "max-max", "mean-mean", "mean-max", "max-mean"],
+        Field(description="how similarities become a score; with scorer `x-clip` only"),
+    ] = "attention"
+    temperature: Annotated[
+        float, Field(gt=0.0, description="softmax temperature of the attention; with scorer `x-clip` only")
+    ] = 0.01
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class DataChoices:
+    """Which captioned videos, and how frames are taken from them (`training.frames.FrameRecipe`)."""
+
+    dataset: Annotated[str, Field(min_length=1, description="name in `training.datasets.registry.NAMES`")]
+    directory: Annotated[
+        PathText | None,
+        Field(description="folder of the annotations"),
+        SAME_RESULT,
+    ] = None
+    videos: Annotated[
+        PathText | None,
+        Field(description="folder of the videos, where they are not in `directory`"),
+        SAME_RESULT,
+    ] = None
+    train_split: Annotated[
+        Literal["train", "val", "test"], Field(description="part of the data set to learn from")
+    ] = "train"
+    validation_split: Annotated[
+        Literal["train", "val", "test", "none"],
+        Field(description="part that chooses the best model; `none`: the last is the best"),
+    ] = "val"
+    missing: Annotated[
+        Literal["error", "warn"], Field(description="what a missing or unreadable video is")
+    ] = "error"
+    frames_per_second: Annotated[
+        int, Field(ge=1, description="frames looked at in a second of video, of which F are taken")
+    ] = 1
+    frame_slice: Annotated[
+        Literal["head", "tail", "uniform"], Field(description="which F where there are more")
+    ] = "uniform"
+    frame_order: Annotated[
+        Literal["forward", "reversed", "shuffled"], Field(description="order of the frames in training")
+    ] = "forward"
+    frame_rule: Annotated[
+        Literal["official", "time"],
+        Field(description="frames by the official extractor's positions, or by time as the indexer does"),
+    ] = "official"
+    cache: Annotated[
+        PathText | None,
+        Field(description="folder in which decoded frames are kept"),
+        SAME_RESULT,
+    ] = None
+    num_workers: Annotated[
+        int, Field(ge=0, description="processes that decode, for each process that trains"), SAME_RESULT
+    ] = 4
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class OptimizerChoices:
+    """How the weights move (`training.optimizer.make_optimizer`)."""
+
+    kind: Annotated[
+        Literal["bert-adam", "adamw"], Field(description="the official optimizer, or PyTorch's AdamW")
+    ] = "bert-adam"
+    learning_rate: Annotated[float, Field(gt=0.0, description="highest rate, of all that is new")] = 1e-4
+    clip_learning_rate_factor: Annotated[
+        float, Field(ge=0.0, description="rate of CLIP's own weights, as a factor of `learning_rate`")
+    ] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0.0, description="decay of all weights but biases")] = 0.2
+    warmup_share: Annotated[
+        float, Field(ge=0.0, lt=1.0, description="share of all steps in which the rate rises")
+    ] = 0.1
+    max_gradient_norm: Annotated[
+        float,
+        Field(gt=0.0, description="bound on the norm of all gradients together"),
+    ] = 1.0
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class TrainingChoices:
+    """How long, in what batches, at what precision."""
+
+    epochs: Annotated[int, Field(ge=1, description="times through the training texts")] = 5
+    batch_size: Annotated[
+        int,
+        Field(
+            ge=2,
+            description="pairs in a step, of all processes together; every other pair of it is a negative",
+        ),
+    ] = 300
+    micro_batch_size: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="pairs encoded at once in a process, to save memory; the loss and its gradients stay"
+            " those of the whole batch; absent: all at once",
+        ),
+    ] = None
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        Field(description="of the encoders; weights and scores stay float32"),
+    ] = "float32"
+    gather: Annotated[
+        Literal["exact", "official"],
+        Field(description="gradients across processes: those of one process, or the official code's"),
+    ] = "exact"
+    gradient_checkpointing: Annotated[
+        bool, Field(description="compute the encoders' inner values twice instead of keeping them")
+    ] = False
+    freeze_layers: Annotated[
+        int,
+        Field(
+            ge=-1,
+            description="the official `--freeze_layer_num`: how many blocks of both towers do not learn;"
+            " 0: what lies below the blocks; -1: everything learns",
+        ),
+    ] = 0
+    freeze_towers: Annotated[
+        tuple[Literal["vision", "text"], ...],
+        Strict(False),
+        Field(description="whole towers that do not learn"),
+    ] = ()
+    freeze_parameters: Annotated[
+        tuple[str, ...],
+        Strict(False),
+        Field(description="single parameters that do not learn, such as `matrices.global_matrix`"),
+    ] = ()
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="of the pairs' order and of random weights")] = 42
+    cache_frame_features: Annotated[
+        bool,
+        Field(
+            description="encode all frames once and keep their features in memory; for a frozen vision tower"
+        ),
+    ] = False
+    validation_batch_size: Annotated[
+        int, Field(ge=1, description="texts or clips encoded at once in validation")
+    ] = 32
+    best_by: Annotated[
+        Literal[
+            "text_to_video.recall_at_1",
+            "text_to_video.recall_at_5",
+            "text_to_video.recall_at_10",
+            "text_to_video.mean_rank",
+            "video_to_text.recall_at_1",
+            "video_to_text.recall_at_5",
+            "video_to_text.recall_at_10",
+            "video_to_text.mean_rank",
+        ],
+        Field(description="validation figure that chooses the best epoch; the later one where two are equal"),
+    ] = "text_to_video.recall_at_1"
+    checkpoint_every_steps: Annotated[
+        int | None,
+        Field(ge=1, description="steps between checkpoints beside those of each epoch"),
+        SAME_RESULT,
+    ] = None
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class LogChoices:
+    """What is written down."""
+
+    tensorboard: Annotated[
+        bool, Field(description="write TensorBoard scalars, which needs the extra `train`"), SAME_RESULT
+    ] = True
+    every_steps: Annotated[
+        int, Field(ge=1, description="steps between two TensorBoard points"), SAME_RESULT
+    ] = 10
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class TrainingConfig:
+    """All sections."""
+
+    data: DataChoices
+    model: ModelChoices = ModelChoices()
+    optimizer: OptimizerChoices = OptimizerChoices()
+    training: TrainingChoices = TrainingChoices()
+    log: LogChoices = LogChoices()
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where two fields contradict each other."""
+        if len(set(self.model.score_names)) < len(self.model.score_names):
+            raise ConfigError("[model].score_names: a score is named twice")
+
+    @classmethod
+    def from_toml(cls, path: Path) -> TrainingConfig:
+        """A config from a file. Raises ConfigError naming the file, the section and the field."""
+        from training.config_files import read_config
+
+        return read_config(path)
+
+    def to_toml(self) -> str:
+        """Every field with its value; the same config gives the same bytes."""
+        from training.config_files import to_toml
+
+        return to_toml(self)
+
+    def what_counts(self) -> dict[str, object]:
+        """The fields that the result depends on, by `section.field`: a resumed run must have the same."""
+        return {
+            f"{section.name}.{choice.name}": getattr(getattr(self, section.name), choice.name)
+            for section in fields(self)
+            for choice in fields(getattr(self, section.name))
+            if SAME_RESULT not in information(getattr(self, section.name), choice.name).metadata
+        }
+
+
+def information(section: object, name: str) -> FieldInfo:
+    """What pydantic knows of a field of a section (or of its class): description, bounds, marks."""
+    known: dict[str, FieldInfo] = section.__pydantic_fields__  # type: ignore[attr-defined]
+    return known[name]

@@ -60,7 +60,8 @@ class Vectors:
         """Rows of those of `ids` that are here."""
         places = np.searchsorted(self.ids, ids)
         inside = places < len(self.ids)
-        return places[inside][self.ids[places[inside]] == ids[inside]]
+        found: NDArray[np.intp] = places[inside][self.ids[places[inside]] == ids[inside]]
+        return found
 
     def living(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Ids and vectors that are not deleted, in blocks."""

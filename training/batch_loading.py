@@ -63,7 +63,8 @@ class ClipLoader:
         self.clip_timeout_seconds = clip_timeout_seconds
         self._requests = _Requests()
         # For each worker: index of the clip it is reading, or -1; since when; its process id.
-        self._board = torch.full((num_workers, 3), -1.0, dtype=torch.float64).share_memory_()
+        self._board = torch.full((num_workers, 3), -1.0, dtype=torch.float64)
+        self._board.share_memory_()  # type: ignore[no-untyped-call]
         self._frames = _ClipFrames(self.clips, reader, self._board)
         self._num_workers = num_workers
         self._loader: DataLoader[Any] | None = None
@@ -96,7 +97,7 @@ class ClipLoader:
         for request in requests:
             item = self._frames[request]
             if torch.cuda.is_available() and not isinstance(item, _Unreadable):
-                item = tuple(tensor.pin_memory() for tensor in item)
+                item = item[0].pin_memory(), item[1].pin_memory()
             yield item
 
     def _load_by_workers(self, requests: Sequence[LoadRequest]) -> Iterator[Any]:

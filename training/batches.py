@@ -231,7 +231,7 @@ def clip_batches(
     """
     if batch_size < 1 or num_workers < 0:
         raise ConfigError("batch_size is at least 1 and num_workers 0 or more")
-    groups = torch.arange(len(split.clips)).split(batch_size)
+    groups = torch.split(torch.arange(len(split.clips)), batch_size)
     loader = ClipLoader(split.clips, reader, num_workers)
     loaded = loader.load([LoadRequest(tuple(group.tolist())) for group in groups])
     return (

@@ -19,6 +19,9 @@ from training.datasets.split import Clip, Split
 from training.errors import DatasetError
 from training.frames import FrameReader
 
+_START_SECONDS: Final = 120.0
+"""Importing takes about a second; a machine may be busy."""
+
 _MAX_NAMED: Final = 50
 """So many clips are named in a message; of the others it gives the number."""
 
@@ -91,29 +94,34 @@ def find_unreadable(
     waiting = iter(clips)
     children: dict[Connection, _Child] = {}
 
-    def give(child: _Child) -> None:
+    def occupy(child: _Child | None) -> None:
         clip = next(waiting, None)
         if clip is None:
-            child.end()
+            if child is not None:
+                child.end()
             return
+        child = child or _Child(reader)
         child.give(clip, timeout_seconds)
         children[child.connection] = child
 
     try:
-        for _ in range(min(num_processes, len(clips))):
-            give(_Child(reader))
+        for _ in range(num_processes):
+            occupy(None)
         while children:
             patience = min(child.deadline for child in children.values()) - time.monotonic()
             answered = wait(list(children), timeout=max(0.0, patience))
             late = [one for one, child in children.items() if time.monotonic() > child.deadline]
             for connection in {*answered, *late}:
                 assert isinstance(connection, Connection)
-                child = children.pop(connection)
+                child = children[connection]
+                if child.gets_ready(timeout_seconds):
+                    continue
+                del children[connection]
                 reason = child.answer(timeout_seconds)
                 if reason is not None:
                     yield child.clip.id, reason
                 on_progress(1)
-                give(child if child.is_alive else _Child(reader))
+                occupy(child if child.is_alive else None)
     finally:
         for child in children.values():
             child.end()
@@ -129,15 +137,27 @@ class _Child:
         self._process.start()
         theirs.close()
         self.is_alive = True
+        self.is_ready = False
         self.clip: Clip
         self.deadline = 0.0
 
     def give(self, clip: Clip, timeout_seconds: float) -> None:
         self.clip = clip
-        # The first one starts while the child still imports.
-        self.deadline = time.monotonic() + timeout_seconds
+        self.deadline = time.monotonic() + (timeout_seconds if self.is_ready else _START_SECONDS)
         with suppress(OSError):  # If it died, its silence says so.
             self.connection.send(clip)
+
+    def gets_ready(self, timeout_seconds: float) -> bool:
+        """Whether what it has to say is that it has started; its time for the clip counts from then."""
+        if self.is_ready or not self.connection.poll():
+            return False
+        try:
+            self.connection.recv()
+        except (EOFError, OSError):
+            return False
+        self.is_ready = True
+        self.deadline = time.monotonic() + timeout_seconds
+        return True
 
     def answer(self, timeout_seconds: float) -> str | None:
         """Why the clip cannot be read, or None. A child that gave no answer is ended."""
@@ -166,6 +186,7 @@ class _Child:
 def _serve(connection: Any, reader: FrameReader) -> None:
     """What a child does until it is ended."""
     with suppress(EOFError, OSError):
+        connection.send("ready")
         while True:
             clip = connection.recv()
             try:

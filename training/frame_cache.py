@@ -122,4 +122,4 @@ class FrameCache:
 
 
 def _checksum(frames: NDArray[np.uint8]) -> str:
-    return f"{zlib.crc32(np.ascontiguousarray(frames)):08x}"
+    return f"{zlib.crc32(np.ascontiguousarray(frames).data):08x}"

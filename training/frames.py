@@ -212,8 +212,8 @@ def _positions_by_time(timeline: Timeline, clip: Clip, frames_per_second: float)
         return []
     # As `indexer.sampling.sample_times`: a candidate within the tolerance of the end is outside.
     count = max(1, math.ceil((end - start - TIME_TOLERANCE_SECONDS) * frames_per_second))
-    times = start + np.arange(count) / frames_per_second
-    return frame_indices_at(timeline.times, times).tolist()
+    times = [start + number / frames_per_second for number in range(count)]
+    return [int(position) for position in frame_indices_at(timeline.times, times)]
 
 
 def _shuffle(count: int, seed: int, epoch: int, clip_id: str) -> NDArray[np.int64]:

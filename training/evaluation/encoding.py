@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -109,10 +109,10 @@ def encode_texts(
 
 def keep_on_cpu(features: Features, dtype: torch.dtype) -> Features:
     """The same features on the CPU, floats as `dtype`, masks as they are."""
-    tensors = (getattr(features, field.name) for field in fields(features))
-    return type(features)(
-        *(
-            tensor.to("cpu", dtype) if tensor.is_floating_point() else tensor.cpu()  # type: ignore[misc]
-            for tensor in tensors
-        )
-    )
+    moved = features.to("cpu")
+    floats = {
+        field.name: tensor.to(dtype)
+        for field in fields(moved)
+        if (tensor := getattr(moved, field.name)) is not None and tensor.is_floating_point()
+    }
+    return replace(moved, **floats)

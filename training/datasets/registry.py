@@ -1,0 +1,73 @@
+"""The data sets by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, get_args
+
+from training.datasets import activitynet, didemo, lsmdc, msrvtt, msvd
+from training.datasets.assembly import assemble
+from training.datasets.captions import find_manifest, read_captions
+from training.datasets.layout import Layout
+from training.datasets.official_counts import warn_of_other_count
+from training.datasets.split import MissingPolicy, Split, SplitName
+from training.errors import DatasetError
+
+LAYOUTS: Final[dict[str, Layout]] = {
+    "msrvtt-9k": msrvtt.layout("MSRVTT_train.9k.csv"),
+    "msrvtt-7k": msrvtt.layout("MSRVTT_train.7k.csv"),
+    "msvd": msvd.LAYOUT,
+    "lsmdc": lsmdc.LAYOUT,
+    "didemo": didemo.LAYOUT,
+    "activitynet": activitynet.LAYOUT,
+}
+"""The paper's benchmarks, as CLIP4Clip's data guide lays them out."""
+
+NAMES: Final = (*LAYOUTS, "captions")
+"""What `load_split` knows; `captions` is a manifest of one's own."""
+
+
+def load_split(
+    dataset: str,
+    directory: Path,
+    split: SplitName,
+    *,
+    videos: Path | None = None,
+    missing: MissingPolicy = "error",
+) -> Split:
+    """The clips of a split and their texts, as the official loaders pair them. Opens no video.
+
+    Every text is one pair with its clip: in MSR-VTT training each of 20 sentences, in MSVD each caption; in
+    DiDeMo and ActivityNet one paragraph a clip. `val` is the test in MSR-VTT and ActivityNet, where the
+    official training has no other; in `captions` it is what the manifest says.
+
+    dataset: one of NAMES. directory: where the data set lies; docs/datasets.md shows each layout. For
+    `captions` the manifest or the folder that holds it.
+    videos: the folder of videos; by default the places that the official scripts and the guide name.
+    missing: `error` raises DatasetError for videos that have no file or an empty one and lists them; `warn`
+    leaves them out with one DatasetWarning, and `Split.missing` names them.
+
+    Raises DatasetError for an unknown data set or split, annotations that are not as their layout says (with
+    file and line), and missing videos. DatasetWarning where a full-size copy has not the official number of
+    clips and pairs.
+    """
+    if split not in get_args(SplitName):
+        raise DatasetError(f"there is no split {split!r}, only {', '.join(get_args(SplitName))}")
+    if missing not in get_args(MissingPolicy):
+        raise DatasetError(f"missing is {' or '.join(get_args(MissingPolicy))}, not {missing!r}")
+    directory = Path(directory)
+    videos = None if videos is None else Path(videos)
+    if dataset == "captions":
+        if videos is not None and not videos.is_dir():
+            raise DatasetError(f"there is no folder of videos {videos}")
+        annotated = read_captions(find_manifest(directory, split), split, videos)
+        return assemble(dataset, split, annotated, None, missing)
+    if dataset not in LAYOUTS:
+        raise DatasetError(f"there is no data set {dataset!r}, only {', '.join(NAMES)}")
+    layout = LAYOUTS[dataset]
+    root, folder = layout.find_annotations(directory, split)
+    videos = layout.find_videos(root, videos)
+    annotated = layout.read(folder, split)
+    num_pairs = sum(len(entry.texts) for entry in annotated)
+    warn_of_other_count(dataset, split, len(annotated), num_pairs)
+    return assemble(dataset, split, annotated, videos, missing, layout.known_missing)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
+from model.aggregation import AGGREGATIONS, DEFAULT_TEMPERATURE, Aggregation
 from model.errors import CheckpointError
 from model.features import SCORE_NAMES
 from model.preprocessing import PIXEL_DEVIATION, PIXEL_MEAN
 
 FORMAT = "xclip-search/1"
+
+WordWeighting = Literal["uniform", "inverse-document-frequency"]
+FrameWordSides = Literal["both", "words"]
+
+_WRITTEN_IF_CHANGED = ("aggregation", "temperature", "word_weighting", "frame_word_sides")
+"""Fields that came after checkpoints had been published: at their default they are not written, so that the
+text, and with it every fingerprint, stays what it was."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,14 @@ class XClipConfig:
     temporal_layers: blocks of the temporal transformer; 0 leaves the frames as they are (mean pooling).
     mask_padding: leave padding words and frames out of AOSM. Official checkpoints were trained without.
     score_names: which of the four scores are averaged into the total.
+    aggregation: how similarities become a score: by attention (AOSM), or by one of the aggregations that the
+        paper compares with it (see `model.aggregation`); the AOSM matrices are then not used.
+    temperature: of the softmax of attention, above 0.
+    word_weighting: what a word counts where words are averaged: all the same, or by the inverse document
+        frequency of its token in the training captions, which the model stores (`XClip.set_word_weights`).
+        Only for aggregations that average.
+    frame_word_sides: `frame_word` is the mean of two sides, words that were each reduced over the frames and
+        frames that were each reduced over the words; or the side of the words alone.
     vocabulary: CLIP token ids that the embedding table holds (see `model.tokenization`), None for all.
     pixel_mean, pixel_deviation: per channel, RGB, of pixels in 0..1.
     """
@@ -33,6 +50,10 @@ class XClipConfig:
     temporal_layers: int = 4
     mask_padding: bool = True
     score_names: tuple[str, ...] = SCORE_NAMES
+    aggregation: Aggregation = "attention"
+    temperature: float = DEFAULT_TEMPERATURE
+    word_weighting: WordWeighting = "uniform"
+    frame_word_sides: FrameWordSides = "both"
     vocabulary: tuple[int, ...] | None = None
     pixel_mean: tuple[float, float, float] = PIXEL_MEAN
     pixel_deviation: tuple[float, float, float] = PIXEL_DEVIATION
@@ -45,6 +66,7 @@ class XClipConfig:
             problems.append(f"unknown scores {sorted(unknown)}")
         if not self.score_names:
             problems.append("no score to average")
+        problems.extend(self._scoring_problems())
         if vision.get("timm_model_name") or not isinstance(vision.get("layers"), int):
             problems.append("the vision tower is not a ViT of open_clip's own")
         if (
@@ -61,6 +83,25 @@ class XClipConfig:
             problems.append("temporal_layers is negative")
         if problems:
             raise CheckpointError("this configuration cannot be an X-CLIP model: " + "; ".join(problems))
+        # 1 and 1.0 must not give two texts, hence two fingerprints.
+        object.__setattr__(self, "temperature", float(self.temperature))
+
+    def _scoring_problems(self) -> list[str]:
+        choices: dict[str, tuple[str, ...]] = {
+            "aggregation": AGGREGATIONS,
+            "word_weighting": get_args(WordWeighting),
+            "frame_word_sides": get_args(FrameWordSides),
+        }
+        problems = [
+            f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}"
+            for name, known in choices.items()
+            if getattr(self, name) not in known
+        ]
+        if not _is_number(self.temperature) or not 0 < self.temperature < math.inf:
+            problems.append(f"temperature {self.temperature!r} is not a number above 0")
+        if not problems and self.word_weighting != "uniform" and "mean" not in self.aggregation:
+            problems.append(f"aggregation {self.aggregation} averages no words that could be weighted")
+        return problems
 
     @property
     def embedding_dim(self) -> int:
@@ -91,7 +132,11 @@ class XClipConfig:
 
     def to_json(self) -> str:
         """Stable text: the same config gives the same bytes."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, sort_keys=True) + "\n"
+        values = asdict(self)
+        for one in fields(self):
+            if one.name in _WRITTEN_IF_CHANGED and values[one.name] == one.default:
+                del values[one.name]
+        return json.dumps({"format": FORMAT, **values}, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -112,3 +157,7 @@ class XClipConfig:
             return cls(**values)
         except (TypeError, AttributeError) as error:
             raise CheckpointError(f"config.json is incomplete: {error}") from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -19,7 +19,10 @@ SCORE_NAMES = ("video_sentence", "video_word", "sentence_frame", "frame_word")
 
 
 class _Rows:
-    """Tensors that share their first dimension: slicing, joining and moving act on all of them."""
+    """Tensors that share their first dimension: slicing, joining and moving act on all of them.
+
+    An optional tensor is the last field and may be None.
+    """
 
     def __len__(self) -> int:
         return int(next(self._tensors()).shape[0])
@@ -38,18 +41,22 @@ class _Rows:
         """Join `parts` along the first dimension."""
         if not parts:
             raise ShapeError(f"cannot join an empty list of {cls.__name__}")
-        columns = zip(*(part._tensors() for part in parts), strict=True)
-        return cls(*(torch.cat(column) for column in columns))
+        columns = [list(part._tensors()) for part in parts]
+        if len({len(column) for column in columns}) > 1:
+            raise ShapeError(f"some of these {cls.__name__} have an optional tensor and some do not")
+        return cls(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
     def _tensors(self) -> Iterator[Tensor]:
+        return (tensor for _, tensor in self._named_tensors())
+
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         for field in fields(self):  # type: ignore[arg-type]
-            yield getattr(self, field.name)
+            tensor = getattr(self, field.name)
+            if tensor is not None:
+                yield field.name, tensor
 
     def __repr__(self) -> str:
-        shapes = ", ".join(
-            f"{field.name}={list(tensor.shape)}"
-            for field, tensor in zip(fields(self), self._tensors(), strict=True)  # type: ignore[arg-type]
-        )
+        shapes = ", ".join(f"{name}={list(tensor.shape)}" for name, tensor in self._named_tensors())
         return f"{type(self).__name__}({shapes})"
 
 
@@ -65,11 +72,14 @@ class TextFeatures(_Rows):
     sentence: float [T, D].
     words: float [T, W, D], every position: start, words, end and padding (zeros where the model masks it).
     word_mask: bool [T, W], true from the start token to the first end token.
+    word_weights: float [T, W], not negative, what each word counts where words are averaged, 0 for padding;
+        None where all count the same (`XClipConfig.word_weighting`).
     """
 
     sentence: Tensor
     words: Tensor
     word_mask: Tensor
+    word_weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         num_texts, dimension = self.sentence.shape
@@ -80,6 +90,11 @@ class TextFeatures(_Rows):
         )
         _require(self.word_mask.shape == self.words.shape[:2], self, "word_mask [T, W]")
         _require(self.word_mask.dtype == torch.bool, self, "a boolean word_mask")
+        _require(
+            self.word_weights is None or self.word_weights.shape == self.word_mask.shape,
+            self,
+            "word_weights [T, W]",
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,6 +129,7 @@ class Scores(_Rows):
     """The four scores and their mean, each float32 [T, V], already times exp(logit_scale).
 
     `total` is the mean of the scores that the model's config names (all four for X-CLIP checkpoints).
+    In training mode the scores that it does not name are not computed: they are NaN.
     """
 
     video_sentence: Tensor

@@ -62,6 +62,9 @@ class XClip(nn.Module):
         mean, deviation = torch.tensor(config.pixel_mean), torch.tensor(config.pixel_deviation)
         self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_deviation", deviation.view(3, 1, 1), persistent=False)
+        if config.word_weighting != "uniform":
+            # Saved with the model: texts cannot be scored without them.
+            self.register_buffer("word_weights", torch.ones(self.clip.token_embedding.num_embeddings))
 
     # Loading and saving
 
@@ -187,7 +190,10 @@ class XClip(nn.Module):
             words = functional.pad(x, (0, 0, 0, self.num_words - length))  # [T, W, D]
             if self.config.mask_padding:
                 words = words.masked_fill(~word_mask[..., None], 0.0)
-        return TextFeatures(sentence, words, word_mask)
+        weights = None
+        if self.config.word_weighting != "uniform":
+            weights = self.word_weights[input_ids].masked_fill(~word_mask, 0.0)  # type: ignore[index]
+        return TextFeatures(sentence, words, word_mask, weights)
 
     def _project_text(self, x: Tensor) -> Tensor:
         projection = self.clip.text_projection
@@ -259,11 +265,17 @@ class XClip(nn.Module):
     def score(self, text: TextFeatures, video: VideoFeatures) -> Scores:
         """The four scores of every text with every video and their mean, float32 [T, V], scaled.
 
-        In evaluation mode the work is done in blocks, so that memory does not grow with T x V.
+        In evaluation mode the work is done in blocks, so that memory does not grow with T x V. In training
+        mode only the scores that the mean needs are computed; the others are NaN.
+        Raises ShapeError on features of other lengths, and on texts without the word weights of the config.
         """
-        function = score_features if self.training else score_in_blocks
+        self._require_word_weights(text)
+        choices = self._choices()
         with self._gradients():
-            return function(text, video, self.matrices, self.clip.logit_scale.exp(), **self._choices())
+            scale = self.clip.logit_scale.exp()
+            if self.training:
+                return score_features(text, video, self.matrices, scale, only_named=True, **choices)
+            return score_in_blocks(text, video, self.matrices, scale, **choices)
 
     def coarse_query(self, text: TextFeatures) -> Tensor:
         """float32 [T, D]: its inner product with `VideoFeatures.video`, times exp(logit_scale), is
@@ -276,6 +288,7 @@ class XClip(nn.Module):
 
         See `model.scoring.match_frames`.
         """
+        self._require_word_weights(text)
         with self._gradients():
             return match_frames(text, video, self.matrices, self.clip.logit_scale.exp(), **self._choices())
 
@@ -286,7 +299,14 @@ class XClip(nn.Module):
             return torch.einsum("twd,vfd->tvwf", words, video.frames.float())
 
     def _choices(self) -> dict[str, Any]:
-        return {"mask_padding": self.config.mask_padding, "score_names": self.config.score_names}
+        names = ("mask_padding", "score_names", "aggregation", "temperature", "frame_word_sides")
+        return {name: getattr(self.config, name) for name in names}
+
+    def _require_word_weights(self, text: TextFeatures) -> None:
+        if (text.word_weights is None) != (self.config.word_weighting == "uniform"):
+            raise ShapeError(
+                f"{text!r} was not encoded by a model of word weighting {self.config.word_weighting}"
+            )
 
     def _gradients(self) -> torch.set_grad_enabled:
         return torch.set_grad_enabled(self.training and torch.is_grad_enabled())
@@ -310,6 +330,21 @@ class XClip(nn.Module):
                 target.load_state_dict(block.state_dict())
         for matrix in self.matrices.parameters():
             matrix.copy_(torch.eye(len(matrix), device=matrix.device))
+
+    @torch.no_grad()
+    def set_word_weights(self, weights: Tensor) -> None:
+        """What a word counts where words are averaged, by its token id: float [vocabulary size], 0 or more.
+
+        They are saved with the model. Raises ShapeError where the config weights words equally, and on
+        weights of another shape, below 0 or not finite.
+        """
+        if self.config.word_weighting == "uniform":
+            raise ShapeError("this model's config weights words equally: it has no place for word weights")
+        stored: Tensor = self.word_weights  # type: ignore[assignment]
+        if weights.shape != stored.shape or not bool((weights.isfinite() & (weights >= 0)).all()):
+            raise ShapeError(f"word weights must be {len(stored)} finite numbers of at least 0")
+        stored.copy_(weights)
+        self.__dict__.pop("fingerprint", None)
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

@@ -1,0 +1,144 @@
+"""From many similarities to one: attention over the similarity matrix (AOSM) and what it is compared with.
+
+Attention (arXiv:2207.07285 section 3.3): weights come from a softmax of the similarities at a temperature,
+are multiplied by a learned matrix from the right and not normalised again:
+score = sum_j (sum_i a_i W[i, j]) c_j. That equals sum_i a_i (W c)_i. With W the identity it approaches the
+maximum as the temperature falls to 0, and the mean as it grows.
+
+The paper's table 7 puts four aggregations without parameters beside it. Their names are read from the outside
+in: "mean-max", for which the paper cites FILIP and ColBERT, is the mean of the maxima. A similarity matrix,
+words by frames, is reduced twice, first by the inner one and then by the outer one. The similarity vectors of
+the cross-grained scores have one dimension, and the outer one reduces it: a vector is what the first step
+leaves of a matrix. The paper does not say how the names apply to vectors; that part is our reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, Self
+
+from torch import Tensor
+
+DEFAULT_TEMPERATURE = 0.01
+"""Softmax temperature of AOSM (official modules/modeling_xclip.py; the best of the paper's table 9)."""
+
+Aggregation = Literal["attention", "max-max", "mean-mean", "mean-max", "max-mean"]
+Reduction = Literal["attention", "max", "mean"]
+
+_OUTER_AND_INNER: Mapping[str, tuple[Reduction, Reduction]] = MappingProxyType(
+    {
+        "attention": ("attention", "attention"),
+        "max-max": ("max", "max"),
+        "mean-mean": ("mean", "mean"),
+        "mean-max": ("mean", "max"),
+        "max-mean": ("max", "mean"),
+    }
+)
+
+AGGREGATIONS: tuple[str, ...] = tuple(_OUTER_AND_INNER)
+
+
+def attend(
+    similarity: Tensor,
+    matrix: Tensor,
+    mask: Tensor | None,
+    dim: int,
+    temperature: float = DEFAULT_TEMPERATURE,
+) -> Tensor:
+    """AOSM: reduce dimension `dim` of `similarity` to one value.
+
+    similarity: float, any shape. matrix: float [N, N] with N the size of `dim`, which is 1 or the last.
+    mask: bool, broadcastable to `similarity`, or None. Masked entries take no part; where all are masked the
+    result is 0. temperature: above 0.
+    """
+    if mask is None:
+        attention = (similarity / temperature).softmax(dim)
+    else:
+        attention = (similarity / temperature).masked_fill(~mask, float("-inf")).softmax(dim)
+        # A softmax over nothing is NaN; nothing is what it weighs.
+        attention = attention.masked_fill(~mask, 0.0)
+        similarity = similarity.masked_fill(~mask, 0.0)
+    # The matrix goes to the similarities, not to the attention: the same sum without a transposed copy.
+    if dim == similarity.ndim - 1:
+        projected = similarity @ matrix.T
+    else:
+        projected = (matrix @ similarity.flatten(2)).view_as(similarity)
+    return (attention * projected).sum(dim)
+
+
+def largest(similarity: Tensor, mask: Tensor | None, dim: int) -> Tensor:
+    """The maximum over dimension `dim`. Masked entries take no part; where all are masked the result is 0.
+
+    mask: bool, broadcastable to `similarity`, or None. Equal maxima share the gradient.
+    """
+    if mask is None:
+        return similarity.amax(dim)
+    found = similarity.masked_fill(~mask, float("-inf")).amax(dim)
+    return found.masked_fill(found == float("-inf"), 0.0)
+
+
+def average(similarity: Tensor, mask: Tensor | None, dim: int, weights: Tensor | None = None) -> Tensor:
+    """The mean over dimension `dim`. Masked entries take no part; where all are masked the result is 0.
+
+    mask: bool, broadcastable to `similarity` and as long along `dim`, or None. weights: float, not negative,
+    of such a shape too, or None for equal ones; where they sum to 0 the result is 0.
+    """
+    if mask is not None:
+        similarity = similarity.masked_fill(~mask, 0.0)
+        weights = mask.to(similarity.dtype) if weights is None else weights.masked_fill(~mask, 0.0)
+    if weights is None:
+        return similarity.mean(dim)
+    sum_of_weights = weights.sum(dim - similarity.ndim, keepdim=True)
+    shares = weights / sum_of_weights.masked_fill(sum_of_weights == 0, 1.0)
+    return (shares * similarity).sum(dim)
+
+
+@dataclass(frozen=True)
+class Aggregator:
+    """The two reductions of an aggregation, and the temperature where they are attention.
+
+    `first` is the inner one; `last` the outer one, after which one value is left.
+    """
+
+    inner: Reduction
+    outer: Reduction
+    temperature: float
+
+    @classmethod
+    def named(cls, aggregation: str, temperature: float = DEFAULT_TEMPERATURE) -> Self:
+        """One of `AGGREGATIONS`. temperature: above 0, used by "attention" alone."""
+        outer, inner = _OUTER_AND_INNER[aggregation]
+        return cls(inner, outer, temperature)
+
+    def first(
+        self, similarity: Tensor, matrix: Tensor, mask: Tensor | None, dim: int, weights: Tensor | None = None
+    ) -> Tensor:
+        """Reduce `dim` by the inner reduction.
+
+        matrix: that of attention. weights: those of a mean. Each is used by the one alone; see `attend`,
+        `largest` and `average` for shapes and masks.
+        """
+        return self._reduce(self.inner, similarity, matrix, mask, dim, weights)
+
+    def last(
+        self, similarity: Tensor, matrix: Tensor, mask: Tensor | None, dim: int, weights: Tensor | None = None
+    ) -> Tensor:
+        """Reduce `dim` by the outer reduction, like `first`."""
+        return self._reduce(self.outer, similarity, matrix, mask, dim, weights)
+
+    def _reduce(
+        self,
+        reduction: Reduction,
+        similarity: Tensor,
+        matrix: Tensor,
+        mask: Tensor | None,
+        dim: int,
+        weights: Tensor | None,
+    ) -> Tensor:
+        if reduction == "attention":
+            return attend(similarity, matrix, mask, dim, self.temperature)
+        if reduction == "max":
+            return largest(similarity, mask, dim)
+        return average(similarity, mask, dim, weights)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-import signal
 import subprocess
 import sys
-import time
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from treacherous_reader import TreacherousReader
 from video_files import numbered_picture, shown_number, write_coloured_video, write_numbered_video
 
 from indexer.frame_reader import VideoFile
@@ -297,21 +296,10 @@ def test_leaving_out_all_clips_is_an_error(mixed: Split) -> None:
         leave_out(mixed, {clip.id for clip in mixed.clips})
 
 
-class _Treacherous(FrameReader):
-    """A reader that a decoder takes down at some clips, and that hangs at others."""
-
-    def read(self, clip: Clip, epoch: int = 0) -> NDArray[np.uint8]:
-        if clip.id == "crash":
-            signal.raise_signal(signal.SIGKILL)
-        if clip.id == "hang":
-            time.sleep(1000)
-        return super().read(clip, epoch)
-
-
 def test_a_decoder_that_crashes_or_hangs_costs_its_own_clip_alone(tmp_path: Path) -> None:
     path = write_coloured_video(tmp_path / "a.mp4", (1, 2, 3))
     clips = [Clip(name, path) for name in ("a", "crash", "b", "hang", "c")]
-    failures = dict(clip_checks.find_unreadable(clips, _Treacherous(FrameRecipe(4, 32)), 2, 1.5))
+    failures = dict(clip_checks.find_unreadable(clips, TreacherousReader(FrameRecipe(4, 32)), 2, 1.5))
     assert set(failures) == {"crash", "hang"}
     assert "clip 'crash' cannot be read: the decoding process ended with exit code -9" in failures["crash"]
     assert "clip 'hang' cannot be read: it takes longer than 2 s" in failures["hang"]

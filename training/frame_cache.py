@@ -72,12 +72,11 @@ class FrameCache:
             _logger.warning("decoding again what the frame cache holds damaged (%s): %s", error, path)
             return None
         if (
-            header.get("description") != text
-            or frames.dtype != np.uint8
+            frames.dtype != np.uint8
             or frames.ndim != 4
             or frames.shape[1:] != (image_size, image_size, 3)
             or not 1 <= len(frames) <= max_frames
-            or header.get("crc32") != _checksum(frames)
+            or header != _header(text, frames)
         ):
             _logger.warning("decoding again what the frame cache holds damaged: %s", path)
             return None
@@ -90,13 +89,12 @@ class FrameCache:
         in this process, and nothing half written stays.
         """
         text, path = self._entry(description)
-        header = {"description": text, "crc32": _checksum(frames)}
         unfinished = path.with_name(f".{path.stem}.{os.getpid()}.{uuid.uuid4().hex}.unfinished")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 # Not synchronised to disk: what a power failure leaves is found damaged and decoded again.
-                unfinished.write_bytes(safetensors.numpy.save({"frames": frames}, metadata=header))
+                unfinished.write_bytes(safetensors.numpy.save({"frames": frames}, _header(text, frames)))
                 unfinished.replace(path)
             except BaseException:
                 with suppress(OSError):
@@ -121,5 +119,7 @@ class FrameCache:
         return text, self.directory / name[:2] / f"{name}.safetensors"
 
 
-def _checksum(frames: NDArray[np.uint8]) -> str:
-    return f"{zlib.crc32(np.ascontiguousarray(frames).data):08x}"
+def _header(text: str, frames: NDArray[np.uint8]) -> dict[str, str]:
+    """What stands in an entry beside its frames. One value: safetensors writes several in any order."""
+    checksum = zlib.crc32(np.ascontiguousarray(frames).data)
+    return {"entry": json.dumps({"description": text, "crc32": f"{checksum:08x}"})}

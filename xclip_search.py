@@ -17,6 +17,11 @@ ROOMS = {
     "info": "indexer.cli",
     "serve": "service.cli",
     "worker": "service.cli",
+    "verify": "indexer.maintenance_cli",
+    "rebuild": "indexer.maintenance_cli",
+    "backup": "indexer.maintenance_cli",
+    "restore": "indexer.maintenance_cli",
+    "convert": "model.cli",
 }
 """Which room's `cli.app` holds which sub-command. Those modules import nothing heavy themselves."""
 

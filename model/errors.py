@@ -3,6 +3,8 @@
 ModelError
 ├── SpecError         a model spec that names nothing we can load
 ├── CheckpointError   weights that are missing, unexpected, misshapen or not ours
+├── ConversionError   a model that another layout cannot say, or a destination that is taken
+├── HubError          a repository on the Hub that cannot be written
 ├── ShapeError        an array of the wrong shape, dtype or length
 └── TokenError        text that cannot be turned into tokens
 """
@@ -20,6 +22,14 @@ class SpecError(ModelError):
 
 class CheckpointError(ModelError):
     """Weights that are missing, unexpected, misshapen or not ours; the message names the tensor."""
+
+
+class ConversionError(ModelError):
+    """A model that the other layout cannot say, with every reason, or a destination that is taken."""
+
+
+class HubError(ModelError):
+    """A repository on the Hub that cannot be written: no token, no permission, no network."""
 
 
 class ShapeError(ModelError, ValueError):

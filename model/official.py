@@ -1,4 +1,4 @@
-"""The official checkpoint layout (github.com/xuguohai/X-CLIP) and ours."""
+"""The official checkpoint layout (github.com/xuguohai/X-CLIP), read; `model.conversion` writes it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,31 @@ from model.errors import CheckpointError
 from model.weights import fill, place, read_tensors
 from model.xclip import XClip
 
-_NAMES = {
+HEAD_WIDTH = 64
+"""Every transformer has width // 64 heads (official modules/modeling_xclip.py, modules/module_clip.py)."""
+
+_MATRICES = {
     "global_mat_weight": "matrices.global_matrix",
-    "local_mat_weight": "matrices.local_matrix",
     "word_logit_weight": "matrices.word_logit",
     "frame_logit_weight": "matrices.frame_logit",
-    "word_mat_weight": "matrices.word",
+    "local_mat_weight": "matrices.local_matrix",
     "frame_mat_weight": "matrices.frame",
-    "word_mat_weight2": "matrices.word_second",
+    "word_mat_weight": "matrices.word",
     "frame_mat_weight2": "matrices.frame_second",
-    "frame_position_embeddings.weight": "temporal.frame_position_embeddings.weight",
+    "word_mat_weight2": "matrices.word_second",
 }
+_POSITIONS = {"frame_position_embeddings.weight": "temporal.frame_position_embeddings.weight"}
+_NAMES = {**_MATRICES, **_POSITIONS}
 _PREFIXES = {"transformerClip.resblocks.": "temporal.resblocks.", "clip.": "clip."}
+
+_BLOCK = (
+    *("attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight", "attn.out_proj.bias"),
+    *("ln_1.weight", "ln_1.bias"),
+    *("mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"),
+    *("ln_2.weight", "ln_2.bias"),
+)
+_WRAPPERS = ("model_state_dict", "state_dict")
+_PARALLEL_PREFIX = "module."
 
 
 def our_name(official: str) -> str | None:
@@ -37,7 +50,7 @@ def our_name(official: str) -> str | None:
 
 
 def official_name(ours: str) -> str:
-    """Official name of one of our tensors."""
+    """Official name of one of our tensors. Raises CheckpointError where there is none."""
     for theirs, name in _NAMES.items():
         if name == ours:
             return theirs
@@ -47,11 +60,47 @@ def official_name(ours: str) -> str:
     raise CheckpointError(f"{ours} has no place in the official layout")
 
 
+def official_order(vision_layers: int, text_layers: int, temporal_layers: int) -> list[str]:
+    """Every tensor of an official checkpoint, in the order of the official model's `state_dict`.
+
+    Without a temporal transformer (`--sim_header meanP`) there are no frame positions either.
+    """
+
+    def blocks(prefix: str, num_layers: int) -> list[str]:
+        return [f"{prefix}resblocks.{layer}.{name}" for layer in range(num_layers) for name in _BLOCK]
+
+    vision = "clip.visual."
+    return [
+        *_MATRICES,
+        *("clip.positional_embedding", "clip.text_projection", "clip.logit_scale"),
+        *(vision + name for name in ("class_embedding", "positional_embedding", "proj", "conv1.weight")),
+        *(vision + name for name in ("ln_pre.weight", "ln_pre.bias")),
+        *blocks(f"{vision}transformer.", vision_layers),
+        *(vision + name for name in ("ln_post.weight", "ln_post.bias")),
+        *blocks("clip.transformer.", text_layers),
+        *("clip.token_embedding.weight", "clip.ln_final.weight", "clip.ln_final.bias"),
+        *(_POSITIONS if temporal_layers else ()),
+        *blocks("transformerClip.", temporal_layers),
+    ]
+
+
+def is_half_in_official(name: str) -> bool:
+    """Whether the official model holds the tensor of this official name in float16.
+
+    Its `convert_weights` (modules/module_clip.py) halves CLIP's linear, convolution, attention and projection
+    weights; layer norms, embeddings, the temporal transformer and AOSM stay float32.
+    """
+    return name.startswith("clip.") and (
+        ".attn." in name
+        or ".mlp." in name
+        or name in ("clip.visual.conv1.weight", "clip.visual.proj", "clip.text_projection")
+    )
+
+
 def load_official(path: Path, device: str = "auto") -> XClip:
     """See `XClip.from_official`."""
-    tensors = read_tensors(path)
-    config = infer_config(tensors)
-    model = XClip(config)
+    tensors = without_parallel_prefix(read_tensors(path, wrapped_as=_WRAPPERS))
+    model = XClip(infer_config(tensors))
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         ours = our_name(name)
@@ -62,8 +111,23 @@ def load_official(path: Path, device: str = "auto") -> XClip:
     return place(model, device)
 
 
+def without_parallel_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the `module.` that torch's DistributedDataParallel puts before every name.
+
+    Where only some names have it they stay as they are, and loading names the first that does not belong.
+    """
+    if tensors and all(name.startswith(_PARALLEL_PREFIX) for name in tensors):
+        return {name.removeprefix(_PARALLEL_PREFIX): tensor for name, tensor in tensors.items()}
+    return dict(tensors)
+
+
 def infer_config(tensors: Mapping[str, Tensor]) -> XClipConfig:
-    """All sizes of an official checkpoint from its weights; heads are width // 64 in every transformer."""
+    """All sizes of an official checkpoint from its weights; heads are width // 64 in every transformer.
+
+    The towers are spelled as open_clip spells those of `ViT-B-32-quickgelu`, so that a model which was
+    trained from there has the same config and fingerprint after a way through the official layout.
+    Raises CheckpointError, naming the tensor, where the sizes cannot be read or make no network.
+    """
 
     def shape(name: str, num_dimensions: int) -> tuple[int, ...]:
         if name not in tensors:
@@ -75,9 +139,18 @@ def infer_config(tensors: Mapping[str, Tensor]) -> XClipConfig:
 
     def num_layers(prefix: str) -> int:
         indices = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
-        return 1 + max((int(index) for index in indices if index.isdecimal()), default=-1)
+        for layer in range(len(indices)):
+            if str(layer) not in indices:
+                raise CheckpointError(f"missing tensor {prefix}{layer}.{_BLOCK[0]}")
+        return len(indices)
+
+    def divisible(name: str, width: int) -> int:
+        if width < HEAD_WIDTH or width % (width // HEAD_WIDTH):
+            raise CheckpointError(f"tensor {name} has width {width}, which width // 64 heads cannot share")
+        return width
 
     vision_width, _, _, patch_size = shape("clip.visual.conv1.weight", 4)
+    divisible("clip.visual.conv1.weight", vision_width)
     num_patches = shape("clip.visual.positional_embedding", 2)[0] - 1
     grid = round(num_patches**0.5)
     if grid * grid != num_patches:
@@ -85,22 +158,21 @@ def infer_config(tensors: Mapping[str, Tensor]) -> XClipConfig:
             f"tensor clip.visual.positional_embedding has {num_patches + 1} rows, expected a square plus one"
         )
     context_length, text_width = shape("clip.positional_embedding", 2)
-    embedding_dim = shape("clip.text_projection", 2)[1]
+    divisible("clip.positional_embedding", text_width)
     return XClipConfig(
         clip={
-            "embed_dim": embedding_dim,
+            "embed_dim": shape("clip.text_projection", 2)[1],
             "vision_cfg": {
                 "image_size": patch_size * grid,
                 "patch_size": patch_size,
                 "width": vision_width,
                 "layers": num_layers("clip.visual.transformer.resblocks."),
-                "head_width": 64,
             },
             "text_cfg": {
                 "context_length": context_length,
                 "vocab_size": shape("clip.token_embedding.weight", 2)[0],
                 "width": text_width,
-                "heads": text_width // 64,
+                "heads": text_width // HEAD_WIDTH,
                 "layers": num_layers("clip.transformer.resblocks."),
             },
             "quick_gelu": True,

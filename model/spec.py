@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from model.config import XClipConfig
+from model.durable import write_durably
 from model.errors import CheckpointError, SpecError
 from model.official import load_official
 from model.weights import fill, place, read_tensors
@@ -35,7 +36,7 @@ def load(spec: str, device: str = "auto") -> XClip:
     if spec.startswith("openclip:"):
         return _load_openclip(spec.removeprefix("openclip:"), device)
     if spec.startswith("hf-hub:"):
-        return load_directory(_download(spec.removeprefix("hf-hub:")), device)
+        return load_directory(_downloaded(spec.removeprefix("hf-hub:")), device)
     path = Path(spec).expanduser()
     if path.is_dir():
         return load_directory(path, device)
@@ -50,8 +51,12 @@ def save(model: XClip, directory: Path) -> None:
     tensors = {
         name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
-    save_file(tensors, directory / WEIGHTS_FILE)
-    (directory / CONFIG_FILE).write_text(model.config.to_json(), encoding="utf-8")
+    config_file = directory / CONFIG_FILE
+    # Two files cannot change at once. Without a config the directory holds no model, so an interruption never
+    # leaves new weights under an old config.
+    config_file.unlink(missing_ok=True)
+    write_durably(directory / WEIGHTS_FILE, lambda path: save_file(tensors, path))
+    write_durably(config_file, lambda path: path.write_text(model.config.to_json(), encoding="utf-8"))
 
 
 def load_directory(directory: Path, device: str = "auto") -> XClip:
@@ -64,18 +69,10 @@ def load_directory(directory: Path, device: str = "auto") -> XClip:
     return place(model, device)
 
 
-def _download(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def _downloaded(repository: str) -> Path:
+    from model.hub import download  # huggingface_hub is loaded for a Hub's model only
 
-    name, _, revision = repository.partition("@")
-    try:
-        found = snapshot_download(name, revision=revision or None, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
-    except HFValidationError:
-        raise SpecError(f"{repository!r} is not OWNER/NAME; {FORMS}") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise SpecError(f"hf-hub:{repository} cannot be fetched: {str(error).splitlines()[0]}") from None
-    return Path(found)
+    return download(repository, (CONFIG_FILE, WEIGHTS_FILE))
 
 
 def _load_openclip(name: str, device: str) -> XClip:

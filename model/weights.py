@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,10 @@ from model.errors import CheckpointError, SpecError
 
 if TYPE_CHECKING:
     from model.xclip import XClip
+
+
+EXACT_IN_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16)
+"""What becomes float32 without rounding."""
 
 
 def fill(model: XClip, tensors: Mapping[str, Tensor], spelling: Callable[[str], str] = str) -> None:
@@ -34,16 +39,20 @@ def fill(model: XClip, tensors: Mapping[str, Tensor], spelling: Callable[[str], 
             raise CheckpointError(
                 f"tensor {spelling(name)} is {list(tensor.shape)}, expected {list(expected[name].shape)}"
             )
-        if not tensor.dtype.is_floating_point:
-            raise CheckpointError(f"tensor {spelling(name)} is {tensor.dtype}, expected floating point")
+        if tensor.dtype not in EXACT_IN_FLOAT32:
+            raise CheckpointError(
+                f"tensor {spelling(name)} is {tensor.dtype}, expected float32, float16 or bfloat16"
+            )
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(f"tensor {spelling(name)} holds values that are not finite")
     model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, wrapped_as: Sequence[str] = ()) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors file or a torch archive, which is read without running pickle code.
 
+    wrapped_as: keys under which a training checkpoint may hold the tensors beside other things; the first
+        that is there is taken.
     Raises CheckpointError where the file is neither, or holds anything but tensors.
     """
     try:
@@ -58,11 +67,29 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         pickle.UnpicklingError,
         ValueError,
         KeyError,
+        AttributeError,  # torch's unpickler on some files that are no archive
     ) as error:
-        raise CheckpointError(f"{path.name} is not a checkpoint that can be read safely: {error}") from None
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise CheckpointError(f"{path.name} is not a dictionary of tensors")
+        raise CheckpointError(
+            f"{path.name} is not a checkpoint that can be read safely: {_reason(error)}"
+        ) from None
+    if isinstance(loaded, dict):
+        loaded = next((loaded[key] for key in wrapped_as if isinstance(loaded.get(key), dict)), loaded)
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{path.name} holds {type(loaded).__name__}, not a dictionary of tensors")
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path.name} is not a dictionary of tensors: {name!r} holds {type(value).__name__}"
+            )
     return loaded
+
+
+def _reason(error: Exception) -> str:
+    """One line. torch's own message on what it will not unpickle advises to unpickle it; ours does not."""
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        return f"it holds {found[1]}, which is no tensor" if found else "it is no archive of tensors"
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def place(model: XClip, device: str) -> XClip:

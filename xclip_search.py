@@ -12,6 +12,7 @@ import typer.main
 
 ROOMS = {
     "demo": "training.cli",
+    "evaluate": "training.evaluation.cli",
     "index": "indexer.cli",
     "search": "indexer.cli",
     "info": "indexer.cli",

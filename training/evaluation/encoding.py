@@ -75,13 +75,7 @@ def encode_split(
         parts = []
         num_done = 0
         for batch in clip_batches(split, reader, batch_size, num_workers=num_workers):
-            frame_mask = torch.as_tensor(batch.frame_mask)
-            if batch.frame_features is not None:
-                video = model.encode_frames(
-                    torch.as_tensor(batch.frame_features).to(model.device), frame_mask
-                )
-            else:
-                video = model.encode_video(model.normalize_pixels(batch.pixels), frame_mask)
+            video = model.encode_video(model.normalize_pixels(batch.pixels), batch.frame_mask)
             parts.append(keep_on_cpu(video, dtype))
             num_done += len(video)
             if on_progress is not None:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from indexer.errors import IndexDamagedError, IndexNotFoundError
+from indexer.errors import IndexBusyError, IndexDamagedError, IndexNotFoundError
 
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long a writer waits for another one before it gives up."""
@@ -117,4 +117,9 @@ class ConnectionPool:
         code = getattr(error, "sqlite_errorcode", None)
         if code is not None and code & 0xFF in _DAMAGE_CODES:
             return IndexDamagedError(f"the catalog {self._path} is damaged: {error}")
+        if code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return IndexBusyError(
+                f"another process has been writing to {self._path} for {BUSY_TIMEOUT_SECONDS:.0f} seconds;"
+                " nothing was changed; try again"
+            )
         return error

@@ -1,16 +1,15 @@
 """Features of segments between arrays and rows of the catalog.
 
 Stored little-endian without a header: video feature float32 [D], frame features float16 [F, D], frame times
-float64 [num_frames]; each feature with its CRC-32, because SQLite itself would not notice a flipped bit in a
-blob.
+float64 [num_frames]; each with a CRC-32 over itself and the numbers that say whose it is, because SQLite
+itself would not notice a flipped bit.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from indexer.catalog_records import SegmentFeatures, SegmentInfo, SegmentRecord
 from indexer.errors import IndexDamagedError
+from indexer.row_checksums import checksum_of_blob
 
 MAX_IDS_PER_QUERY = 2_000
 """Rows fetched at once: bounds what SQLite and Python hold beside the arrays."""
@@ -29,9 +29,11 @@ frame_features_crc32 FROM {source} JOIN segment_frames ON segment_frames.segment
 _BY_IDS = _FEATURES.format(source="json_each(?) AS asked JOIN segments ON segments.id = asked.value")
 _AFTER = _FEATURES.format(source="segments") + " WHERE segments.id > ? ORDER BY segments.id LIMIT ?"
 
+_VIDEO_FEATURES = "SELECT id, video_number, num_frames, video_feature, video_feature_crc32 FROM segments"
+
 _INFO = """
-SELECT segments.id, videos.id, videos.number, start_seconds, end_seconds, num_frames, frame_times
-FROM {source} JOIN videos ON videos.number = segments.video_number
+SELECT segments.id, videos.id, videos.number, start_seconds, end_seconds, num_frames, frame_times,
+segments.row_crc32 FROM {source} JOIN videos ON videos.number = segments.video_number
 """
 
 
@@ -46,24 +48,26 @@ class FeatureRows:
         """Store a checked segment and return its id."""
         video = np.ascontiguousarray(segment.video_feature, "<f4").tobytes()
         frames = np.ascontiguousarray(segment.frame_features, "<f2").tobytes()
-        cursor = connection.execute(
-            "INSERT INTO segments (video_number, start_seconds, end_seconds, num_frames, frame_times,"
-            " video_feature, video_feature_crc32) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        times = np.ascontiguousarray(segment.frame_times, "<f8").tobytes()
+        segment_id = _next_id(connection)
+        whose = (segment_id, video_number, segment.num_frames)
+        start, end = float(segment.start_seconds), float(segment.end_seconds)
+        connection.execute(
+            "INSERT INTO segments (id, video_number, num_frames, start_seconds, end_seconds, frame_times,"
+            " row_crc32, video_feature, video_feature_crc32) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
-                video_number,
-                segment.start_seconds,
-                segment.end_seconds,
-                segment.num_frames,
-                np.ascontiguousarray(segment.frame_times, "<f8").tobytes(),
+                *whose,
+                start,
+                end,
+                times,
+                checksum_of_blob(times, *whose, start, end),
                 video,
-                zlib.crc32(video),
+                checksum_of_blob(video, *whose),
             ),
         )
-        segment_id = cursor.lastrowid
-        assert segment_id is not None
         connection.execute(
             "INSERT INTO segment_frames (segment_id, frame_features, frame_features_crc32) VALUES (?, ?, ?)",
-            (segment_id, frames, zlib.crc32(frames)),
+            (segment_id, frames, checksum_of_blob(frames, segment_id)),
         )
         return segment_id
 
@@ -85,7 +89,7 @@ class FeatureRows:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids int64 [N] and video features float32 [N, D] of the next segments, ascending."""
         rows = connection.execute(
-            "SELECT id, video_feature, video_feature_crc32 FROM segments WHERE id > ? ORDER BY id LIMIT ?",
+            f"{_VIDEO_FEATURES} WHERE id > ? ORDER BY id LIMIT ?",
             (segment_id, limit),
         ).fetchall()
         return np.array([row[0] for row in rows], np.int64), self._video(rows)
@@ -97,44 +101,48 @@ class FeatureRows:
         rows = []
         for first in range(0, len(segment_ids), MAX_IDS_PER_QUERY):
             rows += connection.execute(
-                "SELECT id, video_feature, video_feature_crc32 FROM segments"
-                " WHERE id IN (SELECT value FROM json_each(?))",
+                f"{_VIDEO_FEATURES} WHERE id IN (SELECT value FROM json_each(?))",
                 (json.dumps(segment_ids[first : first + MAX_IDS_PER_QUERY]),),
             ).fetchall()
         rows.sort(key=lambda row: row[0])
         return np.array([row[0] for row in rows], np.int64), self._video(rows)
 
     def _features(self, rows: Sequence[Sequence[Any]]) -> SegmentFeatures:
-        frames = self._join(
-            [(row[0], row[5], row[6]) for row in rows], 2 * self._num_frames * self._embedding_dim
-        )
+        frames = self._join([((row[0],), row[5], row[6]) for row in rows], 2 * self._num_frames)
         num_frames = np.array([row[2] for row in rows], np.int64)
         if len(rows) and num_frames.max() > self._num_frames:
             raise IndexDamagedError("the catalog is damaged: a segment has more frames than the model takes")
         return SegmentFeatures(
             segment_ids=np.array([row[0] for row in rows], np.int64),
             video_numbers=np.array([row[1] for row in rows], np.int64),
-            video=self._video([(row[0], row[3], row[4]) for row in rows]),
+            video=self._video(rows),
             frames=np.frombuffer(frames, "<f2").reshape(len(rows), self._num_frames, self._embedding_dim),
             num_frames=num_frames,
         )
 
     def _video(self, rows: Sequence[Sequence[Any]]) -> NDArray[np.float32]:
-        joined = self._join(rows, 4 * self._embedding_dim)
+        """float32 [N, D] of rows that begin as `_VIDEO_FEATURES` says."""
+        joined = self._join([((row[0], row[1], row[2]), row[3], row[4]) for row in rows], 4)
         return np.frombuffer(joined, "<f4").reshape(len(rows), self._embedding_dim)
 
-    @staticmethod
-    def _join(rows: Sequence[Sequence[Any]], size_bytes: int) -> bytearray:
-        """One buffer of the blobs of rows (segment id, blob, CRC-32); writable, as torch wants it."""
+    def _join(self, rows: Sequence[tuple[tuple[int, ...], bytes, int]], bytes_a_dimension: int) -> bytearray:
+        """One buffer of the blobs of rows (whose it is, blob, CRC-32); writable, as torch wants it."""
+        size_bytes = bytes_a_dimension * self._embedding_dim
         joined = bytearray()
-        for segment_id, blob, checksum in rows:
-            if len(blob) != size_bytes or zlib.crc32(blob) != checksum:
+        for whose, blob, checksum in rows:
+            if len(blob) != size_bytes or checksum_of_blob(blob, *whose) != checksum:
                 raise IndexDamagedError(
-                    f"the catalog is damaged: the features of segment {segment_id} are not what was written; "
+                    f"the catalog is damaged: the features of segment {whose[0]} are not what was written; "
                     "delete its video and index it again, or restore a backup"
                 )
             joined += blob
         return joined
+
+
+def _next_id(connection: sqlite3.Connection) -> int:
+    """The id of the next segment, within a writing transaction: what AUTOINCREMENT would give."""
+    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'segments'").fetchone()
+    return 1 if row is None else int(row[0]) + 1
 
 
 def read_segment_infos(
@@ -155,6 +163,46 @@ def read_segment_infos(
     return [_segment_info(*row) for row in rows]
 
 
+def damaged_segments(
+    connection: sqlite3.Connection, num_frames: int, embedding_dim: int
+) -> Iterator[tuple[int, str]]:
+    """(id, what is wrong) of every segment, "" where nothing is."""
+    rows = connection.execute(
+        "SELECT id, video_number, num_frames, start_seconds, end_seconds, frame_times, row_crc32,"
+        " video_feature, video_feature_crc32, frame_features, frame_features_crc32 FROM segments"
+        " JOIN segment_frames ON segment_id = id ORDER BY id"
+    )
+    for (
+        segment_id,
+        video_number,
+        real,
+        start,
+        end,
+        times,
+        row_sum,
+        video,
+        video_sum,
+        frames,
+        frames_sum,
+    ) in rows:
+        whose = (segment_id, video_number, real)
+        problems = []
+        if (
+            real > num_frames
+            or len(times) != 8 * real
+            or (checksum_of_blob(times, *whose, start, end) != row_sum)
+        ):
+            problems.append("what the catalog says of it")
+        if len(video) != 4 * embedding_dim or checksum_of_blob(video, *whose) != video_sum:
+            problems.append("its video feature")
+        if (
+            len(frames) != 2 * num_frames * embedding_dim
+            or checksum_of_blob(frames, segment_id) != frames_sum
+        ):
+            problems.append("its frame features")
+        yield segment_id, f"not what was written: {', '.join(problems)}" if problems else ""
+
+
 def _segment_info(
     segment_id: int,
     video_id: str,
@@ -163,10 +211,13 @@ def _segment_info(
     end_seconds: float,
     num_frames: int,
     frame_times: bytes,
+    checksum: int,
 ) -> SegmentInfo:
-    if len(frame_times) != 8 * num_frames:
+    whose = (segment_id, video_number, num_frames, start_seconds, end_seconds)
+    if len(frame_times) != 8 * num_frames or checksum_of_blob(frame_times, *whose) != checksum:
         raise IndexDamagedError(
-            f"the catalog is damaged: segment {segment_id} has not one time for each frame"
+            f"the catalog is damaged: what it says of segment {segment_id} is not what was written; "
+            "delete its video and index it again, or restore a backup"
         )
     times = np.frombuffer(frame_times, "<f8")
     return SegmentInfo(segment_id, video_id, video_number, start_seconds, end_seconds, num_frames, times)

@@ -18,7 +18,7 @@ CATALOG_FILE = "catalog.sqlite3"
 APPLICATION_ID = 0x58434C50
 """`XCLP`, in the header of the file: tells our catalog from any other SQLite database."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PAGE_SIZE_BYTES = 8_192
 """Three video features (512 x 4 bytes) fit in a page of 8 KiB, only one in SQLite's usual 4 KiB: reading them
 all touches a third of the pages. Larger pages hold hardly more of them in proportion, and each commit writes
@@ -56,7 +56,8 @@ CREATE TABLE videos (
     partial INTEGER NOT NULL CHECK (partial IN (0, 1)),
     fraction_read REAL NOT NULL,
     added_at REAL NOT NULL,
-    sequence INTEGER NOT NULL UNIQUE
+    sequence INTEGER NOT NULL UNIQUE,
+    row_crc32 INTEGER NOT NULL
 ) STRICT;
 
 -- AUTOINCREMENT: an id is never used twice, so an index that still holds a deleted one can only miss.
@@ -67,6 +68,7 @@ CREATE TABLE segments (
     end_seconds REAL NOT NULL,
     num_frames INTEGER NOT NULL CHECK (num_frames > 0),
     frame_times BLOB NOT NULL,
+    row_crc32 INTEGER NOT NULL,
     video_feature_crc32 INTEGER NOT NULL,
     video_feature BLOB NOT NULL
 ) STRICT;
@@ -86,7 +88,8 @@ CREATE TABLE changes (
     video_id TEXT NOT NULL,
     segment_ids TEXT NOT NULL,
     changed_at REAL NOT NULL,
-    token TEXT NOT NULL DEFAULT (lower(hex(randomblob(8))))
+    token TEXT NOT NULL,
+    row_crc32 INTEGER NOT NULL
 ) STRICT;
 
 CREATE TABLE jobs (

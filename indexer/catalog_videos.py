@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from indexer.catalog_records import VideoRecord
-from indexer.errors import VideoNotFoundError
+from indexer.errors import IndexDamagedError, VideoNotFoundError
+from indexer.row_checksums import checksum_of_row
 
 _COLUMNS = (
     "id, content_sha256, uri, title, metadata, duration_seconds, width, height, frame_rate, codec,"
@@ -18,8 +19,11 @@ _COLUMNS = (
 
 def insert_video(connection: sqlite3.Connection, row: Mapping[str, Any]) -> int:
     """Store a row with a value for every column, `metadata` as JSON text; returns the video's number."""
-    marks = ", ".join(f":{name}" for name in _COLUMNS.split(", "))
-    number = connection.execute(f"INSERT INTO videos ({_COLUMNS}) VALUES ({marks})", dict(row)).lastrowid
+    values = [row[name] for name in _COLUMNS.split(", ")]
+    marks = ", ".join("?" * (len(values) + 1))
+    number = connection.execute(
+        f"INSERT INTO videos ({_COLUMNS}, row_crc32) VALUES ({marks})", (*values, checksum_of_row(values))
+    ).lastrowid
     assert number is not None
     return number
 
@@ -28,6 +32,8 @@ def update_video(connection: sqlite3.Connection, number: int, values: Mapping[st
     """Set columns of a video, named by us, never by a client."""
     assignments = ", ".join(f"{name} = ?" for name in values)
     connection.execute(f"UPDATE videos SET {assignments} WHERE number = ?", (*values.values(), number))
+    row = connection.execute(f"SELECT {_COLUMNS} FROM videos WHERE number = ?", (number,)).fetchone()
+    connection.execute("UPDATE videos SET row_crc32 = ? WHERE number = ?", (checksum_of_row(row), number))
 
 
 def find_number(connection: sqlite3.Connection, video_id: str) -> int:
@@ -41,7 +47,7 @@ def find_number(connection: sqlite3.Connection, video_id: str) -> int:
 def read_by_ids(connection: sqlite3.Connection, video_ids: Sequence[str]) -> dict[str, VideoRecord]:
     """Records of those of `video_ids` that exist, by id."""
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM videos WHERE id IN (SELECT value FROM json_each(?))",
+        f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE id IN (SELECT value FROM json_each(?))",
         (json.dumps(list(video_ids)),),
     )
     return {row[0]: _record(row) for row in rows}
@@ -50,7 +56,7 @@ def read_by_ids(connection: sqlite3.Connection, video_ids: Sequence[str]) -> dic
 def read_by_sha256(connection: sqlite3.Connection, content_sha256: str) -> VideoRecord | None:
     """The record of the video with these bytes, or None."""
     row = connection.execute(
-        f"SELECT {_COLUMNS} FROM videos WHERE content_sha256 = ?", (content_sha256,)
+        f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE content_sha256 = ?", (content_sha256,)
     ).fetchone()
     return None if row is None else _record(row)
 
@@ -59,13 +65,30 @@ def read_page(connection: sqlite3.Connection, limit: int, after: int | None) -> 
     """See `Catalog.list_videos`."""
     bound, values = ("", ()) if after is None else (" WHERE sequence < ?", (after,))
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM videos{bound} ORDER BY sequence DESC LIMIT ?", (*values, max(0, limit))
+        f"SELECT {_COLUMNS}, row_crc32 FROM videos{bound} ORDER BY sequence DESC LIMIT ?",
+        (*values, max(0, limit)),
     )
     return [_record(row) for row in rows]
 
 
+def damaged_videos(connection: sqlite3.Connection) -> Iterator[tuple[int, str]]:
+    """(number, what is wrong) of every video whose record is not what was written."""
+    for number, *row in connection.execute(
+        f"SELECT number, {_COLUMNS}, row_crc32 FROM videos ORDER BY number"
+    ):
+        try:
+            _record(row)
+        except (IndexDamagedError, ValueError):
+            yield number, "its record is not what was written"
+
+
 def _record(row: Sequence[Any]) -> VideoRecord:
-    values = list(row)
+    *values, checksum = row
+    if checksum_of_row(values) != checksum:
+        raise IndexDamagedError(
+            "the catalog is damaged: the record of a video is not what was written; run verify to learn"
+            " which, delete it and index it again, or restore a backup"
+        )
     values[4] = json.loads(values[4])
     values[11] = bool(values[11])
     return VideoRecord(*values)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from indexer.catalog_records import Change, ChangeKind
-from indexer.errors import ChangesForgottenError
+from indexer.errors import ChangesForgottenError, IndexDamagedError
+from indexer.row_checksums import checksum_of_row
+
+_COLUMNS = "sequence, kind, video_id, segment_ids, changed_at, token"
 
 
 def write_change(
@@ -18,12 +22,19 @@ def write_change(
     changed_at: float,
 ) -> int:
     """Log a change within the caller's transaction and return its number."""
-    cursor = connection.execute(
-        "INSERT INTO changes (kind, video_id, segment_ids, changed_at) VALUES (?, ?, ?, ?)",
-        (kind, video_id, json.dumps(list(segment_ids)), changed_at),
+    row = (
+        next_sequence(connection),
+        kind,
+        video_id,
+        json.dumps(list(segment_ids)),
+        changed_at,
+        secrets.token_hex(8),
     )
-    assert cursor.lastrowid is not None
-    return cursor.lastrowid
+    connection.execute(
+        f"INSERT INTO changes ({_COLUMNS}, row_crc32) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (*row, checksum_of_row(row)),
+    )
+    return row[0]
 
 
 def next_sequence(connection: sqlite3.Connection) -> int:
@@ -49,8 +60,7 @@ def read_token(connection: sqlite3.Connection, sequence: int) -> str | None:
 def read_changes(connection: sqlite3.Connection, sequence: int, limit: int) -> list[Change]:
     """See `Catalog.changes_since`. One statement: the check and the rows are of the same moment."""
     rows = connection.execute(
-        "SELECT sequence, kind, video_id, segment_ids FROM changes WHERE sequence >= ?"
-        " ORDER BY sequence LIMIT ?",
+        f"SELECT {_COLUMNS}, row_crc32 FROM changes WHERE sequence >= ? ORDER BY sequence LIMIT ?",
         (sequence, limit + 1),
     ).fetchall()
     if sequence == 0:
@@ -63,7 +73,24 @@ def read_changes(connection: sqlite3.Connection, sequence: int, limit: int) -> l
         rows = rows[1:]
     if not known:
         raise ChangesForgottenError(f"the change log does not hold change {sequence}; read everything again")
-    return [Change(number, kind, video_id, tuple(json.loads(ids))) for number, kind, video_id, ids in rows]
+    return [_change(*row) for row in rows]
+
+
+def damaged_changes(connection: sqlite3.Connection) -> Iterator[int]:
+    """Numbers of the changes that are not what was written."""
+    for *row, checksum in connection.execute(f"SELECT {_COLUMNS}, row_crc32 FROM changes ORDER BY sequence"):
+        if checksum_of_row(row) != checksum:
+            yield row[0]
+
+
+def _change(
+    number: int, kind: ChangeKind, video_id: str, ids: str, changed_at: float, token: str, checksum: int
+) -> Change:
+    if checksum_of_row((number, kind, video_id, ids, changed_at, token)) != checksum:
+        raise IndexDamagedError(
+            f"the catalog is damaged: change {number} is not what was written; restore a backup"
+        )
+    return Change(number, kind, video_id, tuple(json.loads(ids)))
 
 
 def forget_changes(connection: sqlite3.Connection, before_sequence: int) -> None:

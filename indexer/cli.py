@@ -9,9 +9,18 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from indexer.cli_conventions import (
+    INTERRUPTED,
+    SOME_FAILED,
+    IndexOption,
+    JsonOption,
+    stop,
+    wrong_use_explained,
+)
 
 if TYPE_CHECKING:
     from indexer.catalog import Catalog
@@ -23,10 +32,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 
-DAMAGED, WRONG_USE, SOME_FAILED, INTERRUPTED = 1, 2, 3, 130
-"""Exit statuses; 0 where all is well."""
-
-IndexOption = Annotated[Path, typer.Option("--index", "-i", help="The index directory.")]
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -37,7 +42,6 @@ ModelOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class BackendName(StrEnum):
@@ -94,10 +98,10 @@ def index(
     What is in it already is skipped by content, so the same command again goes on after an interruption.
     Exit status: 0 all in, 3 some files failed (they are listed), 2 wrong use.
     """
-    with _wrong_use_explained():
+    with wrong_use_explained():
         sources = _find_sources(paths or [], manifest)
         if report is not None and not report.absolute().parent.is_dir():
-            _stop(f"there is no folder for the report {report}")
+            stop(f"there is no folder for the report {report}")
         loaded, catalog, sampling = _open_for_writing(
             index, model, device, frames_per_second, max_segment_seconds
         )
@@ -144,7 +148,7 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Search an index without a server."""
-    with _wrong_use_explained():
+    with wrong_use_explained():
         from indexer.search_types import SearchQuery
 
         query = SearchQuery(text, limit=limit, mode=mode.value, filter=_parse_json(filter_json))
@@ -166,7 +170,7 @@ def search(
 @app.command()
 def info(index: IndexOption, as_json: JsonOption = False) -> None:
     """Print what an index holds."""
-    with _wrong_use_explained():
+    with wrong_use_explained():
         from indexer.catalog import Catalog
 
         with Catalog.open(index) as catalog:
@@ -196,20 +200,20 @@ def _parse_json(text: str | None) -> Any:
     try:
         return None if text is None else json.loads(text)
     except ValueError as error:
-        _stop(f"--filter is not JSON: {error}")
+        stop(f"--filter is not JSON: {error}")
 
 
 def _find_sources(paths: list[Path], manifest: Path | None) -> list[VideoSource]:
     from indexer.manifest import find_videos, read_manifest
 
     if not paths and manifest is None:
-        _stop("name files or folders to index, or a --manifest")
+        stop("name files or folders to index, or a --manifest")
     try:
         sources = find_videos(paths)
     except FileNotFoundError as error:
-        _stop(str(error))
+        stop(str(error))
     if paths and not sources:
-        _stop(f"there are no videos in {', '.join(map(str, paths))}")
+        stop(f"there are no videos in {', '.join(map(str, paths))}")
     if manifest is not None:
         sources += read_manifest(manifest)
     return sources
@@ -236,9 +240,9 @@ def _open_for_writing(
             sampling = Sampling.from_json(existing.sampling_json)
     except IndexNotFoundError:
         if directory.exists() and not directory.is_dir():
-            _stop(f"{directory} is not a folder")
+            stop(f"{directory} is not a folder")
         if spec is None:
-            _stop(f"there is no index in {directory} yet: say with --model for which model to make it")
+            stop(f"there is no index in {directory} yet: say with --model for which model to make it")
     from indexer.fingerprint import index_fingerprint
     from model import XClip
 
@@ -279,28 +283,6 @@ def _save_coarse_index(catalog: Catalog) -> None:
         coarse = CoarseIndex.open(catalog)
         coarse.compact()
         coarse.save()
-
-
-@contextmanager
-def _wrong_use_explained() -> Iterator[None]:
-    """Errors that a person can do something about, as one line and an exit status."""
-    from indexer.errors import IndexDamagedError, IndexerError
-    from model.errors import ModelError
-
-    try:
-        yield
-    except IndexDamagedError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(DAMAGED) from None
-    except (IndexerError, ModelError, ValueError) as error:
-        _stop(str(error))
-    except PermissionError as error:
-        _stop(f"{error.filename}: {error.strerror}")
-
-
-def _stop(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(WRONG_USE)
 
 
 @contextmanager

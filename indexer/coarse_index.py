@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -148,6 +149,12 @@ class CoarseIndex:
         for row, query in enumerate(queries if count else ()):
             scores[row], ids[row] = search_exactly(snapshot, delta, query, count)
         return scores, ids
+
+    def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """All that a search can find now, in blocks: ids int64 [N], ascending, and vectors float32 [N, D]."""
+        state = self._state
+        yield from state.snapshot.rows.living()
+        yield from state.delta.living()
 
     # Changing
 

@@ -5,6 +5,8 @@ IndexerError
 ├── IndexExistsError           an index is already there
 ├── IndexDamagedError          what is stored is not what was written
 ├── IndexVersionError          an index of a format that this version does not read
+├── IndexBusyError             another process has been writing for too long
+├── BackupDamagedError         a backup that is not what was written
 ├── FingerprintMismatchError   the index was made by another model or sampling
 ├── InvalidRecordError         a video or job record that cannot be stored
 ├── ManifestError              a list of videos to index that cannot be understood
@@ -44,6 +46,14 @@ class IndexDamagedError(IndexerError):
 
 class IndexVersionError(IndexerError):
     """An index of a format that this version does not read; the message names both versions."""
+
+
+class IndexBusyError(IndexerError):
+    """Another process held the index's only writer's place for longer than we wait; nothing was changed."""
+
+
+class BackupDamagedError(IndexerError):
+    """A backup that is not what was written; nothing was restored from it."""
 
 
 class FingerprintMismatchError(IndexerError):

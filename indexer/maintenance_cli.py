@@ -1,0 +1,118 @@
+"""`xclip-search verify`, `rebuild`, `backup` and `restore`. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from indexer.cli_conventions import DAMAGED, IndexOption, JsonOption, stop, wrong_use_explained
+
+if TYPE_CHECKING:
+    from indexer.backup import BackupReport
+
+app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+@app.command()
+def verify(index: IndexOption, as_json: JsonOption = False) -> None:
+    """Read an index whole and compare it with its checksums. Exit 0 where it is clean, 1 where it is damaged.
+
+    The index may be in use. What is derived is repaired by `rebuild`; the rest by a backup, or by deleting
+    the videos named and indexing them again.
+    """
+    with wrong_use_explained():
+        from indexer.verification import verify
+
+        with _progress("verifying") as on_progress:
+            report = verify(index, on_progress)
+    if as_json:
+        typer.echo(json.dumps({**asdict(report), "is_clean": report.is_clean}, indent=2))
+    else:
+        for finding in report.findings:
+            typer.echo(f"damaged: {finding.part}: {finding.problem}", err=True)
+        if not report.complete:
+            typer.echo("and more; this is not all", err=True)
+        state = "clean" if report.is_clean else f"{len(report.findings)} findings"
+        typer.echo(f"{report.num_videos} videos, {report.num_segments} segments: {state}")
+        if any(finding.is_derived for finding in report.findings):
+            typer.echo(f"derived parts are made again by: xclip-search rebuild --index {index}")
+    if not report.is_clean:
+        raise typer.Exit(DAMAGED)
+
+
+@app.command()
+def rebuild(index: IndexOption) -> None:
+    """Make again all that is derived from the catalog: SQLite's indexes, the totals, the coarse index."""
+    with wrong_use_explained(), _disk_errors_explained():
+        from indexer.verification import rebuild
+
+        num_videos, num_segments = rebuild(index)
+    typer.echo(f"made again for {num_videos} videos, {num_segments} segments")
+
+
+@app.command()
+def backup(
+    index: IndexOption,
+    destination: Annotated[Path, typer.Argument(help="A folder that is empty or not there yet.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Copy an index, with the files that were uploaded to it. It may be in use meanwhile."""
+    with wrong_use_explained(), _disk_errors_explained():
+        from indexer.backup import backup
+
+        with _progress("copying") as on_progress:
+            report = backup(index, destination, on_progress)
+    _show(report, f"backed up to {destination}", as_json)
+
+
+@app.command()
+def restore(
+    source: Annotated[Path, typer.Argument(help="A folder that `backup` made.")],
+    index: IndexOption,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring a backup back as an index, into a folder that is empty or not there yet, checking every file."""
+    with wrong_use_explained(), _disk_errors_explained():
+        from indexer.backup import restore
+
+        with _progress("copying") as on_progress:
+            report = restore(source, index, on_progress)
+    _show(report, f"restored to {index}", as_json)
+
+
+def _show(report: BackupReport, what: str, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(asdict(report), indent=2))
+        return
+    typer.echo(
+        f"{what}: {report.num_videos} videos, {report.num_segments} segments, change {report.sequence},"
+        f" {report.num_files} files, {report.size_bytes / 1e6:.1f} MB"
+    )
+
+
+@contextmanager
+def _disk_errors_explained() -> Iterator[None]:
+    try:
+        yield
+    except PermissionError:
+        raise
+    except OSError as error:
+        stop(f"{error.filename or 'the disk'}: {error.strerror or error}")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal. Gives the callback that moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,175 @@
+"""Is an index what was written? Every row, every feature, the change log, and what is derived from them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from indexer.catalog import Catalog
+from indexer.catalog_features import damaged_segments
+from indexer.catalog_videos import damaged_videos
+from indexer.change_log import damaged_changes
+from indexer.coarse_files import MANIFEST_FILE, SnapshotUnusableError, load_snapshot
+from indexer.coarse_index import CoarseIndex
+from indexer.errors import IndexDamagedError
+
+MAX_FINDINGS = 1000
+"""A report that is longer helps nobody."""
+
+_INCONSISTENT = {
+    "SELECT 'video ' || id || ' has no segment' FROM videos"
+    " WHERE NOT EXISTS (SELECT 1 FROM segments WHERE video_number = number)": "catalog",
+    "SELECT 'segment ' || id || ' has no frame features' FROM segments"
+    " WHERE NOT EXISTS (SELECT 1 FROM segment_frames WHERE segment_id = id)": "catalog",
+    "SELECT 'a row of ' || \"table\" || ' belongs to nothing' FROM pragma_foreign_key_check": "catalog",
+    "SELECT 'it counts ' || num_videos || ' videos and ' || num_segments || ' segments, but holds '"
+    " || (SELECT count(*) FROM videos) || ' and ' || (SELECT count(*) FROM segments) FROM totals"
+    " WHERE num_videos != (SELECT count(*) FROM videos)"
+    " OR num_segments != (SELECT count(*) FROM segments)": "totals",
+    "SELECT 'change ' || (sequence - 1) || ' is missing' FROM changes AS later"
+    " WHERE sequence > (SELECT min(sequence) FROM changes)"
+    " AND NOT EXISTS (SELECT 1 FROM changes WHERE sequence = later.sequence - 1)": "change log",
+    "SELECT 'video ' || id || ' was added by a change that is not there' FROM videos"
+    " WHERE sequence > (SELECT coalesce(max(sequence), 0) FROM changes)": "change log",
+}
+"""Statements that give a row for each thing that is wrong, and the part that it is wrong in."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not what was written.
+
+    part: `catalog` and `change log` are the truth: restore a backup, or delete the videos named and index
+    them again. `totals` and `coarse index` are derived: `rebuild` makes them again.
+    """
+
+    part: str
+    problem: str
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether `rebuild` repairs it."""
+        return self.part in ("totals", "coarse index")
+
+
+@dataclass
+class VerifyReport:
+    """What was looked at, and what was found to be wrong; `complete` is false after MAX_FINDINGS."""
+
+    num_videos: int = 0
+    num_segments: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    complete: bool = True
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+
+def verify(
+    directory: str | Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> VerifyReport:
+    """Read an index whole and check it against its checksums and against itself. It may be in use meanwhile.
+
+    on_progress: called with segments looked at and segments in all.
+    Raises IndexNotFoundError where there is none, IndexVersionError where it is of another format.
+    """
+    report = VerifyReport()
+    try:
+        catalog = Catalog.open(directory)
+    except IndexDamagedError as error:
+        report.findings.append(Finding("catalog", str(error)))
+        return report
+    with catalog:
+        try:
+            report.num_videos, report.num_segments = catalog.totals()
+            for finding in _findings(catalog, report.num_segments, on_progress):
+                if len(report.findings) == MAX_FINDINGS:
+                    report.complete = False
+                    break
+                report.findings.append(finding)
+        except IndexDamagedError as error:  # So damaged that SQLite cannot go on reading.
+            report.findings.append(Finding("catalog", str(error)))
+    return report
+
+
+def _findings(
+    catalog: Catalog, num_segments: int, on_progress: Callable[[int, int], None]
+) -> Iterator[Finding]:
+    with catalog.connections.snapshot() as connection:
+        for (problem,) in connection.execute("PRAGMA integrity_check"):
+            if problem != "ok":
+                yield Finding("catalog", problem)
+        yield from _inconsistencies(connection)
+        for number, problem in damaged_videos(connection):
+            yield Finding("catalog", f"video number {number}: {problem}")
+        for sequence in damaged_changes(connection):
+            yield Finding("change log", f"change {sequence} is not what was written")
+        features = damaged_segments(connection, catalog.num_frames, catalog.embedding_dim)
+        for num_done, (segment_id, problem) in enumerate(features, start=1):
+            if num_done % 1000 == 0 or num_done == num_segments:
+                on_progress(num_done, num_segments)
+            if problem:
+                yield Finding("catalog", f"segment {segment_id}: {problem}")
+    yield from _coarse_findings(catalog)
+
+
+def _inconsistencies(connection: sqlite3.Connection) -> Iterator[Finding]:
+    for statement, part in _INCONSISTENT.items():
+        for (problem,) in connection.execute(statement):
+            yield Finding(part, problem)
+
+
+def _coarse_findings(catalog: Catalog) -> Iterator[Finding]:
+    """A saved coarse index that is whole and says something else than the catalog. None is no damage: it is
+    made at the next start; nor is one of another history, which the next start leaves aside."""
+    if not (catalog.directory / MANIFEST_FILE).exists():
+        return
+    try:
+        snapshot = load_snapshot(catalog.directory, catalog.fingerprint, catalog.embedding_dim)
+    except SnapshotUnusableError as error:
+        yield Finding("coarse index", str(error))
+        return
+    if catalog.change_token(snapshot.sequence) != snapshot.token:
+        return
+    index = CoarseIndex.open(catalog)
+    wrong: list[int] = []
+    num_right = 0
+    try:
+        for ids, vectors in index.blocks():
+            expected_ids, expected = catalog.video_features(ids)
+            known = np.isin(ids, expected_ids)
+            right = (vectors[known] == expected).all(axis=1)
+            wrong += [*ids[~known].tolist(), *expected_ids[~right].tolist()]
+            num_right += int(right.sum())
+    except IndexDamagedError:
+        return  # Told of already.
+    if catalog.sequence != index.sequence:
+        return  # Changed while it was compared.
+    for segment_id in wrong:
+        yield Finding("coarse index", f"segment {segment_id} is not what the catalog holds")
+    if not wrong and num_right < catalog.num_segments:
+        missing = catalog.num_segments - num_right
+        yield Finding("coarse index", f"{missing} segments of the catalog are missing")
+
+
+def rebuild(directory: str | Path) -> tuple[int, int]:
+    """Make again all that is derived: SQLite's indexes, the totals, the saved coarse index.
+
+    Returns the number of videos and of segments. Raises IndexNotFoundError, IndexVersionError, OSError, and
+    IndexDamagedError where what it is derived from is damaged.
+    """
+    with Catalog.open(directory) as catalog:
+        with catalog.connections.transaction() as connection:
+            connection.execute("REINDEX")
+            connection.execute(
+                "UPDATE totals SET num_videos = (SELECT count(*) FROM videos),"
+                " num_segments = (SELECT count(*) FROM segments)"
+            )
+        CoarseIndex.build(catalog).save()
+        return catalog.totals()

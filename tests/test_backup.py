@@ -1,0 +1,232 @@
+"""backup and restore: all of one moment while it is in use, and nothing damaged comes back."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from catalog_builders import add_video, create_catalog, make_segment
+from typer.testing import CliRunner
+
+from indexer.backup import backup, restore
+from indexer.catalog import Catalog
+from indexer.catalog_connections import BUSY_TIMEOUT_SECONDS
+from indexer.coarse_index import CoarseIndex
+from indexer.errors import (
+    BackupDamagedError,
+    IndexBusyError,
+    IndexExistsError,
+    IndexNotFoundError,
+)
+from indexer.job_queue import JobQueue
+from indexer.verification import verify
+from xclip_search import app
+
+run = CliRunner().invoke
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def index(tmp_path, random):
+    directory = tmp_path / "index"
+    with create_catalog(directory) as catalog:
+        for number in range(5):
+            add_video(catalog, number, [make_segment(random)], title=f"title {number}")
+        CoarseIndex.build(catalog).save()
+    (directory / "media").mkdir()
+    (directory / "media" / f"{'0' * 32}.mp4").write_bytes(b"a video")
+    (directory / "uploads").mkdir()
+    return directory
+
+
+def contents(directory):
+    with Catalog.open(directory) as catalog:
+        records = catalog.list_videos(limit=1000)
+        features = list(catalog.iterate_features())
+    return records, [(f.segment_ids.tolist(), f.video.tobytes(), f.frames.tobytes()) for f in features]
+
+
+def test_a_restored_index_is_the_one_that_was_backed_up(index, tmp_path, random):
+    before = contents(index)
+    report = backup(index, tmp_path / "backup")
+    assert (report.num_videos, report.num_segments, report.num_files) == (5, 5, 2)
+    with Catalog.open(index) as catalog:
+        catalog.delete_video("video-1")
+        add_video(catalog, 9, [make_segment(random)])
+    assert restore(tmp_path / "backup", tmp_path / "new") == report
+    assert contents(tmp_path / "new") == before
+    assert verify(tmp_path / "new").is_clean
+    assert (tmp_path / "new" / "media" / f"{'0' * 32}.mp4").read_bytes() == b"a video"
+    assert not list((tmp_path / "new").glob("coarse*"))
+    with Catalog.open(tmp_path / "new") as catalog:
+        add_video(catalog, 10, [make_segment(random)])
+        assert CoarseIndex.open(catalog).num_segments == 6
+
+
+def test_a_follower_of_the_index_before_notices_that_another_history_came_back(index, tmp_path, random):
+    backup(index, tmp_path / "backup")
+    with Catalog.open(index) as catalog:
+        add_video(catalog, 9, [make_segment(random)])
+        CoarseIndex.build(catalog).save()
+    restore(tmp_path / "backup", tmp_path / "new")
+    for path in index.glob("coarse*"):  # As if only the catalog had been put back.
+        (tmp_path / "new" / path.name).write_bytes(path.read_bytes())
+    with Catalog.open(tmp_path / "new") as catalog:
+        add_video(catalog, 10, [make_segment(random)])
+        ids = np.concatenate([ids for ids, _ in CoarseIndex.open(catalog).blocks()])
+        assert ids.tolist() == [
+            ids for block in catalog.iterate_video_features() for ids in block[0].tolist()
+        ]
+
+
+def test_uploads_that_wait_are_found_at_their_new_place(index, tmp_path):
+    upload = index / "uploads" / ("a" * 32)
+    upload.write_bytes(b"waiting")
+    elsewhere = tmp_path / "elsewhere.mp4"
+    with Catalog.open(index) as catalog:
+        queue = JobQueue(catalog)
+        queue.enqueue(video_id="waiting", source_path=str(upload.resolve()), delete_source=True)
+        queue.enqueue(video_id="placed", source_path=str(elsewhere), delete_source=False)
+    backup(index, tmp_path / "backup")
+    restore(tmp_path / "backup", tmp_path / "new")
+    with Catalog.open(tmp_path / "new") as catalog:
+        paths = {job.video_id: Path(job.source_path) for job in JobQueue(catalog).list_jobs()}
+    assert paths["waiting"] == (tmp_path / "new").resolve() / "uploads" / ("a" * 32)
+    assert paths["waiting"].read_bytes() == b"waiting"
+    assert paths["placed"] == elsewhere
+
+
+def test_a_backup_made_under_writers_is_of_one_moment(index, tmp_path, random):
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 100
+        with Catalog.open(index) as catalog:
+            while not stop.is_set():
+                add_video(catalog, number, [make_segment(random) for _ in range(3)])
+                if number % 3 == 0:
+                    catalog.delete_video(f"video-{number - 2}")
+                number += 1
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        reports = [backup(index, tmp_path / f"backup-{number}") for number in range(5)]
+    finally:
+        stop.set()
+        thread.join()
+    assert reports[-1].sequence > reports[0].sequence
+    for number, report in enumerate(reports):
+        restore(tmp_path / f"backup-{number}", tmp_path / f"new-{number}")
+        checked = verify(tmp_path / f"new-{number}")
+        assert checked.is_clean, checked.findings
+        assert (checked.num_videos, checked.num_segments) == (report.num_videos, report.num_segments)
+
+
+def test_a_backup_never_overwrites_anything(index, tmp_path):
+    (tmp_path / "backup").mkdir()
+    (tmp_path / "backup" / "mine").write_text("precious")
+    with pytest.raises(IndexExistsError):
+        backup(index, tmp_path / "backup")
+    with pytest.raises(IndexExistsError):
+        backup(index, index / "backup")
+    backup(index, tmp_path / "good")
+    with pytest.raises(IndexExistsError):
+        restore(tmp_path / "good", tmp_path / "backup")
+    with pytest.raises(IndexExistsError):
+        restore(tmp_path / "good", index)
+    assert (tmp_path / "backup" / "mine").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backup", "good", "index"]
+
+
+def test_what_is_no_index_or_no_backup_is_said_so(index, tmp_path):
+    with pytest.raises(IndexNotFoundError):
+        backup(tmp_path / "nothing", tmp_path / "backup")
+    with pytest.raises(IndexNotFoundError):
+        restore(index, tmp_path / "new")
+
+
+DAMAGES = ["flip", "cut", "remove"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["catalog.sqlite3", f"media/{'0' * 32}.mp4"])
+def test_a_damaged_backup_is_not_restored(index, tmp_path, name, damage):
+    backup(index, tmp_path / "backup")
+    path = tmp_path / "backup" / name
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    elif damage == "cut":
+        path.write_bytes(data[:-1])
+    else:
+        path.unlink()
+    with pytest.raises(BackupDamagedError):
+        restore(tmp_path / "backup", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: {},
+        lambda manifest: [],
+        lambda manifest: {**manifest, "format": 99},
+        lambda manifest: {**manifest, "files": {}},
+        lambda manifest: {
+            **manifest,
+            "files": {**manifest["files"], "../x": {"sha256": "", "size_bytes": 0}},
+        },
+        lambda manifest: {**manifest, "files": {**manifest["files"], "/x": {"sha256": "", "size_bytes": 0}}},
+        lambda manifest: {**manifest, "files": {"catalog.sqlite3": {}}},
+    ],
+)
+def test_a_manifest_that_is_not_ours_is_refused(index, tmp_path, change):
+    backup(index, tmp_path / "backup")
+    path = tmp_path / "backup" / "backup.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(BackupDamagedError):
+        restore(tmp_path / "backup", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_writer_that_waits_too_long_gets_an_error_that_says_so(index, random, monkeypatch):
+    monkeypatch.setattr("indexer.catalog_connections.BUSY_TIMEOUT_SECONDS", 0.05)
+    assert BUSY_TIMEOUT_SECONDS == 30.0
+    with Catalog.open(index) as first, Catalog.open(index) as second:
+        with first.connections.transaction(), pytest.raises(IndexBusyError, match="nothing was changed"):
+            add_video(second, 77, [make_segment(random)])
+        add_video(second, 77, [make_segment(random)])
+
+
+def test_the_commands_say_what_they_did_and_end_as_promised(index, tmp_path):
+    result = run(app, ["verify", "--index", str(index)])
+    assert result.exit_code == 0 and "5 videos, 5 segments: clean" in result.stdout
+    result = run(app, ["backup", "--index", str(index), str(tmp_path / "backup")])
+    assert result.exit_code == 0 and "5 videos" in result.stdout
+    result = run(app, ["backup", "--index", str(index), str(tmp_path / "backup")])
+    assert result.exit_code == 2 and "not empty" in result.stderr
+    result = run(app, ["restore", str(tmp_path / "backup"), "--index", str(tmp_path / "new"), "--json"])
+    assert result.exit_code == 0 and json.loads(result.stdout)["num_videos"] == 5
+    (coarse,) = index.glob("coarse-*.faiss")
+    coarse.write_bytes(coarse.read_bytes()[:-1])
+    result = run(app, ["verify", "--index", str(index)])
+    assert result.exit_code == 1 and "rebuild" in result.stdout and "coarse index" in result.stderr
+    result = run(app, ["verify", "--index", str(index), "--json"])
+    assert result.exit_code == 1 and json.loads(result.stdout)["is_clean"] is False
+    result = run(app, ["rebuild", "--index", str(index)])
+    assert result.exit_code == 0 and "made again for 5 videos" in result.stdout
+    assert run(app, ["verify", "--index", str(index)]).exit_code == 0
+    assert run(app, ["verify", "--index", str(tmp_path)]).exit_code == 2
+    catalog = tmp_path / "backup" / "catalog.sqlite3"
+    catalog.write_bytes(catalog.read_bytes()[:-1])
+    result = run(app, ["restore", str(tmp_path / "backup"), "--index", str(tmp_path / "other")])
+    assert result.exit_code == 1 and "catalog.sqlite3" in result.stderr

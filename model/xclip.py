@@ -303,10 +303,9 @@ class XClip(nn.Module):
         return {name: getattr(self.config, name) for name in names}
 
     def _require_word_weights(self, text: TextFeatures) -> None:
-        if (text.word_weights is None) != (self.config.word_weighting == "uniform"):
-            raise ShapeError(
-                f"{text!r} was not encoded by a model of word weighting {self.config.word_weighting}"
-            )
+        wanted = self.config.word_weighting
+        if (text.word_weights is None) != (wanted == "uniform"):
+            raise ShapeError(f"{text!r} was not encoded by a model whose word weighting is {wanted}")
 
     def _gradients(self) -> torch.set_grad_enabled:
         return torch.set_grad_enabled(self.training and torch.is_grad_enabled())

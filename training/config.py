@@ -41,27 +41,29 @@ class ModelChoices:
     num_words: Annotated[int, Field(ge=3, description="W, tokens of every text, start and end included")] = 32
     num_frames: Annotated[int, Field(ge=1, description="F, frames of every clip at most")] = 12
     temporal_layers: Annotated[
-        int, Field(ge=0, description="blocks of the temporal transformer; 0 averages the frames")
+        int,
+        Field(ge=0, description="blocks of the temporal transformer, where the scorer has one; 0: none"),
     ] = 4
     mask_padding: Annotated[
         bool,
-        Field(description="leave padding words and frames out of the scores, as official training does not"),
+        Field(
+            description="leave padding words and frames out of the scores, which official training does not;"
+            " some scorers always do"
+        ),
     ] = False
     scorer: Annotated[
-        str, Field(description="name in `training.scorers.SCORERS`; `x-clip` is the paper's")
-    ] = "x-clip"
+        str, Field(description="name in `training.scorers.SCORERS`; `xclip` is the paper's method")
+    ] = "xclip"
     score_names: Annotated[
-        tuple[Literal["video_sentence", "video_word", "sentence_frame", "frame_word"], ...],
+        tuple[Literal["video_sentence", "video_word", "sentence_frame", "frame_word"], ...] | None,
         Strict(False),
-        Field(min_length=1, description="which of the four scores are averaged; with scorer `x-clip` only"),
-    ] = SCORE_NAMES
+        Field(min_length=1, description="which of the four scores are averaged; absent: the scorer's"),
+    ] = None
     aggregation: Annotated[
-        Literal["attention", "max-max", "mean-mean", "mean-max", "max-mean"],
-        Field(description="how similarities become a score; with scorer `x-clip` only"),
-    ] = "attention"
-    temperature: Annotated[
-        float, Field(gt=0.0, description="softmax temperature of the attention; with scorer `x-clip` only")
-    ] = 0.01
+        Literal["attention", "max-max", "mean-mean", "mean-max", "max-mean"] | None,
+        Field(description="how similarities become a score; absent: the scorer's"),
+    ] = None
+    temperature: Annotated[float, Field(gt=0.0, description="softmax temperature of attention (AOSM)")] = 0.01
 
 
 @dataclass(frozen=True, config=_CHECKED)
@@ -89,9 +91,17 @@ class DataChoices:
     missing: Annotated[
         Literal["error", "warn"], Field(description="what a missing or unreadable video is")
     ] = "error"
+    read_first: Annotated[
+        bool,
+        Field(
+            description="read every clip before the first step, so that all that cannot be read are known at"
+            " once; fills `cache`; always done where `missing` is `warn`"
+        ),
+        SAME_RESULT,
+    ] = True
     frames_per_second: Annotated[
-        int, Field(ge=1, description="frames looked at in a second of video, of which F are taken")
-    ] = 1
+        float, Field(gt=0, le=1000, description="frames looked at in a second of video, of which F are taken")
+    ] = 1.0
     frame_slice: Annotated[
         Literal["head", "tail", "uniform"], Field(description="which F where there are more")
     ] = "uniform"
@@ -236,7 +246,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Raises ConfigError where two fields contradict each other."""
-        if len(set(self.model.score_names)) < len(self.model.score_names):
+        names = self.model.score_names or ()
+        if len(set(names)) < len(names):
             raise ConfigError("[model].score_names: a score is named twice")
 
     @classmethod

@@ -79,7 +79,7 @@ def differences(config: XClipConfig) -> list[str]:
     official code takes by itself. A field that this function does not know is a difference when it is not at
     its default.
     """
-    official = XClipConfig(
+    official = type(config)(
         clip={**config.clip, "quick_gelu": True},
         num_words=config.num_words,
         num_frames=config.num_frames,

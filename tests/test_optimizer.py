@@ -59,6 +59,23 @@ def test_bert_adam_leaves_a_parameter_without_a_gradient_alone():
     assert unused not in optimizer.state
 
 
+def test_bert_adam_takes_the_same_steps_for_all_tensors_at_once():
+    models = [small_model(), small_model()]
+    optimizers = [
+        BertAdam(official_groups(model, 1e-2, 0.1, 0.2), lr=1e-2, num_steps=8, foreach=foreach)
+        for model, foreach in zip(models, (False, True), strict=True)
+    ]
+    freeze(models[0], num_layers=0)
+    freeze(models[1], num_layers=0)
+    for step in range(3):
+        batch = random_pairs(models[0], 3, seed=step)
+        for model, optimizer in zip(models, optimizers, strict=True):
+            loss_and_gradients(model, batch)
+            optimizer.step()  # not clipped together: each tensor is clipped on its own
+    for name, tensor in models[0].state_dict().items():
+        assert torch.equal(tensor, models[1].state_dict()[name]), name
+
+
 def test_bert_adam_evaluates_a_closure_with_gradients():
     parameter = torch.nn.Parameter(torch.tensor(2.0))
     optimizer = BertAdam([parameter], lr=0.1)

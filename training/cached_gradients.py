@@ -96,8 +96,8 @@ def loss_and_gradients(
     else:
         starts = range(0, num_pairs, micro_batch_size)
         rows = [slice(first, min(first + micro_batch_size, num_pairs)) for first in starts]
-        text, replay_text = _encode_without_gradients(text_rows, rows)
-        video, replay_video = _encode_without_gradients(video_rows, rows)
+        text, replay_text = _encode_without_gradients(text_rows, rows, model.device)
+        video, replay_video = _encode_without_gradients(video_rows, rows, model.device)
         loss = _backward_of_scores(model, text, video, gather, scaler)
         replay_text()
         replay_video()
@@ -120,7 +120,7 @@ def _backward_of_scores(
 
 
 def _encode_without_gradients(
-    encode: Callable[[slice], Features], rows: Sequence[slice]
+    encode: Callable[[slice], Features], rows: Sequence[slice], device: torch.device
 ) -> tuple[Features, Callable[[], None]]:
     """All features as leaves, and what passes their gradients on once they have them.
 
@@ -130,14 +130,14 @@ def _encode_without_gradients(
     states: list[_RandomState] = []
     with torch.no_grad():
         for some in rows:
-            states.append(_RandomState())
+            states.append(_RandomState(device))
             parts.append(encode(some))
     leaves = type(parts[0]).cat(parts)
     for value in _values(leaves):
         value.requires_grad_()
 
     def replay() -> None:
-        after = _RandomState()
+        after = _RandomState(device)
         for some, state in zip(rows, states, strict=True):
             state.restore()
             pairs = [
@@ -187,13 +187,14 @@ def _autocast(model: XClip, precision: Precision) -> Any:
 
 
 class _RandomState:
-    """The random generators' states when it was made: the processor's and those of all GPUs in use."""
+    """The states of torch's random generators when it was made: the processor's and the model's GPU's."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def restore(self) -> None:
         torch.set_rng_state(self._cpu)
-        if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)

@@ -36,10 +36,10 @@ def freeze(
     depth = max(len(model.clip.visual.transformer.resblocks), len(model.clip.transformer.resblocks))
     if not NOTHING <= num_layers <= depth:
         raise ConfigError(f"layers to freeze must be within -1 and {depth}, not {num_layers}")
-    if unknown := sorted(set(towers) - {"vision", "text"}):
-        raise ConfigError(f"unknown towers {unknown}: vision or text")
-    if unknown := sorted(set(names) - {name for name, _ in model.named_parameters()}):
-        raise ConfigError(f"the model has no parameters {unknown}")
+    if wrong_towers := sorted(set[str](towers) - {"vision", "text"}):
+        raise ConfigError(f"unknown towers {wrong_towers}: vision or text")
+    if wrong_names := sorted(set(names) - {name for name, _ in model.named_parameters()}):
+        raise ConfigError(f"the model has no parameters {wrong_names}")
     frozen = []
     for name, parameter in model.named_parameters():
         stays = name in names or _tower(name) in towers or _is_low(name, num_layers)

@@ -54,7 +54,7 @@ def _gather(features: Features, factor: float) -> Features:
             # One byte each in every backend.
             columns.append(_gather_rows(value.to(torch.uint8)).bool())
         else:
-            columns.append(_Gather.apply(value, factor))  # type: ignore[no-untyped-call]
+            columns.append(_Gather.apply(value, factor))
     return type(features)(*columns)
 
 
@@ -73,6 +73,6 @@ class _Gather(torch.autograd.Function):
         return _gather_rows(tensor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         first_row = rank() * ctx.num_rows
         return gradient[first_row : first_row + ctx.num_rows] * ctx.factor, None

@@ -127,7 +127,7 @@ def average_gradients(parameters: Iterable[Tensor], bucket_bytes: int = BUCKET_B
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         distributed.all_reduce(flat)
         flat /= world_size()
-        for gradient, mean in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+        for gradient, mean in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
 

@@ -258,3 +258,16 @@ def test_a_batch_must_have_one_kind_of_frames_and_micro_batches_a_pair():
     for wrong in (replace(batch, frame_features=features), replace(batch, pixels=None)):
         with pytest.raises(ConfigError, match="either"):
             loss_and_gradients(model, wrong)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "apart"), [("float32", 0.02), ("bfloat16", 0.2), ("float16", 0.05)])
+def test_a_gpu_finds_the_gradients_of_the_processor(precision, apart):
+    model, on_gpu = small_model(), small_model().to("cuda")
+    batch = random_pairs(model, NUM_PAIRS)
+    loss = loss_and_gradients(model, batch)
+    for size in (None, 3):
+        found_loss = loss_and_gradients(on_gpu, batch, precision=precision, micro_batch_size=size)
+        found = {name: gradient.cpu() for name, gradient in gradients(on_gpu).items()}
+        assert found_loss == pytest.approx(loss, rel=0.02)
+        assert largest_relative_difference(found, gradients(model))[0] < apart

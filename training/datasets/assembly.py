@@ -38,7 +38,7 @@ def assemble(
             paths[entry.id] = path
     where = "" if folder is None else f" in {folder}"
     unexpected = {name: problem for name, problem in problems.items() if name not in known_missing}
-    tell_of_missing(f"{dataset} {split}", unexpected, len(annotated), where, missing)
+    _tell_of_missing(f"{dataset} {split}", unexpected, len(annotated), where, missing)
     if videos is not None and videos.several:
         _warn_of_several(f"{dataset} {split}", videos)
     kept = [entry for entry in annotated if entry.id in paths]
@@ -54,17 +54,14 @@ def assemble(
     )
 
 
-def tell_of_missing(
+def _tell_of_missing(
     split: str, problems: Mapping[str, str], num_clips: int, where: str, missing: MissingPolicy
 ) -> None:
-    """Raises or warns where some clips of a split have no video that can be used; see `assemble`.
-
-    problems: what is wrong, by id. where: appended to the sentence, such as ` in FOLDER`.
-    """
+    """problems: what is wrong, by id. where: appended to the sentence, such as ` in FOLDER`."""
     if not problems:
         return
     told = first_few(f"{name} ({problem})" for name, problem in problems.items())
-    count = f"{split}: {len(problems)} of {num_clips} videos are missing or unreadable{where}: {told}"
+    count = f"{split}: {len(problems)} of {num_clips} videos are missing or empty{where}: {told}"
     if len(problems) == num_clips:
         raise DatasetError(f"{count}. Is this the folder of the videos?")
     if missing == "error":

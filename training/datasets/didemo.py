@@ -70,7 +70,11 @@ def _read(folder: Path, split: SplitName) -> list[AnnotatedClip]:
 
 
 def _file_names(clip: str) -> tuple[str, ...]:
-    """Ids are the names of the original files, endings included; converted files may have lost those."""
+    """Ids are the names of the original files, endings included; converted files may have lost those.
+
+    The official loader compares ids with names cut at the first `.mp4` and so loses every id that ends in it;
+    all are kept here.
+    """
     return (clip, clip.rpartition(".")[0] or clip)
 
 

@@ -33,7 +33,8 @@ _SENTENCES_FILE: Final = "MSRVTT_data.json"
 _TREE: Final = """\
 DIRECTORY
 ├── msrvtt_data/                 or these files in DIRECTORY itself
-│   ├── {train}
+│   ├── MSRVTT_train.9k.csv      for msrvtt-9k
+│   ├── MSRVTT_train.7k.csv      for msrvtt-7k
 │   ├── MSRVTT_JSFUSION_test.csv
 │   └── MSRVTT_data.json
 └── MSRVTT_Videos/               or videos/all/ or data/MSRVTT/videos/all/
@@ -45,7 +46,7 @@ def layout(train_file: str) -> Layout:
     """The layout with a list of training clips, `MSRVTT_train.9k.csv` or `MSRVTT_train.7k.csv`."""
     return Layout(
         title="MSR-VTT",
-        tree=_TREE.format(train=train_file),
+        tree=_TREE,
         roots=(".", "MSRVTT"),
         annotation_folders=("msrvtt_data", ".", "Annotations"),
         video_folders=(

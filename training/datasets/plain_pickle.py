@@ -78,7 +78,7 @@ def parse_plain_pickle(data: bytes) -> Any:
             for number, (opcode, argument, place) in enumerate(pickletools.genops(data)):
                 if number >= MAX_INSTRUCTIONS:
                     raise DatasetError(f"more than {MAX_INSTRUCTIONS} pickle instructions are not read")
-                machine.do(opcode.name, argument, place)
+                machine.do(opcode.name, argument, place or 0)
         except (IndexError, KeyError):
             raise DatasetError("not a pickle that can be read: an instruction lacks its value") from None
         except (ValueError, TypeError) as error:  # Cut short, not UTF-8, a list as a key of a dict.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final, get_args
 
 from training.datasets import activitynet, didemo, lsmdc, msrvtt, msvd
+from training.datasets.annotation_files import AnnotatedClip
 from training.datasets.assembly import assemble
 from training.datasets.captions import find_manifest, read_captions
 from training.datasets.layout import Layout
@@ -51,8 +52,7 @@ def load_split(
     file and line), and missing videos. DatasetWarning where a full-size copy has not the official number of
     clips and pairs.
     """
-    if split not in get_args(SplitName):
-        raise DatasetError(f"there is no split {split!r}, only {', '.join(get_args(SplitName))}")
+    _check_choices(dataset, split)
     if missing not in get_args(MissingPolicy):
         raise DatasetError(f"missing is {' or '.join(get_args(MissingPolicy))}, not {missing!r}")
     directory = Path(directory)
@@ -62,8 +62,6 @@ def load_split(
             raise DatasetError(f"there is no folder of videos {videos}")
         annotated = read_captions(find_manifest(directory, split), split, videos)
         return assemble(dataset, split, annotated, None, missing)
-    if dataset not in LAYOUTS:
-        raise DatasetError(f"there is no data set {dataset!r}, only {', '.join(NAMES)}")
     layout = LAYOUTS[dataset]
     root, folder = layout.find_annotations(directory, split)
     videos = layout.find_videos(root, videos)
@@ -71,3 +69,23 @@ def load_split(
     num_pairs = sum(len(entry.texts) for entry in annotated)
     warn_of_other_count(dataset, split, len(annotated), num_pairs)
     return assemble(dataset, split, annotated, videos, missing, layout.known_missing)
+
+
+def load_annotations(dataset: str, directory: Path, split: SplitName) -> list[AnnotatedClip]:
+    """What the annotations of a split say, whether its videos are there or not.
+
+    Raises DatasetError as `load_split` does, save for videos.
+    """
+    _check_choices(dataset, split)
+    if dataset == "captions":
+        return read_captions(find_manifest(directory, split), split)
+    layout = LAYOUTS[dataset]
+    _, folder = layout.find_annotations(directory, split)
+    return layout.read(folder, split)
+
+
+def _check_choices(dataset: str, split: str) -> None:
+    if dataset not in NAMES:
+        raise DatasetError(f"there is no data set {dataset!r}, only {', '.join(NAMES)}")
+    if split not in get_args(SplitName):
+        raise DatasetError(f"there is no split {split!r}, only {', '.join(get_args(SplitName))}")

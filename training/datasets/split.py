@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -71,24 +70,3 @@ class Split:
     def has_several_texts_per_clip(self) -> bool:
         """Whether evaluation needs the multi-caption protocol (MSVD)."""
         return len(self.texts) > len(self.clips)
-
-    def without(self, ids: Iterable[str]) -> Split:
-        """The same split less these clips and their texts; `missing` names them. Ids it lacks are ignored.
-
-        Raises DatasetError where no clip would be left.
-        """
-        gone = set(ids)
-        kept = [place for place, clip in enumerate(self.clips) if clip.id not in gone]
-        new_place = {place: number for number, place in enumerate(kept)}
-        pairs = [
-            (text, new_place[place])
-            for text, place in zip(self.texts, self.clip_of_text, strict=True)
-            if place in new_place
-        ]
-        return replace(
-            self,
-            clips=tuple(self.clips[place] for place in kept),
-            texts=tuple(text for text, _ in pairs),
-            clip_of_text=tuple(place for _, place in pairs),
-            missing=(*self.missing, *(clip.id for clip in self.clips if clip.id in gone)),
-        )

@@ -13,6 +13,7 @@ import typer.main
 ROOMS = {
     "demo": "training.cli",
     "evaluate": "training.evaluation.cli",
+    "train": "training.train_cli",
     "index": "indexer.cli",
     "search": "indexer.cli",
     "info": "indexer.cli",
@@ -23,6 +24,7 @@ ROOMS = {
     "backup": "indexer.maintenance_cli",
     "restore": "indexer.maintenance_cli",
     "convert": "model.cli",
+    "push": "training.publish_cli",
 }
 """Which room's `cli.app` holds which sub-command. Those modules import nothing heavy themselves."""
 

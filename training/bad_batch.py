@@ -23,7 +23,7 @@ def bad_batch_error(
 
     The batch is that of all processes together.
     """
-    order = epoch_order(split.clip_of_text, config.training.seed, epoch)
+    order = epoch_order(split.clip_of_text, config.training.seed, epoch, config.data.one_text_per_clip)
     texts = batch_of(order, step, config.training.batch_size).tolist()
     clips = [split.clips[split.clip_of_text[text]].id for text in texts]
     if rank() == 0:

@@ -88,6 +88,13 @@ class DataChoices:
         Literal["train", "val", "test", "none"],
         Field(description="part that chooses the best model; `none`: the last is the best"),
     ] = "val"
+    one_text_per_clip: Annotated[
+        bool,
+        Field(
+            description="train on every clip once an epoch, each time with another of its texts, instead of"
+            " on every text (official); then no clip meets its own texts as negatives"
+        ),
+    ] = False
     missing: Annotated[
         Literal["error", "warn"], Field(description="what a missing or unreadable video is")
     ] = "error"

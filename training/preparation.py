@@ -93,6 +93,7 @@ def prepare(
             rank=rank(),
             world_size=world_size(),
             num_workers=config.data.num_workers,
+            one_text_per_clip=config.data.one_text_per_clip,
             frame_features=features,
         )
     )

@@ -69,7 +69,7 @@ def train(
     TrainingStoppedError after Ctrl-C or SIGTERM, when the checkpoint is written.
     """
     directory = RunDirectory(output)
-    with process_group(device) as place, stop_between_steps() as stop, ExitStack() as at_end:
+    with process_group(device) as place, ExitStack() as at_end:
         listeners: list[OnEvent] = [on_event] if on_event is not None and rank() == 0 else []
 
         def tell(event: TrainingEvent) -> None:
@@ -88,6 +88,8 @@ def train(
             at_end=at_end,
         )
         prepared.progress.add_seconds("preparation", time.perf_counter() - started)
+        # From here on there is something to lose.
+        stop = at_end.enter_context(stop_between_steps())
         run = _Run(config, directory, place, stop, prepared, tell)
         if config.log.tensorboard and rank() == 0:
             log = TensorBoardLog(directory.path / TENSORBOARD, config.log.every_steps, run.num_steps_done + 1)
@@ -305,6 +307,7 @@ class _Run:
     def _stop_if_asked(self, is_saved: bool = False) -> None:
         number = self.stop.agreed(self.device)
         if number:
+            self.tell(Note("asked to stop"))
             if not is_saved:
                 self._save()
             raise TrainingStoppedError(number, self.directory.last, self.num_steps_done)

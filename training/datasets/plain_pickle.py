@@ -22,7 +22,7 @@ from training.errors import DatasetError
 MAX_BYTES: Final = 64 << 20
 """MSVD's captions take 4 to 9 MB, by protocol."""
 
-MAX_INSTRUCTIONS: Final = 8_000_000
+MAX_INSTRUCTIONS: Final = 4_000_000
 """MSVD's captions take 1.4 to 2 million. One makes 216 bytes at most that the file does not hold."""
 
 MAX_DEPTH: Final = 100
@@ -90,7 +90,8 @@ class _Machine:
     """The stack and memo of a pickle in the making.
 
     A container is closed once it is inside another. Nothing is put into a closed one, so nothing can ever
-    hold itself, and its depth is final.
+    hold itself, and its depth is final. The same holds of its size: what it holds, and what that holds,
+    counted each time that it occurs.
     """
 
     def __init__(self) -> None:
@@ -98,6 +99,8 @@ class _Machine:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
         self._depths: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}
+        self._hashed = 0
         self._closed: set[int] = set()
         self._containers: list[Any] = []  # Kept, so that an id() is that of one object for good.
 
@@ -133,18 +136,23 @@ class _Machine:
             self._put_into(list, items).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = [self._pop(), self._pop()][::-1] if name == "SETITEM" else self._pop_to_mark()
+            self._allow_hashing(items[::2])
             self._put_into(dict, items).update(_pairs(items))
         elif name == "ADDITEMS":
             items = self._pop_to_mark()
+            self._allow_hashing(items)
             self._put_into(set, items).update(items)
         elif name == "LIST":
             self._push_container(self._pop_to_mark())
         elif name == "TUPLE":
             self._push_container(tuple(self._pop_to_mark()))
         elif name == "FROZENSET":
-            self._push_container(frozenset(self._pop_to_mark()))
+            items = self._pop_to_mark()
+            self._allow_hashing(items)
+            self._push_container(frozenset(items), items)
         elif name == "DICT":
             items = self._pop_to_mark()
+            self._allow_hashing(items[::2])
             self._push_container(dict(_pairs(items)), items)
         else:
             return False
@@ -191,29 +199,40 @@ class _Machine:
     def _push_container(self, container: Any, items: Iterable[Any] | None = None) -> None:
         items = container if items is None else items
         self._containers.append(container)
-        self._depths[id(container)] = self._close(items)
+        self._depths[id(container)], self._sizes[id(container)] = self._close(items)
         self._stack.append(container)
 
     def _put_into(self, kind: type, items: Iterable[Any]) -> Any:
         container = self._top()
         if type(container) is not kind:
             raise TypeError(f"items for a {kind.__name__} that is of type {type(container).__name__}")
-        depth = self._close(items)
+        depth, size = self._close(items)
         if id(container) in self._closed:
             raise DatasetError("data that holds itself is not plain")
         self._depths[id(container)] = max(self._depths[id(container)], depth)
+        self._sizes[id(container)] += size
         return container
 
-    def _close(self, items: Iterable[Any]) -> int:
-        """Marks the containers among items as closed; the depth of what holds them."""
-        depth = 1
+    def _allow_hashing(self, items: Iterable[Any]) -> None:
+        """Raises DatasetError where hashing would take long: a tuple that holds one tuple twice, which holds
+        another twice, and so on, is small in the file and hashed in ages.
+        """
+        self._hashed += sum(self._sizes.get(id(item), 0) for item in items)
+        if self._hashed > MAX_INSTRUCTIONS:
+            raise DatasetError("tuples of this size are not read as keys")
+
+    def _close(self, items: Iterable[Any]) -> tuple[int, int]:
+        """Marks the containers among items as closed; the depth and the size of what holds them."""
+        depth, size = 1, 0
         for item in items:
+            size += 1
             if (inner := self._depths.get(id(item))) is not None:
                 self._closed.add(id(item))
                 depth = max(depth, inner + 1)
+                size += self._sizes[id(item)]
         if depth > MAX_DEPTH:
             raise DatasetError(f"data nested more than {MAX_DEPTH} deep is not read")
-        return depth
+        return depth, size
 
 
 def _pairs(items: list[Any]) -> list[tuple[Any, Any]]:

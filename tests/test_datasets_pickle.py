@@ -271,6 +271,6 @@ def test_a_pickle_of_the_size_of_msvd_takes_seconds():
         f"clip{clip}": [["a", "man", "does", f"thing{n}"] * 2 for n in range(41)] for clip in range(1970)
     }
     stored = pickle.dumps(captions, 4)
-    start = time.perf_counter()
+    start = time.process_time()
     assert parse_plain_pickle(stored) == captions
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20

@@ -51,7 +51,7 @@ def test_dual_softmax_takes_an_item_from_a_query_that_wants_it_less():
     assert dual_softmax(scores, log_sum_exp_of_columns(scores)).argmax(axis=1).tolist() == [1, 0]
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(seeds, st.integers(1, 9), st.integers(1, 9))
 def test_query_bank_normalization_equals_a_loop_over_queries(seed, num_bank, block):
     similarity, bank = drawn(seed, 6, 5), drawn(seed + 1, num_bank, 5)
@@ -73,7 +73,7 @@ def test_a_bank_query_may_retrieve_several_items():
     assert bank_statistics([bank], k=9).retrieved.all()
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(seeds, st.integers(1, 12), st.integers(1, 12), st.integers(1, 6))
 def test_nearest_neighbour_normalization_equals_a_loop_over_items(seed, num_bank, block, neighbours):
     similarity, bank = drawn(seed, 4, 5), drawn(seed + 1, num_bank, 5)

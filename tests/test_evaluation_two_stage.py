@@ -4,7 +4,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import XClip, XClipConfig
@@ -28,6 +28,7 @@ def ranking(coarse: np.ndarray, total: np.ndarray, num_candidates: int) -> list[
     return candidates + by_coarse[num_candidates:]
 
 
+@settings(deadline=None)
 @given(seeds, sizes, st.integers(1, 15))
 def test_ranks_equal_a_loop_that_shortlists_and_sorts(seed, num_clips, num_candidates):
     num_texts = num_clips + 2
@@ -44,6 +45,7 @@ def test_ranks_equal_a_loop_that_shortlists_and_sorts(seed, num_clips, num_candi
     assert ours.candidate_recall == pytest.approx(100 * found / num_texts)
 
 
+@settings(deadline=None)
 @given(seeds, sizes)
 def test_a_shortlist_of_everything_is_exhaustive(seed, num_clips):
     coarse, total = drawn(seed, num_clips, num_clips), drawn(seed + 1, num_clips, num_clips)
@@ -59,6 +61,7 @@ def test_a_shortlist_of_everything_is_exhaustive(seed, num_clips):
     )
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(2, 12), st.integers(1, 11))
 def test_a_missed_clip_ranks_beyond_the_shortlist_and_recall_at_1_needs_it_there(
     seed, num_clips, num_candidates

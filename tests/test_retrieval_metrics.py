@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import training.metrics
@@ -92,6 +92,7 @@ matrices = st.integers(1, 14).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(matrices)
 def test_square_metrics_equal_a_loop_over_queries_however_many_ties_there_are(similarity):
     ours = retrieval_metrics(similarity)
@@ -104,6 +105,7 @@ def test_square_metrics_equal_a_loop_over_queries_however_many_ties_there_are(si
     assert ours.num_tied_queries == sum(len(shared) > 1 for shared in each)
 
 
+@settings(deadline=None)
 @given(matrices, st.data())
 def test_multi_caption_metrics_equal_a_loop_over_texts(similarity, data):
     num_clips = similarity.shape[1]
@@ -118,12 +120,14 @@ def test_multi_caption_metrics_equal_a_loop_over_texts(similarity, data):
     assert_describes(ours, ranks, sorted(ranks)[(len(ranks) - 1) // 2])
 
 
+@settings(deadline=None)
 @given(matrices)
 def test_a_growing_function_of_the_scores_changes_no_metric(similarity):
     assert retrieval_metrics(np.exp(similarity.astype(np.float64))) == retrieval_metrics(similarity)
     assert retrieval_metrics(similarity, rescore=lambda rows: 2 * rows + 1) == retrieval_metrics(similarity)
 
 
+@settings(deadline=None)
 @given(matrices, st.randoms(use_true_random=False))
 def test_the_order_of_texts_and_clips_changes_no_metric(similarity, random):
     order = random.sample(range(len(similarity)), len(similarity))

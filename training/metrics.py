@@ -213,9 +213,11 @@ def _of_histogram(
         ranks[np.searchsorted(cumulative, place, side="right")] for place in ((total - 1) // 2, total // 2)
     )
     mean = float(ranks @ histogram) / total
-    recalls = (float(histogram[ranks <= k].sum()) * 100 / total for k in (1, 5, 10))
+    within_1, within_5, within_10 = (float(histogram[ranks <= k].sum()) * 100 / total for k in (1, 5, 10))
     return RankStatistics(
-        *recalls,
+        recall_at_1=within_1,
+        recall_at_5=within_5,
+        recall_at_10=within_10,
         median_rank=float(low if lower_median else (low + high) / 2),
         mean_rank=mean,
         rank_deviation=float(np.sqrt(((ranks - mean) ** 2) @ histogram / total)),

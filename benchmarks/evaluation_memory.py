@@ -1,0 +1,107 @@
+"""Memory and time of judging 5,000 texts with 5,000 clips, ViT-B/32 shaped: 32 words x 12 frames x 512.
+
+Features are drawn, so nothing is decoded or encoded. All is done in a child process, which reports after each
+stage its peak resident memory so far, as the system counts it.
+
+    python -m benchmarks.evaluation_memory [NUM_TEXTS NUM_CLIPS]
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+NUM_WORDS, NUM_FRAMES, DIMENSION = 32, 12, 512
+MEBIBYTE = 1 << 20
+
+
+def judge_drawn(answer: Connection, num_texts: int, num_clips: int) -> None:
+    """In the child: all stages, each told as (label, seconds, peak resident bytes)."""
+    started = time.perf_counter()
+
+    def tell(label: str) -> None:
+        nonlocal started
+        unit_bytes = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+        answer.send((label, time.perf_counter() - started, peak_bytes))
+        started = time.perf_counter()
+
+    import torch
+
+    from model import TextFeatures, VideoFeatures, XClip, XClipConfig
+    from training.datasets.split import Clip, Split
+    from training.evaluation.rows import dual_softmax_rows, exhaustive_rows, two_stage_rows
+    from training.evaluation.similarity import coarse_similarity, similarity
+
+    torch.manual_seed(0)
+    # Scoring needs no tower: small ones, with AOSM of the size of ViT-B/32's.
+    towers = XClipConfig.tiny().clip
+    towers = {**towers, "embed_dim": DIMENSION, "text_cfg": {**towers["text_cfg"], "vocab_size": 8}}
+    config = XClipConfig(
+        towers, num_words=NUM_WORDS, num_frames=NUM_FRAMES, temporal_layers=0, mask_padding=False
+    )
+    model = XClip(config).eval()
+    split = Split(
+        "drawn",
+        "test",
+        tuple(Clip(str(place), Path(f"{place}.mp4")) for place in range(num_clips)),
+        tuple(map(str, range(num_texts))),
+        tuple(sorted(place % num_clips for place in range(num_texts))),
+    )
+    tell("libraries and model loaded")
+
+    def unit(*shape: int) -> Any:
+        drawn = torch.randn(*shape)
+        return drawn.div_(drawn.norm(dim=-1, keepdim=True))
+
+    words = torch.ones(num_texts, NUM_WORDS, dtype=torch.bool)
+    frames = torch.ones(num_clips, NUM_FRAMES, dtype=torch.bool)
+    text = TextFeatures(unit(num_texts, DIMENSION), unit(num_texts, NUM_WORDS, DIMENSION), words)
+    video = VideoFeatures(unit(num_clips, DIMENSION), unit(num_clips, NUM_FRAMES, DIMENSION), frames)
+    tell("features drawn")
+    total = similarity(model, text, video)
+    tell("every pair scored")
+    exhaustive_rows(total, split)
+    tell("metrics, both directions")
+    coarse = coarse_similarity(model, text, video)
+    two_stage_rows(coarse, total, split, (50, 100, 200, 500))
+    del coarse
+    tell("two-stage rows, four shortlists")
+    dual_softmax_rows(total, split)
+    tell("dual softmax, both directions")
+
+
+def main() -> None:
+    """Print the table."""
+    num_texts, num_clips = map(int, sys.argv[1:3]) if len(sys.argv) > 2 else (5000, 5000)
+    pair_bytes = num_texts * num_clips * 4
+    text_bytes = num_texts * (1 + NUM_WORDS) * DIMENSION * 4
+    clip_bytes = num_clips * (1 + NUM_FRAMES) * DIMENSION * 4
+    print(f"{num_texts} texts x {num_clips} clips, {NUM_WORDS} words x {NUM_FRAMES} frames x {DIMENSION}")
+    print(
+        f"features of texts {text_bytes / MEBIBYTE:.0f} MiB, of clips {clip_bytes / MEBIBYTE:.0f} MiB, "
+        f"a float32 matrix of all pairs {pair_bytes / MEBIBYTE:.0f} MiB"
+    )
+    print("| stage | seconds | peak resident MiB so far |\n| --- | ---: | ---: |")
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=judge_drawn, args=(theirs, num_texts, num_clips))
+    child.start()
+    theirs.close()
+    while True:
+        try:
+            label, seconds, peak_bytes = ours.recv()
+        except EOFError:
+            break
+        print(f"| {label} | {seconds:.1f} | {peak_bytes / MEBIBYTE:.0f} |", flush=True)
+    child.join()
+    sys.exit(child.exitcode)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,10 @@
 """The paper's own figures that the ablations stand beside: all on MSR-VTT, R@k in percent.
 
-Every figure was read from the LaTeX source of arXiv:2207.07285 (`sample-base.tex`, tables `tab:mstvtt_performance`,
-`tab:module`, `tab:attention`, `tab:tau` and `tab:temporal`), in the copy that github.com/hiennguyen9874/llm-wiki
-keeps at `raw/2207.07285_X-CLIP/`, commit c59c2e533f4f63eb178e8beab66cb1f7be7604dd. Numbers of tables are their
-places in that source. What the paper does not print is None here.
+Every figure was read from the LaTeX source of arXiv:2207.07285 (`sample-base.tex`, tables
+`tab:mstvtt_performance`, `tab:module`, `tab:attention`, `tab:tau` and `tab:temporal`), in the copy that
+github.com/hiennguyen9874/llm-wiki keeps at `raw/2207.07285_X-CLIP/`, commit
+c59c2e533f4f63eb178e8beab66cb1f7be7604dd. Numbers of tables are their places in that source. What the paper
+does not print is None here.
 """
 
 from __future__ import annotations

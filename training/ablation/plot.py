@@ -11,6 +11,10 @@ from training.errors import RunError
 
 _OURS, _OURS_FULL = "#9bb8d3", "#2f6ca3"
 _PAPER, _PAPER_FULL = "#d9c39a", "#a87b1e"
+_TITLE = (
+    "Text to video, R@1 in percent\n"
+    "bars: means over seeds; whiskers: one sample standard deviation each way; dark: the full model"
+)
 _BAR_INCHES, _PANEL_INCHES, _PANEL_WIDTH_INCHES = 0.25, 0.95, 4.1
 
 
@@ -19,7 +23,6 @@ def draw_plot(
     tables: Sequence[Table],
     held_out_sets: Sequence[str],
     records: Sequence[Record],
-    subtitle: str,
 ) -> None:
     """Draw R@1 of text to video: bars are means over seeds, whiskers a sample standard deviation each way.
 
@@ -40,7 +43,7 @@ def draw_plot(
         layout="constrained",
     )
     FigureCanvasAgg(figure)
-    figure.suptitle(f"Text to video, R@1 in percent\n{subtitle}", fontsize=11)
+    figure.suptitle(_TITLE, fontsize=11)
     panels = figure.subplots(
         len(tables), len(held_out_sets) + 1, squeeze=False, sharey="row", height_ratios=heights
     )

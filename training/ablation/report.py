@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.ablation.corpus import CorpusRecipe
 from training.ablation.paper_tables import PaperFigures, PaperTable
+from training.ablation.settings import AblationSettings
 from training.ablation.summary import (
     DIRECTIONS,
     METRICS,
@@ -20,7 +22,7 @@ from training.ablation.summary import (
 from training.ablation.variants import Table
 
 _HEADINGS = ("R@1", "R@5", "R@10", "MnR")
-_NOTHING = "–"
+_NOTHING = "-"
 
 
 def write_results(
@@ -63,6 +65,27 @@ def write_tables(
             parts.append(f"Drawn corpus, {told}:\n\n{_our_table(rows, table.paper)}")
         parts.append(_paper_table(table.paper))
     _replace(path, "\n\n".join(parts) + "\n")
+
+
+def preface(settings: AblationSettings) -> str:
+    """What a reader of the tables must know of how they were made."""
+    corpus, training = settings.corpus, settings.config.training
+    return (
+        f"Each variant was trained for {settings.num_steps} steps of {training.batch_size} pairs on"
+        f" {corpus.num_groups * corpus.group_size} drawn clips, all from the same towers, vision frozen;"
+        " nothing was chosen by these figures. R@k in percent, MnR the mean rank from 1; T2V text to video,"
+        " V2T video to text; mean ± sample standard deviation over seeds, which change the order of the"
+        " training pairs. VS is video_sentence, VW video_word, SF sentence_frame, FW frame_word. The paper's"
+        " figures are on MSR-VTT: compare the order of rows, not the values."
+    )
+
+
+def told_sets(corpus: CorpusRecipe) -> dict[str, str]:
+    """The held-out sets and what is said of each."""
+    return {
+        "random": f"{corpus.num_held_out} held-out clips at random",
+        "sibling-hard": f"{corpus.num_held_out} held-out clips in groups that differ in one thing only",
+    }
 
 
 def _our_table(rows: Sequence[SummaryRow], paper: PaperTable) -> str:

@@ -1,4 +1,4 @@
-"""What is compared: the variants, and the tables they stand in. A variant of several tables is trained once."""
+"""What is compared: variants, and the tables that they stand in. One of several tables is trained once."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ ABBREVIATIONS = MappingProxyType(dict(zip(SCORE_NAMES, ("VS", "VW", "SF", "FW"),
 class Variant:
     """A model to train and judge.
 
-    name: what its files are called. choices: fields of `training.config.ModelChoices` that differ from the full
-    model's. trained: false for a model that is judged as it starts.
+    name: what its files are called. choices: fields of `training.config.ModelChoices` that differ from the
+    full model's. trained: false for a model that is judged as it starts.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the report. rows: variant and its label, in order. paper: the paper's table it answers to."""
+    """A table of the report. rows: variant and its label, in order. paper: the paper's that it answers to."""
 
     name: str
     title: str
@@ -132,7 +132,7 @@ TABLES: Mapping[str, Table] = MappingProxyType(
 
 
 def select_tables(names: Sequence[str] | None) -> tuple[Table, ...]:
-    """The tables of these names in the order of `TABLES`; all where None. Raises ConfigError on another name."""
+    """The tables of these names in the order of `TABLES`; all where None. Raises ConfigError on others."""
     if names is None:
         return tuple(TABLES.values())
     if unknown := set(names) - TABLES.keys():

@@ -1,0 +1,132 @@
+"""Everything that the figures depend on, in one record that is saved beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from training.ablation.corpus import CorpusRecipe
+from training.ablation.starting_point import StartRecipe
+from training.config import TrainingConfig
+from training.config_files import parse_config, to_toml
+from training.errors import RunError
+
+SETTINGS_FILE = "settings.json"
+FORMAT = "xclip-search-ablation/1"
+
+
+@dataclass(frozen=True)
+class AblationSettings:
+    """corpus: what is drawn. start: the towers that all variants start from. config: how each is trained."""
+
+    corpus: CorpusRecipe
+    start: StartRecipe
+    config: TrainingConfig
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps; the incomplete last batch is left out."""
+        num_pairs = self.corpus.num_groups * self.corpus.group_size
+        if not self.config.data.one_text_per_clip:
+            num_pairs *= self.corpus.captions_per_clip
+        return num_pairs // self.config.training.batch_size
+
+    @property
+    def num_steps(self) -> int:
+        """Of one variant with one seed."""
+        return self.steps_per_epoch * self.config.training.epochs
+
+    def with_steps(self, num_steps: int) -> AblationSettings:
+        """The same with as many whole epochs as hold `num_steps` steps."""
+        epochs = math.ceil(num_steps / self.steps_per_epoch)
+        return replace(
+            self, config=replace(self.config, training=replace(self.config.training, epochs=epochs))
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "format": FORMAT,
+            "corpus": asdict(self.corpus),
+            "start": asdict(self.start),
+            "config": tomllib.loads(to_toml(self.config)),
+        }
+
+
+def standard_settings() -> AblationSettings:
+    """Those of docs/ablations.md. The config is `demo.toml` beside this file, which ships with us."""
+    text = resources.files("training.ablation").joinpath("demo.toml").read_text(encoding="utf-8")
+    return AblationSettings(CorpusRecipe(), StartRecipe(), parse_config(text, source="demo.toml"))
+
+
+def quick_settings() -> AblationSettings:
+    """A miniature that runs the same code in seconds; its figures say nothing."""
+    standard = standard_settings()
+    config = standard.config
+    return AblationSettings(
+        CorpusRecipe(
+            num_groups=8,
+            group_size=3,
+            captions_per_clip=2,
+            num_validation=4,
+            num_held_out=10,
+            size_pixels=64,
+            frame_rate=2,
+        ),
+        StartRecipe(
+            num_groups=8,
+            group_size=2,
+            num_steps=6,
+            batch_size=32,
+            image_size=32,
+            width=32,
+            vision_layers=1,
+            text_layers=1,
+        ),
+        replace(
+            config,
+            model=replace(config.model, temporal_layers=1),
+            training=replace(config.training, epochs=1, batch_size=8),
+        ),
+    )
+
+
+def claim_folder(output: Path, settings: AblationSettings) -> None:
+    """Make `output`, or see that it was made by the same settings, so that figures of one kind meet there.
+
+    Raises RunError where it holds another kind, or something else altogether.
+    """
+    path = output / SETTINGS_FILE
+    known = settings.as_json()
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise RunError(f"{path} cannot be read: {error}") from None
+        if found != known:
+            raise RunError(
+                f"{output} holds results of other settings ({_first_difference(found, known)}):"
+                " choose another folder, or the same steps and size"
+            )
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise RunError(f"{output} is there and holds no ablations; choose an empty folder")
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+
+def _first_difference(found: Any, known: dict[str, Any], prefix: str = "") -> str:
+    if not isinstance(found, dict):
+        return prefix or SETTINGS_FILE
+    for name in sorted({*found, *known}):
+        ours, theirs = known.get(name), found.get(name)
+        if ours != theirs:
+            if isinstance(ours, dict):
+                return _first_difference(theirs, ours, f"{prefix}{name}.")
+            return f"{prefix}{name} {theirs!r} there, {ours!r} now"
+    return SETTINGS_FILE

@@ -215,6 +215,17 @@ def test_an_unreadable_file_is_an_error_that_names_clip_and_file(
         reader.read(Clip("b7", path))
 
 
+def test_a_video_that_is_cut_off_gives_what_is_there_and_says_so(videos, tmp_path: Path, caplog) -> None:
+    cut = tmp_path / "cut.mkv"
+    write_numbered_video(cut, 300)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    frames = FrameReader(FrameRecipe(12, 32)).read(Clip("cut", cut))
+    assert 3 <= len(frames) <= 6
+    assert "clip 'cut' is cut off" in caplog.text
+    FrameReader(FrameRecipe(12, 32)).read(Clip("whole", videos(300, 30.0)))
+    assert "'whole'" not in caplog.text
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -303,3 +314,22 @@ def test_a_decoder_that_crashes_or_hangs_costs_its_own_clip_alone(tmp_path: Path
     assert set(failures) == {"crash", "hang"}
     assert "clip 'crash' cannot be read: the decoding process ended with exit code -9" in failures["crash"]
     assert "clip 'hang' cannot be read: it takes longer than 2 s" in failures["hang"]
+
+
+@pytest.mark.slow
+def test_of_real_broken_files_those_to_reject_are_listed_and_the_others_read(clips_directory: Path) -> None:
+    notes = json.loads((clips_directory / "broken" / "notes.json").read_text())
+    clips = [Clip(name, clips_directory / "broken" / name) for name in notes]
+    reader = FrameReader(FrameRecipe(12, 64))
+    failures = dict(clip_checks.find_unreadable(clips, reader, num_processes=2, timeout_seconds=60))
+    either = ("reject or", "reject, or")
+    rejected = {
+        name
+        for name, note in notes.items()
+        if note["expected"].startswith("reject") and not note["expected"].startswith(either)
+    }
+    fine = {"segment0.ts", "one_frame.mp4", "no_duration.webm"}
+    assert len(rejected) > 10
+    assert rejected <= set(failures)
+    assert not fine & set(failures)
+    assert all(name in reason for name, reason in failures.items())

@@ -193,7 +193,8 @@ def _serve(connection: Any, reader: FrameReader) -> None:
                 reader.read(clip)
             except DatasetError as error:
                 connection.send(str(error))
-            except MemoryError:
-                connection.send(f"clip {clip.id!r} cannot be read: memory was short ({clip.path})")
+            except Exception as error:  # Whatever a decoder comes up with, the list is to be complete.
+                reason = f"{type(error).__name__}: {error}"
+                connection.send(f"clip {clip.id!r} cannot be read: {reason} ({clip.path})")
             else:
                 connection.send(None)

@@ -8,6 +8,7 @@ included. The rule by time is this project's own (`indexer.sampling`).
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ from training.errors import ConfigError, DatasetError
 from training.frame_cache import FrameCache
 
 Order = Literal["forward", "reversed", "shuffled"]
+
+_logger = logging.getLogger(__name__)
 
 _DECODING: Final = 1
 """Part of what cached frames are known by: raise it when decoding gives other frames or pixels."""
@@ -130,6 +133,9 @@ class FrameReader:
                 f"clip {clip.id!r} has no frames: it starts at {clip.start_seconds} s, but the video ends"
                 f" at {file.timeline.end_seconds:.1f} s ({clip.path})"
             )
+        if file.timeline.fraction_present < 1:
+            share = 100 * file.timeline.fraction_present
+            _logger.warning("clip %r is cut off: %.0f %% of it is there (%s)", clip.id, share, clip.path)
         times = [float(file.timeline.times[position]) for position in positions]
         squares: list[NDArray[np.uint8]] = []
         size, last = self.recipe.image_size, None

@@ -61,7 +61,13 @@ def exhaustive_rows(
     result = judge(scores, split)
     return [
         Row(label, kind, "text to video", result.text_to_video),
-        Row(label, kind, "video to text", result.video_to_text, note=_of_captions(split)),
+        Row(
+            label,
+            kind,
+            "video to text",
+            result.video_to_text,
+            note=_of_captions(split) if kind == "exhaustive" else "",
+        ),
     ]
 
 
@@ -79,7 +85,7 @@ def two_stage_rows(
         result = two_stage_metrics(coarse, total, split.clip_of_text, count)
         rows.append(
             Row(
-                f"two stages, {count} candidates",
+                f"two stages, {count} candidate{'s' if count > 1 else ''}",
                 "two-stage",
                 "text to video",
                 result.metrics,

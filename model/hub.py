@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from model.errors import HubError, SpecError
 
@@ -54,6 +55,18 @@ def download(repository: str, files: Sequence[str], *, endpoint: str | None = No
     return Path(found)
 
 
+def require_repository_name(name: str) -> None:
+    """Raise HubError where `name` is not OWNER/NAME."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        name = ""
+    if name.count("/") != 1:
+        raise HubError(
+            "a repository is named OWNER/NAME: letters, digits, '-', '_' and '.', 96 characters at most"
+        )
+
+
 def publish(
     files: Mapping[str, Path | bytes],
     repository: str,
@@ -72,11 +85,12 @@ def publish(
     endpoint, token: by default huggingface_hub's own, from its settings and its login.
     Raises HubError, one line that holds no token.
     """
+    require_repository_name(repository)
     try:
         api = HfApi(endpoint=endpoint, token=token or get_token())
         if not api.token:
             raise HubError(f"publishing needs a token: {_LOG_IN}")
-        api.create_repo(repository, private=private, exist_ok=True)
+        api.create_repo(repository, private=private or None, exist_ok=True)
         if private and not api.repo_info(repository).private:
             raise HubError(
                 f"{repository} exists and is public; make it private on its page, or publish openly"
@@ -89,8 +103,6 @@ def publish(
             commit_message=message,
             revision=revision,
         )
-    except HFValidationError:
-        raise HubError(f"{repository!r} is not the name of a repository, OWNER/NAME") from None
     except _FAILURES as error:
         raise HubError(f"{repository} cannot be published: {_explained(error, endpoint, token)}") from None
     return Published(done.oid, done.commit_url, f"hf-hub:{repository}@{done.oid}")
@@ -114,6 +126,8 @@ def _explained(error: BaseException, endpoint: str | None, token: str | None = N
             return "huggingface_hub is set to stay offline, and it is not in the cache"
         if isinstance(cause, ConnectionError | TimeoutError) or _is_transport(cause):
             return f"{host} cannot be reached"
+    while error.__cause__ is not None:
+        error = error.__cause__
     return _without_token(next(iter(str(error).splitlines()), type(error).__name__), token)
 
 

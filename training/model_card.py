@@ -1,0 +1,293 @@
+"""The model card: a README.md that says what a published model is, was trained on, scores, and cannot do.
+
+`training.card_sources` gathers what it says; here it becomes YAML metadata and Markdown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from model import XClipConfig
+from model.features import SCORE_NAMES
+
+Direction = Literal["text to video", "video to text"]
+
+LIBRARY = "xclip-search"
+PAPER = "https://arxiv.org/abs/2207.07285"
+CITATION = """\
+@inproceedings{Ma2022XCLIP,
+  title = {{X-CLIP}: End-to-End Multi-grained Contrastive Learning for Video-Text Retrieval},
+  author = {Ma, Yiwei and Xu, Guohai and Sun, Xiaoshuai and Yan, Ming and Zhang, Ji and Ji, Rongrong},
+  booktitle = {Proceedings of the 30th ACM International Conference on Multimedia},
+  year = {2022},
+  note = {arXiv:2207.07285}
+}"""
+
+BASE_MODELS = {
+    "openclip:ViT-B-32-quickgelu/openai": "openai/clip-vit-base-patch32",
+    "openclip:ViT-B-16-quickgelu/openai": "openai/clip-vit-base-patch16",
+}
+"""The same weights on the Hub, for the starting points of the shipped training configs."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How well one direction of a split was searched; recalls in percent, ranks from 1.
+
+    num_items: what each query was ranked among. chose_the_epoch: whether these figures chose the best epoch.
+    """
+
+    dataset: str
+    split: str
+    direction: Direction
+    recall_at_1: float
+    recall_at_5: float
+    recall_at_10: float
+    median_rank: float
+    mean_rank: float
+    num_queries: int
+    num_items: int
+    chose_the_epoch: bool = False
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What the figures are of."""
+        return self.dataset, self.split, self.direction
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What a training run was.
+
+    start: the model spec that it started from. settings: of the training config, by `section.field`, without
+        folders of the machine. facts: what else is known of the run, for people. versions: of software.
+    """
+
+    start: str
+    dataset: str
+    split: str
+    num_pairs: int | None
+    num_clips: int | None
+    num_epochs: int
+    best_epoch: int
+    chosen_by: str | None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """All that a card says. Texts may hold anything: they are escaped here.
+
+    repository: `OWNER/NAME`. license: an identifier of the Hub's, or `other`.
+    training: None for a model that came without its run.
+    """
+
+    repository: str
+    config: XClipConfig
+    num_parameters: int
+    fingerprint: str
+    license: str = "other"
+    training: TrainingFacts | None = None
+    figures: Sequence[Figures] = ()
+
+    def to_markdown(self) -> str:
+        """The whole file: YAML between `---`, then the text."""
+        sections = (
+            self._introduction(),
+            self._use(),
+            _results(self.figures),
+            *([_training(self.training)] if self.training else []),
+            self._limits(),
+            ["## Citation", "", "```bibtex", CITATION, "```"],
+        )
+        body = "\n\n".join("\n".join(lines) for lines in sections if lines)
+        return f"---\n{self._metadata().to_yaml()}\n---\n\n{body}\n"
+
+    def _metadata(self) -> ModelCardData:
+        name = self.repository.rpartition("/")[2]
+        start = self.training.start if self.training else ""
+        return ModelCardData(
+            language="en",
+            license=self.license,
+            library_name=LIBRARY,
+            # The Hub has no pipeline of its own for retrieval of videos.
+            pipeline_tag="feature-extraction",
+            tags=["video", "video-retrieval", "text-to-video-retrieval", "x-clip", "arxiv:2207.07285"],
+            datasets=[self.training.dataset] if self.training else None,
+            metrics=["recall_at_1", "recall_at_5", "recall_at_10", "mean_rank"] if self.figures else None,
+            base_model=BASE_MODELS.get(start) or _on_the_hub(start),
+            model_name=name,
+            eval_results=list(_eval_results(self.figures)) or None,
+        )
+
+    def _introduction(self) -> list[str]:
+        config = self.config
+        vision, text = config.clip["vision_cfg"], config.clip["text_cfg"]
+        scores = "all four" if set(config.score_names) == set(SCORE_NAMES) else ", ".join(config.score_names)
+        rows = {
+            "vision tower": f"ViT, {vision['layers']} layers of width {vision.get('width', 768)}, "
+            f"patches of {vision.get('patch_size', 16)}, frames of {config.image_size} pixels",
+            "text tower": f"{text.get('layers', 12)} layers of width {text.get('width', 512)}, "
+            f"{config.num_words} tokens a text",
+            "temporal transformer": f"{config.temporal_layers} layers, {config.num_frames} frames a video"
+            if config.temporal_layers
+            else f"none: the mean of {config.num_frames} frames",
+            "features": f"{config.embedding_dim} numbers each",
+            "scores averaged": scores,
+            "aggregation": "attention over the similarity matrix"
+            if config.aggregation == "attention"
+            else config.aggregation,
+            "padding": "masked" if config.mask_padding else "takes part, as in the official code",
+            "parameters": f"{self.num_parameters:,}",
+            "fingerprint": self.fingerprint,
+        }
+        if config.description:
+            rows["description"] = config.description
+        return [
+            f"# {escape(self.repository.rpartition('/')[2])}",
+            "",
+            f"Finds videos by a sentence: [X-CLIP]({PAPER}) (Ma et al., ACM MM 2022), for {LIBRARY}.",
+            "It is not a model of `transformers.XCLIPModel`, which is another network of the same name.",
+            "",
+            *_table(("", ""), rows.items()),
+        ]
+
+    def _use(self) -> list[str]:
+        spec = f"hf-hub:{self.repository}"
+        return [
+            "## Use",
+            "",
+            *_fenced(
+                f"xclip-search index VIDEOS --index my-index --model {spec}\n"
+                'xclip-search search "a dog runs on the beach" --index my-index',
+                "sh",
+            ),
+            "",
+            *_fenced(
+                "from model import XClip\n\n"
+                f'model = XClip.load("{spec}")\n'
+                'text = model.encode_text(["a dog runs on the beach"])',
+                "python",
+            ),
+        ]
+
+    def _limits(self) -> list[str]:
+        config = self.config
+        limits = [
+            f"Of a text, {config.num_words - 2} tokens are read; of a stretch of video, "
+            f"{config.num_frames} frames. What happens between frames, and all sound, is not seen.",
+            "Scores rank videos for one text. They are no probabilities, compare nothing across texts, "
+            "and there is always a first result, also where no video fits.",
+            "What its training data taught it, and CLIP's where it started from CLIP, prejudices included, "
+            "is in here.",
+        ]
+        if config.vocabulary is not None:
+            limits.append(
+                f"It knows {len(config.vocabulary)} word pieces; every other word is the same to it."
+            )
+        if self.training:
+            dataset = escape(self.training.dataset)
+            limits.append(
+                f"It was trained on {dataset}; how it does on other kinds of video was not measured here."
+            )
+        else:
+            limits.append("How it was trained is not recorded here.")
+        return ["## Limits", "", *(f"- {limit}" for limit in limits)]
+
+
+def _results(figures: Sequence[Figures]) -> list[str]:
+    if not figures:
+        return []
+    rows = [
+        (
+            f"{one.dataset}, {one.split}",
+            one.direction,
+            *(f"{value:.1f}" for value in (one.recall_at_1, one.recall_at_5, one.recall_at_10)),
+            *(f"{value:g}" for value in (one.median_rank, round(one.mean_rank, 1))),
+            f"{one.num_queries:,}",
+            f"{one.num_items:,}",
+        )
+        for one in figures
+    ]
+    names = ("data", "direction", "R@1", "R@5", "R@10", "median rank", "mean rank", "queries", "ranked among")
+    lines = ["## Results", "", "R@k in percent; every pair scored.", "", *_table(names, rows)]
+    chosen_on = sorted(
+        {f"{escape(one.dataset)}, {escape(one.split)}" for one in figures if one.chose_the_epoch}
+    )
+    if chosen_on:
+        lines += [
+            "",
+            f"The best epoch was chosen on {'; '.join(chosen_on)}, so those figures flatter the model.",
+        ]
+    return lines
+
+
+def _training(facts: TrainingFacts) -> list[str]:
+    rows = {"data": f"{facts.dataset}, {facts.split}", "started from": facts.start}
+    if facts.num_pairs is not None:
+        rows["pairs of text and clip"] = f"{facts.num_pairs:,}"
+    if facts.num_clips is not None:
+        rows["clips"] = f"{facts.num_clips:,}"
+    by = f", chosen by {facts.chosen_by}" if facts.chosen_by else ""
+    rows["epochs"] = f"{facts.num_epochs}; this is epoch {facts.best_epoch}{by}"
+    rows |= facts.facts
+    if facts.versions:
+        rows["software"] = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
+    lines = ["## Training", "", *_table(("", ""), rows.items())]
+    if facts.settings:
+        lines += ["", "Settings:", "", *_table(("setting", "value"), facts.settings.items())]
+    return lines
+
+
+def _eval_results(figures: Iterable[Figures]) -> Iterator[EvalResult]:
+    for one in figures:
+        for metric, name in (
+            ("recall_at_1", "R@1"),
+            ("recall_at_5", "R@5"),
+            ("recall_at_10", "R@10"),
+            ("mean_rank", "mean rank"),
+        ):
+            task = f"{one.direction} retrieval"
+            yield EvalResult(
+                task_type=task.replace(" ", "-"),
+                task_name=task,
+                dataset_type=one.dataset,
+                dataset_name=one.dataset,
+                dataset_split=one.split,
+                metric_type=metric,
+                metric_name=name,
+                metric_value=round(float(getattr(one, metric)), 2),
+                metric_args={"num_queries": one.num_queries, "num_items": one.num_items},
+            )
+
+
+def _on_the_hub(start: str) -> str | None:
+    prefix, _, repository = start.partition("hf-hub:")
+    return repository.partition("@")[0] if repository and not prefix else None
+
+
+def escape(text: object) -> str:
+    """Text that Markdown shows as it is, on one line, in a table cell too."""
+    line = " ".join(str(text).split())
+    return re.sub(r"([\\`*_{}\[\]<>#|~&!$])", r"\\\1", "".join(one for one in line if one.isprintable()))
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
+    yield f"| {' | '.join(names)} |"
+    yield f"|{' --- |' * len(names)}"
+    for row in rows:
+        yield f"| {' | '.join(escape(cell) for cell in row)} |"
+
+
+def _fenced(text: str, language: str) -> list[str]:
+    """A code block whose fence is longer than any row of backticks within."""
+    longest = max((len(found) for found in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}{language}", text, fence]

@@ -14,6 +14,7 @@ ROOMS = {
     "demo": "training.cli",
     "evaluate": "training.evaluation.cli",
     "train": "training.train_cli",
+    "ablate": "training.ablation.cli",
     "index": "indexer.cli",
     "search": "indexer.cli",
     "info": "indexer.cli",

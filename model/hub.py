@@ -16,12 +16,15 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented all the same
 
 from model.errors import HubError, SpecError
 
 # The HTTP library beneath, whose errors of connection are not all OSError, differs between versions.
-_FAILURES = (OSError, RuntimeError, ValueError, *HfHubHTTPError.__bases__)
+_TRANSPORT: tuple[type[Exception], ...] = tuple(
+    base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)
+)
+_FAILURES: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError, *_TRANSPORT)
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -143,7 +146,7 @@ def _answer(error: HfHubHTTPError) -> str:
 
 def _is_transport(error: BaseException) -> bool:
     """Whether an error is the HTTP library's own: no answer came."""
-    return isinstance(error, HfHubHTTPError.__bases__) and not isinstance(error, OSError)
+    return isinstance(error, _TRANSPORT) and not isinstance(error, OSError)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

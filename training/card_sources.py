@@ -15,9 +15,10 @@ from typing import Any
 
 from model import XClip
 from training.errors import EvaluationError, RunError
-from training.model_card import Figures, ModelCard, TrainingFacts
+from training.model_card import Direction, Figures, ModelCard, TrainingFacts
 
 _FIGURES = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank")
+_DIRECTIONS: dict[Direction, str] = {"text to video": "text_to_video", "video to text": "video_to_text"}
 _OF_THE_MACHINE = {"data.directory", "data.videos", "data.cache", "data.num_workers"}
 
 
@@ -157,7 +158,7 @@ def _validation_figures(summary: Mapping[str, Any]) -> list[Figures]:
             num_items=found["num_clips"],
             chose_the_epoch=True,
         )
-        for direction, key in (("text to video", "text_to_video"), ("video to text", "video_to_text"))
+        for direction, key in _DIRECTIONS.items()
     ]
 
 

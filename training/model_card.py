@@ -160,7 +160,7 @@ class ModelCard:
         ]
 
     def _use(self) -> list[str]:
-        spec = f"hf-hub:{self.repository}"
+        spec = f"hf-hub:{' '.join(self.repository.split())}"
         return [
             "## Use",
             "",

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -52,7 +53,7 @@ def run_grid(
 
         torch.set_num_threads(options.threads)
         for plan in plans:
-            on_end(plan, _attempt(plan, options, lambda num_done, plan=plan: on_steps(plan, num_done)))  # type: ignore[misc]
+            on_end(plan, _attempt(plan, options, partial(on_steps, plan)))
         return
     waiting = deque(plans)
     workers = [_Worker(options) for _ in range(min(jobs, len(plans)))]
@@ -63,13 +64,13 @@ def run_grid(
             busy = {worker.connection: worker for worker in workers if worker.plan}
             for connection in wait(list(busy)):
                 worker = busy[connection]  # type: ignore[index]
-                plan = worker.plan
-                assert plan is not None
+                ended = worker.plan
+                assert ended is not None
                 message = worker.receive()
                 if isinstance(message, int):
-                    on_steps(plan, message)
+                    on_steps(ended, message)
                     continue
-                on_end(plan, message)
+                on_end(ended, message)
                 worker.plan = None
                 if waiting:
                     worker.give(waiting.popleft())

@@ -1,8 +1,8 @@
 """The saved snapshot of the coarse index: a FAISS file, and a manifest that says what it is.
 
     coarse.json             {"format", "sequence", "token", "fingerprint", "embedding_dim", "num_segments",
-                             "file", "size_bytes", "sha256"}
-    coarse-<16 hex>.faiss   IndexIDMap of IndexFlatIP; its ids are segment ids
+                             "kind", "file", "size_bytes", "sha256"}
+    coarse-<16 hex>.faiss   a FAISS index of that kind; its ids are segment ids
 
 The manifest names the file and is replaced last, so the pair is always whole. Everything here can be lost
 without
@@ -23,12 +23,16 @@ from typing import Any
 import faiss
 import numpy as np
 
-from indexer.coarse_vectors import Snapshot
+from indexer.coarse_approximation import ApproximateSnapshot
+from indexer.coarse_vectors import ExactSnapshot
 from indexer.durable_files import publish_file
 
 MANIFEST_FILE = "coarse.json"
-FORMAT = 1
+FORMAT = 2
 _FILE_NAME = re.compile(r"coarse-[0-9a-f]{16}\.faiss")
+
+
+Snapshot = ExactSnapshot | ApproximateSnapshot
 
 
 class SnapshotUnusableError(Exception):
@@ -50,6 +54,7 @@ def save_snapshot(snapshot: Snapshot, directory: Path, fingerprint: str) -> None
             "fingerprint": fingerprint,
             "embedding_dim": snapshot.index.d,
             "num_segments": snapshot.index.ntotal,
+            "kind": snapshot.kind,
             "file": name,
             "size_bytes": unfinished.stat().st_size,
             "sha256": _sha256(unfinished),
@@ -94,14 +99,22 @@ def load_snapshot(directory: Path, fingerprint: str, embedding_dim: int) -> Snap
         index: Any = faiss.read_index(str(path))
     except (OSError, RuntimeError) as error:
         raise SnapshotUnusableError(f"the saved snapshot cannot be read: {error}") from error
+    if index.d != embedding_dim or index.ntotal != manifest.get("num_segments"):
+        raise SnapshotUnusableError("the saved snapshot's vectors are not those that its manifest describes")
+    kind = manifest.get("kind")
+    if kind in ("ivf-sq", "ivf-pq", "hnsw"):
+        try:
+            return ApproximateSnapshot.around(kind, index, sequence, token)
+        except ValueError as error:
+            raise SnapshotUnusableError(f"the saved snapshot is unusable: {error}") from None
     # The inner index belongs to the outer one, which the snapshot keeps.
     flat = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else None
-    if not isinstance(flat, faiss.IndexFlatIP) or flat.d != embedding_dim:
+    if kind != "exact" or not isinstance(flat, faiss.IndexFlatIP):
         raise SnapshotUnusableError("the saved snapshot is another kind of FAISS index")
     ids = faiss.vector_to_array(index.id_map)
-    if not flat.ntotal == len(ids) == manifest.get("num_segments") or np.any(np.diff(ids) <= 0):
+    if len(ids) != flat.ntotal or np.any(np.diff(ids) <= 0):
         raise SnapshotUnusableError("the saved snapshot's ids do not fit its vectors")
-    return Snapshot.around(index, sequence, token)
+    return ExactSnapshot.around(index, sequence, token)
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

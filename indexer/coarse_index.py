@@ -1,9 +1,8 @@
-"""The coarse index: exact inner products with every segment's video feature, derived from the catalog.
+"""The coarse index: inner products with every segment's video feature, derived from the catalog.
 
 Searches see an immutable snapshot (FAISS), a small delta of later segments (numpy) and marks on deleted ones.
-Adding
-to a FAISS index beside searches is not safe, so nothing is ever added to one that is in use: `compact` makes
-a new snapshot and then swaps it in.
+Adding to a FAISS index beside searches is not safe, so nothing is ever added to one that is in use: `compact`
+makes a new snapshot and then swaps it in. Up to `EXACT_LIMIT` segments it is exact, beyond it approximate.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,8 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.catalog import Catalog
-from indexer.coarse_files import SnapshotUnusableError, load_snapshot, save_snapshot
-from indexer.coarse_vectors import Snapshot, Vectors, longest, search_exactly
+from indexer.catalog_records import Change
+from indexer.coarse_approximation import ApproximateSnapshot, choose_kind, search_approximately
+from indexer.coarse_building import make_snapshot
+from indexer.coarse_files import Snapshot, SnapshotUnusableError, load_snapshot, save_snapshot
+from indexer.coarse_vectors import (
+    CoarseKind,
+    ExactSnapshot,
+    KindChoice,
+    MarkedIds,
+    Vectors,
+    longest,
+    search_exactly,
+)
 from indexer.errors import ChangesForgottenError
 
 logger = logging.getLogger(__name__)
@@ -45,16 +55,20 @@ class _State:
 
 
 class CoarseIndex:
-    """Exact top-k by inner product over the segments of a catalog.
+    """Top-k by inner product over the segments of a catalog.
 
     Made by `open` (the saved snapshot where it is usable, else as `build`) or `build` (from the catalog).
-    Safe to use
-    from several threads: searches never wait for changes; changes wait for each other.
+    Safe to use from several threads: searches never wait for changes; changes wait for each other.
     """
 
-    def __init__(self, catalog: Catalog, snapshot: Snapshot, *, saved: bool, max_pending: int) -> None:
+    _state: _State
+
+    def __init__(
+        self, catalog: Catalog, snapshot: Snapshot, *, kind: KindChoice, saved: bool, max_pending: int
+    ) -> None:
         """See `open` and `build`."""
         self._catalog = catalog
+        self._kind = kind
         self._max_pending = max_pending
         self._writing = threading.Lock()
         self._compacting = threading.Lock()
@@ -63,11 +77,12 @@ class CoarseIndex:
         self._start_over(_first_state(snapshot))
 
     @classmethod
-    def open(cls, catalog: Catalog, *, max_pending: int = 4096) -> Self:
+    def open(cls, catalog: Catalog, *, kind: KindChoice = "auto", max_pending: int = 4096) -> Self:
         """The snapshot saved beside the catalog with later changes replayed, or else what `build` makes.
 
-        A snapshot that is missing, damaged, of another fingerprint, or of a history that the change log does
-        not hold is not used; the reason is logged.
+        A snapshot that is missing, damaged, of another fingerprint or kind, or of a history that the change
+        log does not hold is not used; the reason is logged. Where `auto` then means an approximate one, an
+        exact one is made first, because that is quicker, and `needs_compaction` is true.
         max_pending: how many later and deleted segments beside a snapshot make `needs_compaction` true.
         """
         try:
@@ -76,17 +91,23 @@ class CoarseIndex:
                 raise SnapshotUnusableError(
                     "the saved snapshot is of a history that the change log does not hold"
                 )
+            wanted = choose_kind(kind, catalog.num_segments, snapshot.kind)
+            if kind != "auto" and wanted != snapshot.kind:
+                raise SnapshotUnusableError(f"the saved snapshot is of the kind {snapshot.kind}, not {kind}")
         except SnapshotUnusableError as error:
             logger.info("making the coarse index of %s from the catalog: %s", catalog.directory, error)
-            return cls.build(catalog, max_pending=max_pending)
-        index = cls(catalog, snapshot, saved=True, max_pending=max_pending)
+            first = make_snapshot(catalog, _quick_kind(catalog, kind))
+            index = cls(catalog, first, kind=kind, saved=False, max_pending=max_pending)
+        else:
+            index = cls(catalog, snapshot, kind=kind, saved=True, max_pending=max_pending)
         index.follow()
         return index
 
     @classmethod
-    def build(cls, catalog: Catalog, *, max_pending: int = 4096) -> Self:
-        """An index of all that the catalog holds."""
-        index = cls(catalog, _read_catalog(catalog), saved=False, max_pending=max_pending)
+    def build(cls, catalog: Catalog, *, kind: KindChoice = "auto", max_pending: int = 4096) -> Self:
+        """An index of all that the catalog holds. kind: `auto` chooses by the number of segments."""
+        snapshot = make_snapshot(catalog, choose_kind(kind, catalog.num_segments))
+        index = cls(catalog, snapshot, kind=kind, saved=False, max_pending=max_pending)
         index.follow()
         return index
 
@@ -103,14 +124,22 @@ class CoarseIndex:
         return self._state.num_segments
 
     @property
+    def kind(self) -> CoarseKind:
+        """How the snapshot in use keeps its vectors."""
+        return self._state.snapshot.kind
+
+    @property
     def num_pending(self) -> int:
         """Later segments and marks on deleted ones beside the snapshot: what `compact` does away with."""
         return self._state.num_pending
 
     @property
     def needs_compaction(self) -> bool:
-        """Whether there is more pending than `max_pending` and a tenth of the snapshot."""
+        """Whether there is more pending than `max_pending` and a tenth of the snapshot, or the snapshot
+        should be of another kind."""
         state = self._state
+        if self._wanted_kind(state) != state.snapshot.kind:
+            return True
         return state.num_pending > max(self._max_pending, len(state.snapshot.rows.ids) // 10)
 
     @property
@@ -131,10 +160,10 @@ class CoarseIndex:
         """The best segments for each of T queries: scores float32 [T, k] and segment ids int64 [T, k].
 
         queries: float32 [T, D], of any length. k is `num_candidates`, or the number of segments where there
-        are fewer. allowed: ids of the only segments to look at, int64, ascending; None for all. Higher scores
-        first, equal scores by ascending id. A score does not depend on where a
-        segment is
-        stored: the answer before and after `compact`, saving or a rebuild is the same to the last bit.
+        are fewer. allowed: ids of the only segments to look at, int64, ascending; None for all.
+        Higher scores first, equal scores by ascending id. A score does not depend on where a segment is
+        stored. Exact: the answer before and after `compact`, saving or a rebuild is the same to the last bit.
+        Approximate: some of the best may be missing, the last ones most likely.
         """
         state = self._state
         queries = np.ascontiguousarray(queries, np.float32)
@@ -147,13 +176,22 @@ class CoarseIndex:
         scores = np.empty((len(queries), count), np.float32)
         ids = np.empty((len(queries), count), np.int64)
         for row, query in enumerate(queries if count else ()):
-            scores[row], ids[row] = search_exactly(snapshot, delta, query, count)
+            if isinstance(snapshot, ExactSnapshot):
+                scores[row], ids[row] = search_exactly(snapshot, delta, query, count)
+            else:
+                scores[row], ids[row] = search_approximately(
+                    snapshot, delta, query, count, self._catalog.video_features
+                )
         return scores, ids
 
-    def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """All that a search can find now, in blocks: ids int64 [N], ascending, and vectors float32 [N, D]."""
+    def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32] | None]]:
+        """All that a search can find now, in blocks: ids int64 [N], ascending, and vectors float32 [N, D], or
+        None where they are kept compressed."""
         state = self._state
-        yield from state.snapshot.rows.living()
+        if isinstance(state.snapshot, ExactSnapshot):
+            yield from state.snapshot.rows.living()
+        else:
+            yield state.snapshot.rows.ids[state.snapshot.rows.alive_places()], None
         yield from state.delta.living()
 
     # Changing
@@ -170,20 +208,20 @@ class CoarseIndex:
         with self._writing:
             try:
                 while changes := self._catalog.changes_since(self._state.sequence):
-                    added = [i for change in changes if change.kind == "add" for i in change.segment_ids]
-                    deleted = [i for change in changes if change.kind == "delete" for i in change.segment_ids]
-                    self._apply(added, deleted, changes[-1].sequence)
+                    self._state = self._advanced(self._state, changes)
                     changed = True
             except ChangesForgottenError as error:
                 logger.info(
                     "making the coarse index of %s from the catalog: %s", self._catalog.directory, error
                 )
-                self._start_over(_first_state(_read_catalog(self._catalog)))
+                kind = _quick_kind(self._catalog, self._kind)
+                self._start_over(_first_state(make_snapshot(self._catalog, kind)))
                 changed = True
         return changed
 
     def compact(self) -> bool:
-        """Make a new snapshot of everything; False where another thread is at it or the index was made anew.
+        """Make a new snapshot of everything, of the kind that it should be; False where another thread is at
+        it or the index was made anew.
 
         Searches and `follow` go on meanwhile; only the exchange at the end holds up `follow`.
         """
@@ -191,35 +229,55 @@ class CoarseIndex:
             return False
         try:
             old = self._state
-            snapshot = Snapshot.of(
-                itertools.chain(old.snapshot.rows.living(), old.delta.living()),
-                old.num_segments,
-                self._catalog.embedding_dim,
-                old.sequence,
-                old.token,
-            )
-            with self._writing:
-                now = self._state
-                if now.snapshot.index is not old.snapshot.index:
-                    return False
-                deleted = np.concatenate(
-                    [
-                        _deleted_since(old.snapshot.rows, now.snapshot.rows),
-                        _deleted_since(old.delta, now.delta),
-                    ]
-                )
-                later = now.delta.alive_places(first=len(old.delta.ids))
-                self._start_over(
-                    _State(
-                        snapshot.without(deleted),
-                        Vectors(now.delta.vectors[later], now.delta.ids[later], now.delta.max_norm),
-                        now.sequence,
-                        now.token,
-                    )
-                )
-            return True
+            kind = self._wanted_kind(old)
+            if kind == "exact" and isinstance(old.snapshot, ExactSnapshot):
+                return self._compact_exact(old, old.snapshot)
+            former = old.snapshot if isinstance(old.snapshot, ApproximateSnapshot) else None
+            return self._exchange(old, make_snapshot(self._catalog, kind, former))
         finally:
             self._compacting.release()
+
+    def _wanted_kind(self, state: _State) -> CoarseKind:
+        return choose_kind(self._kind, state.num_segments, state.snapshot.kind)
+
+    def _compact_exact(self, old: _State, old_snapshot: ExactSnapshot) -> bool:
+        """From what is in memory, without reading the catalog."""
+        snapshot = ExactSnapshot.of(
+            itertools.chain(old_snapshot.rows.living(), old.delta.living()),
+            old.num_segments,
+            self._catalog.embedding_dim,
+            old.sequence,
+            old.token,
+        )
+        with self._writing:
+            now = self._state
+            if now.snapshot.index is not old.snapshot.index:
+                return False
+            deleted = np.concatenate(
+                [
+                    _deleted_since(old.snapshot.rows, now.snapshot.rows),
+                    _deleted_since(old.delta, now.delta),
+                ]
+            )
+            later = now.delta.alive_places(first=len(old.delta.ids))
+            delta = Vectors(now.delta.ids[later], now.delta.vectors[later], now.delta.max_norm)
+            self._start_over(_State(snapshot.without(deleted), delta, now.sequence, now.token))
+        return True
+
+    def _exchange(self, old: _State, snapshot: Snapshot) -> bool:
+        """Take a snapshot that was read from the catalog, with what has changed since it was."""
+        with self._writing:
+            now = self._state
+            if now.snapshot.index is not old.snapshot.index:
+                return False
+            state = _first_state(snapshot)
+            try:
+                while changes := self._catalog.changes_since(state.sequence):
+                    state = self._advanced(state, changes)
+            except ChangesForgottenError:
+                return False
+            self._start_over(state)
+        return True
 
     def save(self) -> None:
         """Write the snapshot beside the catalog; what is pending is in the change log already. Raises
@@ -232,16 +290,20 @@ class CoarseIndex:
     def _start_over(self, state: _State) -> None:
         """Take a state whose delta shares no memory with the one before."""
         self._buffer, self._buffer_ids = state.delta.vectors, state.delta.ids
+        self._buffer_used = len(state.delta.ids)
         self._state = state
 
-    def _apply(self, added: list[int], deleted: list[int], sequence: int) -> None:
-        state = self._state
+    def _advanced(self, state: _State, changes: Sequence[Change]) -> _State:
+        """`state` with changes that follow on it."""
+        added = [i for change in changes if change.kind == "add" for i in change.segment_ids]
+        deleted = [i for change in changes if change.kind == "delete" for i in change.segment_ids]
         # Segment ids increase from commit to commit, so what is new has a higher id than all that is known.
         # What a reading of the whole catalog has seen already comes here again, and is left out.
         known = max(_last(state.snapshot.rows.ids), _last(state.delta.ids))
         ids, vectors = self._catalog.video_features([i for i in added if i > known])
         gone = np.array(deleted, np.int64)
-        self._state = _State(
+        sequence = changes[-1].sequence
+        return _State(
             state.snapshot.without(gone),
             self._extended(state.delta, ids, vectors).without(gone),
             sequence,
@@ -253,7 +315,9 @@ class CoarseIndex:
         if not len(ids):
             return delta
         size, needed = len(delta.ids), len(delta.ids) + len(ids)
-        if needed > len(self._buffer_ids):
+        # Rows of the buffer that another delta than its owner's last one shows must not be written again.
+        is_owner = size == self._buffer_used and np.shares_memory(delta.ids, self._buffer_ids)
+        if not (is_owner or size == 0 == self._buffer_used) or needed > len(self._buffer_ids):
             capacity = max(needed, 2 * size, 64)
             buffer, buffer_ids = (
                 np.empty((capacity, vectors.shape[1]), np.float32),
@@ -262,38 +326,27 @@ class CoarseIndex:
             buffer[:size], buffer_ids[:size] = delta.vectors, delta.ids
             self._buffer, self._buffer_ids = buffer, buffer_ids
         self._buffer[size:needed], self._buffer_ids[size:needed] = vectors, ids
+        self._buffer_used = needed
         return Vectors(
-            self._buffer[:needed],
             self._buffer_ids[:needed],
+            self._buffer[:needed],
             max(delta.max_norm, longest(vectors)),
-            None if delta.alive is None else np.concatenate([delta.alive, np.ones(len(ids), bool)]),
-            delta.num_deleted,
+            alive=None if delta.alive is None else np.concatenate([delta.alive, np.ones(len(ids), bool)]),
+            num_deleted=delta.num_deleted,
         )
 
 
+def _quick_kind(catalog: Catalog, kind: KindChoice) -> CoarseKind:
+    """What to make while searches wait."""
+    return "exact" if kind == "auto" else choose_kind(kind, catalog.num_segments)
+
+
 def _first_state(snapshot: Snapshot) -> _State:
-    dimension = snapshot.rows.vectors.shape[1]
-    nothing = Vectors(np.empty((0, dimension), np.float32), np.empty(0, np.int64), 0.0)
+    nothing = Vectors(np.empty(0, np.int64), np.empty((0, snapshot.index.d), np.float32), 0.0)
     return _State(snapshot, nothing, snapshot.sequence, snapshot.token)
 
 
-def _read_catalog(catalog: Catalog) -> Snapshot:
-    """A snapshot of the whole catalog.
-
-    The number of the last change is read first: what changes during the reading may be seen or not, and comes
-    again when the log is followed from there.
-    """
-    sequence = catalog.sequence
-    token = catalog.change_token(sequence) or ""
-    blocks = list(catalog.iterate_video_features())
-    num_vectors = sum(len(ids) for ids, _ in blocks)
-    blocks.reverse()
-    # Popped, so that each block's memory is free again as soon as it is copied.
-    in_order = (blocks.pop() for _ in range(len(blocks)))
-    return Snapshot.of(in_order, num_vectors, catalog.embedding_dim, sequence, token)
-
-
-def _deleted_since(old: Vectors, now: Vectors) -> NDArray[np.int64]:
+def _deleted_since(old: MarkedIds, now: MarkedIds) -> NDArray[np.int64]:
     """Ids that live in `old` and not in `now`, which has the same rows and perhaps more."""
     if now.alive is None:
         return np.empty(0, np.int64)

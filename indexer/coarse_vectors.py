@@ -1,17 +1,21 @@
-"""What a coarse search works on: sets of vectors that are never changed, only replaced, and the exact
-search."""
+"""What an exact coarse search works on: sets of vectors that are never changed, only replaced."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 _faiss: Any = faiss  # Its stubs describe the C++ signatures, not those that Python sees.
+
+CoarseKind = Literal["exact", "ivf-sq", "ivf-pq", "hnsw"]
+"""How a snapshot keeps its vectors; all but `exact` are in `indexer.coarse_approximation`."""
+
+KindChoice = CoarseKind | Literal["auto"]
 
 MIN_MARGIN = 32
 """Neighbours asked of FAISS beyond the wanted ones: enough to tell, nearly always, that none was missed."""
@@ -20,23 +24,19 @@ _ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, eq=False)
-class Vectors:
-    """N vectors under ids, some of them marked as deleted.
+class MarkedIds:
+    """N segment ids, some of them marked as deleted.
 
-    vectors: float32 [N, D]. ids: int64 [N], ascending. alive: bool [N], None where all are. max_norm: of the
-    longest vector. owner: what must live as long as the memory of `vectors`.
+    ids: int64 [N], ascending. alive: bool [N], None where all are.
     """
 
-    vectors: NDArray[np.float32]
     ids: NDArray[np.int64]
-    max_norm: float
-    alive: NDArray[np.bool_] | None = None
-    num_deleted: int = 0
-    owner: object = None
+    alive: NDArray[np.bool_] | None = field(default=None, kw_only=True)
+    num_deleted: int = field(default=0, kw_only=True)
 
     @property
     def num_alive(self) -> int:
-        """Vectors that a search can find."""
+        """Ids that a search can find."""
         return len(self.ids) - self.num_deleted
 
     def without(self, deleted_ids: NDArray[np.int64]) -> Self:
@@ -56,12 +56,31 @@ class Vectors:
             alive &= self.alive
         return replace(self, alive=alive, num_deleted=len(alive) - int(np.count_nonzero(alive)))
 
+    def alive_places(self, first: int = 0) -> NDArray[np.int64]:
+        """Rows from `first` on that are not deleted, ascending."""
+        if self.alive is None:
+            return np.arange(first, len(self.ids))
+        return first + np.flatnonzero(self.alive[first:])
+
     def _places(self, ids: NDArray[np.int64]) -> NDArray[np.intp]:
         """Rows of those of `ids` that are here."""
         places = np.searchsorted(self.ids, ids)
         inside = places < len(self.ids)
         found: NDArray[np.intp] = places[inside][self.ids[places[inside]] == ids[inside]]
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors(MarkedIds):
+    """N vectors under ids.
+
+    vectors: float32 [N, D]. max_norm: of the longest vector. owner: what must live as long as the memory of
+    `vectors`.
+    """
+
+    vectors: NDArray[np.float32]
+    max_norm: float
+    owner: object = None
 
     def living(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Ids and vectors that are not deleted, in blocks."""
@@ -72,12 +91,6 @@ class Vectors:
             else:
                 yield self.ids[rows][self.alive[rows]], self.vectors[rows][self.alive[rows]]
 
-    def alive_places(self, first: int = 0) -> NDArray[np.int64]:
-        """Rows from `first` on that are not deleted, ascending."""
-        if self.alive is None:
-            return np.arange(first, len(self.ids))
-        return first + np.flatnonzero(self.alive[first:])
-
     def products(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
         """Inner products with `query`, float32 [N], up to rounding; -inf for deleted vectors."""
         products: NDArray[np.float32] = self.vectors @ query
@@ -87,7 +100,7 @@ class Vectors:
 
 
 @dataclass(frozen=True, eq=False)
-class Snapshot:
+class ExactSnapshot:
     """Vectors in a FAISS index, as the catalog had them after the change `sequence` (with that `token`).
 
     index: `faiss.IndexIDMap` around `flat`, a `faiss.IndexFlatIP`; one file can hold it. Searches ask `flat`.
@@ -98,6 +111,7 @@ class Snapshot:
     rows: Vectors
     sequence: int
     token: str
+    kind: ClassVar[CoarseKind] = "exact"
     _parameters: Any = field(default=None, repr=False)
 
     @classmethod
@@ -129,7 +143,7 @@ class Snapshot:
         """A snapshot of a filled `faiss.IndexIDMap` of a `faiss.IndexFlatIP`, ids ascending."""
         flat = faiss.downcast_index(index.index)
         storage = _storage(flat)
-        rows = Vectors(storage, faiss.vector_to_array(index.id_map), longest(storage), owner=index)
+        rows = Vectors(faiss.vector_to_array(index.id_map), storage, longest(storage), owner=index)
         return cls(index, flat, rows, sequence, token)
 
     def without(self, deleted_ids: NDArray[np.int64]) -> Self:
@@ -169,7 +183,7 @@ def longest(vectors: NDArray[np.float32]) -> float:
 
 
 def search_exactly(
-    snapshot: Snapshot, delta: Vectors, query: NDArray[np.float32], count: int
+    snapshot: ExactSnapshot, delta: Vectors, query: NDArray[np.float32], count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The best `count` of both: scores float32 [count], descending, equal ones by ascending id, and ids
     int64.
@@ -197,8 +211,8 @@ def search_exactly(
     ids = np.concatenate([snapshot.rows.ids[places], delta.ids[later_places]])
     scores = np.concatenate(
         [
-            _canonical_products(snapshot.rows.vectors, places, query),
-            _canonical_products(delta.vectors, later_places, query),
+            canonical_products(snapshot.rows.vectors, places, query),
+            canonical_products(delta.vectors, later_places, query),
         ]
     )
     order = np.lexsort((ids, -scores))[:count]
@@ -211,7 +225,7 @@ def _threshold(products: NDArray[np.float32], later: NDArray[np.float32], count:
     return float(np.partition(both, len(both) - count)[len(both) - count])
 
 
-def _canonical_products(
+def canonical_products(
     vectors: NDArray[np.float32], places: NDArray[np.int64], query: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """float32 inner products of the rows at `places`, the same for the same vector wherever it is."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,13 +47,29 @@ def verify(index: IndexOption, as_json: JsonOption = False) -> None:
         raise typer.Exit(DAMAGED)
 
 
+class KindName(StrEnum):
+    """Kinds of the coarse index."""
+
+    auto = "auto"
+    exact = "exact"
+    ivf_sq = "ivf-sq"
+    ivf_pq = "ivf-pq"
+    hnsw = "hnsw"
+
+
 @app.command()
-def rebuild(index: IndexOption) -> None:
+def rebuild(
+    index: IndexOption,
+    coarse_kind: Annotated[
+        KindName,
+        typer.Option(help="Kind of the coarse index; auto: exact up to 50,000 segments, then ivf-sq."),
+    ] = KindName.auto,
+) -> None:
     """Make again all that is derived from the catalog: SQLite's indexes, the totals, the coarse index."""
     with wrong_use_explained(), _disk_errors_explained():
         from indexer.verification import rebuild
 
-        num_videos, num_segments = rebuild(index)
+        num_videos, num_segments = rebuild(index, coarse_kind.value)
     typer.echo(f"made again for {num_videos} videos, {num_segments} segments")
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from indexer.catalog import Catalog
 from indexer.catalog_records import SegmentFeatures, SegmentInfo, VideoRecord
 from indexer.coarse_index import CoarseIndex
+from indexer.coarse_vectors import KindChoice
 from indexer.errors import FingerprintMismatchError
 from indexer.filter_matches import FilterMatches
 from indexer.filters import parse_filter
@@ -57,9 +58,17 @@ class Searcher:
         not.
     """
 
-    def __init__(self, index_directory: str | Path, model: XClip, *, block_size: int = 1024) -> None:
+    def __init__(
+        self,
+        index_directory: str | Path,
+        model: XClip,
+        *,
+        coarse_kind: KindChoice = "auto",
+        block_size: int = 1024,
+    ) -> None:
         """Open an index.
 
+        coarse_kind: of the coarse index, see `indexer.coarse_approximation`; `auto` goes by its size.
         block_size: segments scored at once; bounds memory (at 12 frames x 512, about 40 KB each).
         Raises IndexNotFoundError, IndexDamagedError, IndexVersionError, and FingerprintMismatchError where
         the index was made by another model.
@@ -75,7 +84,7 @@ class Searcher:
             expected = index_fingerprint(model, self.catalog.sampling_json)
             if expected != self.catalog.fingerprint:
                 raise FingerprintMismatchError(expected=expected, found=self.catalog.fingerprint)
-            self._index = CoarseIndex.open(self.catalog)
+            self._index = CoarseIndex.open(self.catalog, kind=coarse_kind)
             self._filter_matches = FilterMatches(self.catalog)
         except BaseException:
             self.catalog.close()
@@ -279,7 +288,8 @@ class Searcher:
 
         num_videos, num_segments, sequence (last change), fingerprint, model_spec, embedding_dim, num_frames,
         score_names (the averaged scores), created_at (seconds since 1970), catalog_size_bytes (with its log),
-        coarse_sequence (last change that searches see), coarse_num_segments, coarse_num_pending.
+        coarse_sequence (last change that searches see), coarse_num_segments, coarse_num_pending,
+        coarse_kind.
         """
         catalog = self.catalog
         num_videos, num_segments = catalog.totals()
@@ -297,6 +307,7 @@ class Searcher:
             "coarse_sequence": self._index.sequence,
             "coarse_num_segments": self._index.num_segments,
             "coarse_num_pending": self._index.num_pending,
+            "coarse_kind": self._index.kind,
         }
 
     def _keep_up(self) -> None:

@@ -15,6 +15,7 @@ from indexer.catalog_videos import damaged_videos
 from indexer.change_log import damaged_changes
 from indexer.coarse_files import MANIFEST_FILE, SnapshotUnusableError, load_snapshot
 from indexer.coarse_index import CoarseIndex
+from indexer.coarse_vectors import KindChoice
 from indexer.errors import IndexDamagedError
 
 MAX_FINDINGS = 1000
@@ -143,10 +144,11 @@ def _coarse_findings(catalog: Catalog) -> Iterator[Finding]:
     try:
         for ids, vectors in index.blocks():
             expected_ids, expected = catalog.video_features(ids)
-            known = np.isin(ids, expected_ids)
-            right = (vectors[known] == expected).all(axis=1)
-            wrong += [*ids[~known].tolist(), *expected_ids[~right].tolist()]
-            num_right += int(right.sum())
+            wrong += ids[~np.isin(ids, expected_ids)].tolist()
+            num_right += len(expected_ids)
+            if vectors is not None:
+                differ = (vectors[np.isin(ids, expected_ids)] != expected).any(axis=1)
+                wrong += expected_ids[differ].tolist()
     except IndexDamagedError:
         return  # Told of already.
     if catalog.sequence != index.sequence:
@@ -158,8 +160,8 @@ def _coarse_findings(catalog: Catalog) -> Iterator[Finding]:
         yield Finding("coarse index", f"{missing} segments of the catalog are missing")
 
 
-def rebuild(directory: str | Path) -> tuple[int, int]:
-    """Make again all that is derived: SQLite's indexes, the totals, the saved coarse index.
+def rebuild(directory: str | Path, coarse_kind: KindChoice = "auto") -> tuple[int, int]:
+    """Make again all that is derived: SQLite's indexes, the totals, the saved coarse index, of this kind.
 
     Returns the number of videos and of segments. Raises IndexNotFoundError, IndexVersionError, OSError, and
     IndexDamagedError where what it is derived from is damaged.
@@ -171,5 +173,5 @@ def rebuild(directory: str | Path) -> tuple[int, int]:
                 "UPDATE totals SET num_videos = (SELECT count(*) FROM videos),"
                 " num_segments = (SELECT count(*) FROM segments)"
             )
-        CoarseIndex.build(catalog).save()
+        CoarseIndex.build(catalog, kind=coarse_kind).save()
         return catalog.totals()

@@ -128,6 +128,7 @@ async def _load(
             settings.model_spec,
             settings.device,
             warm_up=settings.warm_up,
+            coarse_kind=settings.coarse_kind,
         )
         searcher = await to_thread.run_sync(load, abandon_on_cancel=True)
         service = _assemble(settings, searcher, None, thumbnails)

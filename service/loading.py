@@ -12,6 +12,7 @@ from indexer.errors import IndexNotFoundError
 from indexer.fingerprint import index_fingerprint
 from indexer.sampling import Sampling
 from indexer.search_types import SearchQuery
+from service.settings import CoarseKindChoice
 
 if TYPE_CHECKING:
     from indexer.searcher import Searcher
@@ -56,7 +57,14 @@ def load_model(index_directory: Path, model_spec: str | None, device: str) -> XC
     return model
 
 
-def load_searcher(index_directory: Path, model_spec: str | None, device: str, *, warm_up: bool) -> Searcher:
+def load_searcher(
+    index_directory: Path,
+    model_spec: str | None,
+    device: str,
+    *,
+    warm_up: bool,
+    coarse_kind: CoarseKindChoice = "auto",
+) -> Searcher:
     """A searcher that is ready to answer. Raises as `load_model` does.
 
     warm_up: run one search, so that the first client does not pay for what torch does once.
@@ -64,7 +72,7 @@ def load_searcher(index_directory: Path, model_spec: str | None, device: str, *,
     from indexer.searcher import Searcher
 
     model = load_model(index_directory, model_spec, device)
-    searcher = Searcher(index_directory, model)
+    searcher = Searcher(index_directory, model, coarse_kind=coarse_kind)
     if warm_up:
         searcher.search(SearchQuery(text="a warm-up"))
     return searcher

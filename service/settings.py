@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIB = 1024 * 1024
+
+CoarseKindChoice = Literal["auto", "exact", "ivf-sq", "ivf-pq", "hnsw"]
+"""As `indexer.coarse_vectors.KindChoice`, which cannot be had without loading FAISS."""
 
 
 class Environment(BaseSettings):
@@ -38,6 +41,10 @@ class Environment(BaseSettings):
     max_waiting_searches: int = Field(default=64, ge=0, description="Searches that may wait, then 503.")
     wait_limit_seconds: float = Field(default=60.0, ge=0, le=3600, description="Longest wait of ?wait=true.")
     thumbnail_cache_bytes: int = Field(default=32 * MIB, ge=0, description="Memory kept for thumbnails.")
+    coarse_kind: CoarseKindChoice = Field(
+        default="auto",
+        description="Kind of the coarse index; auto: exact up to 50,000 segments, then ivf-sq.",
+    )
     decode_timeout_seconds: float = Field(default=300.0, gt=0, description="Longest decoding of one video.")
     worker_grace_seconds: float = Field(default=20.0, ge=0, description="Time a worker has to end its job.")
 
@@ -81,6 +88,7 @@ class ServiceSettings:
     max_waiting_searches: int = 64
     wait_limit_seconds: float = 60.0
     thumbnail_cache_bytes: int = 32 * MIB
+    coarse_kind: CoarseKindChoice = "auto"
     decode_timeout_seconds: float = 300.0
     worker_grace_seconds: float = 20.0
 

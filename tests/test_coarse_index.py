@@ -194,11 +194,13 @@ DAMAGE = {
     "a manifest cut short": lambda c: (c.directory / MANIFEST_FILE).write_text('{"format": 1'),
     "a manifest of another kind": lambda c: (c.directory / MANIFEST_FILE).write_text("[]"),
     "a manifest that is not text": lambda c: (c.directory / MANIFEST_FILE).write_bytes(b"\xff\xfe\xff"),
-    "another format": lambda c: change_manifest(c, format=2),
+    "another format": lambda c: change_manifest(c, format=99),
     "another fingerprint": lambda c: change_manifest(c, fingerprint="0" * 64),
     "another dimension": lambda c: change_manifest(c, embedding_dim=9),
     "another sequence": lambda c: change_manifest(c, sequence=1),
     "a sequence that is no number": lambda c: change_manifest(c, sequence="7"),
+    "another kind": lambda c: change_manifest(c, kind="ivf-sq"),
+    "no kind that there is": lambda c: change_manifest(c, kind="tree"),
     "another count": lambda c: change_manifest(c, num_segments=3),
     "a file elsewhere": lambda c: change_manifest(c, file="../index/catalog.sqlite3"),
 }
@@ -229,7 +231,9 @@ def test_a_faiss_file_of_another_kind_is_not_used(catalog, random):
         import hashlib
 
         content = path.read_bytes()
-        change_manifest(catalog, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        change_manifest(
+            catalog, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest(), num_segments=0
+        )
         with pytest.raises(SnapshotUnusableError, match="another kind"):
             load_snapshot(catalog.directory, catalog.fingerprint, D)
 
@@ -255,7 +259,7 @@ def test_compacting_while_the_catalog_changes_loses_nothing(catalog, random, mon
     index.follow()
     from indexer import coarse_index
 
-    make_snapshot = coarse_index.Snapshot.of
+    make_snapshot = coarse_index.ExactSnapshot.of
 
     def interrupted(*arguments):
         """As another thread would: changes arrive while the new snapshot is being made."""
@@ -267,7 +271,7 @@ def test_compacting_while_the_catalog_changes_loses_nothing(catalog, random, mon
         assert not index.compact(), "one at a time"
         return snapshot
 
-    monkeypatch.setattr(coarse_index.Snapshot, "of", interrupted)
+    monkeypatch.setattr(coarse_index.ExactSnapshot, "of", interrupted)
     assert index.compact()
     monkeypatch.undo()
     assert_same_answers(index, CoarseIndex.build(catalog), random)

@@ -1,0 +1,63 @@
+"""From the catalog to a snapshot of the coarse index."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.catalog import Catalog
+from indexer.coarse_approximation import ApproximateSnapshot, num_lists, num_training_vectors
+from indexer.coarse_files import Snapshot
+from indexer.coarse_vectors import CoarseKind, ExactSnapshot
+
+_SAMPLE_SEED = 0
+
+
+def make_snapshot(catalog: Catalog, kind: CoarseKind, former: ApproximateSnapshot | None = None) -> Snapshot:
+    """A snapshot of the whole catalog.
+
+    former: what it replaces; of the same kind and about the same size, it is not learnt anew how to compress.
+    The number of the last change is read first: what changes during the reading may be seen or not, and comes
+    again when the log is followed from there.
+    """
+    sequence = catalog.sequence
+    token = catalog.change_token(sequence) or ""
+    if kind == "exact":
+        return _exact(catalog, sequence, token)
+    num_segments = catalog.num_segments
+    trained = former if former is not None and _still_fits(former, kind, num_segments) else None
+    sample = None if trained else _sample(catalog, num_training_vectors(kind, num_segments))
+    return ApproximateSnapshot.of(
+        kind,
+        catalog.iterate_video_features(),
+        sample,
+        num_segments,
+        sequence,
+        token,
+        trained=None if trained is None else trained.index,
+    )
+
+
+def _exact(catalog: Catalog, sequence: int, token: str) -> ExactSnapshot:
+    blocks = list(catalog.iterate_video_features())
+    num_vectors = sum(len(ids) for ids, _ in blocks)
+    blocks.reverse()
+    # Popped, so that each block's memory is free again as soon as it is copied.
+    in_order = (blocks.pop() for _ in range(len(blocks)))
+    return ExactSnapshot.of(in_order, num_vectors, catalog.embedding_dim, sequence, token)
+
+
+def _still_fits(former: ApproximateSnapshot, kind: CoarseKind, num_segments: int) -> bool:
+    """Whether lists learnt for what there was serve what there is: twice or half as many at most."""
+    if former.kind != kind:
+        return False
+    return kind == "hnsw" or 0.5 <= former.index.nlist / num_lists(num_segments) <= 2.0
+
+
+def _sample(catalog: Catalog, size: int) -> NDArray[np.float32]:
+    """Video features of about `size` segments, float32 [S, D], the same ones for the same catalog."""
+    with catalog.connections.reading() as connection:
+        ids = np.fromiter((i for (i,) in connection.execute("SELECT id FROM segments ORDER BY id")), np.int64)
+    chosen = np.random.default_rng(_SAMPLE_SEED).choice(ids, min(size, len(ids)), replace=False)
+    _, vectors = catalog.video_features(np.sort(chosen))
+    return vectors

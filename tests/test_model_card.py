@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import xclip_search
 from model import XClip, XClipConfig
+from tests.small_training import small_config, write_small_corpus, write_tiny_clip
 from training.card_sources import card_text, is_run, make_card, model_directory, read_run
 from training.config import DataChoices, ModelChoices, TrainingConfig
 from training.datasets.split import Clip, Split
@@ -27,6 +28,7 @@ from training.evaluation.report import make_report, to_json
 from training.evaluation.rows import exhaustive_rows
 from training.frames import FrameRecipe
 from training.model_card import Figures, ModelCard, TrainingFacts, escape
+from training.trainer import train
 
 
 def network() -> XClip:
@@ -119,6 +121,25 @@ def test_a_runs_card_says_what_was_trained_and_found(tmp_path):
     ):
         assert line in card.splitlines(), line
     assert "@inproceedings{Ma2022XCLIP" in card
+
+
+def test_a_run_that_was_really_trained_has_its_card(tmp_path):
+    corpus, start = write_small_corpus(tmp_path / "corpus"), write_tiny_clip(tmp_path / "clip")
+    result = train(small_config(corpus, start, "training.epochs=2"), tmp_path / "run", device="cpu")
+    best = XClip.load(model_directory(tmp_path / "run"), "cpu")
+    card = make_card(tmp_path / "run", best, "me/squares")
+    assert card.fingerprint == result.summary["best"]["fingerprint"]
+    assert card.training is not None
+    assert (card.training.dataset, card.training.num_pairs, card.training.num_clips) == ("captions", 24, 12)
+    assert (card.training.num_epochs, card.training.best_epoch) == (2, result.best_epoch)
+    validation = result.rows[result.best_epoch - 1]["validation"]
+    assert [(one.recall_at_1, one.num_queries, one.num_items) for one in card.figures] == [
+        (validation["text_to_video"]["recall_at_1"], 4, 4),
+        (validation["video_to_text"]["recall_at_1"], 4, 4),
+    ]
+    text = card.to_markdown()
+    assert "datasets" not in metadata(text)  # "captions" is anybody's own
+    assert str(tmp_path) not in text
 
 
 def test_no_folder_of_the_machine_is_published(tmp_path):

@@ -120,7 +120,7 @@ class ModelCard:
             # The Hub has no pipeline of its own for retrieval of videos.
             pipeline_tag="feature-extraction",
             tags=["video", "video-retrieval", "text-to-video-retrieval", "x-clip", "arxiv:2207.07285"],
-            datasets=[self.training.dataset] if self.training else None,
+            datasets=_public_datasets(self.training),
             metrics=["recall_at_1", "recall_at_5", "recall_at_10", "mean_rank"] if self.figures else None,
             base_model=BASE_MODELS.get(start) or _on_the_hub(start),
             model_name=name,
@@ -266,6 +266,11 @@ def _eval_results(figures: Iterable[Figures]) -> Iterator[EvalResult]:
                 metric_value=round(float(getattr(one, metric)), 2),
                 metric_args={"num_queries": one.num_queries, "num_items": one.num_items},
             )
+
+
+def _public_datasets(training: TrainingFacts | None) -> list[str] | None:
+    """`captions` and `demo` are no data set that anybody else has."""
+    return [training.dataset] if training and training.dataset not in ("captions", "demo") else None
 
 
 def _on_the_hub(start: str) -> str | None:

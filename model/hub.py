@@ -121,7 +121,7 @@ def _explained(error: BaseException, endpoint: str | None, token: str | None = N
             return "it has no such revision"
         if isinstance(cause, RepositoryNotFoundError):
             return f"there is no such repository, or it is private: {_LOG_IN} as someone who may see it"
-        if isinstance(cause, HfHubHTTPError):
+        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
             return _without_token(_answer(cause), token)
     host = urlsplit(endpoint or constants.ENDPOINT).hostname
     for cause in causes:
@@ -135,7 +135,7 @@ def _explained(error: BaseException, endpoint: str | None, token: str | None = N
 
 
 def _answer(error: HfHubHTTPError) -> str:
-    status = error.response.status_code if error.response is not None else 0
+    status = error.response.status_code
     said = next(iter((error.server_message or "").splitlines()), "")
     if status == 401:
         return f"the Hub does not accept the token: {_LOG_IN}"

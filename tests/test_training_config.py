@@ -226,6 +226,7 @@ def test_only_fields_that_leave_the_result_alone_may_differ_in_a_resumed_run():
         "data.videos",
         "data.cache",
         "data.num_workers",
+        "data.read_first",
         "training.checkpoint_every_steps",
         "log.tensorboard",
         "log.every_steps",

@@ -9,9 +9,8 @@ from training.config import TrainingConfig
 from training.datasets.split import Split
 from training.errors import RunError
 from training.processes import rank
-from training.run_directory import RunDirectory
+from training.run_directory import BAD_BATCH_FILE, RunDirectory
 
-FILE = "bad_batch.json"
 MAX_NAMED_CLIPS = 20
 """Clips that the error names; the file lists all."""
 
@@ -29,10 +28,10 @@ def bad_batch_error(
     if rank() == 0:
         pairs = [{"clip": clip, "text": split.texts[text]} for clip, text in zip(clips, texts, strict=True)]
         listing = {"epoch": epoch + 1, "step_of_epoch": step + 1, "problem": problem, "pairs": pairs}
-        directory.write_text(FILE, json.dumps(listing, indent=2) + "\n")
+        directory.write_text(BAD_BATCH_FILE, json.dumps(listing, indent=2) + "\n")
     more = f" and {len(clips) - MAX_NAMED_CLIPS} more" if len(clips) > MAX_NAMED_CLIPS else ""
     return RunError(
         f"{problem} at step {step + 1} of epoch {epoch + 1}, so training stops; the last checkpoint is"
         f" as it was. Clips of this batch: {', '.join(clips[:MAX_NAMED_CLIPS])}{more} (with their texts in"
-        f" {directory.path / FILE})"
+        f" {directory.path / BAD_BATCH_FILE})"
     )

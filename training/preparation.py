@@ -67,7 +67,7 @@ def prepare(
 ) -> Prepared:
     """Begin a run or take one up again, see `training.trainer.train`. at_end: closes what is opened here."""
     choices = config.training
-    state = _open(config, directory, resume, overwrite, tell)
+    state = _open(directory, resume, overwrite, tell)
     splits = splits or load_splits(config)
     start = _model(config, directory, splits, state, str(device))
     model = start.model
@@ -111,6 +111,8 @@ def prepare(
     data_digest = digest_of(splits)
     progress = Progress()
     if state is None:
+        if rank() == 0:
+            directory.begin(config, overwrite=overwrite or resume)
         seed_everything(choices.seed + rank())
     else:
         if note_of_change := check(state, config, data_digest):
@@ -123,26 +125,21 @@ def prepare(
     )
 
 
-def _open(
-    config: TrainingConfig, directory: RunDirectory, resume: bool, overwrite: bool, tell: Tell
-) -> dict[str, Any] | None:
+def _open(directory: RunDirectory, resume: bool, overwrite: bool, tell: Tell) -> dict[str, Any] | None:
     """The state to go on from, None for a new run."""
-    state = None
-    if resume:
-        if not directory.holds_a_run():
-            raise RunError(f"{directory.path} holds no run to resume")
+    if not resume:
         if rank() == 0:
-            directory.mend()
-        wait_for_others()
-        if directory.last.is_dir():
-            state = directory.read_state()
-        else:
-            tell(f"{directory.path} holds no checkpoint yet: the run begins anew")
-            overwrite = True
-    if state is None and rank() == 0:
-        directory.begin(config, overwrite=overwrite)
+            directory.require_free(overwrite=overwrite)
+        return None
+    if not directory.holds_a_run():
+        raise RunError(f"{directory.path} holds no run to resume")
+    if rank() == 0:
+        directory.mend()
     wait_for_others()
-    return state
+    if directory.last.is_dir():
+        return directory.read_state()
+    tell(f"{directory.path} holds no checkpoint yet: the run begins anew")
+    return None
 
 
 def _model(

@@ -26,7 +26,9 @@ from training.config import TrainingConfig
 from training.errors import RunError
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.toml", "metrics.jsonl", "summary.json"
-STATE_FILE = "training_state.pt"
+CHECKPOINT_CONFIG_FILE = "training_config.toml"
+"""In a checkpoint, beside the model's own config.json."""
+STATE_FILE, BAD_BATCH_FILE = "training_state.pt", "bad_batch.json"
 LAST, BEST, TENSORBOARD = "last", "best", "tensorboard"
 _UNFINISHED, _FORMER = ".{}.unfinished", ".{}.former"
 
@@ -47,23 +49,24 @@ class RunDirectory:
         """The model of the best epoch so far."""
         return self.path / BEST
 
-    def begin(self, config: TrainingConfig, *, overwrite: bool = False) -> None:
-        """Make the folder for a new run.
-
-        Raises RunError where it holds a run and `overwrite` is false, and where it holds anything else.
-        """
+    def require_free(self, *, overwrite: bool = False) -> None:
+        """Raise RunError where the folder holds a run and `overwrite` is false, or anything else."""
         if self.holds_a_run():
             if not overwrite:
                 raise RunError(
                     f"{self.path} holds a run already: --resume goes on with it, --overwrite removes it"
                 )
-            for name in (LAST, BEST, TENSORBOARD):
-                for folder in (name, _UNFINISHED.format(name), _FORMER.format(name)):
-                    shutil.rmtree(self.path / folder, ignore_errors=True)
-            for name in (METRICS_FILE, SUMMARY_FILE, CONFIG_FILE):
-                (self.path / name).unlink(missing_ok=True)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RunError(f"{self.path} is there and is no training run; choose an empty folder")
+
+    def begin(self, config: TrainingConfig, *, overwrite: bool = False) -> None:
+        """Make the folder for a new run, instead of one that is there. Raises as `require_free`."""
+        self.require_free(overwrite=overwrite)
+        for name in (LAST, BEST, TENSORBOARD):
+            for folder in (name, _UNFINISHED.format(name), _FORMER.format(name)):
+                shutil.rmtree(self.path / folder, ignore_errors=True)
+        for name in (METRICS_FILE, SUMMARY_FILE, BAD_BATCH_FILE, CONFIG_FILE):
+            (self.path / name).unlink(missing_ok=True)
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_text(CONFIG_FILE, config.to_toml())
 
@@ -95,8 +98,7 @@ class RunDirectory:
         final = self.path / name
         shutil.rmtree(unfinished, ignore_errors=True)
         model.save(unfinished)
-        # Beside the model's own config.json.
-        (unfinished / f"training_{CONFIG_FILE}").write_text(config.to_toml(), encoding="utf-8")
+        (unfinished / CHECKPOINT_CONFIG_FILE).write_text(config.to_toml(), encoding="utf-8")
         add(unfinished)
         for file in unfinished.iterdir():
             synchronize_file(file)

@@ -97,6 +97,7 @@ class _Worker:
     def give(self, plan: RunPlan) -> None:
         self.plan = plan
         if not self._process.is_alive():
+            self.connection.close()
             self._start()
         self.connection.send(plan)
 

@@ -103,7 +103,7 @@ def test_what_fails_is_one_message_and_status_1(corpus, tmp_path):
 # Real processes: slow, because each loads torch.
 
 
-def start(*arguments: object, processes: int = 1) -> subprocess.Popen[str]:
+def start(*arguments: object, processes: int = 1, new_group: bool = False) -> subprocess.Popen[str]:
     command = COMMAND
     if processes > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -115,6 +115,7 @@ def start(*arguments: object, processes: int = 1) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parent.parent,
+        start_new_session=new_group,
     )
 
 
@@ -166,6 +167,22 @@ def test_a_signal_ends_the_command_with_a_checkpoint_and_says_how_to_go_on(corpu
     assert state["progress"]["epoch"] >= 1
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ctrl_c_in_a_terminal_reaches_the_reading_processes_too_and_ends_the_run_the_same_way(
+    corpus, tmp_path
+):
+    process = start(corpus / "small.toml", "--data", corpus / "corpus", "--output", tmp_path / "run",
+                    "--device", "cpu", "--set", "training.epochs=2000", "--set", "data.num_workers=2",
+                    new_group=True)  # fmt: skip
+    wait_until((tmp_path / "run" / "metrics.jsonl").is_file, process)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, output
+    assert "--resume" in output
+    assert "Traceback" not in output
+
+
 def largest_difference(one: Path, other: Path) -> float:
     ours, theirs = (load_file(run / "last" / "model.safetensors") for run in (one, other))
     assert ours.keys() == theirs.keys()
@@ -180,7 +197,8 @@ def test_two_processes_train_the_model_that_one_trains(corpus, tmp_path, extra):
     options = (corpus / "small.toml", "--data", corpus / "corpus", "--device", "cpu", *extra)
     finish(start(*options, "--output", tmp_path / "one"))
     output = finish(start(*options, "--output", tmp_path / "two", processes=2))
-    assert output.count("epoch 3/3") == 1  # The first process alone speaks.
+    for line in ("epoch 3/3", "best: epoch", "pairs in"):
+        assert output.count(line) == 1  # The first process alone speaks.
     assert "shared by 2 processes" in output
     difference = largest_difference(tmp_path / "one", tmp_path / "two")
     assert difference < 2e-5

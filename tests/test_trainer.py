@@ -472,3 +472,17 @@ def test_tensorboard_gets_every_scalar_at_its_step(config, tmp_path):
     assert [(event.step, event.value) for event in found] == [
         (row["step"], row["validation"]["text_to_video"]["recall_at_1"]) for row in rows
     ]
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_in_float16_resumes_and_its_model_loads_on_the_processor(config, tmp_path):
+    half = change_config(config, ["training.precision=float16", "training.epochs=2"])
+    resumed_events = []
+    with pytest.raises(Crash):
+        train(half, tmp_path / "run", device="cuda", on_event=crash_at(StepDone, 6))
+    result = train(half, tmp_path / "run", device="cuda", resume=True, on_event=resumed_events.append)
+    assert next(event for event in resumed_events if isinstance(event, RunStarted)).num_steps_done == 4
+    assert [row["epoch"] for row in result.rows] == [1, 2]
+    assert result.summary["device"] != "cpu"
+    weights = XClip.load(result.best, "cpu").state_dict()
+    assert all(weight.isfinite().all() for weight in weights.values())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.features import SCORE_NAMES as MODEL_SCORE_NAMES
+from tests.training_fields import config_table
 from training.config import (
     SCORE_NAMES,
     DataChoices,
@@ -240,3 +242,22 @@ def test_reading_a_config_loads_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_documented_fields_are_those_of_the_dataclasses():
+    text = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    documented = text[text.index("### `[data]`") :].rstrip()
+    assert documented == config_table().rstrip(), "docs/training.md: put in what tests.training_fields prints"
+
+
+def test_the_documented_example_is_a_config():
+    text = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    example = text.partition("```toml")[2].partition("```")[0]
+    assert parse_config(example).training.batch_size == 64
+
+
+def test_every_name_in_the_documented_commands_is_shipped():
+    text = (Path(__file__).parent.parent / "docs" / "training.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"search train ([a-z0-9-]+-vit-b-\d+)", text))
+    assert named
+    assert named <= set(shipped_configs())

@@ -140,7 +140,9 @@ class OptimizerChoices:
     clip_learning_rate_factor: Annotated[
         float, Field(ge=0.0, description="rate of CLIP's own weights, as a factor of `learning_rate`")
     ] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0.0, description="decay of all weights but biases")] = 0.2
+    weight_decay: Annotated[
+        float, Field(ge=0.0, description="`bert-adam` decays all but biases, `adamw` all but vectors")
+    ] = 0.2
     warmup_share: Annotated[
         float, Field(ge=0.0, lt=1.0, description="share of all steps in which the rate rises")
     ] = 0.1
@@ -206,9 +208,7 @@ class TrainingChoices:
             description="encode all frames once and keep their features in memory; for a frozen vision tower"
         ),
     ] = False
-    validation_batch_size: Annotated[
-        int, Field(ge=1, description="texts or clips encoded at once in validation")
-    ] = 32
+    validation_batch_size: Annotated[int, Field(ge=1, description="clips encoded at once in validation")] = 32
     best_by: Annotated[
         Literal[
             "text_to_video.recall_at_1",

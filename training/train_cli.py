@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
     from training.config import TrainingConfig
+    from training.train_display import TrainingDisplay
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -57,7 +58,7 @@ def train(
         return
     chosen = _find(config, output, data, videos, changes or [], resume, overwrite)
     directory = output or Path("runs") / Path(config or "").name.removesuffix(".toml")
-    with _explained(config, directory) as show:
+    with _explained(directory) as show:
         from training.trainer import train as run
 
         result = run(chosen, directory, resume=resume, overwrite=overwrite, device=device, on_event=show)
@@ -92,8 +93,9 @@ def _find(
 
 
 @contextmanager
-def _explained(config: str | None, directory: Path) -> Iterator[Any]:
+def _explained(directory: Path) -> Iterator[TrainingDisplay]:
     """Show progress; turn what this project refuses into one message and an exit status."""
+    from rich.console import Console
     from torch import distributed
 
     from model.errors import ModelError, SpecError
@@ -105,8 +107,8 @@ def _explained(config: str | None, directory: Path) -> Iterator[Any]:
     command = ["xclip-search", "train", "--output", str(directory), "--resume"]
     go_on = f"go on with: {shlex.join(command)}"
     try:
-        with TrainingDisplay() as show, warnings.catch_warnings():
-            warnings.showwarning = lambda message, *rest, **more: show.note(str(message)) if speaks else None
+        with TrainingDisplay(Console(quiet=not speaks)) as show, warnings.catch_warnings():
+            warnings.showwarning = lambda message, *rest, **more: show.note(str(message))
             yield show
     except TrainingStoppedError as stopped:
         _stop(f"{stopped}\n{go_on}", 128 + stopped.signal_number, speaks)

@@ -22,8 +22,8 @@ _STEPS_OF_SPEED = 20
 class TrainingDisplay:
     """Call it with every event of `training.trainer.train`; a context manager that clears its bar."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -38,7 +38,7 @@ class TrainingDisplay:
         self._num_epochs = 0
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.quiet:
             self._bar.start()
         return self
 
@@ -82,7 +82,7 @@ class TrainingDisplay:
         )
 
     def _end_bar(self) -> None:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.quiet:
             self._bar.stop()
 
     def _begin(self, event: RunStarted) -> None:

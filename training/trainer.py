@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from training.bad_batch import bad_batch_error
 from training.batches import Batch
 from training.cached_gradients import loss_and_gradients
 from training.config import TrainingConfig
-from training.errors import RunError
+from training.errors import DatasetError, RunError
 from training.evaluation.protocol import evaluate_split
 from training.events import EpochDone, Note, OnEvent, RunStarted, StepDone, TrainingEvent, ValidationStarted
 from training.metrics import RetrievalMetrics
@@ -161,22 +161,29 @@ class _Run:
             self._stop_if_asked(saved)
 
     def _clocked_batches(self) -> Iterator[Batch]:
-        with undisturbed(self.device):
-            batches = self.batches.epoch(self.progress.epoch, self.progress.step)
-        is_first = True
+        batches = self.batches.epoch(self.progress.epoch, self.progress.step)
+        num_given = 0
         while True:
             self.step_started = time.perf_counter()
-            with clocked(self.progress, "data_wait"):
-                if is_first:
-                    with undisturbed(self.device):  # Workers start here, and draw a seed.
-                        batch = next(batches, None)
-                    is_first = False
-                else:
-                    batch = next(batches, None)
+            # At the first one workers start, and draw a seed for themselves.
+            starting = undisturbed(self.device) if num_given == 0 else nullcontext()
+            with clocked(self.progress, "data_wait"), self._ended_by_a_signal(), starting:
+                batch = next(batches, None)
             if batch is None:
                 return
+            num_given += 1
             self.data_wait_seconds = time.perf_counter() - self.step_started
             yield batch.to(self.device)
+
+    @contextmanager
+    def _ended_by_a_signal(self) -> Iterator[None]:
+        """Ctrl-C in a terminal ends the processes that read clips too; what they say then is no error."""
+        try:
+            yield
+        except DatasetError:
+            if self.stop.signal_number:
+                self._stop_if_asked()
+            raise
 
     def _train_step(self, batch: Batch) -> None:
         config, progress = self.config, self.progress
@@ -254,7 +261,7 @@ class _Run:
         if split is None:
             return None
         found = None
-        with clocked(self.progress, "validation"):
+        with clocked(self.progress, "validation"), self._ended_by_a_signal():
             if self.is_first:
                 self.tell(ValidationStarted(self.progress.epoch + 1, len(split.clips), len(split.texts)))
                 with undisturbed(self.device):

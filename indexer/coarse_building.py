@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +12,7 @@ from indexer.catalog import Catalog
 from indexer.coarse_approximation import ApproximateSnapshot, num_lists, num_training_vectors
 from indexer.coarse_files import Snapshot
 from indexer.coarse_vectors import CoarseKind, ExactSnapshot
+from indexer.errors import IndexDamagedError
 
 _SAMPLE_SEED = 0
 
@@ -18,12 +22,27 @@ def make_snapshot(catalog: Catalog, kind: CoarseKind, former: ApproximateSnapsho
 
     former: what it replaces; of the same kind and about the same size, it is not learnt anew how to compress.
     The number of the last change is read first: what changes during the reading may be seen or not, and comes
-    again when the log is followed from there.
+    again when the log is followed from there. Raises IndexDamagedError.
     """
     sequence = catalog.sequence
     token = catalog.change_token(sequence) or ""
+    snapshot: Snapshot
     if kind == "exact":
-        return _exact(catalog, sequence, token)
+        snapshot = _exact(catalog, sequence, token)
+    else:
+        snapshot = _approximate(catalog, kind, sequence, token, former)
+    num_read = len(snapshot.rows.ids)
+    if num_read != catalog.num_segments and catalog.sequence == sequence:
+        raise IndexDamagedError(
+            f"the catalog {catalog.path} is damaged: of its {catalog.num_segments} segments {num_read} are"
+            " found; run verify to learn more"
+        )
+    return snapshot
+
+
+def _approximate(
+    catalog: Catalog, kind: CoarseKind, sequence: int, token: str, former: ApproximateSnapshot | None
+) -> ApproximateSnapshot:
     num_segments = catalog.num_segments
     trained = former if former is not None and _still_fits(former, kind, num_segments) else None
     sample = None if trained else _sample(catalog, num_training_vectors(kind, num_segments))
@@ -36,6 +55,11 @@ def make_snapshot(catalog: Catalog, kind: CoarseKind, former: ApproximateSnapsho
         token,
         trained=None if trained is None else trained.index,
     )
+
+
+def leave_room_for_searches() -> None:
+    """Let FAISS use half of the processors for what this thread asks of it: searches want the others."""
+    faiss.omp_set_num_threads(max(1, (os.cpu_count() or 1) // 2))
 
 
 def _exact(catalog: Catalog, sequence: int, token: str) -> ExactSnapshot:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from indexer.catalog import Catalog
 from indexer.catalog_records import SegmentFeatures, SegmentInfo, VideoRecord
+from indexer.coarse_building import leave_room_for_searches
 from indexer.coarse_index import CoarseIndex
 from indexer.coarse_vectors import KindChoice
 from indexer.errors import FingerprintMismatchError
@@ -321,6 +322,7 @@ class Searcher:
             self._upkeep.start()
 
     def _do_upkeep(self) -> None:
+        leave_room_for_searches()
         if self._index.needs_compaction:
             self._index.compact()
         try:

@@ -1,0 +1,149 @@
+"""Indexes of any size without a single video: features drawn like real ones, written as real ones are.
+
+    python benchmarks/synthetic_index.py --num-videos 100000 --index /tmp/synthetic
+
+Features of real videos lie near a space of few dimensions, in clusters, around a common mean, and the frames
+of one video resemble each other; texts point away from videos by a common offset (the modality gap, Liang et
+al. 2022, arXiv:2203.02053). White noise has none of this and is a far harder case for approximate indexes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.catalog import Catalog
+from indexer.catalog_records import SegmentRecord
+from indexer.fingerprint import index_fingerprint
+from indexer.sampling import Sampling
+from model import XClip
+
+DECAY = 0.75
+"""Standard deviations along the axes fall as rank^-DECAY: about 50 axes hold half of the variance of 512."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What features are drawn from.
+
+    centres: float64 [C, D], of clusters. spectrum: float64 [D], deviations along the axes. mean, gap: float64
+    [D], common to all videos and to all texts.
+    """
+
+    centres: NDArray[np.float64]
+    spectrum: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    gap: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, num_videos: int, dimension: int, seed: int) -> World:
+        """A world with a cluster for every 200 videos, at least ten."""
+        random = np.random.default_rng(seed)
+        spectrum = (1 + np.arange(dimension)) ** -DECAY
+        spectrum /= np.linalg.norm(spectrum)
+        centres = random.standard_normal((max(10, num_videos // 200), dimension)) * spectrum
+        mean, gap = random.standard_normal((2, dimension)) / np.sqrt(dimension)
+        return cls(centres, spectrum, 0.8 * mean, 0.8 * gap)
+
+    def videos(self, random: np.random.Generator, count: int) -> NDArray[np.float64]:
+        """float64 [count, D], not of unit length."""
+        noise = random.standard_normal((count, len(self.spectrum))) * self.spectrum
+        return self.centres[random.integers(len(self.centres), size=count)] + 0.7 * noise
+
+    def texts(self, random: np.random.Generator, videos: NDArray[np.float64]) -> NDArray[np.float32]:
+        """One text for each of these videos, float32 [T, D], unit length."""
+        noise = random.standard_normal(videos.shape) * self.spectrum
+        return unit(0.6 * videos + 0.5 * noise + self.gap).astype(np.float32)
+
+    def frames(
+        self, random: np.random.Generator, videos: NDArray[np.float64], num_frames: int
+    ) -> NDArray[np.float64]:
+        """float64 [count, F, D], unit length: each frame strays a little from the one before."""
+        steps = random.standard_normal((len(videos), num_frames, len(self.spectrum))) * self.spectrum
+        drift = 0.25 * np.cumsum(steps, axis=1)
+        return unit(videos[:, None] + drift - drift.mean(axis=1, keepdims=True) + self.mean)
+
+
+def unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same with rows of length 1."""
+    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def draw_segments(
+    num_videos: int, num_frames: int, dimension: int, seed: int = 0, block: int = 1024
+) -> Iterator[tuple[NDArray[np.float64], list[SegmentRecord]]]:
+    """Blocks of (videos as the world knows them, a segment for each); equal arguments give equal blocks."""
+    world = World.of(num_videos, dimension, seed)
+    times = np.arange(num_frames, dtype=np.float64)
+    for first in range(0, num_videos, block):
+        random = np.random.default_rng((seed, first))
+        videos = world.videos(random, min(block, num_videos - first))
+        frames = world.frames(random, videos, num_frames)
+        pooled = unit(frames.mean(axis=1)).astype(np.float32)
+        segments = [
+            SegmentRecord(0.0, float(num_frames), feature, some.astype(np.float16), num_frames, times)
+            for feature, some in zip(pooled, frames, strict=True)
+        ]
+        yield videos, segments
+
+
+def make_index(directory: Path, model: XClip, model_spec: str, num_videos: int, seed: int = 0) -> float:
+    """An index of so many videos of one segment, by the catalog's own way of adding. Returns seconds.
+
+    Every video has metadata to filter by: `shelf` 0 to 99, `even` true or false.
+    """
+    sampling = Sampling(model.num_frames)
+    started = time.perf_counter()
+    number = 0
+    with Catalog.open_or_create(
+        directory,
+        fingerprint=index_fingerprint(model, sampling),
+        model_spec=model_spec,
+        embedding_dim=model.embedding_dim,
+        num_frames=model.num_frames,
+        sampling_json=sampling.to_json(),
+    ) as catalog:
+        for _, segments in draw_segments(num_videos, model.num_frames, model.embedding_dim, seed):
+            for segment in segments:
+                catalog.add_video(
+                    id=f"video-{number}",
+                    content_sha256=hashlib.sha256(str(number).encode()).hexdigest(),
+                    segments=[segment],
+                    duration_seconds=float(model.num_frames),
+                    width=640,
+                    height=360,
+                    frame_rate=25.0,
+                    codec="h264",
+                    size_bytes=1_000_000,
+                    title=f"Video {number}",
+                    metadata={"shelf": number % 100, "even": number % 2 == 0},
+                )
+                number += 1
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Make an index."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num-videos", type=int, default=1000)
+    parser.add_argument("--index", type=Path, help="Where; by default in a folder that is removed again.")
+    parser.add_argument("--model", default="openclip:ViT-B-32-quickgelu/random?seed=0")
+    parser.add_argument("--seed", type=int, default=0)
+    choices = parser.parse_args()
+    model = XClip.load(choices.model, "cpu")
+    with tempfile.TemporaryDirectory() as temporary:
+        index = choices.index or Path(temporary) / "index"
+        seconds = make_index(index, model, choices.model, choices.num_videos, choices.seed)
+    print(f"{choices.num_videos} videos in {seconds:.1f} s, {1e3 * seconds / choices.num_videos:.2f} ms each")
+
+
+if __name__ == "__main__":
+    main()

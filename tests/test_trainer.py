@@ -19,7 +19,7 @@ from training.config_files import change_config
 from training.datasets.registry import load_split
 from training.errors import ConfigError, DatasetError, RunError
 from training.evaluation.protocol import RetrievalResult
-from training.events import EpochDone, Note, RunStarted, StepDone, TrainingEvent, ValidationStarted
+from training.events import EpochDone, Note, Preparing, RunStarted, StepDone, TrainingEvent, ValidationStarted
 from training.metrics import retrieval_metrics
 from training.run_directory import STATE_FILE, RunDirectory
 from training.stopping import TrainingStoppedError
@@ -378,7 +378,9 @@ def test_training_on_frame_features_encoded_once_is_training_on_the_frames(confi
     for one, other in zip(by_frames.rows, by_features.rows, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
     notes = [event.text for event in events if isinstance(event, Note)]
-    assert any("12 clips once" in text and "MiB of memory" in text for text in notes)
+    assert any("12 clips are encoded once" in text and "MiB of memory" in text for text in notes)
+    prepared = [event for event in events if isinstance(event, Preparing)]
+    assert prepared[-1] == Preparing("encoding clips", 12, 12)
     # And it moved: the comparison is not one of two models that never learnt.
     assert by_frames.rows[-1]["loss"] < by_frames.rows[0]["loss"]
 

@@ -8,6 +8,15 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Preparing:
+    """Before a run starts, again and again. what: such as `reading clips`, num_done of num_total."""
+
+    what: str
+    num_done: int
+    num_total: int
+
+
+@dataclass(frozen=True)
 class RunStarted:
     """Before the first step.
 
@@ -69,5 +78,5 @@ class Note:
     text: str
 
 
-TrainingEvent = RunStarted | StepDone | ValidationStarted | EpochDone | Note
+TrainingEvent = Preparing | RunStarted | StepDone | ValidationStarted | EpochDone | Note
 OnEvent = Callable[[TrainingEvent], None]

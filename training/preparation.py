@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from training.batches import TrainingBatches
 from training.bert_adam import BertAdam
 from training.config import TrainingConfig
 from training.errors import ConfigError, RunError
+from training.events import Note, OnEvent, Preparing
 from training.frames import FrameReader
 from training.freezing import freeze
 from training.gradient_checkpointing import checkpoint_activations
@@ -24,6 +24,7 @@ from training.run_directory import RunDirectory
 from training.scorers import fixed_parameters
 from training.starting_model import StartingModel, starting_model
 from training.training_data import (
+    OnProgress,
     TrainingSplits,
     digest_of,
     encode_frames_once,
@@ -34,9 +35,6 @@ from training.training_data import (
     require_frozen_vision,
 )
 from training.training_state import Progress, check, unpack
-
-Tell = Callable[[str], None]
-"""Called with what a person should know."""
 
 
 @dataclass
@@ -62,7 +60,7 @@ def prepare(
     resume: bool,
     overwrite: bool,
     splits: TrainingSplits | None,
-    tell: Tell,
+    tell: OnEvent,
     at_end: ExitStack,
 ) -> Prepared:
     """Begin a run or take one up again, see `training.trainer.train`. at_end: closes what is opened here."""
@@ -72,14 +70,14 @@ def prepare(
     start = _model(config, directory, splits, state, str(device))
     model = start.model
     for note in start.notes:
-        tell(note)
+        tell(Note(note))
     reader, validation_reader = frame_readers(config, model.image_size)
     if (config.data.read_first and state is None) or config.data.missing == "warn":
-        tell("reading every clip once, so that all that cannot be read are known at once")
-        splits = read_all_once(splits, config, reader)
+        num_clips = sum(len(split.clips) for split in (splits.train, splits.validation) if split)
+        splits = read_all_once(splits, config, reader, _counting(tell, "reading clips", num_clips))
     for split in (splits.train, splits.validation):
         if split is not None and split.missing:
-            tell(f"{len(split.missing)} clips of {split} are missing and left out")
+            tell(Note(f"{len(split.missing)} clips of {split} are missing and left out"))
     _freeze(config, model, start)
     checkpoint_activations(model, choices.gradient_checkpointing)
     features = _frame_features(config, model, splits, reader, tell) if choices.cache_frame_features else None
@@ -116,7 +114,7 @@ def prepare(
         seed_everything(choices.seed + rank())
     else:
         if note_of_change := check(state, config, data_digest):
-            tell(note_of_change)
+            tell(Note(note_of_change))
         progress = unpack(state, optimizer, scaler, device)
         if rank() == 0:
             directory.write_metrics(progress.rows)
@@ -125,7 +123,7 @@ def prepare(
     )
 
 
-def _open(directory: RunDirectory, resume: bool, overwrite: bool, tell: Tell) -> dict[str, Any] | None:
+def _open(directory: RunDirectory, resume: bool, overwrite: bool, tell: OnEvent) -> dict[str, Any] | None:
     """The state to go on from, None for a new run."""
     if not resume:
         if rank() == 0:
@@ -138,7 +136,7 @@ def _open(directory: RunDirectory, resume: bool, overwrite: bool, tell: Tell) ->
     wait_for_others()
     if directory.last.is_dir():
         return directory.read_state()
-    tell(f"{directory.path} holds no checkpoint yet: the run begins anew")
+    tell(Note(f"{directory.path} holds no checkpoint yet: the run begins anew"))
     return None
 
 
@@ -173,12 +171,29 @@ def _freeze(config: TrainingConfig, model: XClip, start: StartingModel) -> None:
 
 
 def _frame_features(
-    config: TrainingConfig, model: XClip, splits: TrainingSplits, reader: FrameReader, tell: Tell
+    config: TrainingConfig, model: XClip, splits: TrainingSplits, reader: FrameReader, tell: OnEvent
 ) -> tuple[torch.Tensor, torch.Tensor]:
     require_frozen_vision(model, config)
+    num_clips = len(splits.train.clips)
     size_mebibytes = feature_bytes(splits.train, model) / 2**20
     tell(
-        f"encoding the frames of {len(splits.train.clips)} clips once; their features take"
-        f" {size_mebibytes:,.1f} MiB of memory in each process"
+        Note(
+            f"the features of all frames of {num_clips} clips are encoded once and kept:"
+            f" {size_mebibytes:,.1f} MiB of memory in each process"
+        )
     )
-    return encode_frames_once(model, splits.train, reader, config)
+    return encode_frames_once(
+        model, splits.train, reader, config, _counting(tell, "encoding clips", -(-num_clips // world_size()))
+    )
+
+
+def _counting(tell: OnEvent, what: str, num_total: int) -> OnProgress:
+    """Adds up progress, and tells it. Several processes share the work; the first one's is told."""
+    num_done = 0
+
+    def count(num_new: int) -> None:
+        nonlocal num_done
+        num_done += num_new
+        tell(Preparing(what, num_done, num_total))
+
+    return count

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from training.events import EpochDone, Note, RunStarted, StepDone, TrainingEvent, ValidationStarted
+from training.events import EpochDone, Note, Preparing, RunStarted, StepDone, TrainingEvent, ValidationStarted
 
 if TYPE_CHECKING:
     from training.trainer import TrainingResult
@@ -51,6 +51,10 @@ class TrainingDisplay:
         """Show an event."""
         if isinstance(event, Note):
             self.note(event.text)
+        elif isinstance(event, Preparing):
+            self._bar.update(
+                self._task, description=event.what, completed=event.num_done, total=event.num_total
+            )
         elif isinstance(event, RunStarted):
             self._begin(event)
         elif isinstance(event, StepDone):

@@ -19,7 +19,6 @@ from training.config import TrainingConfig
 from training.errors import DatasetError, RunError
 from training.evaluation.protocol import evaluate_split
 from training.events import EpochDone, Note, OnEvent, RunStarted, StepDone, TrainingEvent, ValidationStarted
-from training.metrics import RetrievalMetrics
 from training.optimizer import GROUP_NAMES, update
 from training.preparation import Prepared, prepare
 from training.processes import process_group, rank, wait_for_others, world_size
@@ -30,6 +29,7 @@ from training.stopping import StopRequest, TrainingStoppedError, stop_between_st
 from training.training_data import TrainingSplits
 from training.training_log import TensorBoardLog, clocked, times_of
 from training.training_state import pack
+from training.validation_figures import figures_of, shared_figures
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def train(
             resume=resume,
             overwrite=overwrite,
             splits=splits,
-            tell=lambda text: tell(Note(text)),
+            tell=tell,
             at_end=at_end,
         )
         prepared.progress.add_seconds("preparation", time.perf_counter() - started)
@@ -256,7 +256,7 @@ class _Run:
         self.tell(EpochDone(step, row))
 
     def _validate(self) -> dict[str, Any] | None:
-        """Metrics of the validation split, by the first process; None elsewhere and without such a split."""
+        """Figures of the validation split, computed by the first process; None without such a split."""
         split = self.prepared.splits.validation
         if split is None:
             return None
@@ -272,14 +272,9 @@ class _Run:
                         batch_size=self.config.training.validation_batch_size,
                         num_workers=self.config.data.num_workers,
                     )
-                found = {
-                    "text_to_video": _figures(result.text_to_video),
-                    "video_to_text": _figures(result.video_to_text),
-                    "num_texts": result.num_texts,
-                    "num_clips": result.num_clips,
-                }
+                found = figures_of(result)
             wait_for_others()
-        return found
+        return shared_figures(found, self.device)
 
     def _keep_if_best(self, validation: dict[str, Any] | None) -> bool:
         """Of equal epochs the later (main_xclip.py, `main`). Without validation the last is the best."""
@@ -332,15 +327,3 @@ class _Run:
         return TrainingResult(
             directory.path, directory.best, directory.last, progress.best_epoch + 1, progress.rows, summary
         )
-
-
-def _figures(metrics: RetrievalMetrics) -> dict[str, float]:
-    """What a row says of one direction: percent and ranks from 1."""
-    return {
-        "recall_at_1": metrics.recall_at_1,
-        "recall_at_5": metrics.recall_at_5,
-        "recall_at_10": metrics.recall_at_10,
-        "median_rank": metrics.median_rank,
-        "mean_rank": metrics.mean_rank,
-        "num_queries": metrics.num_queries,
-    }

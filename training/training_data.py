@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +22,9 @@ from training.errors import ConfigError
 from training.frame_cache import FrameCache
 from training.frames import FrameReader, FrameRecipe
 from training.processes import rank, wait_for_others, world_size
+
+OnProgress = Callable[[int], None]
+"""Called with the number of clips that were done since the last call, by this process."""
 
 _CLIPS_AT_ONCE = 1024
 """Whose features are sent to the other processes in one message."""
@@ -78,7 +81,9 @@ def frame_readers(config: TrainingConfig, image_size: int) -> tuple[FrameReader,
     )
 
 
-def read_all_once(splits: TrainingSplits, config: TrainingConfig, reader: FrameReader) -> TrainingSplits:
+def read_all_once(
+    splits: TrainingSplits, config: TrainingConfig, reader: FrameReader, on_progress: OnProgress
+) -> TrainingSplits:
     """The splits without clips that cannot be read, as `data.missing` says. Raises DatasetError listing them.
 
     Of several processes the first reads, and the others after it, from the cache where there is one.
@@ -90,6 +95,7 @@ def read_all_once(splits: TrainingSplits, config: TrainingConfig, reader: FrameR
             reader,
             missing=config.data.missing,
             num_processes=max(1, config.data.num_workers),
+            on_progress=on_progress,
         )
 
     with _first_process_first():
@@ -130,6 +136,7 @@ def encode_frames_once(
     split: Split,
     reader: FrameReader,
     config: TrainingConfig,
+    on_progress: OnProgress,
 ) -> tuple[Tensor, Tensor]:
     """The vision tower's output for every clip of a split, on the CPU.
 
@@ -151,6 +158,7 @@ def encode_frames_once(
             some = torch.zeros(*mask.shape, model.embedding_dim)
             some[mask] = encoded
             features[rows], masks[rows] = some, mask
+            on_progress(len(group))
     finally:
         loader.close()
     if world_size() > 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from indexer.container_ends import fraction_of_bytes
 from indexer.decord_reader import KeyPictures, open_with_decord, read_with_decord
 from indexer.media import MediaInfo, MediaLimits, check_file, open_media
 from indexer.pyav_reader import DecodedFrame, read_with_pyav
@@ -49,6 +51,9 @@ class VideoFile:
                 keys.look(packet)
 
             timeline = read_timeline(container, stream, kind, self.limits, look)
+            if timeline.fraction_present == 1:
+                # The packets of a file that lacks only its end may look like all of them.
+                timeline = replace(timeline, fraction_present=fraction_of_bytes(self.path, kind))
             width, height = stream.width, stream.height
             if first.quarter_turns % 2:
                 width, height = height, width

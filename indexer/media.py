@@ -79,6 +79,7 @@ class MediaLimits:
     max_aspect_ratio: longer side by shorter side. Frames are enlarged to the network's square by their
     shorter side, so that a line one pixel wide would become enormous.
     max_duration_seconds, max_size_bytes: of the file. max_frames: in the file, however short they are.
+    max_streams: pictures, sounds, subtitles, attached fonts and so on together. max_packets: of all of them.
     """
 
     max_pixels: int = 36_000_000
@@ -86,6 +87,8 @@ class MediaLimits:
     max_duration_seconds: float = 6 * 3600.0
     max_size_bytes: int = 64 << 30
     max_frames: int = 5_000_000
+    max_streams: int = 200
+    max_packets: int = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -190,14 +193,19 @@ def open_media(
         "format_whitelist": _FORMAT_NAMES.get(demuxer, demuxer),
         "codec_whitelist": _DECODERS,
         "max_pixels": str(limits.max_pixels),
+        "max_streams": str(limits.max_streams + 1),
     }
+    if demuxer == "mov":
+        options["enable_drefs"] = "0"  # FFmpeg's default too: no pictures from other files that it names.
     try:
         container = av.open(str(path), format=demuxer, options=options, metadata_errors="replace")
-    except MemoryError:
-        raise
+    except MemoryError as error:  # also what FFmpeg says to one stream too many
+        raise MediaLimitError("the file needs more streams or more memory than allowed") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise NotAVideoError("the file is damaged or not the video that its first bytes promise") from error
     try:
+        if len(container.streams) > limits.max_streams:
+            raise MediaLimitError(f"more than {limits.max_streams} streams")
         stream = _video_stream(container)
         codec = _codec_name(stream)
         if codec not in VIDEO_CODECS:

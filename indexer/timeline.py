@@ -8,7 +8,6 @@ whether the file ends before what its header promises.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,7 +42,8 @@ class Timeline:
     end_seconds: when the last frame ends. frame_rate: frames a second, on average.
     clock: `presentation` where packets carry presentation times. `count` where they do not (AVI) and the n-th
         decoded frame is the n-th of the timeline.
-    fraction_present: of what the header promises, 0 to 1; 1 where it promises nothing.
+    fraction_present: of what the header promises, 0 to 1; 1 where it promises nothing. Where the packets end
+        in damage and nobody knows how much is missing, as if it were one packet.
     num_hidden: packets that the container says are not to be shown (cut away by an edit list).
     """
 
@@ -122,6 +122,8 @@ class _Packets:
         self.key_ticks: list[int] = []
         self.decode_ticks: list[int] = []
         self.num_packets = 0
+        self.num_of_all = 0  # of sound and the like too
+        self.ends_in_damage = False
         self.num_slots = 0  # packets and empty ones, which repeat a frame (AVI)
         self.num_without_time = 0
         self.last_duration = 0
@@ -133,6 +135,7 @@ class _Packets:
         if not packet.size:
             return
         self.num_packets += 1
+        self.ends_in_damage = packet.is_corrupt
         tick = packet.pts
         if packet.dts is not None or tick is not None:
             self.decode_ticks.append(packet.dts if packet.dts is not None else tick or 0)
@@ -161,8 +164,11 @@ def _read_packets(
         # Sound is only needed where the header promises a length of the whole, which it may be that fills it.
         if other.index != stream.index and (promised_by_stream or other.type != "audio"):
             other.discard = Discard.all
-    with suppress(av.error.FFmpegError):  # What came before the damage counts.
+    try:
         for packet in container.demux():
+            packets.num_of_all += 1
+            if packets.num_of_all > limits.max_packets:
+                raise MediaLimitError(f"more than {limits.max_packets} packets")
             if packet.dts is None and packet.pts is None and not packet.size:
                 continue  # The demuxer's last word for each stream, not of the file.
             if packet.time_base and (packet.pts is not None or packet.dts is not None):
@@ -175,18 +181,21 @@ def _read_packets(
             if packets.num_packets > limits.max_frames:
                 raise MediaLimitError(f"more than {limits.max_frames} frames")
             on_packet(packet)
+    except MemoryError:
+        raise  # To stop here would make the video shorter.
+    except av.error.FFmpegError:
+        packets.ends_in_damage = True  # What came before it counts.
     return packets
 
 
 def _fraction_present(
     container: InputContainer, stream: VideoStream, kind: str, packets: _Packets, end_seconds: float
 ) -> float:
-    promised, present = 0.0, end_seconds
+    promised, present, tolerated = 0.0, end_seconds, _MISSING_SECONDS
     if kind == "avi":
         # FFmpeg shortens the duration of a cut AVI file to what is there, and keeps the promised count.
-        promised, present = float(stream.frames), float(packets.num_slots)
-        return present / promised if 0 < present < (1 - _MISSING_SHARE) * promised else 1.0
-    if stream.duration is not None and stream.time_base is not None:
+        promised, present, tolerated = float(stream.frames), float(packets.num_slots), 0.0
+    elif stream.duration is not None and stream.time_base is not None:
         promised = float(stream.duration * stream.time_base)
     elif "DURATION" in stream.metadata:
         promised = _clock_seconds(stream.metadata["DURATION"])
@@ -194,10 +203,9 @@ def _fraction_present(
     elif container.duration is not None:
         promised = container.duration / av.time_base
         present = packets.end_of_all_seconds - (container.start_time or 0) / av.time_base
-    missing = promised - present
-    if missing > max(_MISSING_SECONDS, _MISSING_SHARE * promised):
+    if promised - present > max(tolerated, _MISSING_SHARE * promised):
         return max(0.0, present / promised)
-    return 1.0
+    return packets.num_packets / (packets.num_packets + 1) if packets.ends_in_damage else 1.0
 
 
 def _clock_seconds(text: str) -> float:

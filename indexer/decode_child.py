@@ -1,4 +1,4 @@
-"""What runs in a child of the decode pool: one file at a time, inside limits that the kernel enforces.
+"""What runs in a child of the decode pool: one file at a time, inside limits that the kernel keeps.
 
 Imports neither torch nor anything that opens a network connection. Run by `indexer.decode_pool` as a fresh
 interpreter, so nothing of the parent's memory is in it.
@@ -6,11 +6,9 @@ interpreter, so nothing of the parent's memory is in it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import io
-import resource
 import signal
 import socket
 import time
@@ -22,6 +20,7 @@ import av.error
 import numpy as np
 from PIL import Image
 
+from indexer.child_confinement import allow_processor_seconds, limit_resources, refuse_system_calls
 from indexer.decode_messages import (
     DecodedSegment,
     DecodedVideo,
@@ -41,7 +40,6 @@ _GRACE_SECONDS = 10.0
 """The kernel ends a child that is so late that the parent must be gone, or would have ended it."""
 
 _JPEG_QUALITY = 85
-_TOO_MUCH_MEMORY = "decoding needs more memory than allowed"
 
 
 class _ContentKnownError(Exception):
@@ -59,13 +57,15 @@ def serve(descriptor: int) -> None:
     with socket.socket(fileno=descriptor) as connection:
         try:
             settings, _ = receive_message(connection, 0)
-            _limit_resources(int(settings["memory_limit_bytes"]))
+            limit_resources(int(settings["memory_limit_bytes"]))
+            is_filtered = refuse_system_calls()
             limits = MediaLimits(**settings["limits"])
-            send_message(connection, {"kind": "ready"})
+            send_message(connection, {"kind": "ready", "is_filtered": is_filtered})
             while True:
                 header, _ = receive_message(connection, 0)
                 # A decoder that hangs may hold the interpreter lock: only the kernel's own timer is sure.
                 signal.setitimer(signal.ITIMER_REAL, float(header["timeout_seconds"]) + _GRACE_SECONDS)
+                allow_processor_seconds(float(header["processor_seconds"]))
                 answer, payload = _answer(connection, header, limits)
                 send_message(connection, answer, payload)
                 signal.setitimer(signal.ITIMER_REAL, 0)
@@ -87,15 +87,20 @@ def _answer(
     except MediaError as error:
         return error_to_message(error), []
     except MemoryError:
-        return error_to_message(MediaLimitError(_TOO_MUCH_MEMORY)), []
+        return _out_of_memory(), []
     except (av.error.FFmpegError, OSError) as error:  # The first are OSErrors or EOFErrors at times.
         if error.errno in (errno.ENOMEM, errno.EAGAIN):  # No memory for a thread's stack is EAGAIN.
-            return error_to_message(MediaLimitError(_TOO_MUCH_MEMORY)), []
+            return _out_of_memory(), []
         return error_to_message(MediaError(f"the file cannot be read ({error.strerror})")), []
     except _ParentGoneError:
         raise
     except Exception:
         return error_to_message(DecoderDiedError("the decoder failed"), traceback.format_exc()), []
+
+
+def _out_of_memory() -> dict[str, Any]:
+    # What it left of memory, in pieces, may not be enough for the next file.
+    return {**error_to_message(MediaLimitError("decoding needs more memory than allowed")), "is_last": True}
 
 
 def _decode(connection: socket.socket, request: DecodeRequest, limits: MediaLimits) -> DecodedVideo:
@@ -183,13 +188,3 @@ def _take_picture(header: dict[str, Any], limits: MediaLimits) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
     return buffer.getvalue()
-
-
-def _limit_resources(memory_limit_bytes: int) -> None:
-    """No core dumps, no writing of files, and only so much memory beyond what is in use now."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    with contextlib.suppress(OSError, ValueError):  # Only Linux tells what is in use, and keeps to the limit.
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + memory_limit_bytes
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -1,12 +1,14 @@
 """What the decode pool asks of its children and what they answer, and how it crosses the socket between them.
 
-A child reads hostile bytes, so its answers are data, never code: a JSON header and raw pixels, whose sizes
-the parent checks against what it asked for. Nothing is pickled.
+A child reads hostile bytes and may have been taken over, so its answers are data, never code: a JSON header
+and raw pixels, which the parent checks against what it asked for and what can be. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import socket
 import struct
 import time
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from indexer import errors
 from indexer.errors import DecoderDiedError, MediaError
 from indexer.frame_reader import Backend
-from indexer.media import MediaInfo
+from indexer.media import DEMUXERS, VIDEO_CODECS, MediaInfo
 from indexer.sampling import Sampling
 
 MAX_SEGMENTS_PER_ANSWER: Final = 16
@@ -27,6 +29,7 @@ MAX_SEGMENTS_PER_ANSWER: Final = 16
 
 _SIZES: Final = struct.Struct("!IQ")  # bytes of the header, bytes of the payload
 _MAX_HEADER_BYTES: Final = 4 << 20
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -130,32 +133,60 @@ def decoded_to_message(video: DecodedVideo) -> tuple[dict[str, Any], list[memory
 def decoded_from_message(header: dict[str, Any], payload: bytearray, request: DecodeRequest) -> DecodedVideo:
     """The answer to `request`. Raises DecoderDiedError where it cannot be one."""
     try:
+        info = _checked_info(header["info"])
         size = request.image_size
         pixels = np.frombuffer(payload, dtype=np.uint8).reshape(-1, size, size, 3)
         segments, used = [], 0
         for values in header["segments"][: request.max_segments]:
             times = np.asarray(values["frame_times"], dtype=np.float64)
-            if not 1 <= len(times) <= request.sampling.num_frames or not np.isfinite(times).all():
+            if times.ndim != 1 or not 1 <= len(times) <= request.sampling.num_frames:
                 raise ValueError("frame_times")
+            _check(bool(np.isfinite(times).all()) and bool((times >= 0).all()), "frame_times")
             frames = pixels[used : used + len(times)]
             used += len(times)
-            segments.append(
-                DecodedSegment(float(values["start_seconds"]), float(values["end_seconds"]), frames, times)
-            )
-        if used != len(pixels) or not segments:
-            raise ValueError("number of frames")
+            start, end = _number(values["start_seconds"]), _number(values["end_seconds"])
+            _check(start <= end, "segment")
+            segments.append(DecodedSegment(start, end, frames, times))
+        num_segments, fraction_read = header["num_segments"], _number(header["fraction_read"])
+        # A segment lasts a second at least.
+        _check(type(num_segments) is int and 1 <= num_segments <= 1 + info.duration_seconds, "num_segments")
+        num_answered = min(request.max_segments, num_segments - request.first_segment)
+        _check(used == len(pixels) and len(segments) == num_answered >= 1, "number of frames")
+        _check(fraction_read <= 1 and header["partial"] is (fraction_read < 1), "fraction_read")
+        _check(bool(_SHA256.fullmatch(header["content_sha256"])), "content_sha256")
         return DecodedVideo(
-            info=MediaInfo(**header["info"]),
-            content_sha256=str(header["content_sha256"]),
+            info=info,
+            content_sha256=header["content_sha256"],
             segments=segments,
-            partial=bool(header["partial"]),
-            fraction_read=float(header["fraction_read"]),
+            partial=header["partial"],
+            fraction_read=fraction_read,
             first_segment=request.first_segment,
-            num_segments=int(header["num_segments"]),
-            decode_seconds=float(header["decode_seconds"]),
+            num_segments=num_segments,
+            decode_seconds=_number(header["decode_seconds"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DecoderDiedError("the decoder gave an answer that makes no sense") from error
+
+
+def _checked_info(values: dict[str, Any]) -> MediaInfo:
+    info = MediaInfo(**values)
+    counts = (info.width, info.height, info.num_frames, info.size_bytes)
+    _check(all(type(count) is int and 1 <= count < 2**63 for count in counts), "info")
+    _check(_number(info.frame_rate) > 0 and _number(info.duration_seconds) > 0, "info")
+    _check(info.container in DEMUXERS and info.codec in VIDEO_CODECS, "info")
+    _check(info.rotation_degrees in (0, 90, 180, 270) and type(info.has_audio) is bool, "info")
+    return info
+
+
+def _number(value: Any) -> float:
+    """A finite number, 0 or more, as JSON gives it."""
+    _check(type(value) in (int, float) and math.isfinite(value) and value >= 0, "a number")
+    return float(value)
+
+
+def _check(holds: bool, what: str) -> None:
+    if not holds:
+        raise ValueError(what)
 
 
 def error_to_message(error: MediaError, detail: str = "") -> dict[str, Any]:
@@ -168,7 +199,8 @@ def error_from_message(header: dict[str, Any]) -> MediaError:
     kind = getattr(errors, str(header.get("error")), None)
     if not (isinstance(kind, type) and issubclass(kind, MediaError)):
         kind = DecoderDiedError
-    return kind(str(header.get("reason"))[:1000])
+    reason = str(header.get("reason"))[:1000]
+    return kind("".join(letter if letter.isprintable() else " " for letter in reason))
 
 
 def send_message(
@@ -193,7 +225,10 @@ def receive_message(
     header_bytes, payload_bytes = _SIZES.unpack(_receive(connection, _SIZES.size, deadline))
     if header_bytes > _MAX_HEADER_BYTES or payload_bytes > max_payload_bytes:
         raise ValueError(f"a message of {header_bytes} + {payload_bytes} bytes")
-    header = json.loads(_receive(connection, header_bytes, deadline))
+    try:
+        header = json.loads(_receive(connection, header_bytes, deadline))
+    except RecursionError:
+        raise ValueError("a message nested too deeply") from None
     if not isinstance(header, dict):
         raise ValueError("a message without a header")
     return header, _receive(connection, payload_bytes, deadline)

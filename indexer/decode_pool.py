@@ -1,8 +1,9 @@
 """Decoding in child processes that can be ended: the only place where files from strangers are opened.
 
 Known hangs of decoders hold the interpreter lock, and their crashes take the process along, so neither
-threads nor exceptions help. Each child is a fresh interpreter that decodes one file at a time inside memory
-limits; one that is late is killed and replaced, and the file it had is reported, while the others go on.
+threads nor exceptions help. Each child is a fresh interpreter that decodes one file at a time inside limits
+(docs/hostile-media.md), without our environment, in a folder that is gone. One that exceeds them is killed
+and replaced, and the file it had is reported, while the others go on.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import re
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,8 +36,8 @@ from indexer.decode_messages import (
     receive_message,
     send_message,
 )
-from indexer.errors import DecoderDiedError, DecodeTimeoutError
-from indexer.media import MediaLimits
+from indexer.errors import DecoderDiedError, DecodeTimeoutError, MediaError
+from indexer.media import MediaLimits, check_duration
 
 __all__ = ["DecodePool", "DecodeRequest", "DecodedSegment", "DecodedVideo", "KnownContent"]
 
@@ -41,11 +45,13 @@ _logger = logging.getLogger(__name__)
 
 _PACKAGES: Final = str(Path(__file__).resolve().parents[1])
 _CHILD_PROGRAM: Final = (
-    "import os, sys; sys.path.insert(0, sys.argv[2]);"
-    # Numerical libraries would start a thread per processor, each with memory of its own.
-    "os.putenv('OMP_NUM_THREADS', '1'); os.putenv('OPENBLAS_NUM_THREADS', '1');"
+    "import sys; sys.path.insert(0, sys.argv[2]);"
     "from indexer.decode_child import serve; serve(int(sys.argv[1]))"
 )
+_ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PATH": ""}
+"""All of a child's. Numerical libraries would start a thread per processor, each with memory of its own;
+decord wants a PATH to add to."""
+
 _START_SECONDS: Final = 120.0
 """Importing takes well under a second; a machine may be busy."""
 
@@ -53,6 +59,8 @@ _MAX_REQUESTS_PER_CHILD: Final = 1000
 """Then it is replaced: what the decoders leak goes with it."""
 
 _MAX_PICTURE_BYTES: Final = 64 << 20
+_JPEG_START: Final = b"\xff\xd8\xff"
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class DecodePool:
@@ -60,7 +68,8 @@ class DecodePool:
 
     num_workers: children, and files decoded at once.
     timeout_seconds: the longest that one request may take, hashing the file included.
-    memory_limit_bytes: that a child may use beyond what its libraries take (on Linux).
+    limits: what a file may be. memory_limit_bytes: that a child may use beyond what its libraries take (on
+    Linux). processor_seconds: that one request may use; as many as `timeout_seconds` where None.
     """
 
     def __init__(
@@ -70,15 +79,15 @@ class DecodePool:
         *,
         limits: MediaLimits | None = None,
         memory_limit_bytes: int = 3 << 30,
+        processor_seconds: float | None = None,
     ) -> None:
         if num_workers < 1 or timeout_seconds <= 0:
             raise ValueError("num_workers is at least 1 and timeout_seconds above 0")
         self.num_workers = num_workers
         self.timeout_seconds = timeout_seconds
-        settings = {
-            "memory_limit_bytes": memory_limit_bytes,
-            "limits": asdict(limits or MediaLimits()),
-        }
+        self.processor_seconds = processor_seconds
+        self.limits = limits or MediaLimits()
+        settings = {"memory_limit_bytes": memory_limit_bytes, "limits": asdict(self.limits)}
         self._children = [_Child(settings) for _ in range(num_workers)]
         self._idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
         for child in self._children:
@@ -144,25 +153,32 @@ class DecodePool:
 
         def on_hash(header: dict[str, Any]) -> dict[str, Any]:
             content_sha256 = str(header.get("content_sha256"))
+            if not _SHA256.fullmatch(content_sha256):
+                raise ValueError("content_sha256")
             if is_known(content_sha256):
                 known.append(content_sha256)
                 return {"kind": "stop"}
             return {"kind": "go"}
 
-        question = {"kind": "decode", "request": request.to_dict()}
-        header, payload = self._ask(question, max_bytes, on_hash)
+        # A child has no folder of its own that a relative path could start from.
+        wanted = replace(request, path=str(Path(request.path).absolute()))
+        header, payload = self._ask({"kind": "decode", "request": wanted.to_dict()}, max_bytes, on_hash)
         if header.get("kind") == "known" and known:
             return KnownContent(known[0])
-        return decoded_from_message(header, payload, request)
+        video = decoded_from_message(header, payload, request)
+        check_duration(video.info.duration_seconds, self.limits)
+        return video
 
     def _take_picture(self, path: str, time_seconds: float, max_width: int) -> bytes:
         question = {
             "kind": "picture",
-            "path": path,
+            "path": str(Path(path).absolute()),
             "time_seconds": time_seconds,
             "max_width": max_width,
         }
-        _, payload = self._ask(question, _MAX_PICTURE_BYTES, lambda header: {"kind": "stop"})
+        header, payload = self._ask(question, _MAX_PICTURE_BYTES, lambda header: {"kind": "stop"})
+        if header.get("kind") != "picture" or not payload.startswith(_JPEG_START):
+            raise DecoderDiedError("the decoder gave an answer that makes no sense")
         return bytes(payload)
 
     def _ask(
@@ -172,10 +188,23 @@ class DecodePool:
         on_hash: Callable[[dict[str, Any]], dict[str, Any]],
     ) -> tuple[dict[str, Any], bytearray]:
         child = self._idle.get()  # There are as many children as threads.
+        timeout = self.timeout_seconds
+        question["processor_seconds"] = timeout if self.processor_seconds is None else self.processor_seconds
         try:
-            return child.ask(question, max_payload_bytes, self.timeout_seconds, on_hash)
+            return child.ask(question, max_payload_bytes, timeout, on_hash)
         finally:
             self._idle.put(child)
+
+
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[str]:
+    """An empty folder, removed at the end. For a process that was started in it, nothing can be found or made
+    there from then on, and nothing is left behind, however the process ends."""
+    folder = tempfile.mkdtemp(prefix="xclip-decode-")
+    try:
+        yield folder
+    finally:
+        Path(folder).rmdir()
 
 
 class _Child:
@@ -187,6 +216,7 @@ class _Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: socket.socket | None = None
         self._is_ready = False
+        self.is_filtered = False
         self._ended = False
         self._num_requests = 0
 
@@ -196,14 +226,20 @@ class _Child:
             if self._ended:
                 raise DecoderDiedError("the decoder was stopped")
             ours, theirs = socket.socketpair()
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _CHILD_PROGRAM, str(theirs.fileno()), _PACKAGES],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,  # Decoders tell of each damaged packet.
-                    pass_fds=[theirs.fileno()],
-                )
+            try:
+                with theirs, _scratch_folder() as scratch:
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-P", "-c", _CHILD_PROGRAM, str(theirs.fileno()), _PACKAGES],
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,  # Decoders tell of each damaged packet.
+                        pass_fds=[theirs.fileno()],
+                        cwd=scratch,
+                        env=_ENVIRONMENT,
+                    )
+            except OSError:
+                ours.close()
+                raise
             self._connection = ours
             self._is_ready = False
             self._num_requests = 0
@@ -222,7 +258,10 @@ class _Child:
         if self._num_requests >= _MAX_REQUESTS_PER_CHILD:
             self.forget()
         if self._process is None:
-            self.start()
+            try:
+                self.start()
+            except OSError as error:
+                raise DecoderDiedError(f"the decoder could not be started ({error.strerror})") from error
         assert self._connection is not None
         connection = self._connection
         self._num_requests += 1
@@ -239,13 +278,15 @@ class _Child:
         except TimeoutError:
             raise DecodeTimeoutError(f"decoding took longer than {timeout_seconds:g} seconds") from None
         except (EOFError, OSError, ValueError) as error:
-            raise DecoderDiedError(self._how_it_died(error)) from None
+            raise self._how_it_died(error) from None
         finally:
             if not answered:
                 self.forget()
+        if header.get("is_last"):
+            self.forget()
         if header.get("kind") == "error":
             if header.get("detail"):
-                _logger.error("the decoder failed on a file: %s", header["detail"])
+                _logger.error("the decoder failed on a file: %.10000s", header["detail"])
             raise error_from_message(header)
         return header, payload
 
@@ -254,24 +295,31 @@ class _Child:
             return
         send_message(connection, self._settings)
         try:
-            receive_message(connection, 0, time.monotonic() + _START_SECONDS)
+            ready, _ = receive_message(connection, 0, time.monotonic() + _START_SECONDS)
         except TimeoutError:
             raise EOFError from None
         self._is_ready = True
+        self.is_filtered = bool(ready.get("is_filtered"))
+        if not self.is_filtered:
+            _logger.info("this system does not filter the decoder's system calls; its other limits hold")
 
-    def _how_it_died(self, error: Exception) -> str:
+    def _how_it_died(self, error: Exception) -> MediaError:
         if self._ended:
-            return "the decoder was stopped"
+            return DecoderDiedError("the decoder was stopped")
         if isinstance(error, ValueError):
-            return "the decoder gave an answer that makes no sense"
+            return DecoderDiedError("the decoder gave an answer that makes no sense")
         assert self._process is not None
         try:
             status = self._process.wait(5)
         except subprocess.TimeoutExpired:
-            return "the decoder stopped answering"
+            return DecoderDiedError("the decoder stopped answering")
         if not self._is_ready:
-            return f"the decoder did not start (status {status})"
-        return f"the decoder crashed (signal {-status})" if status < 0 else f"the decoder ended ({status})"
+            return DecoderDiedError(f"the decoder did not start (status {status})")
+        if status == -signal.SIGXCPU:
+            return DecodeTimeoutError("decoding used more processor time than allowed")
+        if status < 0:
+            return DecoderDiedError(f"the decoder crashed (signal {-status})")
+        return DecoderDiedError(f"the decoder ended ({status})")
 
     def forget(self) -> None:
         """Kill the process, if there is one, and close what belongs to it."""

@@ -114,6 +114,17 @@ CREATE TABLE jobs (
 ) STRICT;
 CREATE INDEX jobs_by_state ON jobs (state, attempts, number);
 CREATE UNIQUE INDEX one_open_job_for_a_video ON jobs (video_id) WHERE state IN ('queued', 'running');
+
+-- What requests with a key were answered: the job, or none where the bytes were in the index already.
+CREATE TABLE idempotency_keys (
+    key TEXT PRIMARY KEY,
+    request_sha256 TEXT NOT NULL CHECK (length(request_sha256) = 64),
+    job_id TEXT REFERENCES jobs (id) ON DELETE CASCADE,
+    video_id TEXT NOT NULL,
+    expires_at REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX idempotency_keys_by_job ON idempotency_keys (job_id);
+CREATE INDEX idempotency_keys_by_expiry ON idempotency_keys (expires_at);
 """
 
 

@@ -11,6 +11,7 @@ import sqlite3
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from indexer.catalog_checks import check_sha256, check_text, check_video_id, metadata_to_json
@@ -66,6 +67,19 @@ class Job:
         return self.state in ("done", "failed")
 
 
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """What a job is made of; see `Job`. video_id: None for a new one. title, metadata, uri: the video's."""
+
+    source_path: str
+    video_id: str | None = None
+    title: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    uri: str | None = None
+    content_sha256: str | None = None
+    delete_source: bool = False
+
+
 class JobQueue:
     """The jobs of a catalog. Any number of processes and threads may add, take and watch jobs.
 
@@ -94,38 +108,22 @@ class JobQueue:
         video_id: the id that the video shall have, None for a new one.
         Raises DuplicateIdError where a queued or running job or a video has this id, InvalidRecordError.
         """
-        video_id = uuid.uuid4().hex if video_id is None else check_video_id(video_id)
-        check_text("source_path", source_path)
-        values = (
-            uuid.uuid4().hex,
-            video_id,
-            None if content_sha256 is None else check_sha256(content_sha256),
-            source_path,
-            check_text("uri", uri),
-            check_text("title", title),
-            metadata_to_json(metadata),
-            int(delete_source),
-            self._clock(),
+        new = NewJob(
+            source_path=source_path,
+            video_id=video_id,
+            title=title,
+            metadata=metadata,
+            uri=uri,
+            content_sha256=content_sha256,
+            delete_source=delete_source,
         )
         with self._connections.transaction() as connection:
-            if connection.execute(
-                "SELECT 1 FROM videos WHERE id = ?1 UNION ALL"
-                " SELECT 1 FROM jobs WHERE video_id = ?1 AND state IN ('queued', 'running')",
-                (video_id,),
-            ).fetchone():
-                raise DuplicateIdError(video_id)
-            row = connection.execute(
-                "INSERT INTO jobs (state, id, video_id, content_sha256, source_path, uri, title, metadata,"
-                " delete_source, created_at) VALUES ('queued', ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-                f" RETURNING {_COLUMNS}",
-                values,
-            ).fetchone()
-        return _job(row)
+            return insert_job(connection, new, self._clock())
 
     def get(self, job_id: str) -> Job:
         """The job of this id. Raises JobNotFoundError."""
         with self._connections.reading() as connection:
-            return _read(connection, job_id)
+            return read_job(connection, job_id)
 
     def list_jobs(
         self, limit: int = 100, *, state: JobState | None = None, after: int | None = None
@@ -154,12 +152,17 @@ class JobQueue:
     def find_open(self, content_sha256: str) -> Job | None:
         """A queued or running job for a file with these bytes, or None."""
         with self._connections.reading() as connection:
-            row = connection.execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE content_sha256 = ? AND state IN ('queued', 'running')"
-                " ORDER BY number LIMIT 1",
-                (content_sha256,),
-            ).fetchone()
-        return None if row is None else _job(row)
+            return find_open_job(connection, content_sha256)
+
+    def ended_sources(self, paths: Sequence[Path]) -> list[Path]:
+        """Those of `paths` that were uploads of jobs which have ended: nobody needs them any more."""
+        with self._connections.reading() as connection:
+            rows = connection.execute(
+                "SELECT source_path FROM jobs WHERE state IN ('done', 'failed') AND delete_source"
+                " AND source_path IN (SELECT value FROM json_each(?))",
+                (json.dumps([str(path) for path in paths]),),
+            )
+            return [Path(source_path) for (source_path,) in rows]
 
     def cancel(self, job_id: str, reason: str = "cancelled") -> Job:
         """Make a queued or running job `failed`; one that has ended stays as it is. Raises JobNotFoundError.
@@ -168,9 +171,9 @@ class JobQueue:
         finishes.
         """
         with self._connections.transaction() as connection:
-            if not _read(connection, job_id).ended:
+            if not read_job(connection, job_id).ended:
                 _end(connection, job_id, "failed", self._clock(), reason=reason)
-            return _read(connection, job_id)
+            return read_job(connection, job_id)
 
     def forget_ended(self, before: float) -> int:
         """Drop jobs that ended before this time (seconds since 1970); returns how many."""
@@ -222,7 +225,7 @@ class JobQueue:
             connection.execute(
                 "UPDATE jobs SET lease_expires_at = ? WHERE id = ?", (self._clock() + lease_seconds, job_id)
             )
-            return _read(connection, job_id)
+            return read_job(connection, job_id)
 
     def finish(self, job_id: str, video_id: str, *, attempt: int | None = None) -> Job:
         """Make a running job `done`. `Catalog.add_video(finish_job=...)` does the same with the video, as one
@@ -233,7 +236,7 @@ class JobQueue:
         """
         with self._connections.transaction() as connection:
             finish_running_job(connection, job_id, video_id, self._clock(), attempt=attempt)
-            return _read(connection, job_id)
+            return read_job(connection, job_id)
 
     def fail(self, job_id: str, reason: str, *, attempt: int | None = None) -> Job:
         """Make a running job `failed`, for good: `reason` tells a person why. Raises JobNotFoundError,
@@ -241,7 +244,7 @@ class JobQueue:
         with self._connections.transaction() as connection:
             _require_running(connection, job_id, attempt)
             _end(connection, job_id, "failed", self._clock(), reason=reason)
-            return _read(connection, job_id)
+            return read_job(connection, job_id)
 
     def release(self, job_id: str, *, attempt: int | None = None) -> Job:
         """Put a running job back as if it had not been taken (the worker is stopping).
@@ -255,7 +258,7 @@ class JobQueue:
                 " started_at = NULL, lease_expires_at = NULL WHERE id = ?",
                 (job_id,),
             )
-            return _read(connection, job_id)
+            return read_job(connection, job_id)
 
     def requeue_expired(self) -> int:
         """Put jobs with an expired lease back, or fail them after MAX_ATTEMPTS; returns how many changed.
@@ -264,6 +267,45 @@ class JobQueue:
         """
         with self._connections.transaction() as connection:
             return _requeue_expired(connection, self._clock())
+
+
+def insert_job(connection: sqlite3.Connection, new: NewJob, now: float) -> Job:
+    """Add a job, state `queued`, within the caller's transaction. Raises as `JobQueue.enqueue` does."""
+    video_id = uuid.uuid4().hex if new.video_id is None else check_video_id(new.video_id)
+    check_text("source_path", new.source_path)
+    values = (
+        uuid.uuid4().hex,
+        video_id,
+        None if new.content_sha256 is None else check_sha256(new.content_sha256),
+        new.source_path,
+        check_text("uri", new.uri),
+        check_text("title", new.title),
+        metadata_to_json(new.metadata),
+        int(new.delete_source),
+        now,
+    )
+    if connection.execute(
+        "SELECT 1 FROM videos WHERE id = ?1 UNION ALL"
+        " SELECT 1 FROM jobs WHERE video_id = ?1 AND state IN ('queued', 'running')",
+        (video_id,),
+    ).fetchone():
+        raise DuplicateIdError(video_id)
+    row = connection.execute(
+        "INSERT INTO jobs (state, id, video_id, content_sha256, source_path, uri, title, metadata,"
+        f" delete_source, created_at) VALUES ('queued', ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING {_COLUMNS}",
+        values,
+    ).fetchone()
+    return _job(row)
+
+
+def find_open_job(connection: sqlite3.Connection, content_sha256: str) -> Job | None:
+    """A queued or running job for a file with these bytes, or None."""
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM jobs WHERE content_sha256 = ? AND state IN ('queued', 'running')"
+        " ORDER BY number LIMIT 1",
+        (content_sha256,),
+    ).fetchone()
+    return None if row is None else _job(row)
 
 
 def finish_running_job(
@@ -305,14 +347,15 @@ def _requeue_expired(connection: sqlite3.Connection, now: float) -> int:
 
 
 def _require_running(connection: sqlite3.Connection, job_id: str, attempt: int | None) -> None:
-    job = _read(connection, job_id)
+    job = read_job(connection, job_id)
     if job.state != "running":
         raise LeaseLostError(f"the job {job_id} is not running any more, it is {job.state}")
     if attempt is not None and attempt != job.attempts:
         raise LeaseLostError(f"the job {job_id} was taken over by another worker")
 
 
-def _read(connection: sqlite3.Connection, job_id: str) -> Job:
+def read_job(connection: sqlite3.Connection, job_id: str) -> Job:
+    """The job of this id, as this connection sees it. Raises JobNotFoundError."""
     row = connection.execute(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", (job_id,)).fetchone()
     if row is None:
         raise JobNotFoundError(job_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from catalog_builders import add_video, create_catalog, make_segment, sha256_of
 
+from indexer.catalog import Catalog
 from indexer.errors import DuplicateIdError, InvalidRecordError, JobNotFoundError, LeaseLostError
 from indexer.job_queue import GAVE_UP_REASON, JobQueue
 
@@ -183,6 +185,85 @@ def test_a_cancelled_job_is_lost_to_its_worker(queue):
     assert queue.cancel(running.id, "again").reason == "no longer wanted"
 
 
+def finish_once(queue, job):
+    queue.lease("a", 30.0)
+    queue.finish(job.id, job.video_id)
+
+
+def fail_once(queue, job):
+    queue.lease("a", 30.0)
+    queue.fail(job.id, "the file is not a video")
+
+
+def release_once(queue, job):
+    queue.lease("a", 30.0)
+    queue.release(job.id)
+
+
+@pytest.mark.parametrize(
+    ("bring_about", "state", "reason"),
+    [
+        (lambda queue, job: None, "failed", "cancelled"),
+        (lambda queue, job: queue.lease("a", 30.0), "failed", "cancelled"),
+        (release_once, "failed", "cancelled"),
+        (lambda queue, job: queue.cancel(job.id, "first"), "failed", "first"),
+        (fail_once, "failed", "the file is not a video"),
+        (finish_once, "done", None),
+    ],
+    ids=["queued", "running", "released", "cancelled", "failed", "done"],
+)
+def test_a_cancel_ends_what_has_not_ended_and_is_final(queue, clock, bring_about, state, reason):
+    job = queue.enqueue("v", "/a")
+    bring_about(queue, job)
+    clock.now += 1
+    cancelled = queue.cancel(job.id)
+    assert (cancelled.state, cancelled.reason, cancelled.ended) == (state, reason, True)
+    clock.now += 100
+    assert queue.requeue_expired() == 0 and queue.lease("b", 30.0) is None
+    assert queue.get(job.id) == cancelled
+
+
+def test_a_job_whose_lease_expired_can_be_cancelled_before_anyone_takes_it(queue, clock):
+    job = queue.enqueue("v", "/a")
+    queue.lease("a", 30.0)
+    clock.now += 31
+    assert queue.cancel(job.id).state == "failed"
+    assert queue.requeue_expired() == 0 and queue.lease("b", 30.0) is None
+
+
+def test_a_cancel_and_the_end_at_the_same_moment_have_one_outcome(queue, catalog, segment):
+    outcomes = set()
+    with Catalog.open(catalog.directory) as other, ThreadPoolExecutor(2) as pool:
+        other_queue = JobQueue(other)
+        for number in range(60):
+            job = queue.enqueue(f"video-{number}", "/a")
+            leased = queue.lease("a", 1e12)
+            together = threading.Barrier(2)
+
+            def finish(number=number, leased=leased, together=together):
+                together.wait(10)
+                try:
+                    add_video(catalog, number, [segment], finish_job=leased.id, job_attempt=1)
+                except LeaseLostError:
+                    return "lost"
+                return "added"
+
+            def cancel(job=job, together=together):
+                together.wait(10)
+                return other_queue.cancel(job.id).state
+
+            finishing, cancelling = pool.submit(finish), pool.submit(cancel)
+            outcome = finishing.result(), cancelling.result(), queue.get(job.id).state
+            exists = bool(catalog.get_videos([job.video_id]))
+            assert (*outcome, exists) in {
+                ("added", "done", "done", True),
+                ("lost", "failed", "failed", False),
+            }
+            outcomes.add(outcome[0])
+    assert catalog.num_videos == catalog.sequence
+    assert outcomes <= {"added", "lost"} and outcomes
+
+
 def test_an_id_that_is_waited_for_is_taken(queue, catalog, segment):
     job = queue.enqueue("v", "/a")
     with pytest.raises(DuplicateIdError):
@@ -224,6 +305,14 @@ def test_ended_jobs_can_be_forgotten(queue, clock):
     assert queue.forget_ended(before=clock.now) == 0
     assert queue.forget_ended(before=clock.now + 1) == 1
     assert [job.id for job in queue.list_jobs()] == [waiting.id]
+
+
+def test_uploads_of_ended_jobs_are_known_and_no_others(queue):
+    jobs = [queue.enqueue(None, f"/{name}", delete_source=name != "theirs") for name in ("a", "theirs", "b")]
+    for job in jobs[:2]:
+        queue.cancel(job.id)
+    paths = [Path(job.source_path) for job in jobs] + [Path("/c")]
+    assert queue.ended_sources(paths) == [Path("/a")] and queue.ended_sources([]) == []
 
 
 def test_no_two_workers_get_the_same_job(queue, catalog):

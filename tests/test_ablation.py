@@ -351,6 +351,31 @@ def test_wrong_use_is_one_line_and_exit_status_2(tmp_path):
     assert "holds no ablations" in foreign.output
 
 
+def test_the_figures_that_the_docs_discuss_are_those_of_the_tables_that_the_command_wrote():
+    docs = Path(__file__).parent.parent / "docs"
+
+    def rows(name):
+        """The cells of every row of every table, in order."""
+        lines = (docs / name).read_text(encoding="utf-8").splitlines()
+        return [
+            [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")
+        ]
+
+    written = [row for row in rows("ablation-tables.md") if len(row) == 12 and row[1].isdigit()]
+    discussed = [row for row in rows("ablations.md") if len(row) == 7 and row[1][0].isdigit()]
+    labels = [label for table in TABLES.values() for _, label in table.rows]
+    assert len(written) == 2 * len(labels)
+    assert [row[0] for row in discussed] == labels
+    for (
+        table
+    ) in TABLES.values():  # In the tables, all random rows of a table come before its sibling-hard ones.
+        num_rows = len(table.rows)
+        ours, theirs = discussed[:num_rows], written[: 2 * num_rows]
+        del discussed[:num_rows], written[: 2 * num_rows]
+        for row, random, hard in zip(ours, theirs[:num_rows], theirs[num_rows:], strict=True):
+            assert row[1:] == [random[2], random[6], hard[2], hard[6], random[10], random[11]]
+
+
 @pytest.mark.slow
 def test_runs_in_processes_find_what_runs_in_this_process_find(folders):
     here, there, bad = (

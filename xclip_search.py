@@ -24,6 +24,8 @@ ROOMS = {
     "rebuild": "indexer.maintenance_cli",
     "backup": "indexer.maintenance_cli",
     "restore": "indexer.maintenance_cli",
+    "export": "indexer.transfer_cli",
+    "import": "indexer.transfer_cli",
     "convert": "model.cli",
     "push": "training.publish_cli",
 }

@@ -13,18 +13,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import secrets
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from indexer.catalog import Catalog
 from indexer.catalog_schema import CATALOG_FILE
-from indexer.durable_files import synchronize_directory, synchronize_file
+from indexer.durable_files import appearing_whole, synchronize_file
 from indexer.errors import BackupDamagedError, IndexExistsError, IndexNotFoundError
 
 MANIFEST_FILE: Final = "backup.json"
@@ -61,7 +60,7 @@ def backup(
     index, destination = Path(index).resolve(), Path(destination).resolve()
     if destination.is_relative_to(index):
         raise IndexExistsError(f"a backup cannot lie inside the index that it is of: {destination}")
-    with Catalog.open(index) as catalog, _appearing_whole(destination) as unfinished:
+    with Catalog.open(index) as catalog, appearing_whole(destination) as unfinished:
         for _ in range(_MAX_TRIES):
             _copy_new_files(index, unfinished)
             _copy_catalog(catalog, unfinished / CATALOG_FILE)
@@ -112,7 +111,7 @@ def restore(
     source, index = Path(source).resolve(), Path(index).resolve()
     manifest = _read_manifest(source)
     files: dict[str, dict[str, Any]] = manifest["files"]
-    with _appearing_whole(index) as unfinished:
+    with appearing_whole(index) as unfinished:
         for num_done, (name, row) in enumerate(files.items(), start=1):
             target = unfinished / name
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -141,28 +140,6 @@ def restore(
                 sum(row["size_bytes"] for row in files.values()),
             )
     return report
-
-
-@contextlib.contextmanager
-def _appearing_whole(directory: Path) -> Iterator[Path]:
-    """A folder beside `directory` that takes its name at the end, and is removed where something fails."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise IndexExistsError(f"{directory} is not empty; name a folder that is empty or not there yet")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = directory.with_name(f".{directory.name}.{secrets.token_hex(8)}.new")
-    unfinished.mkdir(mode=0o750)
-    try:
-        yield unfinished
-        for path in unfinished.rglob("*"):
-            if path.is_dir():
-                synchronize_directory(path)
-        synchronize_directory(unfinished)
-        unfinished.rename(
-            directory
-        )  # Onto an empty folder, or nothing: fails where something came meanwhile.
-        synchronize_directory(directory.parent)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _copy_new_files(index: Path, unfinished: Path) -> None:

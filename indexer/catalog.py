@@ -191,6 +191,7 @@ class Catalog:
         metadata: Mapping[str, Any] | None = None,
         partial: bool = False,
         fraction_read: float = 1.0,
+        added_at: float | None = None,
         finish_job: str | None = None,
         job_attempt: int | None = None,
     ) -> AddOutcome:
@@ -199,6 +200,7 @@ class Catalog:
         The same content again changes nothing and answers the id it has (`created` false), whatever `id`
         says.
         id: chosen by the client, or None for a new one.
+        added_at: seconds since 1970 of a video that was added elsewhere before, or None for now.
         finish_job: a running job that becomes `done` with this video in the same transaction.
         job_attempt: the job's `attempts` as it was leased; another worker's attempt is then not finished.
         Raises DuplicateIdError (id taken by other content), InvalidRecordError (something cannot be stored),
@@ -219,7 +221,7 @@ class Catalog:
             "size_bytes": int(size_bytes),
             "partial": int(partial),
             "fraction_read": float(fraction_read),
-            "added_at": self.clock(),
+            "added_at": self.clock() if added_at is None else float(added_at),
         }
         with self.connections.transaction() as connection:
             outcome = self._add_or_find(connection, row, segments)

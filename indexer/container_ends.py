@@ -24,7 +24,7 @@ _MP4_BOXES: Final = frozenset(
     {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"meta", b"pnot", b"PICT"}
     | {b"moof", b"mfra", b"sidx", b"ssix", b"styp", b"prft", b"emsg", b"pdin"}
 )
-"""Of ISO/IEC 14496-12 and QuickTime, outermost. Anything else after them is somebody's addition."""
+"""Of ISO/IEC 14496-12 and QuickTime, outermost. Another name after them is somebody's addition."""
 
 _MATROSKA_SEGMENT: Final = b"\x18\x53\x80\x67"
 _MATROSKA_CLUSTER: Final = b"\x1f\x43\xb6\x75"
@@ -52,8 +52,11 @@ def _promised_by_mp4(file: BinaryIO, size_bytes: int) -> int:
             # Fewer bytes than a box begins with: its first ones, or zeros that some writers end with.
             return position + 8 if header.strip(b"\x00") else position
         box_bytes, kind = int.from_bytes(header[:4], "big"), header[4:8]
-        if kind not in _MP4_BOXES or box_bytes == 0:  # 0: up to the end, wherever that is.
+        if box_bytes == 0:  # up to the end, wherever that is
             return 0
+        if kind not in _MP4_BOXES:
+            is_name = all(32 <= letter < 127 for letter in kind)
+            return 0 if is_name else size_bytes + 1  # Where no box begins, something before is missing.
         if box_bytes == 1:
             if len(header) < 16:
                 return position + 16

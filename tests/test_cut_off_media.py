@@ -101,6 +101,14 @@ def test_a_cut_within_a_frame_is_noticed_where_the_container_promises_nothing(
     assert "partial" in outcomes.values()
 
 
+def test_a_hole_between_fragments_is_noticed(tmp_path: Path) -> None:
+    whole = _write(tmp_path, "mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"})
+    content = whole.read_bytes()
+    first = content.index(b"mdat")
+    (tmp_path / "hole.mp4").write_bytes(content[: first + 20] + content[first + 60 :])
+    assert _outcome(tmp_path / "hole.mp4") in ("partial", "refused")
+
+
 def test_real_clips_are_whole_and_a_byte_less_is_not(clips_directory: Path, tmp_path: Path) -> None:
     for path in sorted((clips_directory / "public").iterdir()):
         container, _ = check_file(path, MediaLimits())

@@ -16,12 +16,13 @@ import json
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from indexer.catalog import Catalog
+from indexer.catalog_connections import translated
 from indexer.catalog_schema import CATALOG_FILE
 from indexer.durable_files import appearing_whole, synchronize_file
 from indexer.errors import BackupDamagedError, IndexExistsError, IndexNotFoundError
@@ -30,6 +31,8 @@ MANIFEST_FILE: Final = "backup.json"
 FORMAT: Final = 1
 _KEPT_FOLDERS: Final = ("media", "uploads")
 _MAX_TRIES: Final = 10
+_OWN_CHECKSUM: Final = "manifest_sha256"
+"""Over the rest of the manifest; older backups have none."""
 
 OnProgress = Callable[[int, int], None]
 """Called with files done and files in all."""
@@ -94,6 +97,7 @@ def backup(
             **asdict(report),
             "files": rows,
         }
+        manifest[_OWN_CHECKSUM] = _sha256_of(manifest)
         (unfinished / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         synchronize_file(unfinished / MANIFEST_FILE)
     return report
@@ -117,7 +121,7 @@ def restore(
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
                 shutil.copyfile(source / name, target)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
                 raise BackupDamagedError(f"the backup lacks {name}") from None
             if target.stat().st_size != row["size_bytes"] or _sha256(target) != row["sha256"]:
                 raise BackupDamagedError(f"{name} in the backup is not what was written")
@@ -163,8 +167,11 @@ def _copy_catalog(catalog: Catalog, target: Path) -> None:
     target.unlink(missing_ok=True)
     with catalog.connections.reading() as connection:
         connection.execute("VACUUM INTO ?", (str(target),))  # One reading transaction: it holds up no writer.
-    with contextlib.closing(sqlite3.connect(target)) as copy:
-        copy.execute("PRAGMA journal_mode = WAL")
+    try:
+        with contextlib.closing(sqlite3.connect(target)) as copy:
+            copy.execute("PRAGMA journal_mode = WAL")
+    except sqlite3.DatabaseError as error:
+        raise translated(error, target) from error
 
 
 def _has_all_waiting_uploads(index: Path, unfinished: Path) -> bool:
@@ -190,6 +197,8 @@ def _read_manifest(source: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         names = [PurePosixPath(name) for name in manifest["files"]]
+        if manifest.get(_OWN_CHECKSUM, "") not in ("", _sha256_of(manifest)):
+            raise BackupDamagedError(f"{path} is not what was written")
         is_ours = manifest["format"] == FORMAT and isinstance(manifest["index_directory"], str)
         is_ours &= all(isinstance(row["sha256"], str) for row in manifest["files"].values())
         is_ours &= all(isinstance(row["size_bytes"], int) for row in manifest["files"].values())
@@ -200,6 +209,11 @@ def _read_manifest(source: Path) -> dict[str, Any]:
     if any(name.is_absolute() or ".." in name.parts for name in names):
         raise BackupDamagedError(f"{path} names files outside of the backup")
     return dict(manifest)
+
+
+def _sha256_of(manifest: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in manifest.items() if name != _OWN_CHECKSUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -26,7 +26,8 @@ from indexer.catalog_records import (
     SegmentRecord,
     VideoRecord,
 )
-from indexer.catalog_schema import CATALOG_FILE, check_catalog_file, create_catalog_file
+from indexer.catalog_schema import CATALOG_FILE, check_catalog_file, check_facts, create_catalog_file
+from indexer.catalog_soundness import check_structure
 from indexer.change_log import (
     forget_changes,
     last_sequence,
@@ -45,6 +46,7 @@ from indexer.errors import (
     VideoNotFoundError,
 )
 from indexer.job_queue import finish_running_job
+from indexer.write_ahead_log import check_log
 
 
 class _Keep(enum.Enum):
@@ -63,22 +65,30 @@ class Catalog:
     the method returns. Methods raise IndexDamagedError where the file is not what was written.
     """
 
-    def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, directory: Path, *, clock: Callable[[], float] = time.time, check: bool = True
+    ) -> None:
+        """See `open`."""
         self.directory = directory
         self.path = directory / CATALOG_FILE
         self.connections = ConnectionPool(self.path)
         self.clock = clock
+        if check:
+            check_log(self.path)  # Before SQLite, which would cut off what is damaged.
         try:
             with self.connections.snapshot() as connection:
                 check_catalog_file(connection, self.path)
                 facts = dict(connection.execute("SELECT name, value FROM facts"))
+                if check:
+                    check_structure(connection, self.path)
             self.fingerprint: str = facts["fingerprint"]
             self.model_spec: str = facts["model_spec"]
             self.sampling_json: str = facts["sampling_json"]
             self.embedding_dim = int(facts["embedding_dim"])
             self.num_frames = int(facts["num_frames"])
             self.created_at = float(facts["created_at"])
-        except (KeyError, ValueError) as error:
+            check_facts(facts, self.path)
+        except (KeyError, ValueError, TypeError) as error:
             self.connections.close()
             raise IndexDamagedError(f"the catalog {self.path} lacks a fact about itself: {error}") from error
         except BaseException:
@@ -118,15 +128,16 @@ class Catalog:
         return cls(Path(directory))
 
     @classmethod
-    def open(cls, directory: str | Path, *, fingerprint: str | None = None) -> Self:
+    def open(cls, directory: str | Path, *, fingerprint: str | None = None, check: bool = True) -> Self:
         """The catalog in `directory`.
 
+        check: look first for what no checksum tells, see `indexer.catalog_soundness` and `write_ahead_log`.
         Raises IndexNotFoundError, IndexDamagedError, IndexVersionError, and FingerprintMismatchError where a
         `fingerprint` is given and the index has another.
         """
         if not (Path(directory) / CATALOG_FILE).is_file():
             raise IndexNotFoundError(f"there is no index in {directory} (no file {CATALOG_FILE})")
-        catalog = cls(Path(directory))
+        catalog = cls(Path(directory), check=check)
         if fingerprint is not None and catalog.fingerprint != fingerprint:
             catalog.close()
             raise FingerprintMismatchError(expected=fingerprint, found=catalog.fingerprint)
@@ -327,10 +338,10 @@ class Catalog:
     def totals(self) -> tuple[int, int]:
         """(num_videos, num_segments) of one moment."""
         with self.connections.reading() as connection:
-            num_videos, num_segments = connection.execute(
-                "SELECT num_videos, num_segments FROM totals"
-            ).fetchone()
-        return num_videos, num_segments
+            row = connection.execute("SELECT num_videos, num_segments FROM totals").fetchone()
+        if row is None or None in row:
+            raise IndexDamagedError(f"the catalog {self.path} is damaged: it has no totals; run rebuild")
+        return row[0], row[1]
 
     @property
     def size_bytes(self) -> int:
@@ -384,16 +395,12 @@ class Catalog:
         """Ids int64 [N] and video features float32 [N, D] of those of `segment_ids` that exist, ids
         ascending."""
         with self.connections.reading() as connection:
-            return self._features.video_features_by_ids(
-                connection, [int(segment_id) for segment_id in segment_ids]
-            )
+            return self._features.video_features_by_ids(connection, list(map(int, segment_ids)))
 
     def segment_infos(self, segment_ids: Sequence[int] | NDArray[np.int64]) -> dict[int, SegmentInfo]:
         """Those of `segment_ids` that exist, without features, by segment id."""
         with self.connections.reading() as connection:
-            infos = read_segment_infos(
-                connection, segment_ids=[int(segment_id) for segment_id in segment_ids]
-            )
+            infos = read_segment_infos(connection, segment_ids=list(map(int, segment_ids)))
         return {info.segment_id: info for info in infos}
 
     def video_segments(self, video_id: str) -> list[SegmentInfo]:

@@ -9,12 +9,37 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from indexer.errors import IndexBusyError, IndexDamagedError, IndexNotFoundError
+from indexer.errors import (
+    IndexBusyError,
+    IndexDamagedError,
+    IndexFullError,
+    IndexNotFoundError,
+    IndexStorageError,
+)
 
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long a writer waits for another one before it gives up."""
 
-_DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_DAMAGE_CODES = (
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    # All statements are ours and fit the schema, and what they store is checked before: a statement that does
+    # not fit, a constraint that does not hold or a value that is too long mean that the file is not ours any
+    # more.
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_TOOBIG,
+    sqlite3.SQLITE_MISMATCH,
+)
+_BUSY_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
+_REFUSED_CODES = (
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_AUTH,
+    sqlite3.SQLITE_NOLFS,
+)
 _WAL_LIMIT_BYTES = 64 << 20
 
 
@@ -22,7 +47,8 @@ class ConnectionPool:
     """Connections that are lent to a thread for one piece of work and then kept for the next.
 
     A pool, not one connection per thread: threads of a server come and go, and a connection that outlives its
-    thread would never be closed. Everything raised for a damaged file is an IndexDamagedError.
+    thread would never be closed. What SQLite raises becomes an error of this room: IndexDamagedError,
+    IndexBusyError, IndexFullError or IndexStorageError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +65,7 @@ class ConnectionPool:
         try:
             yield connection
         except sqlite3.DatabaseError as error:
-            raise self._translated(error) from error
+            raise translated(error, self._path) from error
         finally:
             self._give_back(connection)
 
@@ -101,25 +127,39 @@ class ConnectionPool:
             )
         except sqlite3.OperationalError as error:
             if self._path.exists():
-                raise
+                raise translated(error, self._path) from error
             raise IndexNotFoundError(f"the catalog {self._path} does not exist") from error
         try:
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("PRAGMA cell_size_check = ON")  # Damaged pages are noticed when they are read.
             connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
         except sqlite3.DatabaseError as error:
             connection.close()
-            raise self._translated(error) from error
+            raise translated(error, self._path) from error
         return connection
 
-    def _translated(self, error: sqlite3.DatabaseError) -> Exception:
-        code = getattr(error, "sqlite_errorcode", None)
-        if code is not None and code & 0xFF in _DAMAGE_CODES:
-            return IndexDamagedError(f"the catalog {self._path} is damaged: {error}")
-        if code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return IndexBusyError(
-                f"another process has been writing to {self._path} for {BUSY_TIMEOUT_SECONDS:.0f} seconds;"
-                " nothing was changed; try again"
-            )
-        return error
+
+def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
+    """What SQLite says about the database in `path`, as an error of this room; misuse stays as it is."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        # Python itself says so little only of a text that is not UTF-8.
+        is_damage = isinstance(error, sqlite3.OperationalError)
+        return IndexDamagedError(f"the catalog {path} is damaged: {error}") if is_damage else error
+    kind = code & 0xFF  # The rest tells kinds of the same thing apart.
+    if kind in _DAMAGE_CODES:
+        return IndexDamagedError(f"the catalog {path} is damaged: {error}")
+    if kind in _BUSY_CODES:
+        return IndexBusyError(
+            f"another process has been writing to {path} for {BUSY_TIMEOUT_SECONDS:.0f} seconds;"
+            " nothing was changed; try again"
+        )
+    if kind == sqlite3.SQLITE_FULL:
+        return IndexFullError(f"there is no room for {path} to grow; nothing was changed")
+    if kind in _REFUSED_CODES:
+        return IndexStorageError(
+            f"the disk refused a read or a write of {path}: {error} ({error.sqlite_errorname})"
+        )
+    return error

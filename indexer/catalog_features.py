@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ MAX_IDS_PER_QUERY = 2_000
 
 _FEATURES = """
 SELECT segments.id, video_number, num_frames, video_feature, video_feature_crc32, frame_features,
-frame_features_crc32 FROM {source} JOIN segment_frames ON segment_frames.segment_id = segments.id
+frame_features_crc32 FROM {source} LEFT JOIN segment_frames ON segment_frames.segment_id = segments.id
 """
 _BY_IDS = _FEATURES.format(source="json_each(?) AS asked JOIN segments ON segments.id = asked.value")
 _AFTER = _FEATURES.format(source="segments") + " WHERE segments.id > ? ORDER BY segments.id LIMIT ?"
@@ -32,8 +32,8 @@ _AFTER = _FEATURES.format(source="segments") + " WHERE segments.id > ? ORDER BY 
 _VIDEO_FEATURES = "SELECT id, video_number, num_frames, video_feature, video_feature_crc32 FROM segments"
 
 _INFO = """
-SELECT segments.id, videos.id, videos.number, start_seconds, end_seconds, num_frames, frame_times,
-segments.row_crc32 FROM {source} JOIN videos ON videos.number = segments.video_number
+SELECT segments.id, videos.id, video_number, start_seconds, end_seconds, num_frames, frame_times,
+segments.row_crc32 FROM {source} LEFT JOIN videos ON videos.number = segments.video_number
 """
 
 
@@ -78,11 +78,14 @@ class FeatureRows:
             some = json.dumps(segment_ids[first : first + MAX_IDS_PER_QUERY])
             # Not ordered by SQLite, which would copy every blob through a sorter (and takes longer).
             rows.update((row[0], row) for row in connection.execute(_BY_IDS, (some,)))
+        _check_absent(connection, segment_ids, rows)
         return self._features([rows[segment_id] for segment_id in segment_ids if segment_id in rows])
 
     def after(self, connection: sqlite3.Connection, segment_id: int, limit: int) -> SegmentFeatures:
         """Features of the next `limit` segments with an id above `segment_id`, ascending."""
-        return self._features(connection.execute(_AFTER, (segment_id, limit)).fetchall())
+        rows = connection.execute(_AFTER, (segment_id, limit)).fetchall()
+        _check_order(segment_id, rows)
+        return self._features(rows)
 
     def video_features_after(
         self, connection: sqlite3.Connection, segment_id: int, limit: int
@@ -92,6 +95,7 @@ class FeatureRows:
             f"{_VIDEO_FEATURES} WHERE id > ? ORDER BY id LIMIT ?",
             (segment_id, limit),
         ).fetchall()
+        _check_order(segment_id, rows)
         return np.array([row[0] for row in rows], np.int64), self._video(rows)
 
     def video_features_by_ids(
@@ -105,9 +109,11 @@ class FeatureRows:
                 (json.dumps(segment_ids[first : first + MAX_IDS_PER_QUERY]),),
             ).fetchall()
         rows.sort(key=lambda row: row[0])
+        _check_absent(connection, segment_ids, {row[0] for row in rows})
         return np.array([row[0] for row in rows], np.int64), self._video(rows)
 
     def _features(self, rows: Sequence[Sequence[Any]]) -> SegmentFeatures:
+        video = self._video(rows)  # First: its checksum is over the other numbers too.
         frames = self._join([((row[0],), row[5], row[6]) for row in rows], 2 * self._num_frames)
         num_frames = np.array([row[2] for row in rows], np.int64)
         if len(rows) and num_frames.max() > self._num_frames:
@@ -115,7 +121,7 @@ class FeatureRows:
         return SegmentFeatures(
             segment_ids=np.array([row[0] for row in rows], np.int64),
             video_numbers=np.array([row[1] for row in rows], np.int64),
-            video=self._video(rows),
+            video=video,
             frames=np.frombuffer(frames, "<f2").reshape(len(rows), self._num_frames, self._embedding_dim),
             num_frames=num_frames,
         )
@@ -130,7 +136,7 @@ class FeatureRows:
         size_bytes = bytes_a_dimension * self._embedding_dim
         joined = bytearray()
         for whose, blob, checksum in rows:
-            if len(blob) != size_bytes or checksum_of_blob(blob, *whose) != checksum:
+            if not _is_blob(blob, size_bytes) or checksum_of_blob(blob, *whose) != checksum:
                 raise IndexDamagedError(
                     f"the catalog is damaged: the features of segment {whose[0]} are not what was written; "
                     "delete its video and index it again, or restore a backup"
@@ -157,6 +163,7 @@ def read_segment_infos(
             for first in range(0, len(segment_ids), MAX_IDS_PER_QUERY)
         ]
         rows = [row for chunk in chunks for row in connection.execute(query, (chunk,))]
+        _check_absent(connection, segment_ids, {row[0] for row in rows})
     else:
         query = _INFO.format(source="segments") + " WHERE videos.id = ? ORDER BY segments.id"
         rows = connection.execute(query, (video_id,)).fetchall()
@@ -187,25 +194,53 @@ def damaged_segments(
     ) in rows:
         whose = (segment_id, video_number, real)
         problems = []
-        if (
-            real > num_frames
-            or len(times) != 8 * real
-            or (checksum_of_blob(times, *whose, start, end) != row_sum)
-        ):
+        is_right = checksum_of_blob(times, *whose, start, end) == row_sum
+        if not is_right or real > num_frames or not _is_blob(times, 8 * real):
             problems.append("what the catalog says of it")
-        if len(video) != 4 * embedding_dim or checksum_of_blob(video, *whose) != video_sum:
+        if not _is_blob(video, 4 * embedding_dim) or checksum_of_blob(video, *whose) != video_sum:
             problems.append("its video feature")
-        if (
-            len(frames) != 2 * num_frames * embedding_dim
-            or checksum_of_blob(frames, segment_id) != frames_sum
-        ):
+        is_right = _is_blob(frames, 2 * num_frames * embedding_dim)
+        if not is_right or checksum_of_blob(frames, segment_id) != frames_sum:
             problems.append("its frame features")
         yield segment_id, f"not what was written: {', '.join(problems)}" if problems else ""
 
 
+def _check_order(last: int, rows: Sequence[Sequence[Any]]) -> None:
+    """Raise IndexDamagedError unless ids ascend from `last`: a damaged tree may give rows again and again."""
+    for row in rows:
+        if not row[0] > last:
+            raise IndexDamagedError("the catalog is damaged: its segments are out of order; restore a backup")
+        last = row[0]
+
+
+def _check_absent(connection: sqlite3.Connection, asked: Sequence[int], found: Container[int]) -> None:
+    """Raise IndexDamagedError where a segment that was asked for and not found has frame features.
+
+    A damaged page can hide rows without being wrong in itself. Segments and their frames are in two trees and
+    are deleted together: what is gone is gone from both.
+    """
+    absent = [segment_id for segment_id in asked if segment_id not in found]
+    for first in range(0, len(absent), MAX_IDS_PER_QUERY):
+        hidden = connection.execute(
+            "SELECT segment_id FROM segment_frames WHERE segment_id IN (SELECT value FROM json_each(?))"
+            " AND NOT EXISTS (SELECT 1 FROM segments WHERE id = segment_id) LIMIT 1",
+            (json.dumps(absent[first : first + MAX_IDS_PER_QUERY]),),
+        ).fetchone()
+        if hidden is not None:
+            raise IndexDamagedError(
+                f"the catalog is damaged: segment {hidden[0]} has frame features and is not to be found;"
+                " restore a backup"
+            )
+
+
+def _is_blob(value: object, size_bytes: int) -> bool:
+    """Whether a value of a row, which may be damaged, is what a BLOB column holds, of this size."""
+    return isinstance(value, bytes) and len(value) == size_bytes
+
+
 def _segment_info(
     segment_id: int,
-    video_id: str,
+    video_id: str | None,
     video_number: int,
     start_seconds: float,
     end_seconds: float,
@@ -214,7 +249,8 @@ def _segment_info(
     checksum: int,
 ) -> SegmentInfo:
     whose = (segment_id, video_number, num_frames, start_seconds, end_seconds)
-    if len(frame_times) != 8 * num_frames or checksum_of_blob(frame_times, *whose) != checksum:
+    is_whole = checksum_of_blob(frame_times, *whose) == checksum and _is_blob(frame_times, 8 * num_frames)
+    if not is_whole or video_id is None:
         raise IndexDamagedError(
             f"the catalog is damaged: what it says of segment {segment_id} is not what was written; "
             "delete its video and index it again, or restore a backup"

@@ -11,8 +11,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from indexer.catalog_connections import translated
 from indexer.durable_files import synchronize_directory, synchronize_file
 from indexer.errors import IndexDamagedError, IndexExistsError, IndexVersionError
+from indexer.row_checksums import checksum_of_row
 
 CATALOG_FILE = "catalog.sqlite3"
 APPLICATION_ID = 0x58434C50
@@ -23,6 +25,8 @@ PAGE_SIZE_BYTES = 8_192
 """Three video features (512 x 4 bytes) fit in a page of 8 KiB, only one in SQLite's usual 4 KiB: reading them
 all touches a third of the pages. Larger pages hold hardly more of them in proportion, and each commit writes
 more."""
+
+_FACTS_CHECKSUM = "checksum"
 
 MINIMUM_SQLITE = (3, 37, 0)
 """The first SQLite with STRICT tables."""
@@ -131,7 +135,7 @@ CREATE INDEX idempotency_keys_by_expiry ON idempotency_keys (expires_at);
 def create_catalog_file(directory: Path, facts: Mapping[str, str]) -> Path:
     """Make an empty catalog in `directory`, made if absent; the file appears whole or not at all.
 
-    Raises IndexExistsError where one is there.
+    Raises IndexExistsError where one is there, IndexStorageError, OSError.
     """
     if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
         raise IndexVersionError(
@@ -152,6 +156,7 @@ def create_catalog_file(directory: Path, facts: Mapping[str, str]) -> Path:
             connection.execute("PRAGMA synchronous = OFF")
             connection.executescript(f"BEGIN; {SCHEMA}")
             rows = {**facts, "created_at": repr(time.time())}
+            rows[_FACTS_CHECKSUM] = str(_checksum_of_facts(rows))
             connection.executemany("INSERT INTO facts VALUES (?, ?)", rows.items())
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -159,10 +164,24 @@ def create_catalog_file(directory: Path, facts: Mapping[str, str]) -> Path:
             connection.execute("PRAGMA journal_mode = WAL")  # Kept in the header, for every later connection.
         synchronize_file(unfinished)
         _publish(unfinished, path)
+    except sqlite3.DatabaseError as error:
+        raise translated(error, path) from error
     finally:
         unfinished.unlink(missing_ok=True)
     synchronize_directory(directory)
     return path
+
+
+def check_facts(facts: Mapping[str, str], path: Path) -> None:
+    """Raise IndexDamagedError where the facts are not those that were written. Older catalogs have no
+    checksum of them."""
+    if _FACTS_CHECKSUM in facts and facts[_FACTS_CHECKSUM] != str(_checksum_of_facts(facts)):
+        raise IndexDamagedError(f"the catalog {path} is damaged: a fact about itself is not what was written")
+
+
+def _checksum_of_facts(facts: Mapping[str, str]) -> int:
+    names = sorted(facts.keys() - {_FACTS_CHECKSUM})
+    return checksum_of_row([text for name in names for text in (name, facts[name])])
 
 
 def _publish(unfinished: Path, path: Path) -> None:

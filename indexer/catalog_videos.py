@@ -29,7 +29,10 @@ def insert_video(connection: sqlite3.Connection, row: Mapping[str, Any]) -> int:
 
 
 def update_video(connection: sqlite3.Connection, number: int, values: Mapping[str, str | None]) -> None:
-    """Set columns of a video, named by us, never by a client."""
+    """Set columns of a video, named by us, never by a client. Raises IndexDamagedError."""
+    # Checked before: the new checksum must not cover up that another column is not what was written.
+    before = connection.execute(f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE number = ?", (number,))
+    _record(before.fetchone())
     assignments = ", ".join(f"{name} = ?" for name in values)
     connection.execute(f"UPDATE videos SET {assignments} WHERE number = ?", (*values.values(), number))
     row = connection.execute(f"SELECT {_COLUMNS} FROM videos WHERE number = ?", (number,)).fetchone()

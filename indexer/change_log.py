@@ -73,6 +73,9 @@ def read_changes(connection: sqlite3.Connection, sequence: int, limit: int) -> l
         rows = rows[1:]
     if not known:
         raise ChangesForgottenError(f"the change log does not hold change {sequence}; read everything again")
+    for number, row in enumerate(rows, start=sequence + 1):
+        if row[0] != number:
+            raise IndexDamagedError(f"the catalog is damaged: change {number} is missing; restore a backup")
     return [_change(*row) for row in rows]
 
 

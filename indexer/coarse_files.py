@@ -5,9 +5,7 @@
     coarse-<16 hex>.faiss   a FAISS index of that kind; its ids are segment ids
 
 The manifest names the file and is replaced last, so the pair is always whole. Everything here can be lost
-without
-loss: it is made from the catalog again. Two processes that save at the same moment may leave a manifest whose
-file the other one has cleaned away; then the next start makes it again.
+without loss: it is made from the catalog again.
 """
 
 from __future__ import annotations
@@ -15,8 +13,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import secrets
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,16 @@ from indexer.coarse_approximation import ApproximateSnapshot
 from indexer.coarse_vectors import ExactSnapshot
 from indexer.durable_files import publish_file
 
+if sys.platform != "win32":
+    import fcntl
+
+_faiss: Any = faiss  # Its stubs do not know all of it.
+
 MANIFEST_FILE = "coarse.json"
 FORMAT = 2
+UNFINISHED_KEPT_SECONDS = 3600
+"""After that nobody is writing a file any more."""
+
 _FILE_NAME = re.compile(r"coarse-[0-9a-f]{16}\.faiss")
 
 
@@ -46,7 +56,9 @@ def save_snapshot(snapshot: Snapshot, directory: Path, fingerprint: str) -> None
     unfinished = directory / f"{name}.new"
     unfinished_manifest = directory / f"{MANIFEST_FILE}.{secrets.token_hex(8)}.new"
     try:
-        faiss.write_index(snapshot.index, str(unfinished))
+        with unfinished.open("wb") as file:
+            # FAISS's own writer does not say when the last of a file finds no room.
+            faiss.write_index(snapshot.index, _faiss.PyCallbackIOWriter(file.write))
         manifest = {
             "format": FORMAT,
             "sequence": snapshot.sequence,
@@ -59,17 +71,44 @@ def save_snapshot(snapshot: Snapshot, directory: Path, fingerprint: str) -> None
             "size_bytes": unfinished.stat().st_size,
             "sha256": _sha256(unfinished),
         }
-        publish_file(unfinished, directory / name)
         unfinished_manifest.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        publish_file(unfinished_manifest, directory / MANIFEST_FILE)
-    except RuntimeError as error:  # How FAISS says that a disk is full or a folder cannot be written.
+        with _one_at_a_time(directory):
+            publish_file(unfinished, directory / name)
+            publish_file(unfinished_manifest, directory / MANIFEST_FILE)
+            _clean_away_others(directory, name)
+    except RuntimeError as error:  # How FAISS says that it cannot write.
         raise OSError(f"the snapshot cannot be written: {error}") from error
     finally:
         unfinished.unlink(missing_ok=True)
         unfinished_manifest.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(directory: Path) -> Iterator[None]:
+    """Of all processes: one that cleaned away between the two names of another would leave a manifest without
+    its file. Released when the process dies."""
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # A file system without locks.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _clean_away_others(directory: Path, name: str) -> None:
+    """Remove older snapshots, and what processes that were killed left unfinished."""
     for path in directory.glob("coarse-*.faiss"):
         if path.name != name and _FILE_NAME.fullmatch(path.name):
             path.unlink(missing_ok=True)
+    for path in directory.glob("coarse*.new"):
+        # Another process may be writing a younger one.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > UNFINISHED_KEPT_SECONDS:
+                path.unlink()
 
 
 def load_snapshot(directory: Path, fingerprint: str, embedding_dim: int) -> Snapshot:

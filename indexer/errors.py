@@ -6,6 +6,8 @@ IndexerError
 ├── IndexDamagedError          what is stored is not what was written
 ├── IndexVersionError          an index of a format that this version does not read
 ├── IndexBusyError             another process has been writing for too long
+├── IndexStorageError          the disk refused a read or a write
+│   └── IndexFullError         no room for what was to be written
 ├── BackupDamagedError         a backup that is not what was written
 ├── FingerprintMismatchError   the index was made by another model or sampling
 ├── InvalidRecordError         a video or job record that cannot be stored
@@ -50,6 +52,17 @@ class IndexVersionError(IndexerError):
 
 class IndexBusyError(IndexerError):
     """Another process held the index's only writer's place for longer than we wait; nothing was changed."""
+
+
+class IndexStorageError(IndexerError):
+    """The disk refused a read or a write: an I/O error, missing rights, a limit on the size of files.
+
+    A write that ends so has changed nothing, for all who read. The next one may succeed.
+    """
+
+
+class IndexFullError(IndexStorageError):
+    """No room for what was to be written; nothing was changed, reading goes on."""
 
 
 class BackupDamagedError(IndexerError):

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from indexer.catalog import Catalog
 from indexer.catalog_records import Change
+from indexer.catalog_soundness import is_checked
+from indexer.catalog_videos import damaged_videos
 from indexer.change_log import last_sequence, read_changes, read_token
-from indexer.errors import ChangesForgottenError
+from indexer.errors import ChangesForgottenError, IndexDamagedError
 from indexer.filters import Filter
 
 MAX_CHANGES_TO_FOLLOW: Final = 10_000
@@ -43,12 +45,20 @@ class FilterMatches:
         self._max_filters = max_filters
         self._lock = threading.Lock()
         self._remembered: OrderedDict[Filter, _Matches] = OrderedDict()
+        self._must_check = is_checked(catalog.path)
 
     def segment_ids(self, chosen: Filter) -> NDArray[np.int64]:
-        """Ids of the segments whose videos fulfil `chosen` now: int64, ascending, not to be written to."""
+        """Ids of the segments whose videos fulfil `chosen` now: int64, ascending, not to be written to.
+
+        Raises IndexDamagedError. A damaged record might fulfil a filter, or not, without ever being read
+        again: of a catalog that is small enough all are checked before the first answer.
+        """
         with self._lock:
             former = self._remembered.get(chosen)
         with self._catalog.connections.snapshot() as connection:
+            if self._must_check:
+                _check_videos(connection)
+                self._must_check = False
             matches = _follow(connection, chosen, former) if former else _ask(connection, chosen)
         with self._lock:
             newest = self._remembered.get(chosen)
@@ -59,6 +69,14 @@ class FilterMatches:
             while len(self._remembered) > self._max_filters:
                 self._remembered.popitem(last=False)
         return matches.segment_ids
+
+
+def _check_videos(connection: sqlite3.Connection) -> None:
+    for number, problem in damaged_videos(connection):
+        raise IndexDamagedError(
+            f"the catalog is damaged: video number {number}: {problem}; run verify, delete it and index it"
+            " again, or restore a backup"
+        )
 
 
 def _ask(connection: sqlite3.Connection, chosen: Filter) -> _Matches:

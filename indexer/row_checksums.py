@@ -11,12 +11,21 @@ import struct
 import zlib
 from collections.abc import Sequence
 
+NO_CHECKSUM = -1
+"""Of values of types that were never written: a damaged row can hold anything. No row's checksum is this."""
+
 
 def checksum_of_row(values: Sequence[str | int | float | None]) -> int:
     """CRC-32 of a row's values in the order of its columns, booleans as the 0 or 1 that the catalog holds."""
-    return zlib.crc32(json.dumps(list(values), ensure_ascii=False).encode())
+    try:
+        return zlib.crc32(json.dumps(list(values), ensure_ascii=False).encode())
+    except (TypeError, ValueError):
+        return NO_CHECKSUM
 
 
 def checksum_of_blob(blob: bytes | bytearray | memoryview, *numbers: int | float) -> int:
     """CRC-32 of bytes together with numbers that say what they belong to, whole ones below 2^53."""
-    return zlib.crc32(blob, zlib.crc32(struct.pack(f"<{len(numbers)}d", *numbers)))
+    try:
+        return zlib.crc32(blob, zlib.crc32(struct.pack(f"<{len(numbers)}d", *numbers)))
+    except (TypeError, struct.error, OverflowError):
+        return NO_CHECKSUM

@@ -11,12 +11,15 @@ import numpy as np
 
 from indexer.catalog import Catalog
 from indexer.catalog_features import damaged_segments
+from indexer.catalog_schema import CATALOG_FILE
+from indexer.catalog_soundness import STRUCTURE, check_structure
 from indexer.catalog_videos import damaged_videos
 from indexer.change_log import damaged_changes
 from indexer.coarse_files import MANIFEST_FILE, SnapshotUnusableError, load_snapshot
 from indexer.coarse_index import CoarseIndex
 from indexer.coarse_vectors import KindChoice
 from indexer.errors import IndexDamagedError
+from indexer.write_ahead_log import check_log
 
 MAX_FINDINGS = 1000
 """A report that is longer helps nobody."""
@@ -27,10 +30,7 @@ _INCONSISTENT = {
     "SELECT 'segment ' || id || ' has no frame features' FROM segments"
     " WHERE NOT EXISTS (SELECT 1 FROM segment_frames WHERE segment_id = id)": "catalog",
     "SELECT 'a row of ' || \"table\" || ' belongs to nothing' FROM pragma_foreign_key_check": "catalog",
-    "SELECT 'it counts ' || num_videos || ' videos and ' || num_segments || ' segments, but holds '"
-    " || (SELECT count(*) FROM videos) || ' and ' || (SELECT count(*) FROM segments) FROM totals"
-    " WHERE num_videos != (SELECT count(*) FROM videos)"
-    " OR num_segments != (SELECT count(*) FROM segments)": "totals",
+    **STRUCTURE,
     "SELECT 'change ' || (sequence - 1) || ' is missing' FROM changes AS later"
     " WHERE sequence > (SELECT min(sequence) FROM changes)"
     " AND NOT EXISTS (SELECT 1 FROM changes WHERE sequence = later.sequence - 1)": "change log",
@@ -82,7 +82,9 @@ def verify(
     """
     report = VerifyReport()
     try:
-        catalog = Catalog.open(directory)
+        # First, and alone: whoever opens a damaged log cuts off what might still be saved.
+        check_log(Path(directory) / CATALOG_FILE)
+        catalog = Catalog.open(directory, check=False)
     except IndexDamagedError as error:
         report.findings.append(Finding("catalog", str(error)))
         return report
@@ -166,12 +168,13 @@ def rebuild(directory: str | Path, coarse_kind: KindChoice = "auto") -> tuple[in
     Returns the number of videos and of segments. Raises IndexNotFoundError, IndexVersionError, OSError, and
     IndexDamagedError where what it is derived from is damaged.
     """
-    with Catalog.open(directory) as catalog:
+    with Catalog.open(directory, check=False) as catalog:
         with catalog.connections.transaction() as connection:
             connection.execute("REINDEX")
+            connection.execute("DELETE FROM totals")
             connection.execute(
-                "UPDATE totals SET num_videos = (SELECT count(*) FROM videos),"
-                " num_segments = (SELECT count(*) FROM segments)"
+                "INSERT INTO totals SELECT 1, (SELECT count(*) FROM videos), (SELECT count(*) FROM segments)"
             )
+            check_structure(connection, catalog.path)
         CoarseIndex.build(catalog, kind=coarse_kind).save()
         return catalog.totals()

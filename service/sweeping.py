@@ -1,4 +1,4 @@
-"""Cleaning up at the start: files that a crash left without an owner."""
+"""Cleaning up, at the start and now and then: files that a crash left without an owner, keys that ran out."""
 
 from __future__ import annotations
 
@@ -6,25 +6,59 @@ import logging
 from pathlib import Path
 
 from indexer.catalog import Catalog
-from indexer.job_queue import JobQueue
+from indexer.errors import IndexBusyError, IndexStorageError
+from indexer.job_admission import forget_expired_keys
+from indexer.job_queue import Job, JobQueue
 from service.media_store import MediaStore
 
 MAX_OPEN_JOBS = 1_000_000
+MAX_TRIES = 5
 
 logger = logging.getLogger("xclip_search.service")
 
 
 def sweep(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue) -> int:
-    """Delete uploads that no job waits for and accepted files of no video; returns how many.
+    """Delete uploads of jobs that have ended or never came to be, and accepted files of no video; returns how
+    many. Forget idempotency keys that were kept long enough.
 
-    The files are listed before the owners: a file that gets its owner in between has one when that is asked.
+    May run in several processes, and while videos come and go.
     """
+    try:
+        forget_expired_keys(catalog)
+    except (IndexBusyError, IndexStorageError) as error:  # Files can be deleted where nothing can be written.
+        logger.warning("cannot forget old keys: %s", error)
+    for _ in range(MAX_TRIES):
+        try:
+            num_deleted = _sweep_files(media_store, catalog, job_queue)
+        except FileNotFoundError:  # A file went away, as it should, while it was looked at.
+            continue
+        if num_deleted:
+            logger.info("deleted %d files that nothing refers to", num_deleted)
+        return num_deleted
+    return 0
+
+
+def discard_upload(job: Job, media_store: MediaStore, catalog: Catalog) -> None:
+    """Delete the upload of a job that has ended, wherever it lies, unless it is a video's file now."""
+    if not job.delete_source:
+        return
+    Path(job.source_path).unlink(missing_ok=True)
+    if not catalog.get_videos([job.video_id]):
+        media_store.remove(job.video_id)
+
+
+def _sweep_files(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue) -> int:
+    """The files are listed before the owners: a file that gets its owner in between has one when that is
+    asked."""
+    # A worker that died between the end of a job and the deletion of its upload. The job says so, so there is
+    # no need to wait until the file is stale.
+    left_over = job_queue.ended_sources(list(media_store.uploads_directory.glob("*")))
+    for path in left_over:
+        path.unlink(missing_ok=True)
     ids = media_store.ids_in_store()
     waiting = [
         job for state in ("queued", "running") for job in job_queue.list_jobs(MAX_OPEN_JOBS, state=state)
     ]
     known = {job.video_id for job in waiting} | set(catalog.get_videos(ids))
     deleted = media_store.sweep({Path(job.source_path) for job in waiting}, ids, known)
-    if deleted:
-        logger.info("deleted %d files that nothing refers to", len(deleted))
-    return len(deleted)
+    return len(left_over) + len(deleted)

@@ -5,6 +5,7 @@ Nothing of the file is ever held in memory beyond one block, and no name of the 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from indexer.durable_files import synchronize_directory
 from service.errors import (
     BodyTooLargeError,
     InvalidRequestError,
@@ -70,8 +72,9 @@ async def receive_upload(request: Request, path: Path, limit_bytes: int) -> Uplo
     check_content_length(request, limit_bytes + FORM_OVERHEAD_BYTES)
     form = _Form(limit_bytes)
     parser = _make_parser(request, form)
-    file = await to_thread.run_sync(path.open, "xb")
+    file: BinaryIO | None = None
     try:
+        file = await to_thread.run_sync(path.open, "xb")
         num_received = 0
         async for chunk in request.stream():
             num_received += len(chunk)
@@ -86,9 +89,13 @@ async def receive_upload(request: Request, path: Path, limit_bytes: int) -> Uplo
         form.check_complete()
         upload = form.to_upload(path)
         await to_thread.run_sync(form.finish, file)
+        await to_thread.run_sync(synchronize_directory, path.parent)
         return Upload(path, form.digest.hexdigest(), form.size_bytes, upload.title, upload.metadata)
     except BaseException as error:
-        file.close()
+        # On a full disk closing fails too: it tries to write what is left.
+        with contextlib.suppress(OSError):
+            if file is not None:
+                file.close()
         path.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageFullError() from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import hashlib
 import os
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from service_fakes import Service, add_video, running
 
+from indexer.errors import IndexFullError
 from indexer.job_queue import Job
 from service.media_store import STALE_UPLOAD_SECONDS, MediaStore, resolve_uri
 from service.sweeping import sweep
@@ -183,6 +185,91 @@ def test_the_same_bytes_again_answer_the_same_id_and_keep_no_second_file(service
     assert len(uploads(service)) == 1
 
 
+def test_more_jobs_than_may_wait_are_refused_before_their_body_is_read(tmp_path: Path) -> None:
+    with running(tmp_path / "index", max_queued_jobs=2) as service:
+        assert [upload(service, content).status_code for content in (b"1", b"2")] == [202, 202]
+
+        async def receive() -> Any:
+            pytest.fail("the body was read")
+
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"content-type", b"multipart/form-data; boundary=b"), (b"content-length", b"1000")]
+        scope = {"type": "http", "method": "POST", "path": "/videos", "query_string": b"", "headers": headers}
+        assert service.client.portal is not None
+        service.client.portal.call(service.app, scope, receive, send)
+        assert sent[0]["status"] == 503
+        for response in (upload(service, b"3"), service.client.post("/videos", json={"uri": "/a"})):
+            assert response.status_code == 503 and response.json()["type"].endswith(":overloaded")
+            assert int(response.headers["retry-after"]) > 0
+        assert len(uploads(service)) == 2
+        assert service.client.get("/stats").status_code == 200
+        assert service.job_queue.lease("worker", 60) is not None
+        assert upload(service, b"3").status_code == 202
+
+
+def test_of_many_requests_at_once_no_more_get_in_than_may_wait(tmp_path: Path) -> None:
+    with (
+        running(tmp_path / "index", max_queued_jobs=3) as service,
+        concurrent.futures.ThreadPoolExecutor(8) as pool,
+    ):
+        responses = list(pool.map(lambda number: upload(service, b"%d" % number), range(8)))
+        assert sorted(response.status_code for response in responses) == [202] * 3 + [503] * 5
+        assert len(uploads(service)) == service.job_queue.counts()["queued"] == 3
+
+
+def test_the_same_bytes_from_many_at_once_make_one_job(service: Service) -> None:
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        responses = list(pool.map(lambda _: upload(service, b"the same"), range(6)))
+    assert len({response.json()["job"]["id"] for response in responses}) == 1
+    assert len(uploads(service)) == len(service.job_queue.list_jobs()) == 1
+
+
+def test_a_cancelled_upload_that_waited_is_deleted_and_one_in_place_is_not(service: Service) -> None:
+    path = service.directory.parent / "allowed" / "a.mp4"
+    path.write_bytes(b"in place")
+    answers = [upload(service, b"bytes"), service.client.post("/videos", json={"uri": str(path)})]
+    for response in answers:
+        assert service.client.delete(response.headers["location"]).json()["state"] == "failed"
+    assert uploads(service) == [] and path.exists()
+    assert upload(service, b"bytes").json()["job"]["state"] == "queued", "it may be sent again"
+
+
+def test_a_disk_that_is_full_when_the_upload_is_closed_too_leaves_no_file(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    store = service.directory / "uploads"
+
+    def open_full(path: Path, mode: str) -> Any:
+        if path.parent == store:
+            path.touch()
+            return open("/dev/full", "wb")  # noqa: PTH123
+        return really_open(path, mode)
+
+    really_open = Path.open
+    monkeypatch.setattr(Path, "open", open_full)
+    response = upload(service, b"bytes")
+    monkeypatch.undo()
+    assert response.status_code == 507 and uploads(service) == []
+    assert service.job_queue.list_jobs() == []
+
+
+def test_a_catalog_without_room_for_the_job_answers_507_and_keeps_no_file(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: Any, **_fields: Any) -> None:
+        raise IndexFullError("no room to grow")
+
+    monkeypatch.setattr("service.routes.ingest.admit", refuse)
+    response = upload(service, b"bytes")
+    assert response.status_code == 507 and uploads(service) == []
+
+
 @contextlib.contextmanager
 def working(service: Service, end: Callable[[Job], Any]) -> Iterator[None]:
     """A worker that takes one job and ends it with `end`."""
@@ -296,9 +383,14 @@ def test_what_crashes_left_is_swept_up_and_nothing_else(service: Service) -> Non
     os.utime(names["stale"], (old, old))
     os.utime(names["waiting"], (old, old))
     service.job_queue.enqueue("2" * 32, str(names["waiting"]))
+    names["ended"] = store.new_upload_path()
+    names["ended"].write_bytes(b"x")
+    ended = service.job_queue.enqueue(None, str(names["ended"]), delete_source=True)
+    service.job_queue.cancel(ended.id)
     for number in "012":
         (store.media_directory / f"{number * 32}.mp4").write_bytes(b"x")
     add_video(service.catalog, "0" * 32)
-    assert sweep(store, service.catalog, service.job_queue) == 2
-    assert not names["stale"].exists() and names["arriving"].exists() and names["waiting"].exists()
+    assert sweep(store, service.catalog, service.job_queue) == 3
+    assert not names["stale"].exists() and not names["ended"].exists()
+    assert names["arriving"].exists() and names["waiting"].exists()
     assert sorted(path.stem[0] for path in store.media_directory.iterdir()) == ["0", "2"]

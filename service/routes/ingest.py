@@ -11,16 +11,27 @@ from typing import Annotated, Any
 from anyio import sleep, to_thread
 from fastapi import APIRouter, Query, Request, Response
 
-from indexer.job_queue import Job
+from indexer.errors import IndexFullError
+from indexer.job_admission import (
+    Admission,
+    IdempotencyKey,
+    KeyReusedError,
+    QueueFullError,
+    admit,
+    may_admit,
+)
+from indexer.job_queue import Job, NewJob
 from service.addresses import job_url, video_url
 from service.errors import (
     BodyTooLargeError,
     IdTakenError,
+    OverloadedError,
     StorageFullError,
     UnsupportedContentTypeError,
     UriNotAllowedError,
     VideoRejectedError,
 )
+from service.idempotency import PARAMETER, key_reused_problem, read_key, request_sha256
 from service.media_store import resolve_uri
 from service.ready_service import ReadyService, Service
 from service.request_body import describe_body, media_type, read_json
@@ -39,6 +50,9 @@ router = APIRouter(tags=["videos"])
 
 FIRST_LOOK_SECONDS, SLOWEST_LOOK_SECONDS = 0.02, 0.25
 """Pauses between two looks at a job that a client waits for."""
+
+QUEUE_RETRY_SECONDS = 10
+"""Told to clients when the queue is full. Reading a video takes seconds."""
 
 _FORM: dict[str, Any] = {
     "type": "object",
@@ -60,12 +74,19 @@ _FORM: dict[str, Any] = {
     "/videos",
     status_code=202,
     responses={
-        **problems(*BODY_ERRORS, UriNotAllowedError, IdTakenError, VideoRejectedError, StorageFullError),
+        **problems(
+            *BODY_ERRORS,
+            UriNotAllowedError,
+            IdTakenError,
+            VideoRejectedError,
+            OverloadedError,
+            StorageFullError,
+        ),
         200: {"model": AddVideoAnswer, "description": "The same bytes are in the index already"},
         201: {"model": AddVideoAnswer, "description": "With ?wait=true: the video can be found"},
         202: {"description": "Accepted: GET the Location to see how it goes"},
     },
-    openapi_extra=describe_body(AddVideoRequest, _FORM),
+    openapi_extra={**describe_body(AddVideoRequest, _FORM), "parameters": [PARAMETER]},
 )
 async def add_video(
     request: Request,
@@ -74,25 +95,30 @@ async def add_video(
     service: Service,
 ) -> AddVideoAnswer:
     """Add a video: upload it, or name one that lies on the server inside an allowed folder."""
+    key = read_key(request)
     kind = media_type(request)
-    if kind == "multipart/form-data":
-        path = service.media_store.new_upload_path()
-        upload = await receive_upload(request, path, service.settings.upload_limit_bytes)
-        found = await to_thread.run_sync(_accept_upload, service, upload)
-    elif kind == "application/json":
-        body = await read_json(request, AddVideoRequest, service.settings.body_limit_bytes)
-        found = await to_thread.run_sync(_accept_uri, service, body)
-    else:
+    if kind not in ("multipart/form-data", "application/json"):
         raise UnsupportedContentTypeError(
             "Send the file as a form with the header Content-Type: multipart/form-data, "
             "or a uri as JSON with Content-Type: application/json."
         )
+    # Before the body: gigabytes that would be refused in the end need not be sent.
+    may = partial(may_admit, service.catalog, max_queued=service.settings.max_queued_jobs, key=key)
+    if not await to_thread.run_sync(may):
+        raise _queue_full_problem()
+    if kind == "multipart/form-data":
+        path = service.media_store.new_upload_path()
+        upload = await receive_upload(request, path, service.settings.upload_limit_bytes)
+        admission = await to_thread.run_sync(_accept_upload, service, upload, key)
+    else:
+        body = await read_json(request, AddVideoRequest, service.settings.body_limit_bytes)
+        admission = await to_thread.run_sync(_accept_uri, service, body, key)
     root_path = request.scope.get("root_path", "")
-    if isinstance(found, str):
+    if admission.job is None:
         response.status_code = 200
-        response.headers["Location"] = root_path + video_url(found)
-        return AddVideoAnswer(job=None, video=VideoReference(id=found))
-    job = await _wait(service, found) if parameters.wait else found
+        response.headers["Location"] = root_path + video_url(admission.video_id)
+        return AddVideoAnswer(job=None, video=VideoReference(id=admission.video_id))
+    job = await _wait(service, admission.job) if parameters.wait else admission.job
     if job.state == "failed" and parameters.wait:
         raise VideoRejectedError(job.reason, job=to_job_answer(job).model_dump(mode="json"))
     if job.state == "done" and parameters.wait:
@@ -103,47 +129,68 @@ async def add_video(
     return AddVideoAnswer(job=to_job_answer(job), video=VideoReference(id=job.video_id))
 
 
-def _accept_upload(service: ReadyService, upload: Upload) -> Job | str:
-    """A job for the upload, or the id of the video that has the same bytes. The file is ours until queued."""
+def _accept_upload(service: ReadyService, upload: Upload, key: str | None) -> Admission:
+    """A job for the upload, or what is there already. The file is ours until a job has it."""
+    new = NewJob(
+        source_path=str(upload.path),
+        title=upload.title,
+        metadata=upload.metadata,
+        content_sha256=upload.content_sha256,
+        delete_source=True,
+    )
     try:
-        known = _find_same_bytes(service, upload.content_sha256)
-        if known is None:
-            return service.job_queue.enqueue(
-                None,
-                str(upload.path),
-                title=upload.title,
-                metadata=upload.metadata,
-                content_sha256=upload.content_sha256,
-                delete_source=True,
-            )
+        admission = _admit(service, new, key)
     except BaseException:
         upload.path.unlink(missing_ok=True)
         raise
-    upload.path.unlink(missing_ok=True)
-    return known
+    if not admission.is_new:
+        upload.path.unlink(missing_ok=True)
+    return admission
 
 
-def _accept_uri(service: ReadyService, body: AddVideoRequest) -> Job | str:
+def _accept_uri(service: ReadyService, body: AddVideoRequest, key: str | None) -> Admission:
     path = resolve_uri(body.uri, service.settings.allowed_roots)
     if path is None:
         raise UriNotAllowedError()
-    content_sha256 = _hash_file(path, service.settings.upload_limit_bytes)
-    known = _find_same_bytes(service, content_sha256)
-    if known is not None:
-        return known
-    return service.job_queue.enqueue(
-        body.id,
-        str(path),
+    new = NewJob(
+        source_path=str(path),
+        video_id=body.id,
         title=body.title or path.stem,
         metadata=body.metadata,
         uri=path.as_uri(),
-        content_sha256=content_sha256,
+        content_sha256=_hash_file(path, service.settings.upload_limit_bytes),
     )
+    return _admit(service, new, key)
 
 
-def _find_same_bytes(service: ReadyService, content_sha256: str) -> Job | str | None:
-    record = service.catalog.find_by_sha256(content_sha256)
-    return service.job_queue.find_open(content_sha256) if record is None else record.id
+def _admit(service: ReadyService, new: NewJob, key: str | None) -> Admission:
+    idempotency_key = None
+    if key is not None:
+        same = request_sha256(
+            content_sha256=new.content_sha256,
+            title=new.title,
+            metadata=new.metadata,
+            uri=new.uri,
+            id=new.video_id,
+        )
+        idempotency_key = IdempotencyKey(key, same, service.settings.idempotency_seconds)
+    max_queued = service.settings.max_queued_jobs
+    try:
+        return admit(service.catalog, new, max_queued=max_queued, idempotency_key=idempotency_key)
+    except KeyReusedError:
+        raise key_reused_problem() from None
+    except QueueFullError:
+        raise _queue_full_problem() from None
+    except IndexFullError as error:
+        raise StorageFullError() from error
+
+
+def _queue_full_problem() -> OverloadedError:
+    problem = OverloadedError(
+        "Too many videos wait to be read. Try again after the seconds in the Retry-After header."
+    )
+    problem.headers["Retry-After"] = str(QUEUE_RETRY_SECONDS)
+    return problem
 
 
 def _hash_file(path: Path, limit_bytes: int) -> str:

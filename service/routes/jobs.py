@@ -10,9 +10,10 @@ from fastapi import APIRouter, Query
 
 from indexer.job_queue import Job
 from service.errors import CrossSiteError, JobNotFoundError
-from service.ready_service import Service
+from service.ready_service import ReadyService, Service
 from service.routes.descriptions import problems
 from service.schemas import JobAnswer, JobPage, ListJobsParameters
+from service.sweeping import discard_upload
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -42,7 +43,15 @@ async def get_job(job_id: str, service: Service) -> JobAnswer:
 @router.delete("/{job_id}", responses=problems(JobNotFoundError, CrossSiteError))
 async def cancel_job(job_id: str, service: Service) -> JobAnswer:
     """Cancel a job that waits or runs: it becomes failed. A job that has ended stays as it is."""
-    return to_job_answer(await to_thread.run_sync(service.job_queue.cancel, job_id))
+    return to_job_answer(await to_thread.run_sync(_cancel, service, job_id))
+
+
+def _cancel(service: ReadyService, job_id: str) -> Job:
+    job = service.job_queue.cancel(job_id)
+    # A worker that reads it just now deletes the file itself. Where the job waited, nobody else does.
+    if job.state == "failed" and job.worker_name is None:
+        discard_upload(job, service.media_store, service.catalog)
+    return job
 
 
 def to_job_answer(job: Job) -> JobAnswer:

@@ -20,10 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from indexer.catalog import Catalog
-from indexer.errors import DuplicateIdError, JobNotFoundError, LeaseLostError, MediaError
+from indexer.errors import (
+    DuplicateIdError,
+    IndexBusyError,
+    IndexerError,
+    IndexStorageError,
+    JobNotFoundError,
+    LeaseLostError,
+    MediaError,
+)
 from indexer.job_queue import Job, JobQueue
 from service.media_store import MediaStore
 from service.settings import WorkerSettings
+from service.sweeping import discard_upload, sweep
 
 logger = logging.getLogger("xclip_search.worker")
 
@@ -32,6 +41,15 @@ LOOK_SECONDS = 0.1
 
 JOBS_KEPT_SECONDS = 30 * 24 * 3600.0
 """Ended jobs are forgotten after thirty days, so that the catalog does not grow without bound."""
+
+UPKEEP_SECONDS = 600.0
+"""Pause between two times that old jobs are forgotten and left-over files deleted."""
+
+UNWRITABLE_PAUSE_SECONDS = 2.0
+"""Pause after the catalog could not be written to: a full disk, or another process that writes for long."""
+
+UNWRITABLE = (IndexBusyError, IndexStorageError)
+"""Errors of the catalog that pass by themselves, or when somebody makes room."""
 
 INTERNAL_REASON = "something went wrong inside while the video was read; the server's log says what"
 NO_ROOM_REASON = "the server has no room left to store the video"
@@ -57,14 +75,29 @@ class Worker:
 
     def run(self, stop: threading.Event) -> None:
         """Take jobs until `stop` is set or the parent is gone; a job under way gets the grace period."""
-        self._queue.forget_ended(time.time() - JOBS_KEPT_SECONDS)
+        upkeep_at = time.monotonic()
         with ThreadPoolExecutor(1, "read") as executor:
             while not self._must_stop(stop):
-                job = self._queue.lease(self._name, self._settings.lease_seconds)
-                if job is None:
-                    stop.wait(self._settings.poll_seconds)
-                else:
-                    self._process(job, executor, stop)
+                try:
+                    if time.monotonic() >= upkeep_at:
+                        upkeep_at = time.monotonic() + UPKEEP_SECONDS
+                        self._clean_up()
+                    job = self._queue.lease(self._name, self._settings.lease_seconds)
+                    if job is None:
+                        stop.wait(self._settings.poll_seconds)
+                    else:
+                        self._process(job, executor, stop)
+                except UNWRITABLE as error:
+                    # The job, if there is one, is tried again when its lease is over.
+                    logger.warning("the catalog cannot be written to, trying again: %s", error)
+                    stop.wait(UNWRITABLE_PAUSE_SECONDS)
+
+    def _clean_up(self) -> None:
+        try:
+            self._queue.forget_ended(time.time() - JOBS_KEPT_SECONDS)
+            sweep(self._store, self._catalog, self._queue)
+        except (OSError, IndexerError) as error:
+            logger.warning("could not clean up: %s", error)
 
     def _must_stop(self, stop: threading.Event) -> bool:
         parent = self._settings.parent_pid
@@ -91,6 +124,8 @@ class Worker:
             self._fail(job, error.reason)
         except DuplicateIdError:
             self._fail(job, ID_TAKEN_REASON)
+        except UNWRITABLE:
+            raise  # Nothing is wrong with the video.
         except OSError as error:
             no_room = error.errno in (errno.ENOSPC, errno.EDQUOT)
             logger.error("job %s failed", job.id, exc_info=error)
@@ -158,25 +193,23 @@ class Worker:
             self._queue.finish(job.id, known.id, attempt=job.attempts)
             self._discard(job)
             return known.id
-        source = self._source(job)
-        # The file first: were the record first, a crash in between would leave a video without a file.
-        kept = self._store.keep(source, job.video_id) if job.delete_source else None
-        try:
-            outcome = self._catalog.add_video(
-                id=job.video_id,
-                uri=job.uri,
-                title=job.title,
-                metadata=job.metadata,
-                finish_job=job.id,
-                job_attempt=job.attempts,
-                **fields,
-            )
-        except BaseException:
-            if kept is not None:
-                kept.rename(job.source_path)
-            raise
-        if kept is not None and not outcome.created:
-            kept.unlink(missing_ok=True)
+        # Reading may have taken long, on a machine that slept: move nothing that another worker reads now.
+        self._queue.heartbeat(job.id, self._settings.lease_seconds, attempt=job.attempts)
+        if job.delete_source:
+            # The file first: were the record first, a crash in between would leave a video without a file.
+            # Where the record cannot be made, the file stays: `_discard`, or the next worker, finds it there.
+            self._store.keep(self._source(job), job.video_id)
+        outcome = self._catalog.add_video(
+            id=job.video_id,
+            uri=job.uri,
+            title=job.title,
+            metadata=job.metadata,
+            finish_job=job.id,
+            job_attempt=job.attempts,
+            **fields,
+        )
+        if not outcome.created:
+            self._discard(job)
         return outcome.video_id
 
     def _fail(self, job: Job, reason: str) -> None:
@@ -197,8 +230,7 @@ class Worker:
             self._discard(job)
 
     def _discard(self, job: Job) -> None:
-        if job.delete_source:
-            Path(job.source_path).unlink(missing_ok=True)
+        discard_upload(job, self._store, self._catalog)
 
 
 def run_worker(settings: WorkerSettings) -> int:

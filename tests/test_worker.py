@@ -6,6 +6,9 @@ import asyncio
 import errno
 import hashlib
 import os
+import random
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,31 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service_fakes import add_video, make_catalog, segment
+from dying_worker import POISON, read_by_rote
+from service_fakes import add_video, make_catalog
+from video_files import write_numbered_video
 
-from indexer.errors import IndexDamagedError, NotAVideoError
-from indexer.job_queue import Job, JobQueue
+from indexer.catalog import Catalog
+from indexer.errors import IndexBusyError, IndexDamagedError, IndexFullError, NotAVideoError
+from indexer.job_queue import GAVE_UP_REASON, Job, JobQueue
+from indexer.verification import verify
 from service.media_store import MediaStore
 from service.settings import ServiceSettings, WorkerSettings
+from service.sweeping import sweep
 from service.worker import ID_TAKEN_REASON, INTERNAL_REASON, NO_ROOM_REASON, Worker
 from service.worker_process import keep_worker_running, worker_command
 
+TESTS = Path(__file__).resolve().parent
 MP4 = b"\x00\x00\x00\x18ftypmp42" + bytes(1000)
-
-
-def read_by_rote(path: Path) -> dict[str, Any]:
-    """Fields of a video whose file has any bytes."""
-    content = path.read_bytes()
-    return {
-        "content_sha256": hashlib.sha256(content).hexdigest(),
-        "segments": [segment()],
-        "duration_seconds": 10.0,
-        "width": 64,
-        "height": 48,
-        "frame_rate": 25.0,
-        "codec": "h264",
-        "size_bytes": len(content),
-    }
 
 
 class Bench:
@@ -267,8 +261,232 @@ def test_a_worker_ends_when_the_server_that_started_it_is_gone(bench: Bench) -> 
     assert bench.stop.is_set()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+def test_a_cancel_at_any_moment_leaves_a_video_with_its_file_or_nothing(bench: Bench) -> None:
+    chance = random.Random(0)
+    cancelled_at_once = bench.upload(b"at once")
+    bench.queue.cancel(cancelled_at_once.id)
+    thread = bench.start()
+    jobs = [cancelled_at_once]
+    for number in range(40):
+        job = bench.upload(MP4 + str(number).encode())
+        jobs.append(job)
+        time.sleep(chance.uniform(0, 0.04))
+        said = bench.queue.cancel(job.id)
+        assert said.ended and bench.queue.get(job.id) == said, "nothing happens to it any more"
+    bench.stop.set()
+    thread.join()
+    sweep(bench.store, bench.catalog, bench.queue)
+    done = {job.video_id for job in jobs if bench.queue.get(job.id).state == "done"}
+    assert {video.id for video in bench.catalog.list_videos(100)} == done
+    assert bench.files() == sorted(f"{video_id}.mp4" for video_id in done)
+    assert bench.catalog.sequence == len(done)
+
+
+def test_a_worker_that_wakes_up_late_takes_nothing_from_the_one_that_took_over(bench: Bench) -> None:
+    hold = threading.Event()
+
+    class SlowStore(MediaStore):
+        def keep(self, source: Path, video_id: str) -> Path:
+            path = super().keep(source, video_id)
+            hold.wait(20)
+            return path
+
+    bench.settings = WorkerSettings(bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.3)
+    quick_store, bench.store = bench.store, SlowStore(bench.catalog.directory)
+    job = bench.upload()
+    late = bench.start()
+    wait_until(lambda: quick_store.kept(job.video_id) is not None)
+    bench.store = quick_store
+    bench.run()
+    ended = bench.queue.get(job.id)
+    assert (ended.state, ended.attempts) == ("done", 2)
+    bench.stop.set()
+    hold.set()
+    late.join()
+    assert bench.queue.get(job.id) == ended and bench.files() == [f"{job.video_id}.mp4"]
+
+
+@pytest.mark.parametrize(
+    "error", [IndexFullError("no room to grow"), IndexBusyError("writing for 30 seconds")]
+)
+def test_a_catalog_that_cannot_be_written_to_costs_a_try_and_not_the_video(
+    bench: Bench, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.worker.UNWRITABLE_PAUSE_SECONDS", 0.01)
+    add_really, errors = bench.catalog.add_video, [error]
+
+    def add(**fields: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return add_really(**fields)
+
+    monkeypatch.setattr(bench.catalog, "add_video", add)
+    bench.settings = WorkerSettings(bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.3)
+    job = bench.upload()
+    bench.run()
+    ended = bench.queue.get(job.id)
+    assert (ended.state, ended.attempts) == ("done", 2) and bench.files() == [f"{job.video_id}.mp4"]
+
+
+def test_a_file_moved_for_a_job_that_ended_with_an_older_id_is_swept_up(bench: Bench) -> None:
+    add_video(bench.catalog, "old", MP4)
+    job = bench.upload()
+    bench.store.keep(Path(job.source_path), job.video_id)
+    bench.queue.lease("worker", 60)
+    bench.queue.finish(job.id, "old")
+    assert sweep(bench.store, bench.catalog, bench.queue) == 1 and bench.files() == []
+
+
+# Workers that are processes, and die
+
+
+def start_process(bench: Bench, moment: str, lease_seconds: float = 0.5) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(TESTS / "dying_worker.py"), str(bench.catalog.directory), moment]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, str(lease_seconds)], env=environment)
+
+
+def kill_at(bench: Bench, moment: str) -> None:
+    """Start a worker and kill it, as nothing can be handled, when it has come to `moment`."""
+    process = start_process(bench, moment)
+    sign = bench.catalog.directory / f"at-{moment}"
+    try:
+        wait_until(lambda: sign.exists() or process.poll() is not None)
+    finally:
+        process.kill()
+        process.wait()
+    assert sign.exists(), "it ended by itself"
+
+
+def finish_with_a_process(bench: Bench, condition: Callable[[], bool]) -> None:
+    process = start_process(bench, "never")
+    try:
+        wait_until((bench.catalog.directory / f"ready-{process.pid}").exists)
+        wait_until(condition)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("moment", "num_attempts"), [("decode", 2), ("moved", 2), ("transaction", 2), ("committed", 1)]
+)
+def test_a_job_whose_worker_is_killed_is_done_exactly_once(
+    bench: Bench, moment: str, num_attempts: int
+) -> None:
+    job = bench.upload()
+    kill_at(bench, moment)
+    assert bench.queue.get(job.id).state == ("done" if moment == "committed" else "running")
+    finish_with_a_process(bench, lambda: bench.queue.get(job.id).ended)
+    ended = bench.queue.get(job.id)
+    assert (ended.state, ended.attempts, ended.video_id) == ("done", num_attempts, job.video_id)
+    assert [video.id for video in bench.catalog.list_videos()] == [job.video_id]
+    assert bench.catalog.sequence == 1 and bench.files() == [f"{job.video_id}.mp4"]
+
+
+def test_an_upload_whose_worker_is_killed_before_it_removes_it_is_swept_up(bench: Bench) -> None:
+    add_video(bench.catalog, "old", MP4)
+    job = bench.upload()
+    kill_at(bench, "finished")
+    assert bench.queue.get(job.id).state == "done" and bench.files() == [Path(job.source_path).name]
+    finish_with_a_process(bench, lambda: bench.files() == [])
+    assert bench.queue.get(job.id).video_id == "old" and bench.catalog.num_videos == 1
+
+
+def test_a_file_that_kills_its_workers_fails_after_three_and_holds_up_nothing(bench: Bench) -> None:
+    poison, good = bench.upload(POISON), bench.upload()
+    num_deaths = 0
+    while not bench.queue.get(poison.id).ended:
+        process = start_process(bench, "never", lease_seconds=0.2)
+        wait_until(lambda: process.poll() is not None or bench.queue.get(poison.id).ended)  # noqa: B023
+        if process.poll() is None:
+            process.kill()
+        else:
+            assert process.returncode == -signal.SIGKILL
+            num_deaths += 1
+        process.wait()
+        if num_deaths == 2:
+            assert bench.queue.get(good.id).state == "done"
+    failed = bench.queue.get(poison.id)
+    assert (num_deaths, failed.state, failed.reason) == (3, "failed", GAVE_UP_REASON)
+    sweep(bench.store, bench.catalog, bench.queue)
+    assert bench.files() == [f"{good.video_id}.mp4"] and bench.catalog.num_videos == 1
+
+
+def status_fields(pid: int) -> list[str]:
+    """State, parent's id and so on of a process; none where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def is_running(pid: int) -> bool:
+    return status_fields(pid)[:1] not in ([], ["Z"], ["X"])
+
+
+def children_of(pid: int) -> list[int]:
+    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    return [child for child in pids if status_fields(child)[1:2] == [str(pid)]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_real_worker_killed_while_it_decodes_takes_its_decoder_along_and_the_next_one_does_the_job(
+    tmp_path: Path,
+) -> None:
+    import torch
+
+    from model import XClip, XClipConfig
+    from service.loading import load_model
+
+    torch.manual_seed(0)
+    XClip(XClipConfig.tiny()).eval().save(tmp_path / "model")
+    index = tmp_path / "index"
+    load_model(index, str(tmp_path / "model"), "cpu")
+    film = write_numbered_video(tmp_path / "film.mp4", 900, rate=1, codec="mpeg4")
+    store = MediaStore(index)
+    store.prepare()
+    program = (
+        "from pathlib import Path\nfrom service.settings import WorkerSettings\n"
+        "from service.worker import run_worker\n"
+        f"run_worker(WorkerSettings(Path({str(index)!r}), device='cpu', lease_seconds=3.0))\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", program], cwd=TESTS.parent, env=environment)
+
+    with Catalog.open(index) as catalog:
+        queue = JobQueue(catalog)
+        upload = store.new_upload_path()
+        upload.write_bytes(film.read_bytes())
+        job = queue.enqueue(None, str(upload), delete_source=True)
+        worker = start()
+        try:
+            wait_until(lambda: queue.get(job.id).state == "running", 240)
+            wait_until(lambda: bool(children_of(worker.pid)), 60)
+            children = children_of(worker.pid)
+        finally:
+            worker.kill()
+            worker.wait()
+        assert queue.get(job.id).state == "running" and children
+        wait_until(lambda: not any(is_running(child) for child in children), 60)
+        worker = start()
+        try:
+            wait_until(lambda: queue.get(job.id).ended, 240)
+        finally:
+            worker.terminate()
+            assert worker.wait(60) == 0
+        ended = queue.get(job.id)
+        assert (ended.state, ended.attempts, ended.reason) == ("done", 2, None)
+        assert catalog.totals() == (1, 15) and catalog.sequence == 1
+        assert store.kept(job.video_id) is not None and not list(store.uploads_directory.iterdir())
+    assert verify(index).is_clean
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -38,7 +38,7 @@ def run_cycles(num_cycles: int, seed: int) -> dict:
 def assert_nothing_lost(report: dict, num_cycles: int) -> None:
     assert report["failures"] == dict.fromkeys((*FAILURES, "errors"), 0), report
     assert report["cycles"] == num_cycles <= report["kills"]
-    assert report["acknowledged"] > 5 * num_cycles, "the processes lived long enough to do something"
+    assert report["acknowledged"] > num_cycles, "the processes lived long enough to do something"
 
 
 @pytest.mark.timeout(300)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -450,3 +452,48 @@ def test_a_loop_that_works_hardly_waits() -> None:
     for _ in batches:
         time.sleep(0.05)
     assert batches.share < 0.2
+
+
+TRAINER = """
+import sys, time
+from pathlib import Path
+from training.batch_loading import ClipLoader, LoadRequest
+from training.datasets.split import Clip
+from training.frames import FrameReader, FrameRecipe
+if __name__ == "__main__":
+    loader = ClipLoader([Clip("v", Path(sys.argv[1]))], FrameReader(FrameRecipe(3, 16)), num_workers=1)
+    next(loader.load([LoadRequest((0,)), LoadRequest((0,))]))
+    print(int(loader._board[0, 2]), flush=True)
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.slow
+def test_readers_pass_over_ctrl_c_and_end_when_the_process_that_trains_is_killed(
+    split: Split, tmp_path: Path
+) -> None:
+    program = tmp_path / "trainer.py"
+    program.write_text(TRAINER)
+    root = Path(__file__).parent.parent
+    trainer = subprocess.Popen(
+        [sys.executable, str(program), str(split.clips[0].path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert trainer.stdout is not None
+    with trainer.stdout:
+        worker = int(trainer.stdout.readline())
+    os.kill(worker, signal.SIGINT)
+    time.sleep(0.5)
+    os.kill(worker, 0)  # It lives.
+    trainer.kill()
+    trainer.wait(10)
+    for _ in range(100):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.2)
+    else:
+        pytest.fail("the reader outlived the process that it read for")

@@ -269,6 +269,13 @@ def test_inverse_document_frequencies_by_hand():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_what_every_caption_holds_weighs_nothing_and_never_less():
+    for num_captions in range(1, 200):
+        caption = torch.tensor([[5, 1, 6, 0]]).expand(num_captions, -1)
+        weights = inverse_document_frequencies(caption, 7)
+        assert (weights >= 0).all() and weights[5] == weights[1] == weights[6] == 0
+
+
 @settings(max_examples=30)
 @given(st.lists(st.lists(st.integers(0, 6), max_size=5), min_size=1, max_size=8))
 def test_inverse_document_frequencies_equal_counting_in_python(bodies):

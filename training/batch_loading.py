@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,6 +29,8 @@ from training.frames import FrameReader
 
 _LOOK_SECONDS: Final = 10.0
 """How often to look whether a worker hangs or is gone, while a batch is awaited."""
+
+_LOOK_FOR_TRAINER_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,7 @@ class ClipLoader:
                 timeout=_LOOK_SECONDS,
                 multiprocessing_context=_process_context(),
                 persistent_workers=True,
+                worker_init_fn=_WorkerStart(os.getpid()),
             )
 
     def _raise_if_one_hangs(self) -> None:
@@ -173,6 +178,26 @@ class ClipLoader:
             f"a process that reads clips ended while it read clip {', '.join(suspects)}: its decoder crashed,"
             " or memory was short"
         )
+
+
+@dataclass(frozen=True)
+class _WorkerStart:
+    """What a worker does first.
+
+    Ctrl-C in a terminal reaches every process of it: the one that trains decides when to stop. And when that
+    one is killed, nobody is left to end the workers, so each looks after it by itself.
+    """
+
+    trainer_process_id: int
+
+    def __call__(self, worker_number: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=self._end_with_trainer, daemon=True).start()
+
+    def _end_with_trainer(self) -> None:
+        while _is_alive(self.trainer_process_id):
+            time.sleep(_LOOK_FOR_TRAINER_SECONDS)
+        os._exit(1)
 
 
 class _ClipFrames(Dataset[Any]):

@@ -24,4 +24,6 @@ def inverse_document_frequencies(input_ids: Tensor, vocabulary_size: int) -> Ten
     captions = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(input_ids)
     once_a_caption = torch.unique(captions[real] * vocabulary_size + input_ids[real])
     num_captions = torch.bincount(once_a_caption % vocabulary_size, minlength=vocabulary_size)
-    return torch.log((1 + len(input_ids)) / (1 + num_captions.double())).float()
+    holding = 1 + num_captions.double()
+    # A tensor over a tensor: a number over one is times its reciprocal, which may miss 1 by a rounding error.
+    return torch.log(torch.full_like(holding, 1 + len(input_ids)) / holding).float()

@@ -131,12 +131,17 @@ def _inconsistencies(connection: sqlite3.Connection) -> Iterator[Finding]:
 def _coarse_findings(catalog: Catalog) -> Iterator[Finding]:
     """A saved coarse index that is whole and says something else than the catalog. None is no damage: it is
     made at the next start; nor is one of another history, which the next start leaves aside."""
-    if not (catalog.directory / MANIFEST_FILE).exists():
+    manifest = catalog.directory / MANIFEST_FILE
+    if not manifest.exists():
         return
+    written_at = manifest.stat().st_mtime_ns
     try:
         snapshot = load_snapshot(catalog.directory, catalog.fingerprint, catalog.embedding_dim)
     except SnapshotUnusableError as error:
-        yield Finding("coarse index", str(error))
+        if manifest.exists() and manifest.stat().st_mtime_ns != written_at:
+            yield from _coarse_findings(catalog)  # Another process has saved a newer one meanwhile.
+        else:
+            yield Finding("coarse index", str(error))
         return
     if catalog.change_token(snapshot.sequence) != snapshot.token:
         return

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from indexer import coarse_files
+from indexer import coarse_files, verification
 from indexer.catalog import Catalog
 from indexer.coarse_index import CoarseIndex
 from indexer.verification import verify
@@ -196,6 +196,22 @@ def test_two_that_save_at_the_same_moment_leave_a_whole_pair(directory, monkeypa
     with Catalog.open(directory) as catalog:
         assert not CoarseIndex.open(catalog).needs_saving
     assert verify(directory).is_clean and len(list(directory.glob("coarse-*.faiss"))) == 1
+
+
+def test_what_is_saved_while_verify_reads_is_no_damage(directory, monkeypatch):
+    load, saved = verification.load_snapshot, []
+
+    def interrupted(*arguments):
+        """Another process saves between the reading of the manifest and that of the file it names."""
+        if not saved:
+            saved.append(True)
+            with Catalog.open(directory) as catalog:
+                CoarseIndex.build(catalog).save()
+            raise verification.SnapshotUnusableError("the file is gone")
+        return load(*arguments)
+
+    monkeypatch.setattr(verification, "load_snapshot", interrupted)
+    assert verify(directory).is_clean and saved
 
 
 def test_unfinished_files_of_killed_processes_are_cleaned_away_and_young_ones_left(directory):

@@ -313,6 +313,11 @@ def from_indexer_error(error: Exception) -> ServiceError:
         return JobNotFoundError()
     if isinstance(error, indexer_errors.DuplicateIdError):
         return IdTakenError()
+    if isinstance(error, indexer_errors.IndexBusyError):
+        return OverloadedError()
+    if isinstance(error, indexer_errors.IndexFullError):
+        logger.error("the index cannot grow: %s", error)
+        return StorageFullError()
     logger.error("the index failed", exc_info=error)
     return InternalError()
 

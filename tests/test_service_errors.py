@@ -11,9 +11,10 @@ import pytest
 from service_fakes import Service, add_video, running
 from starlette.testclient import TestClient
 
+from indexer import errors as indexer_errors
 from indexer.errors import IndexDamagedError
 from service.app import create_app
-from service.errors import ERROR_CLASSES, PROBLEM_MEDIA_TYPE, TYPE_PREFIX, ServiceError
+from service.errors import ERROR_CLASSES, PROBLEM_MEDIA_TYPE, TYPE_PREFIX, ServiceError, from_indexer_error
 from service.schemas import Problem
 from service.settings import ServiceSettings
 
@@ -196,3 +197,20 @@ def test_every_answer_has_the_security_headers(service: Service) -> None:
         headers = service.client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
         assert "default-src 'none'" in headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (indexer_errors.IndexBusyError("a path"), 503),
+        (indexer_errors.IndexFullError("a path"), 507),
+        (indexer_errors.IndexStorageError("a path"), 500),
+        (indexer_errors.IndexDamagedError("a path"), 500),
+    ],
+)
+def test_what_the_index_cannot_do_has_a_status_of_its_own_and_tells_no_path(
+    error: Exception, status: int
+) -> None:
+    response = from_indexer_error(error).to_response()
+    assert response.status_code == status and b"a path" not in response.body
+    assert ("retry-after" in response.headers) == (status == 503)

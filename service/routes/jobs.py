@@ -9,7 +9,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Query
 
 from indexer.job_queue import Job
-from service.errors import CrossSiteError, JobNotFoundError
+from service.errors import CrossSiteError, JobNotFoundError, OverloadedError, StorageFullError
 from service.ready_service import ReadyService, Service
 from service.routes.descriptions import problems
 from service.schemas import JobAnswer, JobPage, ListJobsParameters
@@ -40,7 +40,10 @@ async def get_job(job_id: str, service: Service) -> JobAnswer:
     return to_job_answer(await to_thread.run_sync(service.job_queue.get, job_id))
 
 
-@router.delete("/{job_id}", responses=problems(JobNotFoundError, CrossSiteError))
+@router.delete(
+    "/{job_id}",
+    responses=problems(JobNotFoundError, CrossSiteError, OverloadedError, StorageFullError),
+)
 async def cancel_job(job_id: str, service: Service) -> JobAnswer:
     """Cancel a job that waits or runs: it becomes failed. A job that has ended stays as it is."""
     return to_job_answer(await to_thread.run_sync(_cancel, service, job_id))

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 
 from indexer.catalog_records import VideoRecord
 from service.addresses import media_url, thumbnail_url
-from service.errors import CrossSiteError, VideoNotFoundError
+from service.errors import CrossSiteError, OverloadedError, StorageFullError, VideoNotFoundError
 from service.ready_service import ReadyService, Service
 from service.routes.descriptions import problems
 from service.schemas import ListVideosParameters, VideoAnswer, VideoPage
@@ -39,7 +39,11 @@ async def get_video(request: Request, video_id: str, service: Service) -> VideoA
     return to_video_answer(record, request.scope.get("root_path", ""))
 
 
-@router.delete("/{video_id}", status_code=204, responses=problems(VideoNotFoundError, CrossSiteError))
+@router.delete(
+    "/{video_id}",
+    status_code=204,
+    responses=problems(VideoNotFoundError, CrossSiteError, OverloadedError, StorageFullError),
+)
 async def delete_video(video_id: str, service: Service) -> None:
     """Remove a video from the index; its file too if it was uploaded. No later search finds it."""
     await to_thread.run_sync(_delete, service, video_id)

@@ -18,6 +18,7 @@ from typing import Any, Final
 import av
 import av.error
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 
 from indexer.errors import MediaError, MediaLimitError, NotAVideoError, UnsupportedMediaError
@@ -219,6 +220,21 @@ def open_media(
         yield container, stream
     finally:
         container.close()
+
+
+def demux_all(container: InputContainer, *streams: VideoStream) -> Iterator[Packet[Any]]:
+    """The packets of these streams, or of all, and at the end an empty one for each: `container.demux`.
+
+    PyAV (up to 18.1) counts the streams when it begins. Where others appear while it reads (MPEG-TS, MPEG-PS,
+    FLV), it may stumble over them, after all packets.
+    """
+    packets = container.demux(*streams)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, IndexError):
+            return
+        yield packet
 
 
 def check_frame_size(width: int, height: int, limits: MediaLimits) -> None:

@@ -29,7 +29,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from indexer.errors import UnsupportedMediaError
-from indexer.media import MediaLimits, check_frame_size, open_media
+from indexer.media import MediaLimits, check_frame_size, demux_all, open_media
 from indexer.timeline import Timeline
 
 _START: Final = -(2**63)
@@ -155,7 +155,7 @@ def _packets_of(
                 stack.close()
                 container, stream = stack.enter_context(open_media(path, limits, num_threads))
                 _only(container, stream)
-        yield stream, container.demux(stream)
+        yield stream, demux_all(container, stream)
 
 
 def _read_by_time(
@@ -244,7 +244,7 @@ def _jump(container: InputContainer, stream: VideoStream, key: int) -> Iterator[
     """The packets from `key` or an earlier key packet on; None where the demuxer cannot jump there."""
     try:
         container.seek(key, stream=stream, backward=True)
-        packets = container.demux(stream)
+        packets = demux_all(container, stream)
         first = next(packets)
     except (av.error.FFmpegError, StopIteration):
         return None

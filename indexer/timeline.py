@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from indexer.errors import MediaLimitError, TruncatedMediaError
-from indexer.media import MediaLimits, check_duration
+from indexer.media import MediaLimits, check_duration, demux_all
 
 Clock = Literal["presentation", "count"]
 
@@ -165,7 +165,7 @@ def _read_packets(
         if other.index != stream.index and (promised_by_stream or other.type != "audio"):
             other.discard = Discard.all
     try:
-        for packet in container.demux():
+        for packet in demux_all(container):
             packets.num_of_all += 1
             if packets.num_of_all > limits.max_packets:
                 raise MediaLimitError(f"more than {limits.max_packets} packets")

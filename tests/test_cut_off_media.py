@@ -174,6 +174,16 @@ def test_an_error_while_reading_packets_never_shortens_a_video_in_silence(tmp_pa
         read_timeline(demuxer, container.streams.video[0], "mp4", MediaLimits())
 
 
+def test_streams_that_appear_while_reading_are_no_error(tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "a.ts", NUM_FRAMES)
+    with av.open(str(path)) as container:
+        num_packets = sum(1 for packet in container.demux() if packet.size)
+    with av.open(str(path)) as container:
+        demuxer: Any = _Demuxer(container, IndexError("list index out of range"), num_packets)
+        timeline = read_timeline(demuxer, container.streams.video[0], "mpegts", MediaLimits())
+    assert (len(timeline), timeline.fraction_present) == (NUM_FRAMES, 1)
+
+
 def test_packets_of_sound_count_towards_the_limit() -> None:
     # Of a container that promises a length only as a whole, all streams are read.
     packet = SimpleNamespace(dts=0, pts=0, size=1, duration=1, time_base=1, stream_index=1)

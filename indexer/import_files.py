@@ -62,8 +62,8 @@ def import_index(
     the id, order and `added_at` that it had; what is in already is skipped by content, so after an
     interruption the same call goes on. The index may be in use meanwhile.
     Raises ParquetMissingError, IndexNotFoundError (no export there), ExportDamagedError, IndexVersionError,
-    ExportWithoutFramesError, ExportFingerprintError (another model or sampling made the index), OSError, and
-    sqlite3.OperationalError where the disk is full.
+    ExportWithoutFramesError, ExportFingerprintError (another model or sampling made the index),
+    IndexStorageError where the disk is full, OSError.
     """
     load_pyarrow()
     source, index = Path(source), Path(index)

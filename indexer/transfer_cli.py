@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -101,14 +100,16 @@ def _save_coarse_index(index: Path) -> None:
 @contextmanager
 def _trouble_explained(consequence: str) -> Iterator[None]:
     """Disks that are full and interruptions as one line, with what became of the work."""
+    from indexer.errors import IndexStorageError
+
     try:
         yield
     except PermissionError:
         raise
     except OSError as error:
         stop(f"{error.filename or 'the disk'}: {error.strerror or error}; {consequence}")
-    except sqlite3.OperationalError as error:
-        stop(f"the catalog: {error}; {consequence}")
+    except IndexStorageError as error:
+        stop(f"{error}; {consequence}")
     except KeyboardInterrupt:
         typer.echo(f"interrupted; {consequence}", err=True)
         raise typer.Exit(INTERRUPTED) from None

@@ -32,3 +32,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if os.environ.get("XCLIP_TEST_NEED_GPU") == "1":
             pytest.fail("XCLIP_TEST_NEED_GPU=1, but torch sees no CUDA device")
         pytest.skip("torch sees no CUDA device")
+
+
+def _schedule_as_usual() -> None:
+    """Undo what an encoder did: SVT-AV1, run by root, leaves its caller with real-time priority.
+
+    Every later test would inherit it, and threads that wait for each other by spinning never make room.
+    """
+    if hasattr(os, "sched_setscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    _schedule_as_usual()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    _schedule_as_usual()

@@ -11,7 +11,6 @@ What is derived is left out; the first start makes it again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 import sqlite3
@@ -26,6 +25,7 @@ from indexer.catalog_connections import translated
 from indexer.catalog_schema import CATALOG_FILE
 from indexer.durable_files import appearing_whole, synchronize_file
 from indexer.errors import BackupDamagedError, IndexExistsError, IndexNotFoundError
+from indexer.file_checksums import sha256_of_file, sha256_of_json
 
 MANIFEST_FILE: Final = "backup.json"
 FORMAT: Final = 1
@@ -79,7 +79,7 @@ def backup(
             synchronize_file(path)
             rows[path.relative_to(unfinished).as_posix()] = {
                 "size_bytes": path.stat().st_size,
-                "sha256": _sha256(path),
+                "sha256": sha256_of_file(path),
             }
             on_progress(num_done, len(files))
         report = BackupReport(
@@ -123,7 +123,7 @@ def restore(
                 shutil.copyfile(source / name, target)
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
                 raise BackupDamagedError(f"the backup lacks {name}") from None
-            if target.stat().st_size != row["size_bytes"] or _sha256(target) != row["sha256"]:
+            if target.stat().st_size != row["size_bytes"] or sha256_of_file(target) != row["sha256"]:
                 raise BackupDamagedError(f"{name} in the backup is not what was written")
             target.chmod(0o640 if name == CATALOG_FILE else 0o600)
             synchronize_file(target)
@@ -213,9 +213,4 @@ def _read_manifest(source: Path) -> dict[str, Any]:
 
 def _sha256_of(manifest: Mapping[str, Any]) -> str:
     rest = {name: value for name, value in manifest.items() if name != _OWN_CHECKSUM}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of_json(rest)

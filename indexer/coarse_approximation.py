@@ -33,7 +33,7 @@ from indexer.coarse_vectors import (
 _faiss: Any = faiss  # Its stubs describe the C++ signatures, not those that Python sees.
 
 EXACT_LIMIT = 50_000
-"""Up to here `auto` searches exactly: about 5 ms on two processors (benchmarks/coarse_kinds.py)."""
+"""Up to here `auto` searches exactly (benchmarks/scaling.py measures what each kind costs)."""
 
 MIN_APPROXIMATE = 1_000
 
@@ -45,7 +45,7 @@ TRAINING_VECTORS_A_LIST = 40
 """FAISS's k-means wants at least 39 for each list (faiss Clustering.h, min_points_per_centroid)."""
 
 PROBED_SHARE = 8
-"""One list in so many is looked at: 0.997 of the exact best 200 of 100,000 (benchmarks/coarse_kinds.py)."""
+"""One list in so many is looked at (benchmarks/scaling.py measures what is missed)."""
 
 Blocks = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
 Fetch = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.float32]]]

@@ -11,7 +11,6 @@ without loss: it is made from the catalog again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -28,6 +27,7 @@ import numpy as np
 from indexer.coarse_approximation import ApproximateSnapshot
 from indexer.coarse_vectors import ExactSnapshot
 from indexer.durable_files import publish_file
+from indexer.file_checksums import sha256_of_file
 
 if sys.platform != "win32":
     import fcntl
@@ -69,7 +69,7 @@ def save_snapshot(snapshot: Snapshot, directory: Path, fingerprint: str) -> None
             "kind": snapshot.kind,
             "file": name,
             "size_bytes": unfinished.stat().st_size,
-            "sha256": _sha256(unfinished),
+            "sha256": sha256_of_file(unfinished),
         }
         unfinished_manifest.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         with _one_at_a_time(directory):
@@ -130,7 +130,9 @@ def load_snapshot(directory: Path, fingerprint: str, embedding_dim: int) -> Snap
         raise SnapshotUnusableError("the saved snapshot's manifest lacks its sequence or token")
     path = directory / file_name
     try:
-        if path.stat().st_size != manifest.get("size_bytes") or _sha256(path) != manifest.get("sha256"):
+        if path.stat().st_size != manifest.get("size_bytes") or sha256_of_file(path) != manifest.get(
+            "sha256"
+        ):
             raise SnapshotUnusableError(
                 "the saved snapshot is damaged: its bytes are not those that were written"
             )
@@ -166,8 +168,3 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise SnapshotUnusableError("the saved snapshot's manifest is not a JSON object")
     return manifest
-
-
-def _sha256(path: Path) -> str:
-    with contextlib.closing(path.open("rb")) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

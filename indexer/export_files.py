@@ -26,9 +26,9 @@ from indexer.export_layout import (
     PartFile,
     load_pyarrow,
     segment_schema,
-    sha256_of_file,
     video_schema,
 )
+from indexer.file_checksums import sha256_of_file
 
 ROWS_PER_GROUP: Final = 1_024
 """Rows read, written and held in memory at once: 15 MB of segments of 12 x 512."""

@@ -10,7 +10,6 @@ Needs pyarrow, the extra `parquet`, imported when it is first used.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import re
@@ -26,6 +25,7 @@ from indexer.errors import (
     IndexNotFoundError,
     IndexVersionError,
 )
+from indexer.file_checksums import sha256_of_file, sha256_of_json
 
 MANIFEST_FILE: Final = "export.json"
 FORMAT: Final = 1
@@ -154,7 +154,7 @@ class ExportManifest:
         """Write export.json and return its path."""
         content = {"format": FORMAT, **asdict(self)}
         path = directory / MANIFEST_FILE
-        text = json.dumps({**content, "sha256": _sha256_of_json(content)}, indent=2)
+        text = json.dumps({**content, "sha256": sha256_of_json(content)}, indent=2)
         path.write_text(f"{text}\n", encoding="utf-8")
         return path
 
@@ -167,7 +167,7 @@ class ExportManifest:
         damaged = ExportDamagedError(f"{path} is not what was written")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content.pop("sha256") != _sha256_of_json(content):
+            if content.pop("sha256") != sha256_of_json(content):
                 raise damaged
             if content.pop("format") != FORMAT:
                 raise IndexVersionError(f"{path} is not of format {FORMAT}, which this version imports")
@@ -211,12 +211,6 @@ def check_files(directory: Path, manifest: ExportManifest, on_progress: OnProgre
         on_progress("checking", num_done, len(manifest.files))
 
 
-def sha256_of_file(path: Path) -> str:
-    """64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _difference(found: Any, expected: Any) -> str:
     """The first thing that is other than expected about the columns of a file."""
     for field in expected:
@@ -225,7 +219,3 @@ def _difference(found: Any, expected: Any) -> str:
         if not found.field(field.name).equals(field):
             return f"the column {field.name} is {found.field(field.name).type}, not {field.type}"
     return f"its columns are {', '.join(found.names)}, not {', '.join(expected.names)}"
-
-
-def _sha256_of_json(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

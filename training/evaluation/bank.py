@@ -6,14 +6,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import cast, get_args
 
 from training.datasets.annotation_files import AnnotatedClip, read_lines
+from training.datasets.registry import load_annotations
 from training.datasets.split import Split, SplitName
 from training.errors import EvaluationError
-
-if TYPE_CHECKING:
-    from training.datasets.layout import Layout
 
 DEFAULT_BANK_SIZE = 5000
 """Most queries of a bank: a bank costs as much as that many test texts."""
@@ -64,7 +62,7 @@ def make_bank(
             raise EvaluationError(
                 f"{split} is what is judged, so it must not be the bank; choose another split or a file"
             )
-        annotated = read_annotations(split.dataset, directory, cast(SplitName, source))
+        annotated = load_annotations(split.dataset, directory, cast(SplitName, source))
         named = f"{split.dataset} {source}"
     else:
         annotated = [AnnotatedClip("", (line,)) for _, line in read_lines(Path(source))]
@@ -85,18 +83,6 @@ def make_bank(
         num_left_out=0 if allow_test_queries else len(texts) - len(kept),
         holds_test_queries=allow_test_queries and len(kept) < len(texts),
     )
-
-
-def read_annotations(dataset: str, directory: Path, split: SplitName) -> list[AnnotatedClip]:
-    """What the annotations of a split say, whether its videos are there or not."""
-    from training.datasets.captions import find_manifest, read_captions
-    from training.datasets.registry import LAYOUTS
-
-    if dataset == "captions":
-        return read_captions(find_manifest(directory, split), split)
-    layout: Layout = LAYOUTS[dataset]
-    _, folder = layout.find_annotations(directory, split)
-    return layout.read(folder, split)
 
 
 def _without_the_tests(annotated: Sequence[AnnotatedClip], split: Split) -> list[str]:

@@ -27,11 +27,11 @@ $(READY): $(LOCK) pyproject.toml
 demo: $(READY) ## make a small corpus, index it, search it, serve the page
 	$(BIN)/xclip-search demo $(DEMO_OPTIONS)
 
-test: $(READY) ## the default tests: CPU, offline
-	$(BIN)/python -m pytest
+test: $(READY) ## the default tests: CPU, offline, on all cores
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(READY) ## the slow tests too
-	$(BIN)/python -m pytest -m 'not gpu and not browser'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not gpu and not browser'
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
@@ -52,8 +52,8 @@ demo-card: $(READY) ## the demo checkpoint's tables
 	$(BIN)/python -m training.demo_model evaluate --model demo
 
 lock: ## resolve the pinned packages again
-	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --quiet --no-header --extra cpu --extra train --extra parquet --extra dev -o requirements.lock
-	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --quiet --no-header --extra gpu --extra train --extra parquet --extra dev -o requirements-gpu.lock
+	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --quiet --no-header --extra cpu --extra train --extra parquet --extra otel --extra dev -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --quiet --no-header --extra gpu --extra train --extra parquet --extra otel --extra dev -o requirements-gpu.lock
 
 clean: ## remove what the commands made
 	rm -rf .venv demo-data runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,6 +9,11 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One test process for each core: threads of their own would only stand in each other's way. Set before
+    # torch is imported, and inherited by the processes that tests start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def clips_directory() -> Path:

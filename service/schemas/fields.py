@@ -1,0 +1,86 @@
+"""Fields that have rules of their own, and the rules."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from indexer.catalog_checks import MAX_ID_LENGTH, check_video_id
+from indexer.errors import InvalidQueryError, InvalidRecordError
+from indexer.filters import parse_filter
+
+MAX_QUERY_CHARACTERS = 2000
+MAX_TITLE_CHARACTERS = 500
+MAX_URI_CHARACTERS = 4096
+MAX_METADATA_BYTES = 16 * 1024
+MAX_METADATA_DEPTH = 8
+
+
+def check_query(text: str) -> str:
+    """`text`, unless there is nothing in it to search for. Raises ValueError."""
+    if not text.strip():
+        raise ValueError("The query is blank: say in a few words what is to be seen.")
+    return text
+
+
+def check_title(text: str) -> str:
+    """`text`, unless it is blank or holds a NUL. Raises ValueError."""
+    if not text.strip() or "\0" in text:
+        raise ValueError("The title must have a visible character and no NUL.")
+    return text
+
+
+def check_id(video_id: str) -> str:
+    """`video_id`, unless it cannot be one. Raises ValueError."""
+    try:
+        return check_video_id(video_id)
+    except InvalidRecordError:
+        raise ValueError(
+            f"An id has 1 to {MAX_ID_LENGTH} characters, no white space, none of / \\ ? # %, "
+            "and is not . or .."
+        ) from None
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`metadata`, unless it is too large, too deep, or holds a number that JSON cannot. Raises ValueError.
+
+    At most MAX_METADATA_BYTES as compact UTF-8 JSON, at most MAX_METADATA_DEPTH objects and arrays deep.
+    """
+    if not _is_plain(metadata, MAX_METADATA_DEPTH):
+        raise ValueError(
+            f"The metadata must be JSON without NaN or Infinity, at most {MAX_METADATA_DEPTH} levels deep."
+        )
+    text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"))
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_METADATA_BYTES:
+        raise ValueError(f"The metadata is larger than {MAX_METADATA_BYTES} bytes of JSON.")
+    return metadata
+
+
+def _is_plain(value: Any, levels_left: int) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return levels_left > 0 and all(_is_plain(inner, levels_left - 1) for inner in value.values())
+    if isinstance(value, list):
+        return levels_left > 0 and all(_is_plain(inner, levels_left - 1) for inner in value)
+    return True
+
+
+def check_filter(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`value`, unless it is no filter. Raises ValueError, which names the place."""
+    try:
+        parse_filter(value)
+    except InvalidQueryError as error:
+        raise ValueError(f"{error}.") from None
+    return value
+
+
+QueryText = Annotated[str, Field(max_length=MAX_QUERY_CHARACTERS), AfterValidator(check_query)]
+VideoId = Annotated[str, AfterValidator(check_id)]
+Filter = Annotated[dict[str, Any], AfterValidator(check_filter)]
+Title = Annotated[str, Field(max_length=MAX_TITLE_CHARACTERS), AfterValidator(check_title)]
+Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata)]

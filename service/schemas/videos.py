@@ -1,0 +1,86 @@
+"""Videos: adding, listing, their files and pictures."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+
+from service.schemas.fields import MAX_URI_CHARACTERS, Metadata, Title, VideoId
+from service.schemas.jobs import JobAnswer
+from service.schemas.strictness import Answer, Parameters, Request
+
+
+class AddVideoRequest(Request):
+    """A video that lies on the server already, inside an allowed root."""
+
+    uri: str = Field(
+        min_length=1, max_length=MAX_URI_CHARACTERS, description="An absolute path or a file:// uri."
+    )
+    title: Title | None = None
+    metadata: Metadata = Field(default_factory=dict)
+    id: VideoId | None = Field(default=None, description="The video's id; one is made where there is none.")
+
+
+class AddVideoParameters(Parameters):
+    """Of POST /videos."""
+
+    wait: bool = Field(
+        default=False, description="Answer when the video can be found, or after a bounded wait."
+    )
+
+
+class ListVideosParameters(Parameters):
+    """Of GET /videos."""
+
+    limit: int = Field(default=50, ge=1, le=200, description="Videos in the answer, at most.")
+    after: int | None = Field(default=None, ge=0, le=2**63 - 1, description="`next` of the page before.")
+
+
+class ThumbnailParameters(Parameters):
+    """Of GET /videos/{id}/thumbnail."""
+
+    time_seconds: float = Field(default=0.0, ge=0, le=1e6, description="Seconds from the start of the video.")
+    width: int = Field(default=320, ge=16, le=1280, description="Width of the picture in pixels, at most.")
+
+
+class VideoAnswer(Answer):
+    """A video of the index."""
+
+    id: str
+    title: str | None
+    uri: str | None
+    metadata: dict[str, Any]
+    duration_seconds: float
+    width: int
+    height: int
+    frame_rate: float
+    codec: str
+    size_bytes: int
+    content_sha256: str
+    partial: bool = Field(description="Whether a part of the file could not be read.")
+    fraction_read: float
+    added_at: datetime
+    thumbnail_url: str
+    media_url: str
+
+
+class VideoPage(Answer):
+    """A page of videos, newest first."""
+
+    videos: list[VideoAnswer]
+    next: int | None = Field(description="Give it as `after` for the next page; null on the last.")
+
+
+class VideoReference(Answer):
+    """The id under which a video is, or will be, found."""
+
+    id: str
+
+
+class AddVideoAnswer(Answer):
+    """What became of an upload. `job` is null where the same bytes were there already."""
+
+    job: JobAnswer | None
+    video: VideoReference

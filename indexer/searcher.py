@@ -23,6 +23,7 @@ from indexer.coarse_building import leave_room_for_searches
 from indexer.coarse_index import CoarseIndex
 from indexer.coarse_vectors import KindChoice
 from indexer.errors import FingerprintMismatchError
+from indexer.feature_memory import FeatureMemory
 from indexer.filter_matches import FilterMatches
 from indexer.filters import parse_filter
 from indexer.fingerprint import index_fingerprint
@@ -66,11 +67,13 @@ class Searcher:
         *,
         coarse_kind: KindChoice = "auto",
         block_size: int = 1024,
+        feature_memory_bytes: int = 0,
     ) -> None:
         """Open an index.
 
         coarse_kind: of the coarse index, see `indexer.coarse_approximation`; `auto` goes by its size.
         block_size: segments scored at once; bounds memory (at 12 frames x 512, about 40 KB each).
+        feature_memory_bytes: how much of what the full score reads is kept, see `indexer.feature_memory`.
         Raises IndexNotFoundError, IndexDamagedError, IndexVersionError, and FingerprintMismatchError where
         the index was made by another model.
         """
@@ -86,6 +89,7 @@ class Searcher:
             if expected != self.catalog.fingerprint:
                 raise FingerprintMismatchError(expected=expected, found=self.catalog.fingerprint)
             self._index = CoarseIndex.open(self.catalog, kind=coarse_kind)
+            self._features = FeatureMemory(self.catalog, size_bytes=feature_memory_bytes)
             self._filter_matches = FilterMatches(self.catalog)
         except BaseException:
             self.catalog.close()
@@ -164,17 +168,9 @@ class Searcher:
         # A few more than the page needs stand in for those that are deleted meanwhile.
         running = RunningBest(query.num_wanted + SPARE_RESULTS, query.group_by)
         with stages.measuring("rerank"):
-            for features in self._all_features(allowed):
+            for features in self._features.blocks(self._block_size, allowed):
                 running.add(score_segments(self.model, text, features))
         return running.result()
-
-    def _all_features(self, allowed: NDArray[np.int64] | None) -> Iterator[SegmentFeatures]:
-        """Features of all segments, or of `allowed`, block by block."""
-        if allowed is None:
-            yield from self.catalog.iterate_features(self._block_size)
-            return
-        for first in range(0, len(allowed), self._block_size):
-            yield self.catalog.segment_features(allowed[first : first + self._block_size])
 
     def _rank_candidates(
         self, query: SearchQuery, text: TextFeatures, allowed: NDArray[np.int64] | None, stages: _Stages
@@ -218,7 +214,7 @@ class Searcher:
     def _score_fully(self, segment_ids: NDArray[np.int64], text: TextFeatures) -> ScoredSegments:
         blocks = [ScoredSegments.none()]
         for first in range(0, len(segment_ids), self._block_size):
-            features = self.catalog.segment_features(segment_ids[first : first + self._block_size])
+            features = self._features.get(segment_ids[first : first + self._block_size])
             blocks.append(score_segments(self.model, text, features))
         return ScoredSegments.cat(blocks)
 
@@ -234,7 +230,7 @@ class Searcher:
             top = ranked[: query.num_wanted]
             hits = top[query.offset :]
             infos = self.catalog.segment_infos(top.segment_ids)
-            features = self.catalog.segment_features(hits.segment_ids)
+            features = self._features.get(hits.segment_ids)
             videos = self.catalog.get_videos([info.video_id for info in infos.values()])
             # Three readings, and a video may be deleted between any two of them.
             deleted = set(top.segment_ids.tolist()) - infos.keys()

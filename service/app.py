@@ -129,6 +129,7 @@ async def _load(
             settings.device,
             warm_up=settings.warm_up,
             coarse_kind=settings.coarse_kind,
+            feature_memory_bytes=settings.feature_memory_bytes,
         )
         searcher = await to_thread.run_sync(load, abandon_on_cancel=True)
         service = _assemble(settings, searcher, None, thumbnails)

@@ -64,6 +64,7 @@ def load_searcher(
     *,
     warm_up: bool,
     coarse_kind: CoarseKindChoice = "auto",
+    feature_memory_bytes: int = 0,
 ) -> Searcher:
     """A searcher that is ready to answer. Raises as `load_model` does.
 
@@ -72,7 +73,9 @@ def load_searcher(
     from indexer.searcher import Searcher
 
     model = load_model(index_directory, model_spec, device)
-    searcher = Searcher(index_directory, model, coarse_kind=coarse_kind)
+    searcher = Searcher(
+        index_directory, model, coarse_kind=coarse_kind, feature_memory_bytes=feature_memory_bytes
+    )
     if warm_up:
         searcher.search(SearchQuery(text="a warm-up"))
     return searcher

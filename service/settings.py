@@ -52,6 +52,9 @@ class Environment(BaseSettings):
         default="auto",
         description="Kind of the coarse index; auto: exact up to 50,000 segments, then ivf-sq.",
     )
+    feature_memory_bytes: int = Field(
+        default=1024 * MIB, ge=0, description="Memory for features that the full score reads; 0: none."
+    )
     decode_timeout_seconds: float = Field(default=300.0, gt=0, description="Longest decoding of one video.")
     worker_grace_seconds: float = Field(default=20.0, ge=0, description="Time a worker has to end its job.")
 
@@ -98,6 +101,7 @@ class ServiceSettings:
     idempotency_seconds: float = 24 * 3600.0
     thumbnail_cache_bytes: int = 32 * MIB
     coarse_kind: CoarseKindChoice = "auto"
+    feature_memory_bytes: int = 1024 * MIB
     decode_timeout_seconds: float = 300.0
     worker_grace_seconds: float = 20.0
 

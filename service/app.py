@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from indexer.errors import IndexerError
 from indexer.job_queue import JobQueue
 from model.errors import ModelError
-from service.errors import install_error_handlers
+from service.error_handlers import install_error_handlers
 from service.loading import load_searcher
 from service.media_store import MediaStore
 from service.middleware import SecurityMiddleware

@@ -1,6 +1,8 @@
 """What can go wrong at the HTTP door, and how it is told: RFC 9457 `application/problem+json`, always.
 
 ServiceError
+├── UnauthorizedError            401  no key, or one that opens nothing
+├── ForbiddenError               403  the key does not allow this
 ├── InvalidRequestError          422  a field or parameter is missing, unknown or out of range
 ├── MalformedBodyError           400  the body is not JSON, or not a well-formed multipart form
 ├── UnsupportedContentTypeError  415  the body is neither of the kinds that the endpoint takes
@@ -15,8 +17,14 @@ ServiceError
 ├── CrossSiteError               403  another site's page asks a browser to change something here
 ├── IdTakenError                 409
 ├── VideoRejectedError           422  the file was read and found wanting; `detail` is the reason
+├── HostNotAllowedError          421  the Host header names none of this server's names
+├── UriTooLongError              414
+├── HeadersTooLargeError         431
+├── RequestTimeoutError          408  the request did not arrive in time
+├── TooManyRequestsError         429  this client asks for more than its share
 ├── NotReadyError                503  model and index are still being loaded
 ├── OverloadedError              503
+├── DeadlineExceededError        504  the answer was not found in time
 ├── StorageFullError             507
 └── InternalError                500
 
@@ -27,22 +35,13 @@ and no traceback ever goes into one: what went wrong inside is for the log.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-
-from indexer import errors as indexer_errors
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:xclip-search:problem:"
-
-logger = logging.getLogger("xclip_search.service")
 
 
 class ServiceError(Exception):
@@ -188,6 +187,70 @@ class VideoRejectedError(ServiceError):
     status, kind, title = 422, "video-rejected", "Video rejected"
 
 
+class UnauthorizedError(ServiceError):
+    """A key is needed, and none that opens anything came with the request."""
+
+    status, kind, title = 401, "unauthorized", "Unauthorized"
+    default_detail = "Send a valid key in the header Authorization: Bearer KEY, or log in on the page."
+
+    def __init__(self, detail: str | None = None) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": 'Bearer realm="xclip-search"'})
+
+
+class ForbiddenError(ServiceError):
+    """The key is valid and does not allow this."""
+
+    status, kind, title = 403, "forbidden", "Forbidden"
+    default_detail = "This key may search and read only. Changes need a key with the scope write."
+
+
+class HostNotAllowedError(ServiceError):
+    """The Host header is none of this server's names."""
+
+    status, kind, title = 421, "host-not-allowed", "Host not allowed"
+    default_detail = "This server does not answer under the name in the Host header: see XCLIP_ALLOWED_HOSTS."
+
+
+class UriTooLongError(ServiceError):
+    """Path and query together are too long."""
+
+    status, kind, title = 414, "uri-too-long", "URI too long"
+    default_detail = "The path and query of the request are too long."
+
+
+class HeadersTooLargeError(ServiceError):
+    """Too many headers, or too large ones."""
+
+    status, kind, title = 431, "headers-too-large", "Headers too large"
+    default_detail = "The headers of the request are too many or too large."
+
+
+class RequestTimeoutError(ServiceError):
+    """The client took too long to send its request."""
+
+    status, kind, title = 408, "request-timeout", "Request timeout"
+    default_detail = "The request did not arrive in time. Send it again, faster."
+
+
+class TooManyRequestsError(ServiceError):
+    """One client asks for more than its share."""
+
+    status, kind, title = 429, "too-many-requests", "Too many requests"
+    default_detail = (
+        "Too many requests come from this client. Try again after the seconds in the Retry-After header."
+    )
+
+    def __init__(self, detail: str | None = None, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(detail, headers={"Retry-After": str(retry_after_seconds)})
+
+
+class DeadlineExceededError(ServiceError):
+    """The answer was not found in the time that a request may take."""
+
+    status, kind, title = 504, "deadline-exceeded", "Deadline exceeded"
+    default_detail = "The answer was not found in the time that a request may take."
+
+
 class NotReadyError(ServiceError):
     """Model and index are still being loaded."""
 
@@ -220,6 +283,8 @@ class InternalError(ServiceError):
 
 
 ERROR_CLASSES: tuple[type[ServiceError], ...] = (
+    UnauthorizedError,
+    ForbiddenError,
     InvalidRequestError,
     MalformedBodyError,
     UnsupportedContentTypeError,
@@ -234,8 +299,14 @@ ERROR_CLASSES: tuple[type[ServiceError], ...] = (
     CrossSiteError,
     IdTakenError,
     VideoRejectedError,
+    HostNotAllowedError,
+    UriTooLongError,
+    HeadersTooLargeError,
+    RequestTimeoutError,
+    TooManyRequestsError,
     NotReadyError,
     OverloadedError,
+    DeadlineExceededError,
     StorageFullError,
     InternalError,
 )
@@ -269,79 +340,3 @@ def _explain(error: Mapping[str, Any], known_fields: Sequence[str]) -> str:
         return str(error["msg"]).removeprefix("Value error, ")
     # pydantic's other messages are made of the schema alone: types, bounds, choices.
     return str(error["msg"]) + "."
-
-
-def install_error_handlers(app: FastAPI) -> None:
-    """Make every error of `app`, whoever raises it, a problem object."""
-
-    async def on_service_error(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, ServiceError)
-        return error.to_response()
-
-    async def on_http_exception(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return _from_http_exception(error).to_response()
-
-    async def on_validation_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return validation_problem(error.errors(), _parameter_names(request)).to_response()
-
-    async def on_indexer_error(_request: Request, error: Exception) -> Response:
-        return from_indexer_error(error).to_response()
-
-    async def on_disconnect(_request: Request, _error: Exception) -> Response:
-        # Nobody is there to read it; but an answer ends the request without an error in the log.
-        return MalformedBodyError("The request was cut off.").to_response()
-
-    async def on_any_error(request: Request, error: Exception) -> Response:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return InternalError().to_response()
-
-    app.add_exception_handler(ServiceError, on_service_error)
-    app.add_exception_handler(HTTPException, on_http_exception)
-    app.add_exception_handler(RequestValidationError, on_validation_error)
-    app.add_exception_handler(indexer_errors.IndexerError, on_indexer_error)
-    app.add_exception_handler(ClientDisconnect, on_disconnect)
-    app.add_exception_handler(Exception, on_any_error)
-
-
-def from_indexer_error(error: Exception) -> ServiceError:
-    """The problem that tells of an error of the indexer's; those the client cannot help are logged."""
-    if isinstance(error, indexer_errors.VideoNotFoundError):
-        return VideoNotFoundError()
-    if isinstance(error, indexer_errors.JobNotFoundError):
-        return JobNotFoundError()
-    if isinstance(error, indexer_errors.DuplicateIdError):
-        return IdTakenError()
-    if isinstance(error, indexer_errors.IndexBusyError):
-        return OverloadedError()
-    if isinstance(error, indexer_errors.IndexFullError):
-        logger.error("the index cannot grow: %s", error)
-        return StorageFullError()
-    logger.error("the index failed", exc_info=error)
-    return InternalError()
-
-
-def _from_http_exception(error: HTTPException) -> ServiceError:
-    headers = dict(error.headers or {})
-    if error.status_code == 404:
-        return RouteNotFoundError(headers=headers)
-    if error.status_code == 405:
-        return MethodNotAllowedError(headers=headers)
-    if error.status_code == 413:
-        return BodyTooLargeError(headers=headers)
-    if error.status_code < 500:
-        return MalformedBodyError("The request cannot be understood.", headers=headers)
-    return InternalError(headers=headers)
-
-
-def _parameter_names(request: Request) -> list[str]:
-    route = request.scope.get("route")
-    dependant = getattr(route, "dependant", None)
-    if dependant is None:
-        return []
-    names: list[str] = []
-    for parameter in [*dependant.query_params, *dependant.path_params]:
-        fields = getattr(parameter.field_info.annotation, "model_fields", None)
-        names += list(fields) if fields else [parameter.alias]
-    return names

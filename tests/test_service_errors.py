@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 from indexer import errors as indexer_errors
 from indexer.errors import IndexDamagedError
 from service.app import create_app
-from service.errors import ERROR_CLASSES, PROBLEM_MEDIA_TYPE, TYPE_PREFIX, ServiceError, from_indexer_error
+from service.error_handlers import from_indexer_error
+from service.errors import ERROR_CLASSES, PROBLEM_MEDIA_TYPE, TYPE_PREFIX, ServiceError
 from service.schemas import Problem
 from service.settings import ServiceSettings
 

@@ -1,0 +1,105 @@
+"""From whatever an endpoint raises to a problem object."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from indexer import errors as indexer_errors
+from service.errors import (
+    BodyTooLargeError,
+    IdTakenError,
+    InternalError,
+    JobNotFoundError,
+    MalformedBodyError,
+    MethodNotAllowedError,
+    OverloadedError,
+    RouteNotFoundError,
+    ServiceError,
+    StorageFullError,
+    VideoNotFoundError,
+    validation_problem,
+)
+
+logger = logging.getLogger("xclip_search.service")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make every error of `app`, whoever raises it, a problem object."""
+
+    async def on_service_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, ServiceError)
+        return error.to_response()
+
+    async def on_http_exception(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return _from_http_exception(error).to_response()
+
+    async def on_validation_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return validation_problem(error.errors(), _parameter_names(request)).to_response()
+
+    async def on_indexer_error(_request: Request, error: Exception) -> Response:
+        return from_indexer_error(error).to_response()
+
+    async def on_disconnect(_request: Request, _error: Exception) -> Response:
+        # Nobody is there to read it; but an answer ends the request without an error in the log.
+        return MalformedBodyError("The request was cut off.").to_response()
+
+    async def on_any_error(request: Request, error: Exception) -> Response:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return InternalError().to_response()
+
+    app.add_exception_handler(ServiceError, on_service_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(indexer_errors.IndexerError, on_indexer_error)
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
+    app.add_exception_handler(Exception, on_any_error)
+
+
+def from_indexer_error(error: Exception) -> ServiceError:
+    """The problem that tells of an error of the indexer's; those the client cannot help are logged."""
+    if isinstance(error, indexer_errors.VideoNotFoundError):
+        return VideoNotFoundError()
+    if isinstance(error, indexer_errors.JobNotFoundError):
+        return JobNotFoundError()
+    if isinstance(error, indexer_errors.DuplicateIdError):
+        return IdTakenError()
+    if isinstance(error, indexer_errors.IndexBusyError):
+        return OverloadedError()
+    if isinstance(error, indexer_errors.IndexFullError):
+        logger.error("the index cannot grow: %s", error)
+        return StorageFullError()
+    logger.error("the index failed", exc_info=error)
+    return InternalError()
+
+
+def _from_http_exception(error: HTTPException) -> ServiceError:
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        return RouteNotFoundError(headers=headers)
+    if error.status_code == 405:
+        return MethodNotAllowedError(headers=headers)
+    if error.status_code == 413:
+        return BodyTooLargeError(headers=headers)
+    if error.status_code < 500:
+        return MalformedBodyError("The request cannot be understood.", headers=headers)
+    return InternalError(headers=headers)
+
+
+def _parameter_names(request: Request) -> list[str]:
+    route = request.scope.get("route")
+    dependant = getattr(route, "dependant", None)
+    if dependant is None:
+        return []
+    names: list[str] = []
+    for parameter in [*dependant.query_params, *dependant.path_params]:
+        fields = getattr(parameter.field_info.annotation, "model_fields", None)
+        names += list(fields) if fields else [parameter.alias]
+    return names

@@ -34,52 +34,56 @@ DECAY = 0.75
 class World:
     """What features are drawn from.
 
-    centres: float64 [C, D], of clusters. spectrum: float64 [D], deviations along the axes. mean, gap: float64
+    centres: float32 [C, D], of clusters. spectrum: float32 [D], deviations along the axes. mean, gap: float32
     [D], common to all videos and to all texts.
     """
 
-    centres: NDArray[np.float64]
-    spectrum: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    gap: NDArray[np.float64]
+    centres: NDArray[np.float32]
+    spectrum: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    gap: NDArray[np.float32]
 
     @classmethod
     def of(cls, num_videos: int, dimension: int, seed: int) -> World:
         """A world with a cluster for every 200 videos, at least ten."""
         random = np.random.default_rng(seed)
-        spectrum = (1 + np.arange(dimension)) ** -DECAY
-        spectrum /= np.linalg.norm(spectrum)
-        centres = random.standard_normal((max(10, num_videos // 200), dimension)) * spectrum
-        mean, gap = random.standard_normal((2, dimension)) / np.sqrt(dimension)
-        return cls(centres, spectrum, 0.8 * mean, 0.8 * gap)
+        spectrum = unit((1 + np.arange(dimension, dtype=np.float32)) ** -DECAY)
+        centres = normal(random, max(10, num_videos // 200), dimension) * spectrum
+        mean, gap = normal(random, 2, dimension) * np.float32(0.8 / np.sqrt(dimension))
+        return cls(centres, spectrum, mean, gap)
 
-    def videos(self, random: np.random.Generator, count: int) -> NDArray[np.float64]:
-        """float64 [count, D], not of unit length."""
-        noise = random.standard_normal((count, len(self.spectrum))) * self.spectrum
+    def videos(self, random: np.random.Generator, count: int) -> NDArray[np.float32]:
+        """float32 [count, D], not of unit length."""
+        noise = normal(random, count, len(self.spectrum)) * self.spectrum
         return self.centres[random.integers(len(self.centres), size=count)] + 0.7 * noise
 
-    def texts(self, random: np.random.Generator, videos: NDArray[np.float64]) -> NDArray[np.float32]:
+    def texts(self, random: np.random.Generator, videos: NDArray[np.float32]) -> NDArray[np.float32]:
         """One text for each of these videos, float32 [T, D], unit length."""
-        noise = random.standard_normal(videos.shape) * self.spectrum
-        return unit(0.6 * videos + 0.5 * noise + self.gap).astype(np.float32)
+        noise = normal(random, *videos.shape) * self.spectrum
+        return unit(0.6 * videos + 0.5 * noise + self.gap)
 
     def frames(
-        self, random: np.random.Generator, videos: NDArray[np.float64], num_frames: int
-    ) -> NDArray[np.float64]:
-        """float64 [count, F, D], unit length: each frame strays a little from the one before."""
-        steps = random.standard_normal((len(videos), num_frames, len(self.spectrum))) * self.spectrum
+        self, random: np.random.Generator, videos: NDArray[np.float32], num_frames: int
+    ) -> NDArray[np.float32]:
+        """float32 [count, F, D], unit length: each frame strays a little from the one before."""
+        steps = normal(random, len(videos), num_frames, len(self.spectrum)) * self.spectrum
         drift = 0.25 * np.cumsum(steps, axis=1)
         return unit(videos[:, None] + drift - drift.mean(axis=1, keepdims=True) + self.mean)
 
 
-def unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+def normal(random: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+    """Independent numbers of mean 0 and deviation 1, float32 of this shape."""
+    return random.standard_normal(shape, dtype=np.float32)
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """The same with rows of length 1."""
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def draw_segments(
     num_videos: int, num_frames: int, dimension: int, seed: int = 0, block: int = 1024
-) -> Iterator[tuple[NDArray[np.float64], list[SegmentRecord]]]:
+) -> Iterator[tuple[NDArray[np.float32], list[SegmentRecord]]]:
     """Blocks of (videos as the world knows them, a segment for each); equal arguments give equal blocks."""
     world = World.of(num_videos, dimension, seed)
     times = np.arange(num_frames, dtype=np.float64)
@@ -87,7 +91,7 @@ def draw_segments(
         random = np.random.default_rng((seed, first))
         videos = world.videos(random, min(block, num_videos - first))
         frames = world.frames(random, videos, num_frames)
-        pooled = unit(frames.mean(axis=1)).astype(np.float32)
+        pooled = unit(frames.mean(axis=1))
         segments = [
             SegmentRecord(0.0, float(num_frames), feature, some.astype(np.float16), num_frames, times)
             for feature, some in zip(pooled, frames, strict=True)
@@ -95,10 +99,13 @@ def draw_segments(
         yield videos, segments
 
 
-def make_index(directory: Path, model: XClip, model_spec: str, num_videos: int, seed: int = 0) -> float:
+def make_index(
+    directory: Path, model: XClip, model_spec: str, num_videos: int, seed: int = 0, *, durable: bool = False
+) -> float:
     """An index of so many videos of one segment, by the catalog's own way of adding. Returns seconds.
 
-    Every video has metadata to filter by: `shelf` 0 to 99, `even` true or false.
+    Every video has metadata to filter by: `shelf` 0 to 99, `even` true or false. durable: wait for the disk
+    after each video, as the catalog does; a drawn index need not outlive a power failure.
     """
     sampling = Sampling(model.num_frames)
     started = time.perf_counter()
@@ -111,6 +118,10 @@ def make_index(directory: Path, model: XClip, model_spec: str, num_videos: int, 
         num_frames=model.num_frames,
         sampling_json=sampling.to_json(),
     ) as catalog:
+        if not durable:
+            # There is one thread, and so one connection, which keeps this.
+            with catalog.connections.reading() as connection:
+                connection.execute("PRAGMA synchronous = OFF")
         for _, segments in draw_segments(num_videos, model.num_frames, model.embedding_dim, seed):
             for segment in segments:
                 catalog.add_video(
@@ -137,11 +148,14 @@ def main() -> None:
     parser.add_argument("--index", type=Path, help="Where; by default in a folder that is removed again.")
     parser.add_argument("--model", default="openclip:ViT-B-32-quickgelu/random?seed=0")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--durable", action="store_true", help="Wait for the disk after each video.")
     choices = parser.parse_args()
     model = XClip.load(choices.model, "cpu")
     with tempfile.TemporaryDirectory() as temporary:
         index = choices.index or Path(temporary) / "index"
-        seconds = make_index(index, model, choices.model, choices.num_videos, choices.seed)
+        seconds = make_index(
+            index, model, choices.model, choices.num_videos, choices.seed, durable=choices.durable
+        )
     print(f"{choices.num_videos} videos in {seconds:.1f} s, {1e3 * seconds / choices.num_videos:.2f} ms each")
 
 

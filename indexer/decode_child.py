@@ -33,6 +33,7 @@ from indexer.decode_messages import (
 from indexer.errors import DecoderDiedError, MediaError, MediaLimitError, UnsupportedMediaError
 from indexer.frame_reader import VideoFile
 from indexer.media import MediaLimits, check_file
+from indexer.preview_clip import make_clip
 from indexer.sampling import PlannedSegment, plan_segments
 from model.preprocessing import resize_and_crop
 
@@ -80,6 +81,9 @@ def _answer(
         if header["kind"] == "picture":
             picture = _take_picture(header, limits)
             return {"kind": "picture"}, [memoryview(picture)]
+        if header["kind"] == "clip":
+            clip = make_clip(Path(header["path"]), float(header["time_seconds"]), limits)
+            return {"kind": "clip"}, [memoryview(clip)]
         request = DecodeRequest.from_dict(header["request"])
         return decoded_to_message(_decode(connection, request, limits))
     except _ContentKnownError:

@@ -38,6 +38,7 @@ from indexer.decode_messages import (
 )
 from indexer.errors import DecoderDiedError, DecodeTimeoutError, MediaError
 from indexer.media import MediaLimits, check_duration
+from indexer.preview_clip import MAX_CLIP_BYTES, MP4_START
 
 __all__ = ["DecodePool", "DecodeRequest", "DecodedSegment", "DecodedVideo", "KnownContent"]
 
@@ -113,6 +114,10 @@ class DecodePool:
         """A JPEG of the frame shown at `time_seconds`, at most `max_width` pixels wide. Raises MediaError."""
         return self._threads.submit(self._take_picture, str(path), time_seconds, max_width)
 
+    def submit_clip(self, path: str | Path, time_seconds: float) -> Future[bytes]:
+        """A short silent MP4 from `time_seconds` on: `indexer.preview_clip.make_clip`. Raises MediaError."""
+        return self._threads.submit(self._make_clip, str(path), time_seconds)
+
     def close(self) -> None:
         """End all children at once; futures that are not done raise DecoderDiedError or are cancelled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -178,6 +183,13 @@ class DecodePool:
         }
         header, payload = self._ask(question, _MAX_PICTURE_BYTES, lambda header: {"kind": "stop"})
         if header.get("kind") != "picture" or not payload.startswith(_JPEG_START):
+            raise DecoderDiedError("the decoder gave an answer that makes no sense")
+        return bytes(payload)
+
+    def _make_clip(self, path: str, time_seconds: float) -> bytes:
+        question = {"kind": "clip", "path": str(Path(path).absolute()), "time_seconds": time_seconds}
+        header, payload = self._ask(question, MAX_CLIP_BYTES, lambda header: {"kind": "stop"})
+        if header.get("kind") != "clip" or payload[4:8] != MP4_START:
             raise DecoderDiedError("the decoder gave an answer that makes no sense")
         return bytes(payload)
 

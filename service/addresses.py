@@ -20,6 +20,11 @@ def thumbnail_url(video_id: str, time_seconds: float) -> str:
     return f"{video_url(video_id)}/thumbnail?time_seconds={time_seconds:.3f}"
 
 
+def preview_url(video_id: str, time_seconds: float) -> str:
+    """Of the short clip that every browser plays, from a moment on."""
+    return f"{video_url(video_id)}/preview?time_seconds={time_seconds:.3f}"
+
+
 def job_url(job_id: str) -> str:
     """Of a job."""
     return f"/jobs/{quote(job_id, safe='')}"

@@ -20,8 +20,10 @@ from service.loading import load_searcher
 from service.media_store import MediaStore
 from service.middleware import SecurityMiddleware
 from service.openapi import install_openapi
+from service.playability import Playability
+from service.previews import MakeClip, Previews
 from service.ready_service import ReadyService
-from service.routes import health, ingest, jobs, media, page, search, videos
+from service.routes import health, ingest, jobs, media, page, preview, search, videos
 from service.search_gate import SearchGate
 from service.settings import ServiceSettings
 from service.sweeping import sweep
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("xclip_search.service")
 
 PICTURE_TIMEOUT_SECONDS = 30.0
-"""Longest wait for one thumbnail: beyond that nobody looks at it any more."""
+"""Longest work on one thumbnail or preview: beyond that nobody looks at it any more."""
 
 
 def create_app(
@@ -43,26 +45,29 @@ def create_app(
     searcher: Searcher | None = None,
     job_queue: JobQueue | None = None,
     take_picture: TakePicture | None = None,
+    make_clip: MakeClip | None = None,
     on_load_failure: Callable[[Exception], None] | None = None,
 ) -> FastAPI:
     """The application. Nothing is loaded before its lifespan starts.
 
     searcher: used as it is, instead of loading one; the application is then ready at once, without a worker.
     job_queue: used instead of the one in the searcher's catalog.
-    take_picture: makes thumbnails, instead of a child process that decodes them.
+    take_picture, make_clip: make thumbnails and previews, instead of child processes that decode them.
     on_load_failure: called with the error when model or index cannot be loaded; it stays not ready.
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with contextlib.ExitStack() as stack:
-            picture = take_picture or stack.enter_context(_picture_pool(settings))
-            thumbnails = Thumbnails(settings.thumbnail_cache_bytes, picture)
+            if take_picture is None or make_clip is None:
+                of_pool = stack.enter_context(_picture_pool(settings))
+            thumbnails = Thumbnails(settings.thumbnail_cache_bytes, take_picture or of_pool[0])
+            previews = Previews(settings.preview_cache_bytes, make_clip or of_pool[1])
             tasks: list[asyncio.Task[None]] = []
             if searcher is not None:
-                app.state.service = _assemble(settings, searcher, job_queue, thumbnails)
+                app.state.service = _assemble(settings, searcher, job_queue, thumbnails, previews)
             else:
-                tasks.append(asyncio.create_task(_load(app, settings, thumbnails, on_load_failure)))
+                tasks.append(asyncio.create_task(_load(app, settings, thumbnails, previews, on_load_failure)))
             try:
                 yield
             finally:
@@ -83,14 +88,18 @@ def create_app(
     app.state.service = None
     app.add_middleware(SecurityMiddleware)
     install_error_handlers(app)
-    for module in (search, ingest, videos, media, jobs, health, page):
+    for module in (search, ingest, videos, media, preview, jobs, health, page):
         app.include_router(module.router)
     install_openapi(app)
     return app
 
 
 def _assemble(
-    settings: ServiceSettings, searcher: Searcher, job_queue: JobQueue | None, thumbnails: Thumbnails
+    settings: ServiceSettings,
+    searcher: Searcher,
+    job_queue: JobQueue | None,
+    thumbnails: Thumbnails,
+    previews: Previews,
 ) -> ReadyService:
     store = MediaStore(settings.index_directory, settings.allowed_roots)
     store.prepare()
@@ -102,22 +111,31 @@ def _assemble(
         media_store=store,
         search_gate=SearchGate(settings.num_search_threads, settings.max_waiting_searches),
         thumbnails=thumbnails,
+        previews=previews,
+        playability=Playability(searcher.catalog, store),
     )
 
 
 @contextlib.contextmanager
-def _picture_pool(settings: ServiceSettings) -> Iterator[TakePicture]:
-    """Takes pictures in a decoding process of the server's own: the worker's may be busy for minutes."""
+def _picture_pool(settings: ServiceSettings) -> Iterator[tuple[TakePicture, MakeClip]]:
+    """Pictures and clips by decoding processes of the server's own: the worker's may be busy for minutes.
+
+    There are two, and only one clip is made at a time, so that pictures need not wait for it.
+    """
     from indexer.decode_pool import DecodePool
 
-    with DecodePool(1, min(PICTURE_TIMEOUT_SECONDS, settings.decode_timeout_seconds)) as pool:
-        yield lambda path, time_seconds, width: pool.submit_picture(path, time_seconds, width).result()
+    with DecodePool(2, min(PICTURE_TIMEOUT_SECONDS, settings.decode_timeout_seconds)) as pool:
+        yield (
+            lambda path, time_seconds, width: pool.submit_picture(path, time_seconds, width).result(),
+            lambda path, time_seconds: pool.submit_clip(path, time_seconds).result(),
+        )
 
 
 async def _load(
     app: FastAPI,
     settings: ServiceSettings,
     thumbnails: Thumbnails,
+    previews: Previews,
     on_load_failure: Callable[[Exception], None] | None,
 ) -> None:
     """Load, then look after the worker until cancelled."""
@@ -132,7 +150,7 @@ async def _load(
             feature_memory_bytes=settings.feature_memory_bytes,
         )
         searcher = await to_thread.run_sync(load, abandon_on_cancel=True)
-        service = _assemble(settings, searcher, None, thumbnails)
+        service = _assemble(settings, searcher, None, thumbnails, previews)
         await to_thread.run_sync(sweep, service.media_store, service.catalog, service.job_queue)
     except Exception as error:
         # The messages of these say all that a person needs; of any other error the traceback is wanted.

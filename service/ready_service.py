@@ -11,6 +11,8 @@ from indexer.catalog import Catalog
 from indexer.job_queue import JobQueue
 from service.errors import NotReadyError
 from service.media_store import MediaStore
+from service.playability import Playability
+from service.previews import Previews
 from service.search_gate import SearchGate
 from service.settings import ServiceSettings
 from service.thumbnails import Thumbnails
@@ -30,6 +32,8 @@ class ReadyService:
     media_store: MediaStore
     search_gate: SearchGate
     thumbnails: Thumbnails
+    previews: Previews
+    playability: Playability
 
 
 async def get_service(request: Request) -> ReadyService:

@@ -48,6 +48,7 @@ class Environment(BaseSettings):
         description="How long an Idempotency-Key is remembered.",
     )
     thumbnail_cache_bytes: int = Field(default=32 * MIB, ge=0, description="Memory kept for thumbnails.")
+    preview_cache_bytes: int = Field(default=64 * MIB, ge=0, description="Memory kept for previews.")
     coarse_kind: CoarseKindChoice = Field(
         default="auto",
         description="Kind of the coarse index; auto: exact up to 50,000 segments, then ivf-sq.",
@@ -100,6 +101,7 @@ class ServiceSettings:
     max_queued_jobs: int = 1_000
     idempotency_seconds: float = 24 * 3600.0
     thumbnail_cache_bytes: int = 32 * MIB
+    preview_cache_bytes: int = 64 * MIB
     coarse_kind: CoarseKindChoice = "auto"
     feature_memory_bytes: int = 1024 * MIB
     decode_timeout_seconds: float = 300.0

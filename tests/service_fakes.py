@@ -125,10 +125,12 @@ class Service:
         self.settings = ServiceSettings(directory, start_worker=False, **settings)
         self.pictures: list[tuple[Path, float, int]] = []
         self.picture_error: Exception | None = None
+        self.clips: list[tuple[Path, float]] = []
         self.app: FastAPI = create_app(
             self.settings,
             searcher=self.searcher,  # type: ignore[arg-type]
             take_picture=self.take_picture,
+            make_clip=self.make_clip,
         )
         self.client = TestClient(self.app, raise_server_exceptions=False)
 
@@ -141,6 +143,12 @@ class Service:
         if self.picture_error is not None:
             raise self.picture_error
         return b"a picture of " + path.name.encode()
+
+    def make_clip(self, path: Path, time_seconds: float) -> bytes:
+        self.clips.append((path, time_seconds))
+        if self.picture_error is not None:
+            raise self.picture_error
+        return b"a clip of " + path.name.encode()
 
 
 @contextlib.contextmanager

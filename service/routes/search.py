@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Request
 
 from indexer.search_types import SearchAnswer, SearchQuery, SearchResult
-from service.addresses import media_url, thumbnail_url
+from service.addresses import media_url, preview_url, thumbnail_url
 from service.errors import OverloadedError
 from service.ready_service import Service
 from service.request_body import describe_body, read_json
@@ -39,11 +41,13 @@ async def search(request: Request, service: Service) -> SearchAnswerBody:
     fields = body.model_dump()
     query = SearchQuery(text=fields.pop("query"), **fields)
     answer = await service.search_gate.run(partial(service.searcher.search, query))
-    return to_answer_body(answer, request.scope.get("root_path", ""))
+    ids = [result.id for result in answer.results]
+    playable = await to_thread.run_sync(service.playability.of_ids, ids)
+    return to_answer_body(answer, playable, request.scope.get("root_path", ""))
 
 
-def to_answer_body(answer: SearchAnswer, root_path: str) -> SearchAnswerBody:
-    """`answer` as JSON; `root_path` comes before every address of ours."""
+def to_answer_body(answer: SearchAnswer, playable: Mapping[str, bool], root_path: str) -> SearchAnswerBody:
+    """`answer` as JSON; `playable` by id; `root_path` comes before every address of ours."""
     return SearchAnswerBody(
         query=answer.query,
         mode=answer.mode,
@@ -51,11 +55,11 @@ def to_answer_body(answer: SearchAnswer, root_path: str) -> SearchAnswerBody:
         truncated=answer.truncated,
         warnings=list(answer.warnings),
         timings=TimingsAnswer.model_validate(answer.timings),
-        results=[_to_result(result, root_path) for result in answer.results],
+        results=[_to_result(result, playable, root_path) for result in answer.results],
     )
 
 
-def _to_result(result: SearchResult, root_path: str) -> ResultAnswer:
+def _to_result(result: SearchResult, playable: Mapping[str, bool], root_path: str) -> ResultAnswer:
     best = result.moments[0].time_seconds if result.moments else result.segment.start_seconds
     optional: dict[str, Any] = {}
     if result.explanation is not None:
@@ -74,5 +78,7 @@ def _to_result(result: SearchResult, root_path: str) -> ResultAnswer:
         moments=[MomentAnswer.model_validate(moment) for moment in result.moments],
         thumbnail_url=root_path + thumbnail_url(result.id, best),
         media_url=root_path + media_url(result.id),
+        preview_url=root_path + preview_url(result.id, best),
+        playable=playable.get(result.id, False),
         **optional,
     )

@@ -9,7 +9,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 
 from indexer.catalog_records import VideoRecord
-from service.addresses import media_url, thumbnail_url
+from service.addresses import media_url, preview_url, thumbnail_url
 from service.errors import CrossSiteError, OverloadedError, StorageFullError, VideoNotFoundError
 from service.ready_service import ReadyService, Service
 from service.routes.descriptions import problems
@@ -26,8 +26,9 @@ async def list_videos(
     records = await to_thread.run_sync(service.catalog.list_videos, parameters.limit + 1, parameters.after)
     page = records[: parameters.limit]
     root_path = request.scope.get("root_path", "")
+    playable = await to_thread.run_sync(service.playability.of_ids, [record.id for record in page])
     return VideoPage(
-        videos=[to_video_answer(record, root_path) for record in page],
+        videos=[to_video_answer(record, playable[record.id], root_path) for record in page],
         next=page[-1].sequence if len(records) > len(page) else None,
     )
 
@@ -36,7 +37,8 @@ async def list_videos(
 async def get_video(request: Request, video_id: str, service: Service) -> VideoAnswer:
     """One video of the index."""
     record = await to_thread.run_sync(service.catalog.get_video, video_id)
-    return to_video_answer(record, request.scope.get("root_path", ""))
+    playable = await to_thread.run_sync(service.playability.of_record, record)
+    return to_video_answer(record, playable, request.scope.get("root_path", ""))
 
 
 @router.delete(
@@ -54,9 +56,10 @@ def _delete(service: ReadyService, video_id: str) -> None:
     service.catalog.delete_video(video_id)
     service.media_store.remove(video_id)
     service.thumbnails.forget(video_id)
+    service.previews.forget(video_id)
 
 
-def to_video_answer(record: VideoRecord, root_path: str) -> VideoAnswer:
+def to_video_answer(record: VideoRecord, playable: bool, root_path: str) -> VideoAnswer:
     """`record` as JSON; `root_path` comes before every address of ours."""
     return VideoAnswer(
         id=record.id,
@@ -75,4 +78,6 @@ def to_video_answer(record: VideoRecord, root_path: str) -> VideoAnswer:
         added_at=datetime.fromtimestamp(record.added_at, UTC),
         thumbnail_url=root_path + thumbnail_url(record.id, 0.0),
         media_url=root_path + media_url(record.id),
+        preview_url=root_path + preview_url(record.id, 0.0),
+        playable=playable,
     )

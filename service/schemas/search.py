@@ -95,6 +95,8 @@ class ResultAnswer(Answer):
     moments: list[MomentAnswer]
     thumbnail_url: str
     media_url: str
+    preview_url: str
+    playable: bool = Field(description="Whether browsers play `media` itself; else there is the preview.")
     explanation: ExplanationAnswer | None = Field(default=None, description="Where `explain` asked for it.")
 
 

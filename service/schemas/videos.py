@@ -45,6 +45,12 @@ class ThumbnailParameters(Parameters):
     width: int = Field(default=320, ge=16, le=1280, description="Width of the picture in pixels, at most.")
 
 
+class PreviewParameters(Parameters):
+    """Of GET /videos/{id}/preview."""
+
+    time_seconds: float = Field(default=0.0, ge=0, le=1e6, description="Seconds from the start of the video.")
+
+
 class VideoAnswer(Answer):
     """A video of the index."""
 
@@ -64,6 +70,8 @@ class VideoAnswer(Answer):
     added_at: datetime
     thumbnail_url: str
     media_url: str
+    preview_url: str
+    playable: bool = Field(description="Whether browsers play `media` itself; else there is the preview.")
 
 
 class VideoPage(Answer):

@@ -1,0 +1,60 @@
+"""GET /videos/{id}/preview."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from service.byte_ranges import wanted_bytes
+from service.errors import (
+    MediaNotFoundError,
+    OverloadedError,
+    RangeNotSatisfiableError,
+    VideoNotFoundError,
+)
+from service.previews import PREVIEW_CONTENT_TYPE
+from service.ready_service import Service
+from service.routes.descriptions import problems
+from service.routes.media import find_media
+from service.schemas import PreviewParameters
+
+router = APIRouter(prefix="/videos/{video_id}", tags=["videos"])
+
+_CONTENT: dict[str, Any] = {PREVIEW_CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}}
+
+
+@router.get(
+    "/preview",
+    response_class=Response,
+    responses={
+        **problems(VideoNotFoundError, MediaNotFoundError, RangeNotSatisfiableError, OverloadedError),
+        200: {"description": "A silent MP4 of a few seconds", "content": _CONTENT},
+        206: {"description": "The part that the Range header asked for", "content": _CONTENT},
+        304: {"description": "It is the one that If-None-Match names"},
+    },
+)
+async def get_preview(
+    request: Request, video_id: str, parameters: Annotated[PreviewParameters, Query()], service: Service
+) -> Response:
+    """A few seconds from a moment on, in a form that every browser plays. Takes a Range header."""
+    media = await to_thread.run_sync(find_media, service, video_id)
+    clip = await service.previews.get(video_id, media, parameters.time_seconds)
+    etag = f'"{hashlib.sha256(clip).hexdigest()[:32]}"'
+    headers = {"Cache-Control": "private, max-age=86400", "ETag": etag, "Accept-Ranges": "bytes"}
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    wanted = None
+    if request.headers.get("if-range", etag) == etag:
+        wanted = wanted_bytes(request.headers.get("range"), len(clip))
+    if wanted is None:
+        return Response(clip, media_type=PREVIEW_CONTENT_TYPE, headers=headers)
+    headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{len(clip)}"
+    part = clip[wanted.start : wanted.stop]
+    return Response(part, 206, media_type=PREVIEW_CONTENT_TYPE, headers=headers)
+
+
+router.add_api_route("/preview", get_preview, methods=["HEAD"], include_in_schema=False)

@@ -48,8 +48,8 @@ _LIMITED_RANGE: Final = 1
 def make_clip(path: Path, time_seconds: float, limits: MediaLimits) -> bytes:
     """The clip that starts at a moment, as the bytes of an MP4 file, at most MAX_CLIP_BYTES.
 
-    path: of the video. time_seconds: after its first frame; 0 or more, any number beyond its end stands for the
-    end. Lasts CLIP_SECONDS, or up to the end of the video, but from its start at the latest
+    path: of the video. time_seconds: after its first frame; 0 or more, any number beyond its end stands for
+    the end. Lasts CLIP_SECONDS, or up to the end of the video, but from its start at the latest
     SHORTEST_CLIP_SECONDS before that end. Sides have at most MAX_CLIP_SIDE pixels; nothing is enlarged beyond
     MIN_CLIP_SIDE. Raises MediaError.
     """

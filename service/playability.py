@@ -13,8 +13,9 @@ PLAYED_CODECS = {
     "video/mp4": frozenset({"h264", "vp9", "av1"}),
     "video/webm": frozenset({"vp8", "vp9", "av1"}),
 }
-"""Content type -> FFmpeg's names of the codecs that today's Chrome, Edge, Firefox and Safari play in it. Depth
-and layout of the colours are not known here, so a player still has to be ready for a file that it cannot play."""
+"""Content type -> FFmpeg's names of the codecs that today's Chrome, Edge, Firefox and Safari play in it.
+Depth and layout of the colours are not known here, so a player still has to be ready for a file that it
+cannot play."""
 
 MAX_REMEMBERED = 100_000
 

@@ -12,7 +12,7 @@ from service.errors import MediaNotFoundError
 from service.media_store import MediaFile
 
 MakeClip = Callable[[Path, float], bytes]
-"""(path, time in seconds) -> a short silent MP4, as `indexer.preview_clip` says. Blocks; raises MediaError."""
+"""(path, time in seconds) -> a short silent MP4, see `indexer.preview_clip`. Blocks; raises MediaError."""
 
 PREVIEW_CONTENT_TYPE = "video/mp4"
 MAX_INSIDE = 8

@@ -26,6 +26,7 @@ from indexer.catalog_schema import CATALOG_FILE
 from indexer.durable_files import appearing_whole, synchronize_file
 from indexer.errors import BackupDamagedError, IndexExistsError, IndexNotFoundError
 from indexer.file_checksums import sha256_of_file, sha256_of_json
+from indexer.job_queue import UNFETCHED
 
 MANIFEST_FILE: Final = "backup.json"
 FORMAT: Final = 1
@@ -179,7 +180,9 @@ def _has_all_waiting_uploads(index: Path, unfinished: Path) -> bool:
     first look at the files and was done before the second is in neither; the catalog of now says it is done.
     """
     with contextlib.closing(sqlite3.connect(unfinished / CATALOG_FILE)) as copy:
-        rows = copy.execute("SELECT source_path FROM jobs WHERE state IN ('queued', 'running')").fetchall()
+        rows = copy.execute(
+            f"SELECT source_path FROM jobs WHERE state IN ('queued', 'running') AND NOT {UNFETCHED}"
+        ).fetchall()
     waiting = [Path(source_path) for (source_path,) in rows]
     return all(
         (unfinished / path.relative_to(index)).exists() for path in waiting if path.is_relative_to(index)

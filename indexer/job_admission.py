@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from indexer.catalog_videos import read_by_sha256
 from indexer.errors import IndexerError, InvalidRecordError
-from indexer.job_queue import Job, NewJob, find_open_job, insert_job, read_job
+from indexer.job_queue import Job, NewJob, find_open_fetch, find_open_job, insert_job, read_job
 
 if TYPE_CHECKING:
     from indexer.catalog import Catalog
@@ -57,11 +57,12 @@ def admit(
     """Answer a request by what is there, or else add a job.
 
     In this order: what the key was answered before, the video with the same bytes, the open job for the same
-    bytes, a new job. new: with its content_sha256. max_queued: no job is added while so many are queued.
+    bytes, a new job. new: with its content_sha256; or one to be fetched, where the open job for the same uri
+    stands for that of the same bytes. max_queued: no job is added while so many are queued.
     Raises KeyReusedError, QueueFullError, DuplicateIdError, InvalidRecordError.
     """
-    if new.content_sha256 is None:
-        raise InvalidRecordError("a request is admitted by its bytes: content_sha256 is needed")
+    if new.content_sha256 is None and not (new.delete_source and new.uri is not None):
+        raise InvalidRecordError("a request is admitted by its bytes, or by the uri they are fetched from")
     now = catalog.clock()
     with catalog.connections.transaction() as connection:
         if idempotency_key is not None:
@@ -69,7 +70,7 @@ def admit(
             known = _find(connection, idempotency_key)
             if known is not None:
                 return known
-        admission = _admit(connection, new, new.content_sha256, max_queued, now)
+        admission = _admit(connection, new, max_queued, now)
         if idempotency_key is not None:
             connection.execute(
                 "INSERT INTO idempotency_keys VALUES (?, ?, ?, ?, ?)",
@@ -106,13 +107,15 @@ def forget_expired_keys(catalog: Catalog) -> int:
         return _forget_expired(connection, catalog.clock())
 
 
-def _admit(
-    connection: sqlite3.Connection, new: NewJob, content_sha256: str, max_queued: int, now: float
-) -> Admission:
-    video = read_by_sha256(connection, content_sha256)
-    if video is not None:
-        return Admission(None, video.id)
-    job = find_open_job(connection, content_sha256)
+def _admit(connection: sqlite3.Connection, new: NewJob, max_queued: int, now: float) -> Admission:
+    if new.content_sha256 is None:
+        # What is there now need not be what was there when an older video was fetched: only who waits knows.
+        job = find_open_fetch(connection, new.uri or "")
+    else:
+        video = read_by_sha256(connection, new.content_sha256)
+        if video is not None:
+            return Admission(None, video.id)
+        job = find_open_job(connection, new.content_sha256)
     if job is not None:
         return Admission(job, job.video_id)
     if _num_queued(connection, max_queued) >= max_queued:

@@ -2,6 +2,9 @@
 
 States: queued -> running -> done | failed. A worker holds a running job by a lease; a lease that expires (the
 worker died or hangs) puts the job back into the queue, and after three tries it fails.
+
+A job whose file has still to be fetched from its uri runs twice: first to fetch it, then, queued again, as if
+the file had been uploaded. `lease` gives the two kinds to different workers.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from indexer.catalog_checks import check_sha256, check_text, check_video_id, metadata_to_json
 from indexer.errors import DuplicateIdError, InvalidRecordError, JobNotFoundError, LeaseLostError
@@ -25,6 +28,9 @@ JOB_STATES: tuple[JobState, ...] = get_args(JobState)
 
 MAX_ATTEMPTS = 3
 GAVE_UP_REASON = f"processing was started {MAX_ATTEMPTS} times and never came to an end"
+
+UNFETCHED: Final = "(content_sha256 IS NULL AND delete_source = 1 AND uri IS NOT NULL)"
+"""SQL: the job's file has still to be fetched; see `Job.is_unfetched`."""
 
 _COLUMNS = (
     "number, id, state, video_id, content_sha256, source_path, uri, title, metadata, delete_source, reason,"
@@ -66,10 +72,24 @@ class Job:
         """Whether the state is `done` or `failed`."""
         return self.state in ("done", "failed")
 
+    @property
+    def is_fetched_by_us(self) -> bool:
+        """Whether its file is, or was, brought here from `uri`. A file that lies at its uri is not ours, and
+        one that was uploaded has no uri."""
+        return self.delete_source and self.uri is not None
+
+    @property
+    def is_unfetched(self) -> bool:
+        """Whether nothing is at `source_path` yet: the file has to be brought there from `uri`."""
+        return self.is_fetched_by_us and self.content_sha256 is None
+
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """What a job is made of; see `Job`. video_id: None for a new one. title, metadata, uri: the video's."""
+    """What a job is made of; see `Job`. video_id: None for a new one. title, metadata, uri: the video's.
+
+    With a uri and delete_source, and without content_sha256, its file is fetched from the uri first.
+    """
 
     source_path: str
     video_id: str | None = None
@@ -184,8 +204,10 @@ class JobQueue:
 
     # Whoever works
 
-    def lease(self, worker_name: str, lease_seconds: float) -> Job | None:
+    def lease(self, worker_name: str, lease_seconds: float, *, unfetched: bool = False) -> Job | None:
         """Take the next job for `lease_seconds`, or None where nothing waits.
+
+        unfetched: take one whose file has still to be fetched, or else one whose file is there.
 
         Jobs with the fewest attempts go first, then the oldest: one that kills its workers does not block the
         rest. Jobs whose lease has expired are put back first, or fail after MAX_ATTEMPTS attempts.
@@ -193,10 +215,11 @@ class JobQueue:
         if not lease_seconds > 0:
             raise InvalidRecordError("lease_seconds must be more than 0")
         now = self._clock()
+        of_this_kind = UNFETCHED if unfetched else f"NOT {UNFETCHED}"
         # Most calls find nothing: do not take the write lock for them.
         with self._connections.reading() as connection:
             waiting = connection.execute(
-                "SELECT 1 FROM jobs WHERE state = 'queued' UNION ALL"
+                f"SELECT 1 FROM jobs WHERE state = 'queued' AND {of_this_kind} UNION ALL"
                 " SELECT 1 FROM jobs WHERE state = 'running' AND lease_expires_at <= ? LIMIT 1",
                 (now,),
             ).fetchone()
@@ -207,7 +230,8 @@ class JobQueue:
             row = connection.execute(
                 "UPDATE jobs SET state = 'running', attempts = attempts + 1, worker_name = ?, started_at = ?,"
                 " lease_expires_at = ? WHERE number ="
-                " (SELECT number FROM jobs WHERE state = 'queued' ORDER BY attempts, number LIMIT 1)"
+                f" (SELECT number FROM jobs WHERE state = 'queued' AND {of_this_kind}"
+                " ORDER BY attempts, number LIMIT 1)"
                 f" RETURNING {_COLUMNS}",
                 (worker_name, now, now + lease_seconds),
             ).fetchone()
@@ -253,10 +277,19 @@ class JobQueue:
         """
         with self._connections.transaction() as connection:
             _require_running(connection, job_id, attempt)
+            _put_back(connection, job_id)
+            return read_job(connection, job_id)
+
+    def put_back_fetched(self, job_id: str, content_sha256: str, *, attempt: int | None = None) -> Job:
+        """Put a running job back as one whose file is at its `source_path` now and has these bytes.
+
+        Raises JobNotFoundError, LeaseLostError, InvalidRecordError.
+        """
+        with self._connections.transaction() as connection:
+            _require_running(connection, job_id, attempt)
+            _put_back(connection, job_id)
             connection.execute(
-                "UPDATE jobs SET state = 'queued', attempts = attempts - 1, worker_name = NULL,"
-                " started_at = NULL, lease_expires_at = NULL WHERE id = ?",
-                (job_id,),
+                "UPDATE jobs SET content_sha256 = ? WHERE id = ?", (check_sha256(content_sha256), job_id)
             )
             return read_job(connection, job_id)
 
@@ -308,12 +341,30 @@ def find_open_job(connection: sqlite3.Connection, content_sha256: str) -> Job | 
     return None if row is None else _job(row)
 
 
+def find_open_fetch(connection: sqlite3.Connection, uri: str) -> Job | None:
+    """A queued or running job for what is to be fetched, or was, from this uri, or None."""
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM jobs WHERE uri = ? AND delete_source = 1 AND state IN ('queued', 'running')"
+        " ORDER BY number LIMIT 1",
+        (uri,),
+    ).fetchone()
+    return None if row is None else _job(row)
+
+
 def finish_running_job(
     connection: sqlite3.Connection, job_id: str, video_id: str, now: float, *, attempt: int | None = None
 ) -> None:
     """Make a running job `done` within the caller's transaction. Raises JobNotFoundError, LeaseLostError."""
     _require_running(connection, job_id, attempt)
     _end(connection, job_id, "done", now, video_id=video_id)
+
+
+def _put_back(connection: sqlite3.Connection, job_id: str) -> None:
+    connection.execute(
+        "UPDATE jobs SET state = 'queued', attempts = attempts - 1, worker_name = NULL,"
+        " started_at = NULL, lease_expires_at = NULL WHERE id = ?",
+        (job_id,),
+    )
 
 
 def _end(

@@ -19,6 +19,9 @@ MIB = 1024 * 1024
 CoarseKindChoice = Literal["auto", "exact", "ivf-sq", "ivf-pq", "hnsw"]
 """As `indexer.coarse_vectors.KindChoice`, which cannot be had without loading FAISS."""
 
+LogFormat = Literal["auto", "json", "text"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
 
 class Environment(BaseSettings):
     """What can be set from outside, with its range. Sizes in bytes, times in seconds."""
@@ -58,6 +61,95 @@ class Environment(BaseSettings):
     )
     decode_timeout_seconds: float = Field(default=300.0, gt=0, description="Longest decoding of one video.")
     worker_grace_seconds: float = Field(default=20.0, ge=0, description="Time a worker has to end its job.")
+
+    url_ingest: bool = Field(
+        default=False, description="Whether POST /videos fetches videos from http:// and https:// addresses."
+    )
+    url_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Hosts and networks beyond the public internet to fetch from, separated by commas.",
+    )
+    url_ports: Annotated[tuple[int, ...], NoDecode] = Field(
+        default=(80, 443), description="Ports to fetch from, separated by commas."
+    )
+    url_timeout_seconds: float = Field(default=1800.0, gt=0, description="Longest fetching of one video.")
+    url_idle_seconds: float = Field(
+        default=20.0, gt=0, description="A download that brings less than 16 KiB in this time is given up."
+    )
+    num_url_downloads: int = Field(default=2, ge=1, le=64, description="Videos fetched at once.")
+
+    keys_file: Path | None = Field(
+        default=None, description="File of the API keys; keys.json in the index directory where unset."
+    )
+    allow_no_keys: bool = Field(
+        default=False, description="Whether others than this machine may be served without any key."
+    )
+    session_seconds: float = Field(
+        default=12 * 3600.0, ge=60, le=30 * 24 * 3600, description="How long a browser stays logged in."
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Names in the Host header that are answered, separated by commas."
+    )
+    trusted_proxies: str = Field(
+        default="127.0.0.1",
+        description="Addresses or networks whose X-Forwarded-For and -Proto count, separated by commas.",
+    )
+    max_connections: int = Field(default=1_000, ge=8, description="Connections that may be open at once.")
+    header_timeout_seconds: float = Field(
+        default=10.0, gt=0, description="Longest time from a request's first byte to the end of its headers."
+    )
+    body_timeout_seconds: float = Field(
+        default=20.0, gt=0, description="Longest silence while a body arrives, then 408."
+    )
+    min_upload_bytes_per_second: int = Field(
+        default=4096, ge=1, description="Bodies that arrive more slowly in the long run are refused, 408."
+    )
+    request_timeout_seconds: float = Field(
+        default=30.0, gt=0, description="Longest time to find an answer, then 504; uploads have no such end."
+    )
+    keep_alive_seconds: float = Field(
+        default=75.0, gt=0, description="How long an idle connection stays open."
+    )
+    drain_delay_seconds: float = Field(
+        default=0.0, ge=0, description="At shutdown: from not ready to no new connections."
+    )
+    drain_timeout_seconds: float = Field(
+        default=30.0, ge=0, description="At shutdown: time for requests under way to be answered."
+    )
+    log_format: LogFormat = Field(
+        default="auto", description="json, text, or auto: text on a terminal, else JSON."
+    )
+    log_level: LogLevel = Field(default="info", description="debug, info, warning or error.")
+    tracing: bool = Field(
+        default=False, description="Whether traces are sent by OpenTelemetry, which reads OTEL_ variables."
+    )
+
+    @field_validator("allowed_hosts", "url_allowed_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip().lower() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("url_allowed_hosts")
+    @classmethod
+    def _check_url_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from service.url_addresses import AllowedHosts
+
+        AllowedHosts.parse(value)
+        return value
+
+    @field_validator("url_ports", mode="before")
+    @classmethod
+    def _split_ports(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("url_ports")
+    @classmethod
+    def _check_ports(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or not all(1 <= port <= 65535 for port in value):
+            raise ValueError("ports are from 1 to 65535")
+        return value
 
     @field_validator("allowed_roots", mode="before")
     @classmethod
@@ -106,6 +198,27 @@ class ServiceSettings:
     feature_memory_bytes: int = 1024 * MIB
     decode_timeout_seconds: float = 300.0
     worker_grace_seconds: float = 20.0
+    url_ingest: bool = False
+    url_allowed_hosts: tuple[str, ...] = ()
+    url_ports: tuple[int, ...] = (80, 443)
+    url_timeout_seconds: float = 1800.0
+    url_idle_seconds: float = 20.0
+    keys_file: Path | None = None
+    allow_no_keys: bool = False
+    session_seconds: float = 12 * 3600.0
+    allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: str = "127.0.0.1"
+    max_connections: int = 1_000
+    header_timeout_seconds: float = 10.0
+    body_timeout_seconds: float = 20.0
+    min_upload_bytes_per_second: int = 4096
+    request_timeout_seconds: float = 30.0
+    keep_alive_seconds: float = 75.0
+    drain_delay_seconds: float = 0.0
+    drain_timeout_seconds: float = 30.0
+    log_format: LogFormat = "auto"
+    log_level: LogLevel = "info"
+    tracing: bool = False
 
     @classmethod
     def from_environment(cls, environment: Environment, index_directory: Path) -> Self:
@@ -127,8 +240,17 @@ class WorkerSettings:
     device: str = "auto"
     decode_timeout_seconds: float = 300.0
     worker_grace_seconds: float = 20.0
+    upload_limit_bytes: int = 2048 * MIB
+    url_ingest: bool = False
+    url_allowed_hosts: tuple[str, ...] = ()
+    url_ports: tuple[int, ...] = (80, 443)
+    url_timeout_seconds: float = 1800.0
+    url_idle_seconds: float = 20.0
+    num_url_downloads: int = 2
     poll_seconds: float = 0.2
     lease_seconds: float = 60.0
+    log_format: LogFormat = "auto"
+    log_level: LogLevel = "info"
     parent_pid: int | None = None
 
     @classmethod

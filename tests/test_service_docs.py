@@ -1,4 +1,4 @@
-"""docs/http-api.md says what is there: endpoints, fields, errors, settings."""
+"""docs/http-api.md and docs/operations.md say what is there: endpoints, fields, errors, settings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from service.errors import ERROR_CLASSES
 from service.schemas import SearchRequest
 from service.settings import Environment, ServiceSettings
 
-TEXT = (Path(__file__).resolve().parents[1] / "docs" / "http-api.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
-def rows(heading: str) -> list[list[str]]:
+def rows(heading: str, page: str = "http-api.md") -> list[list[str]]:
     """Cells of the first table below a heading, without its head."""
-    table = re.search(rf"^#+ {heading}$.*?((?:^\|[^\n]*\n)+)", TEXT, re.MULTILINE | re.DOTALL)
+    text = (DOCS / page).read_text(encoding="utf-8")
+    table = re.search(rf"^#+ {heading}$.*?((?:^\|[^\n]*\n)+)", text, re.MULTILINE | re.DOTALL)
     assert table is not None
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()[2:]]
 
@@ -46,7 +47,7 @@ def test_every_field_of_a_search_is_documented_with_its_default(field: str) -> N
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
-    documented = {cells[0].strip("`"): cells[1:] for cells in rows("Settings")}
+    documented = {cells[0].strip("`"): cells[1:] for cells in rows("Settings", "operations.md")}
     assert set(documented) == {f"XCLIP_{name.upper()}" for name in Environment.model_fields}
     for name, field in Environment.model_fields.items():
         default, meaning = documented[f"XCLIP_{name.upper()}"]

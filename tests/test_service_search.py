@@ -58,6 +58,8 @@ def test_a_search_answers_as_the_contract_says(service: Service) -> None:
         "moments": [{"time_seconds": 5.0, "score": 3.0}, {"time_seconds": 0.0, "score": 1.0}],
         "thumbnail_url": "/videos/first/thumbnail?time_seconds=5.000",
         "media_url": "/videos/first/media",
+        "preview_url": "/videos/first/preview?time_seconds=5.000",
+        "playable": False,
     }
     assert newest["media_url"] == "/videos/%C3%BCn%C3%AFcode-%C3%A9/media"
     assert service.client.get(newest["thumbnail_url"].split("/thumbnail")[0]).json()["id"] == "ünïcode-é"

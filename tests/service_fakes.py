@@ -58,7 +58,8 @@ def segment() -> SegmentRecord:
 def add_video(catalog: Catalog, id: str, content: bytes | None = None, **fields: Any) -> str:
     """Put a video of ten seconds into the catalog; `content` stands for its file's bytes."""
     content = id.encode() if content is None else content
-    values: dict[str, Any] = {"title": f"title of {id}", "size_bytes": len(content), **fields}
+    given = {"title": f"title of {id}", "size_bytes": len(content), "codec": "h264"}
+    values: dict[str, Any] = {**given, **fields}
     return catalog.add_video(
         id=id,
         content_sha256=hashlib.sha256(content).hexdigest(),
@@ -67,7 +68,6 @@ def add_video(catalog: Catalog, id: str, content: bytes | None = None, **fields:
         width=64,
         height=48,
         frame_rate=25.0,
-        codec="h264",
         **values,
     ).video_id
 

@@ -194,6 +194,11 @@ class CoarseIndex:
             yield state.snapshot.rows.ids[state.snapshot.rows.alive_places()], None
         yield from state.delta.living()
 
+    def segment_ids(self) -> NDArray[np.int64]:
+        """Ids of all that a search can find now, int64, ascending."""
+        state = self._state
+        return np.concatenate([rows.ids[rows.alive_places()] for rows in (state.snapshot.rows, state.delta)])
+
     # Changing
 
     def follow(self) -> bool:

@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from indexer.catalog import Catalog
-from indexer.catalog_records import SegmentFeatures, SegmentInfo, VideoRecord
+from indexer.catalog_records import SegmentInfo, VideoRecord
 from indexer.coarse_building import leave_room_for_searches
 from indexer.coarse_index import CoarseIndex
 from indexer.coarse_vectors import KindChoice
 from indexer.errors import FingerprintMismatchError
-from indexer.feature_memory import FeatureMemory
+from indexer.feature_memory import FeatureMemory, ScorableSegments
 from indexer.filter_matches import FilterMatches
 from indexer.filters import parse_filter
 from indexer.fingerprint import index_fingerprint
@@ -89,7 +89,7 @@ class Searcher:
             if expected != self.catalog.fingerprint:
                 raise FingerprintMismatchError(expected=expected, found=self.catalog.fingerprint)
             self._index = CoarseIndex.open(self.catalog, kind=coarse_kind)
-            self._features = FeatureMemory(self.catalog, size_bytes=feature_memory_bytes)
+            self._features = FeatureMemory(self.catalog, size_bytes=feature_memory_bytes, device=model.device)
             self._filter_matches = FilterMatches(self.catalog)
         except BaseException:
             self.catalog.close()
@@ -168,7 +168,8 @@ class Searcher:
         # A few more than the page needs stand in for those that are deleted meanwhile.
         running = RunningBest(query.num_wanted + SPARE_RESULTS, query.group_by)
         with stages.measuring("rerank"):
-            for features in self._features.blocks(self._block_size, allowed):
+            segment_ids = self._index.segment_ids() if allowed is None else allowed
+            for features in self._features.blocks(segment_ids, self._block_size):
                 running.add(score_segments(self.model, text, features))
         return running.result()
 
@@ -334,7 +335,7 @@ class _Page:
     """What is needed to show the results of a page, all in its order."""
 
     hits: ScoredSegments
-    features: SegmentFeatures
+    features: ScorableSegments
     infos: list[SegmentInfo]
     videos: list[VideoRecord]
 

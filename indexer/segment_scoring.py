@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from indexer.catalog_records import SegmentFeatures
+from indexer.feature_memory import ScorableSegments
 from indexer.ranking import ScoredSegments
 from indexer.search_types import Explanation, Moment
-from model.features import SCORE_NAMES, TextFeatures, VideoFeatures
+from model.features import SCORE_NAMES, TextFeatures
 
 if TYPE_CHECKING:
     from model.xclip import XClip
@@ -20,21 +20,12 @@ if TYPE_CHECKING:
 NUM_MOMENTS = 3
 
 
-def to_video_features(features: SegmentFeatures, device: torch.device) -> VideoFeatures:
-    """Features of N segments as the model takes them, float32 (widened from float16 on the device)."""
-    return VideoFeatures(
-        torch.from_numpy(features.video).to(device),
-        torch.from_numpy(features.frames).to(device).float(),
-        torch.from_numpy(features.frame_mask).to(device),
-    )
-
-
 @torch.inference_mode()
-def score_segments(model: XClip, text: TextFeatures, features: SegmentFeatures) -> ScoredSegments:
+def score_segments(model: XClip, text: TextFeatures, features: ScorableSegments) -> ScoredSegments:
     """All scores of one text with N segments."""
     if not len(features):
         return ScoredSegments.none()
-    scores = model.score(text, to_video_features(features, model.device))
+    scores = model.score(text, features.videos)
     columns = [getattr(scores, name)[0] for name in SCORE_NAMES]
     table = torch.stack([*columns, scores.total[0]], dim=1).float().cpu().numpy()
     return ScoredSegments(features.segment_ids, features.video_numbers, table[:, -1], table[:, :-1])
@@ -42,7 +33,7 @@ def score_segments(model: XClip, text: TextFeatures, features: SegmentFeatures) 
 
 @torch.inference_mode()
 def find_moments(
-    model: XClip, text: TextFeatures, features: SegmentFeatures, frame_times: Sequence[NDArray[np.float64]]
+    model: XClip, text: TextFeatures, features: ScorableSegments, frame_times: Sequence[NDArray[np.float64]]
 ) -> list[list[Moment]]:
     """For each of N segments its best real frames, best first, no time twice.
 
@@ -50,7 +41,7 @@ def find_moments(
     """
     if not len(features):
         return []
-    matches = model.frame_matches(text, to_video_features(features, model.device))[0].float().cpu().numpy()
+    matches = model.frame_matches(text, features.videos)[0].float().cpu().numpy()
     return [list(_best_moments(times, row)) for times, row in zip(frame_times, matches, strict=True)]
 
 
@@ -68,14 +59,13 @@ def explain_segments(
     model: XClip,
     query: str,
     text: TextFeatures,
-    features: SegmentFeatures,
+    features: ScorableSegments,
     frame_times: Sequence[NDArray[np.float64]],
 ) -> list[Explanation]:
     """For each of N segments which words of `query`, whose features are `text`, met which frames."""
     if not len(features):
         return []
-    videos = to_video_features(features, model.device)
-    similarity = model.word_frame_similarity(text, videos)[0].float().cpu().numpy()  # [V, W, F]
+    similarity = model.word_frame_similarity(text, features.videos)[0].float().cpu().numpy()  # [V, W, F]
     tokens = model.tokenizer.pieces(query)
     return [
         Explanation(tokens, times.tolist(), table[: len(tokens), : len(times)].tolist())

@@ -27,6 +27,19 @@ def clips_directory() -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model of the least size, with the same random weights each time."""
+    import torch
+
+    from model import XClip, XClipConfig
+
+    torch.manual_seed(0)
+    directory = tmp_path_factory.mktemp("model")
+    XClip(XClipConfig.tiny()).eval().save(directory)
+    return directory
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A `gpu` test without a GPU is skipped, unless XCLIP_TEST_NEED_GPU=1 demands one: then it fails."""
     if item.get_closest_marker("gpu") is None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -15,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from catalog_builders import add_video, create_catalog, make_segment, sha256_of
+from server_process import START_SECONDS, ServerProcess
 from video_files import write_coloured_video
 
 from indexer.catalog import Catalog
@@ -26,7 +25,6 @@ from indexer.coarse_index import CoarseIndex
 from indexer.verification import verify
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-START_SECONDS = 240.0
 FOUND_WITHIN_SECONDS = 2.0
 
 ADD_EVERYTHING = """
@@ -101,18 +99,6 @@ def test_a_writer_that_is_killed_holds_up_nobody(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
-    from model import XClip, XClipConfig
-
-    torch.manual_seed(0)
-    directory = tmp_path_factory.mktemp("model")
-    XClip(XClipConfig.tiny()).eval().save(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
 def drawn_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("clips")
     for number in range(12):
@@ -138,9 +124,9 @@ def start_indexing(clips: Path, index: Path, model: Path, name: str) -> subproce
 class Searches:
     """A client that searches on and on, and notes when each video was found for the first time."""
 
-    def __init__(self, address: str, directory: Path) -> None:
-        self.directory = directory
-        self.client = httpx.Client(base_url=address, timeout=60)
+    def __init__(self, server: ServerProcess) -> None:
+        self.directory = server.index
+        self.client = server.client
         self.first_seen: dict[str, float] = {}
         self.num_searches = 0
 
@@ -167,22 +153,13 @@ class Searches:
 def searches(tmp_path: Path, model_directory: Path) -> Iterator[Searches]:
     """A server on an empty index, without a worker, and its client."""
     log = tmp_path / "server.log"
-    options = ("--model", model_directory, "--device", "cpu", "--port", 0, "--no-worker")
-    process = start("serve", "--index", tmp_path / "index", *options, log=log)
+    server = ServerProcess(
+        tmp_path / "index", "--model", model_directory, "--device", "cpu", "--no-worker", log=log
+    )
     try:
-        deadline = time.monotonic() + START_SECONDS
-        while (match := re.search(r"running on (http://\S+)", log.read_text())) is None:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        searches = Searches(match[1], tmp_path / "index")
-        while searches.client.get("/readyz").status_code != 200:
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        yield searches
-        searches.client.close()
+        yield Searches(server)
     finally:
-        process.terminate()
-        process.wait(60)
+        server.stop()
     assert "Traceback" not in log.read_text() and "ERROR" not in log.read_text(), log.read_text()
 
 

@@ -5,101 +5,27 @@ Tests that start further processes, each of which imports torch, are slow.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 from PIL import Image
+from server_process import START_SECONDS, ServerProcess, wait_until
 from video_files import write_numbered_video
-
-START_SECONDS = 240.0
-"""Two processes import torch and load a model, which takes long where others use all processors."""
 
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
-    from model import XClip, XClipConfig
-
-    torch.manual_seed(0)
-    directory = tmp_path_factory.mktemp("model")
-    XClip(XClipConfig.tiny()).eval().save(directory)
-    return directory
-
-
-class Server:
-    """`xclip-search serve` as a process of its own."""
-
-    def __init__(self, index: Path, *options: str, log: Path) -> None:
-        self.log = log
-        command = [
-            sys.executable,
-            "-m",
-            "xclip_search",
-            "serve",
-            "--index",
-            str(index),
-            "--port",
-            "0",
-            *options,
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(command, stderr=output, stdout=output, env=environment)
-        self.client = httpx.Client(base_url=self._wait_for_address(), timeout=60)
-        wait_until(lambda: self.client.get("/readyz").status_code == 200, START_SECONDS)
-
-    def _wait_for_address(self) -> str:
-        pattern = re.compile(r"running on (http://\S+)")
-        wait_until(lambda: pattern.search(self.log.read_text()) is not None, START_SECONDS, self.process)
-        match = pattern.search(self.log.read_text())
-        assert match is not None
-        return match[1]
-
-    def worker_pids(self) -> list[int]:
-        """Processes that the server started as workers."""
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                arguments = (entry / "cmdline").read_bytes().split(b"\0")
-                if b"worker" in arguments and str(self.process.pid).encode() in arguments:
-                    found.append(int(entry.name))
-        return found
-
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        self.client.close()
-        self.process.send_signal(number)
-        self.process.wait(60)
-
-
-def wait_until(
-    condition: Callable[[], bool], seconds: float, process: subprocess.Popen[bytes] | None = None
-) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        assert process is None or process.poll() is None, "the server ended"
-        time.sleep(0.05)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, model_directory: Path) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, model_directory: Path) -> Iterator[ServerProcess]:
     directory = tmp_path_factory.mktemp("server")
-    server = Server(
+    server = ServerProcess(
         directory / "index", "--model", str(model_directory), "--device", "cpu", log=directory / "log"
     )
     try:
@@ -110,23 +36,12 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_directory: Path) -> I
     assert "Traceback" not in server.log.read_text(), server.log.read_text()
 
 
-def upload(server: Server, path: Path, query: str = "?wait=true", **fields: str) -> Any:
-    with path.open("rb") as file:
-        return server.client.post(f"/videos{query}", files={"file": (path.name, file)}, data=fields)
-
-
-def found_ids(server: Server, query: str = "anything at all", **fields: Any) -> list[str]:
-    response = server.client.post("/search", json={"query": query, "limit": 100, **fields})
-    assert response.status_code == 200, response.text
-    return [result["id"] for result in response.json()["results"]]
-
-
-def test_a_video_is_uploaded_found_shown_played_and_deleted(server: Server, tmp_path: Path) -> None:
+def test_a_video_is_uploaded_found_shown_played_and_deleted(server: ServerProcess, tmp_path: Path) -> None:
     path = write_numbered_video(tmp_path / "numbers.mp4", 50, rate=10)
-    response = upload(server, path, title="שלום 🎬", metadata='{"año": [2024, "𠮷"]}')
+    response = server.upload(path, title="שלום 🎬", metadata='{"año": [2024, "𠮷"]}')
     assert response.status_code == 201, response.text
     video_id = response.json()["video"]["id"]
-    assert upload(server, path).json() == {"job": None, "video": {"id": video_id}}
+    assert server.upload(path).json() == {"job": None, "video": {"id": video_id}}
 
     answer = server.client.post("/search", json={"query": "numbers", "explain": True}).json()
     result = next(result for result in answer["results"] if result["id"] == video_id)
@@ -147,30 +62,30 @@ def test_a_video_is_uploaded_found_shown_played_and_deleted(server: Server, tmp_
     assert [video["id"] for video in server.client.get("/videos").json()["videos"]].count(video_id) == 1
 
     assert server.client.delete(f"/videos/{video_id}").status_code == 204
-    assert video_id not in found_ids(server)
+    assert video_id not in server.found_ids()
     assert server.client.get(result["media_url"]).status_code == 404
     assert server.client.get(result["thumbnail_url"]).status_code == 404
-    again = upload(server, path)
+    again = server.upload(path)
     assert again.status_code == 201 and again.json()["video"]["id"] != video_id
 
 
-def test_a_long_video_is_found_with_the_segment_that_fits(server: Server, tmp_path: Path) -> None:
+def test_a_long_video_is_found_with_the_segment_that_fits(server: ServerProcess, tmp_path: Path) -> None:
     path = write_numbered_video(tmp_path / "long.webm", 150, rate=1, codec="libvpx")
-    video_id = upload(server, path).json()["video"]["id"]
-    assert found_ids(server).count(video_id) == 1
-    assert found_ids(server, group_by="segment").count(video_id) == 3
+    video_id = server.upload(path).json()["video"]["id"]
+    assert server.found_ids().count(video_id) == 1
+    assert server.found_ids(group_by="segment").count(video_id) == 3
 
 
 def test_a_file_that_is_no_video_fails_with_a_reason_and_the_server_lives_on(
-    server: Server, tmp_path: Path
+    server: ServerProcess, tmp_path: Path
 ) -> None:
     path = tmp_path / "picture.mp4"
     Image.new("RGB", (8, 8)).save(path, "PNG")
-    response = upload(server, path)
+    response = server.upload(path)
     assert response.status_code == 422 and response.json()["detail"] == "a PNG image, not a video"
     job = server.client.get(f"/jobs/{response.json()['job']['id']}").json()
     assert job["state"] == "failed" and job["reason"] == "a PNG image, not a video"
-    accepted = upload(server, path, query="")
+    accepted = server.upload(path, query="")
     assert accepted.status_code == 202
     wait_until(
         lambda: server.client.get(accepted.headers["location"]).json()["state"] == "failed", START_SECONDS
@@ -178,11 +93,11 @@ def test_a_file_that_is_no_video_fails_with_a_reason_and_the_server_lives_on(
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_is_replaced(server: Server, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_is_replaced(server: ServerProcess, tmp_path: Path) -> None:
     (old,) = server.worker_pids()
     os.kill(old, signal.SIGKILL)
     path = write_numbered_video(tmp_path / "after.mp4", 30, rate=10, first_number=500)
-    response = upload(server, path)
+    response = server.upload(path)
     if response.status_code == 202:  # A new worker takes a while on a busy machine.
         location = response.headers["location"]
         wait_until(lambda: server.client.get(location).json()["state"] == "done", START_SECONDS)
@@ -190,19 +105,19 @@ def test_a_worker_that_is_killed_is_replaced(server: Server, tmp_path: Path) -> 
     assert new != old
 
 
-def test_real_clips_are_found_and_broken_ones_refused(server: Server, clips_directory: Path) -> None:
+def test_real_clips_are_found_and_broken_ones_refused(server: ServerProcess, clips_directory: Path) -> None:
     notes = json.loads((clips_directory / "broken" / "notes.json").read_text())
     chosen = sorted((clips_directory / "public").glob("*"), key=lambda path: path.stat().st_size)[:3]
     for path in chosen:
-        response = upload(server, path)
+        response = server.upload(path)
         assert response.status_code == 201, (path.name, response.text)
         video = server.client.get(f"/videos/{response.json()['video']['id']}").json()
         assert video["title"] == path.stem
         assert server.client.get(video["thumbnail_url"]).headers["content-type"] == "image/jpeg"
-        assert video["id"] in found_ids(server)
+        assert video["id"] in server.found_ids()
     for name in ("truncated_no_moov.mp4", "playlist_local_renamed.mp4", "audio_only.mp4", "zero_bytes.mp4"):
         assert notes[name]["expected"].startswith("reject")
-        response = upload(server, clips_directory / "broken" / name)
+        response = server.upload(clips_directory / "broken" / name)
         assert response.status_code == 422 and response.json()["detail"], name
 
 
@@ -211,16 +126,16 @@ def test_the_index_is_served_again_after_a_restart_and_a_killed_server_takes_its
     tmp_path: Path, model_directory: Path
 ) -> None:
     index = tmp_path / "index"
-    first = Server(index, "--model", str(model_directory), "--device", "cpu", log=tmp_path / "first")
+    first = ServerProcess(index, "--model", str(model_directory), "--device", "cpu", log=tmp_path / "first")
     wait_until(lambda: len(first.worker_pids()) == 1, START_SECONDS)
     path = write_numbered_video(tmp_path / "a.mp4", 20, rate=10)
-    video_id = upload(first, path).json()["video"]["id"]
+    video_id = first.upload(path).json()["video"]["id"]
     first.stop(signal.SIGKILL)
     wait_until(lambda: first.worker_pids() == [], START_SECONDS)
-    second = Server(index, "--no-worker", "--device", "cpu", log=tmp_path / "second")
+    second = ServerProcess(index, "--no-worker", "--device", "cpu", log=tmp_path / "second")
     try:
-        assert found_ids(second) == [video_id] and second.worker_pids() == []
-        assert upload(second, write_numbered_video(tmp_path / "b.mp4", 9), query="").status_code == 202
+        assert second.found_ids() == [video_id] and second.worker_pids() == []
+        assert second.upload(write_numbered_video(tmp_path / "b.mp4", 9), query="").status_code == 202
     finally:
         second.stop(signal.SIGINT)
 

@@ -45,9 +45,10 @@ class ServerProcess:
         try:
             self.client = httpx.Client(base_url=self._wait_for_address(), timeout=120)
             wait_until(lambda: self.client.get("/readyz").status_code == 200, START_SECONDS, self.process)
-        except BaseException:
+        except BaseException as error:
             self.process.kill()
             self.process.wait()
+            error.add_note(log.read_text()[-3000:])
             raise
 
     def _wait_for_address(self) -> str:

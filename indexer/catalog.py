@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import sqlite3
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
-
-import numpy as np
-from numpy.typing import NDArray
 
 from indexer import catalog_videos
 from indexer.catalog_checks import check_segments, check_sha256, check_text, check_video_id, metadata_to_json
-from indexer.catalog_connections import ConnectionPool
-from indexer.catalog_features import FeatureRows, read_segment_infos
-from indexer.catalog_records import (
-    AddOutcome,
-    Change,
-    SegmentFeatures,
-    SegmentInfo,
-    SegmentRecord,
-    VideoRecord,
-)
-from indexer.catalog_schema import CATALOG_FILE, check_catalog_file, check_facts, create_catalog_file
-from indexer.catalog_soundness import check_structure
-from indexer.change_log import (
-    forget_changes,
-    last_sequence,
-    next_sequence,
-    read_changes,
-    read_token,
-    write_change,
-)
+from indexer.catalog_reading import CatalogReader
+from indexer.catalog_records import AddOutcome, SegmentRecord, VideoRecord
+from indexer.catalog_schema import CATALOG_FILE, create_catalog_file
+from indexer.change_log import forget_changes, next_sequence, write_change
 from indexer.errors import (
     DuplicateIdError,
     FingerprintMismatchError,
-    IndexDamagedError,
+    IndexBusyError,
     IndexExistsError,
     IndexNotFoundError,
+    IndexStorageError,
     InvalidRecordError,
-    VideoNotFoundError,
 )
+from indexer.generations import FIRST_GENERATION, directory_of, index_exists, named_generation
 from indexer.job_queue import finish_running_job
-from indexer.write_ahead_log import check_log
+from indexer.succession import Succession, read_succession, write_succession
 
 
 class _Keep(enum.Enum):
@@ -57,44 +38,14 @@ KEEP: Final = _Keep.KEEP
 """Given to `Catalog.update_video` for what stays as it is (None would erase it)."""
 
 
-class Catalog:
+class Catalog(CatalogReader):
     """Videos, their segments and features, the change log and the jobs of one index directory.
 
     Made by `create`, `open` or `open_or_create`. Several processes may have the same catalog open, each its
     own object; one object may be used from several threads. Every change is one transaction and on disk when
-    the method returns. Methods raise IndexDamagedError where the file is not what was written.
+    the method returns. Methods raise IndexDamagedError where the file is not what was written, and those that
+    change something IndexSupersededError where another generation of the index has become the current one.
     """
-
-    def __init__(
-        self, directory: Path, *, clock: Callable[[], float] = time.time, check: bool = True
-    ) -> None:
-        """See `open`."""
-        self.directory = directory
-        self.path = directory / CATALOG_FILE
-        self.connections = ConnectionPool(self.path)
-        self.clock = clock
-        if check:
-            check_log(self.path)  # Before SQLite, which would cut off what is damaged.
-        try:
-            with self.connections.snapshot() as connection:
-                check_catalog_file(connection, self.path)
-                facts = dict(connection.execute("SELECT name, value FROM facts"))
-                if check:
-                    check_structure(connection, self.path)
-            self.fingerprint: str = facts["fingerprint"]
-            self.model_spec: str = facts["model_spec"]
-            self.sampling_json: str = facts["sampling_json"]
-            self.embedding_dim = int(facts["embedding_dim"])
-            self.num_frames = int(facts["num_frames"])
-            self.created_at = float(facts["created_at"])
-            check_facts(facts, self.path)
-        except (KeyError, ValueError, TypeError) as error:
-            self.connections.close()
-            raise IndexDamagedError(f"the catalog {self.path} lacks a fact about itself: {error}") from error
-        except BaseException:
-            self.connections.close()
-            raise
-        self._features = FeatureRows(self.num_frames, self.embedding_dim)
 
     # Opening and closing
 
@@ -108,15 +59,22 @@ class Catalog:
         embedding_dim: int,
         num_frames: int,
         sampling_json: str,
+        generation: int = FIRST_GENERATION,
+        successor_of: int | None = None,
     ) -> Self:
         """An empty catalog in `directory`, made if absent. Raises IndexExistsError where one is there.
 
         fingerprint: of model and sampling, see `indexer.fingerprint`. model_spec: how to load that model
             again.
         embedding_dim, num_frames: D and F of every feature. sampling_json: from `Sampling.to_json`.
+        generation, successor_of: of a catalog that shall take the place of another one. Until it does, only
+            this object, and what `open_generation` gives for that purpose, can change it.
         """
         if embedding_dim < 1 or num_frames < 1:
             raise InvalidRecordError("embedding_dim and num_frames are at least 1")
+        check_sha256(fingerprint, "fingerprint")
+        if successor_of is None and index_exists(Path(directory)):
+            raise IndexExistsError(f"an index is already in {directory}")
         facts = {
             "fingerprint": fingerprint,
             "model_spec": model_spec,
@@ -124,24 +82,63 @@ class Catalog:
             "num_frames": str(num_frames),
             "sampling_json": sampling_json,
         }
-        create_catalog_file(Path(directory), facts)
-        return cls(Path(directory))
+        create_catalog_file(directory_of(Path(directory), generation), facts, successor_of)
+        return cls(Path(directory), generation, although_superseded=successor_of is not None)
 
     @classmethod
     def open(cls, directory: str | Path, *, fingerprint: str | None = None, check: bool = True) -> Self:
-        """The catalog in `directory`.
+        """The current catalog of the index in `directory`.
 
         check: look first for what no checksum tells, see `indexer.catalog_soundness` and `write_ahead_log`.
         Raises IndexNotFoundError, IndexDamagedError, IndexVersionError, and FingerprintMismatchError where a
         `fingerprint` is given and the index has another.
         """
-        if not (Path(directory) / CATALOG_FILE).is_file():
-            raise IndexNotFoundError(f"there is no index in {directory} (no file {CATALOG_FILE})")
-        catalog = cls(Path(directory), check=check)
+        catalog = cls._open_current(Path(directory), check)
         if fingerprint is not None and catalog.fingerprint != fingerprint:
             catalog.close()
             raise FingerprintMismatchError(expected=fingerprint, found=catalog.fingerprint)
         return catalog
+
+    @classmethod
+    def _open_current(cls, index_directory: Path, check: bool) -> Self:
+        number, epoch = named_generation(index_directory), -1
+        while True:
+            catalog = cls(index_directory, number, check=check)
+            succession = catalog.succession
+            if succession is None:
+                return catalog
+            if succession.epoch <= epoch:
+                catalog.take_over(succession)
+                return catalog
+            catalog.close()
+            number, epoch = succession.generation, succession.epoch
+
+    @classmethod
+    def open_generation(
+        cls, directory: str | Path, generation: int, *, although_superseded: bool = False
+    ) -> Self:
+        """A catalog of the index in `directory`, the current one or not.
+
+        although_superseded: whether it can be changed while another one is current; for whoever brings it up
+        to date. Raises IndexNotFoundError, IndexDamagedError, IndexVersionError.
+        """
+        path = directory_of(Path(directory), generation) / CATALOG_FILE
+        if not path.is_file():
+            raise IndexNotFoundError(f"the index in {directory} has no generation {generation}")
+        return cls(Path(directory), generation, although_superseded=although_superseded)
+
+    def take_over(self, outdated: Succession) -> None:
+        """Take away the row that names a successor, now that this generation is the current one (again).
+
+        Does nothing where the row is not `outdated`. Where nothing can be written now, whoever opens the
+        index next does it.
+        """
+        with (
+            contextlib.suppress(IndexBusyError, IndexStorageError),
+            self.connections.transaction(although_superseded=True) as connection,
+        ):
+            if read_succession(connection) == outdated:
+                write_succession(connection, None)
 
     @classmethod
     def open_or_create(
@@ -171,18 +168,6 @@ class Catalog:
         except IndexExistsError:  # Another process was quicker.
             return cls.open(directory, fingerprint=fingerprint)
 
-    def close(self) -> None:
-        """Close all connections; other methods raise RuntimeError from now on."""
-        self.connections.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     # Changing
 
     def add_video(
@@ -202,6 +187,7 @@ class Catalog:
         metadata: Mapping[str, Any] | None = None,
         partial: bool = False,
         fraction_read: float = 1.0,
+        trusted: bool = False,
         added_at: float | None = None,
         finish_job: str | None = None,
         job_attempt: int | None = None,
@@ -232,6 +218,7 @@ class Catalog:
             "size_bytes": int(size_bytes),
             "partial": int(partial),
             "fraction_read": float(fraction_read),
+            "trusted": int(trusted),
             "added_at": self.clock() if added_at is None else float(added_at),
         }
         with self.connections.transaction() as connection:
@@ -297,83 +284,6 @@ class Catalog:
                 write_change(connection, "update", video_id, (), self.clock())
         return self.get_video(video_id)
 
-    # Videos
-
-    def get_video(self, video_id: str) -> VideoRecord:
-        """The record of a video. Raises VideoNotFoundError."""
-        records = self.get_videos([video_id])
-        if video_id not in records:
-            raise VideoNotFoundError(video_id)
-        return records[video_id]
-
-    def get_videos(self, video_ids: Sequence[str]) -> dict[str, VideoRecord]:
-        """Records of those of `video_ids` that exist, by id."""
-        with self.connections.reading() as connection:
-            return catalog_videos.read_by_ids(connection, video_ids)
-
-    def find_by_sha256(self, content_sha256: str) -> VideoRecord | None:
-        """The video with these bytes, or None."""
-        with self.connections.reading() as connection:
-            return catalog_videos.read_by_sha256(connection, content_sha256)
-
-    def list_videos(self, limit: int = 100, after: int | None = None) -> list[VideoRecord]:
-        """At most `limit` videos, the newest first.
-
-        after: `sequence` of the last video of the page before, for the next page; videos added or deleted in
-        between shift nothing.
-        """
-        with self.connections.reading() as connection:
-            return catalog_videos.read_page(connection, limit, after)
-
-    @property
-    def num_videos(self) -> int:
-        """Videos in the catalog."""
-        return self.totals()[0]
-
-    @property
-    def num_segments(self) -> int:
-        """Segments in the catalog."""
-        return self.totals()[1]
-
-    def totals(self) -> tuple[int, int]:
-        """(num_videos, num_segments) of one moment."""
-        with self.connections.reading() as connection:
-            row = connection.execute("SELECT num_videos, num_segments FROM totals").fetchone()
-        if row is None or None in row:
-            raise IndexDamagedError(f"the catalog {self.path} is damaged: it has no totals; run rebuild")
-        return row[0], row[1]
-
-    @property
-    def size_bytes(self) -> int:
-        """Size of the file on disk, with the part of it that is still in the write-ahead log."""
-        log = self.path.with_name(f"{self.path.name}-wal")
-        return self.path.stat().st_size + (log.stat().st_size if log.exists() else 0)
-
-    # Changes
-
-    @property
-    def sequence(self) -> int:
-        """Number of the last change; 0 before the first."""
-        with self.connections.reading() as connection:
-            return last_sequence(connection)
-
-    def change_token(self, sequence: int) -> str | None:
-        """Random text of this change, None where the log does not hold it; "" for 0, before the first change.
-
-        Whoever keeps something made at a sequence number keeps the token too: a catalog restored from a
-        backup may come to the same number by other changes.
-        """
-        with self.connections.reading() as connection:
-            return read_token(connection, sequence)
-
-    def changes_since(self, sequence: int, limit: int = 10_000) -> list[Change]:
-        """At most `limit` changes after `sequence`, in order; call again with the last one's for more.
-
-        Raises ChangesForgottenError where the log does not reach back to `sequence`, or never came to it.
-        """
-        with self.connections.reading() as connection:
-            return read_changes(connection, sequence, limit)
-
     def forget_changes(self, before_sequence: int) -> None:
         """Shorten the change log: drop entries below `before_sequence`, always keeping the last one.
 
@@ -381,60 +291,3 @@ class Catalog:
         """
         with self.connections.transaction() as connection:
             forget_changes(connection, before_sequence)
-
-    # Segments
-
-    def segment_features(self, segment_ids: Sequence[int] | NDArray[np.int64]) -> SegmentFeatures:
-        """Features of `segment_ids`, in the order asked; ids that do not exist (any more) are left out."""
-        with self.connections.reading() as connection:
-            return self._features.by_ids(connection, [int(segment_id) for segment_id in segment_ids])
-
-    def video_features(
-        self, segment_ids: Sequence[int] | NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Ids int64 [N] and video features float32 [N, D] of those of `segment_ids` that exist, ids
-        ascending."""
-        with self.connections.reading() as connection:
-            return self._features.video_features_by_ids(connection, list(map(int, segment_ids)))
-
-    def segment_infos(self, segment_ids: Sequence[int] | NDArray[np.int64]) -> dict[int, SegmentInfo]:
-        """Those of `segment_ids` that exist, without features, by segment id."""
-        with self.connections.reading() as connection:
-            infos = read_segment_infos(connection, segment_ids=list(map(int, segment_ids)))
-        return {info.segment_id: info for info in infos}
-
-    def video_segments(self, video_id: str) -> list[SegmentInfo]:
-        """Segments of a video in their order, without features. Raises VideoNotFoundError."""
-        with self.connections.reading() as connection:
-            infos = read_segment_infos(connection, video_id=video_id)
-        if not infos:
-            raise VideoNotFoundError(video_id)
-        return infos
-
-    def iterate_features(self, block_size: int = 1024) -> Iterator[SegmentFeatures]:
-        """All segments in blocks of at most `block_size`, ids ascending.
-
-        Each block is read when it is asked for, so what is added or deleted meanwhile may or may not come.
-        """
-        last = 0
-        while True:
-            with self.connections.reading() as connection:
-                block = self._features.after(connection, last, block_size)
-            if not len(block):
-                return
-            last = int(block.segment_ids[-1])
-            yield block
-
-    def iterate_video_features(
-        self, block_size: int = 8192
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Ids int64 [N] and video features float32 [N, D] of all segments, in the manner of
-        `iterate_features`."""
-        last = 0
-        while True:
-            with self.connections.reading() as connection:
-                ids, features = self._features.video_features_after(connection, last, block_size)
-            if not len(ids):
-                return
-            last = int(ids[-1])
-            yield ids, features

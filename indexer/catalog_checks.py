@@ -59,11 +59,11 @@ def metadata_to_json(metadata: Mapping[str, Any] | None) -> str:
     return text
 
 
-def check_sha256(content_sha256: str) -> str:
-    """`content_sha256`, or InvalidRecordError: 64 lower-case hex digits."""
-    if not re.fullmatch(r"[0-9a-f]{64}", content_sha256):
-        raise InvalidRecordError("content_sha256 is not 64 lower-case hex digits")
-    return content_sha256
+def check_sha256(sha256: str, name: str = "content_sha256") -> str:
+    """`sha256`, or InvalidRecordError: 64 lower-case hex digits."""
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise InvalidRecordError(f"{name} is not 64 lower-case hex digits")
+    return sha256
 
 
 def check_segments(segments: Sequence[SegmentRecord], num_frames: int, embedding_dim: int) -> None:

@@ -15,7 +15,9 @@ from indexer.errors import (
     IndexFullError,
     IndexNotFoundError,
     IndexStorageError,
+    IndexSupersededError,
 )
+from indexer.succession import read_succession
 
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long a writer waits for another one before it gives up."""
@@ -51,8 +53,11 @@ class ConnectionPool:
     IndexBusyError, IndexFullError or IndexStorageError.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, although_superseded: bool = False) -> None:
+        """although_superseded: whether `transaction` changes a catalog that another generation took the place
+        of; for whoever brings it up to date."""
         self._path = path
+        self._although_superseded = although_superseded
         self._lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
@@ -80,11 +85,17 @@ class ConnectionPool:
                 connection.rollback()
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A writing transaction: committed, and on disk, at the end of the block; undone on any exception."""
+    def transaction(self, *, although_superseded: bool = False) -> Iterator[sqlite3.Connection]:
+        """A writing transaction: committed, and on disk, at the end of the block; undone on any exception.
+
+        Raises IndexSupersededError where another generation of the index is the current one.
+        """
         with self.reading() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
+                may_be = although_superseded or self._although_superseded
+                if not may_be and (succession := read_succession(connection)):
+                    raise IndexSupersededError(succession.generation)
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:

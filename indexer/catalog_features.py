@@ -2,7 +2,8 @@
 
 Stored little-endian without a header: video feature float32 [D], frame features float16 [F, D], frame times
 float64 [num_frames]; each with a CRC-32 over itself and the numbers that say whose it is, because SQLite
-itself would not notice a flipped bit.
+itself would not notice a flipped bit. Each segment has the fingerprint (32 bytes) that its features were made
+with: those of another one are never given out.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.catalog_records import SegmentFeatures, SegmentInfo, SegmentRecord
-from indexer.errors import IndexDamagedError
+from indexer.errors import FingerprintMismatchError, IndexDamagedError
 from indexer.row_checksums import checksum_of_blob
 
 MAX_IDS_PER_QUERY = 2_000
 """Rows fetched at once: bounds what SQLite and Python hold beside the arrays."""
 
 _FEATURES = """
-SELECT segments.id, video_number, num_frames, video_feature, video_feature_crc32, frame_features,
+SELECT segments.id, video_number, num_frames, fingerprint, video_feature, video_feature_crc32, frame_features,
 frame_features_crc32 FROM {source} LEFT JOIN segment_frames ON segment_frames.segment_id = segments.id
 """
 _BY_IDS = _FEATURES.format(source="json_each(?) AS asked JOIN segments ON segments.id = asked.value")
 _AFTER = _FEATURES.format(source="segments") + " WHERE segments.id > ? ORDER BY segments.id LIMIT ?"
 
-_VIDEO_FEATURES = "SELECT id, video_number, num_frames, video_feature, video_feature_crc32 FROM segments"
+_VIDEO_FEATURES = (
+    "SELECT id, video_number, num_frames, fingerprint, video_feature, video_feature_crc32 FROM segments"
+)
 
 _INFO = """
 SELECT segments.id, videos.id, video_number, start_seconds, end_seconds, num_frames, frame_times,
@@ -38,11 +41,13 @@ segments.row_crc32 FROM {source} LEFT JOIN videos ON videos.number = segments.vi
 
 
 class FeatureRows:
-    """Reads and writes segments of an index with F frames and D embedding dimensions."""
+    """Reads and writes segments of an index with F frames and D embedding dimensions, of one fingerprint (64
+    hex digits)."""
 
-    def __init__(self, num_frames: int, embedding_dim: int) -> None:
+    def __init__(self, num_frames: int, embedding_dim: int, fingerprint: str) -> None:
         self._num_frames = num_frames
         self._embedding_dim = embedding_dim
+        self._fingerprint = bytes.fromhex(fingerprint)
 
     def insert(self, connection: sqlite3.Connection, video_number: int, segment: SegmentRecord) -> int:
         """Store a checked segment and return its id."""
@@ -52,22 +57,25 @@ class FeatureRows:
         segment_id = _next_id(connection)
         whose = (segment_id, video_number, segment.num_frames)
         start, end = float(segment.start_seconds), float(segment.end_seconds)
+        made_with = self._fingerprint
         connection.execute(
             "INSERT INTO segments (id, video_number, num_frames, start_seconds, end_seconds, frame_times,"
-            " row_crc32, video_feature, video_feature_crc32) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " row_crc32, fingerprint, video_feature, video_feature_crc32)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 *whose,
                 start,
                 end,
                 times,
                 checksum_of_blob(times, *whose, start, end),
+                made_with,
                 video,
-                checksum_of_blob(video, *whose),
+                checksum_of_blob(video, *whose, fingerprint=made_with),
             ),
         )
         connection.execute(
             "INSERT INTO segment_frames (segment_id, frame_features, frame_features_crc32) VALUES (?, ?, ?)",
-            (segment_id, frames, checksum_of_blob(frames, segment_id)),
+            (segment_id, frames, checksum_of_blob(frames, segment_id, fingerprint=made_with)),
         )
         return segment_id
 
@@ -114,7 +122,7 @@ class FeatureRows:
 
     def _features(self, rows: Sequence[Sequence[Any]]) -> SegmentFeatures:
         video = self._video(rows)  # First: its checksum is over the other numbers too.
-        frames = self._join([((row[0],), row[5], row[6]) for row in rows], 2 * self._num_frames)
+        frames = self._join([((row[0],), row[3], row[6], row[7]) for row in rows], 2 * self._num_frames)
         num_frames = np.array([row[2] for row in rows], np.int64)
         if len(rows) and num_frames.max() > self._num_frames:
             raise IndexDamagedError("the catalog is damaged: a segment has more frames than the model takes")
@@ -128,18 +136,26 @@ class FeatureRows:
 
     def _video(self, rows: Sequence[Sequence[Any]]) -> NDArray[np.float32]:
         """float32 [N, D] of rows that begin as `_VIDEO_FEATURES` says."""
-        joined = self._join([((row[0], row[1], row[2]), row[3], row[4]) for row in rows], 4)
+        joined = self._join([(row[:3], row[3], row[4], row[5]) for row in rows], 4)
         return np.frombuffer(joined, "<f4").reshape(len(rows), self._embedding_dim)
 
-    def _join(self, rows: Sequence[tuple[tuple[int, ...], bytes, int]], bytes_a_dimension: int) -> bytearray:
-        """One buffer of the blobs of rows (whose it is, blob, CRC-32); writable, as torch wants it."""
+    def _join(
+        self, rows: Sequence[tuple[Sequence[int], bytes, bytes, int]], bytes_a_dimension: int
+    ) -> bytearray:
+        """One buffer of the blobs of rows (whose it is, fingerprint, blob, CRC-32); writable, as torch wants
+        it."""
         size_bytes = bytes_a_dimension * self._embedding_dim
         joined = bytearray()
-        for whose, blob, checksum in rows:
-            if not _is_blob(blob, size_bytes) or checksum_of_blob(blob, *whose) != checksum:
+        for whose, made_with, blob, checksum in rows:
+            is_whole = checksum_of_blob(blob, *whose, fingerprint=made_with) == checksum
+            if not is_whole or not _is_blob(blob, size_bytes):
                 raise IndexDamagedError(
                     f"the catalog is damaged: the features of segment {whose[0]} are not what was written; "
                     "delete its video and index it again, or restore a backup"
+                )
+            if made_with != self._fingerprint:
+                raise FingerprintMismatchError(
+                    expected=self._fingerprint.hex(), found=made_with.hex(), segment_id=whose[0]
                 )
             joined += blob
         return joined
@@ -171,12 +187,12 @@ def read_segment_infos(
 
 
 def damaged_segments(
-    connection: sqlite3.Connection, num_frames: int, embedding_dim: int
+    connection: sqlite3.Connection, num_frames: int, embedding_dim: int, fingerprint: str
 ) -> Iterator[tuple[int, str]]:
     """(id, what is wrong) of every segment, "" where nothing is."""
     rows = connection.execute(
         "SELECT id, video_number, num_frames, start_seconds, end_seconds, frame_times, row_crc32,"
-        " video_feature, video_feature_crc32, frame_features, frame_features_crc32 FROM segments"
+        " fingerprint, video_feature, video_feature_crc32, frame_features, frame_features_crc32 FROM segments"
         " JOIN segment_frames ON segment_id = id ORDER BY id"
     )
     for (
@@ -187,6 +203,7 @@ def damaged_segments(
         end,
         times,
         row_sum,
+        made_with,
         video,
         video_sum,
         frames,
@@ -197,12 +214,20 @@ def damaged_segments(
         is_right = checksum_of_blob(times, *whose, start, end) == row_sum
         if not is_right or real > num_frames or not _is_blob(times, 8 * real):
             problems.append("what the catalog says of it")
-        if not _is_blob(video, 4 * embedding_dim) or checksum_of_blob(video, *whose) != video_sum:
+        if (
+            not _is_blob(video, 4 * embedding_dim)
+            or checksum_of_blob(video, *whose, fingerprint=made_with) != video_sum
+        ):
             problems.append("its video feature")
         is_right = _is_blob(frames, 2 * num_frames * embedding_dim)
-        if not is_right or checksum_of_blob(frames, segment_id) != frames_sum:
+        if not is_right or checksum_of_blob(frames, segment_id, fingerprint=made_with) != frames_sum:
             problems.append("its frame features")
-        yield segment_id, f"not what was written: {', '.join(problems)}" if problems else ""
+        if problems:
+            yield segment_id, f"not what was written: {', '.join(problems)}"
+        elif made_with.hex() != fingerprint:
+            yield segment_id, f"its features have the fingerprint {made_with.hex()}, the index {fingerprint}"
+        else:
+            yield segment_id, ""
 
 
 def _check_order(last: int, rows: Sequence[Sequence[Any]]) -> None:

@@ -41,6 +41,7 @@ class VideoRecord:
 
     id: the client's or ours; unique. content_sha256: 64 hex digits over the bytes; unique.
     width, height: pixels, after rotation. partial: only the first `fraction_read` (0 to 1) could be read.
+    trusted: the operator vouched for the file when it was indexed, see `indexer.manifest.VideoSource`.
     added_at: seconds since 1970. sequence: number of the change that added it; later videos have higher ones.
     """
 
@@ -57,6 +58,7 @@ class VideoRecord:
     size_bytes: int
     partial: bool
     fraction_read: float
+    trusted: bool
     added_at: float
     sequence: int
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from indexer import succession
 from indexer.catalog_connections import translated
 from indexer.durable_files import synchronize_directory, synchronize_file
 from indexer.errors import IndexDamagedError, IndexExistsError, IndexVersionError
@@ -20,7 +21,7 @@ CATALOG_FILE = "catalog.sqlite3"
 APPLICATION_ID = 0x58434C50
 """`XCLP`, in the header of the file: tells our catalog from any other SQLite database."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PAGE_SIZE_BYTES = 8_192
 """Three video features (512 x 4 bytes) fit in a page of 8 KiB, only one in SQLite's usual 4 KiB: reading them
 all touches a third of the pages. Larger pages hold hardly more of them in proportion, and each commit writes
@@ -31,7 +32,7 @@ _FACTS_CHECKSUM = "checksum"
 MINIMUM_SQLITE = (3, 37, 0)
 """The first SQLite with STRICT tables."""
 
-SCHEMA = """
+SCHEMA = f"""{succession.SCHEMA}
 CREATE TABLE facts (
     name TEXT PRIMARY KEY,
     value TEXT NOT NULL
@@ -59,6 +60,7 @@ CREATE TABLE videos (
     size_bytes INTEGER NOT NULL,
     partial INTEGER NOT NULL CHECK (partial IN (0, 1)),
     fraction_read REAL NOT NULL,
+    trusted INTEGER NOT NULL CHECK (trusted IN (0, 1)),
     added_at REAL NOT NULL,
     sequence INTEGER NOT NULL UNIQUE,
     row_crc32 INTEGER NOT NULL
@@ -73,6 +75,7 @@ CREATE TABLE segments (
     num_frames INTEGER NOT NULL CHECK (num_frames > 0),
     frame_times BLOB NOT NULL,
     row_crc32 INTEGER NOT NULL,
+    fingerprint BLOB NOT NULL CHECK (length(fingerprint) = 32),
     video_feature_crc32 INTEGER NOT NULL,
     video_feature BLOB NOT NULL
 ) STRICT;
@@ -132,8 +135,11 @@ CREATE INDEX idempotency_keys_by_expiry ON idempotency_keys (expires_at);
 """
 
 
-def create_catalog_file(directory: Path, facts: Mapping[str, str]) -> Path:
+def create_catalog_file(directory: Path, facts: Mapping[str, str], successor_of: int | None = None) -> Path:
     """Make an empty catalog in `directory`, made if absent; the file appears whole or not at all.
+
+    successor_of: the generation that stays the current one until this one takes its place; None where there
+        is no other.
 
     Raises IndexExistsError where one is there, IndexStorageError, OSError.
     """
@@ -158,6 +164,8 @@ def create_catalog_file(directory: Path, facts: Mapping[str, str]) -> Path:
             rows = {**facts, "created_at": repr(time.time())}
             rows[_FACTS_CHECKSUM] = str(_checksum_of_facts(rows))
             connection.executemany("INSERT INTO facts VALUES (?, ?)", rows.items())
+            if successor_of is not None:
+                succession.write_succession(connection, succession.Succession(successor_of, epoch=0))
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             connection.execute("COMMIT")
@@ -209,5 +217,7 @@ def check_catalog_file(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version != SCHEMA_VERSION:
         raise IndexVersionError(
-            f"{path} is of format {version}, this version of xclip-search reads format {SCHEMA_VERSION}"
+            f"{path} is of format {version}, this version of xclip-search reads format {SCHEMA_VERSION};"
+            " bring it over with `export` of the version that made it and `import` of this one, or index the"
+            " videos again"
         )

@@ -18,7 +18,7 @@ CHECKED_SIZE_BYTES: Final = 2 << 30
 """Of the catalog's file; about 100,000 videos of 12 frames x 512, which take 0.3 s of a processor. Larger
 ones are checked by `verify` alone: opening must not take seconds."""
 
-_SEARCHED: Final = ("videos", "segments", "changes", "totals", "facts")
+_SEARCHED: Final = ("videos", "segments", "changes", "totals", "facts", "succession")
 """Frame features are not among them: one that is not found is missed where it is wanted."""
 
 _LAST_NUMBER: Final = "(SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = '{}')"

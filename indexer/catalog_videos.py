@@ -13,7 +13,7 @@ from indexer.row_checksums import checksum_of_row
 
 _COLUMNS = (
     "id, content_sha256, uri, title, metadata, duration_seconds, width, height, frame_rate, codec,"
-    " size_bytes, partial, fraction_read, added_at, sequence"
+    " size_bytes, partial, fraction_read, trusted, added_at, sequence"
 )
 
 
@@ -94,4 +94,5 @@ def _record(row: Sequence[Any]) -> VideoRecord:
         )
     values[4] = json.loads(values[4])
     values[11] = bool(values[11])
+    values[13] = bool(values[13])
     return VideoRecord(*values)

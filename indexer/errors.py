@@ -9,10 +9,12 @@ IndexerError
 ├── IndexStorageError          the disk refused a read or a write
 │   └── IndexFullError         no room for what was to be written
 ├── BackupDamagedError         a backup that is not what was written
+├── IndexSupersededError       another generation of the index is the current one
 ├── FingerprintMismatchError   the index was made by another model or sampling
 ├── InvalidRecordError         a video or job record that cannot be stored
 ├── ManifestError              a list of videos to index that cannot be understood
 ├── InvalidQueryError          a search that asks for something outside its ranges
+│   └── InvalidCursorError     a cursor of another search or index, or none at all
 ├── VideoNotFoundError         no video of this id
 ├── DuplicateIdError           the id is taken by another video
 ├── ChangesForgottenError      the change log no longer reaches back that far
@@ -69,22 +71,44 @@ class BackupDamagedError(IndexerError):
     """A backup that is not what was written; nothing was restored from it."""
 
 
+class IndexSupersededError(IndexerError):
+    """Another generation of the index is the current one, and this one takes no changes any more.
+
+    Nothing was changed. Whoever opens the index again gets the current generation, number `generation`.
+    """
+
+    def __init__(self, generation: int) -> None:
+        super().__init__(
+            f"the index was encoded anew meanwhile: its generation {generation} takes the changes now"
+        )
+        self.generation = generation
+
+    def __reduce__(self) -> tuple[type[IndexSupersededError], tuple[int]]:
+        return type(self), (self.generation,)
+
+
 class FingerprintMismatchError(IndexerError):
     """The index was made by another model or sampling than the one at hand.
 
-    expected: fingerprint of the model at hand. found: fingerprint that the index holds.
+    expected: fingerprint of the model at hand. found: fingerprint that the index holds. segment_id: where it
+    is a single segment of an index whose own fingerprint is `expected`.
     """
 
-    def __init__(self, expected: str, found: str) -> None:
+    def __init__(self, expected: str, found: str, segment_id: int | None = None) -> None:
         super().__init__(
             f"this index holds features of fingerprint {found}, but the model and sampling at hand have"
-            f" {expected}; open the index with the model that made it, or index the videos again"
+            f" {expected}; open the index with the model that made it, or encode its videos with this one:"
+            " xclip-search reindex"
+            if segment_id is None
+            else f"segment {segment_id} holds features of fingerprint {found}, in an index of fingerprint"
+            f" {expected}; delete its video and index it again, or restore a backup"
         )
         self.expected = expected
         self.found = found
+        self.segment_id = segment_id
 
-    def __reduce__(self) -> tuple[type[FingerprintMismatchError], tuple[str, str]]:
-        return type(self), (self.expected, self.found)
+    def __reduce__(self) -> tuple[type[FingerprintMismatchError], tuple[str, str, int | None]]:
+        return type(self), (self.expected, self.found, self.segment_id)
 
 
 class InvalidRecordError(IndexerError, ValueError):
@@ -98,6 +122,10 @@ class ManifestError(IndexerError, ValueError):
 
 class InvalidQueryError(IndexerError, ValueError):
     """A search that asks for something outside its ranges; the message names the field and its range."""
+
+
+class InvalidCursorError(InvalidQueryError):
+    """A cursor of another search, of an index that is no longer there, or none that we made: begin again."""
 
 
 class VideoNotFoundError(IndexerError, LookupError):

@@ -119,7 +119,7 @@ class _CatalogBlocks:
         self._connection = connection
         self._with_frames = with_frames
         self._on_progress = on_progress
-        self._features = FeatureRows(catalog.num_frames, catalog.embedding_dim)
+        self._features = FeatureRows(catalog.num_frames, catalog.embedding_dim, catalog.fingerprint)
         self.num_videos, self.num_segments = connection.execute(
             "SELECT num_videos, num_segments FROM totals"
         ).fetchone()

@@ -14,7 +14,6 @@ import numpy as np
 
 from indexer.catalog import Catalog
 from indexer.catalog_records import SegmentRecord
-from indexer.catalog_schema import CATALOG_FILE
 from indexer.errors import DuplicateIdError, FingerprintMismatchError, InvalidRecordError
 from indexer.export_layout import (
     ExportDamagedError,
@@ -25,6 +24,7 @@ from indexer.export_layout import (
     check_files,
     load_pyarrow,
 )
+from indexer.generations import index_exists
 
 ROWS_PER_BATCH: Final = 256
 """Rows read and held in memory at once, beside the row group that they come from."""
@@ -72,7 +72,7 @@ def import_index(
         raise ExportWithoutFramesError(
             f"the export in {source} was made without frame features; it can be analysed but not imported"
         )
-    if (index / CATALOG_FILE).exists():
+    if index_exists(index):
         _open_target(index, manifest).close()  # Refused before all files are read, not after.
     check_files(source, manifest, on_progress)
     _check_order(source, manifest)

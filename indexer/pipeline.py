@@ -292,6 +292,7 @@ class _Run:
                 uri=source.uri if source.uri is not None else path.as_uri(),
                 title=title,
                 metadata=source.metadata,
+                trusted=source.trusted,
                 **fields_of_video(
                     first,
                     [video.records[number] for number in range(first.num_segments)],

@@ -23,9 +23,13 @@ def checksum_of_row(values: Sequence[str | int | float | None]) -> int:
         return NO_CHECKSUM
 
 
-def checksum_of_blob(blob: bytes | bytearray | memoryview, *numbers: int | float) -> int:
-    """CRC-32 of bytes together with numbers that say what they belong to, whole ones below 2^53."""
+def checksum_of_blob(
+    blob: bytes | bytearray | memoryview, *numbers: int | float, fingerprint: bytes = b""
+) -> int:
+    """CRC-32 of bytes together with numbers that say what they belong to, whole ones below 2^53, and with the
+    fingerprint that they were made with."""
     try:
-        return zlib.crc32(blob, zlib.crc32(struct.pack(f"<{len(numbers)}d", *numbers)))
+        numbers_crc = zlib.crc32(struct.pack(f"<{len(numbers)}d", *numbers))
+        return zlib.crc32(blob, zlib.crc32(fingerprint, numbers_crc))
     except (TypeError, struct.error, OverflowError):
         return NO_CHECKSUM

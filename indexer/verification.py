@@ -113,7 +113,8 @@ def _findings(
             yield Finding("catalog", f"video number {number}: {problem}")
         for sequence in damaged_changes(connection):
             yield Finding("change log", f"change {sequence} is not what was written")
-        features = damaged_segments(connection, catalog.num_frames, catalog.embedding_dim)
+        sizes = catalog.num_frames, catalog.embedding_dim
+        features = damaged_segments(connection, *sizes, catalog.fingerprint)
         for num_done, (segment_id, problem) in enumerate(features, start=1):
             if num_done % 1000 == 0 or num_done == num_segments:
                 on_progress(num_done, num_segments)

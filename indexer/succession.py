@@ -1,0 +1,52 @@
+"""Which generation of an index came after this one: one row of a catalog, absent while it is the current one.
+
+A catalog with that row takes no more changes: whoever still has it open, in whatever process, learns in the
+transaction itself that another one is current now. `indexer.generations` says how that comes about.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+
+from indexer.errors import IndexDamagedError
+from indexer.row_checksums import checksum_of_row
+
+SCHEMA = """
+CREATE TABLE succession (
+    only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+    generation INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    row_crc32 INTEGER NOT NULL
+) STRICT;
+"""
+
+
+@dataclass(frozen=True)
+class Succession:
+    """generation: the number of the one that takes changes instead. epoch: higher with each switch of an
+    index; 0 in a generation that has yet to become the current one."""
+
+    generation: int
+    epoch: int
+
+
+def read_succession(connection: sqlite3.Connection) -> Succession | None:
+    """None in the current generation. Raises IndexDamagedError."""
+    rows = connection.execute("SELECT generation, epoch, row_crc32 FROM succession").fetchall()
+    if not rows:
+        return None
+    generation, epoch, checksum = rows[0]
+    if len(rows) > 1 or checksum_of_row((generation, epoch)) != checksum:
+        raise IndexDamagedError(
+            "the catalog is damaged: what it says of its successor is not what was written; restore a backup"
+        )
+    return Succession(generation, epoch)
+
+
+def write_succession(connection: sqlite3.Connection, succession: Succession | None) -> None:
+    """Replace the row, or take it away, within the caller's transaction."""
+    connection.execute("DELETE FROM succession")
+    if succession is not None:
+        row = (succession.generation, succession.epoch)
+        connection.execute("INSERT INTO succession VALUES (1, ?, ?, ?)", (*row, checksum_of_row(row)))

@@ -20,6 +20,7 @@ ROOMS = {
     "info": "indexer.cli",
     "serve": "service.cli",
     "worker": "service.cli",
+    "keys": "service.keys_cli",
     "verify": "indexer.maintenance_cli",
     "rebuild": "indexer.maintenance_cli",
     "backup": "indexer.maintenance_cli",

@@ -15,15 +15,19 @@ from fastapi import FastAPI
 from indexer.errors import IndexerError
 from indexer.job_queue import JobQueue
 from model.errors import ModelError
+from service.access import AccessControl
+from service.api_keys import KeyRing, keys_path
+from service.deadlines import DeadlineMiddleware
+from service.drain import Drain
 from service.error_handlers import install_error_handlers
 from service.loading import load_searcher
 from service.media_store import MediaStore
-from service.middleware import SecurityMiddleware
+from service.middleware import HeadersMiddleware, RequestChecksMiddleware
 from service.openapi import install_openapi
 from service.playability import Playability
 from service.previews import MakeClip, Previews
 from service.ready_service import ReadyService
-from service.routes import health, ingest, jobs, media, page, preview, search, videos
+from service.routes import health, ingest, jobs, media, page, preview, search, session, videos
 from service.search_gate import SearchGate
 from service.settings import ServiceSettings
 from service.sweeping import sweep
@@ -86,12 +90,33 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = None
-    app.add_middleware(SecurityMiddleware)
+    app.state.settings = settings
+    app.state.drain = Drain()
+    app.state.access = AccessControl(KeyRing(keys_path(settings.index_directory, settings.keys_file)))
+    _add_middleware(app, settings)
     install_error_handlers(app)
-    for module in (search, ingest, videos, media, preview, jobs, health, page):
+    for module in (search, ingest, videos, media, preview, jobs, session, health, page):
         app.include_router(module.router)
     install_openapi(app)
     return app
+
+
+def _add_middleware(app: FastAPI, settings: ServiceSettings) -> None:
+    """The innermost first: each one added sees a request before those that were added earlier."""
+    drain: Drain = app.state.drain
+    access: AccessControl = app.state.access
+    app.add_middleware(
+        DeadlineMiddleware,
+        request_timeout_seconds=settings.request_timeout_seconds,
+        body_timeout_seconds=settings.body_timeout_seconds,
+        min_bytes_per_second=settings.min_upload_bytes_per_second,
+    )
+    app.add_middleware(
+        RequestChecksMiddleware,
+        allowed_hosts=settings.allowed_hosts,
+        keys_required=lambda: access.ring.required,
+    )
+    app.add_middleware(HeadersMiddleware, is_ending=lambda: drain.begun)
 
 
 def _assemble(

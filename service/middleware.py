@@ -1,15 +1,31 @@
-"""What holds for every request: security headers, and no changes on behalf of other sites' pages."""
+"""What holds for every request: its size, its host, no changes on behalf of other sites, security headers."""
 
 from __future__ import annotations
 
+import ipaddress
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import CrossSiteError
+from service.errors import (
+    CrossSiteError,
+    HeadersTooLargeError,
+    HostNotAllowedError,
+    ServiceError,
+    UriTooLongError,
+)
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+HEADER_LIMIT_BYTES = 16 * 1024
+MAX_HEADERS = 100
+URI_LIMIT_BYTES = 8 * 1024
+"""Path and query."""
+
+PROBES = frozenset({"/healthz", "/readyz"})
+"""Asked by load balancers under whatever name or address they know; they tell nothing."""
 
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -23,15 +39,12 @@ SECURITY_HEADERS = {
 """Everything comes from this server, is of the kind that it says, and is not shown inside other sites."""
 
 
-class SecurityMiddleware:
-    """Adds SECURITY_HEADERS to every answer and refuses changes that a page of another site asks for.
+class HeadersMiddleware:
+    """Adds SECURITY_HEADERS to every answer, and `Connection: close` while the server is ending."""
 
-    A browser sends a form with a file to any address, so without this any page that a user visits could
-    upload to a server on the user's own machine.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, is_ending: Callable[[], bool]) -> None:
         self.app = app
+        self._is_ending = is_ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request, as ASGI wants it."""
@@ -44,12 +57,82 @@ class SecurityMiddleware:
                 headers = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
+                if self._is_ending():
+                    headers["Connection"] = "close"
             await send(message)
 
-        if scope["method"] not in SAFE_METHODS and is_cross_site(Headers(scope=scope)):
-            await CrossSiteError().to_response()(scope, receive, send_with_headers)
-            return
         await self.app(scope, receive, send_with_headers)
+
+
+class RequestChecksMiddleware:
+    """Refuses requests that are too large, came under a wrong name, or were made by another site's page.
+
+    A browser sends a form with a file to any address, so without the last check any page that a user visits
+    could upload to a server on the user's own machine. That check trusts the browser's idea of what is the
+    same site; a page whose name was made to point here (DNS rebinding) passes it, and is known by that name.
+
+    allowed_hosts: names that are answered; where there are none, every name is once `keys_required`, since a
+    key or cookie is not sent under a wrong name, and before that those alone that cannot be somebody else's.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, allowed_hosts: Sequence[str], keys_required: Callable[[], bool]
+    ) -> None:
+        self.app = app
+        self._allowed_hosts = frozenset(allowed_hosts)
+        self._keys_required = keys_required
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request, as ASGI wants it."""
+        if scope["type"] == "http" and (problem := self._find_problem(scope)) is not None:
+            await problem.to_response()(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _find_problem(self, scope: Scope) -> ServiceError | None:
+        if len(scope["raw_path"]) + len(scope["query_string"]) > URI_LIMIT_BYTES:
+            return UriTooLongError()
+        size_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
+        if len(scope["headers"]) > MAX_HEADERS or size_bytes > HEADER_LIMIT_BYTES:
+            return HeadersTooLargeError()
+        headers = Headers(scope=scope)
+        if scope["path"] not in PROBES and not self._may_be_called(headers.get("host", "")):
+            return HostNotAllowedError()
+        if scope["method"] not in SAFE_METHODS and is_cross_site(headers):
+            return CrossSiteError()
+        return None
+
+    def _may_be_called(self, host: str) -> bool:
+        name = host_name(host)
+        if is_own_name(name):
+            return True
+        if self._allowed_hosts:
+            return name in self._allowed_hosts
+        return self._keys_required() or cannot_be_rebound(name)
+
+
+def host_name(host: str) -> str:
+    """The name or address in a Host header, without its port, in small letters."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].rstrip(".").lower()
+
+
+def is_own_name(name: str) -> bool:
+    """Whether a name or address always means the machine that uses it."""
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+
+
+def cannot_be_rebound(name: str) -> bool:
+    """Whether nobody on the Internet can let this name point to us: an address, or a name without a dot."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "." not in name
+    return True
 
 
 def is_cross_site(headers: Headers) -> bool:

@@ -8,9 +8,9 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from service.schemas import AddVideoRequest, Problem, SearchRequest
+from service.schemas import AddVideoRequest, Problem, SearchRequest, SessionRequest
 
-BODY_MODELS = (SearchRequest, AddVideoRequest, Problem)
+BODY_MODELS = (SearchRequest, AddVideoRequest, SessionRequest, Problem)
 
 
 def install_openapi(app: FastAPI) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from anyio import to_thread
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
+from service.access import OPEN, READ
+from service.errors import NotReadyError
 from service.ready_service import ReadyService, Service
 from service.routes.descriptions import problems
 from service.schemas import HealthAnswer, StatsAnswer
@@ -12,19 +14,21 @@ from service.schemas import HealthAnswer, StatsAnswer
 router = APIRouter(tags=["operation"])
 
 
-@router.get("/healthz", responses=problems(ready=False))
+@router.get("/healthz", dependencies=[OPEN], responses=problems(ready=False))
 async def healthz() -> HealthAnswer:
     """Whether the process lives."""
     return HealthAnswer(status="ok")
 
 
-@router.get("/readyz", responses=problems())
-async def readyz(service: Service) -> HealthAnswer:
-    """Whether model and index are loaded and searches are answered."""
+@router.get("/readyz", dependencies=[OPEN], responses=problems())
+async def readyz(request: Request, service: Service) -> HealthAnswer:
+    """Whether model and index are loaded, searches are answered and the server is not about to end."""
+    if request.app.state.drain.begun:
+        raise NotReadyError("The server is shutting down.")
     return HealthAnswer(status="ok")
 
 
-@router.get("/stats", responses=problems())
+@router.get("/stats", dependencies=[READ], responses=problems())
 async def stats(service: Service) -> StatsAnswer:
     """What there is and what is going on."""
     return await to_thread.run_sync(_read_stats, service)

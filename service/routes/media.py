@@ -8,6 +8,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from starlette.responses import FileResponse, Response
 
+from service.access import READ
 from service.byte_ranges import wanted_bytes
 from service.errors import (
     MediaNotFoundError,
@@ -20,7 +21,7 @@ from service.ready_service import ReadyService, Service
 from service.routes.descriptions import problems
 from service.schemas import ThumbnailParameters
 
-router = APIRouter(prefix="/videos/{video_id}", tags=["videos"])
+router = APIRouter(prefix="/videos/{video_id}", tags=["videos"], dependencies=[READ])
 
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 

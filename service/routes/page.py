@@ -7,9 +7,10 @@ from pathlib import Path
 from fastapi import APIRouter
 from starlette.responses import FileResponse, Response
 
+from service.access import OPEN
 from service.errors import RouteNotFoundError
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, dependencies=[OPEN])
 
 PAGE_DIRECTORY = Path(__file__).parent.parent / "page"
 PARTS = {

@@ -9,6 +9,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from service.access import READ
 from service.byte_ranges import wanted_bytes
 from service.errors import (
     MediaNotFoundError,
@@ -22,7 +23,7 @@ from service.routes.descriptions import problems
 from service.routes.media import find_media
 from service.schemas import PreviewParameters
 
-router = APIRouter(prefix="/videos/{video_id}", tags=["videos"])
+router = APIRouter(prefix="/videos/{video_id}", tags=["videos"], dependencies=[READ])
 
 _CONTENT: dict[str, Any] = {PREVIEW_CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}}}
 

@@ -10,6 +10,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Request
 
 from indexer.search_types import SearchAnswer, SearchQuery, SearchResult
+from service.access import READ
 from service.addresses import media_url, preview_url, thumbnail_url
 from service.errors import OverloadedError
 from service.ready_service import Service
@@ -26,7 +27,7 @@ from service.schemas import (
     TimingsAnswer,
 )
 
-router = APIRouter(tags=["search"])
+router = APIRouter(tags=["search"], dependencies=[READ])
 
 
 @router.post(

@@ -9,13 +9,14 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 
 from indexer.catalog_records import VideoRecord
+from service.access import READ, WRITE
 from service.addresses import media_url, preview_url, thumbnail_url
 from service.errors import CrossSiteError, OverloadedError, StorageFullError, VideoNotFoundError
 from service.ready_service import ReadyService, Service
 from service.routes.descriptions import problems
 from service.schemas import ListVideosParameters, VideoAnswer, VideoPage
 
-router = APIRouter(prefix="/videos", tags=["videos"])
+router = APIRouter(prefix="/videos", tags=["videos"], dependencies=[READ])
 
 
 @router.get("", responses=problems())
@@ -44,6 +45,7 @@ async def get_video(request: Request, video_id: str, service: Service) -> VideoA
 @router.delete(
     "/{video_id}",
     status_code=204,
+    dependencies=[WRITE],
     responses=problems(VideoNotFoundError, CrossSiteError, OverloadedError, StorageFullError),
 )
 async def delete_video(video_id: str, service: Service) -> None:

@@ -45,6 +45,10 @@ from service.schemas.search import (
     Span,
     TimingsAnswer,
 )
+from service.schemas.session import (
+    SessionAnswer,
+    SessionRequest,
+)
 from service.schemas.strictness import (
     Answer,
     Parameters,
@@ -91,6 +95,8 @@ __all__ = [
     "ScoresAnswer",
     "SearchAnswerBody",
     "SearchRequest",
+    "SessionAnswer",
+    "SessionRequest",
     "Span",
     "StatsAnswer",
     "ThumbnailParameters",

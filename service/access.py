@@ -1,0 +1,127 @@
+"""Who may do what: every router declares OPEN, READ or WRITE, and a test fails where one does not.
+
+    router = APIRouter(prefix="/videos", dependencies=[READ])
+
+    @router.delete("/{video_id}", dependencies=[WRITE])
+
+A key comes in `Authorization: Bearer`, or as a session's cookie. Where the server has no keys and none are
+demanded, everything is open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, Security
+from fastapi.routing import APIRoute
+from fastapi.security import APIKeyCookie, HTTPBearer
+
+from service.api_keys import ApiKey, KeyRing, Scope
+from service.client_limits import FailedAttempts, network_of
+from service.errors import ForbiddenError, TooManyRequestsError, UnauthorizedError
+from service.sessions import COOKIE, find_session
+
+_BEARER = HTTPBearer(
+    auto_error=False,
+    scheme_name="key",
+    description="A key made with `xclip-search keys add`. Not needed where the server has no keys.",
+)
+_COOKIE = APIKeyCookie(
+    name=COOKIE,
+    auto_error=False,
+    scheme_name="session",
+    description="Set by `POST /session`; for browsers.",
+)
+
+
+class AccessControl:
+    """Finds out who sends a request."""
+
+    def __init__(self, ring: KeyRing) -> None:
+        self.ring = ring
+        self.failed_attempts = FailedAttempts()
+
+    def identify(self, request: Request) -> ApiKey | None:
+        """The key that came with a request, None where none came.
+
+        Raises UnauthorizedError for a wrong one, TooManyRequestsError where too many wrong ones came.
+        """
+        authorization = request.headers.get("authorization")
+        if authorization is not None:
+            kind, _, secret = authorization.partition(" ")
+            if kind.lower() != "bearer":
+                raise UnauthorizedError()
+            return self.check_secret(request, secret.strip())
+        cookie = request.cookies.get(COOKIE)
+        return None if cookie is None else find_session(cookie, self.ring)
+
+    def check_secret(self, request: Request, secret: str) -> ApiKey:
+        """The key that `secret` is. Raises UnauthorizedError, TooManyRequestsError."""
+        key = self.ring.find(secret)
+        if key is not None:
+            return key
+        wait_seconds = self.failed_attempts.count(request.client.host if request.client else "")
+        if wait_seconds:
+            raise TooManyRequestsError(
+                "Too many wrong keys come from this address.", retry_after_seconds=wait_seconds
+            )
+        raise UnauthorizedError("The key is not valid.")
+
+
+@dataclass(frozen=True)
+class Access:
+    """What an endpoint demands; scope None: nothing. A dependency of FastAPI."""
+
+    scope: Scope | None
+
+    async def __call__(
+        self,
+        request: Request,
+        _bearer: Annotated[Any, Security(_BEARER)] = None,
+        _cookie: Annotated[Any, Security(_COOKIE)] = None,
+    ) -> None:
+        """Let the request through, or raise UnauthorizedError, ForbiddenError, TooManyRequestsError."""
+        assert self.scope is not None
+        control: AccessControl = request.app.state.access
+        if not control.ring.required:
+            return
+        key = control.identify(request)
+        if key is None:
+            raise UnauthorizedError()
+        request.state.key_name = key.name
+        if not key.allows(self.scope):
+            raise ForbiddenError()
+
+
+def _let_through() -> None:
+    """Everybody may."""
+
+
+OPEN = Depends(_let_through)
+"""Needs no key."""
+
+READ = Depends(Access("read"))
+"""Needs a key, of either scope."""
+
+WRITE = Depends(Access("write"))
+"""Needs a key with the scope write. A route may declare it on top of its router's READ."""
+
+
+def declared_access(route: APIRoute) -> list[Scope | None]:
+    """All that a route and its routers declare; empty where somebody forgot to."""
+    found: list[Scope | None] = []
+    for dependant in route.dependant.dependencies:
+        if isinstance(dependant.call, Access):
+            found.append(dependant.call.scope)
+        elif dependant.call is _let_through:
+            found.append(None)
+    return found
+
+
+def client_of(request: Request) -> str:
+    """What stands for whoever sends a request, where each gets a share: its key, else its address."""
+    name = getattr(request.state, "key_name", None)
+    if name is not None:
+        return f"key {name}"
+    return f"address {network_of(request.client.host)}" if request.client else "address unknown"

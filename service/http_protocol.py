@@ -1,0 +1,185 @@
+"""uvicorn's HTTP/1.1 protocol with bounds: on connections, on waiting for a request's head, on slow readers.
+
+uvicorn waits for headers as long as the client likes, and swallows the rest of a body that nobody reads. Here
+each waiting has an end, so that half-open connections go away by themselves; and where all connections are
+taken, the one that has been idle for longest gives way to a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+from uvicorn.server import ServerState
+
+from service.errors import (
+    HeadersTooLargeError,
+    MalformedBodyError,
+    OverloadedError,
+    RequestTimeoutError,
+    ServiceError,
+)
+
+STALLED_SECONDS = 60.0
+"""A client that reads nothing of its answer for so long is gone."""
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """max_connections: open at once. header_timeout_seconds: from a connection or a request's first byte to
+    the end of its head; also for the rest of a body after the answer."""
+
+    max_connections: int
+    header_timeout_seconds: float
+
+
+class BoundedConfig(uvicorn.Config):
+    """uvicorn's configuration with ConnectionLimits."""
+
+    def __init__(self, app: Any, limits: ConnectionLimits, **options: Any) -> None:
+        super().__init__(app, http=BoundedProtocol, ws="none", **options)
+        self.limits = limits
+
+
+class BoundedProtocol(H11Protocol):
+    """One connection."""
+
+    def __init__(
+        self,
+        config: BoundedConfig,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = config.limits
+        self._idle_since = self.loop.time()
+        self._input_timer: asyncio.TimerHandle | None = None
+        self._output_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, or refuse it where all are busy."""
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.max_connections and not self._make_room():
+            self._refuse(OverloadedError("All connections are taken. Try again later."))
+            return
+        self._watch_input()
+
+    def data_received(self, data: bytes) -> None:
+        """Take a part of a request."""
+        super().data_received(data)
+        self._watch_input()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than we write."""
+        super().pause_writing()
+        if self._output_timer is None:
+            self._output_timer = self.loop.call_later(STALLED_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        _cancel(self._output_timer)
+        self._output_timer = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is closed."""
+        _cancel(self._input_timer)
+        self._input_timer = None
+        _cancel(self._output_timer)
+        self._output_timer = None
+        super().connection_lost(exc)
+
+    # What uvicorn calls
+
+    def on_response_complete(self) -> None:
+        """An answer was sent."""
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
+            self._watch_input()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be parsed."""
+        # Called while the parser's error is handled.
+        error = sys.exc_info()[1]
+        too_large = isinstance(error, h11.RemoteProtocolError) and error.error_status_hint == 431
+        self._refuse(
+            HeadersTooLargeError() if too_large else MalformedBodyError("The request is not valid HTTP/1.1.")
+        )
+
+    # Ours
+
+    def _watch_input(self) -> None:
+        """Let the rest of a head, or of a body that nobody reads, take no longer than it may."""
+        waiting = self.conn.their_state is h11.IDLE or (
+            self.conn.their_state is h11.SEND_BODY and self.is_idle
+        )
+        if not waiting or self.transport.is_closing():
+            _cancel(self._input_timer)
+            self._input_timer = None
+        elif self._input_timer is None:
+            self._input_timer = self.loop.call_later(
+                self._limits.header_timeout_seconds, self._end_waiting_for_input
+            )
+
+    def _end_waiting_for_input(self) -> None:
+        self._input_timer = None
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._refuse(RequestTimeoutError())
+        else:
+            self.transport.close()
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle for longest; false where all others are busy."""
+        idle = [
+            other
+            for other in self.connections
+            if isinstance(other, BoundedProtocol) and other is not self and other.is_idle
+        ]
+        if not idle:
+            return False
+        longest = min(idle, key=lambda other: other._idle_since)
+        self.connections.discard(longest)
+        longest.transport.abort()
+        return True
+
+    def _refuse(self, problem: ServiceError) -> None:
+        """Answer what the application never gets to see, and close."""
+        answer = problem.to_response()
+        headers = [*answer.raw_headers, (b"x-content-type-options", b"nosniff")]
+        if (b"connection", b"close") not in headers:
+            headers.append((b"connection", b"close"))
+        events = (
+            h11.Response(
+                status_code=answer.status_code, headers=headers, reason=STATUS_PHRASES[answer.status_code]
+            ),
+            h11.Data(data=bytes(answer.body)),
+            h11.EndOfMessage(),
+        )
+        try:
+            for event in events:
+                self.transport.write(self.conn.send(event) or b"")
+        except h11.LocalProtocolError:
+            pass  # An answer is on its way already; there is nothing to add to it.
+        if not self.is_idle:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()

@@ -1,0 +1,74 @@
+"""POST, GET and DELETE /session: how a browser logs in and out."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from service.access import OPEN, AccessControl
+from service.errors import CrossSiteError, TooManyRequestsError, UnauthorizedError
+from service.request_body import describe_body, read_json
+from service.routes.descriptions import BODY_ERRORS, problems
+from service.schemas import SessionAnswer, SessionRequest
+from service.sessions import COOKIE, make_session
+from service.settings import ServiceSettings
+
+router = APIRouter(prefix="/session", tags=["session"], dependencies=[OPEN])
+
+
+@router.post(
+    "",
+    status_code=204,
+    responses={
+        **problems(*BODY_ERRORS, UnauthorizedError, TooManyRequestsError, ready=False),
+        204: {"description": "Logged in: a cookie is set"},
+    },
+    openapi_extra=describe_body(SessionRequest),
+)
+async def log_in(request: Request) -> Response:
+    """Log a browser in: a cookie that its scripts cannot read then stands for the key."""
+    settings: ServiceSettings = request.app.state.settings
+    body = await read_json(request, SessionRequest, settings.body_limit_bytes)
+    key = _control(request).check_secret(request, body.key)
+    response = Response(status_code=204)
+    response.set_cookie(
+        COOKIE,
+        make_session(key, settings.session_seconds),
+        max_age=int(settings.session_seconds),
+        path=_path(request),
+        secure=request.url.scheme == "https",
+        httponly=True,
+        samesite="strict",
+    )
+    return response
+
+
+@router.get("", responses=problems(ready=False))
+async def get_session(request: Request) -> SessionAnswer:
+    """What whoever asks may do here, and whether a key is needed at all."""
+    control = _control(request)
+    if not control.ring.required:
+        return SessionAnswer(scopes=["read", "write"], keys_required=False)
+    key = control.identify(request)
+    if key is None:
+        return SessionAnswer(scopes=[], keys_required=True)
+    return SessionAnswer(scopes=["read", "write"] if key.allows("write") else ["read"], keys_required=True)
+
+
+@router.delete("", status_code=204, responses=problems(CrossSiteError, ready=False))
+async def log_out(request: Request) -> Response:
+    """Log a browser out: its cookie is taken away."""
+    response = Response(status_code=204)
+    response.delete_cookie(
+        COOKIE, path=_path(request), secure=request.url.scheme == "https", httponly=True, samesite="strict"
+    )
+    return response
+
+
+def _control(request: Request) -> AccessControl:
+    control = request.app.state.access
+    assert isinstance(control, AccessControl)
+    return control
+
+
+def _path(request: Request) -> str:
+    return request.scope.get("root_path", "") or "/"

@@ -1,6 +1,7 @@
 """Files of videos: uploads on their way in, accepted ones, and those that lie elsewhere.
 
     INDEX/uploads/<32 hex digits>   an upload while it arrives and until its job has ended
+    INDEX/uploads/<32 hex digits>.<attempt>  a file that is being fetched from the web
     INDEX/media/<video id>.<ending>  an accepted upload
 
 All names are ours. A video that was indexed in place stays where it is; its `uri` says where.
@@ -138,6 +139,11 @@ class MediaStore:
     def ids_in_store(self) -> list[str]:
         """Ids of all accepted uploads."""
         return [path.stem for path in self.media_directory.glob("*") if _OWN_NAME.fullmatch(path.stem)]
+
+
+def unfinished_download(source_path: str, attempt: int) -> Path:
+    """Where a file is while it is fetched; each attempt has a place of its own, and none is `source_path`."""
+    return Path(f"{source_path}.{attempt}")
 
 
 def resolve_uri(uri: str, allowed_roots: Sequence[Path]) -> Path | None:

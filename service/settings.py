@@ -201,8 +201,6 @@ class ServiceSettings:
     url_ingest: bool = False
     url_allowed_hosts: tuple[str, ...] = ()
     url_ports: tuple[int, ...] = (80, 443)
-    url_timeout_seconds: float = 1800.0
-    url_idle_seconds: float = 20.0
     keys_file: Path | None = None
     allow_no_keys: bool = False
     session_seconds: float = 12 * 3600.0

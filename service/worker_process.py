@@ -27,6 +27,7 @@ def worker_command(settings: ServiceSettings) -> list[str]:
     if settings.model_spec is not None:
         command += ["--model", settings.model_spec]
     command += ["--device", settings.device]
+    command += ["--upload-limit", str(settings.upload_limit_bytes)]
     command += ["--decode-timeout", str(settings.decode_timeout_seconds)]
     command += ["--grace", str(settings.worker_grace_seconds), "--parent", str(os.getpid())]
     return command

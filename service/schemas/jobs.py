@@ -27,6 +27,9 @@ class JobAnswer(Answer):
     title: str | None
     reason: str | None = Field(description="Why the job failed, in words.")
     attempts: int
+    received_bytes: int | None = Field(
+        default=None, description="While the file is fetched from the web: how much of it has arrived."
+    )
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

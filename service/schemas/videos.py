@@ -13,14 +13,19 @@ from service.schemas.strictness import Answer, Parameters, Request
 
 
 class AddVideoRequest(Request):
-    """A video that lies on the server already, inside an allowed root."""
+    """A video inside a folder of the server's that is allowed, or one that it fetches from the web."""
 
     uri: str = Field(
-        min_length=1, max_length=MAX_URI_CHARACTERS, description="An absolute path or a file:// uri."
+        min_length=1,
+        max_length=MAX_URI_CHARACTERS,
+        description="An absolute path, a file:// uri, or, where it is turned on, an http(s):// address.",
     )
     title: Title | None = None
     metadata: Metadata = Field(default_factory=dict)
-    id: VideoId | None = Field(default=None, description="The video's id; one is made where there is none.")
+    id: VideoId | None = Field(
+        default=None,
+        description="The video's id; one is made where there is none, and always for one from the web.",
+    )
 
 
 class AddVideoParameters(Parameters):

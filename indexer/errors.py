@@ -15,6 +15,7 @@ IndexerError
 ├── ManifestError              a list of videos to index that cannot be understood
 ├── InvalidQueryError          a search that asks for something outside its ranges
 │   └── InvalidCursorError     a cursor of another search or index, or none at all
+├── SearchAbandonedError       nobody waits for the search any more
 ├── VideoNotFoundError         no video of this id
 ├── DuplicateIdError           the id is taken by another video
 ├── ChangesForgottenError      the change log no longer reaches back that far
@@ -126,6 +127,10 @@ class InvalidQueryError(IndexerError, ValueError):
 
 class InvalidCursorError(InvalidQueryError):
     """A cursor of another search, of an index that is no longer there, or none that we made: begin again."""
+
+
+class SearchAbandonedError(IndexerError):
+    """A search stopped because nobody waits for its answer any more."""
 
 
 class VideoNotFoundError(IndexerError, LookupError):

@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import APIKeyCookie, HTTPBearer
 
 from service.api_keys import ApiKey, KeyRing, Scope
-from service.client_limits import FailedAttempts, network_of
+from service.client_limits import CLIENT, FailedAttempts
 from service.errors import ForbiddenError, TooManyRequestsError, UnauthorizedError
 from service.sessions import COOKIE, find_session
 
@@ -90,6 +90,7 @@ class Access:
         if key is None:
             raise UnauthorizedError()
         request.state.key_name = key.name
+        CLIENT.set(f"key {key.name}")
         if not key.allows(self.scope):
             raise ForbiddenError()
 
@@ -117,11 +118,3 @@ def declared_access(route: APIRoute) -> list[Scope | None]:
         elif dependant.call is _let_through:
             found.append(None)
     return found
-
-
-def client_of(request: Request) -> str:
-    """What stands for whoever sends a request, where each gets a share: its key, else its address."""
-    name = getattr(request.state, "key_name", None)
-    if name is not None:
-        return f"key {name}"
-    return f"address {network_of(request.client.host)}" if request.client else "address unknown"

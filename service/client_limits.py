@@ -1,4 +1,4 @@
-"""How often one client may send wrong keys.
+"""Who is asking, where each gets a share; and how often one client may send wrong keys.
 
 Nobody guesses 256 random bits; what is bounded is the noise and the work of trying. A right key is always let
 through, so that no client can lock out another one with whom it shares an address.
@@ -10,7 +10,11 @@ import ipaddress
 import math
 import time
 from collections import OrderedDict
+from contextvars import ContextVar
 from dataclasses import dataclass
+
+CLIENT: ContextVar[str] = ContextVar("client", default="unknown")
+"""What stands for whoever sent the request under way: its key, else its address."""
 
 BURST = 10
 """Wrong keys that one address may send at once."""

@@ -1,13 +1,24 @@
-"""How many searches run at once, and how many may wait: beyond that, a no at once beats a late yes."""
+"""How many searches run at once, and how many may wait: beyond that, a no at once beats a late yes.
+
+Those that wait are served by turns, one of each client, so that whoever asks a lot waits behind himself. When
+the queue is full, a client with fewer in it takes a place from the one with most.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
+import time
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
-from service.errors import OverloadedError
+from indexer.abandonment import abandonable, stop_if_abandoned
+from service.client_limits import CLIENT
+from service.errors import OverloadedError, TooManyRequestsError
 
 Answer = TypeVar("Answer")
 
@@ -15,20 +26,135 @@ Answer = TypeVar("Answer")
 class SearchGate:
     """Runs blocking searches in threads: `num_threads` at once, `max_waiting` behind them.
 
+    observe: called with each answer and the seconds that its search waited.
     Must be made inside a running event loop.
     """
 
-    def __init__(self, num_threads: int, max_waiting: int) -> None:
-        self._limiter = CapacityLimiter(num_threads)
-        self._max_inside = num_threads + max_waiting
-        self.num_inside = 0
+    def __init__(
+        self,
+        num_threads: int,
+        max_waiting: int,
+        observe: Callable[[object, float], None] = lambda answer, waited_seconds: None,
+    ) -> None:
+        self._num_threads = num_threads
+        self._max_waiting = max_waiting
+        self._observe = observe
+        # Room for as many searches again that were abandoned and have not noticed yet.
+        self._limiter = CapacityLimiter(2 * num_threads)
+        self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._num_abandoned = 0
+        self.num_running = 0
+        self.num_waiting = 0
+        self.num_shed: Counter[str] = Counter()
+        """How many were refused, by the kind of problem."""
+
+    @property
+    def num_inside(self) -> int:
+        """Searches that run or wait."""
+        return self.num_running + self.num_waiting
 
     async def run(self, search: Callable[[], Answer]) -> Answer:
-        """The answer of `search`, called in a thread. Raises OverloadedError where too many wait already."""
-        if self.num_inside >= self._max_inside:
-            raise OverloadedError()
-        self.num_inside += 1
+        """The answer of `search`, called in a thread.
+
+        Raises OverloadedError where too many wait already, and TooManyRequestsError where most of them are
+        this client's own. Where the caller is cancelled, the search is told (`indexer.abandonment`) and its
+        place is given to the next, though to no more than `num_threads` at a time.
+        """
+        arrived = time.monotonic()
+        await self._enter(CLIENT.get())
+        waited_seconds = time.monotonic() - arrived
+        place = _Place()
+        loop = asyncio.get_running_loop()
+
+        def call() -> Answer:
+            try:
+                with abandonable(place.abandoned):
+                    stop_if_abandoned()
+                    return search()
+            finally:
+                with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits for the place.
+                    loop.call_soon_threadsafe(self._end, place)
+
         try:
-            return await to_thread.run_sync(search, limiter=self._limiter)
-        finally:
-            self.num_inside -= 1
+            answer = await to_thread.run_sync(call, limiter=self._limiter, abandon_on_cancel=True)
+        except asyncio.CancelledError:
+            self._abandon(place)
+            raise
+        self._observe(answer, waited_seconds)
+        return answer
+
+    async def _enter(self, client: str) -> None:
+        if self.num_running < self._num_threads:
+            self.num_running += 1
+            return
+        if self.num_waiting >= self._max_waiting:
+            self._make_room(client)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(client, deque()).append(turn)
+        self.num_waiting += 1
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._release()  # The turn had come just now.
+            elif client in self._queues and turn in self._queues[client]:
+                self._queues[client].remove(turn)
+                self._took_from(client)
+            raise
+
+    def _make_room(self, client: str) -> None:
+        """Send away the last of the client that has most, or refuse."""
+        own = len(self._queues.get(client, ()))
+        heaviest = max(self._queues, key=lambda other: len(self._queues[other]), default=client)
+        if own + 1 < len(self._queues.get(heaviest, ())):
+            turn = self._queues[heaviest].pop()
+            self._took_from(heaviest)
+            self.num_shed[TooManyRequestsError.kind] += 1
+            turn.set_exception(TooManyRequestsError())
+            return
+        is_alone = not self._queues.keys() - {client}
+        problem = OverloadedError() if is_alone or not own else TooManyRequestsError()
+        self.num_shed[problem.kind] += 1
+        raise problem
+
+    def _took_from(self, client: str) -> None:
+        self.num_waiting -= 1
+        if not self._queues[client]:
+            del self._queues[client]
+
+    def _release(self) -> None:
+        """Give a free place to the next client's first search."""
+        if not self._queues:
+            self.num_running -= 1
+            return
+        client, queue = next(iter(self._queues.items()))
+        turn = queue.popleft()
+        self._queues.move_to_end(client)
+        self._took_from(client)
+        if turn.done():  # Cancelled, and not out of the queue yet.
+            self._release()
+        else:
+            turn.set_result(None)
+
+    def _abandon(self, place: _Place) -> None:
+        place.abandoned.set()
+        if not place.ended and self._num_abandoned < self._num_threads:
+            self._num_abandoned += 1
+            place.given_away = True
+            self._release()
+
+    def _end(self, place: _Place) -> None:
+        place.ended = True
+        if place.given_away:
+            self._num_abandoned -= 1
+        else:
+            self._release()
+
+
+class _Place:
+    """What one running search holds. ended: its thread has. given_away: to the next, before that."""
+
+    def __init__(self) -> None:
+        self.abandoned = threading.Event()
+        self.ended = False
+        self.given_away = False

@@ -41,6 +41,7 @@ class AccessControl:
     def __init__(self, ring: KeyRing) -> None:
         self.ring = ring
         self.failed_attempts = FailedAttempts()
+        self.num_wrong_keys = 0
 
     def identify(self, request: Request) -> ApiKey | None:
         """The key that came with a request, None where none came.
@@ -61,6 +62,7 @@ class AccessControl:
         key = self.ring.find(secret)
         if key is not None:
             return key
+        self.num_wrong_keys += 1
         wait_seconds = self.failed_attempts.count(request.client.host if request.client else "")
         if wait_seconds:
             raise TooManyRequestsError(

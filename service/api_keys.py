@@ -188,6 +188,12 @@ class KeyRing:
         self._look()
         return self._required
 
+    @property
+    def num_keys(self) -> int:
+        """Valid keys."""
+        self._look()
+        return len(self._keys)
+
     def find(self, secret: str) -> ApiKey | None:
         """The key that `secret` is, or None. Takes the same time whichever it is, and whether it is one."""
         self._look()

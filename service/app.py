@@ -22,16 +22,19 @@ from service.drain import Drain
 from service.error_handlers import install_error_handlers
 from service.loading import load_searcher
 from service.media_store import MediaStore
+from service.metrics import Metrics
 from service.middleware import HeadersMiddleware, RequestChecksMiddleware
+from service.observation import ObservationMiddleware, SearchObserver
 from service.openapi import install_openapi
 from service.playability import Playability
 from service.previews import MakeClip, Previews
 from service.ready_service import ReadyService
-from service.routes import health, ingest, jobs, media, page, preview, search, session, videos
+from service.routes import health, ingest, jobs, media, metrics, page, preview, search, session, videos
 from service.search_gate import SearchGate
 from service.settings import ServiceSettings
 from service.sweeping import sweep
 from service.thumbnails import TakePicture, Thumbnails
+from service.tracing import Tracing
 from service.worker_process import keep_worker_running, worker_command
 
 if TYPE_CHECKING:
@@ -43,6 +46,11 @@ PICTURE_TIMEOUT_SECONDS = 30.0
 """Longest work on one thumbnail or preview: beyond that nobody looks at it any more."""
 
 
+ROUTERS = tuple(
+    module.router for module in (search, ingest, videos, media, preview, jobs, session, health, metrics, page)
+)
+
+
 def create_app(
     settings: ServiceSettings,
     *,
@@ -51,6 +59,7 @@ def create_app(
     take_picture: TakePicture | None = None,
     make_clip: MakeClip | None = None,
     on_load_failure: Callable[[Exception], None] | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application. Nothing is loaded before its lifespan starts.
 
@@ -58,6 +67,7 @@ def create_app(
     job_queue: used instead of the one in the searcher's catalog.
     take_picture, make_clip: make thumbnails and previews, instead of child processes that decode them.
     on_load_failure: called with the error when model or index cannot be loaded; it stays not ready.
+    tracing: makes spans; closed at the end.
     """
 
     @contextlib.asynccontextmanager
@@ -69,7 +79,7 @@ def create_app(
             previews = Previews(settings.preview_cache_bytes, make_clip or of_pool[1])
             tasks: list[asyncio.Task[None]] = []
             if searcher is not None:
-                app.state.service = _assemble(settings, searcher, job_queue, thumbnails, previews)
+                app.state.service = _assemble(app, settings, searcher, job_queue, thumbnails, previews)
             else:
                 tasks.append(asyncio.create_task(_load(app, settings, thumbnails, previews, on_load_failure)))
             try:
@@ -81,6 +91,8 @@ def create_app(
                 service, app.state.service = app.state.service, None
                 if service is not None and searcher is None:
                     await to_thread.run_sync(service.searcher.close)
+                if tracing is not None:
+                    await to_thread.run_sync(tracing.close)
 
     app = FastAPI(
         title="xclip-search",
@@ -93,15 +105,17 @@ def create_app(
     app.state.settings = settings
     app.state.drain = Drain()
     app.state.access = AccessControl(KeyRing(keys_path(settings.index_directory, settings.keys_file)))
-    _add_middleware(app, settings)
+    app.state.metrics = Metrics(lambda: app.state.service, app.state.access)
+    app.state.observe_search = SearchObserver(app.state.metrics, tracing)
+    _add_middleware(app, settings, tracing)
     install_error_handlers(app)
-    for module in (search, ingest, videos, media, preview, jobs, session, health, page):
-        app.include_router(module.router)
-    install_openapi(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    install_openapi(app, ROUTERS)
     return app
 
 
-def _add_middleware(app: FastAPI, settings: ServiceSettings) -> None:
+def _add_middleware(app: FastAPI, settings: ServiceSettings, tracing: Tracing | None) -> None:
     """The innermost first: each one added sees a request before those that were added earlier."""
     drain: Drain = app.state.drain
     access: AccessControl = app.state.access
@@ -116,10 +130,12 @@ def _add_middleware(app: FastAPI, settings: ServiceSettings) -> None:
         allowed_hosts=settings.allowed_hosts,
         keys_required=lambda: access.ring.required,
     )
+    app.add_middleware(ObservationMiddleware, metrics=app.state.metrics, tracing=tracing)
     app.add_middleware(HeadersMiddleware, is_ending=lambda: drain.begun)
 
 
 def _assemble(
+    app: FastAPI,
     settings: ServiceSettings,
     searcher: Searcher,
     job_queue: JobQueue | None,
@@ -134,7 +150,9 @@ def _assemble(
         catalog=searcher.catalog,
         job_queue=job_queue or JobQueue(searcher.catalog),
         media_store=store,
-        search_gate=SearchGate(settings.num_search_threads, settings.max_waiting_searches),
+        search_gate=SearchGate(
+            settings.num_search_threads, settings.max_waiting_searches, app.state.observe_search
+        ),
         thumbnails=thumbnails,
         previews=previews,
         playability=Playability(searcher.catalog, store),
@@ -175,7 +193,7 @@ async def _load(
             feature_memory_bytes=settings.feature_memory_bytes,
         )
         searcher = await to_thread.run_sync(load, abandon_on_cancel=True)
-        service = _assemble(settings, searcher, None, thumbnails, previews)
+        service = _assemble(app, settings, searcher, None, thumbnails, previews)
         await to_thread.run_sync(sweep, service.media_store, service.catalog, service.job_queue)
     except Exception as error:
         # The messages of these say all that a person needs; of any other error the traceback is wanted.
@@ -187,4 +205,12 @@ async def _load(
     app.state.service = service
     logger.info("ready: %d videos", service.catalog.num_videos)
     if settings.start_worker:
-        await keep_worker_running(worker_command(settings), settings.worker_grace_seconds + 5.0)
+        # The worker is told to end as soon as the server is, not when the last request is answered.
+        worker = asyncio.create_task(
+            keep_worker_running(worker_command(settings), settings.worker_grace_seconds + 5.0)
+        )
+        try:
+            await app.state.drain.wait()
+        finally:
+            worker.cancel()
+            await asyncio.gather(worker, return_exceptions=True)

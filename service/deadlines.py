@@ -6,6 +6,7 @@ import asyncio
 import time
 
 from fastapi import Depends, Request
+from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import DeadlineExceededError, RequestTimeoutError
@@ -87,3 +88,8 @@ async def _end_without_deadline(request: Request) -> None:
 
 WITHOUT_DEADLINE = Depends(_end_without_deadline)
 """Declared by an endpoint that takes as long as its client keeps sending."""
+
+
+def has_deadline(route: APIRoute) -> bool:
+    """Whether a route has to begin its answer in time."""
+    return all(dependant.call is not _end_without_deadline for dependant in route.dependant.dependencies)

@@ -30,7 +30,10 @@ logger = logging.getLogger("xclip_search.service")
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Make every error of `app`, whoever raises it, a problem object."""
+    """Make every foreseen error of `app`, whoever raises it, a problem object.
+
+    The others are caught by `service.observation`, inside of whatever adds headers to answers.
+    """
 
     async def on_service_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)
@@ -51,16 +54,11 @@ def install_error_handlers(app: FastAPI) -> None:
         # Nobody is there to read it; but an answer ends the request without an error in the log.
         return MalformedBodyError("The request was cut off.").to_response()
 
-    async def on_any_error(request: Request, error: Exception) -> Response:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return InternalError().to_response()
-
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(indexer_errors.IndexerError, on_indexer_error)
     app.add_exception_handler(ClientDisconnect, on_disconnect)
-    app.add_exception_handler(Exception, on_any_error)
 
 
 def from_indexer_error(error: Exception) -> ServiceError:

@@ -1,20 +1,37 @@
-"""The OpenAPI document: FastAPI's, with the schemas of the bodies that the endpoints read themselves."""
+"""The OpenAPI document: FastAPI's, with the schemas of the bodies that the endpoints read themselves, and
+with what any endpoint may answer because of keys and limits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
+from service.access import declared_access
+from service.deadlines import has_deadline
+from service.errors import (
+    DeadlineExceededError,
+    ForbiddenError,
+    HeadersTooLargeError,
+    HostNotAllowedError,
+    RequestTimeoutError,
+    ServiceError,
+    TooManyRequestsError,
+    UnauthorizedError,
+    UriTooLongError,
+)
+from service.routes.descriptions import problems
 from service.schemas import AddVideoRequest, Problem, SearchRequest, SessionRequest
 
 BODY_MODELS = (SearchRequest, AddVideoRequest, SessionRequest, Problem)
 
 
-def install_openapi(app: FastAPI) -> None:
-    """Make `app.openapi` answer the whole document, made once."""
+def install_openapi(app: FastAPI, routers: Sequence[APIRouter]) -> None:
+    """Make `app.openapi` answer the whole document, made once. routers: those that `app` includes."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -27,7 +44,30 @@ def install_openapi(app: FastAPI) -> None:
                 [(model, "validation") for model in BODY_MODELS], ref_template="#/components/schemas/{model}"
             )
             document.setdefault("components", {}).setdefault("schemas", {}).update(extra["$defs"])
+            for route in (route for router in routers for route in router.routes):
+                if isinstance(route, APIRoute) and route.include_in_schema:
+                    for method in route.methods or ():
+                        _add_problems(document["paths"][route.path][method.lower()], route)
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _add_problems(operation: dict[str, Any], route: APIRoute) -> None:
+    """Add what `route` may answer because of what it declares, beside what it describes itself."""
+    added: list[type[ServiceError]] = [HostNotAllowedError, UriTooLongError, HeadersTooLargeError]
+    scopes = declared_access(route)
+    if "read" in scopes or "write" in scopes:
+        added += [UnauthorizedError, TooManyRequestsError]
+    if "write" in scopes:
+        added.append(ForbiddenError)
+    if has_deadline(route):
+        added.append(DeadlineExceededError)
+    if "requestBody" in operation:
+        added.append(RequestTimeoutError)
+    for status, response in problems(*added, ready=False).items():
+        known = operation["responses"].setdefault(str(status), response)
+        for media_type, content in response["content"].items():
+            known["content"][media_type]["examples"].update(content["examples"])
+    operation["responses"] = dict(sorted(operation["responses"].items()))

@@ -23,6 +23,7 @@ from service.http_protocol import BoundedConfig, BoundedProtocol, ConnectionLimi
 from service.logs import start_logging
 from service.middleware import HEADER_LIMIT_BYTES, URI_LIMIT_BYTES
 from service.settings import ServiceSettings
+from service.tracing import Tracing, TracingUnavailableError
 
 BACKLOG = 2048
 """Connections that the kernel keeps until we accept them."""
@@ -39,6 +40,11 @@ logger = logging.getLogger("xclip_search.service")
 def run_server(settings: ServiceSettings, host: str, port: int) -> int:
     """Serve until a signal; returns the exit status: 0, or 1 where it cannot serve."""
     start_logging(settings.log_format, settings.log_level)
+    try:
+        tracing = Tracing() if settings.tracing else None
+    except TracingUnavailableError as error:
+        logger.error("cannot serve: %s", error)
+        return 1
     raise_file_limit(settings.max_connections + SPARE_FILES)
     try:
         listeners = listen(host, port)
@@ -51,7 +57,7 @@ def run_server(settings: ServiceSettings, host: str, port: int) -> int:
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(settings, on_load_failure=give_up)
+    app = create_app(settings, on_load_failure=give_up, tracing=tracing)
     config = BoundedConfig(
         app,
         ConnectionLimits(settings.max_connections, settings.header_timeout_seconds),

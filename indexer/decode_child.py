@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import os
 import signal
 import socket
 import time
@@ -60,32 +61,55 @@ def serve(descriptor: int) -> None:
             settings, _ = receive_message(connection, 0)
             limit_resources(int(settings["memory_limit_bytes"]))
             is_filtered = refuse_system_calls()
-            limits = MediaLimits(**settings["limits"])
+            files = _Files(MediaLimits(**settings["limits"]))
             send_message(connection, {"kind": "ready", "is_filtered": is_filtered})
             while True:
                 header, _ = receive_message(connection, 0)
                 # A decoder that hangs may hold the interpreter lock: only the kernel's own timer is sure.
                 signal.setitimer(signal.ITIMER_REAL, float(header["timeout_seconds"]) + _GRACE_SECONDS)
                 allow_processor_seconds(float(header["processor_seconds"]))
-                answer, payload = _answer(connection, header, limits)
+                answer, payload = _answer(connection, header, files)
                 send_message(connection, answer, payload)
                 signal.setitimer(signal.ITIMER_REAL, 0)
         except (EOFError, OSError, _ParentGoneError):
             return
 
 
+class _Files:
+    """Opens files, and remembers the last one for as long as requests go on with it."""
+
+    def __init__(self, limits: MediaLimits) -> None:
+        self.limits = limits
+        self._last: VideoFile | None = None
+        self._last_stamp: tuple[int, ...] = ()
+
+    def open(self, path: Path, status: os.stat_result, *, goes_on: bool) -> VideoFile:
+        """Look at a file. Raises MediaError.
+
+        status: of the file now. goes_on: the request is for more of a file; looking at all packets of a film
+        once more for each few segments would take longer than decoding them.
+        """
+        stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        last = self._last
+        if goes_on and last is not None and last.path == path and self._last_stamp == stamp:
+            return last
+        self._last = None
+        self._last, self._last_stamp = VideoFile(path, self.limits), stamp
+        return self._last
+
+
 def _answer(
-    connection: socket.socket, header: dict[str, Any], limits: MediaLimits
+    connection: socket.socket, header: dict[str, Any], files: _Files
 ) -> tuple[dict[str, Any], list[memoryview]]:
     try:
         if header["kind"] == "picture":
-            picture = _take_picture(header, limits)
+            picture = _take_picture(header, files.limits)
             return {"kind": "picture"}, [memoryview(picture)]
         if header["kind"] == "clip":
-            clip = make_clip(Path(header["path"]), float(header["time_seconds"]), limits)
+            clip = make_clip(Path(header["path"]), float(header["time_seconds"]), files.limits)
             return {"kind": "clip"}, [memoryview(clip)]
         request = DecodeRequest.from_dict(header["request"])
-        return decoded_to_message(_decode(connection, request, limits))
+        return decoded_to_message(_decode(connection, request, files))
     except _ContentKnownError:
         return {"kind": "known"}, []
     except MediaError as error:
@@ -107,12 +131,12 @@ def _out_of_memory() -> dict[str, Any]:
     return {**error_to_message(MediaLimitError("decoding needs more memory than allowed")), "is_last": True}
 
 
-def _decode(connection: socket.socket, request: DecodeRequest, limits: MediaLimits) -> DecodedVideo:
+def _decode(connection: socket.socket, request: DecodeRequest, files: _Files) -> DecodedVideo:
     started = time.perf_counter()
     path = Path(request.path)
-    _, before = check_file(path, limits)  # Refuses what is none of ours before reading all of it.
+    _, before = check_file(path, files.limits)  # Refuses what is none of ours before reading all of it.
     content_sha256 = request.content_sha256 or _hash_unless_known(connection, path)
-    file = VideoFile(path, limits)
+    file = files.open(path, before, goes_on=request.content_sha256 is not None)
     planned = _plan(file, request)
     chosen = planned[request.first_segment : request.first_segment + request.max_segments]
     segments, exact_share = _read_segments(file, chosen, request)

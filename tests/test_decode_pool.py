@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,7 +20,7 @@ import pytest
 from PIL import Image
 from video_files import shown_number, write_numbered_video, write_pictures
 
-from indexer import decode_pool
+from indexer import decode_child, decode_pool
 from indexer.decode_messages import MAX_SEGMENTS_PER_ANSWER, decoded_from_message, decoded_to_message
 from indexer.decode_pool import DecodedVideo, DecodePool, DecodeRequest, KnownContent
 from indexer.errors import (
@@ -333,3 +335,30 @@ def test_real_clips_and_broken_ones_pass_through_the_pool(pool: DecodePool, clip
         assert first.partial == second.partial
         for ours, theirs in zip(first.segments, second.segments, strict=True):
             assert np.abs(ours.frames.astype(int) - theirs.frames).mean() < 1, name
+
+
+def test_a_film_that_is_asked_for_in_parts_is_looked_at_once_and_again_where_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, looked = write_numbered_video(tmp_path / "a.mp4", 240, rate=2), []
+
+    def look(*arguments: Any) -> VideoFile:
+        looked.append(arguments)
+        return VideoFile(*arguments)
+
+    def numbers(files: decode_child._Files, first_segment: int) -> list[int]:
+        request = _request(path, first_segment=first_segment, max_segments=1, content_sha256="0" * 64)
+        with socket.socket() as unused:
+            video = decode_child._decode(unused, request, files)
+        (segment,) = video.segments
+        return [round(time) for time in segment.frame_times]
+
+    monkeypatch.setattr(decode_child, "VideoFile", look)
+    files = decode_child._Files(MediaLimits())
+    parts = [numbers(files, number) for number in (0, 1, 0)]
+    assert parts[0] == parts[2] == [0, 19, 39, 59] and parts[1] == [60, 79, 99, 119]
+    assert len(looked) == 1
+    files.open(path, path.stat(), goes_on=False)
+    assert len(looked) == 2, "a new request looks for itself"
+    write_numbered_video(path, 40, rate=2)
+    assert numbers(files, 0) == [0, 6, 12, 19] and len(looked) == 3

@@ -1,5 +1,8 @@
 """The worker: takes jobs, reads their videos, stores them, says how it went. A process of its own.
 
+Files that are still on the web are fetched in threads beside it (`url_fetching`), so that a slow server far
+away holds up no video that is here.
+
 A file that hangs or kills its decoder costs a decoding process, never the worker; a worker that dies costs
 its lease, and the job goes to the next one.
 """
@@ -33,6 +36,8 @@ from indexer.job_queue import Job, JobQueue
 from service.media_store import MediaStore
 from service.settings import WorkerSettings
 from service.sweeping import discard_upload, sweep
+from service.url_addresses import shown_uri
+from service.url_fetching import fetching
 
 logger = logging.getLogger("xclip_search.worker")
 
@@ -201,7 +206,7 @@ class Worker:
             self._store.keep(self._source(job), job.video_id)
         outcome = self._catalog.add_video(
             id=job.video_id,
-            uri=job.uri,
+            uri=shown_uri(job.uri) if job.uri and job.is_fetched_by_us else job.uri,
             title=job.title,
             metadata=job.metadata,
             finish_job=job.id,
@@ -238,10 +243,10 @@ def run_worker(settings: WorkerSettings) -> int:
     from indexer.errors import IndexerError
     from model.errors import ModelError
     from service.loading import load_model
-    from service.server import start_logging
+    from service.logs import start_logging
     from service.video_reading import VideoReader
 
-    start_logging()
+    start_logging(settings.log_format, settings.log_level)
     # Searches go first where both share a machine.
     os.nice(5)
     try:
@@ -259,6 +264,7 @@ def run_worker(settings: WorkerSettings) -> int:
         VideoReader(model, catalog.sampling_json, settings.decode_timeout_seconds) as reader,
     ):
         logger.info("ready for jobs")
-        Worker(settings, catalog, store, reader.read).run(stop)
+        with fetching(settings, catalog, store, stop):
+            Worker(settings, catalog, store, reader.read).run(stop)
     logger.info("ended")
     return 0

@@ -21,10 +21,13 @@ from indexer.job_admission import (
     may_admit,
 )
 from indexer.job_queue import Job, NewJob
+from service.access import WRITE
 from service.addresses import job_url, video_url
+from service.deadlines import WITHOUT_DEADLINE
 from service.errors import (
     BodyTooLargeError,
     IdTakenError,
+    InvalidRequestError,
     OverloadedError,
     StorageFullError,
     UnsupportedContentTypeError,
@@ -44,12 +47,18 @@ from service.schemas import (
     AddVideoRequest,
     VideoReference,
 )
-from service.upload import Upload, receive_upload
+from service.upload import Upload, receive_upload, title_from_filename
+from service.url_addresses import AllowedHosts, DownloadError, is_web_address, parse_web_address
 
-router = APIRouter(tags=["videos"])
+router = APIRouter(tags=["videos"], dependencies=[WRITE, WITHOUT_DEADLINE])
 
 FIRST_LOOK_SECONDS, SLOWEST_LOOK_SECONDS = 0.02, 0.25
 """Pauses between two looks at a job that a client waits for."""
+
+WEB_TURNED_OFF = (
+    "This server does not fetch videos from the web. Upload the file instead; "
+    "or start the server with XCLIP_URL_INGEST=true."
+)
 
 QUEUE_RETRY_SECONDS = 10
 """Told to clients when the queue is full. Reading a video takes seconds."""
@@ -94,7 +103,7 @@ async def add_video(
     parameters: Annotated[AddVideoParameters, Query()],
     service: Service,
 ) -> AddVideoAnswer:
-    """Add a video: upload it, or name one that lies on the server inside an allowed folder."""
+    """Add a video: upload it, or name one that lies on the server inside an allowed folder or on the web."""
     key = read_key(request)
     kind = media_type(request)
     if kind not in ("multipart/form-data", "application/json"):
@@ -112,7 +121,8 @@ async def add_video(
         admission = await to_thread.run_sync(_accept_upload, service, upload, key)
     else:
         body = await read_json(request, AddVideoRequest, service.settings.body_limit_bytes)
-        admission = await to_thread.run_sync(_accept_uri, service, body, key)
+        accept = _accept_web_address if is_web_address(body.uri) else _accept_uri
+        admission = await to_thread.run_sync(accept, service, body, key)
     root_path = request.scope.get("root_path", "")
     if admission.job is None:
         response.status_code = 200
@@ -159,6 +169,30 @@ def _accept_uri(service: ReadyService, body: AddVideoRequest, key: str | None) -
         metadata=body.metadata,
         uri=path.as_uri(),
         content_sha256=_hash_file(path, service.settings.upload_limit_bytes),
+    )
+    return _admit(service, new, key)
+
+
+def _accept_web_address(service: ReadyService, body: AddVideoRequest, key: str | None) -> Admission:
+    """A job that fetches the file. What its name stands for is looked up by the worker, when it does."""
+    settings = service.settings
+    if not settings.url_ingest:
+        raise UriNotAllowedError(WEB_TURNED_OFF)
+    try:
+        address = parse_web_address(
+            body.uri, settings.url_ports, AllowedHosts.parse(settings.url_allowed_hosts)
+        )
+    except DownloadError as error:
+        raise UriNotAllowedError(f"{error.reason[0].upper()}{error.reason[1:]}.") from None
+    if body.id is not None:
+        message = "A video from the web gets an id of the server's. Leave the id out."
+        raise InvalidRequestError(f"id: {message}", errors=[{"field": "id", "message": message}])
+    new = NewJob(
+        source_path=str(service.media_store.new_upload_path()),
+        title=body.title or title_from_filename(address.url.path) or address.host,
+        metadata=body.metadata,
+        uri=str(address.url),
+        delete_source=True,
     )
     return _admit(service, new, key)
 

@@ -9,13 +9,15 @@ from anyio import to_thread
 from fastapi import APIRouter, Query
 
 from indexer.job_queue import Job
+from service.access import READ, WRITE
 from service.errors import CrossSiteError, JobNotFoundError, OverloadedError, StorageFullError
+from service.media_store import unfinished_download
 from service.ready_service import ReadyService, Service
 from service.routes.descriptions import problems
 from service.schemas import JobAnswer, JobPage, ListJobsParameters
 from service.sweeping import discard_upload
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[READ])
 
 
 @router.get("", responses=problems())
@@ -42,6 +44,7 @@ async def get_job(job_id: str, service: Service) -> JobAnswer:
 
 @router.delete(
     "/{job_id}",
+    dependencies=[WRITE],
     responses=problems(JobNotFoundError, CrossSiteError, OverloadedError, StorageFullError),
 )
 async def cancel_job(job_id: str, service: Service) -> JobAnswer:
@@ -66,7 +69,17 @@ def to_job_answer(job: Job) -> JobAnswer:
         title=job.title,
         reason=job.reason,
         attempts=job.attempts,
+        received_bytes=_received_bytes(job),
         created_at=datetime.fromtimestamp(job.created_at, UTC),
         started_at=None if job.started_at is None else datetime.fromtimestamp(job.started_at, UTC),
         finished_at=None if job.finished_at is None else datetime.fromtimestamp(job.finished_at, UTC),
     )
+
+
+def _received_bytes(job: Job) -> int | None:
+    if job.state != "running" or not job.is_unfetched:
+        return None
+    try:
+        return unfinished_download(job.source_path, job.attempts).stat().st_size
+    except OSError:
+        return 0

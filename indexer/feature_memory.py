@@ -17,6 +17,7 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from indexer.catalog import Catalog
 from indexer.catalog_records import SegmentFeatures
@@ -150,18 +151,15 @@ class FeatureMemory:
         """A copy. may_replace: whether what has to be read may take the place of other segments."""
         with self._lock:
             slots = self._slots_of(segment_ids)
-            places = np.flatnonzero(slots != _NOWHERE)
-            held = self._copy(slots[places])
-            self._asked_again[slots[places]] |= may_replace
+            is_held = slots != _NOWHERE
+            held = self._copy(slots[is_held])
+            self._asked_again[slots[is_held]] |= may_replace
             sequence = self._sequence
-        if len(places) == len(segment_ids):
+        if is_held.all():
             return held
-        missing = segment_ids[slots == _NOWHERE]
-        read = self._read(missing)
+        read = self._read(segment_ids[~is_held])
         self._keep(read, sequence, may_replace)
-        if not len(places):
-            return read
-        return _in_order(segment_ids, held, read)
+        return _merged(segment_ids, is_held, held, read) if len(held) else read
 
     def _copy(self, slots: NDArray[np.int32]) -> ScorableSegments:
         rows = torch.from_numpy(slots).to(self._device)
@@ -184,16 +182,16 @@ class FeatureMemory:
         with self._lock:
             if self._last_deletion > sequence:
                 return  # It may be deleted, and nobody would tell again.
-            _, rows = np.unique(read.segment_ids, return_index=True)  # Ascending: sweeps find them so.
+            _, rows = np.unique(read.segment_ids, return_index=True)
             rows = rows[self._slots_of(read.segment_ids[rows]) == _NOWHERE]
             slots = self._take_slots(len(rows), may_replace)
             if not len(slots):
                 return
-            rows = rows[: len(slots)]
+            rows = np.sort(rows)[: len(slots)]
             ids = read.segment_ids[rows]
             self._forget_ids(self._ids[slots])
-            if ids[-1] >= len(self._slots):
-                larger = np.full(max(int(ids[-1]) + 1, len(self._slots) * 5 // 4), _NOWHERE, np.int32)
+            if ids.max() >= len(self._slots):
+                larger = np.full(max(int(ids.max()) + 1, len(self._slots) * 5 // 4), _NOWHERE, np.int32)
                 larger[: len(self._slots)] = self._slots
                 self._slots = larger
             self._slots[ids], self._ids[slots], self._video_numbers[slots] = (
@@ -201,13 +199,13 @@ class FeatureMemory:
                 ids,
                 read.video_numbers[rows],
             )
-            to, by = torch.from_numpy(slots).to(self._device), torch.from_numpy(rows).to(self._device)
-            for table, values in (
-                (self._video, read.videos.video),
-                (self._frames, read.videos.frames),
-                (self._mask, read.videos.frame_mask),
-            ):
-                table.index_copy_(0, to, values.index_select(0, by))
+            videos = read.videos
+            if len(rows) < len(read):
+                videos = videos[torch.from_numpy(rows).to(self._device)]
+            to = torch.from_numpy(slots).to(self._device)
+            self._video.index_copy_(0, to, videos.video)
+            self._frames.index_copy_(0, to, videos.frames)
+            self._mask.index_copy_(0, to, videos.frame_mask)
 
     def _take_slots(self, count: int, may_replace: bool) -> NDArray[np.int64]:
         """At most `count` slots to write into, ascending as far as they are new."""
@@ -271,18 +269,28 @@ def slot_bytes(num_frames: int, embedding_dim: int) -> int:
     return num_frames * embedding_dim * 2 + embedding_dim * 4 + num_frames + 17
 
 
-def _in_order(
-    segment_ids: NDArray[np.int64], held: ScorableSegments, read: ScorableSegments
+def _merged(
+    segment_ids: NDArray[np.int64], is_held: NDArray[np.bool_], held: ScorableSegments, read: ScorableSegments
 ) -> ScorableSegments:
-    """Rows of both, in the order of `segment_ids`, less what is in neither."""
-    ids = np.concatenate([held.segment_ids, read.segment_ids])
-    order = np.argsort(ids, kind="stable")
-    places = np.searchsorted(ids[order], segment_ids)
-    exists = places < len(ids)
-    exists[exists] = ids[order][places[exists]] == segment_ids[exists]
-    rows = order[places[exists]]
-    numbers = np.concatenate([held.video_numbers, read.video_numbers])
-    videos = VideoFeatures.cat([held.videos, read.videos])[
-        torch.from_numpy(rows).to(held.videos.video.device)
-    ]
-    return ScorableSegments(ids[rows], numbers[rows], videos)
+    """Rows of both in the order of `segment_ids`, less what is in neither.
+
+    is_held: bool, for each of `segment_ids` whether it is in `held`. Both are in that order already.
+    """
+    is_read = ~is_held
+    is_read[is_read] = np.isin(segment_ids[is_read], read.segment_ids)
+    exists = is_held | is_read
+    video_numbers = np.empty(len(exists), np.int64)
+    video_numbers[is_held], video_numbers[is_read] = held.video_numbers, read.video_numbers
+    device = held.videos.video.device
+    rows = [torch.from_numpy(np.flatnonzero(which[exists])).to(device) for which in (is_held, is_read)]
+
+    def joined(ours: Tensor, theirs: Tensor) -> Tensor:
+        table = ours.new_empty((len(ours) + len(theirs), *ours.shape[1:]))
+        return table.index_copy_(0, rows[0], ours).index_copy_(0, rows[1], theirs)
+
+    videos = VideoFeatures(
+        joined(held.videos.video, read.videos.video),
+        joined(held.videos.frames, read.videos.frames),
+        joined(held.videos.frame_mask, read.videos.frame_mask),
+    )
+    return ScorableSegments(segment_ids[exists], video_numbers[exists], videos)

@@ -24,9 +24,9 @@ from indexer.catalog import Catalog
 from indexer.catalog_connections import translated
 from indexer.catalog_schema import CATALOG_FILE
 from indexer.durable_files import appearing_whole, synchronize_file
-from indexer.errors import BackupDamagedError, IndexExistsError, IndexNotFoundError
+from indexer.errors import BackupDamagedError, IndexDamagedError, IndexExistsError, IndexNotFoundError
 from indexer.file_checksums import sha256_of_file, sha256_of_json
-from indexer.job_queue import UNFETCHED
+from indexer.job_rows import UNFETCHED, change_job
 
 MANIFEST_FILE: Final = "backup.json"
 FORMAT: Final = 1
@@ -132,11 +132,12 @@ def restore(
         with Catalog.open(unfinished) as catalog:
             with catalog.connections.transaction() as connection:
                 former = f"{manifest['index_directory']}/"
-                connection.execute(
-                    "UPDATE jobs SET source_path = ? || substr(source_path, length(?) + 1)"
-                    " WHERE substr(source_path, 1, length(?)) = ?",
-                    (f"{index}/", former, former, former),
-                )
+                rows = connection.execute("SELECT id, source_path FROM jobs").fetchall()
+                for job_id, path in rows:
+                    # A job that was damaged when it was copied stays so; `verify` tells of it.
+                    with contextlib.suppress(IndexDamagedError):
+                        if path.startswith(former):
+                            change_job(connection, job_id, source_path=f"{index}/{path.removeprefix(former)}")
             report = BackupReport(
                 *catalog.totals(),
                 catalog.sequence,

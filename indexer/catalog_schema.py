@@ -117,6 +117,7 @@ CREATE TABLE jobs (
     created_at REAL NOT NULL,
     started_at REAL,
     finished_at REAL,
+    row_crc32 INTEGER NOT NULL,
     CHECK ((state = 'running') = (lease_expires_at IS NOT NULL))
 ) STRICT;
 CREATE INDEX jobs_by_state ON jobs (state, attempts, number);

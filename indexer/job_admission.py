@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from indexer.catalog_videos import read_by_sha256
 from indexer.errors import IndexerError, InvalidRecordError
-from indexer.job_queue import Job, NewJob, find_open_fetch, find_open_job, insert_job, read_job
+from indexer.job_rows import Job, NewJob, find_open_fetch, find_open_job, insert_job, read_job
 
 if TYPE_CHECKING:
     from indexer.catalog import Catalog

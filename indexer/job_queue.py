@@ -11,93 +11,49 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-from indexer.catalog_checks import check_sha256, check_text, check_video_id, metadata_to_json
-from indexer.errors import DuplicateIdError, InvalidRecordError, JobNotFoundError, LeaseLostError
+from indexer.catalog_checks import check_sha256
+from indexer.errors import InvalidRecordError, LeaseLostError
+from indexer.job_rows import (
+    COLUMNS,
+    JOB_STATES,
+    UNFETCHED,
+    Job,
+    JobState,
+    NewJob,
+    change_job,
+    find_open_fetch,
+    find_open_job,
+    insert_job,
+    is_whole,
+    job_of_row,
+    read_job,
+)
 
 if TYPE_CHECKING:
     from indexer.catalog import Catalog
 
-JobState = Literal["queued", "running", "done", "failed"]
-JOB_STATES: tuple[JobState, ...] = get_args(JobState)
+__all__ = [
+    "JOB_STATES",
+    "UNFETCHED",
+    "Job",
+    "JobQueue",
+    "JobState",
+    "NewJob",
+    "find_open_fetch",
+    "find_open_job",
+    "finish_running_job",
+    "insert_job",
+    "read_job",
+]
 
 MAX_ATTEMPTS = 3
 GAVE_UP_REASON = f"processing was started {MAX_ATTEMPTS} times and never came to an end"
 
-UNFETCHED: Final = "(content_sha256 IS NULL AND delete_source = 1 AND uri IS NOT NULL)"
-"""SQL: the job's file has still to be fetched; see `Job.is_unfetched`."""
-
-_COLUMNS = (
-    "number, id, state, video_id, content_sha256, source_path, uri, title, metadata, delete_source, reason,"
-    " attempts, worker_name, lease_expires_at, created_at, started_at, finished_at"
-)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One ingest request. Times are seconds since 1970.
-
-    number: increases with every job. video_id: the id its video will have, and from `done` on the id it has
-    (another one where the same bytes were indexed already). source_path: the local file to index; never shown
-    to a client.
-    delete_source: whether the file is ours, to be deleted when the job has ended. reason: why it failed, for
-    a person. attempts: times it was leased. started_at: of the last attempt.
-    """
-
-    number: int
-    id: str
-    state: JobState
-    video_id: str
-    content_sha256: str | None
-    source_path: str
-    uri: str | None
-    title: str | None
-    metadata: Mapping[str, Any]
-    delete_source: bool
-    reason: str | None
-    attempts: int
-    worker_name: str | None
-    lease_expires_at: float | None
-    created_at: float
-    started_at: float | None
-    finished_at: float | None
-
-    @property
-    def ended(self) -> bool:
-        """Whether the state is `done` or `failed`."""
-        return self.state in ("done", "failed")
-
-    @property
-    def is_fetched_by_us(self) -> bool:
-        """Whether its file is, or was, brought here from `uri`. A file that lies at its uri is not ours, and
-        one that was uploaded has no uri."""
-        return self.delete_source and self.uri is not None
-
-    @property
-    def is_unfetched(self) -> bool:
-        """Whether nothing is at `source_path` yet: the file has to be brought there from `uri`."""
-        return self.is_fetched_by_us and self.content_sha256 is None
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewJob:
-    """What a job is made of; see `Job`. video_id: None for a new one. title, metadata, uri: the video's.
-
-    With a uri and delete_source, and without content_sha256, its file is fetched from the uri first.
-    """
-
-    source_path: str
-    video_id: str | None = None
-    title: str | None = None
-    metadata: Mapping[str, Any] | None = None
-    uri: str | None = None
-    content_sha256: str | None = None
-    delete_source: bool = False
+DAMAGED_REASON = "the request is not what was written any more; send it again"
 
 
 class JobQueue:
@@ -158,10 +114,10 @@ class JobQueue:
             values.append(after)
         with self._connections.reading() as connection:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?",
+                f"SELECT {COLUMNS} FROM jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?",
                 (*values, max(0, limit)),
             ).fetchall()
-        return [_job(row) for row in rows]
+        return [job_of_row(row) for row in rows]
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each of the four states."""
@@ -227,15 +183,21 @@ class JobQueue:
             return None
         with self._connections.transaction() as connection:
             _requeue_expired(connection, now)
-            row = connection.execute(
-                "UPDATE jobs SET state = 'running', attempts = attempts + 1, worker_name = ?, started_at = ?,"
-                " lease_expires_at = ? WHERE number ="
-                f" (SELECT number FROM jobs WHERE state = 'queued' AND {of_this_kind}"
-                " ORDER BY attempts, number LIMIT 1)"
-                f" RETURNING {_COLUMNS}",
-                (worker_name, now, now + lease_seconds),
-            ).fetchone()
-        return None if row is None else _job(row)
+            while row := connection.execute(
+                f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND {of_this_kind}"
+                " ORDER BY attempts, number LIMIT 1"
+            ).fetchone():
+                job_id = row[1]
+                if is_whole(row):
+                    connection.execute(
+                        "UPDATE jobs SET state = 'running', attempts = attempts + 1, worker_name = ?,"
+                        " started_at = ?, lease_expires_at = ? WHERE id = ?",
+                        (worker_name, now, now + lease_seconds, job_id),
+                    )
+                    return read_job(connection, job_id)
+                # It must not stand in the way of the others.
+                _end(connection, job_id, "failed", now, reason=DAMAGED_REASON)
+        return None
 
     def heartbeat(self, job_id: str, lease_seconds: float, *, attempt: int | None = None) -> Job:
         """Extend the lease to `lease_seconds` from now.
@@ -288,9 +250,7 @@ class JobQueue:
         with self._connections.transaction() as connection:
             _require_running(connection, job_id, attempt)
             _put_back(connection, job_id)
-            connection.execute(
-                "UPDATE jobs SET content_sha256 = ? WHERE id = ?", (check_sha256(content_sha256), job_id)
-            )
+            change_job(connection, job_id, content_sha256=check_sha256(content_sha256))
             return read_job(connection, job_id)
 
     def requeue_expired(self) -> int:
@@ -300,55 +260,6 @@ class JobQueue:
         """
         with self._connections.transaction() as connection:
             return _requeue_expired(connection, self._clock())
-
-
-def insert_job(connection: sqlite3.Connection, new: NewJob, now: float) -> Job:
-    """Add a job, state `queued`, within the caller's transaction. Raises as `JobQueue.enqueue` does."""
-    video_id = uuid.uuid4().hex if new.video_id is None else check_video_id(new.video_id)
-    check_text("source_path", new.source_path)
-    values = (
-        uuid.uuid4().hex,
-        video_id,
-        None if new.content_sha256 is None else check_sha256(new.content_sha256),
-        new.source_path,
-        check_text("uri", new.uri),
-        check_text("title", new.title),
-        metadata_to_json(new.metadata),
-        int(new.delete_source),
-        now,
-    )
-    if connection.execute(
-        "SELECT 1 FROM videos WHERE id = ?1 UNION ALL"
-        " SELECT 1 FROM jobs WHERE video_id = ?1 AND state IN ('queued', 'running')",
-        (video_id,),
-    ).fetchone():
-        raise DuplicateIdError(video_id)
-    row = connection.execute(
-        "INSERT INTO jobs (state, id, video_id, content_sha256, source_path, uri, title, metadata,"
-        f" delete_source, created_at) VALUES ('queued', ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING {_COLUMNS}",
-        values,
-    ).fetchone()
-    return _job(row)
-
-
-def find_open_job(connection: sqlite3.Connection, content_sha256: str) -> Job | None:
-    """A queued or running job for a file with these bytes, or None."""
-    row = connection.execute(
-        f"SELECT {_COLUMNS} FROM jobs WHERE content_sha256 = ? AND state IN ('queued', 'running')"
-        " ORDER BY number LIMIT 1",
-        (content_sha256,),
-    ).fetchone()
-    return None if row is None else _job(row)
-
-
-def find_open_fetch(connection: sqlite3.Connection, uri: str) -> Job | None:
-    """A queued or running job for what is to be fetched, or was, from this uri, or None."""
-    row = connection.execute(
-        f"SELECT {_COLUMNS} FROM jobs WHERE uri = ? AND delete_source = 1 AND state IN ('queued', 'running')"
-        " ORDER BY number LIMIT 1",
-        (uri,),
-    ).fetchone()
-    return None if row is None else _job(row)
 
 
 def finish_running_job(
@@ -376,10 +287,11 @@ def _end(
     video_id: str | None = None,
     reason: str | None = None,
 ) -> None:
+    if video_id is not None:
+        change_job(connection, job_id, video_id=video_id)
     connection.execute(
-        "UPDATE jobs SET state = ?, video_id = coalesce(?, video_id), reason = ?, finished_at = ?,"
-        " lease_expires_at = NULL WHERE id = ?",
-        (state, video_id, reason, now, job_id),
+        "UPDATE jobs SET state = ?, reason = ?, finished_at = ?, lease_expires_at = NULL WHERE id = ?",
+        (state, reason, now, job_id),
     )
 
 
@@ -403,18 +315,3 @@ def _require_running(connection: sqlite3.Connection, job_id: str, attempt: int |
         raise LeaseLostError(f"the job {job_id} is not running any more, it is {job.state}")
     if attempt is not None and attempt != job.attempts:
         raise LeaseLostError(f"the job {job_id} was taken over by another worker")
-
-
-def read_job(connection: sqlite3.Connection, job_id: str) -> Job:
-    """The job of this id, as this connection sees it. Raises JobNotFoundError."""
-    row = connection.execute(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", (job_id,)).fetchone()
-    if row is None:
-        raise JobNotFoundError(job_id)
-    return _job(row)
-
-
-def _job(row: Sequence[Any]) -> Job:
-    values = list(row)
-    values[8] = json.loads(values[8])
-    values[9] = bool(values[9])
-    return Job(*values)

@@ -19,6 +19,7 @@ from indexer.coarse_files import MANIFEST_FILE, SnapshotUnusableError, load_snap
 from indexer.coarse_index import CoarseIndex
 from indexer.coarse_vectors import KindChoice
 from indexer.errors import IndexDamagedError
+from indexer.job_rows import damaged_jobs
 from indexer.write_ahead_log import check_log
 
 MAX_FINDINGS = 1000
@@ -45,7 +46,8 @@ class Finding:
     """Something that is not what was written.
 
     part: `catalog` and `change log` are the truth: restore a backup, or delete the videos named and index
-    them again. `totals` and `coarse index` are derived: `rebuild` makes them again.
+    them again. `totals` and `coarse index` are derived: `rebuild` makes them again. `jobs` are requests:
+    `rebuild` forgets those, and whoever asked asks again.
     """
 
     part: str
@@ -54,7 +56,7 @@ class Finding:
     @property
     def is_derived(self) -> bool:
         """Whether `rebuild` repairs it."""
-        return self.part in ("totals", "coarse index")
+        return self.part in ("totals", "coarse index", "jobs")
 
 
 @dataclass
@@ -113,6 +115,8 @@ def _findings(
             yield Finding("catalog", f"video number {number}: {problem}")
         for sequence in damaged_changes(connection):
             yield Finding("change log", f"change {sequence} is not what was written")
+        for number in damaged_jobs(connection):
+            yield Finding("jobs", f"job number {number} is not what was written")
         sizes = catalog.num_frames, catalog.embedding_dim
         features = damaged_segments(connection, *sizes, catalog.fingerprint)
         for num_done, (segment_id, problem) in enumerate(features, start=1):
@@ -171,12 +175,16 @@ def _coarse_findings(catalog: Catalog) -> Iterator[Finding]:
 def rebuild(directory: str | Path, coarse_kind: KindChoice = "auto") -> tuple[int, int]:
     """Make again all that is derived: SQLite's indexes, the totals, the saved coarse index, of this kind.
 
+    Jobs that are not what was written are forgotten.
+
     Returns the number of videos and of segments. Raises IndexNotFoundError, IndexVersionError, OSError, and
     IndexDamagedError where what it is derived from is damaged.
     """
     with Catalog.open(directory, check=False) as catalog:
         with catalog.connections.transaction() as connection:
             connection.execute("REINDEX")
+            for number in list(damaged_jobs(connection)):
+                connection.execute("DELETE FROM jobs WHERE number = ?", (number,))
             connection.execute("DELETE FROM totals")
             connection.execute(
                 "INSERT INTO totals SELECT 1, (SELECT count(*) FROM videos), (SELECT count(*) FROM segments)"

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from indexer.catalog import Catalog
-from indexer.errors import IndexBusyError, IndexStorageError
+from indexer.errors import IndexBusyError, IndexDamagedError, IndexStorageError, IndexSupersededError
 from indexer.job_admission import forget_expired_keys
 from indexer.job_queue import Job, JobQueue
 from service.media_store import MediaStore
@@ -25,6 +25,8 @@ def sweep(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue) -> int
     """
     try:
         forget_expired_keys(catalog)
+    except IndexSupersededError:
+        return 0
     except (IndexBusyError, IndexStorageError) as error:  # Files can be deleted where nothing can be written.
         logger.warning("cannot forget old keys: %s", error)
     for _ in range(MAX_TRIES):
@@ -32,6 +34,9 @@ def sweep(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue) -> int
             num_deleted = _sweep_files(media_store, catalog, job_queue)
         except FileNotFoundError:  # A file went away, as it should, while it was looked at.
             continue
+        except IndexDamagedError as error:  # Whose the files are cannot be told.
+            logger.error("no files are deleted: %s", error)
+            return 0
         if num_deleted:
             logger.info("deleted %d files that nothing refers to", num_deleted)
         return num_deleted
@@ -60,5 +65,7 @@ def _sweep_files(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue)
         job for state in ("queued", "running") for job in job_queue.list_jobs(MAX_OPEN_JOBS, state=state)
     ]
     known = {job.video_id for job in waiting} | set(catalog.get_videos(ids))
+    if catalog.succession is not None:  # Another generation of the index knows more.
+        return len(left_over)
     deleted = media_store.sweep({Path(job.source_path) for job in waiting}, ids, known)
     return len(left_over) + len(deleted)

@@ -11,6 +11,7 @@ from catalog_builders import add_video, create_catalog, make_segment
 from indexer.catalog import Catalog
 from indexer.coarse_index import CoarseIndex
 from indexer.errors import IndexDamagedError, IndexNotFoundError
+from indexer.job_queue import JobQueue
 from indexer.verification import rebuild, verify
 
 D, F = 8, 4
@@ -205,6 +206,38 @@ def test_a_damaged_index_of_sqlite_is_found_and_rebuilt(directory):
     assert not verify(directory).is_clean
     rebuild(directory)
     assert verify(directory).is_clean
+
+
+JOB_COLUMNS = {
+    "id": "'x'",
+    "video_id": "'x'",
+    "content_sha256": "NULL",
+    "source_path": "'/etc/passwd'",
+    "uri": "'file:///x'",
+    "title": "'x'",
+    "metadata": "'{}'",
+    "delete_source": "0",
+    "created_at": "created_at + 1",
+    "row_crc32": "0",
+}
+
+
+@pytest.mark.parametrize("name", JOB_COLUMNS)
+def test_a_job_that_is_not_what_was_written_is_never_done_and_holds_up_no_other(directory, name):
+    fields = {"title": "t", "metadata": {"n": 1}, "content_sha256": "a" * 64, "delete_source": True}
+    with Catalog.open(directory) as catalog:
+        queue = JobQueue(catalog)
+        queue.enqueue("first", "/first", **fields)
+        queue.enqueue("second", "/second")
+        change(directory, f"UPDATE jobs SET {name} = {JOB_COLUMNS[name]} WHERE number = 1")
+        with pytest.raises(IndexDamagedError, match="job number 1"):
+            queue.list_jobs()
+        (finding,) = verify(directory).findings
+        assert finding.part == "jobs" and finding.is_derived
+        assert queue.lease("worker", 60).video_id == "second"
+        assert queue.counts()["failed"] == 1
+        rebuild(directory)
+        assert verify(directory).is_clean and [job.number for job in queue.list_jobs()] == [2]
 
 
 def test_rebuild_refuses_to_derive_anything_from_damage(directory):

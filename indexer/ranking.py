@@ -50,29 +50,3 @@ def best(scored: ScoredSegments, group_by: GroupBy) -> ScoredSegments:
         return ranked
     _, first_places = np.unique(ranked.video_numbers, return_index=True)
     return ranked[np.sort(first_places)]
-
-
-def num_groups(scored: ScoredSegments, group_by: GroupBy) -> int:
-    """How many results these segments can make."""
-    return len(scored) if group_by == "segment" else len(np.unique(scored.video_numbers))
-
-
-class RunningBest:
-    """The best `keep` results of any number of segments, given block by block, in bounded memory.
-
-    Dropping a video is final only for the segments seen so far: a later segment of it stands for it by its
-    own, higher score.
-    """
-
-    def __init__(self, keep: int, group_by: GroupBy) -> None:
-        self._keep = keep
-        self._group_by = group_by
-        self._kept = ScoredSegments.none()
-
-    def add(self, block: ScoredSegments) -> None:
-        """Take in more segments."""
-        self._kept = best(ScoredSegments.cat([self._kept, block]), self._group_by)[: self._keep]
-
-    def result(self) -> ScoredSegments:
-        """The best so far, best first."""
-        return self._kept

@@ -17,6 +17,7 @@ MAX_TEXT_LENGTH = 10_000
 MAX_LIMIT = 1_000
 MAX_OFFSET = 10_000
 MAX_CANDIDATES = 100_000
+MAX_BATCH_TEXTS = 1_000
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,21 @@ class SearchQuery:
     text: 1 to 10,000 characters, not only white space; the model reads the first words (see
         `SearchAnswer.warnings`).
     limit: results on the page, 1 to 1,000. offset: results before the page, 0 to 10,000.
-    candidates: segments that the coarse stage hands on, 1 to 100,000; raised to offset + limit where it is
-        less.
+    candidates: segments that the coarse stage hands on at a time, 1 to 100,000: the first so many are put in
+        order and come first, then the next so many, as far as the page needs. The order does not depend on
+        limit and offset.
     mode: `rerank` the candidates by all scores; `coarse`, their order by `video_sentence` alone;
-        `exhaustive`, all
-        scores of every segment.
-    group_by: a result is a `video` with its best segment, or a `segment`.
-    min_score: results below are left out; any finite number, None for all.
+        `exhaustive`, all scores of every segment.
+    group_by: a result is a `video` with its best segment (of the first candidates that hold one of it), or a
+        `segment`.
+    min_score: results below are left out, any finite number; and nothing is looked for beyond the first
+        `candidates` of which none reaches it. None for all.
     explain: add an `Explanation` to each result.
     filter: only videos that fulfil it, as `indexer.filters` describes; None for all.
+    min_percentile: the same as min_score, by `SearchResult.percentile`, 0 to 100.
+    cursor: `SearchAnswer.next` of the page before, to go on behind it: then offset is 0 and all other fields
+        but limit and explain are as they were. Videos added since the first page do not come, and what was
+        deleted leaves no gap: nothing comes twice, nothing that was there all the time is missed.
     """
 
     text: str
@@ -46,27 +53,28 @@ class SearchQuery:
     min_score: float | None = None
     explain: bool = False
     filter: Mapping[str, Any] | None = None
+    min_percentile: float | None = None
+    cursor: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.text, str) or not self.text.strip() or len(self.text) > MAX_TEXT_LENGTH:
-            raise InvalidQueryError(
-                f"text must have 1 to {MAX_TEXT_LENGTH} characters and not only white space"
-            )
-        try:
-            self.text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise InvalidQueryError("text must be valid Unicode (it holds a lone surrogate)") from None
-        _check_integer("limit", self.limit, 1, MAX_LIMIT)
-        _check_integer("offset", self.offset, 0, MAX_OFFSET)
+        check_text("text", self.text)
+        check_page(self.limit, self.offset)
         _check_integer("candidates", self.candidates, 1, MAX_CANDIDATES)
         _check_choice("mode", self.mode, get_args(SearchMode))
         _check_choice("group_by", self.group_by, get_args(GroupBy))
-        if self.min_score is not None and not (
-            isinstance(self.min_score, int | float) and math.isfinite(self.min_score)
-        ):
+        if self.min_score is not None and not _is_finite(self.min_score):
             raise InvalidQueryError("min_score must be a finite number or None")
+        if self.min_percentile is not None and not (
+            _is_finite(self.min_percentile) and 0 <= self.min_percentile <= 100
+        ):
+            raise InvalidQueryError("min_percentile must be a number from 0 to 100 or None")
         if self.filter is not None:
             parse_filter(self.filter)
+        if self.cursor is not None:
+            if not isinstance(self.cursor, str):
+                raise InvalidQueryError("cursor must be a text or None")
+            if self.offset:
+                raise InvalidQueryError("offset must be 0 where a cursor is given")
 
     @property
     def num_wanted(self) -> int:
@@ -111,7 +119,9 @@ class SearchResult:
     id: of the video. segment_id: of its best segment. rank: from 1, over all pages. score: what the order is
         by.
     scores: the four, scaled; None for those that the mode does not compute. moments: the best three frames of
-    the segment, best first (fewer where it has fewer).
+        the segment, best first (fewer where it has fewer).
+    percentile: how much of the index's background scores lies below the score, 0 to 100, see
+        `indexer.background_scores`; None where they are not known (yet).
     """
 
     id: str
@@ -126,6 +136,7 @@ class SearchResult:
     segment: Segment
     moments: Sequence[Moment]
     explanation: Explanation | None = None
+    percentile: float | None = None
 
 
 @dataclass(frozen=True)
@@ -143,8 +154,10 @@ class Timings:
 class SearchAnswer:
     """A page of results.
 
-    query, mode: as asked. num_videos: in the index. truncated: not every segment was looked at, so a video
-    that no candidate belonged to may be missing. warnings: sentences for a person.
+    query, mode: as asked. num_videos: in the index. truncated: up to this page not every segment (that
+    fulfils the filter) was looked at, so that what comes later, or never, may have a higher score than what
+    is here.
+    warnings: sentences for a person. next: `cursor` of the next page; None where nothing follows.
     """
 
     query: str
@@ -154,6 +167,83 @@ class SearchAnswer:
     warnings: Sequence[str]
     timings: Timings
     results: Sequence[SearchResult]
+    next: str | None = None
+
+
+@dataclass(frozen=True)
+class SimilarAnswer:
+    """Videos that look like one video.
+
+    id: of that video, which is not among the results. num_videos: in the index. In the results `score` and
+    the moments' scores are cosines of features, -1 to 1; `scores` and `percentile` are None.
+    """
+
+    id: str
+    num_videos: int
+    results: Sequence[SearchResult]
+
+
+@dataclass(frozen=True)
+class RankedText:
+    """A text and how well it fits a video.
+
+    rank: from 1. index: place among the texts that were given, from 0. score, scores, percentile: the full
+    score with the video's best segment for this text, which `segment` says; moments: of that segment, as in
+    `SearchResult`.
+    """
+
+    rank: int
+    index: int
+    text: str
+    score: float
+    scores: Mapping[str, float | None]
+    percentile: float | None
+    segment: Segment
+    moments: Sequence[Moment]
+
+
+@dataclass(frozen=True)
+class TextTimings:
+    """Where the time went, in seconds: texts to features, scoring them, and all together."""
+
+    encode_seconds: float
+    rerank_seconds: float
+    total_seconds: float
+
+
+@dataclass(frozen=True)
+class TextsAnswer:
+    """Texts by how well they fit a video, best first, equal ones in the order given.
+
+    id: of the video. warnings: sentences for a person.
+    """
+
+    id: str
+    warnings: Sequence[str]
+    timings: TextTimings
+    results: Sequence[RankedText]
+
+
+def check_text(name: str, text: object) -> None:
+    """Raise InvalidQueryError unless `text` is something that can be compared with videos."""
+    if not isinstance(text, str) or not text.strip() or len(text) > MAX_TEXT_LENGTH:
+        raise InvalidQueryError(
+            f"{name} must have 1 to {MAX_TEXT_LENGTH} characters and not only white space"
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidQueryError(f"{name} must be valid Unicode (it holds a lone surrogate)") from None
+
+
+def check_page(limit: int, offset: int) -> None:
+    """Raise InvalidQueryError unless a page of `limit` results behind `offset` can be asked for."""
+    _check_integer("limit", limit, 1, MAX_LIMIT)
+    _check_integer("offset", offset, 0, MAX_OFFSET)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_integer(name: str, value: object, least: int, most: int) -> None:

@@ -3,12 +3,11 @@ results."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,26 +16,36 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from indexer.background_scores import Background, BackgroundScores
+from indexer.candidate_tiers import SPARE_CANDIDATES, CandidateTiers, CoarseOrder, Ordered
 from indexer.catalog import Catalog
-from indexer.catalog_records import SegmentInfo, VideoRecord
 from indexer.coarse_building import leave_room_for_searches
 from indexer.coarse_index import CoarseIndex
 from indexer.coarse_vectors import KindChoice
-from indexer.errors import FingerprintMismatchError
-from indexer.feature_memory import FeatureMemory, ScorableSegments
+from indexer.errors import FingerprintMismatchError, InvalidQueryError
+from indexer.feature_memory import FeatureMemory
 from indexer.filter_matches import FilterMatches
 from indexer.filters import parse_filter
 from indexer.fingerprint import index_fingerprint
-from indexer.ranking import RunningBest, ScoredSegments, best, num_groups
+from indexer.ranking import ScoredSegments
+from indexer.result_order import ExhaustiveOrder, OrderedResults, first_num_tiers, order_candidates
+from indexer.result_pages import Page, make_results, read_page
+from indexer.search_cursor import RELATIVE_TOLERANCE, Cursor, Horizon, Place
 from indexer.search_types import (
-    Explanation,
+    MAX_BATCH_TEXTS,
     SearchAnswer,
     SearchQuery,
     SearchResult,
-    Segment,
+    SimilarAnswer,
+    TextsAnswer,
     Timings,
+    check_page,
 )
 from indexer.segment_scoring import explain_segments, find_moments, score_segments
+from indexer.similar_videos import find_similar
+from indexer.stage_times import StageTimes
+from indexer.text_ranking import rank_texts
+from indexer.text_warnings import text_warnings
 from model.features import SCORE_NAMES, TextFeatures
 
 if TYPE_CHECKING:
@@ -94,9 +103,10 @@ class Searcher:
         except BaseException:
             self.catalog.close()
             raise
+        self._background = BackgroundScores(model, self._index, self._features)
         self._upkeep_lock = threading.Lock()
         self._upkeep: threading.Thread | None = None
-        self._keep_up()
+        self._keep_up(after_search=False)
 
     def close(self) -> None:
         """Finish saving, close the catalog. Searches raise RuntimeError from now on."""
@@ -118,90 +128,164 @@ class Searcher:
     # Searching
 
     def search(self, query: SearchQuery) -> SearchAnswer:
-        """Answer a query. Raises IndexDamagedError, and RuntimeError after `close`."""
-        started = time.perf_counter()
-        stages = _Stages()
-        with stages.measuring("encode"), torch.inference_mode():
-            text = self.model.encode_text([query.text])
+        """Answer a query. Raises InvalidCursorError, IndexDamagedError, and RuntimeError after `close`."""
+        return self.search_all([query])[0]
+
+    def search_all(self, queries: Sequence[SearchQuery]) -> list[SearchAnswer]:
+        """The answers that `search` gives to each query, quicker: the texts go through the model together.
+
+        queries: 1 to MAX_BATCH_TEXTS, which differ in their texts alone; one with a cursor stands alone. Each
+        answer's timings count an equal share of what was done for all. Raises InvalidQueryError and what
+        `search` raises.
+        """
+        _check_batch(queries)
+        together = StageTimes()
+        with together.measuring("encode"), torch.inference_mode():
+            texts = self.model.encode_text([query.text for query in queries])
+            vectors = self.model.coarse_query(texts).float().cpu().numpy()
+        # Before following the catalog: whatever is below the horizon is then known to the coarse index.
+        start = self._start(queries[0])
+        allowed: NDArray[np.int64] | None = None
+        first: Sequence[Ordered | None] = [None] * len(queries)
+        with together.measuring("coarse"):
+            self._index.follow()
+            if queries[0].filter is not None:
+                allowed = self._filter_matches.segment_ids(parse_filter(queries[0].filter))
+            if len(queries) > 1 and queries[0].mode != "exhaustive":
+                num_tiers = first_num_tiers(queries[0].num_wanted + 1, queries[0].candidates)
+                count = self._tiers(queries[0], vectors[0], allowed, start).num_needed(num_tiers)
+                products, ids = self._index.search(vectors, count + SPARE_CANDIDATES, allowed)
+                first = list(zip(products, ids, strict=True))
+        shared = together.total_seconds / len(queries)
+        answers = []
+        for row, query in enumerate(queries):
+            stages = StageTimes()
+            for stage in ("encode", "coarse"):
+                stages.add(stage, together.seconds(stage) / len(queries))
+            one = _Search(query, texts[row : row + 1], vectors[row], allowed, start, stages)
+            answers.append(self._answer(one, first[row], shared))
+        self._keep_up(after_search=True)
+        return answers
+
+    def _start(self, query: SearchQuery) -> _Start:
+        if query.cursor is not None:
+            cursor = Cursor.from_text(query.cursor, query, self.catalog)
+            return _Start(cursor.horizon, cursor.least_score, cursor.place, self._background.now)
+        background, least_score = self._background.now, query.min_score
+        horizon = Horizon.of(self.catalog)
+        if query.min_percentile is not None:
+            self._index.follow()
+            background = self._background.make(only_first=True)
+            of_percentile = background.least_score(query.mode, query.min_percentile)
+            if of_percentile is not None:
+                least_score = of_percentile if least_score is None else max(of_percentile, least_score)
+        return _Start(horizon, least_score, None, background)
+
+    def _answer(self, search: _Search, known: Ordered | None, shared_seconds: float) -> SearchAnswer:
+        query, stages, start = search.query, search.stages, search.start
         for _ in range(MAX_TRIES):
+            ordered = self._order(search, known)
+            page, ordered, had_deleted = read_page(
+                ordered, query.offset, query.limit, self.catalog, self._features
+            )
+            # Where what was deleted left the page short, a new search may find more.
+            if not had_deleted or len(page) == query.limit:
+                break
+            known = None
             with stages.measuring("coarse"):
                 self._index.follow()
-            ranked, truncated = self._rank(query, text, stages)
-            page, is_full = self._read_page(query, ranked)
-            if is_full:
-                break
-        results = self._results(query, text, page)
-        num_videos = self.catalog.num_videos
-        self._keep_up()
+        num_given = 0 if start.place is None else start.place.num_results
+        moments = find_moments(self.model, search.text, page.features, page.frame_times)
+        percentiles: Sequence[float | None] = [None] * len(page)
+        if start.background is not None:
+            percentiles = start.background.percentiles(query.mode, page.hits.total)
+        explanations = None
+        if query.explain:
+            explanations = explain_segments(
+                self.model, query.text, search.text, page.features, page.frame_times
+            )
+        results = make_results(
+            page,
+            moments,
+            first_rank=num_given + query.offset + 1,
+            percentiles=percentiles,
+            explanations=explanations,
+        )
+        warnings = text_warnings(self.model, query.text)
+        if query.min_percentile is not None and start.background is not None and start.background.is_empty:
+            warnings.append("the index is too small for percentiles: nothing was left out by min_percentile")
+        num_searched = self._index.num_segments if search.allowed is None else len(search.allowed)
         return SearchAnswer(
             query=query.text,
             mode=query.mode,
-            num_videos=num_videos,
-            truncated=truncated,
-            warnings=self._warnings(query.text),
+            num_videos=self.catalog.num_videos,
+            truncated=query.mode != "exhaustive" and ordered.num_looked_at < num_searched,
+            warnings=warnings,
             timings=Timings(
-                encode_seconds=stages.seconds["encode"],
-                coarse_seconds=stages.seconds["coarse"],
-                rerank_seconds=stages.seconds["rerank"],
-                total_seconds=time.perf_counter() - started,
+                encode_seconds=stages.seconds("encode"),
+                coarse_seconds=stages.seconds("coarse"),
+                rerank_seconds=stages.seconds("rerank"),
+                total_seconds=shared_seconds + stages.total_seconds,
             ),
             results=results,
+            next=self._next(search, ordered, page),
         )
 
-    def _rank(self, query: SearchQuery, text: TextFeatures, stages: _Stages) -> tuple[ScoredSegments, bool]:
-        """Results best first, at least up to the page's end where there are so many, and `truncated`."""
-        allowed: NDArray[np.int64] | None = None
-        if query.filter is not None:
-            with stages.measuring("coarse"):
-                allowed = self._filter_matches.segment_ids(parse_filter(query.filter))
+    def _next(self, search: _Search, ordered: OrderedResults, page: Page) -> str | None:
+        num_given = search.query.offset + len(page)
+        if not len(page) or len(ordered) <= num_given:
+            return None
+        cursor = Cursor(search.start.horizon, search.start.least_score, ordered.place_behind(num_given))
+        return cursor.to_text(search.query, self.catalog.fingerprint)
+
+    # The order
+
+    def _order(self, search: _Search, known: Ordered | None) -> OrderedResults:
+        """Results best first, at least one more than the page's end where there are so many."""
+        query, start = search.query, search.start
+        tolerance = RELATIVE_TOLERANCE * self.model.logit_scale_exp
         if query.mode == "exhaustive":
-            ranked, truncated = self._rank_all(query, text, allowed, stages), False
-        else:
-            ranked, truncated = self._rank_candidates(query, text, allowed, stages)
-        if query.min_score is not None:
-            ranked = ranked[ranked.total >= query.min_score]
-        return ranked, truncated
+            # A few more than the page needs stand in for those that are deleted meanwhile.
+            keep = query.num_wanted + 1 + SPARE_RESULTS
+            everything = ExhaustiveOrder(keep, query.group_by, start.place, tolerance)
+            with search.stages.measuring("rerank"):
+                ids = self._index.segment_ids() if search.allowed is None else search.allowed
+                ids = ids[ids <= start.horizon.max_segment_id]
+                for features in self._features.blocks(ids, self._block_size):
+                    everything.add(score_segments(self.model, search.text, features))
+            return everything.result(start.least_score)
+        tiers = self._tiers(query, search.vector, search.allowed, start)
+        if query.mode == "coarse":
+            tolerance = self.model.logit_scale_exp * RELATIVE_TOLERANCE * float(np.linalg.norm(search.vector))
+        before = search.stages.seconds("rerank")
+        with search.stages.measuring("coarse"):
+            ordered = order_candidates(
+                tiers,
+                query.candidates,
+                partial(self._score_coarsely if query.mode == "coarse" else self._score_fully, search),
+                self.catalog,
+                num_wanted=query.num_wanted + 1,
+                group_by=query.group_by,
+                least_score=start.least_score,
+                place=start.place,
+                tolerance=tolerance,
+                known=known,
+            )
+        search.stages.add("coarse", before - search.stages.seconds("rerank"))
+        return ordered
 
-    def _rank_all(
-        self, query: SearchQuery, text: TextFeatures, allowed: NDArray[np.int64] | None, stages: _Stages
-    ) -> ScoredSegments:
-        # A few more than the page needs stand in for those that are deleted meanwhile.
-        running = RunningBest(query.num_wanted + SPARE_RESULTS, query.group_by)
-        with stages.measuring("rerank"):
-            segment_ids = self._index.segment_ids() if allowed is None else allowed
-            for features in self._features.blocks(segment_ids, self._block_size):
-                running.add(score_segments(self.model, text, features))
-        return running.result()
-
-    def _rank_candidates(
-        self, query: SearchQuery, text: TextFeatures, allowed: NDArray[np.int64] | None, stages: _Stages
-    ) -> tuple[ScoredSegments, bool]:
-        with stages.measuring("coarse"), torch.inference_mode():
-            coarse_query = self.model.coarse_query(text).float().cpu().numpy()
-        scored, seen = ScoredSegments.none(), np.empty(0, np.int64)
-        num_candidates = max(query.candidates, query.num_wanted)
-        while True:
-            with stages.measuring("coarse"):
-                products, segment_ids = (
-                    rows[0] for rows in self._index.search(coarse_query, num_candidates, allowed)
-                )
-                new = ~np.isin(segment_ids, seen)
-            if query.mode == "coarse":
-                with stages.measuring("coarse"):
-                    more = self._score_coarsely(segment_ids[new], products[new])
-            else:
-                with stages.measuring("rerank"):
-                    more = self._score_fully(segment_ids[new], text)
-            scored, seen = ScoredSegments.cat([scored, more]), np.union1d(seen, segment_ids)
-            # Many segments may belong to few videos: ask for more until the page is full or nothing is left.
-            if len(segment_ids) < num_candidates or num_groups(scored, query.group_by) >= query.num_wanted:
-                break
-            num_candidates *= 2
-        num_searched = self._index.num_segments if allowed is None else len(allowed)
-        return best(scored, query.group_by), len(seen) < num_searched
+    def _tiers(
+        self,
+        query: SearchQuery,
+        vector: NDArray[np.float32],
+        allowed: NDArray[np.int64] | None,
+        start: _Start,
+    ) -> CandidateTiers:
+        order = CoarseOrder(self._index, vector, allowed, start.horizon.max_segment_id)
+        return CandidateTiers(order, query.candidates, start.place)
 
     def _score_coarsely(
-        self, segment_ids: NDArray[np.int64], products: NDArray[np.float32]
+        self, search: _Search, segment_ids: NDArray[np.int64], products: NDArray[np.float32]
     ) -> ScoredSegments:
         infos = self.catalog.segment_infos(segment_ids)
         exists = np.array([segment_id in infos for segment_id in segment_ids.tolist()], bool)
@@ -212,72 +296,52 @@ class Searcher:
         numbers = np.array([infos[segment_id].video_number for segment_id in segment_ids.tolist()], np.int64)
         return ScoredSegments(segment_ids, numbers, total, parts)
 
-    def _score_fully(self, segment_ids: NDArray[np.int64], text: TextFeatures) -> ScoredSegments:
+    def _score_fully(
+        self, search: _Search, segment_ids: NDArray[np.int64], products: NDArray[np.float32]
+    ) -> ScoredSegments:
         blocks = [ScoredSegments.none()]
-        for first in range(0, len(segment_ids), self._block_size):
-            features = self._features.get(segment_ids[first : first + self._block_size])
-            blocks.append(score_segments(self.model, text, features))
+        with search.stages.measuring("rerank"):
+            for first in range(0, len(segment_ids), self._block_size):
+                features = self._features.get(segment_ids[first : first + self._block_size])
+                blocks.append(score_segments(self.model, search.text, features))
         return ScoredSegments.cat(blocks)
 
-    # The page
+    # Other searches
 
-    def _read_page(self, query: SearchQuery, ranked: ScoredSegments) -> tuple[_Page, bool]:
-        """What the catalog says about the results of the page; those deleted by now give way to the next.
+    def similar(
+        self, video_id: str, *, limit: int = 10, offset: int = 0, filter: Mapping[str, Any] | None = None
+    ) -> SimilarAnswer:
+        """Videos that look like a video of the index, best first, see `indexer.similar_videos`.
 
-        False where that left the page short, though a new search may find more.
+        limit, offset, filter: as in `SearchQuery`. Raises VideoNotFoundError, InvalidQueryError.
         """
-        num_deleted = 0
-        while True:
-            top = ranked[: query.num_wanted]
-            hits = top[query.offset :]
-            infos = self.catalog.segment_infos(top.segment_ids)
-            features = self._features.get(hits.segment_ids)
-            videos = self.catalog.get_videos([info.video_id for info in infos.values()])
-            # Three readings, and a video may be deleted between any two of them.
-            deleted = set(top.segment_ids.tolist()) - infos.keys()
-            deleted |= set(hits.segment_ids.tolist()) - set(features.segment_ids.tolist())
-            deleted |= {info.segment_id for info in infos.values() if info.video_id not in videos}
-            if not deleted:
-                in_order = [infos[segment_id] for segment_id in hits.segment_ids.tolist()]
-                page = _Page(hits, features, in_order, [videos[info.video_id] for info in in_order])
-                return page, num_deleted == 0 or len(top) == query.num_wanted
-            num_deleted += len(deleted)
-            ranked = ranked[~np.isin(ranked.segment_ids, list(deleted))]
+        check_page(limit, offset)
+        chosen = None if filter is None else parse_filter(filter)
+        self._index.follow()
+        allowed = None if chosen is None else self._filter_matches.segment_ids(chosen)
+        answer = find_similar(
+            self.catalog,
+            self._index,
+            self._features,
+            video_id,
+            limit=limit,
+            offset=offset,
+            allowed=allowed,
+        )
+        self._keep_up(after_search=False)
+        return answer
 
-    def _results(self, query: SearchQuery, text: TextFeatures, page: _Page) -> list[SearchResult]:
-        times = [info.frame_times for info in page.infos]
-        moments = find_moments(self.model, text, page.features, times)
-        explanations: list[Explanation] | list[None] = [None] * len(times)
-        if query.explain:
-            explanations = explain_segments(self.model, query.text, text, page.features, times)
-        return [
-            SearchResult(
-                id=video.id,
-                segment_id=info.segment_id,
-                rank=query.offset + place + 1,
-                score=float(page.hits.total[place]),
-                scores=_named_scores(page.hits.parts[place]),
-                title=video.title,
-                uri=video.uri,
-                duration_seconds=video.duration_seconds,
-                metadata=video.metadata,
-                segment=Segment(info.start_seconds, info.end_seconds),
-                moments=moments[place],
-                explanation=explanations[place],
-            )
-            for place, (info, video) in enumerate(zip(page.infos, page.videos, strict=True))
-        ]
+    def rank_texts(self, video_id: str, texts: Sequence[str]) -> TextsAnswer:
+        """Texts by how well they fit a video of the index, best first: each by the full score with the
+        video's best segment for it.
 
-    def _warnings(self, text: str) -> list[str]:
-        warnings = []
-        if unknown := self.model.unknown_words(text):
-            warnings.append(f"the model does not know these words: {', '.join(unknown)}")
-        num_tokens, num_read = self.model.tokenizer.num_tokens(text), self.model.num_words - 2
-        if num_tokens > num_read:
-            warnings.append(
-                f"the query is too long: the model reads the first {num_read} of its {num_tokens} tokens"
-            )
-        return warnings
+        texts: 1 to MAX_BATCH_TEXTS, each as in `SearchQuery`. Raises VideoNotFoundError, InvalidQueryError.
+        """
+        background = self._background.now
+        answer = rank_texts(self.model, self.catalog, self._features, background, video_id, texts)
+        self._index.follow()
+        self._keep_up(after_search=True)
+        return answer
 
     # Facts and upkeep
 
@@ -308,22 +372,34 @@ class Searcher:
             "coarse_kind": self._index.kind,
         }
 
-    def _keep_up(self) -> None:
-        """Compact and save the coarse index in a thread of its own, where it is time for it."""
-        if not (self._index.needs_compaction or (self._can_save and self._index.needs_saving)):
+    def prepare(self) -> None:
+        """Do now what the first searches would otherwise wait for or go without: the background scores."""
+        self._index.follow()
+        self._background.make(only_first=True)
+
+    def _keep_up(self, *, after_search: bool) -> None:
+        """Compact and save the coarse index and renew the background scores in a thread of their own, where
+        it is time for it. after_search: scores are wanted, so there should be a background for them."""
+        needs_index = self._index.needs_compaction or (self._can_save and self._index.needs_saving)
+        if not needs_index and not (after_search and self._background.is_stale):
             return
         with self._upkeep_lock:
             if self._closed or (self._upkeep is not None and self._upkeep.is_alive()):
                 return
-            self._upkeep = threading.Thread(target=self._do_upkeep, name="coarse-index-upkeep")
+            self._upkeep = threading.Thread(
+                target=self._do_upkeep, args=(after_search,), name="coarse-index-upkeep"
+            )
             self._upkeep.start()
 
-    def _do_upkeep(self) -> None:
+    def _do_upkeep(self, after_search: bool) -> None:
         leave_room_for_searches()
+        if after_search:
+            self._background.make()
         if self._index.needs_compaction:
             self._index.compact()
         try:
-            self._index.save()
+            if self._can_save and self._index.needs_saving:
+                self._index.save()
         except OSError as error:
             # Only the next start is slower for it.
             self._can_save = False
@@ -331,31 +407,31 @@ class Searcher:
 
 
 @dataclass(frozen=True, eq=False)
-class _Page:
-    """What is needed to show the results of a page, all in its order."""
+class _Start:
+    """Where a search begins. least_score: what min_score and min_percentile come to."""
 
-    hits: ScoredSegments
-    features: ScorableSegments
-    infos: list[SegmentInfo]
-    videos: list[VideoRecord]
-
-
-class _Stages:
-    """Seconds spent in each stage of a search, which may come by turns."""
-
-    def __init__(self) -> None:
-        self.seconds = {"encode": 0.0, "coarse": 0.0, "rerank": 0.0}
-
-    @contextlib.contextmanager
-    def measuring(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - started
+    horizon: Horizon
+    least_score: float | None
+    place: Place | None
+    background: Background | None
 
 
-def _named_scores(parts: NDArray[np.float32]) -> dict[str, float | None]:
-    return {
-        name: None if np.isnan(part) else float(part) for name, part in zip(SCORE_NAMES, parts, strict=True)
-    }
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """One query on its way. vector: float32 [D], the coarse query. allowed: what its filter lets through."""
+
+    query: SearchQuery
+    text: TextFeatures
+    vector: NDArray[np.float32]
+    allowed: NDArray[np.int64] | None
+    start: _Start
+    stages: StageTimes
+
+
+def _check_batch(queries: Sequence[SearchQuery]) -> None:
+    if not 1 <= len(queries) <= MAX_BATCH_TEXTS:
+        raise InvalidQueryError(f"queries must be 1 to {MAX_BATCH_TEXTS}")
+    if any(replace(query, text=queries[0].text) != queries[0] for query in queries[1:]):
+        raise InvalidQueryError("queries must differ in their texts alone")
+    if len(queries) > 1 and queries[0].cursor is not None:
+        raise InvalidQueryError("cursor must be None where there are several queries")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,16 +42,18 @@ def find_moments(
     if not len(features):
         return []
     matches = model.frame_matches(text, features.videos)[0].float().cpu().numpy()
-    return [list(_best_moments(times, row)) for times, row in zip(frame_times, matches, strict=True)]
+    return [best_moments(times, row) for times, row in zip(frame_times, matches, strict=True)]
 
 
-def _best_moments(times: NDArray[np.float64], matches: NDArray[np.float32]) -> Iterable[Moment]:
+def best_moments(times: NDArray[np.float64], matches: NDArray[np.float32]) -> list[Moment]:
+    """The best of the frames at `times`, best first, no time twice. matches: one for each time, and perhaps
+    more for padding."""
     found: dict[float, float] = {}
     for place in np.argsort(-matches[: len(times)], kind="stable"):
         found.setdefault(float(times[place]), float(matches[place]))
         if len(found) == NUM_MOMENTS:
             break
-    return (Moment(time, score) for time, score in found.items())
+    return [Moment(time, score) for time, score in found.items()]
 
 
 @torch.inference_mode()

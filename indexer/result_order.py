@@ -1,0 +1,215 @@
+"""All results of a query in their order, from a place on, as far as a page needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.candidate_tiers import CandidateTiers, Ordered, Tier
+from indexer.catalog import Catalog
+from indexer.ranking import ScoredSegments, best
+from indexer.search_cursor import Edge, Place
+from indexer.search_types import GroupBy
+from indexer.segment_owners import segments_of_videos
+
+MAX_CANDIDATES_AT_ONCE = 8192
+"""More are scored for one page only where the page needs them: bounds what a cut by score makes us score."""
+
+Score = Callable[[NDArray[np.int64], NDArray[np.float32]], ScoredSegments]
+"""Segment ids and coarse products to scores, in the same order; segments that are gone are left out."""
+
+
+@dataclass(frozen=True, eq=False)
+class OrderedResults:
+    """N results, best first.
+
+    tier_numbers: int64 [N], places in `tiers`, ascending. tiers: empty where everything is one tier.
+    place: behind which they begin. num_looked_at: segments that they were chosen from, those of the pages
+    before too. tolerance: within which scores may be equal.
+    """
+
+    scored: ScoredSegments
+    tier_numbers: NDArray[np.int64]
+    tiers: Sequence[Tier]
+    place: Place | None
+    num_looked_at: int
+    tolerance: float
+
+    def __len__(self) -> int:
+        return len(self.scored)
+
+    def without(self, segment_ids: Sequence[int]) -> OrderedResults:
+        """The same, less some segments."""
+        rest = ~np.isin(self.scored.segment_ids, segment_ids)
+        return replace(self, scored=self.scored[rest], tier_numbers=self.tier_numbers[rest])
+
+    def place_behind(self, count: int) -> Place:
+        """Where the next page begins, if the first `count` of these, at least 1, are given on this one."""
+        number = int(self.tier_numbers[count - 1])
+        given = self.scored[np.flatnonzero(self.tier_numbers[:count] == number)]
+        former = self.place.last if self.place is not None and number == 0 else None
+        last = Edge.behind(given.total, given.segment_ids, self.tolerance, former)
+        num_results = count + (0 if self.place is None else self.place.num_results)
+        if not self.tiers:
+            return Place(None, None, last, 0, num_results)
+        tier = self.tiers[number]
+        return Place(tier.start, tier.end, last, tier.num_candidates, num_results)
+
+
+def order_candidates(
+    tiers: CandidateTiers,
+    tier_size: int,
+    score: Score,
+    catalog: Catalog,
+    *,
+    num_wanted: int,
+    group_by: GroupBy,
+    least_score: float | None,
+    place: Place | None,
+    tolerance: float,
+    known: Ordered | None = None,
+) -> OrderedResults:
+    """At least `num_wanted` results of the tiers where there are so many: each tier in the order of its
+    scores, one tier after the other.
+
+    By `video`, a video has its result in the first tier that holds a segment of it, by its best one there.
+    With a `least_score` the first tier of which nothing reaches it is the end.
+    known: the coarse answer that the first tiers are made of, see `CoarseOrder.top`.
+    """
+    all_tiers: list[Tier] = []
+    results, numbers = [ScoredSegments.none()], [np.empty(0, np.int64)]
+    seen_videos = np.empty(0, np.int64)
+    num_found = 0
+    num_tiers = first_num_tiers(num_wanted, tier_size)
+    while num_found < num_wanted:
+        some = tiers.next(num_tiers, known)
+        known = None
+        if not some:
+            break
+        scored, tier_numbers, is_end = _score_tiers(some, score, len(all_tiers), least_score)
+        given = np.empty(0, np.int64)
+        if place is not None and not all_tiers:
+            in_first = tier_numbers == 0
+            covered = in_first & place.last.covers(scored.total, scored.segment_ids, tolerance)
+            given = np.unique(scored.video_numbers[covered])
+            if group_by == "segment":
+                scored, tier_numbers = scored[~covered], tier_numbers[~covered]
+        if group_by == "video":
+            scored, tier_numbers = _first_of_videos(scored, tier_numbers)
+            before = _videos_of(catalog, tiers.ids_before, scored.video_numbers)
+            new = ~np.isin(scored.video_numbers, np.concatenate([seen_videos, before, given]))
+            seen_videos = np.union1d(seen_videos, scored.video_numbers)
+            scored, tier_numbers = scored[new], tier_numbers[new]
+        if least_score is not None:
+            enough = scored.total >= least_score
+            scored, tier_numbers = scored[enough], tier_numbers[enough]
+        all_tiers += some
+        results.append(scored)
+        numbers.append(tier_numbers)
+        num_found += len(scored)
+        if is_end or len(some) < num_tiers:
+            break
+        # Many segments may belong to few videos: go on in longer strides.
+        missing = first_num_tiers(num_wanted - num_found, tier_size)
+        num_tiers = max(1, min(2 * num_tiers, MAX_CANDIDATES_AT_ONCE // tier_size), missing)
+    return OrderedResults(
+        ScoredSegments.cat(results),
+        np.concatenate(numbers),
+        all_tiers,
+        place,
+        tiers.num_candidates,
+        tolerance,
+    )
+
+
+def first_num_tiers(num_wanted: int, tier_size: int) -> int:
+    """Tiers that hold so many segments, at least 1."""
+    return max(1, -(-num_wanted // tier_size))
+
+
+def _score_tiers(
+    tiers: Sequence[Tier], score: Score, first_number: int, least_score: float | None
+) -> tuple[ScoredSegments, NDArray[np.int64], bool]:
+    """Segments of the tiers by tier and score, the number of each one's tier, and whether they end with one
+    that does not reach the least score."""
+    ids = np.concatenate([tier.ids for tier in tiers])
+    products = np.concatenate([tier.products for tier in tiers])
+    scored = score(ids, products)
+    by_id = np.argsort(ids)
+    places = by_id[np.searchsorted(ids, scored.segment_ids, sorter=by_id)]
+    ends = np.cumsum([len(tier.ids) for tier in tiers])
+    numbers = first_number + np.searchsorted(ends, places, side="right")
+    order = np.lexsort((scored.segment_ids, -scored.total, numbers))
+    scored, numbers = scored[order], numbers[order]
+    if least_score is None:
+        return scored, numbers, False
+    for number, tier in enumerate(tiers, start=first_number):
+        if len(tier.ids) and not (scored.total[numbers == number] >= least_score).any():
+            before = numbers < number
+            return scored[before], numbers[before], True
+    return scored, numbers, False
+
+
+def _first_of_videos(
+    scored: ScoredSegments, tier_numbers: NDArray[np.int64]
+) -> tuple[ScoredSegments, NDArray[np.int64]]:
+    """The first segment of each video."""
+    _, places = np.unique(scored.video_numbers, return_index=True)
+    places.sort()
+    return scored[places], tier_numbers[places]
+
+
+def _videos_of(
+    catalog: Catalog, segment_ids: NDArray[np.int64], video_numbers: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Those of `video_numbers` that one of the segments belongs to."""
+    if not len(segment_ids) or not len(video_numbers):
+        return np.empty(0, np.int64)
+    ids, numbers = segments_of_videos(catalog, video_numbers)
+    found: NDArray[np.int64] = np.unique(numbers[np.isin(ids, segment_ids)])
+    return found
+
+
+class ExhaustiveOrder:
+    """The best `keep` results of all segments behind a place, given block by block, in bounded memory.
+
+    Blocks come by ascending segment id. The segments of one video follow each other: it is stored at once.
+    """
+
+    def __init__(self, keep: int, group_by: GroupBy, place: Place | None, tolerance: float) -> None:
+        self._keep = keep
+        self._group_by = group_by
+        self._place = place
+        self._tolerance = tolerance
+        self._kept = ScoredSegments.none()
+        self._given_videos = np.empty(0, np.int64)
+        self._num_looked_at = 0
+
+    def add(self, block: ScoredSegments) -> None:
+        """Take in more segments."""
+        self._num_looked_at += len(block)
+        together = ScoredSegments.cat([self._kept, block])
+        if self._place is not None:
+            covered = self._place.last.covers(together.total, together.segment_ids, self._tolerance)
+            if self._group_by == "segment":
+                together = together[~covered]
+            else:
+                # Only the video that the last block ended with may come again.
+                last = self._given_videos[-1:]
+                given = np.concatenate([last, np.unique(together.video_numbers[covered])])
+                together = together[~np.isin(together.video_numbers, given)]
+                self._given_videos = np.unique(given)
+        # A video that is given already and not known as such yet may hold one place: one more is kept.
+        self._kept = best(together, self._group_by)[: self._keep + 1]
+
+    def result(self, least_score: float | None) -> OrderedResults:
+        """The best so far, best first."""
+        scored = self._kept[: self._keep]
+        if least_score is not None:
+            scored = scored[scored.total >= least_score]
+        return OrderedResults(
+            scored, np.zeros(len(scored), np.int64), (), self._place, self._num_looked_at, self._tolerance
+        )

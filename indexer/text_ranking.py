@@ -1,0 +1,126 @@
+"""Texts by how well they fit one video: the other direction of the paper's retrieval (video to text)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from indexer.background_scores import Background
+from indexer.catalog import Catalog
+from indexer.catalog_records import SegmentInfo
+from indexer.errors import InvalidQueryError, VideoNotFoundError
+from indexer.feature_memory import FeatureMemory, ScorableSegments
+from indexer.result_pages import named_scores
+from indexer.search_types import (
+    MAX_BATCH_TEXTS,
+    Moment,
+    RankedText,
+    Segment,
+    TextsAnswer,
+    TextTimings,
+    check_text,
+)
+from indexer.segment_scoring import best_moments
+from indexer.stage_times import StageTimes
+from indexer.text_warnings import texts_warnings
+from model.features import SCORE_NAMES, TextFeatures
+
+if TYPE_CHECKING:
+    from model.xclip import XClip
+
+_TEXTS_AT_ONCE: Final = 64
+_SEGMENTS_AT_ONCE: Final = 256
+
+
+def rank_texts(
+    model: XClip,
+    catalog: Catalog,
+    features: FeatureMemory,
+    background: Background | None,
+    video_id: str,
+    texts: Sequence[str],
+) -> TextsAnswer:
+    """Every text with the video's best segment for it, by the full score.
+
+    texts: 1 to MAX_BATCH_TEXTS. Raises VideoNotFoundError, InvalidQueryError.
+    """
+    if not 1 <= len(texts) <= MAX_BATCH_TEXTS:
+        raise InvalidQueryError(f"texts must be 1 to {MAX_BATCH_TEXTS}")
+    for number, text in enumerate(texts):
+        check_text(f"texts[{number}]", text)
+    times = StageTimes()
+    infos = catalog.video_segments(video_id)
+    segments = features.get(np.array([info.segment_id for info in infos], np.int64))
+    if len(segments) < len(infos):
+        raise VideoNotFoundError(video_id)  # Deleted between the two readings.
+    with times.measuring("encode"), torch.inference_mode():
+        blocks = range(0, len(texts), _TEXTS_AT_ONCE)
+        encoded = TextFeatures.cat(
+            [model.encode_text(list(texts[first : first + _TEXTS_AT_ONCE])) for first in blocks]
+        )
+    with times.measuring("rerank"):
+        total, parts, places = _best_segments(model, encoded, segments)
+        moments = _moments(model, encoded, segments, infos, places)
+    percentiles: Sequence[float | None] = [None] * len(texts)
+    if background is not None:
+        percentiles = background.percentiles("exhaustive", total)
+    results = [
+        RankedText(
+            rank=rank,
+            index=row,
+            text=texts[row],
+            score=float(total[row]),
+            scores=named_scores(parts[row]),
+            percentile=percentiles[row],
+            segment=Segment(infos[places[row]].start_seconds, infos[places[row]].end_seconds),
+            moments=moments[row],
+        )
+        for rank, row in enumerate(np.argsort(-total, kind="stable").tolist(), start=1)
+    ]
+    timings = TextTimings(times.seconds("encode"), times.seconds("rerank"), times.total_seconds)
+    return TextsAnswer(video_id, texts_warnings(model, texts), timings, results)
+
+
+@torch.inference_mode()
+def _best_segments(
+    model: XClip, texts: TextFeatures, segments: ScorableSegments
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    """For each of T texts its highest total float32 [T], the four scores [T, 4] and its segment's place."""
+    best = np.full(len(texts), -np.inf, np.float32)
+    parts = np.zeros((len(texts), len(SCORE_NAMES)), np.float32)
+    places = np.zeros(len(texts), np.int64)
+    rows = np.arange(len(texts))
+    for first in range(0, len(segments), _SEGMENTS_AT_ONCE):
+        scores = model.score(texts, segments.videos[first : first + _SEGMENTS_AT_ONCE])
+        total = scores.total.float().cpu().numpy()  # [T, V]
+        four = np.stack([getattr(scores, name).float().cpu().numpy() for name in SCORE_NAMES], axis=2)
+        nearest = total.argmax(axis=1)
+        better = total[rows, nearest] > best
+        best[better] = total[rows, nearest][better]
+        parts[better] = four[rows, nearest][better]
+        places[better] = first + nearest[better]
+    return best, parts, places
+
+
+@torch.inference_mode()
+def _moments(
+    model: XClip,
+    texts: TextFeatures,
+    segments: ScorableSegments,
+    infos: Sequence[SegmentInfo],
+    places: NDArray[np.int64],
+) -> list[list[Moment]]:
+    """For each text the best frames of its best segment, which is at its place."""
+    moments: list[list[Moment]] = [[] for _ in range(len(texts))]
+    for place in np.unique(places).tolist():
+        rows = np.flatnonzero(places == place).tolist()
+        matches = (
+            model.frame_matches(texts[rows], segments.videos[place : place + 1])[:, 0].float().cpu().numpy()
+        )
+        for row, of_frames in zip(rows, matches, strict=True):
+            moments[row] = best_moments(infos[place].frame_times, of_frames)
+    return moments

@@ -18,6 +18,8 @@ MAX_LIMIT = 1_000
 MAX_OFFSET = 10_000
 MAX_CANDIDATES = 100_000
 MAX_BATCH_TEXTS = 1_000
+NUM_MOMENTS = 3
+MAX_MOMENTS = 64
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,12 @@ class SearchQuery:
         `segment`.
     min_score: results below are left out, any finite number; and nothing is looked for beyond the first
         `candidates` of which none reaches it. None for all.
-    explain: add an `Explanation` to each result.
+    explain: add an `Explanation` to each result. num_moments: in each result, at most, 1 to 64: how well each
+        sampled frame matches is known anyway.
     filter: only videos that fulfil it, as `indexer.filters` describes; None for all.
     min_percentile: the same as min_score, by `SearchResult.percentile`, 0 to 100.
     cursor: `SearchAnswer.next` of the page before, to go on behind it: then offset is 0 and all other fields
-        but limit and explain are as they were. Videos added since the first page do not come, and what was
+        but limit, explain and num_moments are as they were. Videos added since the first page do not come, and what was
         deleted leaves no gap: nothing comes twice, nothing that was there all the time is missed.
     """
 
@@ -55,11 +58,13 @@ class SearchQuery:
     filter: Mapping[str, Any] | None = None
     min_percentile: float | None = None
     cursor: str | None = None
+    num_moments: int = NUM_MOMENTS
 
     def __post_init__(self) -> None:
         check_text("text", self.text)
         check_page(self.limit, self.offset)
         _check_integer("candidates", self.candidates, 1, MAX_CANDIDATES)
+        _check_integer("num_moments", self.num_moments, 1, MAX_MOMENTS)
         _check_choice("mode", self.mode, get_args(SearchMode))
         _check_choice("group_by", self.group_by, get_args(GroupBy))
         if self.min_score is not None and not _is_finite(self.min_score):
@@ -118,8 +123,8 @@ class SearchResult:
 
     id: of the video. segment_id: of its best segment. rank: from 1, over all pages. score: what the order is
         by.
-    scores: the four, scaled; None for those that the mode does not compute. moments: the best three frames of
-        the segment, best first (fewer where it has fewer).
+    scores: the four, scaled; None for those that the mode does not compute. moments: the best frames of the
+        segment, best first, `num_moments` of them (fewer where it has fewer).
     percentile: how much of the index's background scores lies below the score, 0 to 100, see
         `indexer.background_scores`; None where they are not known (yet).
     """

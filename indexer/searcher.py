@@ -195,7 +195,7 @@ class Searcher:
             with stages.measuring("coarse"):
                 self._index.follow()
         num_given = 0 if start.place is None else start.place.num_results
-        moments = find_moments(self.model, search.text, page.features, page.frame_times)
+        moments = find_moments(self.model, search.text, page.features, page.frame_times, query.num_moments)
         percentiles: Sequence[float | None] = [None] * len(page)
         if start.background is not None:
             percentiles = start.background.percentiles(query.mode, page.hits.total)

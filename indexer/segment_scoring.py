@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 
 from indexer.feature_memory import ScorableSegments
 from indexer.ranking import ScoredSegments
-from indexer.search_types import Explanation, Moment
+from indexer.search_types import NUM_MOMENTS, Explanation, Moment
 from model.features import SCORE_NAMES, TextFeatures
 
 if TYPE_CHECKING:
     from model.xclip import XClip
-
-NUM_MOMENTS = 3
 
 
 @torch.inference_mode()
@@ -33,25 +31,33 @@ def score_segments(model: XClip, text: TextFeatures, features: ScorableSegments)
 
 @torch.inference_mode()
 def find_moments(
-    model: XClip, text: TextFeatures, features: ScorableSegments, frame_times: Sequence[NDArray[np.float64]]
+    model: XClip,
+    text: TextFeatures,
+    features: ScorableSegments,
+    frame_times: Sequence[NDArray[np.float64]],
+    num_moments: int = NUM_MOMENTS,
 ) -> list[list[Moment]]:
-    """For each of N segments its best real frames, best first, no time twice.
+    """For each of N segments its best real frames, best first, no time twice, at most `num_moments`.
 
     frame_times: for each segment float64 [num_frames], seconds.
     """
     if not len(features):
         return []
     matches = model.frame_matches(text, features.videos)[0].float().cpu().numpy()
-    return [best_moments(times, row) for times, row in zip(frame_times, matches, strict=True)]
+    return [best_moments(times, row, num_moments) for times, row in zip(frame_times, matches, strict=True)]
 
 
-def best_moments(times: NDArray[np.float64], matches: NDArray[np.float32]) -> list[Moment]:
-    """The best of the frames at `times`, best first, no time twice. matches: one for each time, and perhaps
-    more for padding."""
+def best_moments(
+    times: NDArray[np.float64], matches: NDArray[np.float32], num_moments: int = NUM_MOMENTS
+) -> list[Moment]:
+    """The best of the frames at `times`, best first, no time twice, at most `num_moments`.
+
+    matches: one for each time, and perhaps more for padding.
+    """
     found: dict[float, float] = {}
     for place in np.argsort(-matches[: len(times)], kind="stable"):
         found.setdefault(float(times[place]), float(matches[place]))
-        if len(found) == NUM_MOMENTS:
+        if len(found) == num_moments:
             break
     return [Moment(time, score) for time, score in found.items()]
 

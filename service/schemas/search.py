@@ -30,6 +30,7 @@ class SearchRequest(Request):
         default="video", description="Whether a result is a video with its best segment, or a segment."
     )
     min_score: float | None = Field(default=None, description="Results below this score are left out.")
+    num_moments: int = Field(default=3, ge=1, le=64, description="Moments in each result, at most.")
     explain: bool = Field(default=False, description="Add tokens, frame times and the word-by-frame matrix.")
     filter: Filter | None = Field(
         default=None,

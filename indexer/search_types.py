@@ -43,8 +43,8 @@ class SearchQuery:
     filter: only videos that fulfil it, as `indexer.filters` describes; None for all.
     min_percentile: the same as min_score, by `SearchResult.percentile`, 0 to 100.
     cursor: `SearchAnswer.next` of the page before, to go on behind it: then offset is 0 and all other fields
-        but limit, explain and num_moments are as they were. Videos added since the first page do not come, and what was
-        deleted leaves no gap: nothing comes twice, nothing that was there all the time is missed.
+        but limit, explain and num_moments are as they were. Videos added since the first page do not come,
+        and what was deleted leaves no gap: nothing comes twice, nothing that was there all the time is missed.
     """
 
     text: str

@@ -288,6 +288,16 @@ def test_moments_are_the_best_real_frames(searcher, random, model):
     assert {len(result.moments) for result in results} == {1, 2, 3}
 
 
+def test_all_sampled_frames_can_be_had_as_moments(searcher, random):
+    fill(searcher.catalog, random, range(8))
+    few = searcher.search(SearchQuery("a dog", limit=8)).results
+    all_of_them = searcher.search(SearchQuery("a dog", limit=8, num_moments=64, explain=True)).results
+    for short, long in zip(few, all_of_them, strict=True):
+        times = [moment.time_seconds for moment in long.moments]
+        assert sorted(times) == list(long.explanation.frame_times)
+        assert long.moments[:3] == short.moments
+
+
 def test_a_time_is_no_moment_twice(searcher, random):
     segment = replace(make_segment(random, D, F, num_real_frames=3), frame_times=np.array([0.0, 2.0, 2.0]))
     add_video(searcher.catalog, 1, [segment])

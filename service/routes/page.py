@@ -13,12 +13,17 @@ from service.errors import RouteNotFoundError
 router = APIRouter(include_in_schema=False, dependencies=[OPEN])
 
 PAGE_DIRECTORY = Path(__file__).parent.parent / "page"
-PARTS = {
-    "app.js": "text/javascript; charset=utf-8",
-    "docs.js": "text/javascript; charset=utf-8",
-    "style.css": "text/css; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+CONTENT_TYPES = {
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
+PARTS = {
+    path.name: CONTENT_TYPES[path.suffix]
+    for path in sorted(PAGE_DIRECTORY.iterdir())
+    if path.suffix in CONTENT_TYPES
+}
+"""What may be asked for by name, and what it is; nothing that a client says becomes a path."""
 
 
 @router.get("/")

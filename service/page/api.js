@@ -1,0 +1,67 @@
+// Talking to the server. Every failure is a Failure with words for a person; a missing key asks for one.
+
+export class Failure extends Error {
+  constructor(message, { status = 0, kind = "", retryAfter = null } = {}) {
+    super(message);
+    this.status = status;
+    this.kind = kind;
+    this.retryAfter = retryAfter;
+  }
+
+  // What goes away by itself.
+  get isPassing() {
+    return this.status === 429 || this.status === 503 || this.status === 504;
+  }
+}
+
+let askForKey = async () => false;
+
+export function onMissingKey(handler) {
+  askForKey = handler;
+}
+
+export function toFailure(status, body, retryAfter) {
+  const kind = typeof body?.type === "string" ? body.type.split(":").pop() : "";
+  const seconds = Number.parseFloat(retryAfter ?? "");
+  return new Failure(body?.detail || `The server answered ${status}.`, {
+    status,
+    kind,
+    retryAfter: Number.isFinite(seconds) ? seconds : null,
+  });
+}
+
+export async function call(path, options = {}) {
+  for (;;) {
+    let response;
+    try {
+      response = await fetch(path, options);
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new Failure("The server cannot be reached. Is it running, and are you online?", { kind: "offline" });
+    }
+    if (response.status === 204) return null;
+    const body = await response.json().catch(() => null);
+    if (response.ok && body !== null) return body;
+    if (response.status === 401 && path !== "session" && (await askForKey())) continue;
+    throw toFailure(response.status, body, response.headers.get("Retry-After"));
+  }
+}
+
+export function send(path, method, body, signal) {
+  return call(path, { method, signal, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+}
+
+export const videoPath = (id) => `videos/${encodeURIComponent(id)}`;
+
+export const pause = (milliseconds) => new Promise((resolve) => { setTimeout(resolve, milliseconds); });
+
+// Try once more after signing in where a key is missing.
+export async function onceSignedIn(attempt) {
+  for (;;) {
+    try {
+      return await attempt();
+    } catch (error) {
+      if (error.status !== 401 || !(await askForKey())) throw error;
+    }
+  }
+}

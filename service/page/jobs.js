@@ -1,0 +1,127 @@
+// The list of ingest requests. It looks again by itself only while something waits or runs.
+
+import { call } from "./api.js";
+import { button, byId, closable, element, named, show } from "./dom.js";
+import { day } from "./format.js";
+import { uploadsRun } from "./uploads.js";
+
+const LOOK_MILLISECONDS = 1500;
+const PAGE_SIZE = 20;
+const STATES = { queued: "Waiting", running: "Being read", done: "Done", failed: "Failed" };
+
+const dialog = closable(byId("jobs"));
+const list = byId("job-list");
+const note = byId("jobs-note");
+const more = byId("more-jobs");
+const badge = byId("num-running");
+
+let shown = [];
+let next = null;
+let timer = 0;
+let onShow = () => {};
+
+const isActive = (job) => job.state === "queued" || job.state === "running";
+
+async function cancel(job) {
+  try {
+    await call(`jobs/${encodeURIComponent(job.id)}`, { method: "DELETE" });
+  } catch (error) {
+    note.textContent = error.message;
+  }
+  await look();
+  byId("jobs").querySelector("[data-close]").focus(); // The button that had the focus is gone.
+}
+
+function row(job) {
+  const name = job.title || job.video_id;
+  const part = element("li", `row ${job.state}`, named("span", "name", name));
+  const actions = element("span", "row-actions");
+  if (isActive(job)) {
+    const stop = button("Cancel", () => cancel(job), "link");
+    stop.setAttribute("aria-label", `Cancel ${name}`);
+    actions.append(stop);
+  } else if (job.state === "done") {
+    const open = button("Show", () => onShow(job.video_id), "link");
+    open.setAttribute("aria-label", `Show ${name}`);
+    actions.append(open);
+  }
+  const tries = job.attempts > 1 ? `, try ${job.attempts}` : "";
+  const state = element("span", "state", `${STATES[job.state] ?? job.state}${tries} · ${day(job.finished_at || job.created_at)}`);
+  part.append(actions, state);
+  if (job.reason) part.append(named("span", "reason", job.reason));
+  return part;
+}
+
+function keyOf(job) {
+  return JSON.stringify([job.id, job.state, job.attempts, job.reason, job.title, job.video_id]);
+}
+
+// Rows that did not change stay, and with them the focus.
+function draw() {
+  const before = new Map([...list.children].map((part) => [part.dataset.key, part]));
+  const parts = shown.map((job) => {
+    const key = keyOf(job);
+    const part = before.get(key) ?? row(job);
+    part.dataset.key = key;
+    return part;
+  });
+  if (parts.length !== list.children.length || parts.some((part, i) => part !== list.children[i])) list.replaceChildren(...parts);
+  const numActive = shown.filter(isActive).length;
+  badge.textContent = String(numActive);
+  show(badge, numActive > 0);
+  byId("open-jobs").setAttribute("aria-label", numActive ? `Uploads and jobs, ${numActive} not ended` : "Uploads and jobs");
+  show(more, next !== null);
+}
+
+async function look() {
+  clearTimeout(timer);
+  try {
+    const page = await call(`jobs?limit=${PAGE_SIZE}`);
+    const ids = new Set(page.jobs.map((job) => job.id));
+    const older = shown.filter((job) => !ids.has(job.id));
+    if (!older.length) next = page.next;
+    shown = page.jobs.concat(page.jobs.length < PAGE_SIZE ? [] : older);
+    note.textContent = shown.length ? "" : "No jobs yet.";
+  } catch (error) {
+    note.textContent = error.message;
+  }
+  draw();
+  again();
+}
+
+function again() {
+  clearTimeout(timer);
+  if (document.hidden || !(shown.some(isActive) || uploadsRun())) return;
+  timer = setTimeout(look, LOOK_MILLISECONDS);
+}
+
+export function refreshJobs() {
+  look();
+}
+
+export function openJobs() {
+  if (!dialog.open) dialog.showModal();
+  look();
+}
+
+export function closeJobs() {
+  dialog.close();
+}
+
+export function setUpJobs(showVideo) {
+  onShow = showVideo;
+  byId("open-jobs").addEventListener("click", openJobs);
+  byId("open-upload").addEventListener("click", () => {
+    openJobs();
+    byId("files").focus();
+  });
+  more.addEventListener("click", async () => {
+    const page = await call(`jobs?limit=${PAGE_SIZE}&after=${next}`);
+    const ids = new Set(shown.map((job) => job.id));
+    shown = shown.concat(page.jobs.filter((job) => !ids.has(job.id)));
+    next = page.next;
+    draw();
+    if (more.hidden) byId("jobs").querySelector("[data-close]").focus();
+  });
+  document.addEventListener("visibilitychange", again);
+}

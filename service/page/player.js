@@ -1,0 +1,206 @@
+// The player: a video from a moment on, why it matches, and what is known about it.
+
+import { button, byId, closable, element, show } from "./dom.js";
+import { deleteVideo, editVideo, showDetails } from "./details.js";
+import { at, clock, nameOf, scoreText, topShare } from "./format.js";
+import { fillBars, scoreRanges } from "./scores.js";
+import { allows } from "./session.js";
+import { addPlayhead, timeline } from "./timeline.js";
+import { showWords } from "./words.js";
+
+const SHORTEST_PREVIEW_SECONDS = 2;
+
+const dialog = closable(byId("player"));
+const video = byId("video");
+const note = byId("video-note");
+
+let shown = null;
+let previewStart = null; // Where the short clip begins, while one is shown instead of the file.
+let follow = () => {};
+let hooks = {};
+
+function say(text, ...more) {
+  note.replaceChildren(text, ...more);
+  show(note, Boolean(text));
+}
+
+function link(item) {
+  const made = element("a", "", "Download the file");
+  made.href = item.media_url;
+  made.download = "";
+  return made;
+}
+
+function playPreview(seconds) {
+  previewStart = Math.max(0, Math.min(seconds, shown.duration_seconds - SHORTEST_PREVIEW_SECONDS));
+  video.loop = true;
+  video.src = at(shown.preview_url, seconds);
+  say("Browsers cannot play this file: here are a few seconds of it, without sound. ", link(shown), ".");
+  video.play().catch(() => {});
+}
+
+function playFile(seconds) {
+  previewStart = null;
+  video.loop = false;
+  video.src = `${shown.media_url}#t=${seconds}`;
+  say("");
+  video.play().catch(() => {});
+}
+
+function jump(seconds) {
+  if (previewStart !== null) playPreview(seconds);
+  else if (video.error) playFile(seconds);
+  else {
+    video.currentTime = seconds;
+    video.play().catch(() => {});
+  }
+  hooks.onMoment(seconds);
+}
+
+function momentLinks(item) {
+  return (item.moments || []).slice(0, 3).map((moment, place) => {
+    const made = button(clock(moment.time_seconds), () => jump(moment.time_seconds), place ? "" : "best");
+    made.title = `Match ${scoreText(moment.score)}`;
+    return element("li", "", made);
+  });
+}
+
+function showScores(item) {
+  const section = byId("player-scores");
+  section.replaceChildren();
+  if (item.score === undefined) return;
+  const match = element("p", "match", element("span", "score", scoreText(item.score)));
+  if (typeof item.percentile === "number") {
+    const share = topShare(item.percentile);
+    if (share) match.append(element("span", "badge", share));
+    match.append(element("span", "quiet", ` better than ${item.percentile.toFixed(1)} % of unrelated pairs`));
+  }
+  const bars = element("dl", "bars");
+  fillBars(bars, item, scoreRanges(hooks.items()));
+  section.append(element("h3", "", "Match"), match, bars);
+}
+
+function showActions(item) {
+  const parts = [
+    button("More like this", () => hooks.onSimilar(item)),
+    button("Copy link", async (event) => {
+      const copied = event.currentTarget;
+      try {
+        await navigator.clipboard.writeText(location.href);
+        copied.textContent = "Copied";
+      } catch {
+        copied.textContent = "Copy the address above";
+      }
+      setTimeout(() => { copied.textContent = "Copy link"; }, 2000);
+    }),
+  ];
+  byId("player-actions").replaceChildren(...parts);
+}
+
+function showChanges(record) {
+  if (!allows("write") || shown?.id !== record.id) return;
+  byId("player-actions").append(
+    button("Edit", async () => {
+      const changed = await editVideo(record);
+      if (!changed) return;
+      hooks.onChanged(changed);
+      if (shown?.id === changed.id) {
+        shown = { ...shown, title: changed.title, metadata: changed.metadata };
+        byId("player-title").textContent = nameOf(shown);
+        showActions(shown);
+        loadDetails();
+      }
+    }),
+    button("Delete", async () => {
+      try {
+        if (!(await deleteVideo(record))) return;
+      } catch (error) {
+        say(error.message);
+        return;
+      }
+      shown = null;
+      dialog.close();
+      hooks.onDeleted(record.id);
+    }, "risky"),
+  );
+}
+
+async function loadDetails() {
+  const section = byId("player-details");
+  const { id } = shown;
+  try {
+    const record = await showDetails(section, id, hooks.onFilter);
+    if (shown?.id === id) showChanges(record);
+  } catch (error) {
+    if (shown?.id === id) section.replaceChildren(element("p", "bad", error.message));
+  }
+}
+
+// Show a video from a moment on; hooks.items() are the results among which it is.
+export function openPlayer(item, seconds, query) {
+  shown = item;
+  const title = byId("player-title");
+  title.textContent = nameOf(item);
+  title.dir = "auto";
+  const strip = timeline(item, jump, { inTabOrder: true });
+  follow = addPlayhead(strip, item.duration_seconds);
+  byId("player-timeline").replaceChildren(strip);
+  byId("player-moments").replaceChildren(...momentLinks(item));
+  showActions(item);
+  showScores(item);
+  showWords(byId("player-words"), item, query, jump);
+  loadDetails();
+  const ids = hooks.items().map((other) => other.id);
+  const place = ids.indexOf(item.id);
+  byId("player-previous").disabled = place <= 0;
+  byId("player-next").disabled = place < 0 || place === ids.length - 1;
+  // Where nothing can be played, the picture of the moment is at least there.
+  video.poster = at(item.thumbnail_url, seconds, "&width=960");
+  if (!dialog.open) {
+    dialog.showModal();
+    video.focus();
+  }
+  if (item.playable === false) playPreview(seconds);
+  else playFile(seconds);
+  follow(seconds);
+}
+
+export function closePlayer() {
+  if (dialog.open) dialog.close();
+}
+
+export const playedId = () => (dialog.open ? shown?.id ?? null : null);
+
+function step(by) {
+  const all = hooks.items();
+  const place = all.findIndex((item) => item.id === shown?.id) + by;
+  if (shown && all[place]) hooks.onStep(all[place]);
+}
+
+export function setUpPlayer(given) {
+  hooks = given;
+  byId("player-close").addEventListener("click", () => dialog.close());
+  byId("player-previous").addEventListener("click", () => step(-1));
+  byId("player-next").addEventListener("click", () => step(1));
+  dialog.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.key === "n") step(1);
+    if (event.key === "p") step(-1);
+  });
+  dialog.addEventListener("close", () => {
+    const id = shown?.id ?? null;
+    shown = null;
+    video.pause();
+    video.removeAttribute("src");
+    video.removeAttribute("poster");
+    video.load();
+    say("");
+    hooks.onClosed(id);
+  });
+  video.addEventListener("timeupdate", () => follow((previewStart ?? 0) + video.currentTime));
+  video.addEventListener("error", () => {
+    if (!shown || !video.hasAttribute("src")) return;
+    if (previewStart === null) playPreview(Number.parseFloat(video.src.split("#t=")[1] ?? "0"));
+    else say("This video cannot be shown: its file is gone or cannot be read. ", link(shown), " if it is still there.");
+  });
+}

@@ -1,0 +1,166 @@
+// The grid of videos: cards, and moving through them with the arrow keys.
+
+import { byId, element, named } from "./dom.js";
+import { at, bestTime, clock, dayOnly, nameOf, scoreText, topShare } from "./format.js";
+import { playOnHover } from "./hover.js";
+import { fillBars, scoreRanges } from "./scores.js";
+import { timeline } from "./timeline.js";
+
+const results = byId("results");
+let onPlay = () => {};
+let onSimilar = () => {};
+let cards = [];
+let current = 0;
+
+function describeMatch(item) {
+  if (item.score === undefined) return [];
+  const parts = [element("span", "score", scoreText(item.score))];
+  const share = typeof item.percentile === "number" ? topShare(item.percentile) : null;
+  if (share) {
+    const badge = element("span", "badge", share);
+    badge.title = `Matches better than ${item.percentile.toFixed(1)} % of unrelated pairs in this index`;
+    parts.push(badge);
+  }
+  return parts;
+}
+
+function card(item, ranges) {
+  const made = byId("card").content.firstElementChild.cloneNode(true);
+  const find = (selector) => made.querySelector(selector);
+  const best = bestTime(item);
+  const picture = find(".picture");
+  const image = find("img");
+  made.dataset.id = item.id;
+  image.addEventListener("error", () => picture.classList.add("blank"));
+  image.src = at(item.thumbnail_url, best, "&width=480");
+  const match = item.score === undefined ? "" : `, match ${scoreText(item.score)}`;
+  picture.addEventListener("click", () => onPlay(item, best));
+  playOnHover(picture, item);
+  const times = [...(item.moments?.length ? [clock(best)] : []), clock(item.duration_seconds)].join(" / ");
+  find(".length").textContent = times;
+  picture.setAttribute("aria-label", `Play ${nameOf(item)}, ${times}${match}`);
+  find(".title").replaceWith(named("h2", "title", nameOf(item)));
+  find(".title").title = nameOf(item);
+  find(".match").append(...describeMatch(item));
+  find(".sub").textContent = subtitle(item);
+  find(".strip").append(timeline(item, (time) => onPlay(item, time), { inTabOrder: false }));
+  find(".bars").setAttribute("aria-label", "Scores");
+  fillBars(find(".bars"), item, ranges);
+  const similar = find(".similar");
+  similar.setAttribute("aria-label", `More like this: ${nameOf(item)}`);
+  similar.addEventListener("click", () => onSimilar(item));
+  return made;
+}
+
+function subtitle(item) {
+  if (item.added_at) return `Added ${dayOnly(item.added_at)}`;
+  const { segment, duration_seconds: duration } = item;
+  const isPart = segment && segment.end_seconds - segment.start_seconds < 0.98 * duration;
+  return isPart ? `scene ${clock(segment.start_seconds)}–${clock(segment.end_seconds)}` : "";
+}
+
+// Show all of `items`. Cards of items shown before stay as they are, but for the lengths of their bars.
+export function showItems(items) {
+  const ranges = scoreRanges(items);
+  const isMore = cards.length && cards.length <= items.length && cards.every((made, i) => made.item === items[i]);
+  if (!isMore) {
+    cards = [];
+    results.replaceChildren();
+    current = 0;
+  }
+  for (const { item, part } of cards) fillBars(part.querySelector(".bars"), item, ranges);
+  for (const item of items.slice(cards.length)) {
+    const made = { item, part: card(item, ranges) };
+    made.item = item;
+    cards.push(made);
+    results.append(made.part);
+  }
+  setCurrent(Math.min(current, cards.length - 1), false);
+  results.removeAttribute("aria-busy");
+}
+
+export function showWaiting(num) {
+  cards = [];
+  current = 0;
+  results.setAttribute("aria-busy", "true");
+  const blank = () => element("li", "card waiting", element("div", "picture"), element("div", "facts"));
+  results.replaceChildren(...Array.from({ length: num }, blank));
+}
+
+export function shownItems() {
+  return cards.map((made) => made.item);
+}
+
+export function removeItem(id) {
+  const place = cards.findIndex((made) => made.item.id === id);
+  if (place < 0) return;
+  cards[place].part.remove();
+  cards.splice(place, 1);
+  setCurrent(Math.min(place, cards.length - 1), false);
+}
+
+export function replaceItem(id, fields) {
+  const place = cards.findIndex((made) => made.item.id === id);
+  if (place < 0) return;
+  const made = cards[place];
+  Object.assign(made.item, fields);
+  const part = card(made.item, scoreRanges(shownItems()));
+  made.part.replaceWith(part);
+  made.part = part;
+  setCurrent(current, false);
+}
+
+// To the card of a video, or the current one; to the search box where there is none.
+export function focusCard(id = null) {
+  const place = id === null ? current : cards.findIndex((made) => made.item.id === id);
+  if (place >= 0 && place < cards.length) setCurrent(place, true);
+  else if (cards.length) setCurrent(0, true);
+  else byId("query").focus();
+}
+
+export function focusCardAt(place) {
+  setCurrent(place, true);
+}
+
+function setCurrent(place, withFocus) {
+  if (place < 0 || place >= cards.length) return;
+  cards.forEach(({ part }, other) => {
+    for (const control of part.querySelectorAll(".picture, .similar")) control.tabIndex = other === place ? 0 : -1;
+  });
+  current = place;
+  if (!withFocus) return;
+  const picture = cards[place].part.querySelector(".picture");
+  picture.focus();
+  cards[place].part.scrollIntoView({ block: "nearest" });
+}
+
+function numColumns() {
+  const top = cards[0].part.offsetTop;
+  const next = cards.findIndex((made) => made.part.offsetTop > top);
+  return next < 0 ? cards.length : next;
+}
+
+export function setUpResults(play, similar) {
+  onPlay = play;
+  onSimilar = similar;
+  results.addEventListener("focusin", (event) => {
+    const place = cards.findIndex((made) => made.part.contains(event.target));
+    if (place >= 0 && place !== current) setCurrent(place, false);
+    else if (event.target === results) focusCard();
+  });
+  results.addEventListener("keydown", (event) => {
+    if (!cards.length || event.altKey || event.ctrlKey || event.metaKey) return;
+    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -numColumns(), ArrowDown: numColumns() };
+    let place = null;
+    if (event.key in steps) place = current + steps[event.key];
+    else if (event.key === "Home") place = 0;
+    else if (event.key === "End") place = cards.length - 1;
+    if (place === null) return;
+    event.preventDefault();
+    if (event.key === "ArrowUp" && place < 0) byId("query").focus();
+    else if (event.key === "ArrowDown" && place >= cards.length) {
+      if (!byId("more").hidden && Math.floor(current / numColumns()) === Math.floor((cards.length - 1) / numColumns())) byId("more").focus();
+      else setCurrent(cards.length - 1, true);
+    } else setCurrent(Math.min(Math.max(place, 0), cards.length - 1), true);
+  });
+}

@@ -1,0 +1,36 @@
+// Light, dark, or as the system has it; remembered on this machine. Runs before the page is drawn.
+"use strict";
+
+(() => {
+  const NEXT = { auto: "light", light: "dark", dark: "auto" };
+  const NAMES = { auto: "as the system", light: "light", dark: "dark" };
+
+  function remembered() {
+    try {
+      const theme = localStorage.getItem("theme");
+      return theme in NEXT ? theme : "auto";
+    } catch {
+      return "auto"; // A browser may keep its storage closed.
+    }
+  }
+
+  function apply(theme) {
+    document.documentElement.dataset.theme = theme;
+    const button = document.getElementById("theme");
+    if (!button) return;
+    button.setAttribute("aria-label", `Colours: ${NAMES[theme]}. Change to ${NAMES[NEXT[theme]]}`);
+    button.title = `Colours: ${NAMES[theme]}`;
+  }
+
+  apply(remembered());
+  document.addEventListener("DOMContentLoaded", () => {
+    apply(remembered());
+    document.getElementById("theme")?.addEventListener("click", () => {
+      const theme = NEXT[document.documentElement.dataset.theme];
+      try {
+        localStorage.setItem("theme", theme);
+      } catch { /* Then it holds for this visit. */ }
+      apply(theme);
+    });
+  });
+})();

@@ -1,0 +1,161 @@
+// Uploading: chosen or dropped files, one after the other, with progress, cancelling and clear failures.
+
+import { call, Failure, onceSignedIn, pause, toFailure } from "./api.js";
+import { button, byId, element, named, show } from "./dom.js";
+import { size } from "./format.js";
+
+const list = byId("uploads");
+const drop = byId("drop");
+
+let hooks = {};
+let queue = Promise.resolve();
+let numRunning = 0;
+
+export const uploadsRun = () => numRunning > 0;
+
+class Cancelled extends Error {}
+
+function row(file) {
+  const bar = element("progress");
+  bar.max = 1;
+  bar.value = 0;
+  bar.setAttribute("aria-label", `Upload of ${file.name}`);
+  const state = element("span", "state", "Waiting");
+  const actions = element("span", "row-actions");
+  const part = element("li", "row", named("span", "name", file.name), actions, state, bar);
+  list.prepend(part);
+  show(list, true);
+  return {
+    part,
+    say: (text) => { state.textContent = text; },
+    progress: (share) => { if (share === null) bar.removeAttribute("value"); else bar.value = share; },
+    actions: (...buttons) => actions.replaceChildren(...buttons),
+    end: (text, kind) => {
+      state.textContent = text;
+      state.setAttribute("role", "status");
+      part.classList.add(kind);
+      bar.remove();
+    },
+  };
+}
+
+// XMLHttpRequest, because fetch does not tell how much has been sent.
+function transfer(file, shown, control) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    const body = new FormData();
+    body.append("file", file);
+    request.open("POST", "videos");
+    request.responseType = "json";
+    request.upload.addEventListener("progress", (event) => {
+      if (!event.lengthComputable) return;
+      shown.progress(event.loaded / event.total);
+      const percent = Math.floor((100 * event.loaded) / event.total);
+      shown.say(percent < 100 ? `Uploading: ${percent} % of ${size(event.total)}` : "Uploaded, being checked");
+    });
+    request.addEventListener("load", () => {
+      if (request.status >= 200 && request.status < 300 && request.response) resolve(request.response);
+      else reject(toFailure(request.status, request.response, request.getResponseHeader("Retry-After")));
+    });
+    request.addEventListener("error", () => reject(new Failure("The upload broke off.", { kind: "offline" })));
+    request.addEventListener("abort", () => reject(new Cancelled()));
+    control.abort = () => request.abort();
+    request.send(body);
+  });
+}
+
+async function follow(job, shown, control) {
+  shown.progress(null);
+  let cancelling = false;
+  control.abort = async () => {
+    cancelling = true;
+    shown.say("Cancelling");
+    await call(`jobs/${encodeURIComponent(job.id)}`, { method: "DELETE" }).catch(() => {});
+  };
+  for (let wait = 200; ; wait = Math.min(wait * 1.3, 2000)) {
+    const now = await call(`jobs/${encodeURIComponent(job.id)}`);
+    if (now.state === "done") return now.video_id;
+    if (now.state === "failed") throw cancelling ? new Cancelled() : new Failure(now.reason || "It cannot be read.", { kind: "failed" });
+    if (!cancelling) shown.say(now.state === "queued" ? "Waiting to be read" : "Being read");
+    await pause(wait);
+  }
+}
+
+async function upload(file, shown, control) {
+  if (control.cancelled) throw new Cancelled();
+  shown.say(`Uploading: 0 % of ${size(file.size)}`);
+  const answer = await onceSignedIn(() => transfer(file, shown, control));
+  hooks.onAccepted();
+  if (!answer.job) return [answer.video.id, "Was there already"];
+  return [await follow(answer.job, shown, control), "Ready to be found"];
+}
+
+async function run(file, shown, control) {
+  numRunning += 1;
+  hooks.onAccepted();
+  try {
+    const [id, text] = await upload(file, shown, control);
+    shown.end(text, "done");
+    const open = button("Show", () => hooks.onShow(id), "link");
+    open.setAttribute("aria-label", `Show ${file.name}`);
+    shown.actions(open);
+    hooks.onDone();
+  } catch (error) {
+    if (error instanceof Cancelled) {
+      shown.end("Cancelled", "cancelled");
+      shown.actions();
+    } else {
+      shown.end(error.message, "failed");
+      const again = button("Try again", () => { shown.part.remove(); add([file]); }, "link");
+      again.setAttribute("aria-label", `Try ${file.name} again`);
+      shown.actions(...(error.kind === "failed" ? [] : [again]));
+    }
+  } finally {
+    numRunning -= 1;
+    hooks.onAccepted();
+  }
+}
+
+export function add(files) {
+  for (const file of files) {
+    const shown = row(file);
+    const control = { cancelled: false, abort: () => {} };
+    const cancel = button("Cancel", () => {
+      control.cancelled = true;
+      cancel.disabled = true;
+      control.abort();
+    }, "link");
+    cancel.setAttribute("aria-label", `Cancel ${file.name}`);
+    shown.actions(cancel);
+    queue = queue.then(() => run(file, shown, control));
+  }
+}
+
+export function setUpUploads(given) {
+  hooks = given;
+  const files = byId("files");
+  files.addEventListener("change", () => {
+    add([...files.files]);
+    files.value = "";
+  });
+  const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
+  addEventListener("dragover", (event) => {
+    if (!hasFiles(event)) return;
+    event.preventDefault();
+    show(drop, true);
+  });
+  addEventListener("dragleave", (event) => {
+    if (event.relatedTarget === null) show(drop, false);
+  });
+  addEventListener("drop", (event) => {
+    if (!hasFiles(event)) return;
+    event.preventDefault();
+    show(drop, false);
+    if (!event.dataTransfer.files.length) return;
+    hooks.onDropped();
+    add([...event.dataTransfer.files]);
+  });
+  addEventListener("beforeunload", (event) => {
+    if (numRunning) event.preventDefault();
+  });
+}

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import faiss
 import numpy as np
@@ -29,6 +29,9 @@ from indexer.coarse_vectors import (
     Vectors,
     canonical_products,
 )
+
+if TYPE_CHECKING:
+    from indexer.coarse_gpu import GpuCopy
 
 _faiss: Any = faiss  # Its stubs describe the C++ signatures, not those that Python sees.
 
@@ -77,7 +80,8 @@ def num_lists(num_segments: int) -> int:
 class ApproximateSnapshot:
     """A filled FAISS index whose ids are segment ids, as the catalog had them after the change `sequence`.
 
-    index: `faiss.IndexIVF` or `faiss.IndexIDMap` of a `faiss.IndexHNSW`. rows: the ids in it.
+    index: `faiss.IndexIVF` or `faiss.IndexIDMap` of a `faiss.IndexHNSW`. rows: the ids in it. gpu: a copy of
+    an IVF on a GPU.
     """
 
     kind: CoarseKind
@@ -85,6 +89,7 @@ class ApproximateSnapshot:
     rows: MarkedIds
     sequence: int
     token: str
+    gpu: GpuCopy | None = None
     _selector: Any = field(default=None, repr=False)
 
     @classmethod
@@ -178,6 +183,10 @@ class ApproximateSnapshot:
         else:
             num_all = self.index.nlist
             probed = min(num_all, math.ceil(min(effort, num_all) * num_all / PROBED_SHARE))
+            if self.gpu is not None:
+                found_there = self.gpu.search(query, count, self.rows, num_probed=probed)
+                if found_there is not None:
+                    return found_there[0][:count], found_there[1][:count]
             parameters = _faiss.SearchParametersIVF(sel=self._selector, nprobe=probed)
         products, ids = self.index.search(query[None], count, params=parameters)
         found = ids[0] >= 0

@@ -11,7 +11,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -22,6 +22,7 @@ from indexer.catalog_records import Change
 from indexer.coarse_approximation import ApproximateSnapshot, choose_kind, search_approximately
 from indexer.coarse_building import make_snapshot
 from indexer.coarse_files import Snapshot, SnapshotUnusableError, load_snapshot, save_snapshot
+from indexer.coarse_gpu import copy_to_gpu
 from indexer.coarse_vectors import (
     CoarseKind,
     ExactSnapshot,
@@ -64,26 +65,42 @@ class CoarseIndex:
     _state: _State
 
     def __init__(
-        self, catalog: Catalog, snapshot: Snapshot, *, kind: KindChoice, saved: bool, max_pending: int
+        self,
+        catalog: Catalog,
+        snapshot: Snapshot,
+        *,
+        kind: KindChoice,
+        saved: bool,
+        max_pending: int,
+        gpu: int | None,
     ) -> None:
         """See `open` and `build`."""
         self._catalog = catalog
         self._kind = kind
         self._max_pending = max_pending
+        self._gpu = gpu
         self._writing = threading.Lock()
         self._compacting = threading.Lock()
         self._saving = threading.Lock()
         self._saved_sequence = snapshot.sequence if saved else None
-        self._start_over(_first_state(snapshot))
+        self._start_over(_first_state(self._placed(snapshot)))
 
     @classmethod
-    def open(cls, catalog: Catalog, *, kind: KindChoice = "auto", max_pending: int = 4096) -> Self:
+    def open(
+        cls,
+        catalog: Catalog,
+        *,
+        kind: KindChoice = "auto",
+        max_pending: int = 4096,
+        gpu: int | None = None,
+    ) -> Self:
         """The snapshot saved beside the catalog with later changes replayed, or else what `build` makes.
 
         A snapshot that is missing, damaged, of another fingerprint or kind, or of a history that the change
         log does not hold is not used; the reason is logged. Where `auto` then means an approximate one, an
         exact one is made first, because that is quicker, and `needs_compaction` is true.
         max_pending: how many later and deleted segments beside a snapshot make `needs_compaction` true.
+        gpu: number of the CUDA device that searches what it can, see `indexer.coarse_gpu`; None: none.
         """
         try:
             snapshot = load_snapshot(catalog.directory, catalog.fingerprint, catalog.embedding_dim)
@@ -97,17 +114,25 @@ class CoarseIndex:
         except SnapshotUnusableError as error:
             logger.info("making the coarse index of %s from the catalog: %s", catalog.directory, error)
             first = make_snapshot(catalog, _quick_kind(catalog, kind))
-            index = cls(catalog, first, kind=kind, saved=False, max_pending=max_pending)
+            index = cls(catalog, first, kind=kind, saved=False, max_pending=max_pending, gpu=gpu)
         else:
-            index = cls(catalog, snapshot, kind=kind, saved=True, max_pending=max_pending)
+            index = cls(catalog, snapshot, kind=kind, saved=True, max_pending=max_pending, gpu=gpu)
         index.follow()
         return index
 
     @classmethod
-    def build(cls, catalog: Catalog, *, kind: KindChoice = "auto", max_pending: int = 4096) -> Self:
-        """An index of all that the catalog holds. kind: `auto` chooses by the number of segments."""
+    def build(
+        cls,
+        catalog: Catalog,
+        *,
+        kind: KindChoice = "auto",
+        max_pending: int = 4096,
+        gpu: int | None = None,
+    ) -> Self:
+        """An index of all that the catalog holds. kind: `auto` chooses by the number of segments; max_pending
+        and gpu as in `open`."""
         snapshot = make_snapshot(catalog, choose_kind(kind, catalog.num_segments))
-        index = cls(catalog, snapshot, kind=kind, saved=False, max_pending=max_pending)
+        index = cls(catalog, snapshot, kind=kind, saved=False, max_pending=max_pending, gpu=gpu)
         index.follow()
         return index
 
@@ -220,7 +245,7 @@ class CoarseIndex:
                     "making the coarse index of %s from the catalog: %s", self._catalog.directory, error
                 )
                 kind = _quick_kind(self._catalog, self._kind)
-                self._start_over(_first_state(make_snapshot(self._catalog, kind)))
+                self._start_over(_first_state(self._placed(make_snapshot(self._catalog, kind))))
                 changed = True
         return changed
 
@@ -238,7 +263,7 @@ class CoarseIndex:
             if kind == "exact" and isinstance(old.snapshot, ExactSnapshot):
                 return self._compact_exact(old, old.snapshot)
             former = old.snapshot if isinstance(old.snapshot, ApproximateSnapshot) else None
-            return self._exchange(old, make_snapshot(self._catalog, kind, former))
+            return self._exchange(old, self._placed(make_snapshot(self._catalog, kind, former)))
         finally:
             self._compacting.release()
 
@@ -247,13 +272,14 @@ class CoarseIndex:
 
     def _compact_exact(self, old: _State, old_snapshot: ExactSnapshot) -> bool:
         """From what is in memory, without reading the catalog."""
-        snapshot = ExactSnapshot.of(
+        made = ExactSnapshot.of(
             itertools.chain(old_snapshot.rows.living(), old.delta.living()),
             old.num_segments,
             self._catalog.embedding_dim,
             old.sequence,
             old.token,
         )
+        snapshot = self._placed(made)
         with self._writing:
             now = self._state
             if now.snapshot.index is not old.snapshot.index:
@@ -291,6 +317,11 @@ class CoarseIndex:
             snapshot = self._state.snapshot
             save_snapshot(snapshot, self._catalog.directory, self._catalog.fingerprint)
             self._saved_sequence = snapshot.sequence
+
+    def _placed(self, snapshot: Snapshot) -> Snapshot:
+        """The same, with a copy on the GPU where that is wanted and possible."""
+        index = snapshot.flat if isinstance(snapshot, ExactSnapshot) else snapshot.index
+        return replace(snapshot, gpu=copy_to_gpu(index, snapshot.kind, self._gpu))
 
     def _start_over(self, state: _State) -> None:
         """Take a state whose delta shares no memory with the one before."""

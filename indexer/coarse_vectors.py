@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from indexer.coarse_gpu import GpuCopy
 
 _faiss: Any = faiss  # Its stubs describe the C++ signatures, not those that Python sees.
 
@@ -103,7 +106,8 @@ class Vectors(MarkedIds):
 class ExactSnapshot:
     """Vectors in a FAISS index, as the catalog had them after the change `sequence` (with that `token`).
 
-    index: `faiss.IndexIDMap` around `flat`, a `faiss.IndexFlatIP`; one file can hold it. Searches ask `flat`.
+    index: `faiss.IndexIDMap` around `flat`, a `faiss.IndexFlatIP`; one file can hold it. Searches ask `flat`,
+    or its copy on a GPU.
     """
 
     index: Any
@@ -111,6 +115,7 @@ class ExactSnapshot:
     rows: Vectors
     sequence: int
     token: str
+    gpu: GpuCopy | None = None
     kind: ClassVar[CoarseKind] = "exact"
     _parameters: Any = field(default=None, repr=False)
 
@@ -167,6 +172,9 @@ class ExactSnapshot:
         """The `count` highest products, descending, and their places; `count` is at most `rows.num_alive`."""
         if count == 0:
             return np.empty(0, np.float32), np.empty(0, np.int64)
+        found = None if self.gpu is None else self.gpu.search(query, count, self.rows)
+        if found is not None:
+            return found[0][:count], found[1][:count]
         products, places = self.flat.search(query[None], count, params=self._parameters)
         return products[0], places[0]
 

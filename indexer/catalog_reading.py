@@ -19,6 +19,7 @@ from indexer.catalog_schema import CATALOG_FILE, check_catalog_file, check_facts
 from indexer.catalog_soundness import check_structure
 from indexer.change_log import last_sequence, read_changes, read_token
 from indexer.errors import IndexDamagedError, VideoNotFoundError
+from indexer.filters import Filter
 from indexer.generations import FIRST_GENERATION, directory_of
 from indexer.succession import Succession, read_succession
 from indexer.write_ahead_log import check_log
@@ -107,14 +108,21 @@ class CatalogReader:
         with self.connections.reading() as connection:
             return catalog_videos.read_by_sha256(connection, content_sha256)
 
-    def list_videos(self, limit: int = 100, after: int | None = None) -> list[VideoRecord]:
-        """At most `limit` videos, the newest first.
+    def list_videos(
+        self, limit: int = 100, after: int | None = None, *, chosen: Filter | None = None
+    ) -> list[VideoRecord]:
+        """At most `limit` videos, the newest first; of those that `chosen` lets through.
 
         after: `sequence` of the last video of the page before, for the next page; videos added or deleted in
         between shift nothing.
         """
         with self.connections.reading() as connection:
-            return catalog_videos.read_page(connection, limit, after)
+            return catalog_videos.read_page(connection, limit, after, chosen)
+
+    def video_ids(self) -> list[str]:
+        """Ids of all videos, in the order in which they were added."""
+        with self.connections.reading() as connection:
+            return [video_id for (video_id,) in connection.execute("SELECT id FROM videos ORDER BY sequence")]
 
     @property
     def num_videos(self) -> int:

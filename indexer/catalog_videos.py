@@ -9,6 +9,7 @@ from typing import Any
 
 from indexer.catalog_records import VideoRecord
 from indexer.errors import IndexDamagedError, VideoNotFoundError
+from indexer.filters import Filter
 from indexer.row_checksums import checksum_of_row
 
 _COLUMNS = (
@@ -64,12 +65,14 @@ def read_by_sha256(connection: sqlite3.Connection, content_sha256: str) -> Video
     return None if row is None else _record(row)
 
 
-def read_page(connection: sqlite3.Connection, limit: int, after: int | None) -> list[VideoRecord]:
+def read_page(
+    connection: sqlite3.Connection, limit: int, after: int | None, chosen: Filter | None = None
+) -> list[VideoRecord]:
     """See `Catalog.list_videos`."""
-    bound, values = ("", ()) if after is None else (" WHERE sequence < ?", (after,))
     rows = connection.execute(
-        f"SELECT {_COLUMNS}, row_crc32 FROM videos{bound} ORDER BY sequence DESC LIMIT ?",
-        (*values, max(0, limit)),
+        f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE sequence < ?"
+        f" AND {'1' if chosen is None else chosen.sql} ORDER BY sequence DESC LIMIT ?",
+        (2**63 - 1 if after is None else after, *(() if chosen is None else chosen.values), max(0, limit)),
     )
     return [_record(row) for row in rows]
 

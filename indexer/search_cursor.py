@@ -23,10 +23,7 @@ from numpy.typing import NDArray
 from indexer.catalog import Catalog
 from indexer.change_log import last_sequence, read_token
 from indexer.errors import InvalidCursorError
-from indexer.search_types import SearchQuery
-
-MAX_CURSOR_CHARACTERS: Final = 32_768
-"""Room for some 15,000 segments of equal score; where they are more, paging ends."""
+from indexer.search_types import MAX_CURSOR_CHARACTERS, SearchQuery
 
 RELATIVE_TOLERANCE: Final = 1e-5
 """Scores nearer to each other than this, times the scale of the scores, may be equal: float32 products of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from indexer.errors import InvalidQueryError
@@ -20,6 +20,8 @@ MAX_CANDIDATES = 100_000
 MAX_BATCH_TEXTS = 1_000
 NUM_MOMENTS = 3
 MAX_MOMENTS = 64
+MAX_CURSOR_CHARACTERS = 32_768
+"""Room for some 15,000 segments of equal score; where they are more, paging ends."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class SearchQuery:
     min_percentile: the same as min_score, by `SearchResult.percentile`, 0 to 100.
     cursor: `SearchAnswer.next` of the page before, to go on behind it: then offset is 0 and all other fields
         but limit, explain and num_moments are as they were. Videos added since the first page do not come,
-        and what was deleted leaves no gap: nothing comes twice, nothing that was there all the time is missed.
+        and what was deleted leaves no gap: nothing comes twice, nothing that was there throughout is missed.
     """
 
     text: str
@@ -176,6 +178,14 @@ class SearchAnswer:
 
 
 @dataclass(frozen=True)
+class SearchAnswers:
+    """Pages of results of several texts, in their order. timings: of all together."""
+
+    answers: Sequence[SearchAnswer]
+    timings: Timings
+
+
+@dataclass(frozen=True)
 class SimilarAnswer:
     """Videos that look like one video.
 
@@ -239,6 +249,16 @@ def check_text(name: str, text: object) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise InvalidQueryError(f"{name} must be valid Unicode (it holds a lone surrogate)") from None
+
+
+def check_batch(queries: Sequence[SearchQuery]) -> None:
+    """Raise InvalidQueryError unless these queries can be answered together."""
+    if not 1 <= len(queries) <= MAX_BATCH_TEXTS:
+        raise InvalidQueryError(f"queries must be 1 to {MAX_BATCH_TEXTS}")
+    if any(replace(query, text=queries[0].text) != queries[0] for query in queries[1:]):
+        raise InvalidQueryError("queries must differ in their texts alone")
+    if len(queries) > 1 and queries[0].cursor is not None:
+        raise InvalidQueryError("cursor must be None where there are several queries")
 
 
 def check_page(limit: int, offset: int) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from indexer.abandonment import stop_if_abandoned
 from indexer.background_scores import Background, BackgroundScores
 from indexer.candidate_tiers import SPARE_CANDIDATES, CandidateTiers, CoarseOrder, Ordered
 from indexer.catalog import Catalog
 from indexer.coarse_building import leave_room_for_searches
 from indexer.coarse_index import CoarseIndex
 from indexer.coarse_vectors import KindChoice
-from indexer.errors import FingerprintMismatchError, InvalidQueryError
+from indexer.errors import FingerprintMismatchError
 from indexer.feature_memory import FeatureMemory
 from indexer.filter_matches import FilterMatches
 from indexer.filters import parse_filter
@@ -32,13 +33,14 @@ from indexer.result_order import ExhaustiveOrder, OrderedResults, first_num_tier
 from indexer.result_pages import Page, make_results, read_page
 from indexer.search_cursor import RELATIVE_TOLERANCE, Cursor, Horizon, Place
 from indexer.search_types import (
-    MAX_BATCH_TEXTS,
     SearchAnswer,
+    SearchAnswers,
     SearchQuery,
     SearchResult,
     SimilarAnswer,
     TextsAnswer,
     Timings,
+    check_batch,
     check_page,
 )
 from indexer.segment_scoring import explain_segments, find_moments, score_segments
@@ -97,7 +99,7 @@ class Searcher:
             expected = index_fingerprint(model, self.catalog.sampling_json)
             if expected != self.catalog.fingerprint:
                 raise FingerprintMismatchError(expected=expected, found=self.catalog.fingerprint)
-            self._index = CoarseIndex.open(self.catalog, kind=coarse_kind)
+            self._index = CoarseIndex.open(self.catalog, kind=coarse_kind, device=model.device)
             self._features = FeatureMemory(self.catalog, size_bytes=feature_memory_bytes, device=model.device)
             self._filter_matches = FilterMatches(self.catalog)
         except BaseException:
@@ -129,16 +131,16 @@ class Searcher:
 
     def search(self, query: SearchQuery) -> SearchAnswer:
         """Answer a query. Raises InvalidCursorError, IndexDamagedError, and RuntimeError after `close`."""
-        return self.search_all([query])[0]
+        return self.search_all([query]).answers[0]
 
-    def search_all(self, queries: Sequence[SearchQuery]) -> list[SearchAnswer]:
+    def search_all(self, queries: Sequence[SearchQuery]) -> SearchAnswers:
         """The answers that `search` gives to each query, quicker: the texts go through the model together.
 
         queries: 1 to MAX_BATCH_TEXTS, which differ in their texts alone; one with a cursor stands alone. Each
         answer's timings count an equal share of what was done for all. Raises InvalidQueryError and what
         `search` raises.
         """
-        _check_batch(queries)
+        check_batch(queries)
         together = StageTimes()
         with together.measuring("encode"), torch.inference_mode():
             texts = self.model.encode_text([query.text for query in queries])
@@ -157,15 +159,23 @@ class Searcher:
                 products, ids = self._index.search(vectors, count + SPARE_CANDIDATES, allowed)
                 first = list(zip(products, ids, strict=True))
         shared = together.total_seconds / len(queries)
-        answers = []
+        answers: list[SearchAnswer] = []
         for row, query in enumerate(queries):
+            stop_if_abandoned()
             stages = StageTimes()
             for stage in ("encode", "coarse"):
                 stages.add(stage, together.seconds(stage) / len(queries))
             one = _Search(query, texts[row : row + 1], vectors[row], allowed, start, stages)
             answers.append(self._answer(one, first[row], shared))
         self._keep_up(after_search=True)
-        return answers
+        parts = [answer.timings for answer in answers]
+        timings = Timings(
+            encode_seconds=together.seconds("encode"),
+            coarse_seconds=sum(part.coarse_seconds for part in parts),
+            rerank_seconds=sum(part.rerank_seconds for part in parts),
+            total_seconds=together.total_seconds,
+        )
+        return SearchAnswers(answers, timings)
 
     def _start(self, query: SearchQuery) -> _Start:
         if query.cursor is not None:
@@ -252,6 +262,7 @@ class Searcher:
                 ids = self._index.segment_ids() if search.allowed is None else search.allowed
                 ids = ids[ids <= start.horizon.max_segment_id]
                 for features in self._features.blocks(ids, self._block_size):
+                    stop_if_abandoned()
                     everything.add(score_segments(self.model, search.text, features))
             return everything.result(start.least_score)
         tiers = self._tiers(query, search.vector, search.allowed, start)
@@ -302,6 +313,7 @@ class Searcher:
         blocks = [ScoredSegments.none()]
         with search.stages.measuring("rerank"):
             for first in range(0, len(segment_ids), self._block_size):
+                stop_if_abandoned()
                 features = self._features.get(segment_ids[first : first + self._block_size])
                 blocks.append(score_segments(self.model, search.text, features))
         return ScoredSegments.cat(blocks)
@@ -426,12 +438,3 @@ class _Search:
     allowed: NDArray[np.int64] | None
     start: _Start
     stages: StageTimes
-
-
-def _check_batch(queries: Sequence[SearchQuery]) -> None:
-    if not 1 <= len(queries) <= MAX_BATCH_TEXTS:
-        raise InvalidQueryError(f"queries must be 1 to {MAX_BATCH_TEXTS}")
-    if any(replace(query, text=queries[0].text) != queries[0] for query in queries[1:]):
-        raise InvalidQueryError("queries must differ in their texts alone")
-    if len(queries) > 1 and queries[0].cursor is not None:
-        raise InvalidQueryError("cursor must be None where there are several queries")

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.abandonment import stop_if_abandoned
 from indexer.catalog import Catalog
 from indexer.coarse_index import CoarseIndex
 from indexer.errors import VideoNotFoundError
@@ -63,6 +64,7 @@ def _nearest_videos(
     count = num_wanted + len(own_ids) + SPARE_SEGMENTS
     own_vectors = own.videos.video.cpu().numpy()
     while True:
+        stop_if_abandoned()
         products, ids = index.search(own_vectors, count, allowed)  # [T, k]
         is_all = ids.shape[1] < count
         nearest = _nearest_segments(catalog, products.ravel(), ids.ravel(), own_ids)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from indexer.abandonment import stop_if_abandoned
 from indexer.background_scores import Background
 from indexer.catalog import Catalog
 from indexer.catalog_records import SegmentInfo
@@ -59,9 +60,11 @@ def rank_texts(
         raise VideoNotFoundError(video_id)  # Deleted between the two readings.
     with times.measuring("encode"), torch.inference_mode():
         blocks = range(0, len(texts), _TEXTS_AT_ONCE)
-        encoded = TextFeatures.cat(
-            [model.encode_text(list(texts[first : first + _TEXTS_AT_ONCE])) for first in blocks]
-        )
+        features_of_blocks = []
+        for first in blocks:
+            stop_if_abandoned()
+            features_of_blocks.append(model.encode_text(list(texts[first : first + _TEXTS_AT_ONCE])))
+        encoded = TextFeatures.cat(features_of_blocks)
     with times.measuring("rerank"):
         total, parts, places = _best_segments(model, encoded, segments)
         moments = _moments(model, encoded, segments, infos, places)
@@ -95,6 +98,7 @@ def _best_segments(
     places = np.zeros(len(texts), np.int64)
     rows = np.arange(len(texts))
     for first in range(0, len(segments), _SEGMENTS_AT_ONCE):
+        stop_if_abandoned()
         scores = model.score(texts, segments.videos[first : first + _SEGMENTS_AT_ONCE])
         total = scores.total.float().cpu().numpy()  # [T, V]
         four = np.stack([getattr(scores, name).float().cpu().numpy() for name in SCORE_NAMES], axis=2)

@@ -29,7 +29,20 @@ from service.openapi import install_openapi
 from service.playability import Playability
 from service.previews import MakeClip, Previews
 from service.ready_service import ReadyService
-from service.routes import health, ingest, jobs, media, metrics, page, preview, search, session, videos
+from service.routes import (
+    health,
+    ingest,
+    jobs,
+    media,
+    metrics,
+    page,
+    preview,
+    search,
+    session,
+    similar,
+    texts,
+    videos,
+)
 from service.search_gate import SearchGate
 from service.settings import ServiceSettings
 from service.sweeping import sweep
@@ -47,7 +60,21 @@ PICTURE_TIMEOUT_SECONDS = 30.0
 
 
 ROUTERS = tuple(
-    module.router for module in (search, ingest, videos, media, preview, jobs, session, health, metrics, page)
+    module.router
+    for module in (
+        search,
+        similar,
+        texts,
+        ingest,
+        videos,
+        media,
+        preview,
+        jobs,
+        session,
+        health,
+        metrics,
+        page,
+    )
 )
 
 

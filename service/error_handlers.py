@@ -15,6 +15,7 @@ from service.errors import (
     BodyTooLargeError,
     IdTakenError,
     InternalError,
+    InvalidCursorError,
     JobNotFoundError,
     MalformedBodyError,
     MethodNotAllowedError,
@@ -67,6 +68,8 @@ def from_indexer_error(error: Exception) -> ServiceError:
         return VideoNotFoundError()
     if isinstance(error, indexer_errors.JobNotFoundError):
         return JobNotFoundError()
+    if isinstance(error, indexer_errors.InvalidCursorError):
+        return InvalidCursorError()
     if isinstance(error, indexer_errors.DuplicateIdError):
         return IdTakenError()
     if isinstance(error, indexer_errors.IndexBusyError):

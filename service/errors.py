@@ -4,6 +4,7 @@ ServiceError
 ├── UnauthorizedError            401  no key, or one that opens nothing
 ├── ForbiddenError               403  the key does not allow this
 ├── InvalidRequestError          422  a field or parameter is missing, unknown or out of range
+├── InvalidCursorError           422  the cursor is of another search or index
 ├── MalformedBodyError           400  the body is not JSON, or not a well-formed multipart form
 ├── UnsupportedContentTypeError  415  the body is neither of the kinds that the endpoint takes
 ├── BodyTooLargeError            413
@@ -89,6 +90,13 @@ class InvalidRequestError(ServiceError):
 
     status, kind, title = 422, "invalid-request", "Invalid request"
     default_detail = "A field or parameter of the request is not valid."
+
+
+class InvalidCursorError(ServiceError):
+    """A cursor that does not belong to this search or index."""
+
+    status, kind, title = 422, "invalid-cursor", "Invalid cursor"
+    default_detail = "The cursor does not belong to this search of this index. Begin again without it."
 
 
 class MalformedBodyError(ServiceError):
@@ -286,6 +294,7 @@ ERROR_CLASSES: tuple[type[ServiceError], ...] = (
     UnauthorizedError,
     ForbiddenError,
     InvalidRequestError,
+    InvalidCursorError,
     MalformedBodyError,
     UnsupportedContentTypeError,
     BodyTooLargeError,

@@ -25,9 +25,23 @@ from service.errors import (
     UriTooLongError,
 )
 from service.routes.descriptions import problems
-from service.schemas import AddVideoRequest, Problem, SearchRequest, SessionRequest
+from service.schemas import (
+    AddVideoRequest,
+    PatchVideoRequest,
+    Problem,
+    RankTextsRequest,
+    SearchRequest,
+    SessionRequest,
+)
 
-BODY_MODELS = (SearchRequest, AddVideoRequest, SessionRequest, Problem)
+BODY_MODELS = (
+    SearchRequest,
+    RankTextsRequest,
+    AddVideoRequest,
+    PatchVideoRequest,
+    SessionRequest,
+    Problem,
+)
 
 
 def install_openapi(app: FastAPI, routers: Sequence[APIRouter]) -> None:

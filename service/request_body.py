@@ -6,6 +6,7 @@ their body here and only describe it to OpenAPI.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -21,13 +22,16 @@ from service.errors import (
 Model = TypeVar("Model", bound=BaseModel)
 
 
-async def read_json(request: Request, model: type[Model], limit_bytes: int) -> Model:
+async def read_json(
+    request: Request, model: type[Model], limit_bytes: int, *, other_types: Sequence[str] = ()
+) -> Model:
     """The body of `request` as a `model`.
 
+    other_types: media types that are taken beside application/json.
     Raises UnsupportedContentTypeError, BodyTooLargeError above `limit_bytes`, MalformedBodyError for what is
     not JSON in UTF-8, and InvalidRequestError for what is not a `model`.
     """
-    if media_type(request) != "application/json":
+    if media_type(request) not in ("application/json", *other_types):
         raise UnsupportedContentTypeError()
     body = await read_bytes(request, limit_bytes)
     return parse_json(body, model)
@@ -67,12 +71,15 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
-def describe_body(model: type[BaseModel], form: dict[str, Any] | None = None) -> dict[str, Any]:
+def describe_body(
+    model: type[BaseModel], form: dict[str, Any] | None = None, *, other_types: Sequence[str] = ()
+) -> dict[str, Any]:
     """OpenAPI's `requestBody` for an endpoint that reads its body itself: pass it as `openapi_extra`.
 
-    form: schema of a multipart form that is taken too.
+    other_types: as in `read_json`. form: schema of a multipart form that is taken too.
     """
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    content = {name: {"schema": dict(schema)} for name in ("application/json", *other_types)}
     if form is not None:
         content["multipart/form-data"] = {"schema": form}
     return {"requestBody": {"required": True, "content": content}}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,22 @@ from indexer.job_queue import JobQueue
 from indexer.search_types import (
     Explanation,
     Moment,
+    RankedText,
     SearchAnswer,
+    SearchAnswers,
     SearchQuery,
     SearchResult,
     Segment,
+    SimilarAnswer,
+    TextsAnswer,
+    TextTimings,
     Timings,
 )
 from service.app import create_app
 from service.settings import ServiceSettings
 
 NUM_FRAMES, EMBEDDING_DIM = 2, 4
+TIMINGS = Timings(0.1, 0.2, 0.3, 0.6)
 
 
 def make_catalog(directory: Path) -> Catalog:
@@ -73,13 +80,18 @@ def add_video(catalog: Catalog, id: str, content: bytes | None = None, **fields:
 
 
 class FakeSearcher:
-    """Answers every search with the newest videos. `hold` makes searches wait, `error` makes them fail."""
+    """Answers every search with the newest videos. `hold` makes searches wait, `error` makes them fail.
+
+    next: the cursor of every answer.
+    """
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
         self.queries: list[SearchQuery] = []
         self.hold: threading.Event | None = None
         self.error: Exception | None = None
+        self.next: str | None = None
+        self.similar_calls: list[tuple[str, int, int, dict[str, Any] | None]] = []
 
     def search(self, query: SearchQuery) -> SearchAnswer:
         self.queries.append(query)
@@ -102,11 +114,52 @@ class FakeSearcher:
                 segment=Segment(0.0, 10.0),
                 moments=[Moment(5.0, 3.0), Moment(0.0, 1.0)],
                 explanation=Explanation(["a"], [0.0], [[0.5]]) if query.explain else None,
+                percentile=99.5,
             )
             for rank, record in enumerate(records, start=1)
         ]
-        timings = Timings(0.1, 0.2, 0.3, 0.6)
-        return SearchAnswer(query.text, query.mode, self.catalog.num_videos, False, [], timings, results)
+        return SearchAnswer(
+            query.text, query.mode, self.catalog.num_videos, False, [], TIMINGS, results, self.next
+        )
+
+    def search_all(self, queries: Sequence[SearchQuery]) -> SearchAnswers:
+        return SearchAnswers([self.search(query) for query in queries], TIMINGS)
+
+    def similar(
+        self, video_id: str, *, limit: int = 10, offset: int = 0, filter: dict[str, Any] | None = None
+    ) -> SimilarAnswer:
+        """All other videos, the newest first."""
+        self.catalog.get_video(video_id)
+        self.similar_calls.append((video_id, limit, offset, filter))
+        results = self.search(SearchQuery("x", limit=limit)).results
+        others = [result for result in results if result.id != video_id]
+        return SimilarAnswer(
+            video_id,
+            self.catalog.num_videos,
+            [
+                replace(result, rank=rank, scores=dict.fromkeys(result.scores), percentile=None)
+                for rank, result in enumerate(others, start=1)
+            ],
+        )
+
+    def rank_texts(self, video_id: str, texts: Sequence[str]) -> TextsAnswer:
+        """The texts in the order of their length, the longest first."""
+        self.catalog.get_video(video_id)
+        order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+        results = [
+            RankedText(
+                rank=rank,
+                index=place,
+                text=texts[place],
+                score=float(len(texts[place])),
+                scores={"video_sentence": 1.5, "video_word": None, "sentence_frame": 2.5, "frame_word": None},
+                percentile=50.0,
+                segment=Segment(0.0, 10.0),
+                moments=[Moment(5.0, 3.0)],
+            )
+            for rank, place in enumerate(order, start=1)
+        ]
+        return TextsAnswer(video_id, [], TextTimings(0.1, 0.2, 0.3), results)
 
     def stats(self) -> dict[str, Any]:
         return {"answers": len(self.queries)}

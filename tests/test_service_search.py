@@ -36,7 +36,16 @@ def test_a_search_answers_as_the_contract_says(service: Service) -> None:
     assert response.status_code == 200 and response.headers["content-type"] == "application/json"
     body = response.json()
     SearchAnswerBody.model_validate(body)
-    assert list(body) == ["query", "mode", "num_videos", "truncated", "warnings", "timings", "results"]
+    assert list(body) == [
+        "query",
+        "mode",
+        "num_videos",
+        "truncated",
+        "warnings",
+        "timings",
+        "results",
+        "next",
+    ]
     assert body["timings"] == {
         "encode_seconds": 0.1,
         "coarse_seconds": 0.2,
@@ -49,6 +58,7 @@ def test_a_search_answers_as_the_contract_says(service: Service) -> None:
         "segment_id": 2,
         "rank": 2,
         "score": 5.0,
+        "percentile": 99.5,
         "scores": {"video_sentence": 1.5, "video_word": None, "sentence_frame": 2.5, "frame_word": None},
         "title": "🐕 כלב 𠮷og",
         "uri": None,
@@ -78,11 +88,12 @@ def test_defaults_and_every_field_reach_the_searcher(service: Service) -> None:
         "min_score": -1.5,
         "explain": True,
         "filter": {"metadata.year": {"gte": 2000}},
+        "min_percentile": 99.5,
     }
     answer = service.client.post("/search", json=body).json()
     assert answer["query"] == " מה 🐈 "
     assert service.searcher.queries[-1] == SearchQuery(
-        " מה 🐈 ", 3, 4, 50, "exhaustive", "segment", -1.5, True, {"metadata.year": {"gte": 2000}}
+        " מה 🐈 ", 3, 4, 50, "exhaustive", "segment", -1.5, True, {"metadata.year": {"gte": 2000}}, 99.5
     )
     assert answer["results"][0]["explanation"] == {
         "tokens": ["a"],

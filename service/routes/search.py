@@ -2,53 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
-from anyio import to_thread
 from fastapi import APIRouter, Request
 
-from indexer.search_types import SearchAnswer, SearchQuery, SearchResult
+from indexer.search_types import SearchAnswer, SearchQuery, Timings
 from service.access import READ
-from service.addresses import media_url, preview_url, thumbnail_url
-from service.errors import OverloadedError
-from service.ready_service import Service
+from service.errors import InvalidCursorError, OverloadedError
+from service.ready_service import ReadyService, Service
 from service.request_body import describe_body, read_json
+from service.result_answers import to_result_answers
 from service.routes.descriptions import BODY_ERRORS, problems
-from service.schemas import (
-    ExplanationAnswer,
-    MomentAnswer,
-    ResultAnswer,
-    ScoresAnswer,
-    SearchAnswerBody,
-    SearchRequest,
-    Span,
-    TimingsAnswer,
-)
+from service.schemas import SearchAnswerBody, SearchAnswersBody, SearchRequest, TimingsAnswer
 
 router = APIRouter(tags=["search"], dependencies=[READ])
+
+QUERIES_A_TURN = 8
+"""So many of a list of queries are searched for together; then others have their turn."""
 
 
 @router.post(
     "/search",
     response_model_exclude_unset=True,
-    responses=problems(*BODY_ERRORS, OverloadedError),
+    responses=problems(*BODY_ERRORS, InvalidCursorError, OverloadedError),
     openapi_extra=describe_body(SearchRequest),
 )
-async def search(request: Request, service: Service) -> SearchAnswerBody:
-    """Find videos, and the moments in them, by text."""
+async def search(request: Request, service: Service) -> SearchAnswerBody | SearchAnswersBody:
+    """Find videos, and the moments in them, by text; or by several texts, each by itself."""
     body = await read_json(request, SearchRequest, service.settings.body_limit_bytes)
-    fields = body.model_dump()
-    query = SearchQuery(text=fields.pop("query"), **fields)
-    answer = await service.search_gate.run(partial(service.searcher.search, query))
-    ids = [result.id for result in answer.results]
-    playable = await to_thread.run_sync(service.playability.of_ids, ids)
-    return to_answer_body(answer, playable, request.scope.get("root_path", ""))
+    fields = body.model_dump(exclude={"query", "queries"})
+    root_path = request.scope.get("root_path", "")
+    if body.queries is None:
+        query = SearchQuery(text=str(body.query), **fields)
+        answer = await service.search_gate.run(partial(service.searcher.search, query))
+        return await _to_body(answer, service, root_path)
+    started = time.perf_counter()
+    queries = [SearchQuery(text=text, **fields) for text in body.queries]
+    turns = []
+    for first in range(0, len(queries), QUERIES_A_TURN):
+        some = queries[first : first + QUERIES_A_TURN]
+        turns.append(await service.search_gate.run(partial(service.searcher.search_all, some)))
+    answers = [answer for turn in turns for answer in turn.answers]
+    return SearchAnswersBody(
+        answers=[await _to_body(answer, service, root_path) for answer in answers],
+        timings=_sum([turn.timings for turn in turns], time.perf_counter() - started),
+    )
 
 
-def to_answer_body(answer: SearchAnswer, playable: Mapping[str, bool], root_path: str) -> SearchAnswerBody:
-    """`answer` as JSON; `playable` by id; `root_path` comes before every address of ours."""
+def _sum(timings: Sequence[Timings], total_seconds: float) -> TimingsAnswer:
+    return TimingsAnswer(
+        encode_seconds=sum(one.encode_seconds for one in timings),
+        coarse_seconds=sum(one.coarse_seconds for one in timings),
+        rerank_seconds=sum(one.rerank_seconds for one in timings),
+        total_seconds=total_seconds,
+    )
+
+
+async def _to_body(answer: SearchAnswer, service: ReadyService, root_path: str) -> SearchAnswerBody:
     return SearchAnswerBody(
         query=answer.query,
         mode=answer.mode,
@@ -56,30 +68,6 @@ def to_answer_body(answer: SearchAnswer, playable: Mapping[str, bool], root_path
         truncated=answer.truncated,
         warnings=list(answer.warnings),
         timings=TimingsAnswer.model_validate(answer.timings),
-        results=[_to_result(result, playable, root_path) for result in answer.results],
-    )
-
-
-def _to_result(result: SearchResult, playable: Mapping[str, bool], root_path: str) -> ResultAnswer:
-    best = result.moments[0].time_seconds if result.moments else result.segment.start_seconds
-    optional: dict[str, Any] = {}
-    if result.explanation is not None:
-        optional["explanation"] = ExplanationAnswer.model_validate(result.explanation)
-    return ResultAnswer(
-        id=result.id,
-        segment_id=result.segment_id,
-        rank=result.rank,
-        score=result.score,
-        scores=ScoresAnswer(**result.scores),
-        title=result.title,
-        uri=result.uri,
-        duration_seconds=result.duration_seconds,
-        metadata=dict(result.metadata),
-        segment=Span.model_validate(result.segment),
-        moments=[MomentAnswer.model_validate(moment) for moment in result.moments],
-        thumbnail_url=root_path + thumbnail_url(result.id, best),
-        media_url=root_path + media_url(result.id),
-        preview_url=root_path + preview_url(result.id, best),
-        playable=playable.get(result.id, False),
-        **optional,
+        results=await to_result_answers(answer.results, service, root_path),
+        next=answer.next,
     )

@@ -1,20 +1,33 @@
-"""GET /videos, GET and DELETE /videos/{id}."""
+"""GET /videos, GET, PATCH and DELETE /videos/{id}."""
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 
+import indexer.metadata_patch
 from indexer.catalog_records import VideoRecord
+from indexer.filters import parse_filter
 from service.access import READ, WRITE
 from service.addresses import media_url, preview_url, thumbnail_url
-from service.errors import CrossSiteError, OverloadedError, StorageFullError, VideoNotFoundError
+from service.errors import (
+    CrossSiteError,
+    InvalidRequestError,
+    OverloadedError,
+    StorageFullError,
+    VideoNotFoundError,
+)
 from service.ready_service import ReadyService, Service
-from service.routes.descriptions import problems
-from service.schemas import ListVideosParameters, VideoAnswer, VideoPage
+from service.request_body import describe_body, read_json
+from service.routes.descriptions import BODY_ERRORS, problems
+from service.schemas import ListVideosParameters, PatchVideoRequest, VideoAnswer, VideoPage, check_metadata
+
+MERGE_PATCH = "application/merge-patch+json"
 
 router = APIRouter(prefix="/videos", tags=["videos"], dependencies=[READ])
 
@@ -24,7 +37,9 @@ async def list_videos(
     request: Request, parameters: Annotated[ListVideosParameters, Query()], service: Service
 ) -> VideoPage:
     """Videos of the index, newest first. Videos added or deleted in between shift no page."""
-    records = await to_thread.run_sync(service.catalog.list_videos, parameters.limit + 1, parameters.after)
+    chosen = None if parameters.filter is None else parse_filter(json.loads(parameters.filter))
+    read = partial(service.catalog.list_videos, parameters.limit + 1, parameters.after, chosen=chosen)
+    records = await to_thread.run_sync(read)
     page = records[: parameters.limit]
     root_path = request.scope.get("root_path", "")
     playable = await to_thread.run_sync(service.playability.of_ids, [record.id for record in page])
@@ -40,6 +55,31 @@ async def get_video(request: Request, video_id: str, service: Service) -> VideoA
     record = await to_thread.run_sync(service.catalog.get_video, video_id)
     playable = await to_thread.run_sync(service.playability.of_record, record)
     return to_video_answer(record, playable, request.scope.get("root_path", ""))
+
+
+@router.patch(
+    "/{video_id}",
+    dependencies=[WRITE],
+    responses=problems(*BODY_ERRORS, VideoNotFoundError, OverloadedError, StorageFullError),
+    openapi_extra=describe_body(PatchVideoRequest, other_types=(MERGE_PATCH,)),
+)
+async def patch_video(request: Request, video_id: str, service: Service) -> VideoAnswer:
+    """Change title and metadata by a merge patch (RFC 7396); answers the video as it then is."""
+    limit_bytes = service.settings.body_limit_bytes
+    body = await read_json(request, PatchVideoRequest, limit_bytes, other_types=(MERGE_PATCH,))
+    record = await to_thread.run_sync(_patch, service, video_id, body.model_dump(exclude_unset=True))
+    playable = await to_thread.run_sync(service.playability.of_record, record)
+    return to_video_answer(record, playable, request.scope.get("root_path", ""))
+
+
+def _patch(service: ReadyService, video_id: str, patch: dict[str, Any]) -> VideoRecord:
+    try:
+        return indexer.metadata_patch.patch_video(service.catalog, video_id, patch, check=check_metadata)
+    except ValueError as error:
+        # What came together is too large or too deep, though the patch itself may be small.
+        raise InvalidRequestError(
+            f"metadata: {error}", errors=[{"field": "metadata", "message": str(error)}]
+        ) from None
 
 
 @router.delete(

@@ -14,6 +14,7 @@ from indexer.errors import InvalidQueryError, InvalidRecordError
 from indexer.filters import parse_filter
 
 MAX_QUERY_CHARACTERS = 2000
+MAX_FILTER_CHARACTERS = 8000
 MAX_TITLE_CHARACTERS = 500
 MAX_URI_CHARACTERS = 4096
 MAX_METADATA_BYTES = 16 * 1024
@@ -79,8 +80,19 @@ def check_filter(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return value
 
 
+def check_filter_text(text: str) -> str:
+    """`text`, unless it is not a filter in JSON. Raises ValueError."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("The filter is not JSON.") from None
+    check_filter(value)
+    return text
+
+
 QueryText = Annotated[str, Field(max_length=MAX_QUERY_CHARACTERS), AfterValidator(check_query)]
 VideoId = Annotated[str, AfterValidator(check_id)]
 Filter = Annotated[dict[str, Any], AfterValidator(check_filter)]
 Title = Annotated[str, Field(max_length=MAX_TITLE_CHARACTERS), AfterValidator(check_title)]
 Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata)]
+FilterText = Annotated[str, Field(max_length=MAX_FILTER_CHARACTERS), AfterValidator(check_filter_text)]

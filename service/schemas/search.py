@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from service.schemas.fields import Filter, QueryText
-from service.schemas.strictness import Answer, Request
+from indexer.search_types import MAX_CURSOR_CHARACTERS
+from service.schemas.fields import Filter, FilterText, QueryText
+from service.schemas.strictness import Answer, Parameters, Request
+
+MAX_QUERIES = 32
+MAX_TEXTS = 1000
 
 
 class SearchRequest(Request):
     """A search by text."""
 
-    query: QueryText = Field(
-        description="What is to be seen, in words.", examples=["a dog runs on the beach"]
+    query: QueryText | None = Field(
+        default=None,
+        description="What is to be seen, in words. Either this or `queries` is there.",
+        examples=["a dog runs on the beach"],
+    )
+    queries: list[QueryText] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_QUERIES,
+        description="Several searches with the same other fields; the answer has an answer for each.",
     )
     limit: int = Field(default=10, ge=1, le=100, description="Results in the answer, at most.")
     offset: int = Field(default=0, ge=0, le=10_000, description="Results left out before the first.")
+    cursor: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_CURSOR_CHARACTERS,
+        description="`next` of the page before, with the same other fields (limit and explain may differ).",
+    )
     candidates: int = Field(
-        default=200, ge=1, le=10_000, description="Segments that the coarse stage hands to the reranking."
+        default=200,
+        ge=1,
+        le=10_000,
+        description="Segments that the coarse stage hands to the reranking at a time.",
     )
     mode: Literal["rerank", "coarse", "exhaustive"] = Field(
         default="rerank",
@@ -29,7 +50,13 @@ class SearchRequest(Request):
     group_by: Literal["video", "segment"] = Field(
         default="video", description="Whether a result is a video with its best segment, or a segment."
     )
-    min_score: float | None = Field(default=None, description="Results below this score are left out.")
+    min_score: float | None = Field(
+        default=None,
+        description="Results below are left out; candidates of which none reaches it end the list.",
+    )
+    min_percentile: float | None = Field(
+        default=None, ge=0, le=100, description="The same by the `percentile` of the results."
+    )
     num_moments: int = Field(default=3, ge=1, le=64, description="Moments in each result, at most.")
     explain: bool = Field(default=False, description="Add tokens, frame times and the word-by-frame matrix.")
     filter: Filter | None = Field(
@@ -38,6 +65,16 @@ class SearchRequest(Request):
         " with a value, in, exists, gt, gte, lt or lte; joined by and, or, not.",
         examples=[{"metadata.camera": "north", "duration_seconds": {"gte": 10, "lt": 60}}],
     )
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if (self.query is None) == (self.queries is None):
+            raise ValueError("Give either query or queries.")
+        if self.cursor is not None and self.queries is not None:
+            raise ValueError("A cursor goes with query, not with queries.")
+        if self.cursor is not None and self.offset:
+            raise ValueError("The offset must be 0 where a cursor is given.")
+        return self
 
 
 class Span(Answer):
@@ -87,6 +124,9 @@ class ResultAnswer(Answer):
     segment_id: int = Field(description="Number of the segment that the result is about.")
     rank: int = Field(description="1 for the best of all results, `offset` counted in.")
     score: float
+    percentile: float | None = Field(
+        description="How much of the index's background scores lies below, 0 to 100; null where not known."
+    )
     scores: ScoresAnswer
     title: str | None
     uri: str | None
@@ -107,7 +147,69 @@ class SearchAnswerBody(Answer):
     query: str
     mode: Literal["rerank", "coarse", "exhaustive"]
     num_videos: int = Field(description="Videos in the index.")
-    truncated: bool = Field(description="Whether the candidates left something out.")
+    truncated: bool = Field(
+        description="Whether segments are left that no candidate up to this page was: some may score higher."
+    )
     warnings: list[str]
     timings: TimingsAnswer
     results: list[ResultAnswer]
+    next: str | None = Field(description="Give it as `cursor` for the next page; null on the last.")
+
+
+class SearchAnswersBody(Answer):
+    """The answers to several searches, in their order."""
+
+    answers: list[SearchAnswerBody]
+    timings: TimingsAnswer
+
+
+class SimilarParameters(Parameters):
+    """Of GET /videos/{id}/similar."""
+
+    limit: int = Field(default=10, ge=1, le=100, description="Results in the answer, at most.")
+    offset: int = Field(default=0, ge=0, le=10_000, description="Results left out before the first.")
+    filter: FilterText | None = Field(default=None, description="As in a search, as JSON text.")
+
+
+class SimilarAnswerBody(Answer):
+    """Videos that look like one video; never that video itself. Scores are cosines."""
+
+    id: str
+    num_videos: int = Field(description="Videos in the index.")
+    results: list[ResultAnswer]
+
+
+class RankTextsRequest(Request):
+    """Texts to compare with a video."""
+
+    texts: list[QueryText] = Field(min_length=1, max_length=MAX_TEXTS)
+
+
+class RankedTextAnswer(Answer):
+    """A text and how well it fits the video's best segment for it."""
+
+    rank: int = Field(description="1 for the best.")
+    index: int = Field(description="Place among the texts that were sent, from 0.")
+    text: str
+    score: float
+    percentile: float | None
+    scores: ScoresAnswer
+    segment: Span
+    moments: list[MomentAnswer]
+
+
+class TextTimingsAnswer(Answer):
+    """Where the time went."""
+
+    encode_seconds: float
+    rerank_seconds: float
+    total_seconds: float
+
+
+class TextsAnswerBody(Answer):
+    """Texts by how well they fit a video, best first."""
+
+    id: str
+    warnings: list[str]
+    timings: TextTimingsAnswer
+    results: list[RankedTextAnswer]

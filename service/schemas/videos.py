@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from service.schemas.fields import MAX_URI_CHARACTERS, Metadata, Title, VideoId
+from service.schemas.fields import MAX_URI_CHARACTERS, FilterText, Metadata, Title, VideoId
 from service.schemas.jobs import JobAnswer
 from service.schemas.strictness import Answer, Parameters, Request
 
@@ -41,6 +41,16 @@ class ListVideosParameters(Parameters):
 
     limit: int = Field(default=50, ge=1, le=200, description="Videos in the answer, at most.")
     after: int | None = Field(default=None, ge=0, le=2**63 - 1, description="`next` of the page before.")
+    filter: FilterText | None = Field(default=None, description="As in a search, as JSON text.")
+
+
+class PatchVideoRequest(Request):
+    """A merge patch (RFC 7396) of what a person says about a video: null takes away."""
+
+    title: Title | None = None
+    metadata: dict[str, Any] | None = Field(
+        default=None, description="Members to set; null removes one, or, in place of the object, all."
+    )
 
 
 class ThumbnailParameters(Parameters):

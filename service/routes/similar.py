@@ -1,0 +1,43 @@
+"""GET /videos/{id}/similar."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from service.access import READ
+from service.errors import OverloadedError, VideoNotFoundError
+from service.ready_service import Service
+from service.result_answers import to_result_answers
+from service.routes.descriptions import problems
+from service.schemas import SimilarAnswerBody, SimilarParameters
+
+router = APIRouter(prefix="/videos/{video_id}", tags=["search"], dependencies=[READ])
+
+
+@router.get(
+    "/similar",
+    response_model_exclude_unset=True,
+    responses=problems(VideoNotFoundError, OverloadedError),
+)
+async def find_similar(
+    request: Request, video_id: str, parameters: Annotated[SimilarParameters, Query()], service: Service
+) -> SimilarAnswerBody:
+    """Videos that look like this one, best first; never this one itself."""
+    search = partial(
+        service.searcher.similar,
+        video_id,
+        limit=parameters.limit,
+        offset=parameters.offset,
+        filter=None if parameters.filter is None else json.loads(parameters.filter),
+    )
+    answer = await service.search_gate.run(search)
+    root_path = request.scope.get("root_path", "")
+    return SimilarAnswerBody(
+        id=answer.id,
+        num_videos=answer.num_videos,
+        results=await to_result_answers(answer.results, service, root_path),
+    )

@@ -1,0 +1,31 @@
+"""POST /videos/{id}/texts."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fastapi import APIRouter, Request
+
+from service.access import READ
+from service.errors import OverloadedError, VideoNotFoundError
+from service.ready_service import Service
+from service.request_body import describe_body, read_json
+from service.routes.descriptions import BODY_ERRORS, problems
+from service.schemas import RankTextsRequest, TextsAnswerBody
+
+router = APIRouter(prefix="/videos/{video_id}", tags=["search"], dependencies=[READ])
+
+BODY_LIMIT_BYTES = 4 * 1024 * 1024
+"""A thousand texts need more than other bodies."""
+
+
+@router.post(
+    "/texts",
+    responses=problems(*BODY_ERRORS, VideoNotFoundError, OverloadedError),
+    openapi_extra=describe_body(RankTextsRequest),
+)
+async def rank_texts(request: Request, video_id: str, service: Service) -> TextsAnswerBody:
+    """Order texts by how well they fit this video, best first."""
+    body = await read_json(request, RankTextsRequest, BODY_LIMIT_BYTES)
+    answer = await service.search_gate.run(partial(service.searcher.rank_texts, video_id, body.texts))
+    return TextsAnswerBody.model_validate(answer)

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.coarse_vectors import CoarseKind, MarkedIds
+
+if TYPE_CHECKING:
+    import torch
 
 _faiss: Any = faiss  # Its stubs do not know the GPU.
 
@@ -60,13 +63,14 @@ class GpuCopy:
         return products[keep], names[keep]
 
 
-def copy_to_gpu(index: Any, kind: CoarseKind, gpu: int | None) -> GpuCopy | None:
-    """A copy on that GPU; None where none is asked for, or FAISS, the machine or the kind cannot.
+def copy_to_gpu(index: Any, kind: CoarseKind, device: torch.device | None) -> GpuCopy | None:
+    """A copy on that GPU; None where it is none, or FAISS, the machine or the kind cannot.
 
-    index: a flat one for `exact`. gpu: number of the CUDA device.
+    index: a flat one for `exact`.
     """
-    if gpu is None or kind == "hnsw" or index.ntotal == 0:
+    if device is None or device.type != "cuda" or kind == "hnsw" or index.ntotal == 0:
         return None
+    gpu = device.index or 0
     if not hasattr(_faiss, "StandardGpuResources") or _faiss.get_num_gpus() <= gpu:
         logger.info("the coarse index stays on the processor: this FAISS has no GPU %d", gpu)
         return None

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,9 @@ from indexer.coarse_vectors import (
     search_exactly,
 )
 from indexer.errors import ChangesForgottenError
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +75,13 @@ class CoarseIndex:
         kind: KindChoice,
         saved: bool,
         max_pending: int,
-        gpu: int | None,
+        device: torch.device | None,
     ) -> None:
         """See `open` and `build`."""
         self._catalog = catalog
         self._kind = kind
         self._max_pending = max_pending
-        self._gpu = gpu
+        self._device = device
         self._writing = threading.Lock()
         self._compacting = threading.Lock()
         self._saving = threading.Lock()
@@ -92,7 +95,7 @@ class CoarseIndex:
         *,
         kind: KindChoice = "auto",
         max_pending: int = 4096,
-        gpu: int | None = None,
+        device: torch.device | None = None,
     ) -> Self:
         """The snapshot saved beside the catalog with later changes replayed, or else what `build` makes.
 
@@ -100,7 +103,7 @@ class CoarseIndex:
         log does not hold is not used; the reason is logged. Where `auto` then means an approximate one, an
         exact one is made first, because that is quicker, and `needs_compaction` is true.
         max_pending: how many later and deleted segments beside a snapshot make `needs_compaction` true.
-        gpu: number of the CUDA device that searches what it can, see `indexer.coarse_gpu`; None: none.
+        device: a GPU here searches what it can, see `indexer.coarse_gpu`.
         """
         try:
             snapshot = load_snapshot(catalog.directory, catalog.fingerprint, catalog.embedding_dim)
@@ -114,9 +117,9 @@ class CoarseIndex:
         except SnapshotUnusableError as error:
             logger.info("making the coarse index of %s from the catalog: %s", catalog.directory, error)
             first = make_snapshot(catalog, _quick_kind(catalog, kind))
-            index = cls(catalog, first, kind=kind, saved=False, max_pending=max_pending, gpu=gpu)
+            index = cls(catalog, first, kind=kind, saved=False, max_pending=max_pending, device=device)
         else:
-            index = cls(catalog, snapshot, kind=kind, saved=True, max_pending=max_pending, gpu=gpu)
+            index = cls(catalog, snapshot, kind=kind, saved=True, max_pending=max_pending, device=device)
         index.follow()
         return index
 
@@ -127,12 +130,12 @@ class CoarseIndex:
         *,
         kind: KindChoice = "auto",
         max_pending: int = 4096,
-        gpu: int | None = None,
+        device: torch.device | None = None,
     ) -> Self:
         """An index of all that the catalog holds. kind: `auto` chooses by the number of segments; max_pending
-        and gpu as in `open`."""
+        and device as in `open`."""
         snapshot = make_snapshot(catalog, choose_kind(kind, catalog.num_segments))
-        index = cls(catalog, snapshot, kind=kind, saved=False, max_pending=max_pending, gpu=gpu)
+        index = cls(catalog, snapshot, kind=kind, saved=False, max_pending=max_pending, device=device)
         index.follow()
         return index
 
@@ -321,7 +324,7 @@ class CoarseIndex:
     def _placed(self, snapshot: Snapshot) -> Snapshot:
         """The same, with a copy on the GPU where that is wanted and possible."""
         index = snapshot.flat if isinstance(snapshot, ExactSnapshot) else snapshot.index
-        return replace(snapshot, gpu=copy_to_gpu(index, snapshot.kind, self._gpu))
+        return replace(snapshot, gpu=copy_to_gpu(index, snapshot.kind, self._device))
 
     def _start_over(self, state: _State) -> None:
         """Take a state whose delta shares no memory with the one before."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 import faiss
 import numpy as np
 import pytest
+import torch
 from catalog_builders import add_video, create_catalog, make_segment
 
 from indexer import coarse_index
@@ -17,6 +18,7 @@ from indexer.coarse_gpu import MAX_NEIGHBOURS, GpuCopy, copy_to_gpu
 from indexer.coarse_index import CoarseIndex
 
 D, N = 16, 3000
+GPU = torch.device("cuda")
 KINDS = ["exact", "ivf-sq", "ivf-pq"]
 
 
@@ -58,14 +60,14 @@ def pair(request, catalog, monkeypatch):
     """(index with a stand-in, the same without, the stand-in)."""
     made = []
 
-    def stand_in(index, kind, gpu):
-        if gpu is None:
+    def stand_in(index, kind, device):
+        if device is None:
             return None
         made.append(StandIn(index))
         return GpuCopy(made[-1])
 
     monkeypatch.setattr(coarse_index, "copy_to_gpu", stand_in)
-    on_gpu = CoarseIndex.build(catalog, kind=request.param, gpu=0)
+    on_gpu = CoarseIndex.build(catalog, kind=request.param, device=GPU)
     return on_gpu, CoarseIndex.build(catalog, kind=request.param), made[-1]
 
 
@@ -96,12 +98,12 @@ def test_a_narrow_filter_and_a_large_count_are_the_processors(pair):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_deleted_segments_do_not_come_from_a_gpu(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(coarse_index, "copy_to_gpu", lambda index, kind, gpu: GpuCopy(StandIn(index)))
+    monkeypatch.setattr(coarse_index, "copy_to_gpu", lambda index, kind, device: GpuCopy(StandIn(index)))
     random = np.random.default_rng(0)
     with create_catalog(tmp_path / "index", embedding_dim=D, num_frames=1) as catalog:
         for number in range(60):
             add_video(catalog, number, [make_segment(random, D, 1) for _ in range(20)])
-        index = CoarseIndex.build(catalog, kind=kind, gpu=0)
+        index = CoarseIndex.build(catalog, kind=kind, device=GPU)
         query = random.standard_normal((1, D)).astype(np.float32)
         best = index.search(query, 200)[1][0]
         numbers = (best - 1) // 20  # Of their videos.
@@ -117,9 +119,10 @@ def test_deleted_segments_do_not_come_from_a_gpu(kind, tmp_path, monkeypatch):
 
 
 def test_nothing_goes_to_a_gpu_that_is_not_asked_for_or_not_there(catalog):
-    index = CoarseIndex.build(catalog, kind="exact", gpu=10_000)
+    index = CoarseIndex.build(catalog, kind="exact", device=torch.device("cuda", 99))
     assert index._state.snapshot.gpu is None
-    assert copy_to_gpu(index._state.snapshot.flat, "exact", None) is None
+    for device in (None, torch.device("cpu")):
+        assert copy_to_gpu(index._state.snapshot.flat, "exact", device) is None
     assert_same_answers(index, CoarseIndex.build(catalog, kind="exact"), 10)
 
 
@@ -128,7 +131,7 @@ def test_nothing_goes_to_a_gpu_that_is_not_asked_for_or_not_there(catalog):
 def test_a_gpu_gives_the_answers_of_the_processor(kind, catalog):
     if not hasattr(faiss, "StandardGpuResources"):
         pytest.skip("this FAISS has no GPU part")
-    on_gpu = CoarseIndex.build(catalog, kind=kind, gpu=0)
+    on_gpu = CoarseIndex.build(catalog, kind=kind, device=GPU)
     assert on_gpu._state.snapshot.gpu is not None
     queries = np.random.default_rng(1).standard_normal((50, D)).astype(np.float32)
     plain = replace(on_gpu._state, snapshot=replace(on_gpu._state.snapshot, gpu=None))

@@ -175,12 +175,16 @@ class KeyRing:
     that became unreadable leaves the keys as they were.
     """
 
-    def __init__(self, path: Path, *, always_required: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._keys: list[ApiKey] = []
-        self._required = always_required
+        self._required = False
         self._stamp: _Stamp | None = None
         self._looked_at = float("-inf")
+
+    def demand(self) -> None:
+        """Let nobody in without a key from now on, whether there is one or not."""
+        self._required = True
 
     @property
     def required(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli import FAILED, WRONG_USE, IndexOption, read_environment, refuse
+from service.cli import FAILED, WRONG_USE, IndexOption, KeysFileOption, read_environment, refuse
 
 app = typer.Typer()
 keys = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -15,10 +15,6 @@ keys = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": 
 NameOption = Annotated[
     str,
     typer.Option("--name", "-n", help="What to call the key; shown in logs."),
-]
-FileOption = Annotated[
-    Path | None,
-    typer.Option("--keys-file", help="The file of keys.", show_default="keys.json in the index directory"),
 ]
 
 
@@ -35,14 +31,15 @@ def _describe() -> None:
 
 
 @keys.command(
-    epilog="Example: xclip-search keys add --index INDEX --name page --scope read. Then: curl -H "
-    "'Authorization: Bearer KEY' ..., or log in on the page."
+    epilog="Example:\n\n"
+    "KEY=$(xclip-search keys add --index INDEX --name me --scope read)\n\n"
+    'curl -H "Authorization: Bearer $KEY" http://127.0.0.1:8000/videos'
 )
 def add(
     name: NameOption,
     scope: Annotated[str, typer.Option(help="read: search and look; write: also add, change, delete.")],
     index: IndexOption = None,
-    keys_file: FileOption = None,
+    keys_file: KeysFileOption = None,
 ) -> None:
     """Make a key and print it. It is shown this once: only its hash is kept."""
     from pydantic import ValidationError
@@ -65,7 +62,7 @@ def add(
 
 
 @keys.command("list")
-def list_keys(index: IndexOption = None, keys_file: FileOption = None) -> None:
+def list_keys(index: IndexOption = None, keys_file: KeysFileOption = None) -> None:
     """List the keys: name, scope, when made. Never the keys themselves."""
     from service.api_keys import KeysFileError, read_keys
 
@@ -81,7 +78,7 @@ def list_keys(index: IndexOption = None, keys_file: FileOption = None) -> None:
 
 
 @keys.command()
-def remove(name: NameOption, index: IndexOption = None, keys_file: FileOption = None) -> None:
+def remove(name: NameOption, index: IndexOption = None, keys_file: KeysFileOption = None) -> None:
     """Remove a key. Requests and sessions that use it are refused within a second."""
     from service.api_keys import KeyNotFoundError, KeysFileError, remove_key
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
@@ -16,6 +15,7 @@ from service.errors import (
     ServiceError,
     UriTooLongError,
 )
+from service.host_names import cannot_be_rebound, host_name, is_loopback
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -104,35 +104,11 @@ class RequestChecksMiddleware:
 
     def _may_be_called(self, host: str) -> bool:
         name = host_name(host)
-        if is_own_name(name):
+        if is_loopback(name):
             return True
         if self._allowed_hosts:
             return name in self._allowed_hosts
         return self._keys_required() or cannot_be_rebound(name)
-
-
-def host_name(host: str) -> str:
-    """The name or address in a Host header, without its port, in small letters."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].rstrip(".").lower()
-
-
-def is_own_name(name: str) -> bool:
-    """Whether a name or address always means the machine that uses it."""
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost" or name.endswith(".localhost")
-
-
-def cannot_be_rebound(name: str) -> bool:
-    """Whether nobody on the Internet can let this name point to us: an address, or a name without a dot."""
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return "." not in name
-    return True
 
 
 def is_cross_site(headers: Headers) -> bool:

@@ -19,6 +19,7 @@ import uvicorn
 
 from service.app import create_app
 from service.drain import Drain
+from service.host_names import is_loopback
 from service.http_protocol import BoundedConfig, BoundedProtocol, ConnectionLimits
 from service.logs import start_logging
 from service.middleware import HEADER_LIMIT_BYTES, URI_LIMIT_BYTES
@@ -58,6 +59,8 @@ def run_server(settings: ServiceSettings, host: str, port: int) -> int:
         server.should_exit = True
 
     app = create_app(settings, on_load_failure=give_up, tracing=tracing)
+    if not (is_loopback(host) or settings.allow_no_keys):
+        app.state.access.ring.demand()
     config = BoundedConfig(
         app,
         ConnectionLimits(settings.max_connections, settings.header_timeout_seconds),

@@ -15,14 +15,15 @@ ROOMS = {
     "evaluate": "training.evaluation.cli",
     "train": "training.train_cli",
     "ablate": "training.ablation.cli",
-    "index": "indexer.cli",
-    "search": "indexer.cli",
-    "info": "indexer.cli",
+    "index": "service.remote_cli",
+    "search": "service.remote_cli",
+    "info": "service.remote_cli",
     "serve": "service.cli",
     "worker": "service.cli",
     "keys": "service.keys_cli",
     "verify": "indexer.maintenance_cli",
     "rebuild": "indexer.maintenance_cli",
+    "reindex": "indexer.reindex_cli",
     "backup": "indexer.maintenance_cli",
     "restore": "indexer.maintenance_cli",
     "export": "indexer.transfer_cli",
@@ -52,7 +53,15 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-app = typer.Typer(cls=_Rooms, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    cls=_Rooms,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="To see it work:  xclip-search demo\n\n"
+    "Your own videos:  xclip-search index VIDEOS --index INDEX --model SPEC,"
+    "  then  xclip-search serve --index INDEX\n\n"
+    "Each command explains itself:  xclip-search COMMAND --help",
+)
 
 
 @app.callback()

@@ -19,6 +19,7 @@ from indexer.cli_conventions import (
     IndexOption,
     JsonOption,
     stop,
+    stored_spec,
     wrong_use_explained,
 )
 
@@ -97,9 +98,15 @@ def index(
 
     What is in it already is skipped by content, so the same command again goes on after an interruption.
     Exit status: 0 all in, 3 some files failed (they are listed), 2 wrong use.
+
+    Examples:
+
+      xclip-search index ~/clips --index my-index --model demo
+
+      xclip-search index --manifest corpus.jsonl --index my-index --report report.json
     """
     with wrong_use_explained():
-        sources = _find_sources(paths or [], manifest)
+        sources = find_sources(paths or [], manifest)
         if report is not None and not report.absolute().parent.is_dir():
             stop(f"there is no folder for the report {report}")
         loaded, catalog, sampling = _open_for_writing(
@@ -118,7 +125,7 @@ def index(
             backend=backend.value,
         )
         try:
-            with _progress(len(sources)) as on_event:
+            with progress(len(sources)) as on_event:
                 done = pipeline.run(sources, on_event)
         except KeyboardInterrupt:
             typer.echo("interrupted; what is in stays in, and the same command goes on from there", err=True)
@@ -147,11 +154,18 @@ def search(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Search an index without a server."""
+    """Find videos, and the moments in them, by what is to be seen.
+
+    Examples:
+
+      xclip-search search "a dog runs on the beach" --index my-index
+
+      xclip-search search "rain" --index my-index --filter '{"metadata.camera": "north"}' --json
+    """
     with wrong_use_explained():
         from indexer.search_types import SearchQuery
 
-        query = SearchQuery(text, limit=limit, mode=mode.value, filter=_parse_json(filter_json))
+        query = SearchQuery(text, limit=limit, mode=mode.value, filter=parse_json(filter_json))
         from indexer.catalog import Catalog
 
         with Catalog.open(index) as catalog:
@@ -162,14 +176,19 @@ def search(
         with Searcher(index, XClip.load(spec, device)) as searcher:
             answer = searcher.search(query)
     if as_json:
-        typer.echo(json.dumps(_answer_to_dict(answer), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(answer_to_dict(answer), indent=2, ensure_ascii=False))
     else:
-        _print_answer(answer)
+        print_answer(answer)
 
 
 @app.command()
 def info(index: IndexOption, as_json: JsonOption = False) -> None:
-    """Print what an index holds."""
+    """Print what an index holds.
+
+    Examples:
+
+      xclip-search info --index my-index
+    """
     with wrong_use_explained():
         from indexer.catalog import Catalog
 
@@ -187,23 +206,33 @@ def info(index: IndexOption, as_json: JsonOption = False) -> None:
                 "created_at": catalog.created_at,
                 "catalog_size_bytes": catalog.size_bytes,
             }
+    print_facts(facts, as_json)
+
+
+def print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    """What `info` prints. What is None is not known."""
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    facts["created_at"] = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(facts["created_at"]))
-    facts["sampling"] = ", ".join(f"{name} {value}" for name, value in facts["sampling"].items())
+    facts = {name: value for name, value in facts.items() if value is not None}
+    if "created_at" in facts:
+        facts["created_at"] = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(facts["created_at"]))
+    if "sampling" in facts:
+        facts["sampling"] = ", ".join(f"{name} {value}" for name, value in facts["sampling"].items())
     for name, value in facts.items():
         typer.echo(f"{name:20}{value}")
 
 
-def _parse_json(text: str | None) -> Any:
+def parse_json(text: str | None) -> Any:
+    """The value of --filter; ends the command where it is not JSON."""
     try:
         return None if text is None else json.loads(text)
     except ValueError as error:
         stop(f"--filter is not JSON: {error}")
 
 
-def _find_sources(paths: list[Path], manifest: Path | None) -> list[VideoSource]:
+def find_sources(paths: list[Path], manifest: Path | None) -> list[VideoSource]:
+    """What `index` was told to add; ends the command where that is nothing."""
     from indexer.manifest import find_videos, read_manifest
 
     if not paths and manifest is None:
@@ -259,18 +288,12 @@ def _open_for_writing(
     catalog = Catalog.open_or_create(
         directory,
         fingerprint=index_fingerprint(loaded, sampling),
-        # Loaded again from any folder, so a path is stored whole.
-        model_spec=str(Path(spec).expanduser().resolve()) if _is_path(spec) else spec,
+        model_spec=stored_spec(spec),
         embedding_dim=loaded.embedding_dim,
         num_frames=loaded.num_frames,
         sampling_json=sampling.to_json(),
     )
     return loaded, catalog, sampling
-
-
-def _is_path(spec: str) -> bool:
-    is_named = spec == "demo" or spec.startswith(("openclip:", "hf-hub:"))
-    return not is_named and Path(spec).expanduser().exists()
 
 
 def _save_coarse_index(catalog: Catalog) -> None:
@@ -286,8 +309,9 @@ def _save_coarse_index(catalog: Catalog) -> None:
 
 
 @contextmanager
-def _progress(num_sources: int) -> Iterator[Any]:
-    """A bar on the terminal with videos/s, failures and time left. Gives the callback that moves it."""
+def progress(num_sources: int) -> Iterator[Any]:
+    """A bar on the terminal with videos/s, failures and time left. Gives the callback that moves it, which
+    takes an IndexEvent."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -324,14 +348,16 @@ def _print_report(done: IndexReport) -> None:
         typer.echo(f"failed: {path}: {reason}", err=True)
 
 
-def _answer_to_dict(answer: SearchAnswer) -> dict[str, Any]:
+def answer_to_dict(answer: SearchAnswer) -> dict[str, Any]:
+    """What `search --json` prints."""
     values = asdict(answer)
     for result in values["results"]:
         del result["explanation"]
     return values
 
 
-def _print_answer(answer: SearchAnswer) -> None:
+def print_answer(answer: SearchAnswer) -> None:
+    """What `search` prints: a table of the results."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -33,6 +33,13 @@ def wrong_use_explained() -> Iterator[None]:
         stop(f"{error.filename}: {error.strerror}")
 
 
+def stored_spec(spec: str) -> str:
+    """A model spec as an index keeps it: a path whole, so that it is found again from any folder."""
+    is_named = spec == "demo" or spec.startswith(("openclip:", "hf-hub:"))
+    path = Path(spec).expanduser()
+    return str(path.resolve()) if not is_named and path.exists() else spec
+
+
 def stop(message: str) -> NoReturn:
     """Say what is wrong with the command and leave."""
     typer.echo(f"error: {message}", err=True)

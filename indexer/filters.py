@@ -2,7 +2,8 @@
 
     filter    = {field: condition, ...}  all of them hold
               | {"and": [filter, ...]} | {"or": [filter, ...]} | {"not": filter}
-    field     = "id" | "title" | "duration_seconds" | "added_at" | "metadata.KEY" | "metadata.KEY.KEY" ...
+    field     = "id" | "title" | "duration_seconds" | "added_at" | "content_sha256" (64 lower-case hex digits)
+              | "metadata.KEY" | "metadata.KEY.KEY" ...
     condition = value                                  the same as {"eq": value}
               | {"eq": value} | {"in": [value, ...]} | {"exists": true | false}
               | {"gt" | "gte" | "lt" | "lte": bound, ...}  all of them hold
@@ -28,7 +29,13 @@ MAX_CONDITIONS: Final = 100
 MAX_VALUES: Final = 1_000
 MAX_TEXT_LENGTH: Final = 1_000
 
-_COLUMNS: Final = {"id": str, "title": str, "duration_seconds": float, "added_at": float}
+_COLUMNS: Final = {
+    "id": str,
+    "title": str,
+    "duration_seconds": float,
+    "added_at": float,
+    "content_sha256": str,
+}
 _RANGES: Final = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _KEY: Final = re.compile(r'[^"\\\x00-\x1f]+')
 """What SQLite's JSON paths take between quotation marks."""

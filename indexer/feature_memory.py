@@ -94,6 +94,11 @@ class FeatureMemory:
         return self._num_begun - len(self._left)
 
     @property
+    def held_bytes(self) -> int:
+        """What the kept features take."""
+        return self.num_held * slot_bytes(self._catalog.num_frames, self._catalog.embedding_dim)
+
+    @property
     def num_slots(self) -> int:
         """Segments that there is room for."""
         return self._num_slots

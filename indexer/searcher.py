@@ -358,12 +358,11 @@ class Searcher:
     # Facts and upkeep
 
     def stats(self) -> dict[str, Any]:
-        """Numbers about the index, fit for JSON.
+        """Numbers about the index, fit for JSON; times are seconds since 1970.
 
         num_videos, num_segments, sequence (last change), fingerprint, model_spec, embedding_dim, num_frames,
-        score_names (the averaged scores), created_at (seconds since 1970), catalog_size_bytes (with its log),
-        coarse_sequence (last change that searches see), coarse_num_segments, coarse_num_pending,
-        coarse_kind.
+        score_names (the averaged scores), created_at, catalog_size_bytes (with its log), coarse_sequence (last
+        change that searches see), coarse_num_segments, coarse_num_pending, coarse_kind, feature_memory_bytes.
         """
         catalog = self.catalog
         num_videos, num_segments = catalog.totals()
@@ -382,6 +381,7 @@ class Searcher:
             "coarse_num_segments": self._index.num_segments,
             "coarse_num_pending": self._index.num_pending,
             "coarse_kind": self._index.kind,
+            "feature_memory_bytes": self._features.held_bytes,
         }
 
     def prepare(self) -> None:

@@ -6,9 +6,11 @@ Each application has its own registry. Labels take few values: templates of rout
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import (
@@ -38,8 +40,7 @@ STATS_GAUGES = {
         "Segments added or deleted since the coarse index was last compacted.",
     ),
     "catalog_size_bytes": ("xclip_catalog_bytes", "Size of the catalog with its log."),
-    "coarse_snapshot_age_seconds": ("xclip_snapshot_age_seconds", "Age of the saved coarse index."),
-    "feature_memory_num_bytes": ("xclip_feature_memory_bytes", "Memory that kept features take."),
+    "feature_memory_bytes": ("xclip_feature_memory_bytes", "Memory that kept features take."),
 }
 """Key of `Searcher.stats` -> name and meaning. One that a searcher does not tell is left out."""
 
@@ -172,6 +173,9 @@ def _index_figures(stats: Mapping[str, Any], service: ReadyService) -> Iterator[
     if "coarse_sequence" in stats:
         lag = max(0, sequence - int(stats["coarse_sequence"]))
         yield _gauge("xclip_coarse_lag", "Changes that searches have not seen; the next one will.", lag)
+    if (saved_at := _saved_at(service.catalog.directory)) is not None:
+        age_seconds = max(0.0, time.time() - saved_at)
+        yield _gauge("xclip_snapshot_age_seconds", "Age of the saved coarse index.", age_seconds)
     for key, (name, meaning) in STATS_GAUGES.items():
         if stats.get(key) is not None:
             yield _gauge(name, meaning, stats[key])
@@ -181,6 +185,16 @@ def _index_figures(stats: Mapping[str, Any], service: ReadyService) -> Iterator[
         {"fingerprint": service.catalog.fingerprint, "coarse_kind": str(stats.get("coarse_kind", ""))},
     )
     yield info
+
+
+def _saved_at(directory: Path) -> float | None:
+    """When the coarse index was last saved, in seconds since 1970; None where it never was."""
+    from indexer.coarse_files import MANIFEST_FILE
+
+    try:
+        return (directory / MANIFEST_FILE).stat().st_mtime
+    except OSError:
+        return None
 
 
 def _gauge(name: str, meaning: str, value: float) -> GaugeMetricFamily:

@@ -16,15 +16,26 @@ opened. In between both have a row, and that of the higher epoch counts.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
 import secrets
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from indexer.catalog_schema import CATALOG_FILE
 from indexer.durable_files import publish_file
-from indexer.errors import IndexDamagedError, IndexNotFoundError
+from indexer.errors import IndexBusyError, IndexDamagedError, IndexNotFoundError
 from indexer.file_checksums import sha256_of_json
+from indexer.succession import Succession
+
+if sys.platform != "win32":
+    import fcntl
+
+logger = logging.getLogger(__name__)
 
 FIRST_GENERATION: Final = 1
 POINTER_FILE: Final = "current.json"
@@ -45,6 +56,55 @@ def generations(index_directory: Path) -> list[int]:
         FIRST_GENERATION
     ]
     return sorted(n for n in numbers if (directory_of(index_directory, n) / CATALOG_FILE).is_file())
+
+
+def new_generation(index_directory: Path) -> int:
+    """A number that no generation has, nor a folder that is left of one."""
+    names = [path.name for path in (index_directory / _FOLDER).glob("*") if path.name.isdecimal()]
+    return max([FIRST_GENERATION, *map(int, names)]) + 1
+
+
+@contextlib.contextmanager
+def locked_for_reindexing(index_directory: Path) -> Iterator[None]:
+    """Only one process at a time makes, changes or removes other generations than the current one.
+
+    Raises IndexNotFoundError, and IndexBusyError where another is at it. Released when the process dies.
+    """
+    if not index_exists(index_directory):
+        raise IndexNotFoundError(f"there is no index in {index_directory} (no file {CATALOG_FILE})")
+    folder = index_directory / _FOLDER
+    folder.mkdir(mode=0o750, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise IndexBusyError(f"another process is reindexing {index_directory}") from None
+        except OSError as error:  # A file system without locks.
+            logger.warning("cannot lock %s: %s", folder, error)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def find_named_generation(index_directory: Path, succession_of: Callable[[int], Succession | None]) -> int:
+    """Which generation current.json should name, from what the catalogs say of each other.
+
+    succession_of: reads a catalog's row. Raises IndexDamagedError where they do not tell.
+    """
+    rows = {number: succession_of(number) for number in generations(index_directory)}
+    switches = [row for row in rows.values() if row is not None and row.epoch > 0]
+    if switches:
+        last = max(switches, key=lambda row: row.epoch)
+        if last.generation in rows:
+            return last.generation
+    without = [number for number, row in rows.items() if row is None]
+    if len(without) != 1:
+        raise IndexDamagedError(f"the catalogs in {index_directory} do not tell which is the current one")
+    return without[0]
 
 
 def index_exists(index_directory: Path) -> bool:

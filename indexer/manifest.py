@@ -13,9 +13,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from indexer.errors import ManifestError
+
+if TYPE_CHECKING:
+    from indexer.catalog_records import VideoRecord
 
 VIDEO_ENDINGS: Final = frozenset(
     {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
@@ -32,7 +35,8 @@ class VideoSource:
 
     id: chosen by the user, unique in the index; None for a new one. title, uri: None for the file's name and
     its file:// address. metadata: any JSON object. trusted: whether the operator vouches for the file, so
-    that decord may read it.
+    that decord may read it. record: of a video that is indexed anew with another model: it keeps what the
+    record says, and a file of other bytes is not taken for it.
     """
 
     path: Path
@@ -41,6 +45,7 @@ class VideoSource:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     uri: str | None = None
     trusted: bool = True
+    record: VideoRecord | None = None
 
 
 def find_videos(paths: Iterable[Path]) -> list[VideoSource]:

@@ -46,6 +46,8 @@ Outcome = Literal["added", "skipped", "failed"]
 _WAIT_FOR_FULL_BATCH_SECONDS: Final = 0.5
 """Decoded segments wait so long for company before they are encoded as a smaller batch."""
 
+OTHER_BYTES_REASON: Final = "its bytes are not those that were indexed"
+
 
 @dataclass(frozen=True)
 class IndexEvent:
@@ -147,6 +149,24 @@ def default_num_workers(is_gpu: bool) -> int:
     return max(1, min(32, num_processors - 1 if is_gpu else num_processors // 2))
 
 
+def _fields_of_source(source: VideoSource) -> dict[str, Any]:
+    """The arguments of `Catalog.add_video` that do not come out of the file."""
+    if source.record is not None:
+        names = ("id", "uri", "title", "metadata", "trusted", "added_at")
+        return {name: getattr(source.record, name) for name in names}
+    path = source.path.absolute()
+    title = source.title
+    if title is None:
+        title = path.stem.encode("utf-8", "replace").decode("utf-8")
+    return {
+        "id": source.id,
+        "uri": source.uri if source.uri is not None else path.as_uri(),
+        "title": title,
+        "metadata": source.metadata,
+        "trusted": source.trusted,
+    }
+
+
 class _Video:
     """A source on its way through."""
 
@@ -235,7 +255,10 @@ class _Run:
             except MediaError as error:
                 self._fail(video, error.reason)
                 continue
-            if isinstance(answer, KnownContent):
+            expected = video.source.record
+            if expected is not None and answer.content_sha256 != expected.content_sha256:
+                self._fail(video, OTHER_BYTES_REASON)
+            elif isinstance(answer, KnownContent):
                 record = self.pipeline.catalog.find_by_sha256(answer.content_sha256)
                 self._finish(video, "skipped", record.id if record else None)
             else:
@@ -281,18 +304,9 @@ class _Run:
     def _store(self, video: _Video, first: DecodedVideo) -> None:
         from indexer.segment_encoding import fields_of_video
 
-        source = video.source
-        path = source.path.absolute()
-        title = source.title
-        if title is None:
-            title = path.stem.encode("utf-8", "replace").decode("utf-8")
         try:
             outcome = self.pipeline.catalog.add_video(
-                id=source.id,
-                uri=source.uri if source.uri is not None else path.as_uri(),
-                title=title,
-                metadata=source.metadata,
-                trusted=source.trusted,
+                **_fields_of_source(video.source),
                 **fields_of_video(
                     first,
                     [video.records[number] for number in range(first.num_segments)],

@@ -17,10 +17,10 @@ import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from indexer.catalog_records import VideoRecord
 from indexer.durable_files import synchronize_directory
+from indexer.video_files import MEDIA_FOLDER, local_path
 
 CONTENT_TYPES = {
     "mp4": "video/mp4",
@@ -62,7 +62,7 @@ class MediaStore:
     def __init__(self, index_directory: Path, allowed_roots: Sequence[Path] = ()) -> None:
         self._allowed_roots = tuple(allowed_roots)
         self.uploads_directory = index_directory / "uploads"
-        self.media_directory = index_directory / "media"
+        self.media_directory = index_directory / MEDIA_FOLDER
 
     def prepare(self) -> None:
         """Make the folders, readable by the owner alone."""
@@ -103,7 +103,7 @@ class MediaStore:
 
     def locate(self, record: VideoRecord) -> MediaFile | None:
         """The file of a video of the index, if it is there and still as large as the one that was indexed."""
-        path = self.kept(record.id) or _local_path(record.uri)
+        path = self.kept(record.id) or local_path(record.uri)
         if path is None:
             return None
         try:
@@ -153,7 +153,7 @@ def resolve_uri(uri: str, allowed_roots: Sequence[Path]) -> Path | None:
     None for anything else, without a difference between a file that is not there and one that is not allowed:
     the answer must not tell what lies outside of the roots.
     """
-    path = _local_path(uri)
+    path = local_path(uri)
     if path is None:
         return None
     try:
@@ -191,17 +191,3 @@ def sniff_ending(path: Path) -> str | None:
 
 def _is_inside(path: Path, roots: Sequence[Path]) -> bool:
     return any(path.is_relative_to(root) for root in roots)
-
-
-def _local_path(uri: str | None) -> Path | None:
-    if not uri or "\0" in uri:
-        return None
-    if uri.startswith("file:"):
-        parts = urlsplit(uri)
-        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
-            return None
-        uri = unquote(parts.path)
-        if "\0" in uri:
-            return None
-    path = Path(uri)
-    return path if path.is_absolute() else None

@@ -358,11 +358,10 @@ class Searcher:
     # Facts and upkeep
 
     def stats(self) -> dict[str, Any]:
-        """Numbers about the index, fit for JSON; times are seconds since 1970.
-
-        num_videos, num_segments, sequence (last change), fingerprint, model_spec, embedding_dim, num_frames,
-        score_names (the averaged scores), created_at, catalog_size_bytes (with its log), coarse_sequence (last
-        change that searches see), coarse_num_segments, coarse_num_pending, coarse_kind, feature_memory_bytes.
+        """Numbers about the index, fit for JSON: num_videos, num_segments, sequence (last change),
+        fingerprint, model_spec, embedding_dim, num_frames, score_names (the averaged scores), created_at
+        (seconds since 1970), catalog_size_bytes (with its log), coarse_sequence (last change that searches
+        see), coarse_num_segments, coarse_num_pending, coarse_kind, feature_memory_bytes.
         """
         catalog = self.catalog
         num_videos, num_segments = catalog.totals()

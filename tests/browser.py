@@ -20,6 +20,11 @@ OPTIONS = (
     *("--autoplay-policy=no-user-gesture-required", "--hide-scrollbars"),
 )
 
+KEY_NUMBERS = {
+    **{"Backspace": 8, "Tab": 9, "Enter": 13, "Escape": 27, "End": 35, "Home": 36},
+    **{"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40},
+}
+
 
 def find_browser() -> str | None:
     """The path of a Chromium; None where there is none."""
@@ -27,7 +32,7 @@ def find_browser() -> str | None:
 
 
 class Browser:
-    """One page. `evaluate` runs JavaScript in it; `problems`: exceptions and violated policies."""
+    """One page. `evaluate` runs JavaScript in it; `problems`: exceptions, errors and violated policies."""
 
     def __init__(self, program: str, profile: Path, width: int = 1200, height: int = 900) -> None:
         self.problems: list[str] = []
@@ -85,9 +90,13 @@ class Browser:
         return answer["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = 60) -> Any:
-        """The value of an expression as soon as it is true."""
+        """The value of an expression as soon as it is true; an element counts as true."""
         deadline = time.monotonic() + seconds
-        guarded = f"(() => {{ try {{ return {expression} }} catch {{ return null }} }})()"  # Still loading.
+        # While the page is still loading, much is not there.
+        guarded = (
+            f"(() => {{ try {{ const value = {expression}; return value instanceof Element || value }}"
+            " catch { return null } })()"
+        )
         while not (value := self.evaluate(guarded)):
             assert time.monotonic() < deadline, f"{expression} did not become true; {self.problems}"
             time.sleep(0.05)
@@ -99,12 +108,58 @@ class Browser:
         node = self._call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self._call("DOM.setFileInputFiles", files=[str(path) for path in paths], nodeId=node)
 
-    def look(self, width: int, height: int, *, dark: bool = False) -> None:
-        """Set the size of the window, and the colours that the person prefers."""
+    def look(self, width: int, height: int, *, dark: bool = False, still: bool = False) -> None:
+        """Set the size of the window, and the colours and the rest from motion that the person prefers."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self._call("Emulation.setDeviceMetricsOverride", **metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", features=[scheme])
+        motion = {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme, motion])
+
+    def press(self, key: str) -> None:
+        """Press and let go of a key, by its name (`Enter`, `ArrowDown`, `Tab`) or its letter."""
+        text = {"Enter": "\r", "Tab": ""}.get(key, key if len(key) == 1 else "")
+        number = KEY_NUMBERS.get(key, ord(key.upper()) if len(key) == 1 else 0)
+        pressed = {"key": key, "code": key, "windowsVirtualKeyCode": number, "text": text}
+        self._call("Input.dispatchKeyEvent", type="keyDown", **pressed)
+        self._call("Input.dispatchKeyEvent", type="keyUp", **{**pressed, "text": ""})
+
+    def write(self, text: str) -> None:
+        """Type into what has the focus."""
+        self._call("Input.insertText", text=text)
+
+    def point(self, selector: str) -> None:
+        """Move the mouse to the middle of an element."""
+        self._call("Input.dispatchMouseEvent", type="mouseMoved", **self._middle(selector))
+
+    def drop_files(self, selector: str, paths: list[Path]) -> None:
+        """Drag files from outside over an element and let them go."""
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self._call("Input.dispatchDragEvent", type=kind, data=data, **self._middle(selector))
+
+    def go_offline(self, offline: bool = True) -> None:
+        """Cut the network off, or give it back."""
+        limits = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        self._call("Network.enable")
+        self._call("Network.emulateNetworkConditions", offline=offline, **limits)
+
+    def accessible_nodes(self) -> list[tuple[str, str]]:
+        """(role, name) of all that a screen reader finds on the page."""
+        nodes = self._call("Accessibility.getFullAXTree")["nodes"]
+        return [
+            (node.get("role", {}).get("value", ""), node.get("name", {}).get("value", ""))
+            for node in nodes
+            if not node.get("ignored")
+        ]
+
+    def _middle(self, selector: str) -> dict[str, float]:
+        box = self.evaluate(
+            f"(() => {{ const box = document.querySelector({json.dumps(selector)}).getBoundingClientRect();"
+            " return {x: box.x + box.width / 2, y: box.y + box.height / 2} })()"
+        )
+        assert isinstance(box, dict)
+        return box
 
     def screenshot(self, path: Path) -> None:
         """Write what is to be seen as a PNG."""
@@ -136,6 +191,8 @@ class Browser:
     def _note(self, event: dict[str, Any]) -> None:
         if event.get("method") == "Runtime.exceptionThrown":
             self.problems.append(json.dumps(event["params"]["exceptionDetails"])[:500])
+        if event.get("method") == "Runtime.consoleAPICalled" and event["params"]["type"] == "error":
+            self.problems.append(json.dumps(event["params"]["args"])[:500])
         entry = event["params"]["entry"] if event.get("method") == "Log.entryAdded" else None
         if entry and entry["level"] == "error" and entry["source"] != "network":
             self.problems.append(entry["text"])

@@ -20,6 +20,7 @@ from service.api_keys import KeyRing, keys_path
 from service.deadlines import DeadlineMiddleware
 from service.drain import Drain
 from service.error_handlers import install_error_handlers
+from service.generation_watch import watch_generations
 from service.loading import load_searcher
 from service.media_store import MediaStore
 from service.metrics import Metrics
@@ -129,6 +130,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = None
+    app.state.is_outdated = False
     app.state.settings = settings
     app.state.drain = Drain()
     app.state.access = AccessControl(KeyRing(keys_path(settings.index_directory, settings.keys_file)))
@@ -208,9 +210,10 @@ async def _load(
     previews: Previews,
     on_load_failure: Callable[[Exception], None] | None,
 ) -> None:
-    """Load, then look after the worker until cancelled."""
-    try:
-        load = partial(
+    """Load, then look after the worker and other generations of the index until cancelled."""
+
+    async def load() -> ReadyService:
+        load_in_thread = partial(
             load_searcher,
             settings.index_directory,
             settings.model_spec,
@@ -219,8 +222,11 @@ async def _load(
             coarse_kind=settings.coarse_kind,
             feature_memory_bytes=settings.feature_memory_bytes,
         )
-        searcher = await to_thread.run_sync(load, abandon_on_cancel=True)
-        service = _assemble(app, settings, searcher, None, thumbnails, previews)
+        searcher = await to_thread.run_sync(load_in_thread, abandon_on_cancel=True)
+        return _assemble(app, settings, searcher, None, thumbnails, previews)
+
+    try:
+        service = await load()
         await to_thread.run_sync(sweep, service.media_store, service.catalog, service.job_queue)
     except Exception as error:
         # The messages of these say all that a person needs; of any other error the traceback is wanted.
@@ -231,6 +237,18 @@ async def _load(
         return
     app.state.service = service
     logger.info("ready: %d videos", service.catalog.num_videos)
+    watch = asyncio.create_task(
+        watch_generations(app, load, settings.request_timeout_seconds + settings.wait_limit_seconds)
+    )
+    try:
+        await _look_after_worker(app, settings)
+        await watch
+    finally:
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+
+
+async def _look_after_worker(app: FastAPI, settings: ServiceSettings) -> None:
     if settings.start_worker:
         # The worker is told to end as soon as the server is, not when the last request is answered.
         worker = asyncio.create_task(

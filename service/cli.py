@@ -181,7 +181,7 @@ def _index_directory(environment: Environment) -> Path:
     if environment.index is None:
         refuse("say where the index is: --index DIR, or the environment variable XCLIP_INDEX")
     directory = environment.index.expanduser().absolute()
-    from service.loading import index_exists
+    from indexer.generations import index_exists
 
     if not index_exists(directory) and environment.model is None:
         refuse(

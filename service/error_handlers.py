@@ -72,7 +72,8 @@ def from_indexer_error(error: Exception) -> ServiceError:
         return InvalidCursorError()
     if isinstance(error, indexer_errors.DuplicateIdError):
         return IdTakenError()
-    if isinstance(error, indexer_errors.IndexBusyError):
+    # A superseded catalog is one that the server is about to leave for the current one.
+    if isinstance(error, indexer_errors.IndexBusyError | indexer_errors.IndexSupersededError):
         return OverloadedError()
     if isinstance(error, indexer_errors.IndexFullError):
         logger.error("the index cannot grow: %s", error)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from indexer.catalog import Catalog
-from indexer.catalog_schema import CATALOG_FILE
 from indexer.errors import IndexNotFoundError
 from indexer.fingerprint import index_fingerprint
+from indexer.generations import index_exists
 from indexer.sampling import Sampling
 from indexer.search_types import SearchQuery
 from service.settings import CoarseKindChoice
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from model import XClip
 
 logger = logging.getLogger("xclip_search.service")
-
-
-def index_exists(index_directory: Path) -> bool:
-    """Whether there is an index, without opening it."""
-    return (index_directory / CATALOG_FILE).is_file()
 
 
 def load_model(index_directory: Path, model_spec: str | None, device: str) -> XClip:

@@ -17,7 +17,13 @@ from pathlib import Path
 
 from indexer.catalog import Catalog
 from indexer.durable_files import synchronize_directory
-from indexer.errors import IndexBusyError, IndexStorageError, JobNotFoundError, LeaseLostError
+from indexer.errors import (
+    IndexBusyError,
+    IndexStorageError,
+    IndexSupersededError,
+    JobNotFoundError,
+    LeaseLostError,
+)
 from indexer.job_queue import Job, JobQueue
 from service.media_store import MediaStore, unfinished_download
 from service.settings import WorkerSettings
@@ -93,7 +99,7 @@ class Fetcher:
             self._discard_if_ended(job)
         except DownloadError as error:
             self._fail(job, error.reason)
-        except (IndexBusyError, IndexStorageError):
+        except (IndexBusyError, IndexStorageError, IndexSupersededError):
             raise  # Nothing is wrong with the file.
         except OSError as error:
             no_room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -161,6 +167,8 @@ def fetching(
     def run() -> None:
         try:
             fetcher.run(stop)
+        except IndexSupersededError:
+            logger.info("the index was encoded anew: its new generation fetches what waits")
         except Exception as error:
             logger.error("cannot fetch any more; the worker ends", exc_info=error)
         finally:

@@ -9,6 +9,7 @@ its lease, and the job goes to the next one.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -28,6 +29,7 @@ from indexer.errors import (
     IndexBusyError,
     IndexerError,
     IndexStorageError,
+    IndexSupersededError,
     JobNotFoundError,
     LeaseLostError,
     MediaError,
@@ -79,7 +81,11 @@ class Worker:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def run(self, stop: threading.Event) -> None:
-        """Take jobs until `stop` is set or the parent is gone; a job under way gets the grace period."""
+        """Take jobs until `stop` is set or the parent is gone; a job under way gets the grace period.
+
+        Raises IndexSupersededError when another generation of the index has become the current one; the job
+        under way then waits there.
+        """
         upkeep_at = time.monotonic()
         with ThreadPoolExecutor(1, "read") as executor:
             while not self._must_stop(stop):
@@ -87,6 +93,9 @@ class Worker:
                     if time.monotonic() >= upkeep_at:
                         upkeep_at = time.monotonic() + UPKEEP_SECONDS
                         self._clean_up()
+                    # An idle worker writes nothing, and would never learn of it.
+                    if (succession := self._catalog.succession) is not None:
+                        raise IndexSupersededError(succession.generation)
                     job = self._queue.lease(self._name, self._settings.lease_seconds)
                     if job is None:
                         stop.wait(self._settings.poll_seconds)
@@ -129,7 +138,7 @@ class Worker:
             self._fail(job, error.reason)
         except DuplicateIdError:
             self._fail(job, ID_TAKEN_REASON)
-        except UNWRITABLE:
+        except (*UNWRITABLE, IndexSupersededError):
             raise  # Nothing is wrong with the video.
         except OSError as error:
             no_room = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -239,24 +248,44 @@ class Worker:
 
 
 def run_worker(settings: WorkerSettings) -> int:
-    """Work until a signal; returns the exit status: 0, or 1 where model or index cannot be loaded."""
-    from indexer.errors import IndexerError
+    """Work until a signal; returns the exit status: 0, or 1 where model or index cannot be loaded.
+
+    When another generation of the index becomes the current one, it goes on there, with the model of that.
+    """
     from model.errors import ModelError
-    from service.loading import load_model
     from service.logs import start_logging
-    from service.video_reading import VideoReader
 
     start_logging(settings.log_format, settings.log_level)
     # Searches go first where both share a machine.
     os.nice(5)
+    signalled = threading.Event()
+    stops = [threading.Event()]
+
+    def end(*_: object) -> None:
+        signalled.set()
+        stops[-1].set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
     try:
-        model = load_model(settings.index_directory, settings.model_spec, settings.device)
+        while _work_on_current(settings, stops[-1]) and not signalled.is_set():
+            logger.info("the index was encoded anew: going on with its new generation and model")
+            stops.append(threading.Event())
+            if signalled.is_set():
+                break
     except (IndexerError, ModelError) as error:
         logger.error("cannot work: %s", error)
         return 1
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    logger.info("ended")
+    return 0
+
+
+def _work_on_current(settings: WorkerSettings, stop: threading.Event) -> bool:
+    """Work on the current generation; true where another one has become current meanwhile."""
+    from service.loading import load_model
+    from service.video_reading import VideoReader
+
+    model = load_model(settings.index_directory, settings.model_spec, settings.device)
     store = MediaStore(settings.index_directory)
     store.prepare()
     with (
@@ -264,7 +293,6 @@ def run_worker(settings: WorkerSettings) -> int:
         VideoReader(model, catalog.sampling_json, settings.decode_timeout_seconds) as reader,
     ):
         logger.info("ready for jobs")
-        with fetching(settings, catalog, store, stop):
+        with contextlib.suppress(IndexSupersededError), fetching(settings, catalog, store, stop):
             Worker(settings, catalog, store, reader.read).run(stop)
-    logger.info("ended")
-    return 0
+        return catalog.succession is not None

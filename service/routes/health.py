@@ -25,7 +25,7 @@ async def readyz(request: Request, service: Service) -> HealthAnswer:
     """Whether model and index are loaded, searches are answered and the server is not about to end."""
     if request.app.state.drain.begun:
         raise NotReadyError("The server is shutting down.")
-    return HealthAnswer(status="ok")
+    return HealthAnswer(status="outdated" if request.app.state.is_outdated else "ok")
 
 
 @router.get("/stats", dependencies=[READ], responses=problems())

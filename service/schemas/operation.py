@@ -10,9 +10,10 @@ from service.schemas.strictness import Answer
 
 
 class HealthAnswer(Answer):
-    """Whether the process lives, or is ready."""
+    """Whether the process lives, or is ready. outdated: searches are answered from a former generation of the
+    index, because the current one cannot be loaded; changes are refused."""
 
-    status: Literal["ok"]
+    status: Literal["ok", "outdated"]
 
 
 class StatsAnswer(Answer):

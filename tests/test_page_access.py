@@ -39,7 +39,7 @@ CONTRASTS = """
     if (part.closest(":disabled, .picture, .unseen")) continue;
     const [first, second] = [light(rgba(getComputedStyle(part).color)), light(ground(part))];
     const ratio = (Math.max(first, second) + 0.05) / (Math.min(first, second) + 0.05);
-    if (ratio < 4.5) poor.push(`${part.tagName}.${part.className} "${walker.currentNode.data}" ${ratio.toFixed(2)}`);
+    if (ratio < 4.5) poor.push(`${part.outerHTML.slice(0, 80)} ${ratio.toFixed(2)}`);
   }
   return poor;
 })()

@@ -158,6 +158,7 @@ def test_metadata_of_a_video_becomes_a_filter(site: Site, browser: Browser) -> N
     click(browser, "#player-details .facts-list .link")
     browser.wait_for("document.querySelector('.chip')?.innerText.includes('year = 2024')")
     browser.wait_for("!document.querySelector('#player').open")
+    browser.wait_for("document.querySelector('#results').getAttribute('aria-busy') !== 'true'")
     assert site.searcher.filters[-1] == {"metadata.year": {"in": ["2024", 2024]}}
 
 

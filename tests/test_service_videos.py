@@ -10,6 +10,7 @@ import pytest
 from service_fakes import Service, add_video, running
 
 from indexer.errors import DecodeTimeoutError
+from service.routes.page import PARTS
 from service.schemas import JobAnswer, VideoAnswer
 
 MP4 = b"\x00\x00\x00\x18ftypmp42" + bytes(range(256)) * 8
@@ -221,10 +222,7 @@ def test_jobs_are_listed_shown_and_cancelled_without_their_paths(service: Servic
         ("/", "text/html; charset=utf-8"),
         ("/?q=a%20dog", "text/html; charset=utf-8"),
         ("/docs", "text/html; charset=utf-8"),
-        ("/page/app.js", "text/javascript; charset=utf-8"),
-        ("/page/docs.js", "text/javascript; charset=utf-8"),
-        ("/page/style.css", "text/css; charset=utf-8"),
-        ("/page/icon.svg", "image/svg+xml"),
+        *((f"/page/{name}", kind) for name, kind in PARTS.items()),
     ],
 )
 def test_the_pages_parts_are_served_and_name_no_other_host(service: Service, path: str, kind: str) -> None:

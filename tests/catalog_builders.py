@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +68,27 @@ def add_video(catalog: Catalog, number: int, segments: Sequence[SegmentRecord], 
         "size_bytes": 1000 + number,
     }
     return catalog.add_video(segments=segments, **{**fields, **changes})
+
+
+@contextlib.contextmanager
+def kept_changing(directory: Path, random: np.random.Generator) -> Iterator[None]:
+    """Meanwhile a thread adds videos 100, 101, ... of three segments each and deletes a third of them."""
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 100
+        with Catalog.open(directory) as catalog:
+            while not stop.is_set():
+                add_video(catalog, number, [make_segment(random) for _ in range(3)])
+                if number % 3 == 0:
+                    catalog.delete_video(f"video-{number - 2}")
+                number += 1
+                time.sleep(0.001)  # Or a reader would have ever more to read.
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from catalog_builders import add_video, create_catalog, make_segment
+from catalog_builders import add_video, create_catalog, kept_changing, make_segment
 from typer.testing import CliRunner
 
 from indexer.backup import backup, restore
@@ -104,24 +103,8 @@ def test_uploads_that_wait_are_found_at_their_new_place(index, tmp_path):
 
 
 def test_a_backup_made_under_writers_is_of_one_moment(index, tmp_path, random):
-    stop = threading.Event()
-
-    def write() -> None:
-        number = 100
-        with Catalog.open(index) as catalog:
-            while not stop.is_set():
-                add_video(catalog, number, [make_segment(random) for _ in range(3)])
-                if number % 3 == 0:
-                    catalog.delete_video(f"video-{number - 2}")
-                number += 1
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
+    with kept_changing(index, random):
         reports = [backup(index, tmp_path / f"backup-{number}") for number in range(5)]
-    finally:
-        stop.set()
-        thread.join()
     assert reports[-1].sequence > reports[0].sequence
     for number, report in enumerate(reports):
         restore(tmp_path / f"backup-{number}", tmp_path / f"new-{number}")

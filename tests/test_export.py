@@ -7,15 +7,13 @@ import re
 import sqlite3
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from catalog_builders import FINGERPRINT, add_video, create_catalog, make_segment, sha256_of
+from catalog_builders import FINGERPRINT, add_video, create_catalog, kept_changing, make_segment, sha256_of
 from typer.testing import CliRunner
 
 from indexer import export_files, export_layout
@@ -221,25 +219,8 @@ def test_an_export_is_of_one_moment_whatever_is_written_meanwhile(index, tmp_pat
 
 
 def test_exports_made_under_a_writer_hold_whole_videos(index, tmp_path, random):
-    stop = threading.Event()
-
-    def write() -> None:
-        number = 100
-        with Catalog.open(index) as catalog:
-            while not stop.is_set():
-                add_video(catalog, number, [make_segment(random) for _ in range(3)])
-                if number % 3 == 0:
-                    catalog.delete_video(f"video-{number - 2}")
-                number += 1
-                time.sleep(0.001)
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
+    with kept_changing(index, random):
         reports = [export_index(index, tmp_path / f"export-{number}") for number in range(4)]
-    finally:
-        stop.set()
-        thread.join()
     assert reports[-1].sequence > reports[0].sequence
     for number, report in enumerate(reports):
         imported = import_index(tmp_path / f"export-{number}", tmp_path / f"new-{number}")

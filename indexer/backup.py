@@ -24,7 +24,13 @@ from indexer.catalog import Catalog
 from indexer.catalog_connections import translated
 from indexer.catalog_schema import CATALOG_FILE
 from indexer.durable_files import appearing_whole, synchronize_file
-from indexer.errors import BackupDamagedError, IndexDamagedError, IndexExistsError, IndexNotFoundError
+from indexer.errors import (
+    BackupDamagedError,
+    IndexDamagedError,
+    IndexExistsError,
+    IndexNotFoundError,
+    IndexSupersededError,
+)
 from indexer.file_checksums import sha256_of_file, sha256_of_json
 from indexer.job_rows import UNFETCHED, change_job
 
@@ -56,10 +62,13 @@ def backup(
 ) -> BackupReport:
     """Copy the index in `index` to `destination`, which must be empty or absent. It may be in use meanwhile.
 
+    Of several generations the current one is copied, and is the only one of what is restored.
+
     All is of one moment, the one at which the catalog is copied: files are never changed once they have their
     name, so those that are there before and those that are there after together hold all that it names.
     `destination` appears whole or not at all.
-    Raises IndexNotFoundError, IndexDamagedError, IndexExistsError (something is in `destination`), OSError.
+    Raises IndexNotFoundError, IndexDamagedError, IndexExistsError (something is in `destination`), OSError,
+    IndexSupersededError where another generation became the current one meanwhile.
     """
     index, destination = Path(index).resolve(), Path(destination).resolve()
     if destination.is_relative_to(index):
@@ -69,6 +78,9 @@ def backup(
             _copy_new_files(index, unfinished)
             _copy_catalog(catalog, unfinished / CATALOG_FILE)
             _copy_new_files(index, unfinished)
+            succession = catalog.succession
+            if succession is not None:  # The index was encoded anew meanwhile.
+                raise IndexSupersededError(succession.generation)
             if _has_all_waiting_uploads(index, unfinished):
                 break
         with Catalog.open(unfinished) as copied:

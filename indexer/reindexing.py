@@ -29,6 +29,7 @@ from indexer.generations import (
     generations,
     locked_for_reindexing,
     name_generation,
+    named_generation,
     new_generation,
 )
 from indexer.job_transfer import carry_jobs
@@ -111,6 +112,7 @@ def reindex(
     """
     index = Path(index)
     with locked_for_reindexing(index), Catalog.open(index) as source:
+        _end_last_switch(index, source)
         if source.fingerprint == fingerprint:
             return _nothing_to_do(source)
         number = _find_target(index, source, fingerprint)
@@ -148,6 +150,7 @@ def roll_back(
     """
     index = Path(index)
     with locked_for_reindexing(index), Catalog.open(index) as source:
+        _end_last_switch(index, source)
         former = former_generation(index, source)
         if former is None:
             raise IndexNotFoundError(f"the index in {index} has no former generation to go back to")
@@ -192,6 +195,12 @@ def discard_others(index: str | Path) -> list[int]:
         for number in others:
             _remove(index, number)
     return others
+
+
+def _end_last_switch(index: Path, current: Catalog) -> None:
+    """Name the current generation, where a switch was cut short before it did."""
+    if named_generation(index) != current.generation:
+        name_generation(index, current.generation)
 
 
 def _nothing_to_do(catalog: Catalog) -> ReindexReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,9 @@ from indexer.coarse_files import MANIFEST_FILE, SnapshotUnusableError, load_snap
 from indexer.coarse_index import CoarseIndex
 from indexer.coarse_vectors import KindChoice
 from indexer.errors import IndexDamagedError
+from indexer.generations import directory_of, find_named_generation, name_generation, named_generation
 from indexer.job_rows import damaged_jobs
+from indexer.succession import Succession
 from indexer.write_ahead_log import check_log
 
 MAX_FINDINGS = 1000
@@ -85,7 +88,8 @@ def verify(
     report = VerifyReport()
     try:
         # First, and alone: whoever opens a damaged log cuts off what might still be saved.
-        check_log(Path(directory) / CATALOG_FILE)
+        current = named_generation(Path(directory))
+        check_log(directory_of(Path(directory), current) / CATALOG_FILE)
         catalog = Catalog.open(directory, check=False)
     except IndexDamagedError as error:
         report.findings.append(Finding("catalog", str(error)))
@@ -172,6 +176,19 @@ def _coarse_findings(catalog: Catalog) -> Iterator[Finding]:
         yield Finding("coarse index", f"{missing} segments of the catalog are missing")
 
 
+def _name_again(directory: Path) -> None:
+    """Write current.json where it is not what was written, or is gone and needed."""
+    with contextlib.suppress(IndexDamagedError):
+        named_generation(directory)
+        return
+
+    def succession_of(number: int) -> Succession | None:
+        with Catalog(directory, number, check=False) as catalog:
+            return catalog.succession
+
+    name_generation(directory, find_named_generation(directory, succession_of))
+
+
 def rebuild(directory: str | Path, coarse_kind: KindChoice = "auto") -> tuple[int, int]:
     """Make again all that is derived: SQLite's indexes, the totals, the saved coarse index, of this kind.
 
@@ -180,6 +197,7 @@ def rebuild(directory: str | Path, coarse_kind: KindChoice = "auto") -> tuple[in
     Returns the number of videos and of segments. Raises IndexNotFoundError, IndexVersionError, OSError, and
     IndexDamagedError where what it is derived from is damaged.
     """
+    _name_again(Path(directory))
     with Catalog.open(directory, check=False) as catalog:
         with catalog.connections.transaction() as connection:
             connection.execute("REINDEX")

@@ -90,7 +90,7 @@ def served(command: list[str], port: int) -> Iterator[None]:
     """A server, ready, until the end of the block."""
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not is_ready(port):
             assert server.poll() is None and time.monotonic() < deadline, "the server did not start"
             time.sleep(0.2)

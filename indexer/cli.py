@@ -109,28 +109,37 @@ def index(
         sources = find_sources(paths or [], manifest)
         if report is not None and not report.absolute().parent.is_dir():
             stop(f"there is no folder for the report {report}")
-        loaded, catalog, sampling = _open_for_writing(
-            index, model, device, frames_per_second, max_segment_seconds
-        )
-    from indexer.pipeline import IndexingPipeline
+    done: IndexReport | None = None
+    while done is None:
+        with wrong_use_explained():
+            loaded, catalog, sampling = _open_for_writing(
+                index, model, device, frames_per_second, max_segment_seconds
+            )
+        from indexer.errors import IndexSupersededError
+        from indexer.pipeline import IndexingPipeline
 
-    with catalog:
-        pipeline = IndexingPipeline(
-            catalog,
-            loaded,
-            sampling,
-            num_workers=workers,
-            batch_size=batch_size,
-            decode_timeout_seconds=decode_timeout_seconds,
-            backend=backend.value,
-        )
-        try:
-            with progress(len(sources)) as on_event:
-                done = pipeline.run(sources, on_event)
-        except KeyboardInterrupt:
-            typer.echo("interrupted; what is in stays in, and the same command goes on from there", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-        _save_coarse_index(catalog)
+        with catalog:
+            pipeline = IndexingPipeline(
+                catalog,
+                loaded,
+                sampling,
+                num_workers=workers,
+                batch_size=batch_size,
+                decode_timeout_seconds=decode_timeout_seconds,
+                backend=backend.value,
+            )
+            try:
+                with progress(len(sources)) as on_event:
+                    done = pipeline.run(sources, on_event)
+            except KeyboardInterrupt:
+                typer.echo(
+                    "interrupted; what is in stays in, and the same command goes on from there", err=True
+                )
+                raise typer.Exit(INTERRUPTED) from None
+            except IndexSupersededError:
+                typer.echo("the index was encoded anew meanwhile; going on with its new model", err=True)
+                continue
+            _save_coarse_index(catalog)
     if report is not None:
         report.write_text(json.dumps(done.to_dict(), indent=2) + "\n", encoding="utf-8")
     _print_report(done)

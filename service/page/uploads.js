@@ -1,4 +1,4 @@
-// Uploading: chosen or dropped files, one after the other, with progress, cancelling and clear failures.
+// Uploading: chosen or dropped files, sent one after the other, with progress, cancelling and clear failures.
 
 import { call, Failure, onceSignedIn, pause, toFailure } from "./api.js";
 import { button, byId, element, named, show } from "./dom.js";
@@ -81,20 +81,21 @@ async function follow(job, shown, control) {
   }
 }
 
-async function upload(file, shown, control) {
+async function upload(file, shown, control, onSent) {
   if (control.cancelled) throw new Cancelled();
   shown.say(`Uploading: 0 % of ${size(file.size)}`);
   const answer = await onceSignedIn(() => transfer(file, shown, control));
+  onSent(); // The next one may be sent while this one is read.
   hooks.onAccepted();
   if (!answer.job) return [answer.video.id, "Was there already"];
   return [await follow(answer.job, shown, control), "Ready to be found"];
 }
 
-async function run(file, shown, control) {
+async function run(file, shown, control, onSent) {
   numRunning += 1;
   hooks.onAccepted();
   try {
-    const [id, text] = await upload(file, shown, control);
+    const [id, text] = await upload(file, shown, control, onSent);
     shown.end(text, "done");
     const open = button("Show", () => hooks.onShow(id), "link");
     open.setAttribute("aria-label", `Show ${file.name}`);
@@ -112,6 +113,7 @@ async function run(file, shown, control) {
     }
   } finally {
     numRunning -= 1;
+    onSent();
     hooks.onAccepted();
   }
 }
@@ -127,7 +129,7 @@ export function add(files) {
     }, "link");
     cancel.setAttribute("aria-label", `Cancel ${file.name}`);
     shown.actions(cancel);
-    queue = queue.then(() => run(file, shown, control));
+    queue = queue.then(() => new Promise((onSent) => { run(file, shown, control, onSent); }));
   }
 }
 

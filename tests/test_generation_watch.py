@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dying_worker import read_by_rote
 from service_fakes import FakeSearcher, add_video, make_catalog
 from starlette.testclient import TestClient
 
 from indexer.catalog import Catalog
-from indexer.errors import FingerprintMismatchError
+from indexer.errors import FingerprintMismatchError, IndexSupersededError
 from indexer.generations import name_generation
+from indexer.job_queue import JobQueue
+from indexer.job_transfer import carry_jobs
 from indexer.succession import Succession, write_succession
 from service import app as application
 from service import generation_watch
 from service.app import create_app
-from service.settings import ServiceSettings
+from service.media_store import MediaStore
+from service.settings import ServiceSettings, WorkerSettings
+from service.worker import Worker
 
 OTHER = "e" * 64
 
@@ -129,3 +135,44 @@ def test_a_generation_that_cannot_be_loaded_leaves_the_former_one_serving_reads(
         wait_until(lambda: client.get("/readyz").json()["status"] == "ok")
         assert fingerprint(client) == OTHER
         assert client.delete("/videos/first").status_code == 204
+
+
+def test_a_worker_leaves_a_superseded_generation_and_the_job_under_way_is_done_in_the_next(
+    tmp_path: Path,
+) -> None:
+    content = b"\x00\x00\x00\x18ftypmp42" + bytes(1000)
+    store = MediaStore(tmp_path)
+    store.prepare()
+    settings = WorkerSettings(tmp_path, poll_seconds=0.01)
+    stop = threading.Event()
+    with make_catalog(tmp_path) as former:
+        path = store.new_upload_path()
+        path.write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        job = JobQueue(former).enqueue(None, str(path), content_sha256=sha256, delete_source=True)
+        later: list[Catalog] = []
+
+        def read(path: Path) -> dict[str, Any]:
+            with former.connections.reading() as source:
+                later.append(switch(tmp_path, former))
+                with later[0].connections.transaction() as target:
+                    carry_jobs(source, target)
+            return read_by_rote(path)
+
+        with pytest.raises(IndexSupersededError):
+            Worker(settings, former, store, read).run(stop)
+        assert path.exists() and former.num_videos == 0
+        with pytest.raises(IndexSupersededError):  # An idle one learns of it too.
+            Worker(settings, former, store, read_by_rote).run(stop)
+
+    def stop_at_the_end() -> None:
+        wait_until(lambda: JobQueue(later[0]).get(job.id).ended)
+        stop.set()
+
+    thread = threading.Thread(target=stop_at_the_end)
+    thread.start()
+    Worker(settings, later[0], store, read_by_rote).run(stop)
+    thread.join()
+    assert JobQueue(later[0]).get(job.id).state == "done"
+    assert store.locate(later[0].get_video(job.video_id)) is not None
+    later[0].close()

@@ -25,9 +25,13 @@ if TYPE_CHECKING:
     from indexer.manifest import read_manifest as read_manifest
     from indexer.media import MediaInfo as MediaInfo
     from indexer.media import MediaLimits as MediaLimits
+    from indexer.metadata_patch import patch_video as patch_video
     from indexer.pipeline import IndexingPipeline as IndexingPipeline
     from indexer.pipeline import IndexReport as IndexReport
     from indexer.sampling import Sampling as Sampling
+    from indexer.search_types import SearchAnswers as SearchAnswers
+    from indexer.search_types import SimilarAnswer as SimilarAnswer
+    from indexer.search_types import TextsAnswer as TextsAnswer
     from indexer.searcher import SearchAnswer as SearchAnswer
     from indexer.searcher import Searcher as Searcher
     from indexer.searcher import SearchQuery as SearchQuery
@@ -46,12 +50,16 @@ _HOMES = {
     "MediaLimits": "indexer.media",
     "Sampling": "indexer.sampling",
     "SearchAnswer": "indexer.searcher",
+    "SearchAnswers": "indexer.search_types",
     "SearchQuery": "indexer.searcher",
     "SearchResult": "indexer.searcher",
     "Searcher": "indexer.searcher",
+    "SimilarAnswer": "indexer.search_types",
+    "TextsAnswer": "indexer.search_types",
     "VideoSource": "indexer.manifest",
     "find_videos": "indexer.manifest",
     "index_fingerprint": "indexer.fingerprint",
+    "patch_video": "indexer.metadata_patch",
     "probe": "indexer.frame_reader",
     "read_frames": "indexer.frame_reader",
     "read_manifest": "indexer.manifest",

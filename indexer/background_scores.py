@@ -69,12 +69,13 @@ class Background:
         if not len(background):
             return [None] * len(scores)
         below = np.searchsorted(background, scores, side="left")
-        return [round(float(share), 3) for share in 100.0 * below / len(background)]
+        # Rounded down, so that a result's percentile given as the least one does not leave it out.
+        return [math.floor(1000 * share) / 1000 for share in (100.0 * below / len(background)).tolist()]
 
     def least_score(self, mode: SearchMode, percentile: float) -> float | None:
         """The lowest score of at least this percentile; None where every score is."""
         background = self._of(mode)
-        num_below = math.ceil(percentile / 100 * len(background))
+        num_below = math.ceil(percentile / 100 * len(background) - 1e-6)
         if num_below == 0:
             return None
         return float(np.nextafter(background[num_below - 1], np.float32(np.inf)))

@@ -32,6 +32,8 @@ def patch_video(
     """
     if unknown := patch.keys() - {"title", "metadata"}:
         raise InvalidRecordError(f"{', '.join(sorted(unknown))} cannot be patched")
+    if not isinstance(patch.get("title"), str | None):
+        raise InvalidRecordError("title must be a text or None")
     if not isinstance(patch.get("metadata"), Mapping | None):
         raise InvalidRecordError("metadata must be an object or None")
     with catalog.connections.transaction() as connection:

@@ -112,9 +112,13 @@ def order_candidates(
         num_found += len(scored)
         if is_end or len(some) < num_tiers:
             break
-        # Many segments may belong to few videos: go on in longer strides.
         missing = first_num_tiers(num_wanted - num_found, tier_size)
-        num_tiers = max(1, min(2 * num_tiers, MAX_CANDIDATES_AT_ONCE // tier_size), missing)
+        is_poor = 2 * len(scored) < sum(len(tier.ids) for tier in some)
+        if is_poor and not (place is not None and len(all_tiers) == len(some)):
+            # Many segments belong to few videos, or few are good enough: go on in longer strides.
+            num_tiers = max(missing, min(2 * num_tiers, MAX_CANDIDATES_AT_ONCE // tier_size))
+        else:
+            num_tiers = missing
     return OrderedResults(
         ScoredSegments.cat(results),
         np.concatenate(numbers),

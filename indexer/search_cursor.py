@@ -184,7 +184,8 @@ def _unpack(text: str) -> Sequence[Any]:
         content = inflater.decompress(packed, _MAX_JSON_BYTES)
     except (binascii.Error, zlib.error, UnicodeEncodeError) as error:
         raise ValueError("not packed by us") from error
-    if not inflater.eof:
+    is_canonical = base64.urlsafe_b64encode(packed).rstrip(b"=").decode() == text
+    if not inflater.eof or inflater.unused_data or not is_canonical:
         raise ValueError("cut off, or too much")
     try:
         fields = json.loads(content)

@@ -3,7 +3,10 @@ with what any endpoint may answer because of keys and limits."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -85,3 +88,16 @@ def _add_problems(operation: dict[str, Any], route: APIRoute) -> None:
         for media_type, content in response["content"].items():
             known["content"][media_type]["examples"].update(content["examples"])
     operation["responses"] = dict(sorted(operation["responses"].items()))
+
+
+def document_text() -> str:
+    """The document of an application of this version, as docs/openapi.json holds it."""
+    from service.app import create_app
+    from service.settings import ServiceSettings
+
+    document = create_app(ServiceSettings(Path("nowhere"))).openapi()
+    return json.dumps(document, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document_text())

@@ -14,7 +14,9 @@ class ListJobsParameters(Parameters):
     """Of GET /jobs."""
 
     limit: int = Field(default=50, ge=1, le=200, description="Jobs in the answer, at most.")
-    state: Literal["queued", "running", "done", "failed"] | None = None
+    state: Literal["queued", "running", "done", "failed"] | None = Field(
+        default=None, description="Only jobs in this state."
+    )
     after: int | None = Field(default=None, ge=0, le=2**63 - 1, description="`next` of the page before.")
 
 

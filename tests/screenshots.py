@@ -27,7 +27,7 @@ QUERY = "?q=a+red+guitar+appears+in+a+city"
 PICTURES_ARE_THERE = (
     "[...document.querySelectorAll('.card img')].slice(0, 8).every(image => image.naturalWidth)"
 )
-NUM_COLOURS = 192
+NUM_COLOURS = 256
 """Enough for the page's flat colours and drawn scenes; a third of the bytes."""
 
 
@@ -118,11 +118,11 @@ def take(browser: Browser, shot: Shot, address: str, path: Path) -> None:
         browser.evaluate(shot.script)
         browser.wait_for("document.querySelector('#player-words table') && video.readyState >= 2")
         browser.evaluate("video.pause()")
-    browser.evaluate("document.activeElement.blur()")
+    browser.evaluate("document.activeElement.blur(); document.querySelector('#player').scrollTop = 0")
     browser.evaluate("new Promise(resolve => setTimeout(resolve, 500))")
     browser.screenshot(path)
     picture = Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
-    picture.quantize(NUM_COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.quantize(NUM_COLOURS, kmeans=4, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,11 @@ function facts(video) {
     ...row("Added", day(video.added_at)),
     ...row("Id", video.id),
   ];
-  if (video.uri) rows.push(...row("From", video.uri));
+  if (video.uri) {
+    const place = named("span", "", video.uri.replace(/.*[/\\](?=[^/\\])/, ""));
+    place.title = video.uri;
+    rows.push(...row("From", place));
+  }
   if (video.partial) rows.push(...row("Read", `${Math.floor(100 * video.fraction_read)} %: the file is damaged or cut off`));
   return rows;
 }

@@ -39,7 +39,7 @@ export function scoreText(score) {
 // 99.4 of 100 lie below: the top 0.6 %.
 export function topShare(percentile) {
   const share = 100 - percentile;
-  if (share >= 50) return null;
+  if (share > 10) return null; // Nothing to boast of.
   return `top ${share < 0.1 ? "0.1" : share < 10 ? share.toFixed(1) : Math.round(share)} %`;
 }
 

@@ -1,0 +1,103 @@
+"""How far above chance scores lie: percentiles of true captions, and of questions without an answer.
+
+    python benchmarks/background_scores.py [--videos 200] [--seed 0]
+
+Draws the demo corpus of so many videos into a temporary folder, indexes it with the demo model, and asks for
+each caption (true of one video alone) and for sentences about things that no demo video shows. For an index
+of your own take questions of both kinds, and look at the same two columns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from indexer.catalog import Catalog
+from indexer.fingerprint import index_fingerprint
+from indexer.manifest import read_manifest
+from indexer.pipeline import IndexingPipeline
+from indexer.sampling import Sampling
+from indexer.search_types import SearchQuery
+from indexer.searcher import Searcher
+from model import XClip
+from training.demo import make_corpus
+from training.demo import read_manifest as read_captions
+
+# Only words that the demo model knows, of scenes that the demo corpus does not draw.
+NONSENSE = (
+    "the middle of the night then nothing at all",
+    "the top of the town",
+    "something comes from under the room",
+    "from the side it gets off",
+    "a view from the bottom of something",
+    "it comes and then it goes by",
+    "the first thing at the side",
+    "out of the dark by the side of it",
+    "nothing but the view of it",
+    "before it and after it",
+)
+THRESHOLDS = (90.0, 95.0, 99.0, 99.5, 99.9)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--videos", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        manifest = make_corpus(
+            Path(directory) / "corpus", arguments.videos, arguments.seed, Console(stderr=True)
+        )
+        model = XClip.load("demo", "cpu")
+        make_index(Path(directory) / "index", manifest, model)
+        with Searcher(Path(directory) / "index", model) as searcher:
+            searcher.prepare()
+            own = {video.caption: video.id for video in read_captions(manifest)}
+            report(searcher, own)
+
+
+def make_index(directory: Path, manifest: Path, model: XClip) -> None:
+    """Index the videos of the manifest."""
+    sampling = Sampling(num_frames=model.num_frames)
+    with Catalog.create(
+        directory,
+        fingerprint=index_fingerprint(model, sampling),
+        model_spec="demo",
+        embedding_dim=model.embedding_dim,
+        num_frames=model.num_frames,
+        sampling_json=sampling.to_json(),
+    ) as catalog:
+        IndexingPipeline(catalog, model, sampling).run(read_manifest(manifest))
+
+
+def report(searcher: Searcher, own: dict[str, str]) -> None:
+    """Print the table."""
+    for mode in ("rerank", "coarse"):
+        true, best_of_nonsense = [], []
+        for caption, video_id in own.items():
+            results = searcher.search(SearchQuery(caption, limit=1000, mode=mode)).results
+            true += [result.percentile for result in results if result.id == video_id]
+        for text in NONSENSE:
+            best_of_nonsense += [
+                result.percentile for result in searcher.search(SearchQuery(text, limit=1, mode=mode)).results
+            ]
+        print(
+            f"\n{mode}: {len(own)} videos, {len(own)} captions, {len(NONSENSE)} sentences without an answer\n"
+        )
+        print("| `min_percentile` | captions that keep their video | sentences that keep a result |")
+        print("| --- | --- | --- |")
+        for least in THRESHOLDS:
+            kept = np.mean(np.array(true) >= least)
+            wrong = np.mean(np.array(best_of_nonsense) >= least)
+            print(f"| {least:g} | {100 * kept:.0f} % | {100 * wrong:.0f} % |")
+        print(f"\nmedian of a caption's own video: {np.median(true):.2f}")
+        print(f"median of the best result of a sentence without an answer: {np.median(best_of_nonsense):.2f}")
+
+
+if __name__ == "__main__":
+    main()

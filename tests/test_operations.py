@@ -404,6 +404,12 @@ def test_a_server_that_is_ending_is_not_ready_and_closes_connections(service: Se
     assert response.status_code == 200 and response.headers["connection"] == "close"
 
 
+def test_a_server_that_is_ending_keeps_nobody_waiting_for_a_job(service: Service) -> None:
+    threading.Timer(0.3, service.app.state.drain.begin).start()
+    response = service.client.post("/videos?wait=true", files={"file": ("a.mp4", b"x")})
+    assert response.status_code == 202 and response.json()["job"]["state"] == "queued"
+
+
 # Traces
 
 

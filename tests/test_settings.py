@@ -10,6 +10,8 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from service import server
+from service.api_keys import add_key
 from service.cli import app, is_loopback
 from service.settings import Environment, ServiceSettings, WorkerSettings
 
@@ -70,3 +72,26 @@ def test_without_an_index_or_a_model_the_command_says_what_to_do(command: str, t
 def test_only_addresses_of_this_machine_are_loopback() -> None:
     assert all(is_loopback(host) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost"))
     assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "192.168.1.2", "example.org", ""))
+
+
+def test_other_machines_are_not_served_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[tuple[ServiceSettings, str]] = []
+
+    def run_server(settings: ServiceSettings, host: str, port: int) -> int:
+        served.append((settings, host))
+        return 0
+
+    monkeypatch.setattr(server, "run_server", run_server)
+    command = ["serve", "--index", str(tmp_path), "--model", "demo", "--host"]
+    result = CliRunner().invoke(app, [*command, "0.0.0.0"])
+    assert result.exit_code == 2 and "keys add" in result.stderr and "--allow-no-keys" in result.stderr
+    assert not served
+    assert CliRunner().invoke(app, [*command, "127.0.0.1"]).exit_code == 0
+    result = CliRunner().invoke(app, [*command, "0.0.0.0", "--allow-no-keys"])
+    assert result.exit_code == 0 and "warning" in result.stderr
+    add_key(tmp_path / "keys.json", "me", "read")
+    result = CliRunner().invoke(app, [*command, "0.0.0.0"])
+    assert result.exit_code == 0 and not result.stderr
+    assert [host for _, host in served] == ["127.0.0.1", "0.0.0.0", "0.0.0.0"]
+    (tmp_path / "keys.json").chmod(0o666)
+    assert CliRunner().invoke(app, [*command, "127.0.0.1"]).exit_code == 1

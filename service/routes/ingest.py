@@ -24,6 +24,7 @@ from indexer.job_queue import Job, NewJob
 from service.access import WRITE
 from service.addresses import job_url, video_url
 from service.deadlines import WITHOUT_DEADLINE
+from service.drain import Drain
 from service.errors import (
     BodyTooLargeError,
     IdTakenError,
@@ -128,7 +129,8 @@ async def add_video(
         response.status_code = 200
         response.headers["Location"] = root_path + video_url(admission.video_id)
         return AddVideoAnswer(job=None, video=VideoReference(id=admission.video_id))
-    job = await _wait(service, admission.job) if parameters.wait else admission.job
+    drain: Drain = request.app.state.drain
+    job = await _wait(service, admission.job, drain) if parameters.wait else admission.job
     if job.state == "failed" and parameters.wait:
         raise VideoRejectedError(job.reason, job=to_job_answer(job).model_dump(mode="json"))
     if job.state == "done" and parameters.wait:
@@ -237,11 +239,11 @@ def _hash_file(path: Path, limit_bytes: int) -> str:
         raise UriNotAllowedError() from None
 
 
-async def _wait(service: ReadyService, job: Job) -> Job:
-    """The job when it has ended, or as it is when the waiting time is over."""
+async def _wait(service: ReadyService, job: Job, drain: Drain) -> Job:
+    """The job when it has ended, or as it is when the waiting time is over or the server is ending."""
     deadline = time.monotonic() + service.settings.wait_limit_seconds
     pause = FIRST_LOOK_SECONDS
-    while not job.ended and time.monotonic() < deadline:
+    while not job.ended and time.monotonic() < deadline and not drain.begun:
         await sleep(min(pause, max(0.0, deadline - time.monotonic())))
         pause = min(1.5 * pause, SLOWEST_LOOK_SECONDS)
         job = await to_thread.run_sync(partial(service.job_queue.get, job.id))

@@ -1,123 +1,303 @@
-"""How an index grows: disk, start-up, memory, coarse latency and recall by kind, filtered and whole searches.
+"""How an index grows: disk, start-up, memory, kinds of the coarse index, filtered and whole searches.
 
     python benchmarks/scaling.py --sizes 10000,100000 --folder /tmp/scaling
 
-Indexes are drawn (benchmarks/synthetic_index.py) and kept in the folder, so that a second run measures only.
-Each measurement of start-up and memory is a process of its own.
+Indexes are drawn (benchmarks/synthetic_index.py) and kept in the folder, so that a second run measures only,
+or goes on where the first was interrupted. What is measured alone has a process of its own; what is compared
+takes turns. Memory is what /proc/self/status says of that process (Linux): more resident than before opening,
+and the highest meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import functools
+import multiprocessing
+import os
 import statistics
-import subprocess
-import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from synthetic_index import World, draw_segments, make_index
 
 from indexer.catalog import Catalog
 from indexer.coarse_index import CoarseIndex
+from indexer.coarse_vectors import KindChoice
 from indexer.searcher import Searcher, SearchQuery
-from model import XClip
+from model import TextFeatures, XClip
 
 MODEL = "openclip:ViT-B-32-quickgelu/random?seed=0"
-KINDS = ("exact", "ivf-sq", "ivf-pq", "hnsw")
-NUM_QUERIES, NUM_CANDIDATES = 100, 200
+KINDS: tuple[KindChoice, ...] = ("exact", "ivf-sq", "ivf-pq", "hnsw")
+PARTS = ("size", "kinds", "searches", "exhaustive")
+TEXT = "a dog runs on the beach"
+NUM_QUERIES, NUM_CANDIDATES, NUM_ROUNDS = 100, 200, 60
 FILTERS: dict[str, dict[str, Any]] = {
     "none": {},
     "half of the videos": {"metadata.even": True},
     "1 % of the videos": {"metadata.shelf": 7},
 }
-
-START_UP = """
-import json, resource, sys, time
-from indexer.searcher import Searcher, SearchQuery
-from model import XClip
-model = XClip.load(sys.argv[2], "cpu")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-started = time.perf_counter()
-searcher = Searcher(sys.argv[1], model)
-opened = time.perf_counter() - started
-searcher.search(SearchQuery("a dog runs"))
-first = time.perf_counter() - started
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"opened_seconds": opened, "first_answer_seconds": first,
-    "memory_mib": (after - before) / 1024, "kind": searcher.stats()["coarse_kind"]}))
-searcher.close()
-"""
+BUDGETS = {"none": 0, "1 GiB": 1 << 30}
+"""Of the memory for features."""
 
 
-def texts(num_videos: int, catalog: Catalog) -> NDArray[np.float32]:
-    """Queries like texts of videos of the first block, float32 [NUM_QUERIES, D]."""
-    world = World.of(num_videos, catalog.embedding_dim, 0)
-    videos, _ = next(draw_segments(num_videos, 1, catalog.embedding_dim, 0))
-    return world.texts(np.random.default_rng(99), videos[:NUM_QUERIES])
+# Measuring
 
 
-def median_milliseconds(function: Callable[[int], object], count: int) -> float:
+def resident_mib(field: str = "VmRSS") -> float:
+    """What this process has in memory; field VmHWM: the highest since `forget_peak`."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def forget_peak() -> None:
+    """Let VmHWM begin anew (man 5 proc, clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def milliseconds(function: Callable[[int], object], count: int) -> list[float]:
     """Of `count` calls with 0, 1, ..."""
-    seconds = []
+    times = []
     for number in range(count):
         started = time.perf_counter()
         function(number)
-        seconds.append(time.perf_counter() - started)
-    return 1e3 * statistics.median(seconds)
+        times.append(1e3 * (time.perf_counter() - started))
+    return times
 
 
-def measure_start_up(index: Path) -> dict[str, Any]:
-    """A fresh process: seconds until the index is open and until the first answer, and the memory taken."""
-    command = [sys.executable, "-c", START_UP, str(index), MODEL]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
-    return dict(json.loads(answer.stdout))
+def wait_for_upkeep() -> None:
+    """Let what a first search starts in the background come to its end."""
+    for thread in threading.enumerate():
+        if thread.name == "coarse-index-upkeep":
+            thread.join()
 
 
-def measure_kinds(index: Path, num_videos: int, kinds: tuple[str, ...]) -> None:
-    """Print a row for each kind: build, size, latency, recall against exact, with each filter."""
+def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns in a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def row(*values: object) -> None:
+    """Print a row of a table."""
+    print("|", " | ".join(str(value) for value in values), "|", flush=True)
+
+
+# Queries
+
+
+@functools.cache
+def texts(dimension: int) -> NDArray[np.float32]:
+    """Queries like texts of videos of the first block, float32 [NUM_QUERIES, D]."""
+    videos, _ = next(draw_segments(NUM_QUERIES, 1, dimension))
+    return World.of(dimension, 0).texts(np.random.default_rng(99), videos)
+
+
+@contextmanager
+def drawn_texts(model: XClip, sentences: NDArray[np.float32]) -> Iterator[None]:
+    """Let the model encode as ever, and take for the n-th TEXT the n-th of these sentence features.
+
+    Weights that were not learnt give all texts the same neighbours.
+    """
+    encode, number = XClip.encode_text, 0
+
+    def encode_text(texts: list[str]) -> TextFeatures:
+        nonlocal number
+        features = encode(model, texts)
+        if texts != [TEXT]:
+            return features
+        sentence = torch.from_numpy(sentences[number % len(sentences)][None]).to(features.sentence)
+        number += 1
+        return TextFeatures(sentence, features.words, features.word_mask, features.word_weights)
+
+    model.encode_text = encode_text  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        del model.encode_text
+
+
+def allowed_ids(num_videos: int, fields: dict[str, Any]) -> NDArray[np.int64] | None:
+    """Segments of the videos that a filter of FILTERS lets through."""
+    numbers = np.arange(num_videos)
+    if not fields:
+        return None
+    inside = numbers % 2 == 0 if "metadata.even" in fields else numbers % 100 == fields["metadata.shelf"]
+    return np.flatnonzero(inside) + 1
+
+
+# Parts: each prints a table
+
+
+def print_sizes(folder: Path, sizes: list[int]) -> None:
+    """Writing, disk, start-up and memory with a saved coarse index of the kind that `auto` takes."""
+    row("videos", "written in s", "catalog, bytes each", "coarse, bytes each", "kind", "open after s")
+    row("---:", "---:", "---:", "---:", "---", "---:")
+    later = []
+    for size in sizes:
+        index = folder / str(size)
+        seconds = (
+            f"{make_index(index, XClip.load(MODEL, 'cpu'), MODEL, size):.0f}" if not index.exists() else "-"
+        )
+        in_process(save_coarse, index, "auto")
+        disk = [sum(path.stat().st_size for path in index.glob(name)) for name in ("catalog*", "coarse*")]
+        start = in_process(start_up, index)
+        row(
+            f"{size:,}",
+            seconds,
+            *(f"{part / size:,.0f}" for part in disk),
+            start["kind"],
+            f"{start['opened']:.2f}",
+        )
+        later.append((size, start))
+    print()
+    row("videos", "first answer after s", "memory opened MiB", "highest MiB", "after 60 searches MiB")
+    row(*["---:"] * 5)
+    for size, start in later:
+        numbers = (f"{start[name]:,.0f}" for name in ("opened_mib", "highest_mib", "searched_mib"))
+        row(f"{size:,}", f"{start['answered']:.2f}", *numbers)
+
+
+def save_coarse(index: Path, kind: KindChoice) -> dict[str, float]:
+    """Build, save; seconds and the highest memory."""
     with Catalog.open(index) as catalog:
-        queries = texts(num_videos, catalog)
-        exact = CoarseIndex.build(catalog, kind="exact")
+        before = resident_mib()
+        forget_peak()
+        started = time.perf_counter()
+        coarse = CoarseIndex.build(catalog, kind=kind)
+        built = time.perf_counter() - started
+        highest = resident_mib("VmHWM") - before
+        coarse.save()
+        return {"built": built, "saved": time.perf_counter() - started - built, "highest_mib": highest}
+
+
+def start_up(index: Path) -> dict[str, Any]:
+    """Open and search, without HTTP: seconds and memory."""
+    model = XClip.load(MODEL, "cpu")
+    model.encode_text(["what torch does once"])
+    before = resident_mib()
+    forget_peak()
+    started = time.perf_counter()
+    with Searcher(index, model, feature_memory_bytes=BUDGETS["1 GiB"]) as searcher:
+        found: dict[str, Any] = {
+            "opened": time.perf_counter() - started,
+            "opened_mib": resident_mib() - before,
+        }
+        with drawn_texts(model, texts(model.embedding_dim)):
+            searcher.search(SearchQuery(TEXT))
+            found["answered"] = time.perf_counter() - started
+            for _ in range(NUM_ROUNDS - 1):
+                searcher.search(SearchQuery(TEXT))
+        found["searched_mib"] = resident_mib() - before
+        found["highest_mib"] = resident_mib("VmHWM") - before
+        found["kind"] = searcher.stats()["coarse_kind"]
+    return found
+
+
+def print_kinds(folder: Path, sizes: list[int], kinds: Iterable[KindChoice]) -> None:
+    """For each kind: build, file, start-up, memory, and with each filter latency and recall."""
+    row("videos", "kind", "built in s", "highest MiB", "file MiB", "loaded in s", "memory MiB", *FILTERS)
+    row("---:", "---", *["---:"] * (5 + len(FILTERS)))
+    for size in sizes:
+        index = folder / str(size)
+        right = in_process(ask_coarse, index, size, "exact", None)["ids"]
         for kind in kinds:
-            started = time.perf_counter()
-            coarse = exact if kind == "exact" else CoarseIndex.build(catalog, kind=kind)  # type: ignore[arg-type]
-            build_seconds = time.perf_counter() - started
-            for name, fields in FILTERS.items():
-                allowed = None
-                if fields:
-                    ((key, value),) = fields.items()
-                    numbers = np.arange(num_videos)
-                    inside = numbers % 2 == 0 if key == "metadata.even" else numbers % 100 == value
-                    allowed = np.flatnonzero(inside) + 1
-                right = exact.search(queries, NUM_CANDIDATES, allowed)[1]
-                found = coarse.search(queries, NUM_CANDIDATES, allowed)[1]
-                recall = np.mean([np.isin(r, f).mean() for r, f in zip(right, found, strict=True)])
-                latency = median_milliseconds(
-                    lambda n, c=coarse, a=allowed: c.search(queries[n : n + 1], NUM_CANDIDATES, a), 50
-                )
-                row = f"| {num_videos:,} | {kind} | {build_seconds:.1f} | {name}"
-                print(f"{row} | {latency:.2f} | {recall:.4f} |")
+            made = in_process(save_coarse, index, kind)
+            file_mib = sum(path.stat().st_size for path in index.glob("coarse-*.faiss")) / 2**20
+            found = in_process(ask_coarse, index, size, kind, right)
+            cells = (f"{made['built']:.1f}", f"{made['highest_mib']:,.0f}", f"{file_mib:,.0f}")
+            loaded = (f"{found['opened']:.2f}", f"{found['opened_mib']:,.0f}")
+            answers = (f"{ms:.2f} ms, {recall:.4f}" for ms, recall in found["answers"])
+            row(f"{size:,}", kind, *cells, *loaded, *answers)
+        in_process(save_coarse, index, "auto")
 
 
-def measure_searches(index: Path, model: XClip, num_videos: int) -> None:
-    """Print whole searches, without HTTP."""
-    with Searcher(index, model) as searcher:
-        for name, fields in FILTERS.items():
-            query = SearchQuery("a dog runs on the beach", filter=fields or None)
-            searcher.search(query)
-            latency = median_milliseconds(lambda n, q=query: searcher.search(q), 50)
-            timings = searcher.search(query).timings
-            print(
-                f"| {num_videos:,} | {searcher.stats()['coarse_kind']} | {name} | {latency:.1f}"
-                f" | {1e3 * timings.encode_seconds:.1f} | {1e3 * timings.coarse_seconds:.1f}"
-                f" | {1e3 * timings.rerank_seconds:.1f} |"
-            )
+def ask_coarse(
+    index: Path, num_videos: int, kind: KindChoice, right: list[NDArray[np.int64]] | None
+) -> dict[str, Any]:
+    """Open a saved coarse index and ask it with each filter; recall against `right`, where that is given."""
+    with Catalog.open(index) as catalog:
+        before = resident_mib()
+        started = time.perf_counter()
+        coarse = CoarseIndex.open(catalog, kind=kind)
+        found: dict[str, Any] = {
+            "opened": time.perf_counter() - started,
+            "opened_mib": resident_mib() - before,
+        }
+        queries = texts(catalog.embedding_dim)
+        found["ids"], found["answers"] = [], []
+        for place, fields in enumerate(FILTERS.values()):
+            allowed = allowed_ids(num_videos, fields)
+            ids = coarse.search(queries, NUM_CANDIDATES, allowed)[1]
+            found["ids"].append(ids)
+            if right is not None:
+                recall = np.mean([np.isin(r, f).mean() for r, f in zip(right[place], ids, strict=True)])
+
+                def ask(number: int, allowed: NDArray[np.int64] | None = allowed) -> object:
+                    return coarse.search(queries[number : number + 1], NUM_CANDIDATES, allowed)
+
+                found["answers"].append((statistics.median(milliseconds(ask, 50)), recall))
+    return found
+
+
+def print_searches(folder: Path, sizes: list[int]) -> None:
+    """Whole searches without HTTP, sizes by turns: each with and without a filter and memory for features."""
+    model = XClip.load(MODEL, "cpu")
+    names = ("encode", "coarse", "rerank")
+    row("features kept", "filter", "videos", "median ms", "95 % ms", "to the smallest", *names, "page")
+    row("---", "---", *["---:"] * 8)
+    for budget_name, budget in BUDGETS.items():
+        with ExitStack() as stack:
+            searchers = {
+                size: stack.enter_context(Searcher(folder / str(size), model, feature_memory_bytes=budget))
+                for size in sizes
+            }
+            for filter_name, fields in FILTERS.items():
+                taken: dict[int, list[tuple[float, ...]]] = {size: [] for size in sizes}
+                for number in range(NUM_ROUNDS + 5):
+                    for size, searcher in searchers.items():
+                        query = SearchQuery(TEXT, filter=fields or None)
+                        sentence = texts(model.embedding_dim)[number % NUM_QUERIES]
+                        with drawn_texts(model, sentence[None]):
+                            timings = searcher.search(query).timings
+                        parts = [getattr(timings, f"{name}_seconds") for name in names]
+                        total = timings.total_seconds
+                        if number < 5:
+                            wait_for_upkeep()
+                        else:
+                            taken[size].append((total, *parts, total - sum(parts)))
+                medians = {size: 1e3 * np.median(taken[size], axis=0) for size in sizes}
+                for size in sizes:
+                    highest = 1e3 * statistics.quantiles([one[0] for one in taken[size]], n=20)[-1]
+                    row(
+                        *(budget_name, filter_name, f"{size:,}", f"{medians[size][0]:.1f}", f"{highest:.1f}"),
+                        f"{medians[size][0] / medians[sizes[0]][0]:.2f}",
+                        *(f"{value:.1f}" for value in medians[size][1:]),
+                    )
+
+
+def print_exhaustive(folder: Path, sizes: list[int]) -> None:
+    """The full score on everything, up to 100,000: median of 5, after one that fills the memory."""
+    model = XClip.load(MODEL, "cpu")
+    row("videos", "features kept", "exhaustive search s")
+    row("---:", "---", "---:")
+    for size in (size for size in sizes if size <= 100_000):
+        for name, budget in {**BUDGETS, "all": size * 16_000}.items():
+            with Searcher(folder / str(size), model, feature_memory_bytes=budget) as searcher:
+                query = SearchQuery(TEXT, mode="exhaustive")
+                searcher.search(query)
+                wait_for_upkeep()
+                seconds = statistics.median(milliseconds(lambda _, s=searcher, q=query: s.search(q), 5)) / 1e3
+            row(f"{size:,}", name, f"{seconds:.2f}")
 
 
 def main() -> None:
@@ -126,38 +306,25 @@ def main() -> None:
     parser.add_argument("--sizes", default="10000")
     parser.add_argument("--folder", type=Path, help="Where indexes are kept; by default for this run only.")
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--parts", default=",".join(PARTS), help="Tables to print.")
     choices = parser.parse_args()
     sizes = [int(size) for size in choices.sizes.split(",")]
+    kinds: tuple[Any, ...] = tuple(choices.kinds.split(","))
+    print(f"{os.cpu_count()} processors, {torch.get_num_threads()} threads, {MODEL}")
     with tempfile.TemporaryDirectory() as temporary:
-        measure(choices.folder or Path(temporary), sizes, tuple(choices.kinds.split(",")))
-
-
-def measure(folder: Path, sizes: list[int], kinds: tuple[str, ...]) -> None:
-    """Print all tables."""
-    model = XClip.load(MODEL, "cpu")
-    print("| videos | written in s | bytes each | open after s | first answer after s | memory MiB | kind |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: | --- |")
-    for size in sizes:
-        index = folder / str(size)
-        seconds = "before"
-        if not index.exists():
-            seconds = f"{make_index(index, model, MODEL, size):.0f}"
-            with Catalog.open(index) as catalog:
-                CoarseIndex.build(catalog).save()
-        size_bytes = sum(path.stat().st_size for path in index.iterdir())
-        start = measure_start_up(index)
-        print(
-            f"| {size:,} | {seconds} | {size_bytes / size:,.0f} | {start['opened_seconds']:.2f}"
-            f" | {start['first_answer_seconds']:.2f} | {start['memory_mib']:,.0f} | {start['kind']} |"
-        )
-    print("\n| videos | kind | built in s | filter | one query ms | recall of the exact 200 |")
-    print("| ---: | --- | ---: | --- | ---: | ---: |")
-    for size in sizes:
-        measure_kinds(folder / str(size), size, kinds)
-    print("\n| videos | kind | filter | whole search ms | encode | coarse | rerank |")
-    print("| ---: | --- | --- | ---: | ---: | ---: | ---: |")
-    for size in sizes:
-        measure_searches(folder / str(size), model, size)
+        folder = choices.folder or Path(temporary)
+        for size in sizes:
+            if not (folder / str(size)).exists() and "size" not in choices.parts:
+                parser.error(f"there is no index of {size} videos yet: the part `size` makes it")
+        tables = {
+            "size": functools.partial(print_sizes, folder, sizes),
+            "kinds": functools.partial(print_kinds, folder, sizes, kinds),
+            "searches": functools.partial(print_searches, folder, sizes),
+            "exhaustive": functools.partial(print_exhaustive, folder, sizes),
+        }
+        for part in choices.parts.split(","):
+            print()
+            tables[part]()
 
 
 if __name__ == "__main__":

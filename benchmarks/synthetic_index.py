@@ -26,6 +26,10 @@ from indexer.fingerprint import index_fingerprint
 from indexer.sampling import Sampling
 from model import XClip
 
+NUM_CLUSTERS = 5_000
+BLOCK = 1_024
+"""Videos drawn at once."""
+
 DECAY = 0.75
 """Standard deviations along the axes fall as rank^-DECAY: about 50 axes hold half of the variance of 512."""
 
@@ -44,11 +48,11 @@ class World:
     gap: NDArray[np.float32]
 
     @classmethod
-    def of(cls, num_videos: int, dimension: int, seed: int) -> World:
-        """A world with a cluster for every 200 videos, at least ten."""
+    def of(cls, dimension: int, seed: int) -> World:
+        """The same world for every number of videos."""
         random = np.random.default_rng(seed)
         spectrum = unit((1 + np.arange(dimension, dtype=np.float32)) ** -DECAY)
-        centres = normal(random, max(10, num_videos // 200), dimension) * spectrum
+        centres = normal(random, NUM_CLUSTERS, dimension) * spectrum
         mean, gap = normal(random, 2, dimension) * np.float32(0.8 / np.sqrt(dimension))
         return cls(centres, spectrum, mean, gap)
 
@@ -82,21 +86,25 @@ def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def draw_segments(
-    num_videos: int, num_frames: int, dimension: int, seed: int = 0, block: int = 1024
+    num_videos: int, num_frames: int, dimension: int, seed: int = 0, *, first: int = 0
 ) -> Iterator[tuple[NDArray[np.float32], list[SegmentRecord]]]:
-    """Blocks of (videos as the world knows them, a segment for each); equal arguments give equal blocks."""
-    world = World.of(num_videos, dimension, seed)
+    """Blocks of (videos as the world knows them, a segment for each), from the video `first` on.
+
+    The n-th video is the same one whatever the other arguments: a larger index begins as a smaller one.
+    """
+    world = World.of(dimension, seed)
     times = np.arange(num_frames, dtype=np.float64)
-    for first in range(0, num_videos, block):
-        random = np.random.default_rng((seed, first))
-        videos = world.videos(random, min(block, num_videos - first))
+    for start in range(first - first % BLOCK, num_videos, BLOCK):
+        random = np.random.default_rng((seed, start))
+        videos = world.videos(random, BLOCK)
         frames = world.frames(random, videos, num_frames)
         pooled = unit(frames.mean(axis=1))
         segments = [
             SegmentRecord(0.0, float(num_frames), feature, some.astype(np.float16), num_frames, times)
             for feature, some in zip(pooled, frames, strict=True)
         ]
-        yield videos, segments
+        wanted = slice(max(first - start, 0), num_videos - start)
+        yield videos[wanted], segments[wanted]
 
 
 def make_index(
@@ -104,12 +112,12 @@ def make_index(
 ) -> float:
     """An index of so many videos of one segment, by the catalog's own way of adding. Returns seconds.
 
+    Goes on with what is there of one: after an interruption, or to make a smaller one larger.
     Every video has metadata to filter by: `shelf` 0 to 99, `even` true or false. durable: wait for the disk
     after each video, as the catalog does; a drawn index need not outlive a power failure.
     """
     sampling = Sampling(model.num_frames)
     started = time.perf_counter()
-    number = 0
     with Catalog.open_or_create(
         directory,
         fingerprint=index_fingerprint(model, sampling),
@@ -118,11 +126,14 @@ def make_index(
         num_frames=model.num_frames,
         sampling_json=sampling.to_json(),
     ) as catalog:
+        number = catalog.num_videos
         if not durable:
             # There is one thread, and so one connection, which keeps this.
             with catalog.connections.reading() as connection:
                 connection.execute("PRAGMA synchronous = OFF")
-        for _, segments in draw_segments(num_videos, model.num_frames, model.embedding_dim, seed):
+        for _, segments in draw_segments(
+            num_videos, model.num_frames, model.embedding_dim, seed, first=number
+        ):
             for segment in segments:
                 catalog.add_video(
                     id=f"video-{number}",

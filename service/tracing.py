@@ -1,6 +1,6 @@
 """Spans of requests and of the stages of searches, sent by OpenTelemetry where that is asked for.
 
-The SDK reads the standard variables itself: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME and so on. It comes
+The SDK reads its variables itself: OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME and so on. It comes
 with the extra `otel` and is imported only here, only when tracing starts.
 """
 

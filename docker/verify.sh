@@ -100,8 +100,6 @@ if [ "$engine" = buildah ]; then
     root=$(cli mount "$container")
     user=$(cli inspect --type image --format '{{.OCIv1.Config.User}}' "$image")
     mapfile -t environment < <(cli inspect --type image --format '{{range .OCIv1.Config.Env}}{{println .}}{{end}}' "$image" | sed '/^$/d')
-    health=$(cli inspect --type image --format '{{json .Docker.Config.Healthcheck.Test}}' "$image" 2>/dev/null) ||
-        health=$(cli inspect --type image --format '{{json .Docker.ContainerConfig.Healthcheck.Test}}' "$image")
     settings+=("XCLIP_PORT=${PORT:-18431}" XCLIP_HOST=127.0.0.1)
     for part in index models keys; do
         cp -a "$root/$part" "$work/$part" # As a new named volume takes the owner of the image's folder.
@@ -124,6 +122,8 @@ ENTER
             --reuid "${user%:*}" --regid "${user#*:}" --clear-groups --no-new-privs \
             --inh-caps=-all --bounding-set=-all -- "$@"
     }
+    health=$(cli inspect --type image "$image" | confined python -c 'import json, sys
+print(json.dumps(json.load(sys.stdin)["Docker"]["config"]["Healthcheck"]["Test"], separators=(",", ":")))')
 else
     health=$(cli inspect --type image --format '{{json .Config.Healthcheck.Test}}' "$image" 2>/dev/null) || true
     case $health in '['*) ;; *) health=$(cli inspect --type image --format '{{json .HealthCheck.Test}}' "$image") ;; esac

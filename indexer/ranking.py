@@ -31,6 +31,11 @@ class ScoredSegments:
     def __getitem__(self, rows: NDArray[np.intp] | NDArray[np.bool_] | slice) -> Self:
         return type(self)(*(getattr(self, column.name)[rows] for column in fields(self)))
 
+    def reach(self, least_score: float) -> NDArray[np.bool_]:
+        """bool [N]: whose total is at least this, which may be beyond what float32 holds."""
+        enough: NDArray[np.bool_] = self.total.astype(np.float64) >= least_score
+        return enough
+
     @classmethod
     def none(cls) -> Self:
         """No segments."""

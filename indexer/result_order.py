@@ -104,7 +104,7 @@ def order_candidates(
             seen_videos = np.union1d(seen_videos, scored.video_numbers)
             scored, tier_numbers = scored[new], tier_numbers[new]
         if least_score is not None:
-            enough = scored.total >= least_score
+            enough = scored.reach(least_score)
             scored, tier_numbers = scored[enough], tier_numbers[enough]
         all_tiers += some
         results.append(scored)
@@ -151,7 +151,7 @@ def _score_tiers(
     if least_score is None:
         return scored, numbers, False
     for number, tier in enumerate(tiers, start=first_number):
-        if len(tier.ids) and not (scored.total[numbers == number] >= least_score).any():
+        if len(tier.ids) and not scored[numbers == number].reach(least_score).any():
             before = numbers < number
             return scored[before], numbers[before], True
     return scored, numbers, False
@@ -213,7 +213,7 @@ class ExhaustiveOrder:
         """The best so far, best first."""
         scored = self._kept[: self._keep]
         if least_score is not None:
-            scored = scored[scored.total >= least_score]
+            scored = scored[scored.reach(least_score)]
         return OrderedResults(
             scored, np.zeros(len(scored), np.int64), (), self._place, self._num_looked_at, self._tolerance
         )

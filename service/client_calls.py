@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, Protocol, TypedDict, TypeVar, cast
 from urllib.parse import quote
 
 import httpx
@@ -108,7 +108,7 @@ class Call(Generic[T]):
             yield http.build_request(self.method, self.path, **arguments)
             return
         with self.form.path.open("rb") as file:
-            counted = _CountedFile(file, self.form.on_progress)
+            counted = cast("BinaryIO", _CountedFile(file, self.form.on_progress))
             files = {"file": (self.form.path.name, counted, "application/octet-stream")}
             yield http.build_request(self.method, self.path, data=self.form.fields, files=files, **arguments)
 

@@ -76,9 +76,7 @@ def test_an_address_becomes_a_job_whose_file_is_still_to_be_fetched(service: Ser
         *("http://169.254.169.254/latest/", "http:///etc/passwd", "HTTPS://10.0.0.1/", "http:relative"),
     ],
 )
-def test_an_address_that_may_not_be_asked_is_refused_and_not_repeated(
-    service: Service, uri: str
-) -> None:
+def test_an_address_that_may_not_be_asked_is_refused_and_not_repeated(service: Service, uri: str) -> None:
     response = post(service, uri)
     assert response.status_code == 403 and response.json()["type"].endswith("uri-not-allowed")
     assert uri not in response.text and "10.0.0.1" not in response.text

@@ -11,7 +11,7 @@ FLAVOUR := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/
 LOCK := $(if $(filter gpu,$(FLAVOUR)),requirements-gpu.lock,requirements.lock)
 READY := .venv/ready-$(FLAVOUR)
 
-.PHONY: help install demo test test-slow lint format bench lock demo-model demo-card clean
+.PHONY: help install demo test test-slow test-browser screenshots lint format bench lock demo-model demo-card clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
@@ -32,6 +32,12 @@ test: $(READY) ## the default tests: CPU, offline, on all cores
 
 test-slow: $(READY) ## the slow tests too
 	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not gpu and not browser'
+
+test-browser: $(READY) ## the page in a headless Chromium
+	$(BIN)/python -m pytest -n auto --dist loadfile -m browser
+
+screenshots: $(READY) ## the page's pictures for the docs (needs Chromium)
+	$(BIN)/python -m tests.screenshots --output docs/images
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ FLAVOUR := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/
 LOCK := $(if $(filter gpu,$(FLAVOUR)),requirements-gpu.lock,requirements.lock)
 READY := .venv/ready-$(FLAVOUR)
 
-.PHONY: help install demo test test-slow test-browser screenshots lint format bench lock demo-model demo-card clean
+.PHONY: help install demo test test-slow test-browser screenshots openapi lint format bench lock demo-model demo-card clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
@@ -38,6 +38,9 @@ test-browser: $(READY) ## the page in a headless Chromium
 
 screenshots: $(READY) ## the page's pictures for the docs (needs Chromium)
 	$(BIN)/python -m tests.screenshots --output docs/images
+
+openapi: $(READY) ## docs/openapi.json again, after a change of the API
+	$(BIN)/python -m service.openapi > docs/openapi.json
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -116,13 +116,11 @@ mount -o remount,bind,ro "$root"
 exec env -i "$@"
 ENTER
     )
-    confined() {
-        unshare --mount --propagation private bash -euc "$enter" - "$root" "$work" "$user" \
-            "${environment[@]}" "${settings[@]}" /usr/sbin/chroot "$root" setpriv \
-            --reuid "${user%:*}" --regid "${user#*:}" --clear-groups --no-new-privs \
-            --inh-caps=-all --bounding-set=-all -- "$@"
-    }
-    health=$(cli inspect --type image "$image" | confined python -c 'import json, sys
+    confined=(unshare --mount --propagation private bash -euc "$enter" - "$root" "$work" "$user"
+        "${environment[@]}" "${settings[@]}" /usr/sbin/chroot "$root" setpriv
+        --reuid "${user%:*}" --regid "${user#*:}" --clear-groups --no-new-privs
+        --inh-caps=-all --bounding-set=-all --)
+    health=$(cli inspect --type image "$image" | "${confined[@]}" python -c 'import json, sys
 print(json.dumps(json.load(sys.stdin)["Docker"]["config"]["Healthcheck"]["Test"], separators=(",", ":")))')
 else
     health=$(cli inspect --type image --format '{{json .Config.Healthcheck.Test}}' "$image" 2>/dev/null) || true
@@ -135,7 +133,7 @@ case $health in '["CMD",'*) ;; *) fail "the image has no health check: $health" 
 
 job() {
     case $engine in
-    buildah) confined "$@" ;;
+    buildah) "${confined[@]}" "$@" ;;
     *) cli run --rm --interactive "${flags[@]}" --entrypoint "$1" "$image" "${@:2}" ;;
     esac
 }
@@ -144,7 +142,8 @@ start() {
     shift
     case $engine in
     buildah)
-        confined "$@" >"$work/$part.log" 2>&1 &
+        # No function: the process in the background must be the service itself, to get the signal.
+        "${confined[@]}" "$@" >"$work/$part.log" 2>&1 &
         pids[$part]=$!
         ;;
     *) cli run --detach --name "$name-$part" "${flags[@]}" --entrypoint "$1" "$image" "${@:2}" >/dev/null ;;
@@ -152,7 +151,7 @@ start() {
 }
 inside() {
     case $engine in
-    buildah) confined "${@:2}" ;;
+    buildah) "${confined[@]}" "${@:2}" ;;
     *) cli exec --interactive "$name-$1" "${@:2}" ;;
     esac
 }

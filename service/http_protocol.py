@@ -25,6 +25,10 @@ from service.errors import (
     ServiceError,
 )
 
+IDLE_SECONDS = 1.0
+"""A connection that was silent for so long may be closed to make room. A younger one's request may lie in the
+kernel, not read yet."""
+
 STALLED_SECONDS = 60.0
 """A client that reads nothing of its answer for so long is gone."""
 
@@ -59,6 +63,7 @@ class BoundedProtocol(H11Protocol):
         super().__init__(config, server_state, app_state, _loop)
         self._limits = config.limits
         self._idle_since = self.loop.time()
+        self._is_surplus = False
         self._input_timer: asyncio.TimerHandle | None = None
         self._output_timer: asyncio.TimerHandle | None = None
 
@@ -72,13 +77,20 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or refuse it where all are busy."""
         super().connection_made(transport)
-        if len(self.connections) > self._limits.max_connections and not self._make_room():
-            self._refuse(OverloadedError("All connections are taken. Try again later."))
-            return
+        num_over = len(self.connections) - self._limits.max_connections
+        if num_over > 0 and not self._make_room():
+            if num_over > self._limits.max_connections:
+                transport.abort()
+                return
+            # Refused when it has asked: closing before its request is read would reset it, the answer lost.
+            self._is_surplus = True
         self._watch_input()
 
     def data_received(self, data: bytes) -> None:
         """Take a part of a request."""
+        if self._is_surplus:
+            self._refuse(OverloadedError("All connections are taken. Try again later."))
+            return
         super().data_received(data)
         self._watch_input()
 
@@ -144,10 +156,11 @@ class BoundedProtocol(H11Protocol):
 
     def _make_room(self) -> bool:
         """Close the connection that has been idle for longest; false where all others are busy."""
+        latest = self.loop.time() - IDLE_SECONDS
         idle = [
             other
             for other in self.connections
-            if isinstance(other, BoundedProtocol) and other is not self and other.is_idle
+            if isinstance(other, BoundedProtocol) and other.is_idle and other._idle_since <= latest
         ]
         if not idle:
             return False

@@ -191,7 +191,10 @@ def test_a_client_that_does_not_read_its_answer_is_cut_off(monkeypatch: pytest.M
         wait_until(lambda: not server.server.server_state.connections)
 
 
-def test_where_all_connections_are_taken_the_longest_idle_one_gives_way() -> None:
+def test_where_all_connections_are_taken_the_longest_idle_one_gives_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_protocol, "IDLE_SECONDS", 0.0)
     with running(max_connections=3) as server, contextlib.ExitStack() as stack:
         first, second, third = (stack.enter_context(server.connect()) for _ in range(3))
         for connection in (first, second, third):
@@ -210,7 +213,9 @@ def test_where_all_connections_are_busy_a_further_one_is_refused() -> None:
         for number in range(1, 3):
             stack.enter_context(server.connect()).sendall(GET.replace(b"/ ", b"/hold "))
             wait_until(lambda number=number: server.num_begun == number)
-        assert read_problem(stack.enter_context(server.connect()))["status"] == 503
+        further = stack.enter_context(server.connect())
+        further.sendall(GET)
+        assert read_problem(further)["status"] == 503
 
 
 def test_at_the_end_requests_under_way_sent_and_waiting_at_the_door_are_all_answered() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from indexer import catalog_videos
 from indexer.catalog_connections import ConnectionPool
 from indexer.catalog_features import FeatureRows, read_segment_infos
 from indexer.catalog_records import Change, SegmentFeatures, SegmentInfo, VideoRecord
-from indexer.catalog_schema import CATALOG_FILE, check_catalog_file, check_facts
+from indexer.catalog_schema import CATALOG_FILE, LEFT_BEHIND, check_catalog_file, check_facts
 from indexer.catalog_soundness import check_structure
 from indexer.change_log import last_sequence, read_changes, read_token
 from indexer.errors import IndexDamagedError, VideoNotFoundError
@@ -29,7 +30,8 @@ class CatalogReader:
     """The reading half of `indexer.catalog.Catalog`, which is what others use.
 
     index_directory: the whole index. generation: which of its generations this is. directory: where the files
-    of that generation lie, the catalog at `path` among them.
+    of that generation lie, the catalog at `path` among them. left_behind: ids of videos that could not be
+    encoded for the generation that took this one's place, as of when it was opened.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class CatalogReader:
             self.embedding_dim = int(facts["embedding_dim"])
             self.num_frames = int(facts["num_frames"])
             self.created_at = float(facts["created_at"])
+            self.left_behind = frozenset[str](json.loads(facts.get(LEFT_BEHIND, "[]")))
             check_facts(facts, self.path)
             self._features = FeatureRows(self.num_frames, self.embedding_dim, self.fingerprint)
         except (KeyError, ValueError, TypeError) as error:

@@ -155,7 +155,7 @@ def _run(
 def _read_facts(index: Path, *, of_former: bool) -> tuple[str, str]:
     """Model spec and sampling of the current generation, or of the one before it."""
     from indexer.catalog import Catalog
-    from indexer.reindexing import former_generation
+    from indexer.former_generations import former_generation
 
     with Catalog.open(index) as current:
         if not of_former:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from indexer.catalog import Catalog
 from indexer.catalog_records import VideoRecord
-from indexer.catalog_schema import CATALOG_FILE
+from indexer.catalog_schema import CATALOG_FILE, LEFT_BEHIND, replace_fact
 from indexer.coarse_index import CoarseIndex
 from indexer.durable_files import synchronize_directory
 from indexer.errors import ChangesForgottenError, IndexNotFoundError
+from indexer.former_generations import former_generation, last_epoch
 from indexer.generations import (
     FIRST_GENERATION,
     directory_of,
@@ -106,7 +108,8 @@ def reindex(
     Goes on from where a run was interrupted, and uses a former generation of this fingerprint where there is
     one. One that was begun with another fingerprint and never became current is removed.
     make_pipeline: gives what encodes into a catalog of this fingerprint.
-    allow_missing: switch though there are videos that cannot be encoded; they stay in the generation before.
+    allow_missing: switch though there are videos that cannot be encoded; they stay in the generation before,
+    and are there again after going back to it.
     Raises IndexBusyError where another run is at work, IndexNotFoundError, IndexDamagedError,
     IndexStorageError; whatever is raised before the switch leaves the index as it was.
     """
@@ -156,29 +159,6 @@ def roll_back(
             raise IndexNotFoundError(f"the index in {index} has no former generation to go back to")
         with Catalog.open_generation(index, former, although_superseded=True) as target:
             return _Switch(source, target, make_pipeline(target), allow_missing, progress).run()
-
-
-def last_epoch(index: Path) -> int:
-    """The highest epoch in any generation of an index; 0 before the first switch."""
-    epochs = [0]
-    for number in generations(index):
-        with Catalog.open_generation(index, number) as catalog:
-            succession = catalog.succession
-        epochs.append(0 if succession is None else succession.epoch)
-    return max(epochs)
-
-
-def former_generation(index: Path, current: Catalog) -> int | None:
-    """The generation that was the current one before `current`, or None."""
-    found: list[tuple[int, int]] = []
-    for number in generations(index):
-        if number == current.generation:
-            continue
-        with Catalog.open_generation(index, number) as catalog:
-            succession = catalog.succession
-        if succession is not None and succession.epoch > 0:
-            found.append((succession.epoch, number))
-    return max(found)[1] if found else None
 
 
 def discard_others(index: str | Path) -> list[int]:
@@ -253,12 +233,13 @@ class _Switch:
         self._allow_missing = allow_missing
         self._progress = progress
         self._missing: dict[str, str] = {}
+        self._left_behind = _still_left_behind(source, target)
         self._report = ReindexReport(source.generation, source.fingerprint, source.fingerprint)
 
     def run(self) -> ReindexReport:
         sequence = self._source.sequence
         ids = self._source.video_ids()
-        known = set(ids)
+        known = self._left_behind.union(ids)
         gone = [video_id for video_id in self._target.video_ids() if video_id not in known]
         wanted = self._reconcile(gone + ids)
         self._report.num_kept = len(ids) - len(wanted)
@@ -294,6 +275,7 @@ class _Switch:
         index = self._source.index_directory
         with self._target.connections.transaction() as into:
             self._report.num_jobs = carry_jobs(connection, into)
+        replace_fact(connection, LEFT_BEHIND, json.dumps(sorted(self._missing)))
         for directory in (self._target.directory, self._target.directory.parent, index):
             synchronize_directory(directory)
         write_succession(connection, Succession(self._target.generation, 1 + last_epoch(index)))
@@ -307,7 +289,8 @@ class _Switch:
                 sequence = changes[-1].sequence
             return list(changed)
         except ChangesForgottenError:
-            return list(dict.fromkeys(self._target.video_ids() + self._source.video_ids()))
+            of_target = [i for i in self._target.video_ids() if i not in self._left_behind]
+            return list(dict.fromkeys(of_target + self._source.video_ids()))
 
     def _reconcile(self, video_ids: Sequence[str]) -> list[str]:
         """Make the target's records of these videos those of the source; returns ids of those to encode."""
@@ -377,6 +360,18 @@ class _Switch:
             coarse = CoarseIndex.open(self._target)
             coarse.compact()
             coarse.save()
+
+
+def _still_left_behind(source: Catalog, target: Catalog) -> set[str]:
+    """Videos of the target that the source lacks though nobody deleted them: they could not be encoded when
+    the target's place was taken. One that was added again since and then deleted is not among them."""
+    left_behind = set(target.left_behind)
+    sequence = 0
+    with contextlib.suppress(ChangesForgottenError):
+        while left_behind and (changes := source.changes_since(sequence)):
+            left_behind.difference_update(change.video_id for change in changes if change.kind == "delete")
+            sequence = changes[-1].sequence
+    return left_behind
 
 
 def _told(record: VideoRecord) -> tuple[Any, ...]:

@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 
 from indexer.catalog import Catalog
-from indexer.errors import IndexBusyError, IndexDamagedError, IndexStorageError, IndexSupersededError
+from indexer.errors import IndexBusyError, IndexerError, IndexStorageError, IndexSupersededError
+from indexer.former_generations import find_in_others
 from indexer.job_admission import forget_expired_keys
 from indexer.job_queue import Job, JobQueue
 from service.media_store import MediaStore
@@ -18,8 +19,8 @@ logger = logging.getLogger("xclip_search.service")
 
 
 def sweep(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue) -> int:
-    """Delete uploads of jobs that have ended or never came to be, and accepted files of no video; returns how
-    many. Forget idempotency keys that were kept long enough.
+    """Delete uploads of jobs that have ended or never came to be, and accepted files of no video of any
+    generation; returns how many. Forget idempotency keys that were kept long enough.
 
     May run in several processes, and while videos come and go.
     """
@@ -34,7 +35,7 @@ def sweep(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue) -> int
             num_deleted = _sweep_files(media_store, catalog, job_queue)
         except FileNotFoundError:  # A file went away, as it should, while it was looked at.
             continue
-        except IndexDamagedError as error:  # Whose the files are cannot be told.
+        except IndexerError as error:  # Whose the files are cannot be told.
             logger.error("no files are deleted: %s", error)
             return 0
         if num_deleted:
@@ -67,5 +68,7 @@ def _sweep_files(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue)
     known = {job.video_id for job in waiting} | set(catalog.get_videos(ids))
     if catalog.succession is not None:  # Another generation of the index knows more.
         return len(left_over)
+    # Going back needs the files of videos that only a former generation has.
+    known |= find_in_others(catalog, [video_id for video_id in ids if video_id not in known])
     deleted = media_store.sweep({Path(job.source_path) for job in waiting}, ids, known)
     return len(left_over) + len(deleted)

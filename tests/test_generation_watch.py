@@ -137,6 +137,28 @@ def test_a_generation_that_cannot_be_loaded_leaves_the_former_one_serving_reads(
         assert client.delete("/videos/first").status_code == 204
 
 
+def test_a_page_begun_before_the_switch_is_refused_after_it_and_new_ones_go_on(
+    tmp_path: Path, client: TestClient, load: dict[str, Any]
+) -> None:
+    with Catalog.open(tmp_path) as source:
+        add_video(source, "second")
+        old = client.get("/videos", params={"limit": 1}).json()["next"]
+        assert [v["id"] for v in client.get("/videos", params={"after": old}).json()["videos"]] == ["first"]
+        with switch(tmp_path, source):
+            wait_until(lambda: fingerprint(client) == OTHER)
+            refused = client.get("/videos", params={"limit": 1, "after": old})
+            assert (refused.status_code, refused.json()["type"].split(":")[-1]) == (422, "invalid-cursor")
+            found: list[str] = []
+            after: int | None = None
+            while not found or after is not None:
+                given = {} if after is None else {"after": after}
+                page = client.get("/videos", params={"limit": 1, **given}).json()
+                found += [video["id"] for video in page["videos"]]
+                after = page["next"]
+            assert found == ["second", "first"]
+            assert client.get("/videos", params={"after": 2**63 - 1}).status_code == 422
+
+
 def test_a_worker_leaves_a_superseded_generation_and_the_job_under_way_is_done_in_the_next(
     tmp_path: Path,
 ) -> None:

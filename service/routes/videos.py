@@ -17,11 +17,13 @@ from service.access import READ, WRITE
 from service.addresses import media_url, preview_url, thumbnail_url
 from service.errors import (
     CrossSiteError,
+    InvalidCursorError,
     InvalidRequestError,
     OverloadedError,
     StorageFullError,
     VideoNotFoundError,
 )
+from service.list_cursors import from_cursor, to_cursor
 from service.ready_service import ReadyService, Service
 from service.request_body import describe_body, read_json
 from service.routes.descriptions import BODY_ERRORS, problems
@@ -32,20 +34,21 @@ MERGE_PATCH = "application/merge-patch+json"
 router = APIRouter(prefix="/videos", tags=["videos"], dependencies=[READ])
 
 
-@router.get("", responses=problems())
+@router.get("", responses=problems(InvalidCursorError))
 async def list_videos(
     request: Request, parameters: Annotated[ListVideosParameters, Query()], service: Service
 ) -> VideoPage:
     """Videos of the index, newest first. Videos added or deleted in between shift no page."""
     chosen = None if parameters.filter is None else parse_filter(json.loads(parameters.filter))
-    read = partial(service.catalog.list_videos, parameters.limit + 1, parameters.after, chosen=chosen)
+    after = from_cursor(service.catalog, parameters.after)
+    read = partial(service.catalog.list_videos, parameters.limit + 1, after, chosen=chosen)
     records = await to_thread.run_sync(read)
     page = records[: parameters.limit]
     root_path = request.scope.get("root_path", "")
     playable = await to_thread.run_sync(service.playability.of_ids, [record.id for record in page])
     return VideoPage(
         videos=[to_video_answer(record, playable[record.id], root_path) for record in page],
-        next=page[-1].sequence if len(records) > len(page) else None,
+        next=to_cursor(service.catalog, page[-1].sequence) if len(records) > len(page) else None,
     )
 
 

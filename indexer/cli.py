@@ -200,6 +200,7 @@ def info(index: IndexOption, as_json: JsonOption = False) -> None:
     """
     with wrong_use_explained():
         from indexer.catalog import Catalog
+        from indexer.generations import generations
 
         with Catalog.open(index) as catalog:
             num_videos, num_segments = catalog.totals()
@@ -214,6 +215,8 @@ def info(index: IndexOption, as_json: JsonOption = False) -> None:
                 "fingerprint": catalog.fingerprint,
                 "created_at": catalog.created_at,
                 "catalog_size_bytes": catalog.size_bytes,
+                "generation": catalog.generation,
+                "other_generations": [n for n in generations(index) if n != catalog.generation],
             }
     print_facts(facts, as_json)
 
@@ -228,6 +231,8 @@ def print_facts(facts: dict[str, Any], as_json: bool) -> None:
         facts["created_at"] = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(facts["created_at"]))
     if "sampling" in facts:
         facts["sampling"] = ", ".join(f"{name} {value}" for name, value in facts["sampling"].items())
+    if "other_generations" in facts:
+        facts["other_generations"] = ", ".join(map(str, facts["other_generations"])) or "none"
     for name, value in facts.items():
         typer.echo(f"{name:20}{value}")
 

@@ -232,7 +232,8 @@ def _progress() -> Iterator[Progress]:
     )
     started = time.monotonic()
     counts = {"total": 0, "done": 0, "failed": 0}
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reindexing", total=None, rate=0.0, failed=0)
 
         def on_total(num_videos: int) -> None:

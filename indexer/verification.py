@@ -20,7 +20,13 @@ from indexer.coarse_files import MANIFEST_FILE, SnapshotUnusableError, load_snap
 from indexer.coarse_index import CoarseIndex
 from indexer.coarse_vectors import KindChoice
 from indexer.errors import IndexDamagedError
-from indexer.generations import directory_of, find_named_generation, name_generation, named_generation
+from indexer.generations import (
+    directory_of,
+    find_named_generation,
+    generations,
+    name_generation,
+    named_generation,
+)
 from indexer.job_rows import damaged_jobs
 from indexer.succession import Succession
 from indexer.write_ahead_log import check_log
@@ -88,8 +94,9 @@ def verify(
     report = VerifyReport()
     try:
         # First, and alone: whoever opens a damaged log cuts off what might still be saved.
-        current = named_generation(Path(directory))
-        check_log(directory_of(Path(directory), current) / CATALOG_FILE)
+        named_generation(Path(directory))
+        for number in generations(Path(directory)):  # Which is the current one, only their content tells.
+            check_log(directory_of(Path(directory), number) / CATALOG_FILE)
         catalog = Catalog.open(directory, check=False)
     except IndexDamagedError as error:
         report.findings.append(Finding("catalog", str(error)))

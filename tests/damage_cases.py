@@ -39,6 +39,8 @@ from indexer.errors import (
 )
 from indexer.filter_matches import FilterMatches
 from indexer.filters import parse_filter
+from indexer.generations import name_generation
+from indexer.succession import Succession, write_succession
 from indexer.verification import verify
 from tests.catalog_builders import FINGERPRINT, add_video, create_catalog, make_segment, sha256_of
 
@@ -79,7 +81,7 @@ class Case:
 
 
 SHARES = {
-    ("index", "catalog.sqlite3"): 0.40,
+    ("index", "catalog.sqlite3"): 0.28,
     ("killed", "catalog.sqlite3-wal"): 0.16,
     ("killed", "catalog.sqlite3"): 0.08,
     ("index", "coarse.json"): 0.06,
@@ -89,9 +91,16 @@ SHARES = {
     ("backup", "catalog.sqlite3"): 0.06,
     ("backup", "backup.json"): 0.08,
     ("backup", "media/*"): 0.02,
+    ("reindexed", "current.json"): 0.03,
+    ("reindexed", "catalog.sqlite3"): 0.02,
+    ("reindexed", "generations/2/catalog.sqlite3"): 0.03,
+    ("switching", "catalog.sqlite3"): 0.01,
+    ("switching", "catalog.sqlite3-wal"): 0.02,
+    ("switching", "generations/2/catalog.sqlite3-wal"): 0.01,
 }
 """Of all cases. index: one that was closed; killed: one whose process was killed; many: one with an
-approximate coarse index."""
+approximate coarse index; reindexed: one whose second generation is the current one; switching: one whose
+process was killed when the switch to that was committed, and nothing after it."""
 
 KINDS = {"bit": 0.5, "byte": 0.2, "zeros": 0.12, "noise": 0.1, "cut": 0.08}
 
@@ -140,7 +149,7 @@ def _place(random: np.random.Generator, size_bytes: int) -> int:
 
 
 def make_indexes(directory: Path) -> None:
-    """The folders index, killed, many and backup in `directory`."""
+    """A folder in `directory` for each name that SHARES has."""
     random = np.random.default_rng(7)
     with create_catalog(directory / "index", embedding_dim=D, num_frames=F) as catalog:
         for number in range(NUM_VIDEOS):
@@ -166,6 +175,29 @@ def make_indexes(directory: Path) -> None:
         for number in range(MANY_SEGMENTS // 100):
             add_video(catalog, number, [make_segment(random, D, F) for _ in range(100)])
         CoarseIndex.build(catalog, kind="ivf-sq").save()
+    _make_generations(directory)
+
+
+def _make_generations(directory: Path) -> None:
+    """Two catalogs with the same videos but the last one, and other features.
+
+    Both are of the same fingerprint, which a reindexed index never has: it must not be what tells that an
+    answer comes from the wrong one.
+    """
+    index = directory / "reindexed"
+    with (
+        create_catalog(index, embedding_dim=D, num_frames=F) as former,
+        create_catalog(index, embedding_dim=D, num_frames=F, generation=2, successor_of=1) as current,
+    ):
+        for catalog, seed in ((former, 8), (current, 9)):
+            random = np.random.default_rng(seed)
+            for number in range(NUM_VIDEOS if catalog is current else NUM_VIDEOS - 1):
+                _add(catalog, random, number)
+        with former.connections.transaction() as connection:
+            write_succession(connection, Succession(2, epoch=1))
+        shutil.copytree(index, directory / "switching")
+        current.take_over(Succession(1, epoch=0))
+        name_generation(index, 2)
 
 
 def _add(catalog: Catalog, random: np.random.Generator, number: int) -> None:
@@ -243,7 +275,7 @@ class Judge:
         self._num_copies = 0
         make_indexes(directory)
         self._right: dict[str, Answers] = {}
-        for of in ("index", "killed", "many"):
+        for of in dict.fromkeys(of for of, _ in SHARES if of != "backup"):
             self._right[of] = answers(self._copy(Case(of, "", "", 0)))
         self._right["backup"] = self._restored(self._copy(Case("backup", "", "", 0)))
 
@@ -281,7 +313,8 @@ class Judge:
         copy = self._directory / f"copy-{self._num_copies}"
         shutil.copytree(self._directory / case.of, copy)
         if self._power_loss:
-            (copy / "catalog.sqlite3-shm").unlink(missing_ok=True)
+            for path in copy.rglob("catalog.sqlite3-shm"):
+                path.unlink()
         if case.file:
             (path,) = copy.glob(case.file)
             damage(path, case)

@@ -15,7 +15,7 @@ from service_fakes import FakeSearcher, add_video, make_catalog
 from starlette.testclient import TestClient
 
 from indexer.catalog import Catalog
-from indexer.errors import FingerprintMismatchError, IndexSupersededError
+from indexer.errors import FingerprintMismatchError, IndexSupersededError, MediaError
 from indexer.generations import name_generation
 from indexer.job_queue import JobQueue
 from indexer.job_transfer import carry_jobs
@@ -159,8 +159,9 @@ def test_a_page_begun_before_the_switch_is_refused_after_it_and_new_ones_go_on(
             assert client.get("/videos", params={"after": 2**63 - 1}).status_code == 422
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["it can be read", "it cannot be read the first time"])
 def test_a_worker_leaves_a_superseded_generation_and_the_job_under_way_is_done_in_the_next(
-    tmp_path: Path,
+    tmp_path: Path, fails: bool
 ) -> None:
     content = b"\x00\x00\x00\x18ftypmp42" + bytes(1000)
     store = MediaStore(tmp_path)
@@ -179,11 +180,15 @@ def test_a_worker_leaves_a_superseded_generation_and_the_job_under_way_is_done_i
                 later.append(switch(tmp_path, former))
                 with later[0].connections.transaction() as target:
                     carry_jobs(source, target)
+            if fails:
+                raise MediaError("this reason must reach nobody")
             return read_by_rote(path)
 
         with pytest.raises(IndexSupersededError):
             Worker(settings, former, store, read).run(stop)
         assert path.exists() and former.num_videos == 0
+        waiting = JobQueue(later[0]).get(job.id)
+        assert (waiting.state, waiting.attempts, waiting.lease_expires_at) == ("queued", 1, None)
         with pytest.raises(IndexSupersededError):  # An idle one learns of it too.
             Worker(settings, former, store, read_by_rote).run(stop)
 

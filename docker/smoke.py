@@ -1,6 +1,8 @@
 """Ask a running api for what users ask for; `verify.sh` runs this inside the api's container.
 
-    python - KEY VIDEO < docker/smoke.py
+    python - KEY VIDEO FOREIGN < docker/smoke.py
+
+VIDEO is one that browsers play, FOREIGN one that they do not.
 
 Standard library alone. Ends with a traceback, and status 1, at the first answer that is not as it should be.
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import sys
 import uuid
 from pathlib import Path
@@ -37,10 +40,10 @@ def search(key: str, text: str) -> tuple[int, Any]:
     return status, json.loads(content)
 
 
-def upload(key: str, file: bytes) -> tuple[int, Any]:
+def upload(key: str, name: str, file: bytes) -> tuple[int, Any]:
     """Status and answer of an upload that waits until the video is searchable, or is refused."""
     boundary = uuid.uuid4().hex
-    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="clip.mp4"\r\n\r\n'
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
     status, _, content = ask(
         "POST",
         "/videos?wait=true",
@@ -51,30 +54,69 @@ def upload(key: str, file: bytes) -> tuple[int, Any]:
     return status, json.loads(content)
 
 
-def main(key: str, video: Path) -> None:
-    """Upload, search, look, be refused without a key."""
+def look_at_page() -> int:
+    """Fetch the page and all that it loads; returns how many files that was. No key is needed for them."""
+    seen: set[str] = set()
+    left = {"/", "/docs"}
+    while left:
+        path = left.pop()
+        seen.add(path)
+        status, headers, content = ask("GET", path)
+        assert status == 200, (path, status)
+        if headers.get_content_type() in ("text/html", "text/javascript"):
+            named = re.findall(r"""(?:page|\.)/([a-z_-]+\.(?:js|css|svg))["']""", content.decode())
+            left |= {f"/page/{name}" for name in named} - seen
+    return len(seen)
+
+
+def look_at_preview(key: str, video_id: str) -> int:
+    """Play a video that browsers cannot: an MP4 made from it; returns its size in bytes."""
+    status, _, content = ask("GET", f"/videos/{video_id}", Authorization=f"Bearer {key}")
+    assert status == 200, status
+    described = json.loads(content)
+    assert described["playable"] is False, described
+    status, headers, clip = ask("GET", described["preview_url"], Authorization=f"Bearer {key}")
+    assert status == 200, (status, clip[:500])
+    assert headers.get_content_type() == "video/mp4"
+    assert clip[4:8] == b"ftyp"
+    return len(clip)
+
+
+def main(key: str, video: Path, foreign: Path) -> None:
+    """Load the page, upload, search, look, play, be counted, be refused without a key."""
+    num_files = look_at_page()
     status, answer = search("", "a red circle")
     assert status == 401, (status, answer)
-    status, answer = upload(key, video.read_bytes())
+    status, answer = upload(key, video.name, video.read_bytes())
     # 200: the same bytes are in already, when this runs for the second time.
     assert status in (200, 201), (status, answer)
     video_id = answer["video"]["id"]
     first_time = status == 201
+    status, answer = upload(key, foreign.name, foreign.read_bytes())
+    assert status in (200, 201), (status, answer)
+    preview_bytes = look_at_preview(key, answer["video"]["id"])
     status, answer = search(key, "a red circle")
     assert status == 200, (status, answer)
     (result,) = [result for result in answer["results"] if result["id"] == video_id]
+    assert result["playable"] is True, result
     status, _, picture = ask("GET", result["thumbnail_url"], Authorization=f"Bearer {key}")
     assert status == 200, status
     assert picture[:3] == b"\xff\xd8\xff"
     status, _, content = ask("GET", result["media_url"], Authorization=f"Bearer {key}", Range="bytes=0-99")
     assert status == 206, status
     assert content == video.read_bytes()[:100]
-    status, refusal = upload(key, b"#EXTM3U\n/etc/passwd\n")
+    status, refusal = upload(key, "clip.mp4", b"#EXTM3U\n/etc/passwd\n")
     assert status >= 400 or refusal["job"]["state"] == "failed", (status, refusal)
+    status, _, content = ask("GET", "/metrics", Authorization=f"Bearer {key}")
+    assert status == 200, status
+    assert re.search(rb"^xclip_ready 1\.0$", content, flags=re.MULTILINE), content[:2000]
     how = "uploaded" if first_time else "was there already"
     place = f"rank {result['rank']} of {answer['num_videos']}"
-    sys.stdout.write(f"{how}, found at {place}, shown and played; a playlist is refused\n")
+    sys.stdout.write(f"page of {num_files} files; {how}, found at {place}, shown and played; ")
+    sys.stdout.write(
+        f"{foreign.suffix} shown as {preview_bytes} bytes of MP4; counted; a playlist is refused\n"
+    )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

@@ -219,7 +219,17 @@ print(f"user {os.getuid()}:{os.getgid()}, no capability, no compiler, {len(names
 PYTHON
 ) || fail "the image is not as it should be: $facts"
 say "$facts"
-job xclip-search --version
+say "$(job xclip-search --version)"
+job python - <<'PYTHON' || fail "a command is missing"
+import importlib, subprocess
+from xclip_search import ROOMS
+shown = subprocess.run(["xclip-search", "--help"], capture_output=True, text=True, check=True).stdout
+names = {line.split()[1] for line in shown.splitlines() if len(line.split()) > 2}
+assert set(ROOMS) <= names, set(ROOMS) - names
+for module in set(ROOMS.values()):
+    importlib.import_module(module)
+print(f"--help lists all {len(ROOMS)} commands")
+PYTHON
 
 # ---- What users do with it
 job timeout 60 xclip-search serve --host 0.0.0.0 >"$work/serve.log" 2>&1 || true
@@ -228,13 +238,27 @@ key=$(job xclip-search keys add --name verify --scope write 2>/dev/null)
 job xclip-search demo --no-serve --num-videos 10 --directory /models/corpus >"$work/demo.log" 2>&1 || fail "the demo failed"
 say "$(grep 'find their own video' "$work/demo.log")"
 clip=$(job python -c 'from pathlib import Path; print(min(p for p in Path("/models/corpus").rglob("*") if p.suffix in (".mp4", ".webm")))')
+foreign=/models/corpus/foreign.avi # Browsers play no AVI: they get an H.264 preview of it.
+job python - "$clip" "$foreign" <<'PYTHON' || fail "no AVI could be made"
+import sys
+from fractions import Fraction
+import av
+with av.open(sys.argv[1]) as source, av.open(sys.argv[2], "w") as target:
+    into = target.add_stream("mpeg4", rate=12)
+    into.width, into.height, into.pix_fmt = source.streams.video[0].width, source.streams.video[0].height, "yuv420p"
+    for number, frame in enumerate(source.decode(video=0)):
+        picture = frame.reformat(format="yuv420p")
+        picture.pts, picture.time_base = number, Fraction(1, 12)
+        target.mux(into.encode(picture))
+    target.mux(into.encode())
+PYTHON
 
 use() {
     start api xclip-search serve
     wait_until_healthy
     say "healthy by its own check, after $1"
     start worker xclip-search worker
-    inside api python - "$key" "$clip" <docker/smoke.py || { logs api; logs worker; fail "a request went wrong"; }
+    inside api python - "$key" "$clip" "$foreign" <docker/smoke.py || { logs api; logs worker; fail "a request went wrong"; }
     for part in worker api; do
         stop "$part"
         [ "$status" -eq 0 ] || fail "the $part ended with $status after SIGTERM"
@@ -245,6 +269,10 @@ use() {
     say "both ended with 0 after SIGTERM, and none complained: no write elsewhere, decoders confined"
 }
 use "a first start on empty volumes"
-use "a second start on the same volumes"
+job xclip-search reindex --index /index --max-segment-seconds 1 >"$work/reindex.log" 2>&1 || fail "reindex failed"
+say "$(grep current "$work/reindex.log")"
+use "a second start on the same volumes, encoded anew"
+job xclip-search keys list | grep -q verify || fail "the key is not listed"
+job xclip-search keys remove --name verify >/dev/null 2>&1 || fail "the key cannot be removed"
 job xclip-search verify --index /index
 say "all is well with $image ($engine)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from service.settings import Environment, ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[1]
+# The Compose Specification's schema; Apache License 2.0, see the LICENSE beside it.
+SCHEMA = Path(__file__).parent / "third_party" / "compose_spec" / "compose-spec.json"
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 SERVICES: dict[str, Any] = COMPOSE["services"]
@@ -38,6 +42,35 @@ def mounts(name: str) -> dict[str, dict[str, Any]]:
 def seconds(duration: str) -> float:
     assert duration.endswith("s")
     return float(duration[:-1])
+
+
+def violations(content: dict[str, Any]) -> list[str]:
+    validator = Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(content)]
+
+
+def with_settings(text: str, settings: dict[str, str]) -> str:
+    """`text` as Compose reads it with `settings` from `.env`; it uses ${NAME:-default} alone."""
+    replaced = re.sub(r"\$\{([A-Z_]+):-([^}]*)\}", lambda found: settings.get(found[1]) or found[2], text)
+    assert "${" not in replaced
+    return replaced
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"API_CPUS": "1", "WORKER_MEMORY": "12g", "HTTP_PORT": "80", "HTTPS_PORT": "443"}]
+)
+def test_the_compose_file_is_valid_before_and_after_its_settings_are_filled_in(
+    settings: dict[str, str],
+) -> None:
+    assert violations(COMPOSE) == []
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    assert violations(yaml.safe_load(with_settings(text, settings))) == []
+
+
+def test_the_schema_knows_a_misspelt_key_and_a_wrong_type() -> None:
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    assert violations(yaml.safe_load(text.replace("read_only: true", "readonly: true", 1)))
+    assert violations(yaml.safe_load(text.replace("pids: 512", "pids: [512]", 1)))
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
@@ -80,7 +113,7 @@ def test_videos_are_only_read_and_only_admin_changes_keys(name: str) -> None:
 
 
 def test_the_worker_gets_no_keys_and_no_way_to_the_proxy() -> None:
-    for name in ("worker", "worker-gpu", "index", "index-gpu"):
+    for name in ("worker", "worker-gpu", "index", "index-gpu", "reindex", "reindex-gpu"):
         assert "/keys" not in mounts(name)
         assert "web" not in SERVICES[name]["networks"]
 

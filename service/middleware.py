@@ -90,7 +90,8 @@ class RequestChecksMiddleware:
         await self.app(scope, receive, send)
 
     def _find_problem(self, scope: Scope) -> ServiceError | None:
-        if len(scope["raw_path"]) + len(scope["query_string"]) > URI_LIMIT_BYTES:
+        path: bytes = scope.get("raw_path") or scope["path"].encode()  # Servers need not tell the first.
+        if len(path) + len(scope["query_string"]) > URI_LIMIT_BYTES:
             return UriTooLongError()
         size_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
         if len(scope["headers"]) > MAX_HEADERS or size_bytes > HEADER_LIMIT_BYTES:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Security
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyCookie, HTTPBearer
+from starlette.requests import HTTPConnection
 
 from service.api_keys import ApiKey, KeyRing, Scope
 from service.client_limits import CLIENT, FailedAttempts
@@ -57,6 +58,15 @@ class AccessControl:
         cookie = request.cookies.get(COOKIE)
         return None if cookie is None else find_session(cookie, self.ring)
 
+    def find_key(self, connection: HTTPConnection) -> ApiKey | None:
+        """The key that came with a request; None where none came, or a wrong one, which is not counted."""
+        authorization = connection.headers.get("authorization")
+        if authorization is not None:
+            kind, _, secret = authorization.partition(" ")
+            return self.ring.find(secret.strip()) if kind.lower() == "bearer" else None
+        cookie = connection.cookies.get(COOKIE)
+        return None if cookie is None else find_session(cookie, self.ring)
+
     def check_secret(self, request: Request, secret: str) -> ApiKey:
         """The key that `secret` is. Raises UnauthorizedError, TooManyRequestsError."""
         key = self.ring.find(secret)
@@ -92,7 +102,7 @@ class Access:
         if key is None:
             raise UnauthorizedError()
         request.state.key_name = key.name
-        CLIENT.set(f"key {key.name}")
+        CLIENT.set(key.client)
         if not key.allows(self.scope):
             raise ForbiddenError()
 

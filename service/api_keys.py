@@ -61,6 +61,11 @@ class ApiKey(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     created_at: datetime
 
+    @property
+    def client(self) -> str:
+        """What stands for whoever uses this key, see `service.client_limits.CLIENT`."""
+        return f"key {self.name}"
+
     def allows(self, scope: Scope) -> bool:
         """Whether this key may do what needs `scope`."""
         return scope == "read" or self.scope == "write"

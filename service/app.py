@@ -46,6 +46,7 @@ from service.routes import (
 )
 from service.search_gate import SearchGate
 from service.settings import ServiceSettings
+from service.shedding import SheddingMiddleware
 from service.sweeping import sweep
 from service.thumbnails import TakePicture, Thumbnails
 from service.tracing import Tracing
@@ -137,7 +138,7 @@ def create_app(
     app.state.metrics = Metrics(lambda: app.state.service, app.state.access)
     app.state.observe_search = SearchObserver(app.state.metrics, tracing)
     _add_middleware(app, settings, tracing)
-    install_error_handlers(app)
+    install_error_handlers(app, ROUTERS)
     for router in ROUTERS:
         app.include_router(router)
     install_openapi(app, ROUTERS)
@@ -148,12 +149,18 @@ def _add_middleware(app: FastAPI, settings: ServiceSettings, tracing: Tracing | 
     """The innermost first: each one added sees a request before those that were added earlier."""
     drain: Drain = app.state.drain
     access: AccessControl = app.state.access
+
+    def get_gate() -> SearchGate | None:
+        service: ReadyService | None = app.state.service
+        return None if service is None else service.search_gate
+
     app.add_middleware(
         DeadlineMiddleware,
         request_timeout_seconds=settings.request_timeout_seconds,
         body_timeout_seconds=settings.body_timeout_seconds,
         min_bytes_per_second=settings.min_upload_bytes_per_second,
     )
+    app.add_middleware(SheddingMiddleware, get_gate=get_gate, access=access)
     app.add_middleware(
         RequestChecksMiddleware,
         allowed_hosts=settings.allowed_hosts,

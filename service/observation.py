@@ -115,5 +115,6 @@ class SearchObserver:
 
 
 def route_of(scope: Scope) -> str:
-    """The template of the endpoint that a request went to."""
-    return getattr(scope.get("route"), "path", None) or NO_ROUTE
+    """The template of the endpoint that a request went to, or would have gone to."""
+    template: str | None = getattr(scope.get("route"), "path", None) or scope["state"].get("route_template")
+    return template or NO_ROUTE

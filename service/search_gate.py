@@ -53,6 +53,11 @@ class SearchGate:
         """Searches that run or wait."""
         return self.num_running + self.num_waiting
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no further search can wait, unless it takes another's place."""
+        return self.num_running >= self._num_threads and self.num_waiting >= self._max_waiting
+
     async def run(self, search: Callable[[], Answer]) -> Answer:
         """The answer of `search`, called in a thread.
 
@@ -87,8 +92,9 @@ class SearchGate:
         if self.num_running < self._num_threads:
             self.num_running += 1
             return
-        if self.num_waiting >= self._max_waiting:
-            self._make_room(client)
+        if self.is_full:
+            self.check_room(client)
+            self._send_away_last_of_heaviest()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queues.setdefault(client, deque()).append(turn)
         self.num_waiting += 1
@@ -102,20 +108,27 @@ class SearchGate:
                 self._took_from(client)
             raise
 
-    def _make_room(self, client: str) -> None:
-        """Send away the last of the client that has most, or refuse."""
-        own = len(self._queues.get(client, ()))
-        heaviest = max(self._queues, key=lambda other: len(self._queues[other]), default=client)
-        if own + 1 < len(self._queues.get(heaviest, ())):
-            turn = self._queues[heaviest].pop()
-            self._took_from(heaviest)
-            self.num_shed[TooManyRequestsError.kind] += 1
-            turn.set_exception(TooManyRequestsError())
+    def check_room(self, client: str) -> None:
+        """Raise what `run` would raise at once for a search of this client, and count it as refused."""
+        if not self.is_full:
             return
+        own = len(self._queues.get(client, ()))
+        if own + 1 < len(self._queues.get(self._heaviest(), ())):
+            return  # It would take a place from another client.
         is_alone = not self._queues.keys() - {client}
         problem = OverloadedError() if is_alone or not own else TooManyRequestsError()
         self.num_shed[problem.kind] += 1
         raise problem
+
+    def _heaviest(self) -> str:
+        return max(self._queues, key=lambda client: len(self._queues[client]), default="")
+
+    def _send_away_last_of_heaviest(self) -> None:
+        heaviest = self._heaviest()
+        turn = self._queues[heaviest].pop()
+        self._took_from(heaviest)
+        self.num_shed[TooManyRequestsError.kind] += 1
+        turn.set_exception(TooManyRequestsError())
 
     def _took_from(self, client: str) -> None:
         self.num_waiting -= 1

@@ -1,0 +1,114 @@
+"""Searches that find the queue full: refused at once, whatever is in them; and nobody else is."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server_process import wait_until
+from service_fakes import Service, add_video, running
+from test_service_errors import check_problem
+
+from service.api_keys import add_key
+from service.shedding import SEARCHES
+
+
+@contextlib.contextmanager
+def full_queue(
+    directory: Path, *, headers: dict[str, str] | None = None, **settings: Any
+) -> Iterator[Service]:
+    """A service with one search that runs, until the end of the block, and one that waits behind it."""
+    with running(directory, num_search_threads=1, max_waiting_searches=1, **settings) as service:
+        add_video(service.catalog, "known")
+        service.searcher.hold = threading.Event()
+        gate = service.app.state.service.search_gate
+        with ThreadPoolExecutor() as pool:
+            try:
+                searches = []
+                for num_inside in (1, 2):
+                    ask = {"json": {"query": "a dog"}, "headers": headers}
+                    searches.append(pool.submit(service.client.post, "/search", **ask))
+                    wait_until(lambda count=num_inside: gate.num_inside == count, 10)
+                yield service
+            finally:
+                service.searcher.hold.set()
+            assert [search.result().status_code for search in searches] == [200, 200]
+
+
+@pytest.mark.parametrize("template", SEARCHES)
+def test_a_search_that_finds_the_queue_full_is_refused_before_it_is_read(
+    template: str, tmp_path: Path
+) -> None:
+    method = SEARCHES[template][0]
+    with full_queue(tmp_path) as service:
+        path = template.format(video_id="known")
+        response = service.client.request(method, path, content=b"no JSON")
+        assert check_problem(response, 503)["type"].endswith(":overloaded")
+        assert response.headers["Retry-After"] == "1"
+        assert response.headers["X-Request-ID"] and response.headers["X-Content-Type-Options"] == "nosniff"
+        metrics = service.client.get("/metrics").text
+        assert (
+            f'xclip_http_requests_total{{method="{method}",route="{template}",status="503"}} 1.0' in metrics
+        )
+        assert 'xclip_searches_shed_total{problem="overloaded"} 1.0' in metrics
+
+
+def test_every_endpoint_that_waits_for_a_search_thread_is_refused_early() -> None:
+    """Those whose code goes through the gate are those of the list."""
+    routes = Path(__file__).resolve().parents[1] / "service" / "routes"
+    through_the_gate = [
+        path.stem for path in sorted(routes.glob("*.py")) if "search_gate.run(" in path.read_text()
+    ]
+    assert through_the_gate == sorted(template.rpartition("/")[2] for template in SEARCHES)
+
+
+def test_a_full_queue_keeps_nothing_else_waiting(tmp_path: Path) -> None:
+    with full_queue(tmp_path) as service:
+        assert service.client.get("/videos/known").status_code == 200
+        assert service.client.get("/search").status_code == 405
+        assert service.client.get("/readyz").status_code == 200
+
+
+def test_with_keys_only_those_who_may_search_are_told_that_the_queue_is_full(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    first, second = (
+        {"Authorization": f"Bearer {add_key(path, name, 'read')}"} for name in ("first", "second")
+    )
+    with full_queue(tmp_path / "index", headers=first, keys_file=path) as service:
+
+        def ask(headers: dict[str, str]) -> Any:
+            return service.client.post("/search", json={"query": "a cat"}, headers=headers)
+
+        assert check_problem(ask({}), 401)["type"].endswith(":unauthorized")
+        assert check_problem(ask({"Authorization": "Bearer wrong"}), 401)["type"].endswith(":unauthorized")
+        assert service.app.state.access.num_wrong_keys == 1
+        assert check_problem(ask(first), 503)["type"].endswith(":overloaded")
+        assert check_problem(ask(second), 503)["type"].endswith(":overloaded")
+
+
+def test_a_client_with_fewer_searches_waiting_still_gets_a_place(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    first, second = (
+        {"Authorization": f"Bearer {add_key(path, name, 'read')}"} for name in ("first", "second")
+    )
+    settings = {"num_search_threads": 1, "max_waiting_searches": 2, "keys_file": path}
+    with running(tmp_path / "index", **settings) as service, ThreadPoolExecutor() as pool:
+        service.searcher.hold = threading.Event()
+        gate = service.app.state.service.search_gate
+
+        def ask(headers: dict[str, str]) -> Any:
+            return pool.submit(service.client.post, "/search", json={"query": "a cat"}, headers=headers)
+
+        waiting = []
+        for num_inside in (1, 2, 3):
+            waiting.append(ask(first))
+            wait_until(lambda count=num_inside: gate.num_inside == count, 10)
+        newcomer = ask(second)
+        assert check_problem(waiting[2].result(10), 429)["type"].endswith(":too-many-requests")
+        service.searcher.hold.set()
+        assert [search.result(10).status_code for search in (*waiting[:2], newcomer)] == [200] * 3

@@ -41,6 +41,9 @@ UNFINISHED_KEPT_SECONDS = 3600
 
 _FILE_NAME = re.compile(r"coarse-[0-9a-f]{16}\.faiss")
 
+FILE_MODE = 0o640
+"""As the catalog has it: vectors tell something of the videos too."""
+
 
 Snapshot = ExactSnapshot | ApproximateSnapshot
 
@@ -72,6 +75,8 @@ def save_snapshot(snapshot: Snapshot, directory: Path, fingerprint: str) -> None
             "sha256": sha256_of_file(unfinished),
         }
         unfinished_manifest.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for path in (unfinished, unfinished_manifest):
+            path.chmod(FILE_MODE)
         with _one_at_a_time(directory):
             publish_file(unfinished, directory / name)
             publish_file(unfinished_manifest, directory / MANIFEST_FILE)

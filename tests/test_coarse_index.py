@@ -238,6 +238,14 @@ def test_a_faiss_file_of_another_kind_is_not_used(catalog, random):
             load_snapshot(catalog.directory, catalog.fingerprint, D)
 
 
+def test_what_is_saved_is_read_by_no_one_whom_the_catalog_is_closed_to(catalog, random):
+    fill(catalog, random, range(3))
+    CoarseIndex.build(catalog).save()
+    saved = [path for path in catalog.directory.iterdir() if path.name.startswith("coarse")]
+    assert len(saved) == 2
+    assert {path.stat().st_mode & 0o777 for path in saved} == {0o640}
+
+
 def test_saving_again_leaves_one_snapshot_and_nothing_unfinished(catalog, random):
     fill(catalog, random, range(3))
     index = CoarseIndex.build(catalog)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import Browser, find_browser
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -38,6 +40,17 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model")
     XClip(XClipConfig.tiny()).eval().save(directory)
     return directory
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    """A headless Chromium with an empty page; at the end, nothing went wrong in it."""
+    program = find_browser()
+    if program is None:
+        pytest.skip("there is no Chromium on this machine")
+    with Browser(program, tmp_path / "profile") as browser:
+        yield browser
+        assert not browser.problems
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

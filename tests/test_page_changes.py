@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, find_browser
+from browser import Browser
 from page_site import HOSTILE, Site, click, text, wait_for_cards
 from service_fakes import add_video
 
@@ -22,16 +22,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
         add_video(site.catalog, f"video-{number}", metadata={"year": 2024, "place": {"town": "Ulm"}})
     with site.served():
         yield site
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    program = find_browser()
-    if program is None:
-        pytest.skip("there is no Chromium on this machine")
-    with Browser(program, tmp_path / "profile") as browser:
-        yield browser
-        assert not browser.problems
 
 
 def files(directory: Path, *names: str) -> list[Path]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, find_browser
+from browser import Browser
 from page_site import HOSTILE, Site, click, text, wait_for_cards
 from service_fakes import add_video
 
@@ -23,16 +23,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site.add_file("a", "webm", "libvpx", title=HOSTILE, metadata={HOSTILE: HOSTILE, "camera": "north"})
     with site.served():
         yield site
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    program = find_browser()
-    if program is None:
-        pytest.skip("there is no Chromium on this machine")
-    with Browser(program, tmp_path / "profile") as browser:
-        yield browser
-        assert not browser.problems
 
 
 def search(browser: Browser, query: str) -> None:

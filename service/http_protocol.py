@@ -8,7 +8,10 @@ taken, the one that has been idle for longest gives way to a new one.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import sys
+import termios
+from array import array
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +29,11 @@ from service.errors import (
 )
 
 IDLE_SECONDS = 1.0
-"""A connection that was silent for so long may be closed to make room. A younger one's request may lie in the
-kernel, not read yet."""
+"""A connection that was silent for so long may be closed to make room; a younger one is about to ask."""
+
+LINGER_SECONDS = 1.0
+"""So long the rest of a request is still taken after it was refused: a connection that is closed with bytes
+unread is reset, and then the client may lose the answer."""
 
 STALLED_SECONDS = 60.0
 """A client that reads nothing of its answer for so long is gone."""
@@ -64,6 +70,7 @@ class BoundedProtocol(H11Protocol):
         self._limits = config.limits
         self._idle_since = self.loop.time()
         self._is_surplus = False
+        self._is_refused = False
         self._input_timer: asyncio.TimerHandle | None = None
         self._output_timer: asyncio.TimerHandle | None = None
 
@@ -77,17 +84,18 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or refuse it where all are busy."""
         super().connection_made(transport)
-        num_over = len(self.connections) - self._limits.max_connections
-        if num_over > 0 and not self._make_room():
-            if num_over > self._limits.max_connections:
-                transport.abort()
-                return
-            # Refused when it has asked: closing before its request is read would reset it, the answer lost.
-            self._is_surplus = True
+        self._is_surplus = not self._has_room()
+        if self._is_surplus and len(self.connections) > 2 * self._limits.max_connections:
+            transport.abort()
+            return
         self._watch_input()
 
     def data_received(self, data: bytes) -> None:
         """Take a part of a request."""
+        if self._is_refused:
+            return
+        # Refused when it has asked, not before: its request would be unread, and see LINGER_SECONDS.
+        self._is_surplus = self._is_surplus and not self._has_room()
         if self._is_surplus:
             self._refuse(OverloadedError("All connections are taken. Try again later."))
             return
@@ -123,6 +131,13 @@ class BoundedProtocol(H11Protocol):
         if self.conn.their_state is h11.SEND_BODY:
             self._watch_input()
 
+    def shutdown(self) -> None:
+        """The server is ending."""
+        if self._is_refused:
+            self.transport.close()
+        else:
+            super().shutdown()
+
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed."""
         # Called while the parser's error is handled.
@@ -136,6 +151,8 @@ class BoundedProtocol(H11Protocol):
 
     def _watch_input(self) -> None:
         """Let the rest of a head, or of a body that nobody reads, take no longer than it may."""
+        if self._is_refused:
+            return
         waiting = self.conn.their_state is h11.IDLE or (
             self.conn.their_state is h11.SEND_BODY and self.is_idle
         )
@@ -154,20 +171,34 @@ class BoundedProtocol(H11Protocol):
         else:
             self.transport.close()
 
-    def _make_room(self) -> bool:
-        """Close the connection that has been idle for longest; false where all others are busy."""
+    def _has_room(self) -> bool:
+        """Whether this connection may stay: there are few enough, or the longest idle one went for it."""
+        if len(self.connections) <= self._limits.max_connections:
+            return True
         latest = self.loop.time() - IDLE_SECONDS
         idle = [
             other
             for other in self.connections
-            if isinstance(other, BoundedProtocol) and other.is_idle and other._idle_since <= latest
+            if isinstance(other, BoundedProtocol)
+            and other is not self
+            and other.is_idle
+            and other._idle_since <= latest
         ]
-        if not idle:
+        for other in sorted(idle, key=lambda other: other._idle_since):
+            if not other._has_unread():
+                self.connections.discard(other)
+                other.transport.abort()
+                return True
+        return False
+
+    def _has_unread(self) -> bool:
+        """Whether bytes have come that were not read yet: where the loop is late, a request."""
+        num_bytes = array("i", [0])
+        try:
+            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.FIONREAD, num_bytes)
+        except OSError:
             return False
-        longest = min(idle, key=lambda other: other._idle_since)
-        self.connections.discard(longest)
-        longest.transport.abort()
-        return True
+        return num_bytes[0] > 0
 
     def _refuse(self, problem: ServiceError) -> None:
         """Answer what the application never gets to see, and close."""
@@ -190,7 +221,10 @@ class BoundedProtocol(H11Protocol):
         if not self.is_idle:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self.transport.close()
+        self._is_refused = True
+        _cancel(self._input_timer)
+        self._input_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self.transport.write_eof()
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from service import http_protocol
 from service.deadlines import DeadlineMiddleware
 from service.drain import Drain
-from service.http_protocol import BoundedConfig, ConnectionLimits
+from service.http_protocol import BoundedConfig, BoundedProtocol, ConnectionLimits
 from service.middleware import HEADER_LIMIT_BYTES, URI_LIMIT_BYTES, HeadersMiddleware
 from service.request_body import read_bytes
 from service.server import DrainingServer, listen
@@ -215,6 +215,48 @@ def test_where_all_connections_are_busy_a_further_one_is_refused() -> None:
             wait_until(lambda number=number: server.num_begun == number)
         further = stack.enter_context(server.connect())
         further.sendall(GET)
+        assert read_problem(further)["status"] == 503
+
+
+def test_a_connection_whose_request_was_not_read_yet_gives_way_to_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_protocol, "IDLE_SECONDS", 0.0)
+    newcomer_is_here, request_is_sent = threading.Event(), threading.Event()
+    original = BoundedProtocol._has_room
+
+    def look_late(protocol: BoundedProtocol) -> bool:
+        if len(protocol.connections) > 2:
+            newcomer_is_here.set()
+            request_is_sent.wait(10)
+        return original(protocol)
+
+    monkeypatch.setattr(BoundedProtocol, "_has_room", look_late)
+    with running(max_connections=2) as server, contextlib.ExitStack() as stack:
+        stack.enter_context(server.connect()).sendall(GET.replace(b"/ ", b"/hold "))
+        wait_until(lambda: server.num_begun == 1)
+        kept = stack.enter_context(server.connect())
+        kept.sendall(GET)
+        assert read_answer(kept)
+        newcomer = stack.enter_context(server.connect())
+        assert newcomer_is_here.wait(10)
+        kept.sendall(GET)
+        request_is_sent.set()
+        assert read_answer(kept).startswith(b"HTTP/1.1 200")
+        # Now the other one is idle, and can go.
+        newcomer.sendall(GET)
+        assert read_answer(newcomer).startswith(b"HTTP/1.1 200")
+        assert read_all(kept) == b""
+
+
+def test_whoever_is_refused_may_send_the_rest_of_the_request_and_read_the_answer() -> None:
+    with running(max_connections=1) as server, server.connect() as busy, server.connect() as further:
+        busy.sendall(GET.replace(b"/ ", b"/hold "))
+        wait_until(lambda: server.num_begun == 1)
+        further.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 300000\r\n\r\n")
+        for _ in range(3):
+            time.sleep(0.05)
+            further.sendall(b"a" * 100_000)
         assert read_problem(further)["status"] == 503
 
 

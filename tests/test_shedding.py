@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from service_fakes import Service, add_video, running
 from test_service_errors import check_problem
 
 from service.api_keys import add_key
+from service.search_gate import SearchGate
 from service.shedding import SEARCHES
+
+
+def has_inside(gate: SearchGate, count: int) -> bool:
+    return gate.num_inside == count
 
 
 @contextlib.contextmanager
@@ -31,9 +37,9 @@ def full_queue(
             try:
                 searches = []
                 for num_inside in (1, 2):
-                    ask = {"json": {"query": "a dog"}, "headers": headers}
-                    searches.append(pool.submit(service.client.post, "/search", **ask))
-                    wait_until(lambda count=num_inside: gate.num_inside == count, 10)
+                    ask = partial(service.client.post, "/search", json={"query": "a dog"}, headers=headers)
+                    searches.append(pool.submit(ask))
+                    wait_until(partial(has_inside, gate, num_inside), 10)
                 yield service
             finally:
                 service.searcher.hold.set()
@@ -107,7 +113,7 @@ def test_a_client_with_fewer_searches_waiting_still_gets_a_place(tmp_path: Path)
         waiting = []
         for num_inside in (1, 2, 3):
             waiting.append(ask(first))
-            wait_until(lambda count=num_inside: gate.num_inside == count, 10)
+            wait_until(partial(has_inside, gate, num_inside), 10)
         newcomer = ask(second)
         assert check_problem(waiting[2].result(10), 429)["type"].endswith(":too-many-requests")
         service.searcher.hold.set()

@@ -124,7 +124,7 @@ def named_generation(index_directory: Path) -> int:
         generation = content.pop("generation")
         if content != {"format": _FORMAT, "sha256": sha256_of_json({"generation": generation})}:
             raise ValueError("its checksum is another one")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         generation = FIRST_GENERATION
         others = generations(index_directory)
         if others and generation not in others:

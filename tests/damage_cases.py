@@ -353,11 +353,11 @@ def main() -> int:
             if outcome not in ("right", "noticed"):
                 bad.append(f"{outcome}: {case}: {why[:300]}")
     counts["all"] = sum(counts.values(), Counter())
-    print(f"| {'damaged':<28} | cases | {' | '.join(OUTCOMES)} |")
-    print(f"| {'---':<28} | ---: |{' ---: |' * len(OUTCOMES)}")
+    print(f"| {'damaged':<44} | cases | {' | '.join(OUTCOMES)} |")
+    print(f"| {'---':<44} | ---: |{' ---: |' * len(OUTCOMES)}")
     for name, row in counts.items():
         numbers = " | ".join(f"{row[outcome]:>{len(outcome)}}" for outcome in OUTCOMES)
-        print(f"| {name:<28} | {row.total():>5} | {numbers} |")
+        print(f"| {name:<44} | {row.total():>5} | {numbers} |")
     print(*bad, sep="\n")
     return 1 if bad else 0
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from indexer import errors as indexer_errors
 from service.errors import (
@@ -30,9 +32,10 @@ from service.errors import (
 logger = logging.getLogger("xclip_search.service")
 
 
-def install_error_handlers(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI, routers: Sequence[APIRouter]) -> None:
     """Make every foreseen error of `app`, whoever raises it, a problem object.
 
+    routers: those that `app` includes.
     The others are caught by `service.observation`, inside of whatever adds headers to answers.
     """
 
@@ -40,8 +43,11 @@ def install_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, ServiceError)
         return error.to_response()
 
-    async def on_http_exception(_request: Request, error: Exception) -> Response:
+    async def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 405:
+            methods = _methods_of_path(request, [app.router, *routers])
+            return MethodNotAllowedError(headers={"Allow": ", ".join(methods)}).to_response()
         return _from_http_exception(error).to_response()
 
     async def on_validation_error(request: Request, error: Exception) -> Response:
@@ -86,13 +92,18 @@ def _from_http_exception(error: HTTPException) -> ServiceError:
     headers = dict(error.headers or {})
     if error.status_code == 404:
         return RouteNotFoundError(headers=headers)
-    if error.status_code == 405:
-        return MethodNotAllowedError(headers=headers)
     if error.status_code == 413:
         return BodyTooLargeError(headers=headers)
     if error.status_code < 500:
         return MalformedBodyError("The request cannot be understood.", headers=headers)
     return InternalError(headers=headers)
+
+
+def _methods_of_path(request: Request, routers: Sequence[APIRouter]) -> list[str]:
+    """Methods that the path of `request` takes. Each of them may have a route of its own."""
+    routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in matching for method in route.methods or ()})
 
 
 def _parameter_names(request: Request) -> list[str]:

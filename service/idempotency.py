@@ -20,12 +20,18 @@ MAX_KEY_CHARACTERS = 255
 _QUOTED = re.compile(r'"((?:[\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _BARE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]*")
 
+PATTERN = (
+    rf'^([\x21\x23-\x5b\x5d-\x7e]{{1,{MAX_KEY_CHARACTERS}}}|"([\x21\x23-\x5b\x5d-\x7e]|\\["\\])'
+    rf'{{1,{MAX_KEY_CHARACTERS}}}")$'
+)
+"""As a pattern of JSON Schema: what `parse_key` takes."""
+
 PARAMETER: dict[str, Any] = {
     "name": HEADER,
     "in": "header",
     "required": False,
     "description": "A name for this very request, for example a UUID: sent again, it is answered as before.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARACTERS + 2},
+    "schema": {"type": "string", "pattern": PATTERN},
 }
 """OpenAPI's description of the header."""
 

@@ -36,6 +36,7 @@ from service.schemas import (
     SearchRequest,
     SessionRequest,
 )
+from service.schemas.filter_schema import FILTER_REFERENCE, FILTER_SCHEMAS
 
 BODY_MODELS = (
     SearchRequest,
@@ -60,11 +61,15 @@ def install_openapi(app: FastAPI, routers: Sequence[APIRouter]) -> None:
             _, extra = models_json_schema(
                 [(model, "validation") for model in BODY_MODELS], ref_template="#/components/schemas/{model}"
             )
-            document.setdefault("components", {}).setdefault("schemas", {}).update(extra["$defs"])
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            schemas.update(extra["$defs"])
+            schemas.update(FILTER_SCHEMAS)
             for route in (route for router in routers for route in router.routes):
                 if isinstance(route, APIRoute) and route.include_in_schema:
                     for method in route.methods or ():
-                        _add_problems(document["paths"][route.path][method.lower()], route)
+                        operation = document["paths"][route.path][method.lower()]
+                        _add_problems(operation, route)
+                        _describe_filter(operation)
             app.openapi_schema = document
         return app.openapi_schema
 
@@ -88,6 +93,14 @@ def _add_problems(operation: dict[str, Any], route: APIRoute) -> None:
         for media_type, content in response["content"].items():
             known["content"][media_type]["examples"].update(content["examples"])
     operation["responses"] = dict(sorted(operation["responses"].items()))
+
+
+def _describe_filter(operation: dict[str, Any]) -> None:
+    """A filter among the query's parameters is JSON text, which OpenAPI says by a content type."""
+    for parameter in operation.get("parameters", ()):
+        if (parameter["in"], parameter["name"]) == ("query", "filter"):
+            del parameter["schema"]
+            parameter["content"] = {"application/json": {"schema": FILTER_REFERENCE}}
 
 
 def document_text() -> str:

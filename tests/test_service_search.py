@@ -124,6 +124,13 @@ BROKEN = [
 ]
 
 
+@pytest.mark.parametrize("number", ["3", "3.0", "3e0", "0.3e1"])
+def test_a_whole_number_may_be_written_as_json_schema_allows(service: Service, number: str) -> None:
+    assert post(service, f'{{"query": "a", "limit": {number}}}').status_code == 200
+    assert service.searcher.queries[-1].limit == 3
+    assert type(service.searcher.queries[-1].limit) is int
+
+
 @pytest.mark.parametrize("body", REFUSED)
 def test_a_body_outside_of_the_schema_is_refused(service: Service, body: str) -> None:
     num_before = len(service.searcher.queries)

@@ -25,8 +25,8 @@ function schemaName(content) {
 function operation(path, method, description) {
   const parts = [element("p", "", description.description || description.summary || "")];
   const parameters = (description.parameters || []).map(
-    ({ name, in: place, required, schema = {} }) =>
-      `${name} (${place}${required ? ", required" : ""}) ${schema.description || ""}`,
+    ({ name, in: place, required, description: meaning, schema = {} }) =>
+      `${name} (${place}${required ? ", required" : ""}) ${meaning || schema.description || ""}`,
   );
   if (parameters.length) parts.push(element("pre", "", parameters.join("\n")));
   if (description.requestBody) parts.push(element("p", "", `Takes ${schemaName(description.requestBody.content)}`));

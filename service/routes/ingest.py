@@ -48,6 +48,7 @@ from service.schemas import (
     AddVideoRequest,
     VideoReference,
 )
+from service.schemas.fields import METADATA_SCHEMA, TITLE_PATTERN
 from service.upload import Upload, receive_upload, title_from_filename
 from service.url_addresses import AllowedHosts, DownloadError, is_web_address, parse_web_address
 
@@ -73,9 +74,15 @@ _FORM: dict[str, Any] = {
         "title": {
             "type": "string",
             "maxLength": MAX_TITLE_CHARACTERS,
+            "pattern": f"^$|{TITLE_PATTERN}",
             "description": "The file's name without its ending where there is none.",
         },
-        "metadata": {"type": "string", "description": "A JSON object, as text."},
+        "metadata": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": METADATA_SCHEMA,
+            "description": "A JSON object, as text.",
+        },
     },
 }
 

@@ -7,11 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from indexer.catalog_checks import MAX_ID_LENGTH, check_video_id
 from indexer.errors import InvalidQueryError, InvalidRecordError
 from indexer.filters import parse_filter
+from service.schemas.filter_schema import FILTER_REFERENCE
 
 MAX_QUERY_CHARACTERS = 2000
 MAX_FILTER_CHARACTERS = 8000
@@ -19,6 +20,25 @@ MAX_TITLE_CHARACTERS = 500
 MAX_URI_CHARACTERS = 4096
 MAX_METADATA_BYTES = 16 * 1024
 MAX_METADATA_DEPTH = 8
+
+VISIBLE = r"[^\s\x1c-\x1f\x85]"
+"""As a pattern of JSON Schema: a character that `str.strip` leaves."""
+
+TITLE_PATTERN = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"
+
+ID_SCHEMA: dict[str, Any] = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MAX_ID_LENGTH,
+    "pattern": r"^[^\s\x00-\x1f\x7f\x85/\\?#%]+$",
+    "not": {"enum": [".", ".."]},
+}
+
+METADATA_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": True,
+    "description": f"At most {MAX_METADATA_BYTES} bytes of JSON and {MAX_METADATA_DEPTH} levels.",
+}
 
 
 def check_query(text: str) -> str:
@@ -90,9 +110,23 @@ def check_filter_text(text: str) -> str:
     return text
 
 
-QueryText = Annotated[str, Field(max_length=MAX_QUERY_CHARACTERS), AfterValidator(check_query)]
-VideoId = Annotated[str, AfterValidator(check_id)]
-Filter = Annotated[dict[str, Any], AfterValidator(check_filter)]
-Title = Annotated[str, Field(max_length=MAX_TITLE_CHARACTERS), AfterValidator(check_title)]
-Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata)]
+def as_whole_number(value: object) -> object:
+    """10 for 10.0, which JSON Schema takes for the same integer; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WholeNumber = Annotated[int, BeforeValidator(as_whole_number)]
+QueryText = Annotated[
+    str,
+    Field(max_length=MAX_QUERY_CHARACTERS, json_schema_extra={"pattern": VISIBLE}),
+    AfterValidator(check_query),
+]
+VideoId = Annotated[str, AfterValidator(check_id), WithJsonSchema(ID_SCHEMA)]
+Filter = Annotated[dict[str, Any], AfterValidator(check_filter), WithJsonSchema(FILTER_REFERENCE)]
+Title = Annotated[
+    str,
+    Field(max_length=MAX_TITLE_CHARACTERS, json_schema_extra={"pattern": TITLE_PATTERN}),
+    AfterValidator(check_title),
+]
+Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata), WithJsonSchema(METADATA_SCHEMA)]
 FilterText = Annotated[str, Field(max_length=MAX_FILTER_CHARACTERS), AfterValidator(check_filter_text)]

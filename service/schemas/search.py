@@ -4,18 +4,38 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from indexer.search_types import MAX_CURSOR_CHARACTERS
-from service.schemas.fields import Filter, FilterText, QueryText
+from service.schemas.fields import Filter, FilterText, QueryText, WholeNumber
 from service.schemas.strictness import Answer, Parameters, Request
 
 MAX_QUERIES = 32
 MAX_TEXTS = 1000
 
 
+_NULL, _TEXT = {"type": "null"}, {"type": "string"}
+
+_TOGETHER = {
+    "oneOf": [
+        {"required": ["query"], "properties": {"query": _TEXT, "queries": _NULL, "cursor": _NULL}},
+        {
+            "required": ["query", "cursor"],
+            "properties": {"query": _TEXT, "queries": _NULL, "cursor": _TEXT, "offset": {"const": 0}},
+        },
+        {
+            "required": ["queries"],
+            "properties": {"query": _NULL, "queries": {"type": "array"}, "cursor": _NULL},
+        },
+    ]
+}
+"""What `SearchRequest` demands of its fields together, as JSON Schema."""
+
+
 class SearchRequest(Request):
     """A search by text."""
+
+    model_config = ConfigDict(json_schema_extra=_TOGETHER)  # type: ignore[typeddict-item]
 
     query: QueryText | None = Field(
         default=None,
@@ -28,15 +48,15 @@ class SearchRequest(Request):
         max_length=MAX_QUERIES,
         description="Several searches with the same other fields; the answer has an answer for each.",
     )
-    limit: int = Field(default=10, ge=1, le=100, description="Results in the answer, at most.")
-    offset: int = Field(default=0, ge=0, le=10_000, description="Results left out before the first.")
+    limit: WholeNumber = Field(default=10, ge=1, le=100, description="Results in the answer, at most.")
+    offset: WholeNumber = Field(default=0, ge=0, le=10_000, description="Results left out before the first.")
     cursor: str | None = Field(
         default=None,
         min_length=1,
         max_length=MAX_CURSOR_CHARACTERS,
         description="`next` of the page before, with the same other fields (limit and explain may differ).",
     )
-    candidates: int = Field(
+    candidates: WholeNumber = Field(
         default=200,
         ge=1,
         le=10_000,
@@ -57,7 +77,7 @@ class SearchRequest(Request):
     min_percentile: float | None = Field(
         default=None, ge=0, le=100, description="The same by the `percentile` of the results."
     )
-    num_moments: int = Field(default=3, ge=1, le=64, description="Moments in each result, at most.")
+    num_moments: WholeNumber = Field(default=3, ge=1, le=64, description="Moments in each result, at most.")
     explain: bool = Field(default=False, description="Add tokens, frame times and the word-by-frame matrix.")
     filter: Filter | None = Field(
         default=None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from indexer.change_log import last_sequence, read_changes, read_token
 from indexer.errors import IndexDamagedError, VideoNotFoundError
 from indexer.filters import Filter
 from indexer.generations import FIRST_GENERATION, directory_of
-from indexer.succession import Succession, read_succession
+from indexer.succession import LeftBehind, Succession, read_succession
 from indexer.write_ahead_log import check_log
 
 
@@ -30,8 +29,8 @@ class CatalogReader:
     """The reading half of `indexer.catalog.Catalog`, which is what others use.
 
     index_directory: the whole index. generation: which of its generations this is. directory: where the files
-    of that generation lie, the catalog at `path` among them. left_behind: ids of videos that could not be
-    encoded for the generation that took this one's place, as of when it was opened.
+    of that generation lie, the catalog at `path` among them. left_behind: what the generation that took this
+    one's place lacks, as of when the catalog was opened.
     """
 
     def __init__(
@@ -64,7 +63,8 @@ class CatalogReader:
             self.embedding_dim = int(facts["embedding_dim"])
             self.num_frames = int(facts["num_frames"])
             self.created_at = float(facts["created_at"])
-            self.left_behind = frozenset[str](json.loads(facts.get(LEFT_BEHIND, "[]")))
+            left_behind = facts.get(LEFT_BEHIND)
+            self.left_behind = LeftBehind() if left_behind is None else LeftBehind.from_json(left_behind)
             check_facts(facts, self.path)
             self._features = FeatureRows(self.num_frames, self.embedding_dim, self.fingerprint)
         except (KeyError, ValueError, TypeError) as error:

@@ -29,7 +29,7 @@ more."""
 
 _FACTS_CHECKSUM = "checksum"
 LEFT_BEHIND = "left_behind"
-"""Name of the fact that lists, as JSON, ids of videos that the generation after this one lacks."""
+"""Name of the fact that says what the generation after this one lacks: a `LeftBehind`, as JSON."""
 
 MINIMUM_SQLITE = (3, 37, 0)
 """The first SQLite with STRICT tables."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +36,7 @@ from indexer.generations import (
 from indexer.job_transfer import carry_jobs
 from indexer.manifest import VideoSource
 from indexer.pipeline import IndexEvent, IndexingPipeline
-from indexer.succession import Succession, write_succession
+from indexer.succession import LeftBehind, Succession, write_succession
 from indexer.video_files import find_video_file
 
 if TYPE_CHECKING:
@@ -275,7 +274,8 @@ class _Switch:
         index = self._source.index_directory
         with self._target.connections.transaction() as into:
             self._report.num_jobs = carry_jobs(connection, into)
-        replace_fact(connection, LEFT_BEHIND, json.dumps(sorted(self._missing)))
+        left_behind = LeftBehind(tuple(sorted(self._missing)), self._target.generation, self._target.sequence)
+        replace_fact(connection, LEFT_BEHIND, left_behind.to_json())
         for directory in (self._target.directory, self._target.directory.parent, index):
             synchronize_directory(directory)
         write_succession(connection, Succession(self._target.generation, 1 + last_epoch(index)))
@@ -364,9 +364,11 @@ class _Switch:
 
 def _still_left_behind(source: Catalog, target: Catalog) -> set[str]:
     """Videos of the target that the source lacks though nobody deleted them: they could not be encoded when
-    the target's place was taken. One that was added again since and then deleted is not among them."""
-    left_behind = set(target.left_behind)
-    sequence = 0
+    the target's place was taken. One that was added to the source and deleted since is not among them."""
+    left_behind = set(target.left_behind.video_ids)
+    if target.left_behind.generation != source.generation:
+        return left_behind
+    sequence = target.left_behind.sequence
     with contextlib.suppress(ChangesForgottenError):
         while left_behind and (changes := source.changes_since(sequence)):
             left_behind.difference_update(change.video_id for change in changes if change.kind == "delete")

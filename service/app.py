@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
@@ -132,6 +133,7 @@ def create_app(
     )
     app.state.service = None
     app.state.is_outdated = False
+    app.state.is_loading = threading.Event()
     app.state.settings = settings
     app.state.drain = Drain()
     app.state.access = AccessControl(KeyRing(keys_path(settings.index_directory, settings.keys_file)))
@@ -229,7 +231,15 @@ async def _load(
             coarse_kind=settings.coarse_kind,
             feature_memory_bytes=settings.feature_memory_bytes,
         )
-        searcher = await to_thread.run_sync(load_in_thread, abandon_on_cancel=True)
+
+        def load_and_tell() -> Searcher:
+            try:
+                return load_in_thread()
+            finally:
+                app.state.is_loading.clear()
+
+        app.state.is_loading.set()
+        searcher = await to_thread.run_sync(load_and_tell, abandon_on_cancel=True)
         return _assemble(app, settings, searcher, None, thumbnails, previews)
 
     try:

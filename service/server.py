@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 from collections.abc import Sequence
@@ -77,7 +78,13 @@ def run_server(settings: ServiceSettings, host: str, port: int) -> int:
     shown = f"[{address}]" if ":" in address else address
     logger.info("running on http://%s:%d (press Ctrl+C to end)", shown, bound_port)
     server.run(sockets=listeners)
-    return 1 if failures or not server.started else 0
+    status = 1 if failures or not server.started else 0
+    if app.state.is_loading.is_set():
+        # Python would wait for the thread that loads. What it writes, it writes so that a crash does no harm.
+        logger.info("ended before the index was loaded")
+        logging.shutdown()
+        os._exit(status)
+    return status
 
 
 class DrainingServer(uvicorn.Server):

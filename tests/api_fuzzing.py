@@ -5,7 +5,8 @@
 A small index of the demo corpus is served by `xclip-search serve` with its worker. Four rounds follow, each
 with all checks and all phases (examples of the document, boundaries of its schemas, random requests both
 well-formed and not, sequences of requests in which answers give the next ids): on a server without keys, with
-a key that may write, with one that may read, and without the key that is needed. Exit 0: nothing found.
+a key that may write, with one that may read, and without the key that is needed. Stopped by a signal, a round
+ends early and tells what it has counted. Exit 0: nothing found.
 """
 
 # ruff: noqa: T201, this is a program that prints its table.
@@ -15,11 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,18 +178,23 @@ def _count_scenario(event: events.ScenarioFinished, tallies: dict[str, Tally]) -
 
 
 def configuration(
-    examples: int, seed: int, key: str | None = None, *, keys_required: bool = False
+    examples: int,
+    seed: int,
+    key: str | None = None,
+    *,
+    keys_required: bool = False,
+    phases: Mapping[str, Any] | None = None,
 ) -> SchemathesisConfig:
     """Schemathesis's. examples: random requests to each operation. key: sent with all.
 
-    keys_required: whether a request without one must be refused.
+    keys_required: whether a request without one must be refused. phases: settings of schemathesis's phases.
     """
     settings = {
         **CONFIG,
         "seed": seed,
         "generation": {"max-examples": examples, "database": "none", "no-shrink": True},
         # A sequence is many requests.
-        "phases": {"stateful": {"generation": {"max-examples": max(10, examples // 10)}}},
+        "phases": {"stateful": {"generation": {"max-examples": max(10, examples // 10)}}, **(phases or {})},
         "checks": {**CONFIG["checks"], "ignored_auth": {"enabled": keys_required}},
     }
     if key is not None:
@@ -219,9 +226,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--examples", type=int, default=100, help="random requests to each operation")
     parser.add_argument("--seed", type=int, default=None, help="the same requests again")
     parser.add_argument("--rounds", default=",".join(one.name for one in ROUNDS), help="some of them")
-    parser.add_argument("--only", default=None, help="only paths that match this regular expression")
+    parser.add_argument("--only", default=None, help="only paths in which this regular expression is found")
     parser.add_argument("--json", type=Path, default=None, help="write all figures to this file")
     options = parser.parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     seed = random.randrange(2**32) if options.seed is None else options.seed
     print(f"--examples {options.examples} --seed {seed}", flush=True)
     chosen = [one for one in ROUNDS if one.name in options.rounds.split(",")]
@@ -240,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_rounds(
-    directory: Path, rounds: Sequence[Round], examples: int, seed: int, only: str | None
+    directory: Path, rounds: Sequence[Round], examples: int, seed: int, only: str | None = None
 ) -> Iterator[tuple[Round, dict[str, Tally], float]]:
     """Each round with what it counted, and its seconds."""
     index = FuzzedIndex(directory)

@@ -55,8 +55,8 @@ class Finding:
     """Something that is not what was written.
 
     part: `catalog` and `change log` are the truth: restore a backup, or delete the videos named and index
-    them again. `totals` and `coarse index` are derived: `rebuild` makes them again. `jobs` are requests:
-    `rebuild` forgets those, and whoever asked asks again.
+    them again. `totals`, `coarse index` and `current.json` are derived: `rebuild` makes them again. `jobs` are
+    requests: `rebuild` forgets those, and whoever asked asks again.
     """
 
     part: str
@@ -65,7 +65,7 @@ class Finding:
     @property
     def is_derived(self) -> bool:
         """Whether `rebuild` repairs it."""
-        return self.part in ("totals", "coarse index", "jobs")
+        return self.part in ("totals", "coarse index", "jobs", "current.json")
 
 
 @dataclass
@@ -94,7 +94,7 @@ def verify(
     report = VerifyReport()
     try:
         # First, and alone: whoever opens a damaged log cuts off what might still be saved.
-        named_generation(Path(directory))
+        named = named_generation(Path(directory))
         for number in generations(Path(directory)):  # Which is the current one, only their content tells.
             check_log(directory_of(Path(directory), number) / CATALOG_FILE)
         catalog = Catalog.open(directory, check=False)
@@ -102,6 +102,11 @@ def verify(
         report.findings.append(Finding("catalog", str(error)))
         return report
     with catalog:
+        if catalog.generation != named:  # A switch was cut short: whoever opens the index passes by there.
+            try:
+                Catalog.open_generation(directory, named).close()
+            except IndexDamagedError as error:
+                report.findings.append(Finding("current.json", f"it names generation {named}: {error}"))
         try:
             report.num_videos, report.num_segments = catalog.totals()
             for finding in _findings(catalog, report.num_segments, on_progress):
@@ -216,4 +221,6 @@ def rebuild(directory: str | Path, coarse_kind: KindChoice = "auto") -> tuple[in
             )
             check_structure(connection, catalog.path)
         CoarseIndex.build(catalog, kind=coarse_kind).save()
+        if named_generation(Path(directory)) != catalog.generation:
+            name_generation(Path(directory), catalog.generation)
         return catalog.totals()

@@ -22,7 +22,7 @@ from indexer.errors import (
 from indexer.generations import POINTER_FILE, generations, index_exists, name_generation, named_generation
 from indexer.job_queue import JobQueue
 from indexer.succession import Succession, write_succession
-from indexer.verification import verify
+from indexer.verification import rebuild, verify
 
 OTHER = "0123456789abcdef" * 4
 
@@ -142,6 +142,26 @@ def test_a_switch_cut_short_after_its_first_step_is_ended_by_whoever_opens_the_i
         with pytest.raises(IndexSupersededError):
             Catalog.open_generation(tmp_path, 2).delete_video("video-2")
         former.delete_video("video-1")  # It is the current one again, for those too who had it open.
+
+
+def test_damage_to_the_generation_that_a_cut_short_switch_left_is_told_and_rebuild_names_the_next(
+    tmp_path: Path,
+) -> None:
+    with fill(create_catalog(tmp_path)) as former, successor(tmp_path) as later:
+        fill(later, 5)
+        supersede(former, 2, epoch=1)
+    connection = sqlite3.connect(tmp_path / "catalog.sqlite3")
+    with connection:
+        connection.execute("UPDATE totals SET num_videos = 9")
+    connection.close()
+    with pytest.raises(IndexDamagedError):
+        Catalog.open(tmp_path)
+    (finding,) = verify(tmp_path).findings
+    assert (finding.part, finding.is_derived) == ("current.json", True)
+    assert rebuild(tmp_path) == (5, 10) and named_generation(tmp_path) == 2
+    with Catalog.open(tmp_path) as current:
+        assert current.generation == 2
+    assert verify(tmp_path).is_clean
 
 
 def test_the_pointer_says_where_the_current_generation_is(tmp_path: Path) -> None:

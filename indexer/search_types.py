@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from itertools import accumulate
+from typing import Any, Literal, Self, get_args
 
 from indexer.errors import InvalidQueryError
 from indexer.filters import parse_filter
@@ -237,6 +238,28 @@ class TextsAnswer:
     warnings: Sequence[str]
     timings: TextTimings
     results: Sequence[RankedText]
+
+    @classmethod
+    def join(cls, answers: Sequence[Self]) -> Self:
+        """One answer about all texts, from answers about parts of them in their order; at least one."""
+        firsts = accumulate((len(answer.results) for answer in answers), initial=0)
+        results = [
+            replace(result, index=first + result.index)
+            for first, answer in zip(firsts, answers, strict=False)
+            for result in answer.results
+        ]
+        results.sort(key=lambda result: (-result.score, result.index))
+        parts = [answer.timings for answer in answers]
+        return cls(
+            answers[0].id,
+            [warning for answer in answers for warning in answer.warnings],
+            TextTimings(
+                sum(part.encode_seconds for part in parts),
+                sum(part.rerank_seconds for part in parts),
+                sum(part.total_seconds for part in parts),
+            ),
+            [replace(result, rank=rank) for rank, result in enumerate(results, start=1)],
+        )
 
 
 def check_text(name: str, text: object) -> None:

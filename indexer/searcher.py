@@ -1,5 +1,4 @@
-"""Text to videos: candidates from the coarse index, the full score on them, grouped into a page of
-results."""
+"""Text to videos: candidates from the coarse index, the full score on them, grouped into pages."""
 
 from __future__ import annotations
 
@@ -343,14 +342,16 @@ class Searcher:
         self._keep_up(after_search=False)
         return answer
 
-    def rank_texts(self, video_id: str, texts: Sequence[str]) -> TextsAnswer:
-        """Texts by how well they fit a video of the index, best first: each by the full score with the
-        video's best segment for it.
+    def rank_texts(
+        self, video_id: str, texts: Sequence[str], *, warn_of: Sequence[str] | None = None
+    ) -> TextsAnswer:
+        """Texts by how well they fit a video: each by the full score with the video's best segment for it.
 
-        texts: 1 to MAX_BATCH_TEXTS, each as in `SearchQuery`. Raises VideoNotFoundError, InvalidQueryError.
+        texts: 1 to MAX_BATCH_TEXTS, each as in `SearchQuery`. warn_of: the texts that warnings are about, by
+        default these. Raises VideoNotFoundError, InvalidQueryError.
         """
-        background = self._background.now
-        answer = rank_texts(self.model, self.catalog, self._features, background, video_id, texts)
+        scored = (self.model, self.catalog, self._features, self._background.now)
+        answer = rank_texts(*scored, video_id, texts, texts if warn_of is None else warn_of)
         self._index.follow()
         self._keep_up(after_search=True)
         return answer

@@ -44,10 +44,12 @@ def rank_texts(
     background: Background | None,
     video_id: str,
     texts: Sequence[str],
+    warn_of: Sequence[str],
 ) -> TextsAnswer:
     """Every text with the video's best segment for it, by the full score.
 
-    texts: 1 to MAX_BATCH_TEXTS. Raises VideoNotFoundError, InvalidQueryError.
+    texts: 1 to MAX_BATCH_TEXTS. warn_of: the texts that warnings are about. Raises VideoNotFoundError,
+    InvalidQueryError.
     """
     if not 1 <= len(texts) <= MAX_BATCH_TEXTS:
         raise InvalidQueryError(f"texts must be 1 to {MAX_BATCH_TEXTS}")
@@ -85,7 +87,7 @@ def rank_texts(
         for rank, row in enumerate(np.argsort(-total, kind="stable").tolist(), start=1)
     ]
     timings = TextTimings(times.seconds("encode"), times.seconds("rerank"), times.total_seconds)
-    return TextsAnswer(video_id, texts_warnings(model, texts), timings, results)
+    return TextsAnswer(video_id, texts_warnings(model, warn_of), timings, results)
 
 
 @torch.inference_mode()

@@ -58,15 +58,17 @@ class SearchGate:
         """Whether no further search can wait, unless it takes another's place."""
         return self.num_running >= self._num_threads and self.num_waiting >= self._max_waiting
 
-    async def run(self, search: Callable[[], Answer]) -> Answer:
+    async def run(self, search: Callable[[], Answer], *, begun: bool = False) -> Answer:
         """The answer of `search`, called in a thread.
 
+        begun: it goes on with a request that had a turn before, and may wait though the queue is full, for
+        what was done so far would be lost; another client may still take its place.
         Raises OverloadedError where too many wait already, and TooManyRequestsError where most of them are
         this client's own. Where the caller is cancelled, the search is told (`indexer.abandonment`) and its
         place is given to the next, though to no more than `num_threads` at a time.
         """
         arrived = time.monotonic()
-        await self._enter(CLIENT.get())
+        await self._enter(CLIENT.get(), begun)
         waited_seconds = time.monotonic() - arrived
         place = _Place()
         loop = asyncio.get_running_loop()
@@ -88,11 +90,11 @@ class SearchGate:
         self._observe(answer, waited_seconds)
         return answer
 
-    async def _enter(self, client: str) -> None:
+    async def _enter(self, client: str, begun: bool) -> None:
         if self.num_running < self._num_threads:
             self.num_running += 1
             return
-        if self.is_full:
+        if self.is_full and not begun:
             self.check_room(client)
             self._send_away_last_of_heaviest()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -91,6 +91,7 @@ class FakeSearcher:
         self.hold: threading.Event | None = None
         self.error: Exception | None = None
         self.next: str | None = None
+        self.ranked: list[list[str]] = []
         self.similar_calls: list[tuple[str, int, int, dict[str, Any] | None]] = []
 
     def search(self, query: SearchQuery) -> SearchAnswer:
@@ -142,8 +143,13 @@ class FakeSearcher:
             ],
         )
 
-    def rank_texts(self, video_id: str, texts: Sequence[str]) -> TextsAnswer:
-        """The texts in the order of their length, the longest first."""
+    def rank_texts(
+        self, video_id: str, texts: Sequence[str], *, warn_of: Sequence[str] | None = None
+    ) -> TextsAnswer:
+        """The texts in the order of their length, the longest first. The warning counts what it is about."""
+        self.ranked.append(list(texts))
+        num_warned_of = len(texts if warn_of is None else warn_of)
+        warnings = [f"{num_warned_of} texts"] if num_warned_of else []
         self.catalog.get_video(video_id)
         order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
         results = [
@@ -159,7 +165,7 @@ class FakeSearcher:
             )
             for rank, place in enumerate(order, start=1)
         ]
-        return TextsAnswer(video_id, [], TextTimings(0.1, 0.2, 0.3), results)
+        return TextsAnswer(video_id, warnings, TextTimings(0.1, 0.2, 0.3), results)
 
     def stats(self) -> dict[str, Any]:
         return {"answers": len(self.queries)}

@@ -116,6 +116,18 @@ def test_texts_are_ranked(service: Service) -> None:
     assert problem(service.client.post("/videos/x/texts", json={"texts": ["a"]})) == (404, "video-not-found")
 
 
+def test_many_texts_are_ranked_in_turns_as_if_at_once(service: Service) -> None:
+    texts = ["x" * (1 + number * 7 % 150) for number in range(150)]
+    body: dict[str, Any] = service.client.post("/videos/v1/texts", json={"texts": texts}).json()
+    assert service.searcher.ranked == [texts[:64], texts[64:128], texts[128:]]
+    at_once = service.searcher.rank_texts("v1", texts)
+    assert [(r["rank"], r["index"], r["text"], r["score"]) for r in body["results"]] == [
+        (r.rank, r.index, r.text, r.score) for r in at_once.results
+    ]
+    assert body["warnings"] == ["150 texts"]
+    assert body["timings"]["total_seconds"] == pytest.approx(3 * 0.3)
+
+
 @pytest.mark.parametrize("media_type", ["application/json", "application/merge-patch+json"])
 def test_a_patch_merges_and_answers_the_video(service: Service, media_type: str) -> None:
     def patch(body: Any) -> Any:

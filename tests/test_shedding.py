@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from service_fakes import Service, add_video, running
 from test_service_errors import check_problem
 
 from service.api_keys import add_key
+from service.errors import OverloadedError
 from service.search_gate import SearchGate
 from service.shedding import SEARCHES
 
@@ -118,3 +120,20 @@ def test_a_client_with_fewer_searches_waiting_still_gets_a_place(tmp_path: Path)
         assert check_problem(waiting[2].result(10), 429)["type"].endswith(":too-many-requests")
         service.searcher.hold.set()
         assert [search.result(10).status_code for search in (*waiting[:2], newcomer)] == [200] * 3
+
+
+def test_a_request_that_had_a_turn_is_not_refused_its_next_one() -> None:
+    async def main() -> None:
+        gate, go = SearchGate(1, 1), threading.Event()
+        held = [asyncio.create_task(gate.run(partial(go.wait, 10))) for _ in range(2)]
+        while not gate.is_full:
+            await asyncio.sleep(0.001)
+        next_turn = asyncio.create_task(gate.run(lambda: "answer", begun=True))
+        await asyncio.sleep(0.01)
+        assert gate.num_waiting == 2
+        with pytest.raises(OverloadedError):
+            await gate.run(lambda: "answer")
+        go.set()
+        assert await asyncio.gather(*held, next_turn) == [True, True, "answer"]
+
+    asyncio.run(main())

@@ -43,7 +43,8 @@ async def search(request: Request, service: Service) -> SearchAnswerBody | Searc
     turns = []
     for first in range(0, len(queries), QUERIES_A_TURN):
         some = queries[first : first + QUERIES_A_TURN]
-        turns.append(await service.search_gate.run(partial(service.searcher.search_all, some)))
+        search_some = partial(service.searcher.search_all, some)
+        turns.append(await service.search_gate.run(search_some, begun=first > 0))
     answers = [answer for turn in turns for answer in turn.answers]
     return SearchAnswersBody(
         answers=[await _to_body(answer, service, root_path) for answer in answers],

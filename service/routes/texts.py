@@ -6,6 +6,7 @@ from functools import partial
 
 from fastapi import APIRouter, Request
 
+from indexer.search_types import TextsAnswer
 from service.access import READ
 from service.errors import OverloadedError, VideoNotFoundError
 from service.ready_service import Service
@@ -18,6 +19,9 @@ router = APIRouter(prefix="/videos/{video_id}", tags=["search"], dependencies=[R
 BODY_LIMIT_BYTES = 4 * 1024 * 1024
 """A thousand texts need more than other bodies."""
 
+TEXTS_A_TURN = 64
+"""So many texts are ranked together; then others have their turn."""
+
 
 @router.post(
     "/texts",
@@ -27,5 +31,11 @@ BODY_LIMIT_BYTES = 4 * 1024 * 1024
 async def rank_texts(request: Request, video_id: str, service: Service) -> TextsAnswerBody:
     """Order texts by how well they fit this video, best first."""
     body = await read_json(request, RankTextsRequest, BODY_LIMIT_BYTES)
-    answer = await service.search_gate.run(partial(service.searcher.rank_texts, video_id, body.texts))
-    return TextsAnswerBody.model_validate(answer)
+    answers = []
+    for first in range(0, len(body.texts), TEXTS_A_TURN):
+        some = body.texts[first : first + TEXTS_A_TURN]
+        # What is unusual about all of them is said once.
+        warn_of = body.texts if first == 0 else ()
+        rank = partial(service.searcher.rank_texts, video_id, some, warn_of=warn_of)
+        answers.append(await service.search_gate.run(rank, begun=first > 0))
+    return TextsAnswerBody.model_validate(TextsAnswer.join(answers))

@@ -88,6 +88,8 @@ def _info(client: Client, *, as_json: bool) -> None:
         "fingerprint": stats.fingerprint,
         "created_at": None,
         "catalog_size_bytes": None,
+        "generation": None,
+        "other_generations": None,
     }
     local.print_facts(facts, as_json)
 

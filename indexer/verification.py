@@ -55,8 +55,8 @@ class Finding:
     """Something that is not what was written.
 
     part: `catalog` and `change log` are the truth: restore a backup, or delete the videos named and index
-    them again. `totals`, `coarse index` and `current.json` are derived: `rebuild` makes them again. `jobs` are
-    requests: `rebuild` forgets those, and whoever asked asks again.
+    them again. `totals`, `coarse index` and `current.json` are derived: `rebuild` makes them again. `jobs`
+    are requests: `rebuild` forgets those, and whoever asked asks again.
     """
 
     part: str

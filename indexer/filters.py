@@ -37,8 +37,8 @@ _COLUMNS: Final = {
     "content_sha256": str,
 }
 _RANGES: Final = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
-_KEY: Final = re.compile(r'[^"\\\x00-\x1f]+')
-"""What SQLite's JSON paths take between quotation marks."""
+_KEY: Final = re.compile(r'[^"\\\x00-\x1f\ud800-\udfff]+')
+"""What SQLite's JSON paths take between quotation marks; no lone surrogate, which UTF-8 has no place for."""
 
 Scalar = str | int | float | bool | None
 

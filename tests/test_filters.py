@@ -162,6 +162,7 @@ def test_a_filter_lets_through_the_videos_that_a_plain_reading_of_it_lets_throug
         ({"metadata": {"a": 1}}, "filter.(field 1): there is no such field"),
         ({"metadata.": 1}, "a key of metadata is not empty"),
         ({'metadata.a"b': 1}, "no quotation mark"),
+        ({"metadata.a\ud800": 1}, "no quotation mark"),
         ({"metadata.a": {}}, "must be one comparison"),
         ({"metadata.a": {"eq": 1, "gt": 0}}, "must be one comparison"),
         ({"metadata.a": {"like": "x"}}, "filter.metadata.(key) has a comparison that does not exist"),

@@ -58,8 +58,9 @@ class KnownThings:
     """What there is to fill in.
 
     ids: videos that must stay. spare_ids: videos that may be deleted and changed. job_ids: jobs that ended.
-    searches: whole bodies of POST /search with a cursor. files: contents of playable files that the index
-    knows. uris: files that the server may read. keys: valid API keys.
+    searches: whole bodies of POST /search with a cursor. pages: values of `after` for GET /videos.
+    files: contents of playable files that the index knows. uris: files that the server may read.
+    keys: valid API keys.
     new_file: makes a playable file that the index does not know. put_back: adds what was deleted.
     """
 
@@ -67,6 +68,7 @@ class KnownThings:
     spare_ids: Sequence[str]
     job_ids: Sequence[str] = ()
     searches: Sequence[dict[str, Any]] = ()
+    pages: Sequence[int] = ()
     files: Sequence[bytes] = ()
     uris: Sequence[str] = ()
     keys: Sequence[str] = ()
@@ -100,6 +102,10 @@ class KnownThings:
         if "Idempotency-Key" in case.headers and not _is_negative(case, ParameterLocation.HEADER):
             # The same key again for another request would be refused, whatever the schema says.
             case.headers["Idempotency-Key"] = f"{choose.getrandbits(64):x}-{next(self._request_numbers)}"
+        has_page = case.operation.label == "GET /videos" and "after" in case.query
+        if has_page and not _is_negative(case, ParameterLocation.QUERY):
+            # Numbers above that of the last change are of no page, and refused.
+            case.query = {**case.query, "after": str(choose.choice([0, 1, *self.pages]))}
         if not _is_negative(case, ParameterLocation.BODY):
             self._fill_in_body(case, choose, is_real)
 

@@ -90,7 +90,7 @@ fi
 
 # ---- Running: `start PART ARGUMENT...` a service; `job FLAGS COMMAND...` and `inside PART COMMAND...` wait.
 volumes=("$name-index:/index" "$name-models:/models" "$name-keys:/keys")
-settings=(XCLIP_MODEL=demo XCLIP_DEVICE=cpu XCLIP_START_WORKER=false OMP_NUM_THREADS=2)
+settings=(XCLIP_NEW_INDEX_MODEL=demo XCLIP_DEVICE=cpu XCLIP_START_WORKER=false OMP_NUM_THREADS=2)
 hardened=(--read-only --cap-drop ALL --security-opt no-new-privileges --init --memory 6g --pids-limit 512
     --tmpfs "/tmp:size=256m,mode=1777,noexec,nosuid,nodev")
 

@@ -66,6 +66,13 @@ def index(
     index: IndexOption,
     paths: Annotated[list[Path] | None, typer.Argument(help="Video files, and folders of them.")] = None,
     model: ModelOption = None,
+    new_index_model: Annotated[
+        str | None,
+        typer.Option(
+            envvar="XCLIP_NEW_INDEX_MODEL",
+            help="As --model, where an index is made; one that is there keeps its own.",
+        ),
+    ] = None,
     manifest: Annotated[
         Path | None, typer.Option(help="JSONL or CSV that lists videos: path, id, title, metadata.")
     ] = None,
@@ -113,7 +120,7 @@ def index(
     while done is None:
         with wrong_use_explained():
             loaded, catalog, sampling = _open_for_writing(
-                index, model, device, frames_per_second, max_segment_seconds
+                index, model, new_index_model, device, frames_per_second, max_segment_seconds
             )
         from indexer.errors import IndexSupersededError
         from indexer.pipeline import IndexingPipeline
@@ -265,6 +272,7 @@ def find_sources(paths: list[Path], manifest: Path | None) -> list[VideoSource]:
 def _open_for_writing(
     directory: Path,
     spec: str | None,
+    new_index_spec: str | None,
     device: str,
     frames_per_second: float | None,
     max_segment_seconds: float | None,
@@ -284,6 +292,7 @@ def _open_for_writing(
     except IndexNotFoundError:
         if directory.exists() and not directory.is_dir():
             stop(f"{directory} is not a folder")
+        spec = spec or new_index_spec
         if spec is None:
             stop(f"there is no index in {directory} yet: say with --model for which model to make it")
     from indexer.fingerprint import index_fingerprint

@@ -227,6 +227,7 @@ async def _load(
             settings.index_directory,
             settings.model_spec,
             settings.device,
+            new_index_model=settings.new_index_model,
             warm_up=settings.warm_up,
             coarse_kind=settings.coarse_kind,
             feature_memory_bytes=settings.feature_memory_bytes,

@@ -183,7 +183,7 @@ def _index_directory(environment: Environment) -> Path:
     directory = environment.index.expanduser().absolute()
     from indexer.generations import index_exists
 
-    if not index_exists(directory) and environment.model is None:
+    if not index_exists(directory) and environment.model is None and environment.new_index_model is None:
         refuse(
             f"there is no index in {directory}. Make one with: xclip-search index VIDEOS --index {directory} "
             "--model SPEC; or start with an empty one by adding --model SPEC here (--model demo, for example)"

@@ -21,15 +21,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("xclip_search.service")
 
 
-def load_model(index_directory: Path, model_spec: str | None, device: str) -> XClip:
+def load_model(
+    index_directory: Path, model_spec: str | None, device: str, *, new_index_model: str | None = None
+) -> XClip:
     """The model of an index, or the one of `model_spec`; the index is made where there is none.
 
+    new_index_model: of an index that is made here, where `model_spec` is None.
     Raises IndexNotFoundError where there is no index and no spec, FingerprintMismatchError where index and
     model do not belong together, and whatever loading a model raises.
     """
     from model import XClip
 
     if not index_exists(index_directory):
+        model_spec = model_spec or new_index_model
         if model_spec is None:
             raise IndexNotFoundError(f"there is no index in {index_directory}, and no model to make one with")
         model = XClip.load(model_spec, device)
@@ -57,6 +61,7 @@ def load_searcher(
     model_spec: str | None,
     device: str,
     *,
+    new_index_model: str | None = None,
     warm_up: bool,
     coarse_kind: CoarseKindChoice = "auto",
     feature_memory_bytes: int = 0,
@@ -67,7 +72,7 @@ def load_searcher(
     """
     from indexer.searcher import Searcher
 
-    model = load_model(index_directory, model_spec, device)
+    model = load_model(index_directory, model_spec, device, new_index_model=new_index_model)
     searcher = Searcher(
         index_directory, model, coarse_kind=coarse_kind, feature_memory_bytes=feature_memory_bytes
     )

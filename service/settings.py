@@ -30,6 +30,9 @@ class Environment(BaseSettings):
 
     index: Path | None = Field(default=None, description="The index directory.")
     model: str | None = Field(default=None, description="Model spec; the index's own where unset.")
+    new_index_model: str | None = Field(
+        default=None, description="Model that a new index is made with; one that is there keeps its own."
+    )
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on.")
@@ -181,6 +184,7 @@ class ServiceSettings:
 
     index_directory: Path
     model_spec: str | None = None
+    new_index_model: str | None = None
     device: str = "auto"
     start_worker: bool = True
     warm_up: bool = True
@@ -235,6 +239,7 @@ class WorkerSettings:
 
     index_directory: Path
     model_spec: str | None = None
+    new_index_model: str | None = None
     device: str = "auto"
     decode_timeout_seconds: float = 300.0
     worker_grace_seconds: float = 20.0

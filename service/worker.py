@@ -285,7 +285,12 @@ def _work_on_current(settings: WorkerSettings, stop: threading.Event) -> bool:
     from service.loading import load_model
     from service.video_reading import VideoReader
 
-    model = load_model(settings.index_directory, settings.model_spec, settings.device)
+    model = load_model(
+        settings.index_directory,
+        settings.model_spec,
+        settings.device,
+        new_index_model=settings.new_index_model,
+    )
     store = MediaStore(settings.index_directory)
     store.prepare()
     with (

@@ -183,14 +183,17 @@ def configuration(
     key: str | None = None,
     *,
     keys_required: bool = False,
+    only: str = ".",
     phases: Mapping[str, Any] | None = None,
 ) -> SchemathesisConfig:
     """Schemathesis's. examples: random requests to each operation. key: sent with all.
 
-    keys_required: whether a request without one must be refused. phases: settings of schemathesis's phases.
+    keys_required: whether a request without one must be refused. only: regular expression that is found in
+    the paths that are asked. phases: settings of schemathesis's phases.
     """
     settings = {
         **CONFIG,
+        "operations": [*CONFIG["operations"], {"exclude-path-regex": only, "enabled": False}],
         "seed": seed,
         "generation": {"max-examples": examples, "database": "none", "no-shrink": True},
         # A sequence is many requests.
@@ -229,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--examples", type=int, default=100, help="random requests to each operation")
     parser.add_argument("--seed", type=int, default=None, help="the same requests again")
     parser.add_argument("--rounds", default=",".join(one.name for one in ROUNDS), help="some of them")
+    parser.add_argument("--only", default=".", help="only paths in which this regular expression is found")
     parser.add_argument("--json", type=Path, default=None, help="write all figures to this file")
     options = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -238,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [one for one in ROUNDS if one.name in options.rounds.split(",")]
     figures = {}
     with tempfile.TemporaryDirectory(prefix="xclip-fuzzing-") as name:
-        for one, tallies, seconds in run_rounds(Path(name), chosen, options.examples, seed):
+        for one, tallies, seconds in run_rounds(Path(name), chosen, options.examples, seed, options.only):
             print_table(one.title, tallies, seconds)
             figures[one.name] = {label: tally.to_json() for label, tally in sorted(tallies.items())}
             if options.json is not None:
@@ -251,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_rounds(
-    directory: Path, rounds: Sequence[Round], examples: int, seed: int
+    directory: Path, rounds: Sequence[Round], examples: int, seed: int, only: str = "."
 ) -> Iterator[tuple[Round, dict[str, Tally], float]]:
     """Each round with what it counted, and its seconds."""
     index = FuzzedIndex(directory)
@@ -279,6 +283,7 @@ def run_rounds(
                     seed,
                     keys[one.key] if one.key else None,
                     keys_required=one.keys_required,
+                    only=only,
                 )
                 schema = schemathesis.openapi.from_url(
                     f"{server.client.base_url}/openapi.json", config=config

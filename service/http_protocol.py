@@ -13,7 +13,7 @@ import sys
 import termios
 from array import array
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import h11
 import uvicorn
@@ -27,6 +27,7 @@ from service.errors import (
     RequestTimeoutError,
     ServiceError,
 )
+from service.gathered_writes import GatheredWrites
 
 IDLE_SECONDS = 1.0
 """A connection that was silent for so long may be closed to make room; a younger one is about to ask."""
@@ -84,6 +85,7 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or refuse it where all are busy."""
         super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, GatheredWrites(transport, self.loop))
         self._is_surplus = not self._has_room()
         if self._is_surplus and len(self.connections) > 2 * self._limits.max_connections:
             transport.abort()

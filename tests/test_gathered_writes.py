@@ -34,7 +34,7 @@ def told(act: Callable[[GatheredWrites], None], *, when_the_loop_came_round: boo
         act(transport)
         if when_the_loop_came_round:
             await asyncio.sleep(0)
-        return kept.told
+        return list(kept.told)  # More may come while the loop ends.
 
     return asyncio.run(main())
 

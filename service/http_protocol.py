@@ -55,6 +55,8 @@ class BoundedConfig(uvicorn.Config):
     def __init__(self, app: Any, limits: ConnectionLimits, **options: Any) -> None:
         super().__init__(app, http=BoundedProtocol, ws="none", **options)
         self.limits = limits
+        self.idle_connections: dict[BoundedProtocol, None] = {}
+        """Those that may be idle, the longest idle first: finding it must cost little where many knock."""
 
 
 class BoundedProtocol(H11Protocol):
@@ -69,6 +71,7 @@ class BoundedProtocol(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._limits = config.limits
+        self._idle_connections = config.idle_connections
         self._idle_since = self.loop.time()
         self._is_surplus = False
         self._is_refused = False
@@ -87,6 +90,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_made(transport)
         self.transport = cast(asyncio.Transport, GatheredWrites(transport, self.loop))
         self._is_surplus = not self._has_room()
+        self._note_idle()
         if self._is_surplus and len(self.connections) > 2 * self._limits.max_connections:
             transport.abort()
             return
@@ -118,6 +122,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed."""
+        self._idle_connections.pop(self, None)
         _cancel(self._input_timer)
         self._input_timer = None
         _cancel(self._output_timer)
@@ -128,7 +133,7 @@ class BoundedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         """An answer was sent."""
-        self._idle_since = self.loop.time()
+        self._note_idle()
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:
             self._watch_input()
@@ -178,20 +183,24 @@ class BoundedProtocol(H11Protocol):
         if len(self.connections) <= self._limits.max_connections:
             return True
         latest = self.loop.time() - IDLE_SECONDS
-        idle = [
-            other
-            for other in self.connections
-            if isinstance(other, BoundedProtocol)
-            and other is not self
-            and other.is_idle
-            and other._idle_since <= latest
-        ]
-        for other in sorted(idle, key=lambda other: other._idle_since):
-            if not other._has_unread():
-                self.connections.discard(other)
-                other.transport.abort()
+        idle = self._idle_connections
+        while idle:
+            longest = next(iter(idle))
+            if longest.is_idle and longest._idle_since > latest:
+                return False
+            # One that is busy, or about to be, comes back when it was answered.
+            del idle[longest]
+            if longest.is_idle and longest is not self and not longest._has_unread():
+                self.connections.discard(longest)
+                longest.transport.abort()
                 return True
         return False
+
+    def _note_idle(self) -> None:
+        self._idle_since = self.loop.time()
+        self._idle_connections.pop(self, None)
+        if self in self.connections:
+            self._idle_connections[self] = None
 
     def _has_unread(self) -> bool:
         """Whether bytes have come that were not read yet: where the loop is late, a request."""

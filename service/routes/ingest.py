@@ -70,7 +70,7 @@ _FORM: dict[str, Any] = {
     "required": ["file"],
     "additionalProperties": False,
     "properties": {
-        "file": {"type": "string", "format": "binary"},
+        "file": {"type": "string", "format": "binary", "minLength": 1},
         "title": {
             "type": "string",
             "maxLength": MAX_TITLE_CHARACTERS,

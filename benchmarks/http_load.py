@@ -22,6 +22,8 @@ from search_http import QUERIES
 CUT_OFF = 0
 """Status of a request that got no whole answer."""
 
+GIVE_UP_SECONDS = 30.0
+
 
 def search_request(number: int) -> bytes:
     """One of the queries, as HTTP/1.1."""
@@ -136,18 +138,20 @@ async def ask_in_turn(port: int, num_clients: int, num_requests: int) -> tuple[l
 @dataclass
 class Rush:
     """Requests sent at a fixed rate. late_seconds: how much after its time each was sent, which says whether
-    the clients themselves were short of processors. num_refused: connections that could not be opened."""
+    the clients themselves were short of processors. num_refused: connections that could not be opened.
+    num_waiting: requests that were not answered GIVE_UP_SECONDS after the last one was sent."""
 
     outcomes: list[Outcome]
     late_seconds: list[float]
     seconds: float
     num_refused: int = 0
+    num_waiting: int = 0
 
 
 async def ask_at_rate(port: int, rate: float, seconds: float) -> Rush:
     """Send `rate` requests a second, whether the former are answered or not; on idle connections or new ones.
 
-    Answers' bodies are not kept. Returns when everything is answered or cut off.
+    Answers' bodies are not kept. Returns when everything is answered or cut off, or waiting is given up.
     """
     rush = Rush([], [], 0.0)
     idle: list[Connection] = []
@@ -197,7 +201,9 @@ async def ask_at_rate(port: int, rate: float, seconds: float) -> Rush:
             under_way.add(task)
             task.add_done_callback(under_way.discard)
     rush.seconds = time.perf_counter() - started
-    await all_ended.wait()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(all_ended.wait(), GIVE_UP_SECONDS)
+    rush.num_waiting = num_requests - num_ended
     for connection in idle:
         connection.close()
     return rush

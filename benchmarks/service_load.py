@@ -155,7 +155,8 @@ def overload(index: Path, arguments: argparse.Namespace) -> bool:
         print(f"| {status} | {len(seconds)} | {' | '.join(figures)} |")
     refusals = [outcome for outcome in rush.outcomes if outcome.status in (429, 503)]
     num_slow = sum(outcome.seconds > SHED_SECONDS for outcome in refusals)
-    num_lost = rush.num_refused + sum(outcome.status not in (200, 429, 503) for outcome in rush.outcomes)
+    num_lost = sum(outcome.status not in (200, 429, 503) for outcome in rush.outcomes)
+    num_lost += rush.num_refused + rush.num_waiting
     print(f"not answered: {num_lost}; refused after more than {SHED_SECONDS} s: {num_slow}")
     print(f"normal again after {normal_after:.1f} s")
     return not num_lost and not num_slow and normal_after <= NORMAL_AGAIN_SECONDS

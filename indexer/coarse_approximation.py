@@ -47,8 +47,9 @@ LISTS_FACTOR = 4
 TRAINING_VECTORS_A_LIST = 40
 """FAISS's k-means wants at least 39 for each list (faiss Clustering.h, min_points_per_centroid)."""
 
-PROBED_SHARE = 8
-"""One list in so many is looked at (benchmarks/scaling.py measures what is missed)."""
+PROBED_FACTOR = 4.5
+"""So many times the square root of the number of lists are looked at: as much is found at 100,000
+segments as at a million, where a constant share would look at ever more (benchmarks/scaling.py measures what is missed)."""
 
 Blocks = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
 Fetch = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.float32]]]
@@ -182,7 +183,7 @@ class ApproximateSnapshot:
             parameters = _faiss.SearchParametersHNSW(sel=self._selector, efSearch=beam)
         else:
             num_all = self.index.nlist
-            probed = min(num_all, math.ceil(min(effort, num_all) * num_all / PROBED_SHARE))
+            probed = min(num_all, math.ceil(min(effort, num_all) * PROBED_FACTOR * math.sqrt(num_all)))
             if self.gpu is not None:
                 found_there = self.gpu.search(query, count, self.rows, num_probed=probed)
                 if found_there is not None:

@@ -48,8 +48,8 @@ TRAINING_VECTORS_A_LIST = 40
 """FAISS's k-means wants at least 39 for each list (faiss Clustering.h, min_points_per_centroid)."""
 
 PROBED_FACTOR = 4.5
-"""So many times the square root of the number of lists are looked at: as much is found at 100,000 segments as
-at a million, where a constant share would look at ever more (benchmarks/scaling.py measures what is missed)."""
+"""So many times the square root of the number of lists are looked at: as much is found at 100,000 segments
+as at a million, where a constant share would look at ever more (benchmarks/scaling.py measures it)."""
 
 Blocks = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
 Fetch = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.float32]]]

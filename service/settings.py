@@ -184,8 +184,8 @@ class ServiceSettings:
 
     index_directory: Path
     model_spec: str | None = None
-    new_index_model: str | None = None
     device: str = "auto"
+    new_index_model: str | None = None
     start_worker: bool = True
     warm_up: bool = True
     allowed_roots: tuple[Path, ...] = ()
@@ -239,8 +239,8 @@ class WorkerSettings:
 
     index_directory: Path
     model_spec: str | None = None
-    new_index_model: str | None = None
     device: str = "auto"
+    new_index_model: str | None = None
     decode_timeout_seconds: float = 300.0
     worker_grace_seconds: float = 20.0
     upload_limit_bytes: int = 2048 * MIB

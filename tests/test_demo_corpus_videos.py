@@ -54,9 +54,10 @@ def test_a_video_is_h264_that_browsers_play_at_once(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_the_same_scene_gives_the_same_bytes(tmp_path: Path) -> None:
-    write_video(tmp_path / "first.mp4", SCENE, size_pixels=64)
-    write_video(tmp_path / "second.mp4", SCENE, size_pixels=64)
+@pytest.mark.parametrize("size_pixels", [64, 96, 128])
+def test_the_same_scene_gives_the_same_bytes(tmp_path: Path, size_pixels: int) -> None:
+    write_video(tmp_path / "first.mp4", SCENE, size_pixels=size_pixels)
+    write_video(tmp_path / "second.mp4", SCENE, size_pixels=size_pixels)
     assert (tmp_path / "first.mp4").read_bytes() == (tmp_path / "second.mp4").read_bytes()
 
 

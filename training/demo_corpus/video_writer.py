@@ -14,8 +14,8 @@ _SMPTE_170M = 6  # the matrix that conversion from RGB uses below; said in the f
 _LIMITED_RANGE = 1
 
 _MACROBLOCK_TREE_PIXELS = 128
-"""In rows that are no multiple of eight macroblocks x264's macroblock tree reads memory that nobody wrote (seen
-with x264's vector code at 64 and 96 pixels, not at 128 and 256), so bytes differ from run to run."""
+"""In rows that are no multiple of eight macroblocks x264's macroblock tree reads memory that nobody wrote
+(seen with its vector code at 64 and 96 pixels, not at 128 and 256), so bytes differ from run to run."""
 
 
 def write_video(path: Path, scene: Scene, size_pixels: int = 256, frame_rate: int = 12) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -253,6 +254,10 @@ async def _load(
         if on_load_failure is not None:
             on_load_failure(error)
         return
+    # What libraries and the model are made of stays: without this, a full collection looks at all of it now and
+    # then, for some tenths of a second in which every request waits.
+    gc.collect()
+    gc.freeze()
     app.state.service = service
     logger.info("ready: %d videos", service.catalog.num_videos)
     watch = asyncio.create_task(

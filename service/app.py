@@ -254,8 +254,8 @@ async def _load(
         if on_load_failure is not None:
             on_load_failure(error)
         return
-    # What libraries and the model are made of stays: without this, a full collection looks at all of it now and
-    # then, for some tenths of a second in which every request waits.
+    # What libraries and the model are made of stays: without this, a full collection looks at all of it now
+    # and then, for some tenths of a second in which every request waits.
     gc.collect()
     gc.freeze()
     app.state.service = service

@@ -139,10 +139,10 @@ class BoundedProtocol(H11Protocol):
             self._watch_input()
 
     def shutdown(self) -> None:
-        """The server is ending."""
+        """The server is ending. What was asked before is answered, and the answer ends the connection."""
         if self._is_refused:
             self.transport.close()
-        else:
+        elif not (self.is_idle and self._has_unread()):
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:

@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, model_directory: Path) -> I
         yield server
     finally:
         server.stop()
-    assert server.worker_pids() == []
+    wait_until(lambda: server.worker_pids() == [], 30)
     assert "Traceback" not in server.log.read_text(), server.log.read_text()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -22,6 +21,7 @@ from service.api_keys import KeyRing, keys_path
 from service.deadlines import DeadlineMiddleware
 from service.drain import Drain
 from service.error_handlers import install_error_handlers
+from service.garbage import set_aside_what_stays
 from service.generation_watch import watch_generations
 from service.loading import load_searcher
 from service.media_store import MediaStore
@@ -254,10 +254,7 @@ async def _load(
         if on_load_failure is not None:
             on_load_failure(error)
         return
-    # What libraries and the model are made of stays: without this, a full collection looks at all of it now
-    # and then, for some tenths of a second in which every request waits.
-    gc.collect()
-    gc.freeze()
+    set_aside_what_stays()
     app.state.service = service
     logger.info("ready: %d videos", service.catalog.num_videos)
     watch = asyncio.create_task(

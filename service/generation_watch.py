@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from indexer.errors import FingerprintMismatchError, IndexerError
 from model.errors import ModelError
+from service.garbage import set_aside_what_stays
 from service.ready_service import ReadyService
 
 LOOK_SECONDS = 0.5
@@ -87,3 +88,6 @@ async def _retire(service: ReadyService, seconds: float) -> None:
     finally:
         with contextlib.suppress(IndexerError):
             await asyncio.shield(to_thread.run_sync(service.searcher.close))
+    # Its model was set aside when it was loaded, or with the one before it.
+    del service
+    set_aside_what_stays()

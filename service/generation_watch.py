@@ -83,11 +83,18 @@ def _advice(former: ReadyService) -> str:
 
 async def _retire(service: ReadyService, seconds: float) -> None:
     """Close a service that no new request gets any more."""
+    # A thread may keep what it was given for a moment after it has reported that it is done: the one that
+    # closes gets a list and empties it.
+    last = [service]
+    del service
     try:
         await asyncio.sleep(seconds)
     finally:
         with contextlib.suppress(IndexerError):
-            await asyncio.shield(to_thread.run_sync(service.searcher.close))
+            await asyncio.shield(to_thread.run_sync(_close, last))
     # Its model was set aside when it was loaded, or with the one before it.
-    del service
     set_aside_what_stays()
+
+
+def _close(last: list[ReadyService]) -> None:
+    last.pop().searcher.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,19 @@ class Knot:
         pass
 
 
+def slow_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads take their time to forget what they were given, after they have reported that it is done."""
+    loop = asyncio.get_running_loop()
+    report = loop.call_soon_threadsafe
+
+    def report_and_linger(*args: Any, **options: Any) -> asyncio.Handle:
+        handle = report(*args, **options)
+        time.sleep(0.3)
+        return handle
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", report_and_linger)
+
+
 @pytest.fixture(autouse=True)
 def collected_as_before() -> Iterator[None]:
     yield
@@ -46,8 +60,9 @@ def test_what_lives_is_passed_over_by_collections() -> None:
     assert seen() is None
 
 
-def test_a_retired_service_is_let_go_of_though_it_was_set_aside() -> None:
+def test_a_retired_service_is_let_go_of_though_it_was_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     async def change_over() -> weakref.ref[Knot]:
+        slow_threads(monkeypatch)
         former: Any = Knot()
         seen = weakref.ref(former)
         set_aside_what_stays()

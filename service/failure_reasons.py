@@ -6,7 +6,8 @@ from typing import Literal, get_args
 
 from indexer.failed_jobs import FailedJobs
 from indexer.job_queue import GAVE_UP_REASON
-from service.worker import ID_TAKEN_REASON, INTERNAL_REASON, NO_ROOM_REASON
+from service.job_endings import NO_ROOM_REASON
+from service.worker import ID_TAKEN_REASON, INTERNAL_REASON
 
 FailureClass = Literal["cancelled", "fetch", "decoder", "media", "gave_up", "no_room", "id_taken", "internal"]
 FAILURE_CLASSES: tuple[FailureClass, ...] = get_args(FailureClass)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,16 +16,20 @@ from pathlib import Path
 from indexer.catalog import Catalog
 from indexer.durable_files import synchronize_directory
 from indexer.errors import (
-    IndexBusyError,
-    IndexStorageError,
     IndexSupersededError,
     JobNotFoundError,
     LeaseLostError,
 )
 from indexer.job_queue import Job, JobQueue
+from service.job_endings import (
+    NO_ROOM_REASON,
+    UNWRITABLE,
+    UNWRITABLE_PAUSE_SECONDS,
+    JobEndings,
+    worker_name,
+)
 from service.media_store import MediaStore, unfinished_download
 from service.settings import WorkerSettings
-from service.sweeping import discard_upload
 from service.url_addresses import DownloadError
 from service.url_download import Download, DownloadRules, Tick, download
 
@@ -36,10 +38,7 @@ logger = logging.getLogger("xclip_search.worker")
 LOOK_SECONDS = 1.0
 """Between two looks of a download at its job: a cancelled one ends so soon."""
 
-UNWRITABLE_PAUSE_SECONDS = 2.0
-
 TURNED_OFF = "this server does not fetch videos from the web"
-NO_ROOM = "the server has no room left to store the video"
 INTERNAL = "something went wrong inside while the video was fetched; the server's log says what"
 
 Fetch = Callable[[str, Path, DownloadRules, Tick], Download]
@@ -62,7 +61,8 @@ class Fetcher:
         self._queue = JobQueue(catalog)
         self._store = media_store
         self._fetch = fetch
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._endings = JobEndings(self._queue, media_store, catalog)
+        self._name = worker_name()
 
     def run(self, stop: threading.Event) -> None:
         """Take jobs until `stop` is set; a job under way goes back to the queue."""
@@ -73,14 +73,14 @@ class Fetcher:
                     stop.wait(self._settings.poll_seconds)
                 else:
                     self._process(job, stop)
-            except (IndexBusyError, IndexStorageError) as error:
+            except UNWRITABLE as error:
                 # The job, if there is one, is tried again when its lease is over.
                 logger.warning("the catalog cannot be written to, trying again: %s", error)
                 stop.wait(UNWRITABLE_PAUSE_SECONDS)
 
     def _process(self, job: Job, stop: threading.Event) -> None:
         if not self._settings.url_ingest:  # Turned off since the job was made.
-            self._fail(job, TURNED_OFF)
+            self._endings.fail(job, TURNED_OFF)
             return
         started = time.monotonic()
         unfinished = unfinished_download(job.source_path, job.attempts)
@@ -96,18 +96,18 @@ class Fetcher:
                 self._queue.release(job.id, attempt=job.attempts)
         except (LeaseLostError, JobNotFoundError):
             logger.warning("job %s was cancelled, or taken over by another worker", job.id)
-            self._discard_if_ended(job)
+            self._endings.discard_if_ended(job)
         except DownloadError as error:
-            self._fail(job, error.reason)
-        except (IndexBusyError, IndexStorageError, IndexSupersededError):
+            self._endings.fail(job, error.reason)
+        except (*UNWRITABLE, IndexSupersededError):
             raise  # Nothing is wrong with the file.
         except OSError as error:
             no_room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             logger.error("fetching for job %s failed", job.id, exc_info=error)
-            self._fail(job, NO_ROOM if no_room else INTERNAL)
+            self._endings.fail(job, NO_ROOM_REASON if no_room else INTERNAL)
         except Exception as error:
             logger.error("fetching for job %s failed", job.id, exc_info=error)
-            self._fail(job, INTERNAL)
+            self._endings.fail(job, INTERNAL)
         else:
             seconds = time.monotonic() - started
             logger.info("job %s: fetched %d bytes in %.1f s", job.id, fetched.size_bytes, seconds)
@@ -136,21 +136,6 @@ class Fetcher:
             look_at = now + LOOK_SECONDS
 
         return tick
-
-    def _fail(self, job: Job, reason: str) -> None:
-        logger.info("job %s failed: %s", job.id, reason)
-        try:
-            self._queue.fail(job.id, reason, attempt=job.attempts)
-        except (LeaseLostError, JobNotFoundError):
-            self._discard_if_ended(job)
-        else:
-            discard_upload(job, self._store, self._catalog)
-
-    def _discard_if_ended(self, job: Job) -> None:
-        with contextlib.suppress(JobNotFoundError):
-            if not self._queue.get(job.id).ended:
-                return
-        discard_upload(job, self._store, self._catalog)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ import errno
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,18 +25,23 @@ from typing import Any
 from indexer.catalog import Catalog
 from indexer.errors import (
     DuplicateIdError,
-    IndexBusyError,
     IndexerError,
-    IndexStorageError,
     IndexSupersededError,
     JobNotFoundError,
     LeaseLostError,
     MediaError,
 )
 from indexer.job_queue import Job, JobQueue
+from service.job_endings import (
+    NO_ROOM_REASON,
+    UNWRITABLE,
+    UNWRITABLE_PAUSE_SECONDS,
+    JobEndings,
+    worker_name,
+)
 from service.media_store import MediaStore
 from service.settings import WorkerSettings
-from service.sweeping import discard_upload, sweep
+from service.sweeping import sweep
 from service.url_addresses import shown_uri
 from service.url_fetching import fetching
 
@@ -52,14 +56,7 @@ JOBS_KEPT_SECONDS = 30 * 24 * 3600.0
 UPKEEP_SECONDS = 600.0
 """Pause between two times that old jobs are forgotten and left-over files deleted."""
 
-UNWRITABLE_PAUSE_SECONDS = 2.0
-"""Pause after the catalog could not be written to: a full disk, or another process that writes for long."""
-
-UNWRITABLE = (IndexBusyError, IndexStorageError)
-"""Errors of the catalog that pass by themselves, or when somebody makes room."""
-
 INTERNAL_REASON = "something went wrong inside while the video was read; the server's log says what"
-NO_ROOM_REASON = "the server has no room left to store the video"
 ID_TAKEN_REASON = "another video has the id that was asked for"
 
 ReadVideo = Callable[[Path], Mapping[str, Any]]
@@ -78,7 +75,8 @@ class Worker:
         self._queue = JobQueue(catalog)
         self._store = media_store
         self._read_video = read_video
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._endings = JobEndings(self._queue, media_store, catalog)
+        self._name = worker_name()
 
     def run(self, stop: threading.Event) -> None:
         """Take jobs until `stop` is set or the parent is gone; a job under way gets the grace period.
@@ -133,20 +131,20 @@ class Worker:
             video_id = self._store_video(job, reading.result())
         except (LeaseLostError, JobNotFoundError):
             logger.warning("job %s was cancelled, or taken over by another worker", job.id)
-            self._discard_if_ended(job)
+            self._endings.discard_if_ended(job)
         except MediaError as error:
-            self._fail(job, error.reason)
+            self._endings.fail(job, error.reason)
         except DuplicateIdError:
-            self._fail(job, ID_TAKEN_REASON)
+            self._endings.fail(job, ID_TAKEN_REASON)
         except (*UNWRITABLE, IndexSupersededError):
             raise  # Nothing is wrong with the video.
         except OSError as error:
             no_room = error.errno in (errno.ENOSPC, errno.EDQUOT)
             logger.error("job %s failed", job.id, exc_info=error)
-            self._fail(job, NO_ROOM_REASON if no_room else INTERNAL_REASON)
+            self._endings.fail(job, NO_ROOM_REASON if no_room else INTERNAL_REASON)
         except Exception as error:
             logger.error("job %s failed", job.id, exc_info=error)
-            self._fail(job, INTERNAL_REASON)
+            self._endings.fail(job, INTERNAL_REASON)
         else:
             seconds = time.monotonic() - started
             logger.info("job %s done in %.2f s: video %s", job.id, seconds, video_id)
@@ -159,9 +157,9 @@ class Worker:
         try:
             self._queue.finish(job.id, known.id, attempt=job.attempts)
         except (LeaseLostError, JobNotFoundError):
-            self._discard_if_ended(job)
+            self._endings.discard_if_ended(job)
         else:
-            self._discard(job)
+            self._endings.discard(job)
         return True
 
     def _wait(self, job: Job, reading: Future[Any], stop: threading.Event) -> bool:
@@ -205,13 +203,13 @@ class Worker:
         known = self._catalog.find_by_sha256(fields["content_sha256"])
         if known is not None:
             self._queue.finish(job.id, known.id, attempt=job.attempts)
-            self._discard(job)
+            self._endings.discard(job)
             return known.id
         # Reading may have taken long, on a machine that slept: move nothing that another worker reads now.
         self._queue.heartbeat(job.id, self._settings.lease_seconds, attempt=job.attempts)
         if job.delete_source:
             # The file first: were the record first, a crash in between would leave a video without a file.
-            # Where the record cannot be made, the file stays: `_discard`, or the next worker, finds it there.
+            # Where the record cannot be made, the file stays for `JobEndings.discard` or the next worker.
             self._store.keep(self._source(job), job.video_id)
         outcome = self._catalog.add_video(
             id=job.video_id,
@@ -223,28 +221,8 @@ class Worker:
             **fields,
         )
         if not outcome.created:
-            self._discard(job)
+            self._endings.discard(job)
         return outcome.video_id
-
-    def _fail(self, job: Job, reason: str) -> None:
-        logger.info("job %s failed: %s", job.id, reason)
-        try:
-            self._queue.fail(job.id, reason, attempt=job.attempts)
-        except (LeaseLostError, JobNotFoundError):
-            self._discard_if_ended(job)
-            return
-        self._discard(job)
-
-    def _discard_if_ended(self, job: Job) -> None:
-        """Delete the upload of a job that was cancelled; not of one that another worker has now."""
-        try:
-            if self._queue.get(job.id).ended:
-                self._discard(job)
-        except JobNotFoundError:
-            self._discard(job)
-
-    def _discard(self, job: Job) -> None:
-        discard_upload(job, self._store, self._catalog)
 
 
 def run_worker(settings: WorkerSettings) -> int:

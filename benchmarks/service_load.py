@@ -230,7 +230,9 @@ def shutdown(index: Path, arguments: argparse.Namespace) -> bool:
             cycle = asyncio.run(live(server, port))
         accepted = [outcome for outcome in cycle.outcomes if outcome.sent_at < cycle.open_at]
         totals["accepted"] += len(accepted)
-        totals["dropped"] += sum(outcome.status != 200 for outcome in accepted)
+        dropped = Counter(f"dropped: {outcome.status}" for outcome in accepted if outcome.status != 200)
+        totals["dropped"] += dropped.total()
+        totals.update(dropped)
         totals["uploads"] += 1
         totals["uploads dropped"] += cycle.upload_status != 202
         totals["exit statuses that are not 0"] += server.returncode != 0

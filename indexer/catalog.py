@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from indexer import catalog_videos
-from indexer.catalog_checks import check_segments, check_sha256, check_text, check_video_id, metadata_to_json
+from indexer.catalog_checks import (
+    check_count,
+    check_number,
+    check_segments,
+    check_sha256,
+    check_text,
+    check_video_id,
+    metadata_to_json,
+)
 from indexer.catalog_reading import CatalogReader
 from indexer.catalog_records import AddOutcome, SegmentRecord, VideoRecord
 from indexer.catalog_schema import CATALOG_FILE, create_catalog_file
@@ -210,16 +218,16 @@ class Catalog(CatalogReader):
             "uri": check_text("uri", uri),
             "title": check_text("title", title),
             "metadata": metadata_to_json(metadata),
-            "duration_seconds": float(duration_seconds),
-            "width": int(width),
-            "height": int(height),
-            "frame_rate": float(frame_rate),
-            "codec": codec,
-            "size_bytes": int(size_bytes),
+            "duration_seconds": check_number("duration_seconds", duration_seconds),
+            "width": check_count("width", width),
+            "height": check_count("height", height),
+            "frame_rate": check_number("frame_rate", frame_rate),
+            "codec": check_text("codec", codec),
+            "size_bytes": check_count("size_bytes", size_bytes),
             "partial": int(partial),
-            "fraction_read": float(fraction_read),
+            "fraction_read": check_number("fraction_read", fraction_read, most=1.0),
             "trusted": int(trusted),
-            "added_at": self.clock() if added_at is None else float(added_at),
+            "added_at": check_number("added_at", self.clock() if added_at is None else added_at),
         }
         with self.connections.transaction() as connection:
             outcome = self._add_or_find(connection, row, segments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,26 @@ def metadata_to_json(metadata: Mapping[str, Any] | None) -> str:
     if size_bytes > MAX_METADATA_BYTES:
         raise InvalidRecordError(f"metadata is longer than {MAX_METADATA_BYTES} bytes of JSON")
     return text
+
+
+def check_number(name: str, value: float, least: float = 0.0, most: float = sys.float_info.max) -> float:
+    """`value`, or InvalidRecordError where it is not finite or not from `least` to `most`."""
+    if not least <= value <= most:  # NaN is nowhere between.
+        raise InvalidRecordError(f"{name} must be a finite number from {least:g} to {most:g}")
+    return without_sign_of_zero(value)
+
+
+def check_count(name: str, value: int) -> int:
+    """`value`, or InvalidRecordError where it is not a whole number from 0 on that SQLite can hold."""
+    if not 0 <= value < 2**63:
+        raise InvalidRecordError(f"{name} must be a whole number from 0 to 2^63 - 1")
+    return int(value)
+
+
+def without_sign_of_zero(value: float) -> float:
+    """SQLite keeps whole numbers of a REAL column as integers, and so gives 0.0 for -0.0: a checksum over
+    what was given would not be that of what is read."""
+    return float(value) + 0.0
 
 
 def check_sha256(sha256: str, name: str = "content_sha256") -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.catalog_checks import without_sign_of_zero
 from indexer.catalog_records import SegmentFeatures, SegmentInfo, SegmentRecord
 from indexer.errors import FingerprintMismatchError, IndexDamagedError
 from indexer.row_checksums import checksum_of_blob
@@ -56,7 +57,7 @@ class FeatureRows:
         times = np.ascontiguousarray(segment.frame_times, "<f8").tobytes()
         segment_id = _next_id(connection)
         whose = (segment_id, video_number, segment.num_frames)
-        start, end = float(segment.start_seconds), float(segment.end_seconds)
+        start, end = without_sign_of_zero(segment.start_seconds), without_sign_of_zero(segment.end_seconds)
         made_with = self._fingerprint
         connection.execute(
             "INSERT INTO segments (id, video_number, num_frames, start_seconds, end_seconds, frame_times,"

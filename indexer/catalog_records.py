@@ -19,7 +19,7 @@ ChangeKind = Literal["add", "update", "delete"]
 class SegmentRecord:
     """A stretch of a video with one set of features.
 
-    start_seconds, end_seconds: where it lies in the video; 0 <= start < end.
+    start_seconds, end_seconds: where it lies in the video; 0 <= start <= end.
     video_feature: float32 [D], unit length.
     frame_features: float16 [F, D]: all F, the encodings of padding frames included (a checkpoint that was
         trained with them is served with them).

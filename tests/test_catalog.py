@@ -30,6 +30,7 @@ from indexer.errors import (
     InvalidRecordError,
     VideoNotFoundError,
 )
+from indexer.verification import verify
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -158,7 +159,10 @@ def test_a_killed_writer_leaves_whole_videos(tmp_path, random):
         {"id": "\ud800"},
         {"content_sha256": "F" * 64}, {"content_sha256": "12"}, {"title": "\ud800"}, {"title": "x" * 10_001},
         {"metadata": {"a": float("nan")}}, {"metadata": {"a": object()}}, {"metadata": {"a": "x" * 70_000}},
-        {"metadata": {"a": "\ud800"}},
+        {"metadata": {"a": "\ud800"}}, {"codec": "\ud800"},
+        {"width": -1}, {"height": 2**63}, {"size_bytes": -1},
+        {"duration_seconds": float("nan")}, {"duration_seconds": float("inf")}, {"duration_seconds": -1.0},
+        {"frame_rate": float("nan")}, {"fraction_read": 1.5}, {"added_at": float("nan")},
     ],
 )  # fmt: skip
 def test_what_cannot_be_stored_is_refused(catalog, random, changes):
@@ -189,6 +193,16 @@ def test_a_segment_that_does_not_fit_the_index_is_refused(catalog, random, chang
     with pytest.raises(InvalidRecordError, match="segment 1"):
         add_video(catalog, 1, [good, replace(good, **changes)])
     assert catalog.totals() == (0, 0)
+
+
+def test_a_zero_may_have_a_sign(catalog, random):
+    """SQLite forgets it, and a checksum over the sign would call the row damaged."""
+    segment = replace(make_segment(random), start_seconds=-0.0)
+    numbers = dict.fromkeys(("duration_seconds", "frame_rate", "fraction_read", "added_at"), -0.0)
+    add_video(catalog, 1, [segment], **numbers)
+    assert catalog.get_video("video-1").duration_seconds == 0
+    assert catalog.video_segments("video-1")[0].start_seconds == 0
+    assert verify(catalog.index_directory).is_clean
 
 
 def test_a_video_without_segments_is_refused(catalog):

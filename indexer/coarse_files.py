@@ -131,7 +131,7 @@ def load_snapshot(directory: Path, fingerprint: str, embedding_dim: int) -> Snap
     file_name, sequence, token = manifest.get("file"), manifest.get("sequence"), manifest.get("token")
     if not (isinstance(file_name, str) and _FILE_NAME.fullmatch(file_name)):
         raise SnapshotUnusableError("the saved snapshot's manifest names no snapshot")
-    if not (isinstance(sequence, int) and isinstance(token, str)):
+    if not (isinstance(sequence, int) and 0 <= sequence < 2**63 and isinstance(token, str)):
         raise SnapshotUnusableError("the saved snapshot's manifest lacks its sequence or token")
     path = directory / file_name
     try:

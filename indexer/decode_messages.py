@@ -7,10 +7,10 @@ and raw pixels, which the parent checks against what it asked for and what can b
 from __future__ import annotations
 
 import json
-import math
 import re
 import socket
 import struct
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -164,7 +164,7 @@ def decoded_from_message(header: dict[str, Any], payload: bytearray, request: De
             num_segments=num_segments,
             decode_seconds=_number(header["decode_seconds"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DecoderDiedError("the decoder gave an answer that makes no sense") from error
 
 
@@ -180,7 +180,7 @@ def _checked_info(values: dict[str, Any]) -> MediaInfo:
 
 def _number(value: Any) -> float:
     """A finite number, 0 or more, as JSON gives it."""
-    _check(type(value) in (int, float) and math.isfinite(value) and value >= 0, "a number")
+    _check(type(value) in (int, float) and 0 <= value <= sys.float_info.max, "a number")
     return float(value)
 
 

@@ -11,7 +11,6 @@ import base64
 import binascii
 import hashlib
 import json
-import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from indexer.catalog import Catalog
 from indexer.change_log import last_sequence, read_token
 from indexer.errors import InvalidCursorError
-from indexer.search_types import MAX_CURSOR_CHARACTERS, SearchQuery
+from indexer.search_types import MAX_CURSOR_CHARACTERS, SearchQuery, is_finite
 
 RELATIVE_TOLERANCE: Final = 1e-5
 """Scores nearer to each other than this, times the scale of the scores, may be equal: float32 products of
@@ -224,6 +223,6 @@ def _count(value: Any) -> int:
 
 
 def _finite(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not is_finite(value):
         raise ValueError("not a number")
     return float(value)

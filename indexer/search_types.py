@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -70,10 +70,10 @@ class SearchQuery:
         _check_integer("num_moments", self.num_moments, 1, MAX_MOMENTS)
         _check_choice("mode", self.mode, get_args(SearchMode))
         _check_choice("group_by", self.group_by, get_args(GroupBy))
-        if self.min_score is not None and not _is_finite(self.min_score):
+        if self.min_score is not None and not is_finite(self.min_score):
             raise InvalidQueryError("min_score must be a finite number or None")
         if self.min_percentile is not None and not (
-            _is_finite(self.min_percentile) and 0 <= self.min_percentile <= 100
+            is_finite(self.min_percentile) and 0 <= self.min_percentile <= 100
         ):
             raise InvalidQueryError("min_percentile must be a number from 0 to 100 or None")
         if self.filter is not None:
@@ -290,8 +290,10 @@ def check_page(limit: int, offset: int) -> None:
     _check_integer("offset", offset, 0, MAX_OFFSET)
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_finite(value: object) -> bool:
+    """Whether this is a number that float64 holds: of a larger whole number, math.isfinite cannot tell."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
 
 
 def _check_integer(name: str, value: object, least: int, most: int) -> None:

@@ -184,7 +184,10 @@ def test_answers_that_cannot_be_are_refused(tmp_path: Path) -> None:
         {"segments": [{**segment, "frame_times": [-1, 0]}]},
         {"segments": [{**segment, "frame_times": [[0], [1]]}]},
         {"segments": [{**segment, "start_seconds": 9, "end_seconds": 1}]},
+        {"segments": [{**segment, "start_seconds": 10**400}]},
+        {"segments": [{**segment, "frame_times": [10**400]}]},
         {"decode_seconds": "soon"},
+        {"decode_seconds": 10**400},
     ):
         with pytest.raises(DecoderDiedError, match="no sense"):
             decoded_from_message({**good, **change}, payload, request)

@@ -199,6 +199,7 @@ DAMAGE = {
     "another dimension": lambda c: change_manifest(c, embedding_dim=9),
     "another sequence": lambda c: change_manifest(c, sequence=1),
     "a sequence that is no number": lambda c: change_manifest(c, sequence="7"),
+    "a sequence beyond all that there are": lambda c: change_manifest(c, sequence=2**63),
     "another kind": lambda c: change_manifest(c, kind="ivf-sq"),
     "no kind that there is": lambda c: change_manifest(c, kind="tree"),
     "another count": lambda c: change_manifest(c, num_segments=3),

@@ -344,6 +344,7 @@ def test_timings_add_up(searcher, random, mode):
         {"limit": 0}, {"limit": 1001}, {"limit": 1.0}, {"limit": True}, {"offset": -1}, {"offset": 10_001},
         {"candidates": 0}, {"candidates": 100_001}, {"mode": "best"}, {"group_by": "frame"},
         {"min_score": float("nan")}, {"min_score": float("inf")}, {"min_score": "1"},
+        {"min_score": 10**400}, {"min_percentile": 10**400}, {"min_percentile": 101},
     ],
 )  # fmt: skip
 def test_a_query_out_of_range_is_refused(changes):

@@ -272,6 +272,8 @@ def _text(value: str, place: str) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError:
         raise InvalidQueryError(f"{place} is not valid Unicode (it holds a lone surrogate)") from None
+    if "\0" in value:  # SQLite's JSON functions end a text there.
+        raise InvalidQueryError(f"{place} holds a zero character (U+0000)")
     if len(value) > MAX_TEXT_LENGTH:
         raise InvalidQueryError(f"{place} is longer than {MAX_TEXT_LENGTH} characters")
     return value

@@ -179,6 +179,8 @@ def test_a_filter_lets_through_the_videos_that_a_plain_reading_of_it_lets_throug
         ({"metadata.a": 10**400}, "finite"),
         ({"metadata.a": "\ud800"}, "not valid Unicode"),
         ({"metadata.a": "x" * 2000}, "longer than"),
+        ({"metadata.a": "x\0"}, "zero character"),
+        ({"title": {"in": ["x\0"]}}, "zero character"),
         ({"title": 3}, "must be compared with text"),
         ({"title": {"gt": None}}, "must be compared with text"),
         ({"duration_seconds": "long"}, "must be compared with a number"),

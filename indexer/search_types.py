@@ -292,8 +292,9 @@ def check_page(limit: int, offset: int) -> None:
 
 def is_finite(value: object) -> bool:
     """Whether this is a number that float64 holds: of a larger whole number, math.isfinite cannot tell."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and abs(value) <= sys.float_info.max
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def _check_integer(name: str, value: object, least: int, most: int) -> None:

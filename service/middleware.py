@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,6 +11,7 @@ from service.errors import (
     CrossSiteError,
     HeadersTooLargeError,
     HostNotAllowedError,
+    MalformedBodyError,
     ServiceError,
     UriTooLongError,
 )
@@ -65,7 +65,8 @@ class HeadersMiddleware:
 
 
 class RequestChecksMiddleware:
-    """Refuses requests that are too large, came under a wrong name, or were made by another site's page.
+    """Refuses requests that are too large, say two lengths, came under a wrong name, or were made by another
+    site's page.
 
     A browser sends a form with a file to any address, so without the last check any page that a user visits
     could upload to a server on the user's own machine. That check trusts the browser's idea of what is the
@@ -97,6 +98,12 @@ class RequestChecksMiddleware:
         if len(scope["headers"]) > MAX_HEADERS or size_bytes > HEADER_LIMIT_BYTES:
             return HeadersTooLargeError()
         headers = Headers(scope=scope)
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # A proxy may go by the other one, and see the next request elsewhere: RFC 9112, 6.1.
+            return MalformedBodyError(
+                "A request has a Content-Length or a Transfer-Encoding, not both.",
+                headers={"Connection": "close"},
+            )
         if scope["path"] not in PROBES and not self._may_be_called(headers.get("host", "")):
             return HostNotAllowedError()
         if scope["method"] not in SAFE_METHODS and is_cross_site(headers):
@@ -118,4 +125,4 @@ def is_cross_site(headers: Headers) -> bool:
     if site is not None:
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc != headers.get("host")
+    return origin is not None and origin.partition("://")[2] != headers.get("host")

@@ -183,12 +183,27 @@ def test_a_page_of_another_site_cannot_change_anything(service: Service) -> None
         {"Sec-Fetch-Site": "same-site"},
         {"Origin": "https://elsewhere.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
     ]:
         check_problem(service.client.post("/videos", files=files, headers=headers), 403)
         check_problem(service.client.delete("/videos/known", headers=headers), 403)
     assert service.client.get("/videos/known", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
     own = {"Sec-Fetch-Site": "same-origin", "Origin": "http://testserver"}
     assert service.client.post("/search", json={"query": "x"}, headers=own).status_code == 200
+
+
+def test_a_body_with_two_lengths_is_refused_and_ends_the_connection(service: Service) -> None:
+    response = service.client.post(
+        "/search",
+        content=b'{"query": "x"}',
+        headers={
+            "Content-Type": "application/json",
+            "Content-Length": "5",
+            "Transfer-Encoding": "chunked",
+        },
+    )
+    check_problem(response, 400)
+    assert response.headers["connection"] == "close"
 
 
 def test_every_answer_has_the_security_headers(service: Service) -> None:

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from indexer.sampling import Sampling
     from model import XClip
 
-app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 @app.command()

@@ -11,7 +11,11 @@ import typer
 if TYPE_CHECKING:
     from model.xclip import XClip
 
-app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 FAILED, WRONG_USE = 1, 2
 """Exit statuses; 0 where all is well."""

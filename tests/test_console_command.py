@@ -3,9 +3,13 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
+from rich.text import Text
 
 import xclip_search
 
@@ -38,6 +42,22 @@ def test_every_command_explains_itself(name):
     assert result.returncode == 0, result.stderr
     assert "Usage: xclip-search" in result.stdout
     assert name in result.stdout
+    assert "--install-completion" not in result.stdout  # That is the whole program's.
+
+
+def told_by(command: Any) -> Iterator[str]:
+    """Every text that a command's help is made of, those of its sub-commands too."""
+    yield from (text for text in (command.help, *(one.help for one in command.params)) if text)
+    for inner in getattr(command, "commands", {}).values():
+        yield from told_by(inner)
+
+
+@pytest.mark.parametrize("name", xclip_search.ROOMS)
+def test_no_word_of_a_help_is_taken_for_markup(name):
+    texts = list(told_by(typer.main.get_command(xclip_search.app).get_command(None, name)))
+    assert texts
+    for text in texts:
+        assert Text.from_markup(text).plain == text
 
 
 def test_an_unknown_command_is_wrong_use():

@@ -32,8 +32,8 @@ def train(
         Path | None,
         typer.Option(help="The run directory.", show_default="runs/ and the config's name"),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the data set: [data].directory.")] = None,
-    videos: Annotated[Path | None, typer.Option(help="Folder of its videos: [data].videos.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data set; sets data.directory.")] = None,
+    videos: Annotated[Path | None, typer.Option(help="Folder of its videos; sets data.videos.")] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one value; may be repeated."),

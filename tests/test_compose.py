@@ -165,6 +165,23 @@ def test_one_profile_starts_one_api_one_worker_and_the_proxy() -> None:
     assert "\nCOMPOSE_PROFILES=cpu\n" in EXAMPLE
 
 
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+def test_admin_runs_in_the_image_that_the_services_of_the_profile_run_in(profile: str) -> None:
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    services = yaml.safe_load(with_settings(text, {"COMPOSE_PROFILES": profile}))["services"]
+    api = services["api" if profile == "cpu" else "api-gpu"]
+    assert services["admin"]["image"] == api["image"] == f"xclip-search:{profile}"
+    assert services["admin"]["build"] == api["build"]
+
+
+@pytest.mark.parametrize("name", ["index", "index-gpu", "reindex", "reindex-gpu"])
+def test_a_job_decodes_with_as_many_processes_as_it_has_processors(name: str) -> None:
+    limit = SERVICES[name]["deploy"]["resources"]["limits"]["cpus"]
+    entrypoint = SERVICES[name]["entrypoint"]
+    assert entrypoint[entrypoint.index("--workers") + 1] == limit
+    assert SERVICES[name]["environment"]["OMP_NUM_THREADS"] == limit
+
+
 @pytest.mark.parametrize(
     "path", ["docker-compose.yml", ".env.example", "docker/Dockerfile", "docs/deployment.md"]
 )
@@ -194,10 +211,7 @@ def test_settings_of_the_example_are_valid_and_those_of_compose_have_a_line_ther
 def test_the_dockerfile_has_the_targets_and_ends_as_nobody_with_rights() -> None:
     stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", DOCKERFILE, flags=re.MULTILINE)
     names = [name for _, name in stages if name]
-    assert {service["build"]["target"] for name, service in SERVICES.items() if name != "proxy"} == {
-        "cpu",
-        "gpu",
-    }
+    assert {SERVICES[name]["build"]["target"] for name in OURS if name != "admin"} == {"cpu", "gpu"}
     assert {"cpu", "gpu"} <= set(names)
     assert stages[-1] == ("cpu", "")
     assert {source for source, _ in stages} - set(names) == {"${PYTHON_IMAGE}"}

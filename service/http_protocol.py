@@ -34,7 +34,8 @@ IDLE_SECONDS = 1.0
 
 LINGER_SECONDS = 1.0
 """So long the rest of a request is still taken after it was refused: a connection that is closed with bytes
-unread is reset, and then the client may lose the answer."""
+unread is reset, and then the client may lose the answer. A body, answered before it had all come, may be
+long: its rest has `header_timeout_seconds`."""
 
 STALLED_SECONDS = 60.0
 """A client that reads nothing of its answer for so long is gone."""
@@ -74,7 +75,8 @@ class BoundedProtocol(H11Protocol):
         self._idle_connections = config.idle_connections
         self._idle_since = self.loop.time()
         self._is_surplus = False
-        self._is_refused = False
+        self.is_lingering = False
+        """Whether all was answered and the connection ends: what still comes is dropped."""
         self._input_timer: asyncio.TimerHandle | None = None
         self._output_timer: asyncio.TimerHandle | None = None
 
@@ -88,7 +90,7 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or refuse it where all are busy."""
         super().connection_made(transport)
-        self.transport = cast(asyncio.Transport, GatheredWrites(transport, self.loop))
+        self.transport = cast(asyncio.Transport, _LingeringTransport(transport, self))
         self._is_surplus = not self._has_room()
         self._note_idle()
         if self._is_surplus and len(self.connections) > 2 * self._limits.max_connections:
@@ -98,7 +100,7 @@ class BoundedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take a part of a request."""
-        if self._is_refused:
+        if self.is_lingering:
             return
         # Refused when it has asked, not before: its request would be unread, and see LINGER_SECONDS.
         self._is_surplus = self._is_surplus and not self._has_room()
@@ -140,8 +142,8 @@ class BoundedProtocol(H11Protocol):
 
     def shutdown(self) -> None:
         """The server is ending. What was asked before is answered, and the answer ends the connection."""
-        if self._is_refused:
-            self.transport.close()
+        if self.is_lingering:
+            self._linger(LINGER_SECONDS)
         elif not (self.is_idle and self._has_unread()):
             super().shutdown()
 
@@ -156,9 +158,23 @@ class BoundedProtocol(H11Protocol):
 
     # Ours
 
+    def linger_for_body(self) -> bool:
+        """Put off closing where a body was answered before it had all come; whether that is so."""
+        if self.is_lingering or not self.is_idle or self.conn.their_state is not h11.SEND_BODY:
+            return False
+        self._linger(self._limits.header_timeout_seconds)
+        return True
+
+    def _linger(self, seconds: float) -> None:
+        self.is_lingering = True
+        _cancel(self._input_timer)
+        self._input_timer = self.loop.call_later(seconds, self.transport.close)
+        self.flow.resume_reading()
+        self.transport.write_eof()
+
     def _watch_input(self) -> None:
         """Let the rest of a head, or of a body that nobody reads, take no longer than it may."""
-        if self._is_refused:
+        if self.is_lingering:
             return
         waiting = self.conn.their_state is h11.IDLE or (
             self.conn.their_state is h11.SEND_BODY and self.is_idle
@@ -176,6 +192,7 @@ class BoundedProtocol(H11Protocol):
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
             self._refuse(RequestTimeoutError())
         else:
+            self.is_lingering = True  # It had its time.
             self.transport.close()
 
     def _has_room(self) -> bool:
@@ -232,10 +249,24 @@ class BoundedProtocol(H11Protocol):
         if not self.is_idle:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self._is_refused = True
-        _cancel(self._input_timer)
-        self._input_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
-        self.transport.write_eof()
+        self._linger(LINGER_SECONDS)
+
+
+class _LingeringTransport(GatheredWrites):
+    """Is closed by uvicorn after the last answer, which may be too early: see LINGER_SECONDS."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: BoundedProtocol) -> None:
+        super().__init__(transport, protocol.loop)
+        self._protocol = protocol
+
+    def is_closing(self) -> bool:
+        """Whether nothing more is to be written."""
+        return self._protocol.is_lingering or self._transport.is_closing()
+
+    def close(self) -> None:
+        """Write, then close, or have it done when the rest of the request has come."""
+        if not self._protocol.linger_for_body():
+            super().close()
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

@@ -260,6 +260,27 @@ def test_whoever_is_refused_may_send_the_rest_of_the_request_and_read_the_answer
         assert read_problem(further)["status"] == 503
 
 
+@pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/1.0"])
+def test_whoever_is_answered_early_and_for_the_last_time_may_send_the_rest_of_the_body(version: str) -> None:
+    head = f"POST / {version}\r\nHost: a\r\nConnection: close\r\nContent-Length: 100000000\r\n\r\n"
+    with running() as server, server.connect() as connection:
+        connection.sendall(head.encode() + b"a" * 100_000)
+        started = time.monotonic()
+        for _ in range(3):
+            time.sleep(0.05)
+            connection.sendall(b"a" * 100_000)
+        received = b""
+        while data := connection.recv(65536):  # A reset would be an error here.
+            received += data
+        assert received.endswith(b"yes")
+        # But not for ever.
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - started < 10:
+                connection.sendall(b"a" * 1000)
+                time.sleep(0.02)
+        assert time.monotonic() - started < SECONDS + 5
+
+
 def test_at_the_end_requests_under_way_sent_and_waiting_at_the_door_are_all_answered() -> None:
     with running() as server, contextlib.ExitStack() as stack:
         under_way = stack.enter_context(server.connect())

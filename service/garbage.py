@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 
 
@@ -12,6 +13,8 @@ def set_aside_what_stays() -> None:
     every request waits for it. To be called again when a model was let go of: what was set aside is collected
     only here. Takes as long as one full collection.
     """
+    # Python frees at its end what a collection finds. Libraries complain of what it could not find.
+    atexit.register(gc.unfreeze)
     gc.unfreeze()
     gc.collect()
     gc.freeze()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import Iterator
@@ -72,3 +74,19 @@ def test_a_retired_service_is_let_go_of_though_it_was_set_aside(monkeypatch: pyt
         return seen
 
     assert asyncio.run(change_over())() is None
+
+
+def test_what_was_set_aside_is_freed_when_the_process_ends() -> None:
+    program = (
+        "from service.garbage import set_aside_what_stays\n"
+        "class Knot:\n"
+        "    def __init__(self): self.itself = self\n"
+        "    def __del__(self): print('freed', flush=True)\n"
+        "Knot()\n"
+        "set_aside_what_stays()\n"
+        "kept = Knot()\n"
+        "set_aside_what_stays()\n"
+        "del kept\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "freed\nfreed\n"

@@ -165,11 +165,11 @@ def _copy_new_files(index: Path, unfinished: Path) -> None:
     for folder in _KEPT_FOLDERS:
         for path in _files(index / folder):
             target = unfinished / path.relative_to(index)
-            if target.exists() and target.stat().st_size == path.stat().st_size:
-                continue
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             partial = target.with_name(f".{target.name}.part")
             try:
+                if target.exists() and target.stat().st_size == path.stat().st_size:
+                    continue
                 shutil.copyfile(path, partial)
             except FileNotFoundError:
                 partial.unlink(missing_ok=True)

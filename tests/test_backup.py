@@ -10,6 +10,7 @@ import pytest
 from catalog_builders import add_video, create_catalog, kept_changing, make_segment
 from typer.testing import CliRunner
 
+from indexer import backup as backup_module
 from indexer.backup import backup, restore
 from indexer.catalog import Catalog
 from indexer.catalog_connections import BUSY_TIMEOUT_SECONDS
@@ -111,6 +112,24 @@ def test_a_backup_made_under_writers_is_of_one_moment(index, tmp_path, random):
         checked = verify(tmp_path / f"new-{number}")
         assert checked.is_clean, checked.findings
         assert (checked.num_videos, checked.num_segments) == (report.num_videos, report.num_segments)
+
+
+def test_a_file_that_goes_away_after_it_was_listed_was_not_wanted_any_more(index, tmp_path, monkeypatch):
+    upload = index.resolve() / "uploads" / ("a" * 32)
+    upload.write_bytes(b"its job ends meanwhile")
+    list_files, num_listed = backup_module._files, 0
+
+    def list_files_and_end_the_job(directory):
+        nonlocal num_listed
+        found = list_files(directory)
+        num_listed += directory == upload.parent
+        if num_listed == 2:
+            upload.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(backup_module, "_files", list_files_and_end_the_job)
+    backup(index, tmp_path / "backup")
+    assert num_listed >= 2 and not upload.exists()
 
 
 def test_a_backup_never_overwrites_anything(index, tmp_path):

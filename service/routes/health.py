@@ -14,12 +14,14 @@ from service.schemas import HealthAnswer, StatsAnswer
 router = APIRouter(tags=["operation"])
 
 
+@router.head("/healthz", dependencies=[OPEN], include_in_schema=False)
 @router.get("/healthz", dependencies=[OPEN], responses=problems(ready=False))
 async def healthz() -> HealthAnswer:
     """Whether the process lives."""
     return HealthAnswer(status="ok")
 
 
+@router.head("/readyz", dependencies=[OPEN], include_in_schema=False)
 @router.get("/readyz", dependencies=[OPEN], responses=problems())
 async def readyz(request: Request, service: Service) -> HealthAnswer:
     """Whether model and index are loaded, searches are answered and the server is not about to end."""

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import FileResponse, Response
 
 from service.access import READ
-from service.byte_ranges import wanted_bytes
+from service.conditional_answers import answer_file
 from service.errors import (
     MediaNotFoundError,
     OverloadedError,
@@ -33,19 +33,13 @@ _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
         **problems(VideoNotFoundError, MediaNotFoundError, RangeNotSatisfiableError),
         200: {"description": "The whole file", "content": {"video/*": _BINARY}},
         206: {"description": "The part that the Range header asked for", "content": {"video/*": _BINARY}},
+        304: {"description": "It is the one that If-None-Match or If-Modified-Since names"},
     },
 )
 async def get_media(request: Request, video_id: str, service: Service) -> Response:
     """The video's file. Takes a Range header with one range, so that a player can jump."""
     media = await to_thread.run_sync(find_media, service, video_id)
-    if wanted_bytes(request.headers.get("range"), media.stat_result.st_size) is None:
-        _drop_range(request)  # FileResponse would refuse what is not understood.
-    return FileResponse(
-        media.path,
-        media_type=media.content_type,
-        stat_result=media.stat_result,
-        headers={"Cache-Control": "private, max-age=3600"},
-    )
+    return answer_file(request, media.path, media.stat_result, media.content_type, "private, max-age=3600")
 
 
 router.add_api_route("/media", get_media, methods=["HEAD"], include_in_schema=False)
@@ -74,8 +68,3 @@ def find_media(service: ReadyService, video_id: str) -> MediaFile:
     if media is None:
         raise MediaNotFoundError()
     return media
-
-
-def _drop_range(request: Request) -> None:
-    headers = request.scope["headers"]
-    request.scope["headers"] = [(name, value) for name, value in headers if name.lower() != b"range"]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import APIRouter
-from starlette.responses import FileResponse, Response
+from anyio import to_thread
+from fastapi import APIRouter, Request
+from starlette.responses import Response
 
 from service.access import OPEN
+from service.conditional_answers import answer_file
 from service.errors import RouteNotFoundError
 
 router = APIRouter(include_in_schema=False, dependencies=[OPEN])
@@ -26,25 +28,30 @@ PARTS = {
 """What may be asked for by name, and what it is; nothing that a client says becomes a path."""
 
 
+@router.head("/")
 @router.get("/")
-async def get_page() -> Response:
+async def get_page(request: Request) -> Response:
     """The search page."""
-    return _file("index.html", "text/html; charset=utf-8")
+    return await _answer(request, "index.html", "text/html; charset=utf-8")
 
 
+@router.head("/docs")
 @router.get("/docs")
-async def get_docs() -> Response:
+async def get_docs(request: Request) -> Response:
     """The endpoints, for people; made from /openapi.json in the browser."""
-    return _file("docs.html", "text/html; charset=utf-8")
+    return await _answer(request, "docs.html", "text/html; charset=utf-8")
 
 
+@router.head("/page/{name}")
 @router.get("/page/{name}")
-async def get_part(name: str) -> Response:
+async def get_part(request: Request, name: str) -> Response:
     """A script, style sheet or picture of the pages."""
     if name not in PARTS:
         raise RouteNotFoundError()
-    return _file(name, PARTS[name])
+    return await _answer(request, name, PARTS[name])
 
 
-def _file(name: str, media_type: str) -> Response:
-    return FileResponse(PAGE_DIRECTORY / name, media_type=media_type, headers={"Cache-Control": "no-cache"})
+async def _answer(request: Request, name: str, media_type: str) -> Response:
+    path = PAGE_DIRECTORY / name
+    # Asked for each time, and sent only where it has changed.
+    return answer_file(request, path, await to_thread.run_sync(path.stat), media_type, "no-cache")

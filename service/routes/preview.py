@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from service.access import READ
-from service.byte_ranges import wanted_bytes
+from service.conditional_answers import not_modified, wanted_part
 from service.errors import (
     MediaNotFoundError,
     OverloadedError,
@@ -45,15 +45,13 @@ async def get_preview(
     media = await to_thread.run_sync(find_media, service, video_id)
     clip = await service.previews.get(video_id, media, parameters.time_seconds)
     etag = f'"{hashlib.sha256(clip).hexdigest()[:32]}"'
-    headers = {"Cache-Control": "private, max-age=86400", "ETag": etag, "Accept-Ranges": "bytes"}
-    if etag in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
-    wanted = None
-    if request.headers.get("if-range", etag) == etag:
-        wanted = wanted_bytes(request.headers.get("range"), len(clip))
+    headers = {"cache-control": "private, max-age=86400", "etag": etag, "accept-ranges": "bytes"}
+    if (known := not_modified(request, headers)) is not None:
+        return known
+    wanted = wanted_part(request, headers, len(clip))
     if wanted is None:
         return Response(clip, media_type=PREVIEW_CONTENT_TYPE, headers=headers)
-    headers["Content-Range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{len(clip)}"
+    headers["content-range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{len(clip)}"
     part = clip[wanted.start : wanted.stop]
     return Response(part, 206, media_type=PREVIEW_CONTENT_TYPE, headers=headers)
 

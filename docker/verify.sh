@@ -219,7 +219,17 @@ print(f"user {os.getuid()}:{os.getgid()}, no capability, no compiler, {len(names
 PYTHON
 ) || fail "the image is not as it should be: $facts"
 say "$facts"
-say "$(job xclip-search --version)"
+version=$(job xclip-search --version) || fail "it does not know its version"
+say "$version"
+libraries=$(job python - "$target" <<'PYTHON'
+import sys
+import faiss, torch
+has_gpu_code = hasattr(faiss, "StandardGpuResources")
+assert has_gpu_code == (sys.argv[1] == "gpu"), f"FAISS {faiss.__version__} is not the one of the target {sys.argv[1]}"
+print(f"torch {torch.__version__}, FAISS {faiss.__version__} {'with' if has_gpu_code else 'without'} code for GPUs, {torch.cuda.device_count()} GPUs seen")
+PYTHON
+) || fail "a library is not as it should be"
+say "$libraries"
 job python - <<'PYTHON' || fail "a command is missing"
 import importlib, subprocess
 from xclip_search import ROOMS
@@ -236,7 +246,7 @@ job timeout 60 xclip-search serve --host 0.0.0.0 >"$work/serve.log" 2>&1 || true
 grep -q 'keys add' "$work/serve.log" || fail "it serves others without any key"
 key=$(job xclip-search keys add --name verify --scope write 2>/dev/null)
 job xclip-search demo --no-serve --num-videos 10 --directory /models/corpus >"$work/demo.log" 2>&1 || fail "the demo failed"
-say "$(grep 'find their own video' "$work/demo.log")"
+grep 'find their own video' "$work/demo.log" || fail "the demo does not say what it found"
 clip=$(job python -c 'from pathlib import Path; print(min(p for p in Path("/models/corpus").rglob("*") if p.suffix in (".mp4", ".webm")))')
 foreign=/models/corpus/foreign.avi # Browsers play no AVI: they get an H.264 preview of it.
 job python - "$clip" "$foreign" <<'PYTHON' || fail "no AVI could be made"
@@ -270,9 +280,10 @@ use() {
 }
 use "a first start on empty volumes"
 job xclip-search reindex --index /index --max-segment-seconds 1 >"$work/reindex.log" 2>&1 || fail "reindex failed"
-say "$(grep current "$work/reindex.log")"
+grep current "$work/reindex.log" || fail "reindex does not say what is current"
 use "a second start on the same volumes, encoded anew"
 job xclip-search keys list | grep -q verify || fail "the key is not listed"
 job xclip-search keys remove --name verify >/dev/null 2>&1 || fail "the key cannot be removed"
 job xclip-search verify --index /index
+[ "$target" = cpu ] || say "not checked: anything on a GPU; all of this ran on the CPU"
 say "all is well with $image ($engine)"

@@ -140,6 +140,17 @@ def test_annotations_that_are_not_there_fail_with_status_1(tmp_path):
     assert "LSMDC" in result.output and "Traceback" not in result.output
 
 
+def test_memory_that_is_full_is_one_message_and_status_1(folder, common, monkeypatch):
+    def fail(*arguments: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("training.evaluation.full_evaluation.encode_split", fail)
+    result = run(*common, "--workers", 0, "--frame-cache", folder / "cache")
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 1
+    assert "6 texts and 6 clips" in result.output and "--batch-size" in result.output
+
+
 def test_the_test_split_as_a_bank_fails(common):
     result = run(*common, "--extra", "query-bank", "--bank", "test")
     assert result.exit_code == 1

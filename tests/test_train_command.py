@@ -100,6 +100,57 @@ def test_what_fails_is_one_message_and_status_1(corpus, tmp_path):
     assert "Traceback" not in result.output
 
 
+GPU_IS_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has less.")
+PROCESSOR_IS_FULL = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory"
+)
+DISK_IS_FULL = RuntimeError(
+    "[enforce fail at inline_container.cc:672] PytorchStreamWriter failed writing file"
+)
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "messages"),
+    [
+        ("training.trainer.loss_and_gradients", GPU_IS_FULL, ["6 pairs", "training.micro_batch_size"]),
+        ("training.trainer.loss_and_gradients", PROCESSOR_IS_FULL, ["6 pairs", "training.micro_batch_size"]),
+        ("training.trainer.evaluate_split", GPU_IS_FULL, ["training.validation_batch_size"]),
+        ("torch.save", DISK_IS_FULL, ["last", "cannot be written", "failed writing file"]),
+    ],
+)
+def test_memory_or_a_disk_that_is_full_is_one_message_and_status_1(
+    corpus, tmp_path, monkeypatch, place, error, messages
+):
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(place, fail)
+    where = ("--data", corpus / "corpus", "--output", tmp_path / "run", "--device", "cpu")
+    result = run(corpus / "small.toml", *where)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 1
+    for message in messages:
+        assert message in result.output
+
+
+def test_an_error_in_the_program_is_not_taken_for_full_memory(corpus, tmp_path, monkeypatch):
+    def fail(*arguments: Any, **named: Any) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("training.trainer.loss_and_gradients", fail)
+    result = run(corpus / "small.toml", "--data", corpus / "corpus", "--output", tmp_path / "run")
+    assert isinstance(result.exception, RuntimeError)
+
+
+def test_a_run_directory_that_cannot_be_made_is_one_message_and_status_1(corpus, tmp_path):
+    (tmp_path / "file").write_text("")
+    output = tmp_path / "file" / "run"
+    result = run(corpus / "small.toml", "--data", corpus / "corpus", "--output", output, "--device", "cpu")
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == 1
+    assert str(output) in result.output
+
+
 # Real processes: slow, because each loads torch.
 
 

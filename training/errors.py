@@ -1,10 +1,12 @@
 """What can go wrong in this room.
 
 TrainingError
-├── ConfigError    a training config that cannot be meant
-├── DatasetError   annotations or videos that are missing or not as their layout says
-├── RunError       a run directory that cannot be continued
-└── EvaluationError  scores that cannot be judged
+├── ConfigError           a training config that cannot be meant
+├── DatasetError          annotations or videos that are missing or not as their layout says
+├── RunError              a run that cannot begin, go on or be written down
+├── FullMemoryError       more memory needed than there is
+├── EvaluationError       scores that cannot be judged
+└── TrainingStoppedError  a run that was asked to stop, and did (`training.stopping`)
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ class DatasetError(TrainingError):
 
 
 class RunError(TrainingError):
-    """A run directory that cannot be continued: another config, another data order, a damaged checkpoint."""
+    """A run that cannot begin, go on or be written: another config, other data, a damaged checkpoint."""
+
+
+class FullMemoryError(TrainingError):
+    """More memory needed than there is; the message says what takes less."""
 
 
 class EvaluationError(TrainingError):

@@ -16,6 +16,7 @@ from training.errors import ConfigError, RunError
 from training.events import Note, OnEvent, Preparing
 from training.frames import FrameReader
 from training.freezing import freeze
+from training.full_memory import explained_if_full
 from training.gradient_checkpointing import checkpoint_activations
 from training.optimizer import ScheduledAdamW, make_optimizer
 from training.processes import rank, share_parameters, wait_for_others, world_size
@@ -182,9 +183,13 @@ def _frame_features(
             f" {size_mebibytes:,.1f} MiB of memory in each process"
         )
     )
-    return encode_frames_once(
-        model, splits.train, reader, config, _counting(tell, "encoding clips", -(-num_clips // world_size()))
-    )
+    counting = _counting(tell, "encoding clips", -(-num_clips // world_size()))
+    with explained_if_full(
+        "encoding all frames",
+        "set training.validation_batch_size, the clips encoded at once, or leave out"
+        " training.cache_frame_features",
+    ):
+        return encode_frames_once(model, splits.train, reader, config, counting)
 
 
 def _counting(tell: OnEvent, what: str, num_total: int) -> OnProgress:

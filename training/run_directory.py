@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from indexer.durable_files import publish_file, synchronize_directory, synchronize_file
 from model import XClip
@@ -97,12 +98,17 @@ class RunDirectory:
         unfinished, former = self.path / _UNFINISHED.format(name), self.path / _FORMER.format(name)
         final = self.path / name
         shutil.rmtree(unfinished, ignore_errors=True)
-        model.save(unfinished)
-        (unfinished / CHECKPOINT_CONFIG_FILE).write_text(config.to_toml(), encoding="utf-8")
-        add(unfinished)
-        for file in unfinished.iterdir():
-            synchronize_file(file)
-        synchronize_directory(unfinished)
+        try:
+            model.save(unfinished)
+            (unfinished / CHECKPOINT_CONFIG_FILE).write_text(config.to_toml(), encoding="utf-8")
+            add(unfinished)
+            for file in unfinished.iterdir():
+                synchronize_file(file)
+            synchronize_directory(unfinished)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
+            shutil.rmtree(unfinished, ignore_errors=True)
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise RunError(f"{final} cannot be written, and is as it was before: {reason}") from error
         # A folder cannot be renamed onto another that holds files: between the two renamings the former
         # checkpoint is the only one, and `mend` gives it its name back.
         shutil.rmtree(former, ignore_errors=True)

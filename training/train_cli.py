@@ -118,6 +118,8 @@ def _explained(directory: Path) -> Iterator[TrainingDisplay]:
         _stop(str(error), WRONG_USE, speaks)
     except (TrainingError, ModelError) as error:
         _stop(str(error), FAILED, speaks)
+    except OSError as error:
+        _stop(f"{error.filename}: {error.strerror}" if error.filename else str(error), FAILED, speaks)
 
 
 def _stop(message: str, status: int, speaks: bool = True) -> NoReturn:

@@ -19,6 +19,7 @@ from training.config import TrainingConfig
 from training.errors import DatasetError, RunError
 from training.evaluation.protocol import evaluate_split
 from training.events import EpochDone, Note, OnEvent, RunStarted, StepDone, TrainingEvent, ValidationStarted
+from training.full_memory import explained_if_full
 from training.optimizer import GROUP_NAMES, update
 from training.preparation import Prepared, prepare
 from training.processes import process_group, rank, wait_for_others, world_size
@@ -150,8 +151,14 @@ class _Run:
         self.model.train()
         every = self.config.training.checkpoint_every_steps
         batches = self._clocked_batches()
+        num_pairs = self.config.training.batch_size // world_size()
         for batch in batches:
-            self._train_step(batch)
+            with explained_if_full(
+                f"a process learns from {num_pairs} pairs",
+                "set training.micro_batch_size, which keeps the batch and its negatives,"
+                " training.gradient_checkpointing, or training.precision",
+            ):
+                self._train_step(batch)
             step = self.progress.step
             if step == self.steps_per_epoch:
                 return  # The end of the epoch has a checkpoint of its own.
@@ -261,7 +268,10 @@ class _Run:
         if split is None:
             return None
         found = None
-        with clocked(self.progress, "validation"), self._ended_by_a_signal():
+        full = explained_if_full(
+            "validating", "set training.validation_batch_size, the clips encoded at once"
+        )
+        with clocked(self.progress, "validation"), self._ended_by_a_signal(), full:
             if self.is_first:
                 self.tell(ValidationStarted(self.progress.epoch + 1, len(split.clips), len(split.texts)))
                 with undisturbed(self.device):

@@ -128,6 +128,7 @@ def evaluate(
             from training.evaluation.full_evaluation import BANK_EXTRAS, evaluate_fully
             from training.evaluation.report import make_report, print_report, to_json
             from training.frames import FrameReader, FrameRecipe
+            from training.full_memory import explained_if_full
 
             queries = None
             if set(extras) & set(BANK_EXTRAS):
@@ -136,19 +137,23 @@ def evaluate(
             recipe = FrameRecipe(loaded.num_frames, loaded.image_size, rule=sampling.value)
             reader = FrameReader(recipe, frame_cache)
             chosen = _readable(chosen, reader, missing, max(1, workers), on_progress)
-            evaluation = evaluate_fully(
-                loaded,
-                chosen,
-                reader,
-                candidates=sizes,
-                extras=extras,
-                bank=queries,
-                single_scores=single_scores,
-                batch_size=batch_size,
-                num_workers=workers,
-                dtype=torch.float16 if float16_features else torch.float32,
-                on_progress=on_progress,
-            )
+            with explained_if_full(
+                f"judging {len(chosen.texts)} texts and {len(chosen.clips)} clips",
+                "--batch-size encodes fewer clips at once, --float16-features halves what is kept of them",
+            ):
+                evaluation = evaluate_fully(
+                    loaded,
+                    chosen,
+                    reader,
+                    candidates=sizes,
+                    extras=extras,
+                    bank=queries,
+                    single_scores=single_scores,
+                    batch_size=batch_size,
+                    num_workers=workers,
+                    dtype=torch.float16 if float16_features else torch.float32,
+                    on_progress=on_progress,
+                )
         report = make_report(evaluation, chosen, loaded, model, recipe, told)
         print_report(report, console)
         if json_file is not None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
 
 from indexer.errors import IndexerError
@@ -58,6 +58,9 @@ if TYPE_CHECKING:
     from indexer.searcher import Searcher
 
 logger = logging.getLogger("xclip_search.service")
+
+NUM_INGEST_THREADS = 8
+"""Of the forty that the event loop has: uploads that are written, and files that are hashed, at once."""
 
 PICTURE_TIMEOUT_SECONDS = 30.0
 """Longest work on one thumbnail or preview: beyond that nobody looks at it any more."""
@@ -192,6 +195,7 @@ def _assemble(
         search_gate=SearchGate(
             settings.num_search_threads, settings.max_waiting_searches, app.state.observe_search
         ),
+        ingest_limiter=CapacityLimiter(NUM_INGEST_THREADS),
         thumbnails=thumbnails,
         previews=previews,
         playability=Playability(searcher.catalog, store),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from indexer.catalog import Catalog
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReadyService:
-    """Everything that a route needs. Made by the application when loading has ended."""
+    """Everything that a route needs. Made by the application when loading has ended.
+
+    ingest_limiter: of the threads that read and write whole files, so that others are left for all else.
+    """
 
     settings: ServiceSettings
     searcher: Searcher
@@ -31,6 +35,7 @@ class ReadyService:
     job_queue: JobQueue
     media_store: MediaStore
     search_gate: SearchGate
+    ingest_limiter: CapacityLimiter
     thumbnails: Thumbnails
     previews: Previews
     playability: Playability

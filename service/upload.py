@@ -10,10 +10,11 @@ import errno
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from anyio import to_thread
+from anyio import CancelScope, CapacityLimiter, to_thread
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 from python_multipart.exceptions import FormParserError
@@ -63,18 +64,20 @@ class Upload:
     metadata: dict[str, Any]
 
 
-async def receive_upload(request: Request, path: Path, limit_bytes: int) -> Upload:
+async def receive_upload(request: Request, path: Path, limit_bytes: int, limiter: CapacityLimiter) -> Upload:
     """Stream the form's `file` to `path`, which must not exist; on any error `path` is gone again.
 
+    limiter: of the threads that write.
     Raises BodyTooLargeError for a file above `limit_bytes`, MalformedBodyError for a broken or cut off form,
     InvalidRequestError for missing, unknown or repeated fields, StorageFullError.
     """
     check_content_length(request, limit_bytes + FORM_OVERHEAD_BYTES)
     form = _Form(limit_bytes)
     parser = _make_parser(request, form)
+    run = partial(to_thread.run_sync, limiter=limiter)
     file: BinaryIO | None = None
     try:
-        file = await to_thread.run_sync(path.open, "xb")
+        file = await run(path.open, "xb")
         num_received = 0
         async for chunk in request.stream():
             num_received += len(chunk)
@@ -85,21 +88,27 @@ async def receive_upload(request: Request, path: Path, limit_bytes: int) -> Uplo
             except FormParserError:
                 raise MalformedBodyError("The multipart form is not well-formed.") from None
             if len(form.pending) >= BLOCK_BYTES:
-                await to_thread.run_sync(form.flush, file)
+                await run(form.flush, file)
         form.check_complete()
         upload = form.to_upload(path)
-        await to_thread.run_sync(form.finish, file)
-        await to_thread.run_sync(synchronize_directory, path.parent)
+        await run(form.finish, file)
+        await run(synchronize_directory, path.parent)
         return Upload(path, form.digest.hexdigest(), form.size_bytes, upload.title, upload.metadata)
     except BaseException as error:
-        # On a full disk closing fails too: it tries to write what is left.
-        with contextlib.suppress(OSError):
-            if file is not None:
-                file.close()
-        path.unlink(missing_ok=True)
+        with CancelScope(shield=True):
+            await run(_discard, file, path)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageFullError() from error
         raise
+
+
+def _discard(file: BinaryIO | None, path: Path) -> None:
+    """Delete what has arrived. Blocks, for some tenths of a second where it is gigabytes."""
+    # On a full disk closing fails too: it tries to write what is left.
+    with contextlib.suppress(OSError):
+        if file is not None:
+            file.close()
+    path.unlink(missing_ok=True)
 
 
 def _make_parser(request: Request, form: _Form) -> MultipartParser:

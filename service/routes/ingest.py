@@ -37,7 +37,7 @@ from service.errors import (
 )
 from service.idempotency import PARAMETER, key_reused_problem, read_key, request_sha256
 from service.media_store import resolve_uri
-from service.ready_service import ReadyService, Service
+from service.ready_service import ReadyService, Service, get_service
 from service.request_body import describe_body, media_type, read_json
 from service.routes.descriptions import BODY_ERRORS, problems
 from service.routes.jobs import to_job_answer
@@ -124,13 +124,16 @@ async def add_video(
     if not await to_thread.run_sync(may):
         raise _queue_full_problem()
     if kind == "multipart/form-data":
+        limiter = service.ingest_limiter
         path = service.media_store.new_upload_path()
-        upload = await receive_upload(request, path, service.settings.upload_limit_bytes)
-        admission = await to_thread.run_sync(_accept_upload, service, upload, key)
+        upload = await receive_upload(request, path, service.settings.upload_limit_bytes, limiter)
+        # That took its time: by now another generation of the index may be the current one.
+        service = await get_service(request)
+        admission = await to_thread.run_sync(_accept_upload, service, upload, key, limiter=limiter)
     else:
         body = await read_json(request, AddVideoRequest, service.settings.body_limit_bytes)
         accept = _accept_web_address if is_web_address(body.uri) else _accept_uri
-        admission = await to_thread.run_sync(accept, service, body, key)
+        admission = await to_thread.run_sync(accept, service, body, key, limiter=service.ingest_limiter)
     root_path = request.scope.get("root_path", "")
     if admission.job is None:
         response.status_code = 200

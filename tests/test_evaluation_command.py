@@ -140,6 +140,27 @@ def test_annotations_that_are_not_there_fail_with_status_1(tmp_path):
     assert "LSMDC" in result.output and "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), {"frames_per_second": 2.0, "slice_mode": "head", "rule": "time", "order": "forward"}),
+        (("--sampling", "official"), {"frames_per_second": 2.0, "slice_mode": "head", "rule": "official"}),
+    ],
+)
+def test_frames_are_taken_as_in_the_training_of_the_model(folder, common, tmp_path, options, expected):
+    trained = tmp_path / "model"
+    shutil.copytree(folder / "model", trained)
+    (trained / "training_config.toml").write_text(
+        "[model]\nnum_frames = 8\n[data]\ndataset = 'captions'\nframes_per_second = 2.0\n"
+        "frame_slice = 'head'\nframe_order = 'reversed'\nframe_rule = 'time'\n"
+    )
+    written = tmp_path / "out.json"
+    result = run(*common, "--workers", 0, "--json", written, *options, "--model", trained)
+    assert result.exit_code == 0, result.output
+    assert json.loads(written.read_text())["frames"].items() >= expected.items()
+    assert "2 frames a second" in result.output
+
+
 def test_memory_that_is_full_is_one_message_and_status_1(folder, common, monkeypatch):
     def fail(*arguments: object, **named: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -213,6 +234,12 @@ def test_the_papers_rows_stand_beside_ours(report):
     assert {row["direction"] for row in values["paper"]} == {"text to video", "video to text"}
     assert values["paper"][0]["recall_at_1"] == 26.1
     assert "abstract" in values["paper_sources"]
+
+
+def test_the_papers_rows_stand_beside_figures_of_the_test_alone(report):
+    validation = replace(report, split=replace(report.split, name="val"))
+    assert "paper" not in shown(validation)
+    assert json.loads(to_json(validation))["paper"] == []
 
 
 def test_rows_with_ties_show_both_bounds(report):

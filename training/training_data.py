@@ -63,10 +63,10 @@ def digest_of(splits: TrainingSplits) -> str:
     return digest.hexdigest()
 
 
-def frame_readers(config: TrainingConfig, image_size: int) -> tuple[FrameReader, FrameReader]:
-    """The reader for training, and that for validation, which leaves the frames in their order."""
+def frame_recipe(config: TrainingConfig, image_size: int) -> FrameRecipe:
+    """Which frames a run learns from."""
     data = config.data
-    recipe = FrameRecipe(
+    return FrameRecipe(
         num_frames=config.model.num_frames,
         image_size=image_size,
         frames_per_second=data.frames_per_second,
@@ -74,6 +74,11 @@ def frame_readers(config: TrainingConfig, image_size: int) -> tuple[FrameReader,
         order=data.frame_order,
         rule=data.frame_rule,
     )
+
+
+def frame_readers(config: TrainingConfig, image_size: int) -> tuple[FrameReader, FrameReader]:
+    """The reader for training, and that for validation, which leaves the frames in their order."""
+    data, recipe = config.data, frame_recipe(config, image_size)
     cache = FrameCache(data.cache, data.videos or data.directory) if data.cache is not None else None
     return (
         FrameReader(recipe, cache, seed=config.training.seed),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from model import XClip
     from training.datasets.split import Split
     from training.evaluation.encoding import OnProgress
-    from training.frames import FrameReader
+    from training.frames import FrameReader, FrameRecipe
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -90,8 +92,12 @@ def evaluate(
         MissingChoice, typer.Option(help="Videos missing or unreadable: an error, or left out and counted.")
     ] = MissingChoice.error,
     sampling: Annotated[
-        SamplingChoice, typer.Option(help="Frames as the official code chooses them, or by time.")
-    ] = SamplingChoice.official,
+        SamplingChoice | None,
+        typer.Option(
+            help="Frames as the official code chooses them, or by time.",
+            show_default="as in the model's training where its directory tells, else official",
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")
     ] = "auto",
@@ -127,14 +133,14 @@ def evaluate(
             from training.evaluation.bank import make_bank
             from training.evaluation.full_evaluation import BANK_EXTRAS, evaluate_fully
             from training.evaluation.report import make_report, print_report, to_json
-            from training.frames import FrameReader, FrameRecipe
+            from training.frames import FrameReader
             from training.full_memory import explained_if_full
 
             queries = None
             if set(extras) & set(BANK_EXTRAS):
                 queries = make_bank(bank, chosen, data, size=bank_size, allow_test_queries=allow_test_queries)
             loaded = XClip.load(model, device)
-            recipe = FrameRecipe(loaded.num_frames, loaded.image_size, rule=sampling.value)
+            recipe = _recipe(model, loaded, sampling)
             reader = FrameReader(recipe, frame_cache)
             chosen = _readable(chosen, reader, missing, max(1, workers), on_progress)
             with explained_if_full(
@@ -159,6 +165,20 @@ def evaluate(
         if json_file is not None:
             json_file.write_text(to_json(report), encoding="utf-8")
             console.print(f"[dim]written to {json_file}", highlight=False)
+
+
+def _recipe(spec: str, model: XClip, sampling: SamplingChoice | None) -> FrameRecipe:
+    """Frames as the model's run took them, where a checkpoint of it is judged; in their order always."""
+    from training.config_files import read_config
+    from training.frames import FrameRecipe
+    from training.run_directory import CHECKPOINT_CONFIG_FILE
+    from training.training_data import frame_recipe
+
+    recipe = FrameRecipe(model.num_frames, model.image_size)
+    trained = Path(spec) / CHECKPOINT_CONFIG_FILE
+    if trained.is_file():
+        recipe = replace(frame_recipe(read_config(trained), model.image_size), order="forward")
+    return recipe if sampling is None else replace(recipe, rule=sampling.value)
 
 
 def _readable(

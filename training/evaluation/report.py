@@ -53,8 +53,11 @@ class EvaluationReport:
 
     @property
     def paper(self) -> list[PaperResult]:
-        """The paper's rows for this data set: of the model's backbone, or of both where it has neither."""
-        return paper_results(self.split.dataset, self.backbone)
+        """The paper's rows for this data set: of the model's backbone, or of both where it has neither.
+
+        None beside another split than the test.
+        """
+        return paper_results(self.split.dataset, self.backbone) if self.split.name == "test" else []
 
 
 def make_report(
@@ -182,6 +185,11 @@ def _figure(value: float | None) -> str:
 
 
 def _notes(report: EvaluationReport) -> Iterator[str]:
+    recipe = report.recipe
+    yield (
+        f"up to {recipe.num_frames} frames a clip: {recipe.slice_mode} of {recipe.frames_per_second:g} frames"
+        f" a second, by {'the official rule' if recipe.rule == 'official' else 'time'}"
+    )
     found = [
         f"{row.parameters['candidate_recall']:.1f} % of {row.parameters['num_candidates']}"
         for row in report.evaluation.rows

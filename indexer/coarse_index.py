@@ -24,6 +24,7 @@ from indexer.coarse_building import make_snapshot
 from indexer.coarse_files import Snapshot, SnapshotUnusableError, load_snapshot, save_snapshot
 from indexer.coarse_gpu import copy_to_gpu
 from indexer.coarse_vectors import (
+    ROWS_AT_ONCE,
     CoarseKind,
     ExactSnapshot,
     KindChoice,
@@ -219,7 +220,9 @@ class CoarseIndex:
         if isinstance(state.snapshot, ExactSnapshot):
             yield from state.snapshot.rows.living()
         else:
-            yield state.snapshot.rows.ids[state.snapshot.rows.alive_places()], None
+            ids = state.snapshot.rows.ids[state.snapshot.rows.alive_places()]
+            for first in range(0, len(ids), ROWS_AT_ONCE):
+                yield ids[first : first + ROWS_AT_ONCE], None
         yield from state.delta.living()
 
     def segment_ids(self) -> NDArray[np.int64]:

@@ -23,7 +23,8 @@ KindChoice = CoarseKind | Literal["auto"]
 MIN_MARGIN = 32
 """Neighbours asked of FAISS beyond the wanted ones: enough to tell, nearly always, that none was missed."""
 
-_ROWS_AT_ONCE = 8192
+ROWS_AT_ONCE = 8192
+"""Of vectors that are worked on one stretch after the other: bounds what is held beside them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +88,8 @@ class Vectors(MarkedIds):
 
     def living(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Ids and vectors that are not deleted, in blocks."""
-        for first in range(0, len(self.ids), _ROWS_AT_ONCE):
-            rows = slice(first, first + _ROWS_AT_ONCE)
+        for first in range(0, len(self.ids), ROWS_AT_ONCE):
+            rows = slice(first, first + ROWS_AT_ONCE)
             if self.alive is None:
                 yield self.ids[rows], self.vectors[rows]
             else:
@@ -183,9 +184,7 @@ def longest(vectors: NDArray[np.float32]) -> float:
     """Length of the longest row of float32 [N, D]; 0 where there is none."""
     squares = [
         float(np.einsum("nd,nd->n", rows, rows).max())
-        for rows in (
-            vectors[first : first + _ROWS_AT_ONCE] for first in range(0, len(vectors), _ROWS_AT_ONCE)
-        )
+        for rows in (vectors[first : first + ROWS_AT_ONCE] for first in range(0, len(vectors), ROWS_AT_ONCE))
     ]
     return float(np.sqrt(max(squares, default=0.0)))
 
@@ -239,10 +238,10 @@ def canonical_products(
     """float32 inner products of the rows at `places`, the same for the same vector wherever it is."""
     products = np.empty(len(places), np.float32)
     wide_query = query.astype(np.float64)
-    for first in range(0, len(places), _ROWS_AT_ONCE):
-        rows = vectors[places[first : first + _ROWS_AT_ONCE]].astype(np.float64)
+    for first in range(0, len(places), ROWS_AT_ONCE):
+        rows = vectors[places[first : first + ROWS_AT_ONCE]].astype(np.float64)
         rows *= wide_query
-        products[first : first + _ROWS_AT_ONCE] = rows.sum(axis=1)
+        products[first : first + ROWS_AT_ONCE] = rows.sum(axis=1)
     return products
 
 

@@ -75,6 +75,13 @@ def test_what_is_found_has_the_exact_score_and_little_is_missed(pair, filled):
     assert right_scores.shape == scores.shape
 
 
+def test_all_that_can_be_found_comes_in_blocks(pair, monkeypatch):
+    monkeypatch.setattr("indexer.coarse_index.ROWS_AT_ONCE", 500)
+    blocks = [ids for ids, _ in pair[0].blocks()]
+    assert max(map(len, blocks)) == 500
+    assert np.concatenate(blocks).tolist() == list(range(1, N + 1))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.3, 1.0])
 def test_a_filter_never_gives_fewer_than_there_are(pair, filled, share):
     approximate, exact = pair

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +17,6 @@ from indexer.abandonment import stop_if_abandoned
 from indexer.background_scores import Background, BackgroundScores
 from indexer.candidate_tiers import SPARE_CANDIDATES, CandidateTiers, CoarseOrder, Ordered
 from indexer.catalog import Catalog
-from indexer.coarse_building import leave_room_for_searches
 from indexer.coarse_index import CoarseIndex
 from indexer.coarse_vectors import KindChoice
 from indexer.errors import FingerprintMismatchError
@@ -27,6 +24,7 @@ from indexer.feature_memory import FeatureMemory
 from indexer.filter_matches import FilterMatches
 from indexer.filters import parse_filter
 from indexer.fingerprint import index_fingerprint
+from indexer.index_upkeep import IndexUpkeep
 from indexer.ranking import ScoredSegments
 from indexer.result_order import ExhaustiveOrder, OrderedResults, first_num_tiers, order_candidates
 from indexer.result_pages import Page, make_results, read_page
@@ -53,8 +51,6 @@ if TYPE_CHECKING:
     from model.xclip import XClip
 
 __all__ = ["SearchAnswer", "SearchQuery", "SearchResult", "Searcher"]
-
-logger = logging.getLogger(__name__)
 
 MAX_TRIES = 5
 """Times a search starts again because videos that it found were deleted before the page was together."""
@@ -92,8 +88,6 @@ class Searcher:
         self.catalog = Catalog.open(index_directory)
         self.model = model
         self._block_size = block_size
-        self._closed = False
-        self._can_save = True
         try:
             expected = index_fingerprint(model, self.catalog.sampling_json)
             if expected != self.catalog.fingerprint:
@@ -105,17 +99,12 @@ class Searcher:
             self.catalog.close()
             raise
         self._background = BackgroundScores(model, self._index, self._features)
-        self._upkeep_lock = threading.Lock()
-        self._upkeep: threading.Thread | None = None
-        self._keep_up(after_search=False)
+        self._upkeep = IndexUpkeep(self._index, self._background, self.catalog.directory)
+        self._upkeep.start_where_needed(after_search=False)
 
     def close(self) -> None:
         """Finish saving, close the catalog. Searches raise RuntimeError from now on."""
-        with self._upkeep_lock:
-            self._closed = True
-            upkeep = self._upkeep
-        if upkeep is not None:
-            upkeep.join()
+        self._upkeep.close()
         self.catalog.close()
 
     def __enter__(self) -> Self:
@@ -166,7 +155,7 @@ class Searcher:
                 stages.add(stage, together.seconds(stage) / len(queries))
             one = _Search(query, texts[row : row + 1], vectors[row], allowed, start, stages)
             answers.append(self._answer(one, first[row], shared))
-        self._keep_up(after_search=True)
+        self._upkeep.start_where_needed(after_search=True)
         parts = [answer.timings for answer in answers]
         timings = Timings(
             encode_seconds=together.seconds("encode"),
@@ -339,7 +328,7 @@ class Searcher:
             offset=offset,
             allowed=allowed,
         )
-        self._keep_up(after_search=False)
+        self._upkeep.start_where_needed(after_search=False)
         return answer
 
     def rank_texts(
@@ -353,7 +342,7 @@ class Searcher:
         scored = (self.model, self.catalog, self._features, self._background.now)
         answer = rank_texts(*scored, video_id, texts, texts if warn_of is None else warn_of)
         self._index.follow()
-        self._keep_up(after_search=True)
+        self._upkeep.start_where_needed(after_search=True)
         return answer
 
     # Facts and upkeep
@@ -388,34 +377,6 @@ class Searcher:
         """Do now what the first searches would otherwise wait for or go without: the background scores."""
         self._index.follow()
         self._background.make(only_first=True)
-
-    def _keep_up(self, *, after_search: bool) -> None:
-        """Compact and save the coarse index and renew the background scores in a thread of their own, where
-        it is time for it. after_search: scores are wanted, so there should be a background for them."""
-        needs_index = self._index.needs_compaction or (self._can_save and self._index.needs_saving)
-        if not needs_index and not (after_search and self._background.is_stale):
-            return
-        with self._upkeep_lock:
-            if self._closed or (self._upkeep is not None and self._upkeep.is_alive()):
-                return
-            self._upkeep = threading.Thread(
-                target=self._do_upkeep, args=(after_search,), name="coarse-index-upkeep"
-            )
-            self._upkeep.start()
-
-    def _do_upkeep(self, after_search: bool) -> None:
-        leave_room_for_searches()
-        if after_search:
-            self._background.make()
-        if self._index.needs_compaction:
-            self._index.compact()
-        try:
-            if self._can_save and self._index.needs_saving:
-                self._index.save()
-        except OSError as error:
-            # Only the next start is slower for it.
-            self._can_save = False
-            logger.warning("the coarse index of %s cannot be saved: %s", self.catalog.directory, error)
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,10 +108,24 @@ def test_a_first_search_makes_the_background_for_the_next(tmp_path: Path) -> Non
     with open_index(make_index(tmp_path / "index")) as searcher:
         fill(searcher.catalog, range(20))
         assert {r.percentile for r in searcher.search(SearchQuery("a dog")).results} == {None}
-        upkeep = searcher._upkeep
-        assert upkeep is not None
-        upkeep.join()
+        searcher._upkeep.wait()
         assert None not in {r.percentile for r in searcher.search(SearchQuery("a dog")).results}
+
+
+def test_a_damaged_segment_stops_the_background_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_index(make_index(tmp_path / "index")) as searcher:
+        fill(searcher.catalog, range(20))
+        with searcher.catalog.connections.transaction() as connection:
+            connection.execute("UPDATE segment_frames SET frame_features_crc32 = 0 WHERE segment_id = 3")
+        monkeypatch.setattr(searcher._index, "_max_pending", 5)
+        for _ in range(3):
+            searcher.search(SearchQuery("a dog", mode="coarse", limit=1))
+            searcher._upkeep.wait()
+        assert "segment 3" in caplog.text and caplog.text.count("background scores") == 1
+        assert searcher.stats()["coarse_num_pending"] == 0
+        assert (searcher.catalog.directory / "coarse.json").exists()
 
 
 @given(st.sets(st.integers(1, 10**9), max_size=60), st.integers(1, 20))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+from difflib import get_close_matches
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -44,7 +46,22 @@ class _Rooms(typer.core.TyperGroup):
         if cmd_name not in ROOMS:
             return None
         command: Any = typer.main.get_command(importlib.import_module(ROOMS[cmd_name]).app)
-        return command.commands[cmd_name] if hasattr(command, "commands") else command
+        command = command.commands[cmd_name] if hasattr(command, "commands") else command
+        command.help = _unwrapped(command.help or "")
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in ROOMS and (close := get_close_matches(args[0], ROOMS)):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(close)}?")
+        return super().resolve_command(ctx, args)
+
+
+def _unwrapped(text: str) -> str:
+    """Each paragraph in one line, which a terminal breaks as its width wants; examples stay as they are."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(
+        paragraph if paragraph.startswith(" ") else paragraph.replace("\n", " ") for paragraph in paragraphs
+    )
 
 
 def _show_version(wanted: bool) -> None:

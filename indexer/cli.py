@@ -18,8 +18,10 @@ from indexer.cli_conventions import (
     SOME_FAILED,
     IndexOption,
     JsonOption,
+    require_report_file,
     stop,
     stored_spec,
+    write_report,
     wrong_use_explained,
 )
 
@@ -88,17 +90,19 @@ def index(
     device: DeviceOption = "auto",
     frames_per_second: Annotated[
         float | None,
-        typer.Option(help="Frames looked at per second.", show_default="the index's own, or 1"),
+        typer.Option(help="Frames looked at per second of video.", show_default="the index's own, or 1"),
     ] = None,
     max_segment_seconds: Annotated[
         float | None,
-        typer.Option(help="Cut longer videos; 0: never.", show_default="the index's own, or 60"),
+        typer.Option(
+            help="Cut longer videos into segments; 0: never.", show_default="the index's own, or 60"
+        ),
     ] = None,
     backend: Annotated[
         BackendName, typer.Option(help="Reader of files; auto: decord or PyAV, whichever is better.")
     ] = BackendName.auto,
     decode_timeout_seconds: Annotated[
-        float, typer.Option(min=1, help="The longest that decoding one file may take.")
+        float, typer.Option(min=1, help="Seconds that decoding one file may take.")
     ] = 300.0,
 ) -> None:
     """Add videos to an index, which is made where there is none.
@@ -114,8 +118,8 @@ def index(
     """
     with wrong_use_explained():
         sources = find_sources(paths or [], manifest)
-        if report is not None and not report.absolute().parent.is_dir():
-            stop(f"there is no folder for the report {report}")
+        _refuse_a_folder_of_videos(index, sources)
+        require_report_file(report)
     done: IndexReport | None = None
     while done is None:
         with wrong_use_explained():
@@ -147,24 +151,26 @@ def index(
                 typer.echo("the index was encoded anew meanwhile; going on with its new model", err=True)
                 continue
             _save_coarse_index(catalog)
-    if report is not None:
-        report.write_text(json.dumps(done.to_dict(), indent=2) + "\n", encoding="utf-8")
     _print_report(done)
+    write_report(report, done.to_dict())
     if done.num_failed:
         raise typer.Exit(SOME_FAILED)
 
 
 @app.command()
 def search(
-    text: Annotated[str, typer.Argument(help="What to look for.")],
+    text: Annotated[list[str], typer.Argument(help="What to look for: a sentence, or a few words.")],
     index: IndexOption,
     limit: Annotated[int, typer.Option("--limit", "-k", help="Number of videos.")] = 10,
     mode: Annotated[
-        ModeName, typer.Option(help="All scores on candidates, one score on all, or all scores on all.")
+        ModeName,
+        typer.Option(
+            help="rerank: all scores on candidates; coarse: one score on all; exhaustive: all scores on all."
+        ),
     ] = ModeName.rerank,
     filter_json: Annotated[
         str | None,
-        typer.Option("--filter", help='Only such videos, as JSON: {"metadata.camera": "north"}'),
+        typer.Option("--filter", help='Only such videos, as JSON: \'{"metadata.camera": "north"}\''),
     ] = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
@@ -181,7 +187,7 @@ def search(
     with wrong_use_explained():
         from indexer.search_types import SearchQuery
 
-        query = SearchQuery(text, limit=limit, mode=mode.value, filter=parse_json(filter_json))
+        query = SearchQuery(" ".join(text), limit=limit, mode=mode.value, filter=parse_json(filter_json))
         from indexer.catalog import Catalog
 
         with Catalog.open(index) as catalog:
@@ -249,7 +255,10 @@ def parse_json(text: str | None) -> Any:
     try:
         return None if text is None else json.loads(text)
     except ValueError as error:
-        stop(f"--filter is not JSON: {error}")
+        stop(
+            f"--filter is not JSON: {error}; write it in single quotes, such as"
+            """ --filter '{"metadata.camera": "north"}'"""
+        )
 
 
 def find_sources(paths: list[Path], manifest: Path | None) -> list[VideoSource]:
@@ -267,6 +276,17 @@ def find_sources(paths: list[Path], manifest: Path | None) -> list[VideoSource]:
     if manifest is not None:
         sources += read_manifest(manifest)
     return sources
+
+
+def _refuse_a_folder_of_videos(directory: Path, sources: list[VideoSource]) -> None:
+    """End the command where the files of a new index would lie among the videos."""
+    from indexer.generations import index_exists
+
+    folders = {source.path.parent for source in sources}
+    if not index_exists(directory) and directory.resolve() in {folder.resolve() for folder in folders}:
+        stop(
+            f"{directory} is a folder of videos, and an index wants one of its own: --index my-index makes it"
+        )
 
 
 def _open_for_writing(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 DAMAGED, WRONG_USE, SOME_FAILED, INTERRUPTED = 1, 2, 3, 130
 """Exit statuses; 0 where all is well."""
 
-IndexOption = Annotated[Path, typer.Option("--index", "-i", help="The index directory.")]
+IndexOption = Annotated[
+    Path, typer.Option("--index", "-i", envvar="XCLIP_INDEX", help="The index directory.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -38,6 +41,26 @@ def stored_spec(spec: str) -> str:
     is_named = spec == "demo" or spec.startswith(("openclip:", "hf-hub:"))
     path = Path(spec).expanduser()
     return str(path.resolve()) if not is_named and path.exists() else spec
+
+
+def require_report_file(report: Path | None) -> None:
+    """End the command before it begins where its report could not be written."""
+    if report is None:
+        return
+    if report.is_dir():
+        stop(f"{report} is a folder: name a file for the report, such as {report / 'report.json'}")
+    if not report.absolute().parent.is_dir():
+        stop(f"there is no folder for the report {report}")
+
+
+def write_report(report: Path | None, content: Any) -> None:
+    """What --report asks for. What was done stays done where this fails."""
+    if report is None:
+        return
+    try:
+        report.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        stop(f"the report {report} cannot be written: {error.strerror or error}; all else is done")
 
 
 def stop(message: str) -> NoReturn:

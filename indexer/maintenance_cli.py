@@ -26,6 +26,10 @@ def verify(index: IndexOption, as_json: JsonOption = False) -> None:
 
     The index may be in use. What is derived is repaired by `rebuild`; the rest by a backup, or by deleting
     the videos named and indexing them again.
+
+    Examples:
+
+      xclip-search verify --index my-index
     """
     with wrong_use_explained():
         from indexer.verification import verify
@@ -65,7 +69,12 @@ def rebuild(
         typer.Option(help="Kind of the coarse index; auto: exact up to 50,000 segments, then ivf-sq."),
     ] = KindName.auto,
 ) -> None:
-    """Make again all that is derived from the catalog: SQLite's indexes, the totals, the coarse index."""
+    """Make again all that is derived from the catalog: SQLite's indexes, the totals, the coarse index.
+
+    Examples:
+
+      xclip-search rebuild --index my-index
+    """
     with wrong_use_explained(), _disk_errors_explained():
         from indexer.verification import rebuild
 
@@ -79,7 +88,12 @@ def backup(
     destination: Annotated[Path, typer.Argument(help="A folder that is empty or not there yet.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Copy an index, with the files that were uploaded to it. It may be in use meanwhile."""
+    """Copy an index, with the files that were uploaded to it. It may be in use meanwhile.
+
+    Examples:
+
+      xclip-search backup backups/monday --index my-index
+    """
     with wrong_use_explained(), _disk_errors_explained():
         from indexer.backup import backup
 
@@ -94,7 +108,12 @@ def restore(
     index: IndexOption,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring a backup back as an index, into a folder that is empty or not there yet, checking every file."""
+    """Bring a backup back as an index, into a folder that is empty or not there yet, checking every file.
+
+    Examples:
+
+      xclip-search restore backups/monday --index my-index-again
+    """
     with wrong_use_explained(), _disk_errors_explained():
         from indexer.backup import restore
 

@@ -16,8 +16,10 @@ from indexer.cli_conventions import (
     SOME_FAILED,
     IndexOption,
     JsonOption,
+    require_report_file,
     stop,
     stored_spec,
+    write_report,
     wrong_use_explained,
 )
 
@@ -43,10 +45,12 @@ def reindex(
         typer.Option(help="The model to encode with.", show_default="the one that made the index"),
     ] = None,
     frames_per_second: Annotated[
-        float | None, typer.Option(help="Frames looked at per second.", show_default="the index's own")
+        float | None,
+        typer.Option(help="Frames looked at per second of video.", show_default="the index's own"),
     ] = None,
     max_segment_seconds: Annotated[
-        float | None, typer.Option(help="Cut longer videos; 0: never.", show_default="the index's own")
+        float | None,
+        typer.Option(help="Cut longer videos into segments; 0: never.", show_default="the index's own"),
     ] = None,
     rollback: Annotated[
         bool, typer.Option("--rollback", help="Go back to the generation that was current before.")
@@ -72,7 +76,7 @@ def reindex(
         "auto"
     ),
     decode_timeout_seconds: Annotated[
-        float, typer.Option(min=1, help="The longest that decoding one file may take.")
+        float, typer.Option(min=1, help="Seconds that decoding one file may take.")
     ] = 300.0,
     report: Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")] = None,
     as_json: JsonOption = False,
@@ -83,11 +87,16 @@ def reindex(
     servers change over by themselves. After an interruption the same command goes on.
     Exit status: 0 switched, or there was nothing to do; 3 some videos cannot be read (they are listed), and
     without --allow-missing nothing was switched; 2 wrong use.
+
+    Examples:
+
+      xclip-search reindex --index my-index --model openclip:ViT-B-32-quickgelu/openai
+
+      xclip-search reindex --index my-index --rollback
     """
     if rollback and (model or frames_per_second is not None or max_segment_seconds is not None):
         stop("--rollback goes back to what there was: it takes no model and no sampling")
-    if report is not None and not report.absolute().parent.is_dir():
-        stop(f"there is no folder for the report {report}")
+    require_report_file(report)
     with wrong_use_explained(), _interruption_explained(), _progress() as progress:
         from dataclasses import replace
 
@@ -119,12 +128,11 @@ def reindex(
         done = _run(index, loaded, spec, sampling, make_pipeline, allow_missing, rollback, progress)
     discarded = _discard(index) if discard_old and not (done.missing and not done.switched) else []
     content = {**done.to_dict(), "discarded": discarded}
-    if report is not None:
-        report.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(content, indent=2))
     else:
         _print(done, discarded)
+    write_report(report, content)
     if done.missing:
         raise typer.Exit(SOME_FAILED)
 

@@ -35,7 +35,12 @@ def export_command(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write an index as Parquet files that other tools read, features and all. It may be in use."""
+    """Write an index as Parquet files that other tools read, features and all. It may be in use.
+
+    Examples:
+
+      xclip-search export my-export --index my-index
+    """
     with wrong_use_explained(), _trouble_explained("nothing was exported"):
         from indexer.export_files import export_index
 
@@ -62,6 +67,10 @@ def import_command(
 
     What is in it already is skipped by content, so the same command again goes on after an interruption.
     Exit status: 0 all in, 1 the export is damaged, 3 some videos failed (they are listed), 2 wrong use.
+
+    Examples:
+
+      xclip-search import my-export --index other-index
     """
     with (
         wrong_use_explained(),

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from indexer import cli as local
-from indexer.cli_conventions import INTERRUPTED, SOME_FAILED, stop, wrong_use_explained
+from indexer.cli_conventions import (
+    INTERRUPTED,
+    SOME_FAILED,
+    require_report_file,
+    stop,
+    write_report,
+    wrong_use_explained,
+)
 
 if TYPE_CHECKING:
     from indexer.manifest import VideoSource
@@ -37,7 +44,14 @@ MAX_PENDING = 64
 PANEL = "An index behind a server"
 
 IndexOption = Annotated[
-    Path | None, typer.Option("--index", "-i", help="The index directory.", show_default="none: see --server")
+    Path | None,
+    typer.Option(
+        "--index",
+        "-i",
+        envvar="XCLIP_INDEX",
+        help="The index directory.",
+        show_default="none: see --server",
+    ),
 ]
 ServerOption = Annotated[
     str | None,
@@ -63,10 +77,10 @@ KeyOption = Annotated[
 
 
 def _search(
-    client: Client, *, text: str, limit: int, mode: Any, filter_json: str | None, as_json: bool
+    client: Client, *, text: list[str], limit: int, mode: Any, filter_json: str | None, as_json: bool
 ) -> None:
     answer = _to_local(
-        client.search(text, limit=limit, mode=mode.value, filter=local.parse_json(filter_json))
+        client.search(" ".join(text), limit=limit, mode=mode.value, filter=local.parse_json(filter_json))
     )
     if as_json:
         typer.echo(json.dumps(local.answer_to_dict(answer), indent=2, ensure_ascii=False))
@@ -96,8 +110,7 @@ def _info(client: Client, *, as_json: bool) -> None:
 
 def _index(client: Client, *, paths: list[Path] | None, manifest: Path | None, report: Path | None) -> None:
     sources = local.find_sources(paths or [], manifest)
-    if report is not None and not report.absolute().parent.is_dir():
-        stop(f"there is no folder for the report {report}")
+    require_report_file(report)
     if any(source.id is not None or source.uri is not None for source in sources):
         typer.echo("note: uploads get ids of the server's; id and uri of the manifest are left out", err=True)
     done = UploadReport()
@@ -107,8 +120,6 @@ def _index(client: Client, *, paths: list[Path] | None, manifest: Path | None, r
     except KeyboardInterrupt:
         typer.echo("interrupted; what is in stays in, and the same command goes on from there", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    if report is not None:
-        report.write_text(json.dumps(done.to_dict(), indent=2) + "\n", encoding="utf-8")
     typer.echo(
         f"{done.num_added} added, {done.num_skipped} were in already, {done.num_failed} failed;"
         f" {done.seconds:.1f} s"
@@ -117,6 +128,7 @@ def _index(client: Client, *, paths: list[Path] | None, manifest: Path | None, r
         typer.echo(f"{done.num_partial} of the added are damaged or cut off and were used as far as they go")
     for path, reason in done.failures:
         typer.echo(f"failed: {path}: {reason}", err=True)
+    write_report(report, done.to_dict())
     if done.num_failed:
         raise typer.Exit(SOME_FAILED)
 
@@ -251,7 +263,7 @@ def _to_local(answer: RemoteSearchAnswer) -> SearchAnswer:
 def _client(server: str, key: str | None) -> Iterator[Client]:
     """A client whose errors are one line and an exit status."""
     from service.client import Client
-    from service.client_errors import ClientError, InvalidRequestError, ProblemError
+    from service.client_errors import ClientError, InvalidRequestError, ProblemError, UnauthorizedError
 
     try:
         with wrong_use_explained(), Client(server, key=key) as client:
@@ -260,6 +272,10 @@ def _client(server: str, key: str | None) -> Iterator[Client]:
         stop(error.detail)
     except ClientError as error:
         message = error.detail if isinstance(error, ProblemError) else str(error)
+        if isinstance(error, UnauthorizedError):
+            message = (
+                f"the server wants {'another' if key else 'a'} key: give it as --key KEY or in XCLIP_KEY"
+            )
         typer.echo(f"error: {message}", err=True)
         raise typer.Exit(NO_ANSWER) from None
 
@@ -278,10 +294,12 @@ def _here_or_there(
         given = {name for name in ctx.params if _is_given(ctx, name)}
         if {"index", "server"} <= given:
             stop("give --index for an index on this machine or --server for one behind a server, not both")
-        if values["index"] is not None:
+        if "index" in given or (server is None and values["index"] is not None):
             here(**values)
         elif server is None:
             stop("say where the index is: --index DIR on this machine, or --server URL behind a server")
+        elif not server.startswith(("http://", "https://")):
+            stop("the address of a server begins with http:// or https://, such as http://127.0.0.1:8000")
         elif foreign := sorted(given & set(values) - understood):
             options = ", ".join("--" + name.removesuffix("_json").replace("_", "-") for name in foreign)
             stop(f"{options} cannot be given with --server: that is decided where the server runs")

@@ -129,11 +129,14 @@ def test_wrong_use_is_one_line_and_status_2(
         (("index", corpus, "--index", fresh, "--model", "nonsense"), "a model spec is one of"),
         (("index", corpus, "--index", tmp_path / "file", "--model", model_directory), "not a folder"),
         (("index", corpus, "--index", indexed, "--report", tmp_path / "no" / "r.json"), "no folder"),
+        (("index", corpus, "--index", indexed, "--report", tmp_path), "name a file for the report"),
+        (("index", corpus, "--index", corpus, "--model", model_directory), "a folder of videos"),
         (("index", corpus, "--index", indexed, "--max-segment-seconds", 7), "fingerprint"),
         (("index", corpus, "--index", indexed, "--frames-per-second", -1), "frames_per_second"),
         (("search", "x", "--index", fresh), "there is no index"),
         (("search", " ", "--index", indexed), "text must have"),
         (("search", "x", "--index", indexed, "--limit", 0), "limit"),
+        (("search", "x", "--index", indexed, "--filter", "camera=north"), "in single quotes, such as"),
         (("info", "--index", fresh), "there is no index"),
     ):
         result = _run(*arguments)
@@ -142,6 +145,31 @@ def test_wrong_use_is_one_line_and_status_2(
         assert result.stderr.count("\n") == 1, "one line"
         assert not result.stdout
     assert not fresh.exists(), "wrong use makes no index"
+    assert {path.suffix for path in corpus.iterdir()} == {".mp4"}
+
+
+def test_a_text_may_be_given_without_quotes(indexed: Path) -> None:
+    result = _run("search", "a", "blue", "square", "--index", indexed, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["query"] == "a blue square"
+
+
+def test_the_environment_names_the_index(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XCLIP_INDEX", str(indexed))
+    result = _run("info", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["num_videos"] == 5
+
+
+def test_a_report_that_cannot_be_written_is_said_after_all_else_is_done(
+    indexed: Path, corpus: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.json"
+    report.symlink_to(tmp_path / "no" / "where.json")
+    result = _run("index", corpus, "--index", indexed, "--report", report)
+    assert result.exit_code == 2
+    assert "5 were in already" in result.stdout
+    assert "cannot be written: No such file or directory; all else is done" in result.stderr
 
 
 def test_another_model_is_refused(indexed: Path, corpus: Path, tmp_path: Path) -> None:

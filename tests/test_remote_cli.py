@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from click.testing import Result
 from dying_worker import read_by_rote
-from service_fakes import Service, add_video
+from service_fakes import Service, add_video, running
 from serving_thread import served
 from typer.testing import CliRunner
 
 from indexer.errors import NotAVideoError
 from indexer.pipeline import IndexReport
 from service import client_flows, remote_cli
+from service.api_keys import add_key
 from service.remote_cli import app
 from service.settings import WorkerSettings
 from service.worker import Worker
@@ -60,7 +61,7 @@ def server(service: Service) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def settings_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("XCLIP_SERVER", "XCLIP_KEY"):
+    for name in ("XCLIP_SERVER", "XCLIP_KEY", "XCLIP_INDEX"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(client_flows, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(client_flows, "FIRST_LOOK_SECONDS", 0.01)
@@ -100,6 +101,8 @@ def test_a_folder_is_uploaded_and_the_same_command_again_finds_all_in(
 def test_files_that_fail_are_listed_and_the_status_is_3(
     service: Service, server: str, corpus: Path, tmp_path: Path
 ) -> None:
+    folder = run("index", corpus, "--server", server, "--report", tmp_path)
+    assert folder.exit_code == 2 and "name a file for the report" in folder.stderr
     (corpus / "bad.mp4").write_bytes(b"bad " + str(tmp_path).encode())
     (corpus / "large.mp4").write_bytes(bytes(5001))
     (corpus / "part.mp4").write_bytes(b"part " + str(tmp_path).encode())
@@ -169,6 +172,7 @@ def test_the_facts_have_the_shape_of_the_local_ones(service: Service, server: st
         ),
         (["index", "x", "--server", "http://a", "--workers", "1", "--device", "cpu"], "--device, --workers"),
         (["index", "--server", "http://a"], "name files or folders"),
+        (["search", "a dog", "--server", "localhost:8000"], "begins with http:// or https://"),
         (["index", "no-such-folder", "--server", "http://a"], "there is no file or folder"),
         (["search", "a dog", "--server", "http://a", "--filter", "{"], "--filter is not JSON"),
     ],
@@ -187,6 +191,19 @@ def test_the_environment_names_the_server_and_the_key_but_an_index_that_is_named
     result = run("info", "--index", tmp_path / "none")
     assert result.exit_code == 2 and "there is no index" in result.stderr
     assert "secret" not in run("info", "--help").stdout
+    monkeypatch.setenv("XCLIP_INDEX", str(tmp_path / "none"))
+    assert run("info").exit_code == 0, "a server that is named goes before"
+    monkeypatch.delenv("XCLIP_SERVER")
+    assert "there is no index" in run("info").stderr
+
+
+def test_the_way_to_give_a_key_is_that_of_the_command_line(tmp_path: Path) -> None:
+    add_key(tmp_path / "index" / "keys.json", "me", "read")
+    with running(tmp_path / "index") as service, served(service.app) as url:
+        without = run("info", "--server", url)
+        assert without.exit_code == 1
+        assert without.stderr == "error: the server wants a key: give it as --key KEY or in XCLIP_KEY\n"
+        assert "the server wants another key" in run("info", "--server", url, "--key", "wrong").stderr
 
 
 def test_errors_of_the_server_are_one_line(server: str) -> None:

@@ -6,6 +6,10 @@ import importlib.util
 import json
 import re
 import shlex
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +140,36 @@ def test_the_worker_waits_for_the_api_and_runs_apart() -> None:
     for suffix in ("", "-gpu"):
         assert SERVICES[f"worker{suffix}"]["depends_on"] == {f"api{suffix}": {"condition": "service_healthy"}}
         assert SERVICES[f"api{suffix}"]["environment"]["XCLIP_START_WORKER"] == "false"
-        assert "HEALTHCHECK" in DOCKERFILE
-        assert SERVICES[f"api{suffix}"].get("healthcheck") is None
-        assert SERVICES[f"worker{suffix}"]["healthcheck"] == {"disable": True}
+
+
+def test_what_listens_has_a_health_check_and_nothing_has_to_switch_one_off() -> None:
+    # `docker compose up --wait` fails on a service that disables the health check of its image.
+    checked = {name for name, service in SERVICES.items() if "healthcheck" in service}
+    assert checked == {"api", "api-gpu", "proxy"}
+    assert not re.search(r"^HEALTHCHECK", DOCKERFILE, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(("status", "exit_status"), [(200, 0), (503, 1)])
+def test_the_health_check_of_the_api_is_whether_it_is_ready(status: int, exit_status: int) -> None:
+    asked: list[str] = []
+
+    class Answering(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    kind, python, *arguments = SERVICES["api"]["healthcheck"]["test"]
+    assert (kind, python) == ("CMD", "python")
+    with HTTPServer(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        here = [argument.replace(" 8000,", f" {server.server_port},") for argument in arguments]
+        assert here != arguments
+        assert subprocess.run([sys.executable, *here], check=False, timeout=60).returncode == exit_status
+    assert asked == ["/readyz"]
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))

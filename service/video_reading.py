@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from indexer.abandonment import stop_if_abandoned
 from indexer.decode_pool import DecodedVideo, DecodePool, DecodeRequest
 from indexer.errors import MediaError
 from indexer.sampling import Sampling
@@ -38,12 +39,16 @@ class VideoReader:
         self._pool.close()
 
     def read(self, path: Path) -> dict[str, Any]:
-        """The fields of `Catalog.add_video` that a file itself tells. Blocks; raises MediaError."""
+        """The fields of `Catalog.add_video` that a file itself tells. Blocks.
+
+        Raises MediaError, and SearchAbandonedError where nobody waits any more (`indexer.abandonment`).
+        """
         before = _stamp(path)
         first = self._decode(path, 0)
         records = encode_segments(self._model, first.segments)
         fraction_read = first.fraction_read
         while len(records) < first.num_segments:
+            stop_if_abandoned()
             # The file is hashed once, not for each few segments of a film.
             more = self._decode(path, len(records), first.content_sha256)
             if (more.info, more.num_segments, _stamp(path)) != (first.info, first.num_segments, before):

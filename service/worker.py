@@ -22,6 +22,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any
 
+from indexer.abandonment import abandonable
 from indexer.catalog import Catalog
 from indexer.errors import (
     DuplicateIdError,
@@ -61,7 +62,7 @@ ID_TAKEN_REASON = "another video has the id that was asked for"
 
 ReadVideo = Callable[[Path], Mapping[str, Any]]
 """From a file to the fields of `Catalog.add_video`: content_sha256, segments, duration_seconds and so on.
-Blocks; raises MediaError."""
+Blocks, and looks now and then at whether anybody still waits (`indexer.abandonment`); raises MediaError."""
 
 
 class Worker:
@@ -85,7 +86,8 @@ class Worker:
         under way then waits there.
         """
         upkeep_at = time.monotonic()
-        with ThreadPoolExecutor(1, "read") as executor:
+        executor = ThreadPoolExecutor(1, "read")
+        try:
             while not self._must_stop(stop):
                 try:
                     if time.monotonic() >= upkeep_at:
@@ -103,6 +105,9 @@ class Worker:
                     # The job, if there is one, is tried again when its lease is over.
                     logger.warning("the catalog cannot be written to, trying again: %s", error)
                     stop.wait(UNWRITABLE_PAUSE_SECONDS)
+        finally:
+            # Nobody waits for what is still read. Its decoder ends with the `VideoReader`.
+            executor.shutdown(wait=False, cancel_futures=True)
 
     def _clean_up(self) -> None:
         try:
@@ -122,7 +127,8 @@ class Worker:
         started = time.monotonic()
         if self._finish_known(job):
             return
-        reading = executor.submit(self._read, job)
+        abandoned = threading.Event()
+        reading = executor.submit(self._read, job, abandoned)
         try:
             if not self._wait(job, reading, stop):
                 logger.info("stopping: job %s goes back to the queue", job.id)
@@ -148,6 +154,8 @@ class Worker:
         else:
             seconds = time.monotonic() - started
             logger.info("job %s done in %.2f s: video %s", job.id, seconds, video_id)
+        finally:
+            abandoned.set()
 
     def _finish_known(self, job: Job) -> bool:
         """Whether the same bytes came in since the job was made; the job is done with them then."""
@@ -191,12 +199,13 @@ class Worker:
             return self._store.kept(job.video_id) or source
         return source
 
-    def _read(self, job: Job) -> Mapping[str, Any]:
+    def _read(self, job: Job, abandoned: threading.Event) -> Mapping[str, Any]:
         source = self._source(job)
         # A client's uri was resolved when it was checked. A link that is there now was put there since.
         if not job.delete_source and source.resolve() != source:
             raise MediaError("the file is no longer where it was")
-        return self._read_video(source)
+        with abandonable(abandoned):
+            return self._read_video(source)
 
     def _store_video(self, job: Job, fields: Mapping[str, Any]) -> str:
         """Put the video into the catalog and its file where accepted uploads lie; the job is done with it."""

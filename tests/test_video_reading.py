@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from indexer.abandonment import abandonable
 from indexer.decode_pool import DecodePool
-from indexer.errors import MediaError
+from indexer.errors import MediaError, SearchAbandonedError
 from indexer.manifest import VideoSource
 from indexer.pipeline import IndexingPipeline
 from indexer.sampling import Sampling
@@ -84,3 +86,23 @@ def test_a_file_replaced_between_two_answers_is_refused(network, tmp_path, monke
     monkeypatch.setattr(DecodePool, "submit", replace_after)
     with VideoReader(network, SAMPLING.to_json(), 60.0) as reader, pytest.raises(MediaError, match="changed"):
         reader.read(path)
+
+
+def test_a_film_that_nobody_waits_for_any_more_is_not_read_to_its_end(network, tmp_path, monkeypatch):
+    path = write_numbered_video(tmp_path / "long.mp4", NUM_SECONDS * 5, 5)
+    abandoned, requests = threading.Event(), []
+    submit = DecodePool.submit
+
+    def submit_and_go_away(pool, request):
+        requests.append(request)
+        abandoned.set()
+        return submit(pool, request)
+
+    monkeypatch.setattr(DecodePool, "submit", submit_and_go_away)
+    with (
+        VideoReader(network, SAMPLING.to_json(), 60.0) as reader,
+        abandonable(abandoned),
+        pytest.raises(SearchAbandonedError),
+    ):
+        reader.read(path)
+    assert len(requests) == 1

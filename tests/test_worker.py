@@ -21,6 +21,7 @@ from dying_worker import POISON, read_by_rote
 from service_fakes import add_video, make_catalog
 from video_files import write_numbered_video
 
+from indexer.abandonment import stop_if_abandoned
 from indexer.catalog import Catalog
 from indexer.errors import IndexBusyError, IndexDamagedError, IndexFullError, NotAVideoError
 from indexer.job_queue import GAVE_UP_REASON, Job, JobQueue
@@ -246,6 +247,60 @@ def test_a_stop_gives_the_job_back_after_the_grace_period_and_keeps_its_file(ben
     bench.stop.clear()
     bench.run()
     assert bench.queue.get(job.id).state == "done"
+
+
+def read_until_abandoned(path: Path) -> dict[str, Any]:
+    """As `VideoReader` reads a film: looks now and then at whether anybody still waits."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        stop_if_abandoned()
+        time.sleep(0.01)
+    return read_by_rote(path)
+
+
+def test_a_film_that_nobody_waits_for_is_left_when_its_worker_ends(bench: Bench) -> None:
+    bench.read = read_until_abandoned
+    job = bench.upload()
+    thread = bench.start()
+    wait_until(lambda: bench.queue.get(job.id).state == "running")
+    bench.stop.set()
+    thread.join(10)
+    assert not thread.is_alive() and bench.queue.get(job.id).state == "queued"
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("read")])
+
+
+def test_a_file_whose_reading_cannot_be_ended_does_not_keep_its_worker(bench: Bench) -> None:
+    hold = threading.Event()
+
+    def read(path: Path) -> dict[str, Any]:
+        hold.wait(30)
+        return read_by_rote(path)
+
+    bench.read = read
+    job = bench.upload()
+    thread = bench.start()
+    wait_until(lambda: bench.queue.get(job.id).state == "running")
+    bench.stop.set()
+    thread.join(10)
+    assert not thread.is_alive() and bench.queue.get(job.id).state == "queued"
+    hold.set()
+
+
+def test_a_film_that_was_cancelled_does_not_hold_up_the_next_job(bench: Bench) -> None:
+    def read(path: Path) -> dict[str, Any]:
+        bench.read = read_by_rote
+        return read_until_abandoned(path)
+
+    bench.read = read
+    bench.settings = WorkerSettings(bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.3)
+    film = bench.upload()
+    thread = bench.start()
+    wait_until(lambda: bench.queue.get(film.id).state == "running")
+    following = bench.upload(MP4 + b"2")
+    bench.queue.cancel(film.id)
+    wait_until(lambda: bench.queue.get(following.id).state == "done", seconds=15)
+    bench.stop.set()
+    thread.join()
 
 
 def test_a_job_whose_worker_died_after_moving_the_file_is_done_by_the_next_one(bench: Bench) -> None:

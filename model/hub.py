@@ -54,7 +54,7 @@ def download(repository: str, files: Sequence[str], *, endpoint: str | None = No
             "letters, digits, '-', '_' and '.', 96 characters at most"
         ) from None
     except _FAILURES as error:
-        raise SpecError(f"hf-hub:{repository} cannot be fetched: {_explained(error, endpoint)}") from None
+        raise SpecError(f"hf-hub:{repository} cannot be fetched: {explained(error, endpoint)}") from None
     return Path(found)
 
 
@@ -107,11 +107,11 @@ def publish(
             revision=revision,
         )
     except _FAILURES as error:
-        raise HubError(f"{repository} cannot be published: {_explained(error, endpoint, token)}") from None
+        raise HubError(f"{repository} cannot be published: {explained(error, endpoint, token)}") from None
     return Published(done.oid, done.commit_url, f"hf-hub:{repository}@{done.oid}")
 
 
-def _explained(error: BaseException, endpoint: str | None, token: str | None = None) -> str:
+def explained(error: BaseException, endpoint: str | None = None, token: str | None = None) -> str:
     """Why the Hub did not do it: one line, without address, request id or token."""
     causes = list(_causes(error))
     for cause in causes:

@@ -75,6 +75,18 @@ def _downloaded(repository: str) -> Path:
     return download(repository, (CONFIG_FILE, WEIGHTS_FILE))
 
 
+def _why_not_fetched(error: Exception) -> str:
+    from model.hub import explained
+
+    why = explained(error)
+    if not why.endswith(("cannot be reached", "not in the cache")):
+        return why
+    return (
+        f"{why}. The weights are fetched once and then kept: run this once with a network, or copy the cache"
+        " of huggingface_hub (~/.cache/huggingface, or HF_HOME) from a machine that has them"
+    )
+
+
 def _load_openclip(name: str, device: str) -> XClip:
     architecture, slash, pretrained = name.partition("/")
     clip_config = open_clip.get_model_config(architecture)
@@ -131,10 +143,12 @@ def _with_pretrained_towers(config: XClipConfig, architecture: str, pretrained: 
             f"use openclip:{other}/{pretrained}"
         )
     try:
+        if facts:
+            open_clip.download_pretrained(facts)  # create_model would log a failure too, at length
         towers = open_clip.create_model(architecture, pretrained=pretrained)
     except (OSError, RuntimeError, ValueError) as error:
         raise SpecError(
-            f"openclip:{architecture}/{pretrained} cannot be loaded: {str(error).splitlines()[0]}"
+            f"openclip:{architecture}/{pretrained} cannot be loaded: {_why_not_fetched(error)}"
         ) from None
     mean, deviation = facts.get("mean"), facts.get("std")
     config = replace(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import open_clip
 import pytest
 import torch
@@ -60,3 +62,25 @@ def test_a_hub_repository_loads_from_the_cache_without_a_network(tmp_path, monke
     assert XClip.load("hf-hub:someone/xclip", device="cpu").fingerprint == model.fingerprint
     with pytest.raises(SpecError, match="hf-hub:someone/other cannot be fetched"):
         XClip.load("hf-hub:someone/other", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("offline", "reason"), [(True, "stay offline"), (False, "127.0.0.1 cannot be reached")]
+)
+def test_openclip_weights_that_cannot_be_fetched_are_one_line_that_says_what_to_do(
+    offline, reason, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    nowhere = "http://127.0.0.1:9"
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, nowhere)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
+    with pytest.raises(SpecError) as caught:
+        XClip.load("openclip:ViT-B-32-quickgelu/openai", device="cpu")
+    said = str(caught.value)
+    assert said.startswith("openclip:ViT-B-32-quickgelu/openai cannot be loaded: ")
+    assert reason in said and "run this once with a network, or copy the cache" in said
+    assert "\n" not in said
+    assert not [record for record in caplog.records if record.name == "root"], "nothing else complains of it"

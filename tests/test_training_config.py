@@ -49,8 +49,8 @@ def refusal(text: str, *changes: str) -> str:
     return str(caught.value)
 
 
-def test_there_is_one_config_for_each_dataset_and_backbone():
-    assert set(shipped_configs()) == {*OFFICIAL, *OURS}
+def test_there_is_one_config_for_each_dataset_and_backbone_and_one_for_the_ablations():
+    assert set(shipped_configs()) == {*OFFICIAL, *OURS, "drawn-corpus"}
 
 
 @pytest.mark.parametrize("name", [*OFFICIAL, *OURS])

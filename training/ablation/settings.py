@@ -6,14 +6,13 @@ import json
 import math
 import tomllib
 from dataclasses import asdict, dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from training.ablation.corpus import CorpusRecipe
 from training.ablation.starting_point import StartRecipe
 from training.config import TrainingConfig
-from training.config_files import parse_config, to_toml
+from training.config_files import find_config, to_toml
 from training.errors import RunError
 
 SETTINGS_FILE = "settings.json"
@@ -59,9 +58,8 @@ class AblationSettings:
 
 
 def standard_settings() -> AblationSettings:
-    """Those of docs/ablations.md. The config is `demo.toml` beside this file, which ships with us."""
-    text = resources.files("training.ablation").joinpath("demo.toml").read_text(encoding="utf-8")
-    return AblationSettings(CorpusRecipe(), StartRecipe(), parse_config(text, source="demo.toml"))
+    """Those of docs/ablations.md. The config is one of those that ship with us."""
+    return AblationSettings(CorpusRecipe(), StartRecipe(), find_config("drawn-corpus"))
 
 
 def quick_settings() -> AblationSettings:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from indexer.catalog_checks import without_sign_of_zero
 from indexer.catalog_records import SegmentFeatures, SegmentInfo, SegmentRecord
 from indexer.errors import FingerprintMismatchError, IndexDamagedError
+from indexer.parallel_reading import Rows
 from indexer.row_checksums import checksum_of_blob
 
 MAX_IDS_PER_QUERY = 2_000
@@ -28,12 +29,15 @@ _FEATURES = """
 SELECT segments.id, video_number, num_frames, fingerprint, video_feature, video_feature_crc32, frame_features,
 frame_features_crc32 FROM {source} LEFT JOIN segment_frames ON segment_frames.segment_id = segments.id
 """
-_BY_IDS = _FEATURES.format(source="json_each(?) AS asked JOIN segments ON segments.id = asked.value")
+_ASKED = "json_each(?) AS asked JOIN segments ON segments.id = asked.value"
+_BY_IDS = _FEATURES.format(source=_ASKED)
 _AFTER = _FEATURES.format(source="segments") + " WHERE segments.id > ? ORDER BY segments.id LIMIT ?"
 
-_VIDEO_FEATURES = (
-    "SELECT id, video_number, num_frames, fingerprint, video_feature, video_feature_crc32 FROM segments"
-)
+_VIDEO_FEATURES = """
+SELECT segments.id, video_number, num_frames, fingerprint, video_feature, video_feature_crc32 FROM {source}
+"""
+_VIDEO_BY_IDS = _VIDEO_FEATURES.format(source=_ASKED)
+_VIDEO_AFTER = _VIDEO_FEATURES.format(source="segments") + " WHERE id > ? ORDER BY id LIMIT ?"
 
 _INFO = """
 SELECT segments.id, videos.id, video_number, start_seconds, end_seconds, num_frames, frame_times,
@@ -80,14 +84,12 @@ class FeatureRows:
         )
         return segment_id
 
-    def by_ids(self, connection: sqlite3.Connection, segment_ids: Sequence[int]) -> SegmentFeatures:
-        """Features of those segments that exist, in the order asked; an id asked twice comes twice."""
-        rows: dict[int, Sequence[Any]] = {}
-        for first in range(0, len(segment_ids), MAX_IDS_PER_QUERY):
-            some = json.dumps(segment_ids[first : first + MAX_IDS_PER_QUERY])
-            # Not ordered by SQLite, which would copy every blob through a sorter (and takes longer).
-            rows.update((row[0], row) for row in connection.execute(_BY_IDS, (some,)))
-        _check_absent(connection, segment_ids, rows)
+    def rows_by_ids(self, connection: sqlite3.Connection, segment_ids: Sequence[int]) -> Rows:
+        """Rows of those segments that exist, for `features_of`."""
+        return _rows_by_ids(connection, _BY_IDS, segment_ids)
+
+    def features_of(self, rows: Mapping[int, Sequence[Any]], segment_ids: Sequence[int]) -> SegmentFeatures:
+        """Features of those segments that have a row, in the order asked; an id asked twice comes twice."""
         return self._features([rows[segment_id] for segment_id in segment_ids if segment_id in rows])
 
     def after(self, connection: sqlite3.Connection, segment_id: int, limit: int) -> SegmentFeatures:
@@ -100,26 +102,20 @@ class FeatureRows:
         self, connection: sqlite3.Connection, segment_id: int, limit: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids int64 [N] and video features float32 [N, D] of the next segments, ascending."""
-        rows = connection.execute(
-            f"{_VIDEO_FEATURES} WHERE id > ? ORDER BY id LIMIT ?",
-            (segment_id, limit),
-        ).fetchall()
+        rows = connection.execute(_VIDEO_AFTER, (segment_id, limit)).fetchall()
         _check_order(segment_id, rows)
         return np.array([row[0] for row in rows], np.int64), self._video(rows)
 
-    def video_features_by_ids(
-        self, connection: sqlite3.Connection, segment_ids: Sequence[int]
+    def video_rows_by_ids(self, connection: sqlite3.Connection, segment_ids: Sequence[int]) -> Rows:
+        """Rows of those segments that exist, for `video_features_of`."""
+        return _rows_by_ids(connection, _VIDEO_BY_IDS, segment_ids)
+
+    def video_features_of(
+        self, rows: Mapping[int, Sequence[Any]]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The same of those of `segment_ids` that exist, ascending."""
-        rows = []
-        for first in range(0, len(segment_ids), MAX_IDS_PER_QUERY):
-            rows += connection.execute(
-                f"{_VIDEO_FEATURES} WHERE id IN (SELECT value FROM json_each(?))",
-                (json.dumps(segment_ids[first : first + MAX_IDS_PER_QUERY]),),
-            ).fetchall()
-        rows.sort(key=lambda row: row[0])
-        _check_absent(connection, segment_ids, {row[0] for row in rows})
-        return np.array([row[0] for row in rows], np.int64), self._video(rows)
+        """Ids int64 [N], ascending, and video features float32 [N, D]."""
+        in_order = [rows[segment_id] for segment_id in sorted(rows)]
+        return np.array([row[0] for row in in_order], np.int64), self._video(in_order)
 
     def _features(self, rows: Sequence[Sequence[Any]]) -> SegmentFeatures:
         video = self._video(rows)  # First: its checksum is over the other numbers too.
@@ -162,6 +158,16 @@ class FeatureRows:
         return joined
 
 
+def _rows_by_ids(connection: sqlite3.Connection, query: str, segment_ids: Sequence[int]) -> Rows:
+    rows: Rows = {}
+    for first in range(0, len(segment_ids), MAX_IDS_PER_QUERY):
+        some = json.dumps(segment_ids[first : first + MAX_IDS_PER_QUERY])
+        # Not ordered by SQLite, which would copy every blob through a sorter (and takes longer).
+        rows.update((row[0], row) for row in connection.execute(query, (some,)))
+    _check_absent(connection, segment_ids, rows)
+    return rows
+
+
 def _next_id(connection: sqlite3.Connection) -> int:
     """The id of the next segment, within a writing transaction: what AUTOINCREMENT would give."""
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'segments'").fetchone()
@@ -174,7 +180,7 @@ def read_segment_infos(
     """Segments without features: of `segment_ids` those that exist, in any order; or of a video, in its
     order."""
     if segment_ids is not None:
-        query = _INFO.format(source="json_each(?) AS asked JOIN segments ON segments.id = asked.value")
+        query = _INFO.format(source=_ASKED)
         chunks = [
             json.dumps(segment_ids[first : first + MAX_IDS_PER_QUERY])
             for first in range(0, len(segment_ids), MAX_IDS_PER_QUERY)

@@ -21,6 +21,7 @@ from indexer.change_log import last_sequence, read_changes, read_token
 from indexer.errors import IndexDamagedError, VideoNotFoundError
 from indexer.filters import Filter
 from indexer.generations import FIRST_GENERATION, directory_of
+from indexer.parallel_reading import ParallelReading
 from indexer.succession import LeftBehind, Succession, read_succession
 from indexer.write_ahead_log import check_log
 
@@ -48,6 +49,7 @@ class CatalogReader:
         self.directory = directory_of(index_directory, generation)
         self.path = self.directory / CATALOG_FILE
         self.connections = ConnectionPool(self.path, although_superseded=although_superseded)
+        self._parallel = ParallelReading(self.connections)
         self.clock = clock
         if check:
             check_log(self.path)  # Before SQLite, which would cut off what is damaged.
@@ -77,6 +79,7 @@ class CatalogReader:
     def close(self) -> None:
         """Close all connections; other methods raise RuntimeError from now on."""
         self.connections.close()
+        self._parallel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -180,16 +183,16 @@ class CatalogReader:
 
     def segment_features(self, segment_ids: Sequence[int] | NDArray[np.int64]) -> SegmentFeatures:
         """Features of `segment_ids`, in the order asked; ids that do not exist (any more) are left out."""
-        with self.connections.reading() as connection:
-            return self._features.by_ids(connection, [int(segment_id) for segment_id in segment_ids])
+        asked = list(map(int, segment_ids))
+        return self._features.features_of(self._parallel.rows(self._features.rows_by_ids, asked), asked)
 
     def video_features(
         self, segment_ids: Sequence[int] | NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids int64 [N] and video features float32 [N, D] of those of `segment_ids` that exist, ids
         ascending."""
-        with self.connections.reading() as connection:
-            return self._features.video_features_by_ids(connection, list(map(int, segment_ids)))
+        rows = self._parallel.rows(self._features.video_rows_by_ids, list(map(int, segment_ids)))
+        return self._features.video_features_of(rows)
 
     def segment_infos(self, segment_ids: Sequence[int] | NDArray[np.int64]) -> dict[int, SegmentInfo]:
         """Those of `segment_ids` that exist, without features, by segment id."""

@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +24,7 @@ from video_files import write_coloured_video
 
 from training import batch_loading
 from training.batch_order import batch_of, check_sharing, epoch_order, num_steps
-from training.batches import Batch, ClipBatch, TrainingBatches, clip_batches, training_batches
-from training.data_wait import DataWait
+from training.batches import Batch, ClipBatch, TrainingBatches, clip_batches
 from training.datasets.split import Clip, Split
 from training.errors import ConfigError, DatasetError
 from training.frames import FrameReader, FrameRecipe
@@ -135,7 +135,6 @@ def test_the_order_is_shuffled_evenly() -> None:
 
 def test_the_steps_of_an_epoch_are_counted() -> None:
     assert [num_steps(pairs, 4) for pairs in (4, 7, 8, 180_000)] == [1, 1, 2, 45_000]
-    assert [num_steps(pairs, 4, drop_last=False) for pairs in (1, 4, 7)] == [1, 1, 2]
     with pytest.raises(DatasetError, match="3 pairs of a text and a clip do not fill one batch of 4"):
         num_steps(3, 4)
 
@@ -146,7 +145,6 @@ def test_the_steps_of_an_epoch_are_counted() -> None:
         ((10, 0, 4), "a batch of 10 cannot be shared equally by 4 processes"),
         ((8, 4, 4), "rank is from 0"),
         ((0, 0, 1), "at least 1"),
-        ((8, 0, 2, False), "incomplete last batch"),
     ],
 )
 def test_batches_that_cannot_be_shared_are_refused(arguments: tuple, message: str) -> None:
@@ -157,9 +155,21 @@ def test_batches_that_cannot_be_shared_are_refused(arguments: tuple, message: st
 # What batches hold.
 
 
+def one_epoch(
+    split: Split,
+    tokenizer: Any,
+    reader: FrameReader | None,
+    *,
+    epoch: int,
+    first_step: int = 0,
+    **choices: Any,
+) -> Iterator[Batch]:
+    return TrainingBatches(split, tokenizer, reader, **choices).epoch(epoch, first_step)
+
+
 def test_a_batch_holds_the_texts_and_their_clips_frames(split: Split) -> None:
     reader = FrameReader(RECIPE)
-    batches = list(training_batches(split, tokenize, reader, batch_size=4, seed=0, epoch=0))
+    batches = list(one_epoch(split, tokenize, reader, batch_size=4, seed=0, epoch=0))
     assert len(batches) == 3
     for batch in batches:
         assert len(batch) == 4
@@ -201,9 +211,7 @@ def test_an_epoch_taken_up_in_the_middle_goes_on_as_it_would_have(
     split: Split, tmp_path_factory: pytest.TempPathFactory, first_step: int, epoch: int, one_text: bool
 ) -> None:
     reader = FrameReader(replace(RECIPE, order="shuffled"), tmp_path_factory.getbasetemp() / "cache")
-    batches = TrainingBatches(
-        split, tokenize, reader, batch_size=2, seed=1, one_text_per_clip=one_text, drop_last=True
-    )
+    batches = TrainingBatches(split, tokenize, reader, batch_size=2, seed=1, one_text_per_clip=one_text)
     whole = list(batches.epoch(epoch))
     assert len(whole) == batches.num_steps == (3 if one_text else 6)
     rest = list(batches.epoch(epoch, first_step))
@@ -214,10 +222,10 @@ def test_an_epoch_taken_up_in_the_middle_goes_on_as_it_would_have(
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_the_processes_together_see_the_whole_batches(split: Split, tmp_path: Path, world_size: int) -> None:
     reader = FrameReader(RECIPE, tmp_path)
-    whole = list(training_batches(split, tokenize, reader, batch_size=4, seed=9, epoch=3))
+    whole = list(one_epoch(split, tokenize, reader, batch_size=4, seed=9, epoch=3))
     shares = [
         list(
-            training_batches(
+            one_epoch(
                 split, tokenize, reader, batch_size=4, seed=9, epoch=3, rank=rank, world_size=world_size
             )
         )
@@ -229,22 +237,13 @@ def test_the_processes_together_see_the_whole_batches(split: Split, tmp_path: Pa
             assert torch.equal(joined, tensor), name
 
 
-def test_the_incomplete_batch_can_be_kept(split: Split) -> None:
-    batches = list(
-        training_batches(split, tokenize, FrameReader(RECIPE), batch_size=4, seed=0, epoch=0, drop_last=False)
-    )
-    assert [len(batch) for batch in batches] == [4, 4, 4, 1]
-
-
 def test_cached_features_take_the_place_of_frames(split: Split) -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(len(COUNTS), 3, 5, generator=generator)
     frame_mask = torch.rand(len(COUNTS), 3, generator=generator) > 0.4
     arguments = {"batch_size": 4, "seed": 0, "epoch": 1}
-    with_pixels = list(training_batches(split, tokenize, FrameReader(RECIPE), **arguments))
-    batches = list(
-        training_batches(split, tokenize, None, frame_features=(features, frame_mask), **arguments)
-    )
+    with_pixels = list(one_epoch(split, tokenize, FrameReader(RECIPE), **arguments))
+    batches = list(one_epoch(split, tokenize, None, frame_features=(features, frame_mask), **arguments))
     for batch, other in zip(batches, with_pixels, strict=True):
         assert torch.equal(batch.text_index, other.text_index)
         assert torch.equal(batch.clip_index, other.clip_index)
@@ -252,7 +251,7 @@ def test_cached_features_take_the_place_of_frames(split: Split) -> None:
         assert torch.equal(batch.frame_features, features[batch.clip_index])
         assert torch.equal(batch.frame_mask, frame_mask[batch.clip_index])
     with pytest.raises(ConfigError, match="features of 5 clips, but captions train has 6"):
-        training_batches(split, tokenize, None, frame_features=(features[1:], frame_mask), **arguments)
+        one_epoch(split, tokenize, None, frame_features=(features[1:], frame_mask), **arguments)
 
 
 def test_clips_come_in_order_for_evaluation(split: Split) -> None:
@@ -282,12 +281,12 @@ def test_wrong_arguments_are_refused_before_the_first_batch(
 ) -> None:
     given = {"reader": FrameReader(RECIPE), "batch_size": 4, "seed": 0, "epoch": 0} | arguments
     with pytest.raises(ConfigError, match=message):
-        training_batches(split, tokenize, **given)
+        one_epoch(split, tokenize, **given)
 
 
 def test_a_split_smaller_than_a_batch_is_refused(split: Split) -> None:
     with pytest.raises(DatasetError, match="13 pairs of a text and a clip do not fill one batch of 64"):
-        training_batches(split, tokenize, FrameReader(RECIPE), batch_size=64, seed=0, epoch=0)
+        one_epoch(split, tokenize, FrameReader(RECIPE), batch_size=64, seed=0, epoch=0)
 
 
 def test_later_batches_of_one_loader_end_the_ones_before(split: Split) -> None:
@@ -353,9 +352,7 @@ def test_the_order_of_work_sent_to_workers_is_small(split: Split) -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_beside_a_gpu_frames_come_in_pinned_memory(split: Split, num_workers: int) -> None:
     reader = FrameReader(RECIPE)
-    for batch in training_batches(
-        split, tokenize, reader, batch_size=4, seed=0, epoch=0, num_workers=num_workers
-    ):
+    for batch in one_epoch(split, tokenize, reader, batch_size=4, seed=0, epoch=0, num_workers=num_workers):
         assert batch.pixels is not None and batch.pixels.is_pinned() and batch.frame_mask.is_pinned()
         moved = batch.to("cuda")
         assert {tensor.device.type for _, tensor in moved._tensors()} == {"cuda"}
@@ -424,39 +421,10 @@ def test_a_worker_that_is_ended_between_epochs_is_replaced(split: Split) -> None
         assert torch.equal(pixels, again) and torch.equal(frame_mask, mask_again)
 
 
-# Waiting.
-
-
-def test_waiting_for_data_is_told_from_working() -> None:
-    def slow():
-        for number in range(3):
-            time.sleep(0.05)
-            yield number
-
-    batches = DataWait(slow())
-    assert batches.share == 0
-    seen = []
-    for number in batches:
-        seen.append(number)
-        time.sleep(0.01)
-    assert seen == [0, 1, 2]
-    assert batches.num_items == 3
-    assert 0.15 <= batches.seconds < batches.elapsed_seconds
-    assert batches.seconds + 0.03 <= batches.elapsed_seconds + 1e-6
-    assert batches.share == pytest.approx(batches.seconds / batches.elapsed_seconds)
-    assert batches.share > 0.3
-
-
-def test_a_loop_that_works_hardly_waits() -> None:
-    batches = DataWait(range(3))
-    for _ in batches:
-        time.sleep(0.05)
-    assert batches.share < 0.2
-
-
 TRAINER = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from training.batch_loading import ClipLoader, LoadRequest
 from training.datasets.split import Clip
 from training.frames import FrameReader, FrameRecipe

@@ -443,6 +443,28 @@ def test_clips_that_cannot_be_read_are_all_listed_before_the_first_step(config, 
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("change", "num_processes", "message"),
+    [
+        ("training.batch_size=25", 1, "24 pairs of a text and a clip do not fill one batch of 25"),
+        ("training.batch_size=7", 2, "a batch of 7 cannot be shared equally by 2 processes"),
+        ("training.cache_frame_features=true", 1, "needs a vision tower that does not learn"),
+        ("model.scorer=clip", 1, "nothing is left to learn"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_all_clips_are_read(
+    config, tmp_path, monkeypatch, change, num_processes, message
+):
+    def read(*arguments: Any) -> None:
+        raise AssertionError("hours have gone by")
+
+    monkeypatch.setattr("training.preparation.read_all_once", read)
+    monkeypatch.setattr("training.preparation.world_size", lambda: num_processes)
+    wrong = change_config(config, ["data.read_first=true", change])
+    with pytest.raises((ConfigError, DatasetError), match=message):
+        train(wrong, tmp_path / "run", device="cpu")
+
+
 def test_the_config_says_where_the_data_are_or_the_run_does_not_begin(config, tmp_path):
     with pytest.raises(ConfigError, match="--data DIR"):
         train(change_config(config, ["data.directory="]), tmp_path / "run", device="cpu")

@@ -37,27 +37,25 @@ def epoch_order(
     return chosen[np.argsort(bits.random_raw(len(counts)), kind="stable")]
 
 
-def num_steps(num_pairs: int, batch_size: int, drop_last: bool = True) -> int:
-    """Batches of an epoch of `num_pairs` texts (clips, with one text per clip).
+def num_steps(num_pairs: int, batch_size: int) -> int:
+    """Batches of an epoch of `num_pairs` texts (clips, with one text per clip), without the incomplete one.
 
-    drop_last: leave out the incomplete one at the end. Raises DatasetError where there is not one batch.
+    Raises DatasetError where there is not one batch.
     """
-    if num_pairs < batch_size and drop_last:
+    if num_pairs < batch_size:
         raise DatasetError(
             f"{num_pairs} pairs of a text and a clip do not fill one batch of {batch_size}: choose a smaller"
             " batch_size"
         )
-    return num_pairs // batch_size if drop_last else -(-num_pairs // batch_size)
+    return num_pairs // batch_size
 
 
-def check_sharing(batch_size: int, rank: int, world_size: int, drop_last: bool = True) -> None:
+def check_sharing(batch_size: int, rank: int, world_size: int) -> None:
     """Raise ConfigError where batches of `batch_size` cannot be shared equally by `world_size` processes."""
     if batch_size < 1 or world_size < 1 or not 0 <= rank < world_size:
         raise ConfigError("batch_size and world_size are at least 1, and rank is from 0 to world_size - 1")
     if batch_size % world_size:
         raise ConfigError(f"a batch of {batch_size} cannot be shared equally by {world_size} processes")
-    if not drop_last and world_size > 1:
-        raise ConfigError("an incomplete last batch cannot be shared by several processes: drop it")
 
 
 def batch_of(
@@ -65,7 +63,7 @@ def batch_of(
 ) -> NDArray[np.int64]:
     """What a process sees of a step: its slice of the batch. int64 [batch_size // world_size].
 
-    order: from `epoch_order`. The last batch may be shorter where `world_size` is 1.
+    order: from `epoch_order`.
     """
     share = batch_size // world_size
     first = step * batch_size + rank * share

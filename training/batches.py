@@ -97,8 +97,8 @@ class TrainingBatches:
     tokenizer: as `model.tokenize`. batch_size: of all processes together; process `rank` of `world_size` gets
     its equal slice. The batches depend on split, seed and epoch, never on processes or workers.
     one_text_per_clip: every clip once in an epoch, with a text that changes from epoch to epoch, instead of
-    every text once (official). Then no clip meets its own other texts as false negatives.
-    drop_last: leave out the incomplete batch at the end of an epoch (official).
+    every text once (official). Then no clip meets its own other texts as false negatives. The incomplete
+    batch at the end of an epoch is left out (official).
     frame_features: (features float32 [V, F, D], frame_mask bool [V, F]) of all clips, which are then given
     instead of pixels; nothing is decoded and `reader` may be None.
     Raises ConfigError where the numbers do not fit, DatasetError where the split does not fill one batch.
@@ -116,14 +116,12 @@ class TrainingBatches:
         world_size: int = 1,
         num_workers: int = 0,
         one_text_per_clip: bool = False,
-        drop_last: bool = True,
         frame_features: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        check_sharing(batch_size, rank, world_size, drop_last)
+        check_sharing(batch_size, rank, world_size)
         if seed < 0 or num_workers < 0:
             raise ConfigError("seed and num_workers are 0 or more")
-        num_pairs = len(split.clips) if one_text_per_clip else len(split.texts)
-        self.num_steps = num_steps(num_pairs, batch_size, drop_last)
+        self.num_steps = steps_of_epoch(split, batch_size, one_text_per_clip)
         self._split, self._tokenizer = split, tokenizer
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._seed, self._one_text_per_clip = seed, one_text_per_clip
@@ -189,37 +187,9 @@ class TrainingBatches:
         return Batch(text_index, clip_index, self._tokenizer(texts), **frames)
 
 
-def training_batches(
-    split: Split,
-    tokenizer: Tokenize,
-    reader: FrameReader | None,
-    *,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    rank: int = 0,
-    world_size: int = 1,
-    first_step: int = 0,
-    num_workers: int = 0,
-    one_text_per_clip: bool = False,
-    drop_last: bool = True,
-    frame_features: tuple[Tensor, Tensor] | None = None,
-) -> Iterator[Batch]:
-    """One epoch's batches. For several epochs `TrainingBatches` keeps its workers; arguments as there."""
-    batches = TrainingBatches(
-        split,
-        tokenizer,
-        reader,
-        batch_size=batch_size,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        num_workers=num_workers,
-        one_text_per_clip=one_text_per_clip,
-        drop_last=drop_last,
-        frame_features=frame_features,
-    )
-    return batches.epoch(epoch, first_step)
+def steps_of_epoch(split: Split, batch_size: int, one_text_per_clip: bool) -> int:
+    """Batches of an epoch, see `TrainingBatches`. Raises DatasetError where there is not one."""
+    return num_steps(len(split.clips) if one_text_per_clip else len(split.texts), batch_size)
 
 
 def clip_batches(

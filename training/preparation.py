@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from model import XClip
-from training.batches import TrainingBatches
+from training.batch_order import check_sharing
+from training.batches import TrainingBatches, steps_of_epoch
 from training.bert_adam import BertAdam
 from training.config import TrainingConfig
 from training.errors import ConfigError, RunError
@@ -72,6 +73,12 @@ def prepare(
     model = start.model
     for note in start.notes:
         tell(Note(note))
+    # What can be refused is, before all clips are read.
+    _freeze(config, model, start)
+    if choices.cache_frame_features:
+        require_frozen_vision(model, config)
+    check_sharing(choices.batch_size, rank(), world_size())
+    steps_of_epoch(splits.train, choices.batch_size, config.data.one_text_per_clip)
     reader, validation_reader = frame_readers(config, model.image_size)
     if (config.data.read_first and state is None) or config.data.missing == "warn":
         num_clips = sum(len(split.clips) for split in (splits.train, splits.validation) if split)
@@ -79,7 +86,6 @@ def prepare(
     for split in (splits.train, splits.validation):
         if split is not None and split.missing:
             tell(Note(f"{len(split.missing)} clips of {split} are missing and left out"))
-    _freeze(config, model, start)
     checkpoint_activations(model, choices.gradient_checkpointing)
     features = _frame_features(config, model, splits, reader, tell) if choices.cache_frame_features else None
     batches = at_end.enter_context(
@@ -174,7 +180,6 @@ def _freeze(config: TrainingConfig, model: XClip, start: StartingModel) -> None:
 def _frame_features(
     config: TrainingConfig, model: XClip, splits: TrainingSplits, reader: FrameReader, tell: OnEvent
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    require_frozen_vision(model, config)
     num_clips = len(splits.train.clips)
     size_mebibytes = feature_bytes(splits.train, model) / 2**20
     tell(

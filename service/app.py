@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
 
-from indexer.errors import IndexerError
 from indexer.job_queue import JobQueue
-from model.errors import ModelError
 from service.access import AccessControl
 from service.api_keys import KeyRing, keys_path
 from service.deadlines import DeadlineMiddleware
@@ -23,7 +21,7 @@ from service.drain import Drain
 from service.error_handlers import install_error_handlers
 from service.garbage import set_aside_what_stays
 from service.generation_watch import watch_generations
-from service.loading import load_searcher
+from service.loading import load_searcher, log_failure
 from service.media_store import MediaStore
 from service.metrics import Metrics
 from service.middleware import HeadersMiddleware, RequestChecksMiddleware
@@ -252,15 +250,13 @@ async def _load(
         service = await load()
         await to_thread.run_sync(sweep, service.media_store, service.catalog, service.job_queue)
     except Exception as error:
-        # The messages of these say all that a person needs; of any other error the traceback is wanted.
-        known = isinstance(error, (IndexerError, ModelError))
-        logger.error("cannot serve: %s", error, exc_info=None if known else error)
+        log_failure("cannot serve", error)
         if on_load_failure is not None:
             on_load_failure(error)
         return
     set_aside_what_stays()
     app.state.service = service
-    logger.info("ready: %d videos", service.catalog.num_videos)
+    logger.info("ready")
     watch = asyncio.create_task(
         watch_generations(app, load, settings.request_timeout_seconds + settings.wait_limit_seconds)
     )

@@ -11,8 +11,9 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from indexer.errors import FingerprintMismatchError, IndexerError
-from model.errors import ModelError
+from indexer.succession import Succession
 from service.garbage import set_aside_what_stays
+from service.loading import log_failure
 from service.ready_service import ReadyService
 
 LOOK_SECONDS = 0.5
@@ -39,9 +40,9 @@ async def watch_generations(
             await asyncio.sleep(LOOK_SECONDS)
             former: ReadyService = app.state.service
             try:
-                succession = await to_thread.run_sync(lambda catalog: catalog.succession, former.catalog)
-            except IndexerError as error:
-                logger.error("cannot see whether the index was encoded anew: %s", error)
+                succession = await to_thread.run_sync(_read_succession, former)
+            except Exception as error:
+                log_failure("cannot see whether the index was encoded anew", error)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             app.state.is_outdated = succession is not None
@@ -51,20 +52,17 @@ async def watch_generations(
             try:
                 service = await load()
             except Exception as error:
-                known = isinstance(error, (IndexerError, ModelError))
-                logger.error(
-                    "cannot change over to the new generation of the index, serving the former one: %s%s",
+                log_failure(
+                    "cannot change over to the new generation of the index, serving the former one",
                     error,
                     _advice(former) if isinstance(error, FingerprintMismatchError) else "",
-                    exc_info=None if known else error,
                 )
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             app.state.service, app.state.is_outdated = service, False
             logger.info(
-                "changed over to generation %d of the index: %d videos, fingerprint %s",
+                "changed over to generation %d of the index, fingerprint %s",
                 service.catalog.generation,
-                service.catalog.num_videos,
                 service.catalog.fingerprint,
             )
             task = asyncio.create_task(_retire(former, retire_seconds))
@@ -74,6 +72,10 @@ async def watch_generations(
         for task in retiring:
             task.cancel()
         await asyncio.gather(*retiring, return_exceptions=True)
+
+
+def _read_succession(service: ReadyService) -> Succession | None:
+    return service.catalog.succession
 
 
 def _advice(former: ReadyService) -> str:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from indexer.catalog import Catalog
-from indexer.errors import IndexNotFoundError
+from indexer.errors import IndexerError, IndexNotFoundError
 from indexer.fingerprint import index_fingerprint
 from indexer.generations import index_exists
 from indexer.sampling import Sampling
 from indexer.search_types import SearchQuery
+from model.errors import ModelError
 from service.settings import CoarseKindChoice
 
 if TYPE_CHECKING:
@@ -76,6 +77,19 @@ def load_searcher(
     searcher = Searcher(
         index_directory, model, coarse_kind=coarse_kind, feature_memory_bytes=feature_memory_bytes
     )
-    if warm_up:
-        searcher.search(SearchQuery(text="a warm-up"))
+    try:
+        if warm_up:
+            searcher.search(SearchQuery(text="a warm-up"))
+        catalog = searcher.catalog
+        logger.info("loaded generation %d of the index: %d videos", catalog.generation, catalog.num_videos)
+    except BaseException:
+        searcher.close()
+        raise
     return searcher
+
+
+def log_failure(message: str, error: Exception, advice: str = "") -> None:
+    """Log what could not be done. Messages of our own errors say all that a person needs; of any other error
+    the traceback is wanted."""
+    known = isinstance(error, (IndexerError, ModelError))
+    logger.error("%s: %s%s", message, error, advice, exc_info=None if known else error)

@@ -38,18 +38,27 @@ async def keep_worker_running(command: list[str], grace_seconds: float) -> None:
     pause = FIRST_PAUSE_SECONDS
     while True:
         started = time.monotonic()
-        # A session of its own: a Ctrl-C in the terminal reaches the server alone, which then ends the worker.
-        process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
         try:
-            status = await process.wait()
-        except asyncio.CancelledError:
-            await _end(process, grace_seconds)
-            raise
-        if time.monotonic() - started > HEALTHY_SECONDS:
-            pause = FIRST_PAUSE_SECONDS
-        logger.error("the worker ended with status %s; starting another in %.0f s", status, pause)
+            # A session of its own: a Ctrl-C at the terminal reaches the server alone, which then ends it.
+            process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
+        except OSError as error:  # No memory, no descriptors, no further process: all of them pass.
+            logger.error("the worker cannot be started: %s; trying again in %.0f s", error.strerror, pause)
+        else:
+            status = await _wait_or_end(process, grace_seconds)
+            if time.monotonic() - started > HEALTHY_SECONDS:
+                pause = FIRST_PAUSE_SECONDS
+            logger.error("the worker ended with status %s; starting another in %.0f s", status, pause)
         await asyncio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+async def _wait_or_end(process: asyncio.subprocess.Process, grace_seconds: float) -> int:
+    """The exit status of `process`, which is ended where this task is cancelled."""
+    try:
+        return await process.wait()
+    except asyncio.CancelledError:
+        await _end(process, grace_seconds)
+        raise
 
 
 async def _end(process: asyncio.subprocess.Process, grace_seconds: float) -> None:

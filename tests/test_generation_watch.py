@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from service_fakes import FakeSearcher, add_video, make_catalog
 from starlette.testclient import TestClient
 
 from indexer.catalog import Catalog
-from indexer.errors import FingerprintMismatchError, IndexSupersededError, MediaError
+from indexer.errors import FingerprintMismatchError, IndexBusyError, IndexSupersededError, MediaError
 from indexer.generations import name_generation
 from indexer.job_queue import JobQueue
 from indexer.job_transfer import carry_jobs
@@ -135,6 +136,28 @@ def test_a_generation_that_cannot_be_loaded_leaves_the_former_one_serving_reads(
         wait_until(lambda: client.get("/readyz").json()["status"] == "ok")
         assert fingerprint(client) == OTHER
         assert client.delete("/videos/first").status_code == 204
+
+
+def test_a_look_that_fails_for_whatever_reason_is_not_the_last_one(
+    tmp_path: Path,
+    client: TestClient,
+    load: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    errors = [sqlite3.OperationalError("out of memory"), IndexBusyError("somebody writes")]
+    look = Catalog.succession.fget
+    assert look is not None
+
+    def fail_first(catalog: Catalog) -> Any:
+        if errors:
+            raise errors.pop()
+        return look(catalog)
+
+    monkeypatch.setattr(Catalog, "succession", property(fail_first))
+    wait_until(lambda: not errors and "out of memory" in caplog.text)
+    with Catalog.open(tmp_path) as source, switch(tmp_path, source):
+        wait_until(lambda: fingerprint(client) == OTHER)
 
 
 def test_a_page_begun_before_the_switch_is_refused_after_it_and_new_ones_go_on(

@@ -582,6 +582,24 @@ time.sleep(60)
     assert len(log.read_text().split()) == 3 and (tmp_path / "ended").exists()
 
 
+def test_a_worker_that_cannot_be_started_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("service.worker_process.FIRST_PAUSE_SECONDS", 0.05)
+    really_start = asyncio.create_subprocess_exec
+    refusals = [OSError(errno.EAGAIN, "no more processes"), OSError(errno.ENOMEM, "no memory")]
+
+    async def start(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        if refusals:
+            raise refusals.pop()
+        return await really_start(*command, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    program = f"import pathlib, time; pathlib.Path({str(tmp_path / 'ready')!r}).touch(); time.sleep(60)"
+    run_supervised(program, (tmp_path / "ready").exists)
+    assert "no more processes" in caplog.text
+
+
 def test_a_worker_that_does_not_end_is_killed(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     program = f"""

@@ -158,7 +158,7 @@ def test_frames_are_taken_as_in_the_training_of_the_model(folder, common, tmp_pa
     result = run(*common, "--workers", 0, "--json", written, *options, "--model", trained)
     assert result.exit_code == 0, result.output
     assert json.loads(written.read_text())["frames"].items() >= expected.items()
-    assert "2 frames a second" in result.output
+    assert "2 a second, by" in result.output
 
 
 def test_memory_that_is_full_is_one_message_and_status_1(folder, common, monkeypatch):

@@ -93,7 +93,8 @@ class TrainingDisplay:
         self._num_epochs = event.num_epochs
         shared = f" shared by {event.world_size} processes" if event.world_size > 1 else ""
         self._print(
-            f"{event.num_pairs} pairs of {event.num_clips} clips; {event.num_epochs} epochs,"
+            f"{event.num_pairs} pairs of {event.num_clips} clips; {event.num_epochs}"
+            f" epoch{'s' if event.num_epochs > 1 else ''},"
             f" {event.num_steps} steps of {event.batch_size} pairs{shared}; {event.device}"
         )
         if event.num_steps_done:

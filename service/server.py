@@ -47,7 +47,7 @@ def run_server(settings: ServiceSettings, host: str, port: int) -> int:
     except TracingUnavailableError as error:
         logger.error("cannot serve: %s", error)
         return 1
-    raise_file_limit(settings.max_connections + SPARE_FILES)
+    raise_file_limit(settings.max_connections)
     try:
         listeners = listen(host, port)
     except OSError as error:
@@ -162,11 +162,21 @@ def accept_waiting(listener: socket.socket) -> Sequence[socket.socket]:
         connections.append(connection)
 
 
-def raise_file_limit(num_files: int) -> None:
-    """Allow this process so many open files, or as many as it may have."""
+def raise_file_limit(max_connections: int) -> None:
+    """Allow this process as many open files as so many connections may need, or as many as it may have."""
     import resource
 
+    # Each may send or fetch a file, and as many again may be open until they are refused.
+    wanted = 3 * max_connections + SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        logger.warning(
+            "this process may open %d files, and %d connections may need %d: raise the limit (ulimit -n), or "
+            "lower XCLIP_MAX_CONNECTIONS",
+            hard,
+            max_connections,
+            wanted,
+        )
+        wanted = hard
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

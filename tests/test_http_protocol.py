@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -334,6 +336,22 @@ def test_all_addresses_of_a_name_share_a_port() -> None:
     finally:
         for listener in listeners:
             listener.close()
+
+
+@pytest.mark.parametrize(("hard", "enough"), [(2000, True), (400, False)])
+def test_there_are_descriptors_for_a_file_of_each_connection_or_a_warning(hard: int, enough: bool) -> None:
+    program = f"""
+import logging, resource
+logging.basicConfig()
+from service.server import raise_file_limit
+resource.setrlimit(resource.RLIMIT_NOFILE, (300, {hard}))
+raise_file_limit(max_connections=300)
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # As many again may wait to be refused.
+    assert (int(ended.stdout) > 2 * 300 + 300) == enough
+    assert ("XCLIP_MAX_CONNECTIONS" in ended.stderr) != enough
 
 
 # Deadlines, without a server

@@ -23,7 +23,6 @@ from typing import Any, Final
 from indexer.catalog import Catalog
 from indexer.catalog_connections import translated
 from indexer.catalog_schema import CATALOG_FILE
-from indexer.durable_files import appearing_whole, synchronize_file
 from indexer.errors import (
     BackupDamagedError,
     IndexDamagedError,
@@ -33,6 +32,8 @@ from indexer.errors import (
 )
 from indexer.file_checksums import sha256_of_file, sha256_of_json
 from indexer.job_rows import UNFETCHED, change_job
+from indexer.whole_folders import appearing_whole
+from model.durable_files import synchronize_file
 
 MANIFEST_FILE: Final = "backup.json"
 FORMAT: Final = 1

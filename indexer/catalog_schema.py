@@ -13,9 +13,9 @@ from pathlib import Path
 
 from indexer import succession
 from indexer.catalog_connections import translated
-from indexer.durable_files import synchronize_directory, synchronize_file
 from indexer.errors import IndexDamagedError, IndexExistsError, IndexVersionError
 from indexer.row_checksums import checksum_of_row
+from model.durable_files import make_directories, synchronize_directory, synchronize_file
 
 CATALOG_FILE = "catalog.sqlite3"
 APPLICATION_ID = 0x58434C50
@@ -153,7 +153,7 @@ def create_catalog_file(directory: Path, facts: Mapping[str, str], successor_of:
     path = directory / CATALOG_FILE
     if path.exists():
         raise IndexExistsError(f"an index is already in {directory}")
-    directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    make_directories(directory, mode=0o750)
     unfinished = directory / f"{CATALOG_FILE}.{secrets.token_hex(8)}.new"
     # Titles and metadata may be private: readable by the owner and the group. SQLite gives the -wal and -shm
     # files that it puts beside the database the same permissions.

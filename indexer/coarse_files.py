@@ -26,8 +26,8 @@ import numpy as np
 
 from indexer.coarse_approximation import ApproximateSnapshot
 from indexer.coarse_vectors import ExactSnapshot
-from indexer.durable_files import publish_file
 from indexer.file_checksums import sha256_of_file
+from model.durable_files import publish_file
 
 if sys.platform != "win32":
     import fcntl

@@ -18,7 +18,6 @@ from indexer.catalog_checks import metadata_to_json
 from indexer.catalog_features import FeatureRows, read_segment_infos
 from indexer.catalog_records import SegmentInfo
 from indexer.change_log import last_sequence
-from indexer.durable_files import appearing_whole, synchronize_file
 from indexer.errors import IndexDamagedError, IndexExistsError
 from indexer.export_layout import (
     ExportManifest,
@@ -29,6 +28,8 @@ from indexer.export_layout import (
     video_schema,
 )
 from indexer.file_checksums import sha256_of_file
+from indexer.whole_folders import appearing_whole
+from model.durable_files import synchronize_file
 
 ROWS_PER_GROUP: Final = 1_024
 """Rows read, written and held in memory at once: 15 MB of segments of 12 x 512."""

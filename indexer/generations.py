@@ -20,17 +20,16 @@ import contextlib
 import json
 import logging
 import os
-import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from indexer.catalog_schema import CATALOG_FILE
-from indexer.durable_files import publish_file
 from indexer.errors import IndexBusyError, IndexDamagedError, IndexNotFoundError
 from indexer.file_checksums import sha256_of_json
 from indexer.succession import Succession
+from model.durable_files import write_durably
 
 if sys.platform != "win32":
     import fcntl
@@ -147,9 +146,5 @@ def name_generation(index_directory: Path, generation: int) -> None:
         "generation": generation,
         "sha256": sha256_of_json({"generation": generation}),
     }
-    unfinished = index_directory / f"{POINTER_FILE}.{secrets.token_hex(8)}.new"
-    try:
-        unfinished.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        publish_file(unfinished, index_directory / POINTER_FILE)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    text = json.dumps(content) + "\n"
+    write_durably(index_directory / POINTER_FILE, lambda path: path.write_text(text, encoding="utf-8"))

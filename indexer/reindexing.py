@@ -21,7 +21,6 @@ from indexer.catalog import Catalog
 from indexer.catalog_records import VideoRecord
 from indexer.catalog_schema import CATALOG_FILE, LEFT_BEHIND, replace_fact
 from indexer.coarse_index import CoarseIndex
-from indexer.durable_files import synchronize_directory
 from indexer.errors import ChangesForgottenError, IndexNotFoundError
 from indexer.former_generations import former_generation, last_epoch
 from indexer.generations import (
@@ -38,6 +37,7 @@ from indexer.manifest import VideoSource
 from indexer.pipeline import IndexEvent, IndexingPipeline
 from indexer.succession import LeftBehind, Succession, write_succession
 from indexer.video_files import find_video_file
+from model.durable_files import synchronize_directory
 
 if TYPE_CHECKING:
     from indexer.sampling import Sampling

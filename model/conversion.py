@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.config import XClipConfig
-from model.durable import write_durably
+from model.durable_files import write_durably
 from model.errors import ConversionError
 from model.official import HEAD_WIDTH, is_half_in_official, official_name, official_order
 from model.spec import CONFIG_FILE, WEIGHTS_FILE

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from model.config import XClipConfig
-from model.durable import write_durably
+from model.durable_files import write_durably
 from model.errors import CheckpointError, SpecError
 from model.official import load_official
 from model.weights import fill, place, read_tensors

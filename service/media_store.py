@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.catalog_records import VideoRecord
-from indexer.durable_files import synchronize_directory
 from indexer.video_files import MEDIA_FOLDER, local_path
+from model.durable_files import synchronize_directory
 
 CONTENT_TYPES = {
     "mp4": "video/mp4",

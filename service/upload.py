@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from indexer.durable_files import synchronize_directory
+from model.durable_files import synchronize_directory
 from service.errors import (
     BodyTooLargeError,
     InvalidRequestError,

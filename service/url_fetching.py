@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from indexer.catalog import Catalog
-from indexer.durable_files import synchronize_directory
 from indexer.errors import (
     IndexSupersededError,
     JobNotFoundError,
     LeaseLostError,
 )
 from indexer.job_queue import Job, JobQueue
+from model.durable_files import synchronize_directory
 from service.job_endings import (
     NO_ROOM_REASON,
     UNWRITABLE,

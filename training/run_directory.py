@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from indexer.durable_files import publish_file, synchronize_directory, synchronize_file
 from model import XClip
+from model.durable_files import publish_file, synchronize_directory, synchronize_file
 from training.config import TrainingConfig
 from training.errors import RunError
 

@@ -1,22 +1,15 @@
-"""Files and folders that are whole or absent after a power failure."""
+"""Folders that are whole or absent, whatever happens while they are filled."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from indexer.errors import IndexExistsError
-
-
-def publish_file(unfinished: Path, path: Path) -> None:
-    """Give a written file its name, replacing what had it: fsync, rename, fsync of the folder."""
-    synchronize_file(unfinished)
-    unfinished.replace(path)
-    synchronize_directory(path.parent)
+from model.durable_files import make_directories, synchronize_directory
 
 
 @contextlib.contextmanager
@@ -28,7 +21,7 @@ def appearing_whole(directory: Path) -> Iterator[Path]:
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise IndexExistsError(f"{directory} is not empty; name a folder that is empty or not there yet")
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    make_directories(directory.parent)
     unfinished = directory.with_name(f".{directory.name}.{secrets.token_hex(8)}.new")
     unfinished.mkdir(mode=0o750)
     try:
@@ -42,23 +35,3 @@ def appearing_whole(directory: Path) -> Iterator[Path]:
         synchronize_directory(directory.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def synchronize_file(path: Path) -> None:
-    """Bring what was written to `path` to disk."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def synchronize_directory(directory: Path) -> None:
-    """Make names given in `directory` last (fsync of a folder, on systems that know it)."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

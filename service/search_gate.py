@@ -139,17 +139,16 @@ class SearchGate:
 
     def _release(self) -> None:
         """Give a free place to the next client's first search."""
-        if not self._queues:
-            self.num_running -= 1
-            return
-        client, queue = next(iter(self._queues.items()))
-        turn = queue.popleft()
-        self._queues.move_to_end(client)
-        self._took_from(client)
-        if turn.done():  # Cancelled, and not out of the queue yet.
-            self._release()
-        else:
-            turn.set_result(None)
+        while self._queues:
+            client, queue = next(iter(self._queues.items()))
+            turn = queue.popleft()
+            self._queues.move_to_end(client)
+            self._took_from(client)
+            if not turn.done():
+                turn.set_result(None)
+                return
+            # It was cancelled, and not out of the queue yet.
+        self.num_running -= 1
 
     def _abandon(self, place: _Place) -> None:
         place.abandoned.set()

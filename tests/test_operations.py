@@ -305,6 +305,23 @@ def test_a_search_that_nobody_waits_for_stops_and_holds_no_place() -> None:
     asyncio.run(main())
 
 
+def test_thousands_that_go_away_at_once_hold_no_place() -> None:
+    async def main() -> None:
+        gate, searches = SearchGate(1, 3000), Searches()
+        tasks = start(gate, searches, "a0", *("b" for _ in range(2500)))
+        await settle()
+        assert gate.num_inside == 2501
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {asyncio.CancelledError}
+        searches.go.set()
+        (last,) = start(gate, searches, "c0")
+        assert await last == "c0"
+
+    asyncio.run(main())
+
+
 def test_no_more_searches_are_given_up_at_a_time_than_run_at_once() -> None:
     async def main() -> None:
         gate, go = SearchGate(1, 3), threading.Event()

@@ -17,7 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from search_http import QUERIES
+
+QUERIES = (
+    "a red car moves right, then a blue boat grows, on the beach",
+    "a dog runs in the snow",
+    "a white bird rises at night",
+    "someone cooks in a kitchen",
+)
 
 CUT_OFF = 0
 """Status of a request that got no whole answer."""

@@ -186,10 +186,9 @@ def _figure(value: float | None) -> str:
 
 def _notes(report: EvaluationReport) -> Iterator[str]:
     recipe = report.recipe
-    yield (
-        f"up to {recipe.num_frames} frames a clip, {recipe.slice_mode} of {recipe.frames_per_second:g} a second,"
-        f" by {'the official rule' if recipe.rule == 'official' else 'time'}"
-    )
+    rule = "the official rule" if recipe.rule == "official" else "time"
+    rate = f"{recipe.slice_mode} of {recipe.frames_per_second:g} a second"
+    yield f"up to {recipe.num_frames} frames a clip, {rate}, by {rule}"
     found = [
         f"{row.parameters['candidate_recall']:.1f} % of {row.parameters['num_candidates']}"
         for row in report.evaluation.rows

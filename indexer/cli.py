@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from indexer.cli_conventions import (
-    INTERRUPTED,
+    GOES_ON,
     SOME_FAILED,
     IndexOption,
     JsonOption,
     require_report_file,
     stop,
     stored_spec,
+    trouble_explained,
     write_report,
     wrong_use_explained,
 )
@@ -129,7 +130,7 @@ def index(
         from indexer.errors import IndexSupersededError
         from indexer.pipeline import IndexingPipeline
 
-        with catalog:
+        with wrong_use_explained(), trouble_explained(GOES_ON), catalog:
             pipeline = IndexingPipeline(
                 catalog,
                 loaded,
@@ -142,11 +143,6 @@ def index(
             try:
                 with progress(len(sources)) as on_event:
                     done = pipeline.run(sources, on_event)
-            except KeyboardInterrupt:
-                typer.echo(
-                    "interrupted; what is in stays in, and the same command goes on from there", err=True
-                )
-                raise typer.Exit(INTERRUPTED) from None
             except IndexSupersededError:
                 typer.echo("the index was encoded anew meanwhile; going on with its new model", err=True)
                 continue

@@ -13,6 +13,9 @@ import typer
 DAMAGED, WRONG_USE, SOME_FAILED, INTERRUPTED = 1, 2, 3, 130
 """Exit statuses; 0 where all is well."""
 
+GOES_ON = "what is in stays in, and the same command goes on from there"
+"""What becomes of the work where adding videos ends early."""
+
 IndexOption = Annotated[
     Path, typer.Option("--index", "-i", envvar="XCLIP_INDEX", help="The index directory.")
 ]
@@ -32,8 +35,31 @@ def wrong_use_explained() -> Iterator[None]:
         raise typer.Exit(DAMAGED) from None
     except (IndexerError, ModelError, ValueError) as error:
         stop(str(error))
-    except PermissionError as error:
-        stop(f"{error.filename}: {error.strerror}")
+    except OSError as error:
+        stop(_told(error))
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def trouble_explained(consequence: str) -> Iterator[None]:
+    """A disk that refuses and an interruption as one line, with what became of the work."""
+    from indexer.errors import IndexStorageError
+
+    try:
+        yield
+    except OSError as error:
+        stop(f"{_told(error)}; {consequence}")
+    except IndexStorageError as error:
+        stop(f"{error}; {consequence}")
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; {consequence}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _told(error: OSError) -> str:
+    return f"{error.filename or 'the disk'}: {error.strerror or error}"
 
 
 def stored_spec(spec: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from indexer.cli_conventions import DAMAGED, IndexOption, JsonOption, stop, wrong_use_explained
+from indexer.cli_conventions import DAMAGED, IndexOption, JsonOption, wrong_use_explained
 
 if TYPE_CHECKING:
     from indexer.backup import BackupReport
@@ -75,7 +75,7 @@ def rebuild(
 
       xclip-search rebuild --index my-index
     """
-    with wrong_use_explained(), _disk_errors_explained():
+    with wrong_use_explained():
         from indexer.verification import rebuild
 
         num_videos, num_segments = rebuild(index, coarse_kind.value)
@@ -94,7 +94,7 @@ def backup(
 
       xclip-search backup backups/monday --index my-index
     """
-    with wrong_use_explained(), _disk_errors_explained():
+    with wrong_use_explained():
         from indexer.backup import backup
 
         with _progress("copying") as on_progress:
@@ -114,7 +114,7 @@ def restore(
 
       xclip-search restore backups/monday --index my-index-again
     """
-    with wrong_use_explained(), _disk_errors_explained():
+    with wrong_use_explained():
         from indexer.backup import restore
 
         with _progress("copying") as on_progress:
@@ -130,16 +130,6 @@ def _show(report: BackupReport, what: str, as_json: bool) -> None:
         f"{what}: {report.num_videos} videos, {report.num_segments} segments, change {report.sequence},"
         f" {report.num_files} files, {report.size_bytes / 1e6:.1f} MB"
     )
-
-
-@contextmanager
-def _disk_errors_explained() -> Iterator[None]:
-    try:
-        yield
-    except PermissionError:
-        raise
-    except OSError as error:
-        stop(f"{error.filename or 'the disk'}: {error.strerror or error}")
 
 
 @contextmanager

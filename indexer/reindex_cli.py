@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from indexer.cli_conventions import (
-    INTERRUPTED,
     SOME_FAILED,
     IndexOption,
     JsonOption,
     require_report_file,
     stop,
     stored_spec,
+    trouble_explained,
     write_report,
     wrong_use_explained,
 )
@@ -97,7 +97,8 @@ def reindex(
     if rollback and (model or frames_per_second is not None or max_segment_seconds is not None):
         stop("--rollback goes back to what there was: it takes no model and no sampling")
     require_report_file(report)
-    with wrong_use_explained(), _interruption_explained(), _progress() as progress:
+    kept = "what is encoded is kept, and the same command goes on from there"
+    with wrong_use_explained(), trouble_explained(kept), _progress() as progress:
         from dataclasses import replace
 
         from indexer.sampling import Sampling
@@ -208,21 +209,6 @@ def _print(done: ReindexReport, discarded: list[int]) -> None:
         )
     for number in discarded:
         typer.echo(f"generation {number} was removed")
-
-
-@contextmanager
-def _interruption_explained() -> Iterator[None]:
-    """Ctrl-C and a refusing disk as one line, with what became of the work."""
-    consequence = "what is encoded is kept, and the same command goes on from there"
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted; {consequence}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    except PermissionError:
-        raise
-    except OSError as error:
-        stop(f"{error.filename or 'the disk'}: {error.strerror or error}; {consequence}")
 
 
 @contextmanager

@@ -12,11 +12,11 @@ from typing import Annotated
 import typer
 
 from indexer.cli_conventions import (
-    INTERRUPTED,
+    GOES_ON,
     SOME_FAILED,
     IndexOption,
     JsonOption,
-    stop,
+    trouble_explained,
     wrong_use_explained,
 )
 
@@ -41,7 +41,7 @@ def export_command(
 
       xclip-search export my-export --index my-index
     """
-    with wrong_use_explained(), _trouble_explained("nothing was exported"):
+    with wrong_use_explained(), trouble_explained("nothing was exported"):
         from indexer.export_files import export_index
 
         with _progress() as on_progress:
@@ -74,7 +74,7 @@ def import_command(
     """
     with (
         wrong_use_explained(),
-        _trouble_explained("what is in stays in, and the same command goes on from there"),
+        trouble_explained(GOES_ON),
     ):
         from indexer.import_files import import_index
 
@@ -104,24 +104,6 @@ def _save_coarse_index(index: Path) -> None:
         coarse = CoarseIndex.open(catalog)
         coarse.compact()
         coarse.save()
-
-
-@contextmanager
-def _trouble_explained(consequence: str) -> Iterator[None]:
-    """Disks that are full and interruptions as one line, with what became of the work."""
-    from indexer.errors import IndexStorageError
-
-    try:
-        yield
-    except PermissionError:
-        raise
-    except OSError as error:
-        stop(f"{error.filename or 'the disk'}: {error.strerror or error}; {consequence}")
-    except IndexStorageError as error:
-        stop(f"{error}; {consequence}")
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted; {consequence}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import typer
 
 from indexer import cli as local
 from indexer.cli_conventions import (
+    GOES_ON,
     INTERRUPTED,
     SOME_FAILED,
     require_report_file,
@@ -118,7 +119,7 @@ def _index(client: Client, *, paths: list[Path] | None, manifest: Path | None, r
         with local.progress(len(sources)) as on_event:
             upload_all(client, sources, done, on_event)
     except KeyboardInterrupt:
-        typer.echo("interrupted; what is in stays in, and the same command goes on from there", err=True)
+        typer.echo(f"interrupted; {GOES_ON}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     typer.echo(
         f"{done.num_added} added, {done.num_skipped} were in already, {done.num_failed} failed;"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,7 +21,8 @@ from video_files import write_coloured_video
 
 from indexer.catalog import Catalog
 from indexer.cli import app
-from indexer.errors import IndexNotFoundError
+from indexer.errors import IndexDamagedError, IndexFullError, IndexNotFoundError
+from indexer.pipeline import IndexingPipeline
 from model import XClip, XClipConfig
 
 pytestmark = pytest.mark.timeout(600)
@@ -159,6 +161,45 @@ def test_the_environment_names_the_index(indexed: Path, monkeypatch: pytest.Monk
     result = _run("info", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["num_videos"] == 5
+
+
+@pytest.mark.parametrize(
+    ("trouble", "status", "said"),
+    [
+        (IndexFullError("there is no room"), 2, "error: there is no room; what is in stays in"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/here"),
+            2,
+            "error: /here: Read-only file system; what",
+        ),
+        (IndexDamagedError("it is damaged"), 1, "error: it is damaged"),
+        (KeyboardInterrupt(), 130, "interrupted; what is in stays in"),
+    ],
+)
+def test_what_ends_indexing_early_is_one_line_that_says_what_became_of_the_work(
+    indexed: Path,
+    corpus: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: BaseException,
+    status: int,
+    said: str,
+) -> None:
+    def end(*_: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr(IndexingPipeline, "run", end)
+    result = _run("index", corpus, "--index", indexed)
+    assert result.exit_code == status, result.output
+    assert said in result.stderr.splitlines()[-1]
+
+
+def test_an_index_that_cannot_be_made_is_one_line(
+    corpus: Path, tmp_path: Path, model_directory: Path
+) -> None:
+    (tmp_path / "file").touch()
+    result = _run("index", corpus, "--index", tmp_path / "file" / "index", "--model", model_directory)
+    assert result.exit_code == 2, result.output
+    assert result.stderr == f"error: {tmp_path / 'file' / 'index'}: Not a directory\n"
 
 
 def test_a_report_that_cannot_be_written_is_said_after_all_else_is_done(

@@ -14,10 +14,14 @@ from pydantic import BaseModel, ValidationError
 
 from service.errors import (
     BodyTooLargeError,
+    InvalidRequestError,
     MalformedBodyError,
     UnsupportedContentTypeError,
     validation_problem,
 )
+
+MAX_MISTAKES = 1000
+"""Of more nobody wants to be told, and listing hundreds of thousands would hold up all other requests."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -42,6 +46,10 @@ def parse_json(body: bytes | str, model: type[Model]) -> Model:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
+        if error.error_count() > MAX_MISTAKES:
+            raise InvalidRequestError(
+                f"The body has more than {MAX_MISTAKES} mistakes: GET /openapi.json says what belongs in it."
+            ) from None
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         raise validation_problem(problems, list(model.model_fields)) from None
 

@@ -16,6 +16,7 @@ from indexer.errors import IndexDamagedError
 from service.app import create_app
 from service.error_handlers import from_indexer_error
 from service.errors import ERROR_CLASSES, PROBLEM_MEDIA_TYPE, TYPE_PREFIX, ServiceError
+from service.request_body import MAX_MISTAKES
 from service.schemas import Problem
 from service.settings import ServiceSettings
 
@@ -190,6 +191,14 @@ def test_a_page_of_another_site_cannot_change_anything(service: Service) -> None
     assert service.client.get("/videos/known", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200
     own = {"Sec-Fetch-Site": "same-origin", "Origin": "http://testserver"}
     assert service.client.post("/search", json={"query": "x"}, headers=own).status_code == 200
+
+
+def test_mistakes_by_the_thousand_are_counted_and_not_listed(service: Service) -> None:
+    for num_mistakes in (MAX_MISTAKES - 1, MAX_MISTAKES):
+        body = {"query": 0, **dict.fromkeys(map(str, range(num_mistakes)))}
+        problem = check_problem(service.client.post("/search", json=body), 422)
+        assert ("errors" in problem) == (num_mistakes + 1 <= MAX_MISTAKES)
+        assert "mistakes" in problem["detail"] or len(problem["errors"]) == 20
 
 
 def test_a_body_with_two_lengths_is_refused_and_ends_the_connection(service: Service) -> None:

@@ -30,6 +30,10 @@ from service.tracing import Tracing, TracingUnavailableError
 BACKLOG = 2048
 """Connections that the kernel keeps until we accept them."""
 
+LAST_CONNECTIONS_SECONDS = 0.01
+"""Before the door is shut, where no longer delay is set: asyncio makes a connection's transport one round of
+its loop after it accepted it, and drops it where the door was shut between. A timer is due after that."""
+
 LAST_REQUESTS_SECONDS = 0.3
 """After the door is shut: for requests that were sent before on connections that are open already."""
 
@@ -106,7 +110,7 @@ class DrainingServer(uvicorn.Server):
         """Take what is at the door, shut it, and let uvicorn wait for what is inside."""
         self._drain.begin()
         if not self.force_exit:
-            await asyncio.sleep(self._delay_seconds)
+            await asyncio.sleep(max(self._delay_seconds, LAST_CONNECTIONS_SECONDS))
         at_the_door = [connection for listener in sockets or [] for connection in accept_waiting(listener)]
         # Nothing is awaited between the last look and this, so that nobody comes in between unseen.
         for server in self.servers:

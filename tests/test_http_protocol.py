@@ -323,6 +323,26 @@ def test_at_the_end_requests_under_way_sent_and_waiting_at_the_door_are_all_answ
             server.connect()
 
 
+def test_at_the_end_a_connection_that_is_just_being_accepted_is_answered_too() -> None:
+    server = Server()
+    clients: list[socket.socket] = []
+    until_the_end = server.server.main_loop
+
+    async def until_somebody_comes_in_at_the_end() -> None:
+        await until_the_end()
+        clients.append(server.connect())
+        clients[0].sendall(GET)
+        # The event loop sees it in the same round in which the shutdown begins.
+        await asyncio.sleep(0)
+
+    server.server.main_loop = until_somebody_comes_in_at_the_end  # type: ignore[method-assign]
+    server.thread.start()
+    wait_until(lambda: server.server.started)
+    server.stop()
+    with clients[0]:
+        assert read_all(clients[0]).endswith(b"yes")
+
+
 def test_listening_twice_on_one_port_is_an_error() -> None:
     (listener,) = listen("127.0.0.1", 0)
     with listener, pytest.raises(OSError):

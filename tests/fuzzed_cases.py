@@ -17,11 +17,13 @@ from typing import Any
 
 import schemathesis
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from schemathesis import Case, HookContext
 from schemathesis.core.parameters import ParameterLocation
 from schemathesis.generation import GenerationMode
 from schemathesis.generation.meta import ComponentInfo, TestPhase
 from schemathesis.hooks import GLOBAL_HOOK_DISPATCHER
+from schemathesis.transport.serialization import Binary
 
 REAL_SHARE = 0.7
 """Of the ids, cursors and files in well-formed requests, so many are those of something that is there."""
@@ -106,6 +108,8 @@ class KnownThings:
         if has_page and not _is_negative(case, ParameterLocation.QUERY):
             # Numbers above that of the last change are of no page, and refused.
             case.query = {**case.query, "after": str(choose.choice([0, 1, *self.pages]))}
+        if _is_form_allowed_after_all(case):
+            _call_body_positive(case)
         if not _is_negative(case, ParameterLocation.BODY):
             self._fill_in_body(case, choose, is_real)
 
@@ -159,10 +163,34 @@ class KnownThings:
             changed["metadata"] = json.dumps({"note": str(form["metadata"])})
         case.body = changed
         # Bytes cannot be held against a schema, and would be taken for a mistake.
-        if case.meta is not None:
-            case.meta.components[ParameterLocation.BODY] = ComponentInfo(mode=GenerationMode.POSITIVE)
-            if all(info.mode.is_positive for info in case.meta.components.values()):
-                case.meta.generation.mode = GenerationMode.POSITIVE
+        _call_body_positive(case)
+
+
+def _is_form_allowed_after_all(case: Case) -> bool:
+    """Whether a form that was drawn to break its schema keeps to it.
+
+    Schemathesis appends an asterisk where it means to break a pattern, whatever the pattern is.
+    """
+    if not _is_negative(case, ParameterLocation.BODY) or case.media_type != "multipart/form-data":
+        return False
+    if not isinstance(case.body, dict):
+        return False
+    schema = case.operation.definition.raw["requestBody"]["content"][case.media_type]["schema"]
+    form = {name: _as_text(value) for name, value in case.body.items()}
+    return Draft202012Validator(schema).is_valid(form)
+
+
+def _as_text(value: Any) -> Any:
+    content = value.data if isinstance(value, Binary) else value
+    return content.decode("latin-1") if isinstance(content, bytes) else content
+
+
+def _call_body_positive(case: Case) -> None:
+    if case.meta is None:
+        return
+    case.meta.components[ParameterLocation.BODY] = ComponentInfo(mode=GenerationMode.POSITIVE)
+    if all(info.mode.is_positive for info in case.meta.components.values()):
+        case.meta.generation.mode = GenerationMode.POSITIVE
 
 
 def _with_headers(case: Case, headers: Mapping[str, str]) -> Case:

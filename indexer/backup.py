@@ -74,7 +74,7 @@ def backup(
     index, destination = Path(index).resolve(), Path(destination).resolve()
     if destination.is_relative_to(index):
         raise IndexExistsError(f"a backup cannot lie inside the index that it is of: {destination}")
-    with Catalog.open(index) as catalog, appearing_whole(destination) as unfinished:
+    with Catalog.open(index) as catalog, appearing_whole(destination, MANIFEST_FILE) as unfinished:
         for _ in range(_MAX_TRIES):
             _copy_new_files(index, unfinished)
             _copy_catalog(catalog, unfinished / CATALOG_FILE)
@@ -129,7 +129,7 @@ def restore(
     source, index = Path(source).resolve(), Path(index).resolve()
     manifest = _read_manifest(source)
     files: dict[str, dict[str, Any]] = manifest["files"]
-    with appearing_whole(index) as unfinished:
+    with appearing_whole(index, CATALOG_FILE) as unfinished:
         for num_done, (name, row) in enumerate(files.items(), start=1):
             target = unfinished / name
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

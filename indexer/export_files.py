@@ -20,6 +20,7 @@ from indexer.catalog_records import SegmentInfo
 from indexer.change_log import last_sequence
 from indexer.errors import IndexDamagedError, IndexExistsError
 from indexer.export_layout import (
+    MANIFEST_FILE,
     ExportManifest,
     OnProgress,
     PartFile,
@@ -79,7 +80,7 @@ def export_index(
         raise IndexExistsError(f"an export cannot lie inside the index that it is of: {destination}")
     with (
         Catalog.open(index) as catalog,
-        appearing_whole(destination) as unfinished,
+        appearing_whole(destination, MANIFEST_FILE) as unfinished,
         catalog.connections.snapshot() as connection,
     ):
         blocks = _CatalogBlocks(catalog, connection, with_frames, on_progress)

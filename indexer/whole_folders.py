@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -13,16 +14,21 @@ from model.durable_files import make_directories, synchronize_directory
 
 
 @contextlib.contextmanager
-def appearing_whole(directory: Path) -> Iterator[Path]:
-    """A folder beside `directory` that takes its name at the end, and is removed where something fails.
+def appearing_whole(directory: Path, last: str) -> Iterator[Path]:
+    """A folder to fill, which becomes `directory` at the end, and is removed where something fails.
 
+    It lies beside `directory` and takes its name. A mount point, such as a container's volume, cannot be
+    replaced: there it lies inside, and at the end what it holds moves up, the file `last` after all others;
+    who looks for that file finds all or nothing.
     Its files are brought to disk by whoever writes them. Raises IndexExistsError where `directory` is neither
     absent nor an empty folder.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise IndexExistsError(f"{directory} is not empty; name a folder that is empty or not there yet")
-    make_directories(directory.parent)
-    unfinished = directory.with_name(f".{directory.name}.{secrets.token_hex(8)}.new")
+        raise _taken(directory)
+    is_mount_point = os.path.ismount(directory)
+    parent = directory if is_mount_point else directory.parent
+    make_directories(parent)
+    unfinished = parent / f".{directory.name}.{secrets.token_hex(8)}.new"
     unfinished.mkdir(mode=0o750)
     try:
         yield unfinished
@@ -30,8 +36,27 @@ def appearing_whole(directory: Path) -> Iterator[Path]:
             if path.is_dir():
                 synchronize_directory(path)
         synchronize_directory(unfinished)
-        # Onto an empty folder, or nothing: fails where something came meanwhile.
-        unfinished.rename(directory)
-        synchronize_directory(directory.parent)
+        if is_mount_point:
+            _move_up(unfinished, last)
+        else:
+            # Onto an empty folder, or nothing: fails where something came meanwhile.
+            unfinished.rename(directory)
+            synchronize_directory(parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _move_up(unfinished: Path, last: str) -> None:
+    directory = unfinished.parent
+    if any(path != unfinished for path in directory.iterdir()):
+        raise _taken(directory)
+    for path in list(unfinished.iterdir()):
+        if path.name != last:
+            path.rename(directory / path.name)
+    synchronize_directory(directory)
+    (unfinished / last).rename(directory / last)
+    synchronize_directory(directory)
+
+
+def _taken(directory: Path) -> IndexExistsError:
+    return IndexExistsError(f"{directory} is not empty; name a folder that is empty or not there yet")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +148,61 @@ def test_a_backup_never_overwrites_anything(index, tmp_path):
         restore(tmp_path / "good", index)
     assert (tmp_path / "backup" / "mine").read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backup", "good", "index"]
+
+
+@pytest.fixture
+def mounted(tmp_path, monkeypatch):
+    """An empty folder that cannot be replaced, nor anything be made beside it: as a volume in a container."""
+    directory = (tmp_path / "read-only" / "index").resolve()
+    directory.mkdir(parents=True)
+    make, rename = Path.mkdir, Path.rename
+
+    def make_beneath(path, *arguments, **options):
+        if path.parent == directory.parent and path != directory:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        make(path, *arguments, **options)
+
+    def rename_another(path, target):
+        if Path(target) == directory:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(target))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "mkdir", make_beneath)
+    monkeypatch.setattr(Path, "rename", rename_another)
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == directory)
+    return directory
+
+
+def test_an_index_comes_back_into_a_volume(index, tmp_path, mounted):
+    backup(index, tmp_path / "backup")
+    restore(tmp_path / "backup", mounted)
+    assert verify(mounted).is_clean
+    assert contents(mounted) == contents(index)
+    assert not list(mounted.glob(".*"))
+
+
+def test_a_backup_goes_to_a_volume(index, mounted, tmp_path):
+    report = backup(index, mounted)
+    assert restore(mounted, tmp_path / "new") == report
+
+
+def test_nothing_is_left_in_a_volume_of_a_backup_that_is_damaged(index, tmp_path, mounted):
+    backup(index, tmp_path / "backup")
+    (tmp_path / "backup" / "media" / f"{'0' * 32}.mp4").write_bytes(b"")
+    with pytest.raises(BackupDamagedError):
+        restore(tmp_path / "backup", mounted)
+    assert list(mounted.iterdir()) == []
+
+
+def test_nothing_in_a_volume_is_overwritten_that_came_meanwhile(index, tmp_path, mounted):
+    backup(index, tmp_path / "backup")
+
+    def begin_another_index(done, total):
+        (mounted / "catalog.sqlite3").write_text("precious")
+
+    with pytest.raises(IndexExistsError):
+        restore(tmp_path / "backup", mounted, begin_another_index)
+    assert [(path.name, path.read_text()) for path in mounted.iterdir()] == [("catalog.sqlite3", "precious")]
 
 
 def test_what_is_no_index_or_no_backup_is_said_so(index, tmp_path):

@@ -249,6 +249,19 @@ def test_a_run_is_neither_overwritten_nor_resumed_by_mistake(config, tmp_path):
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 
+def test_a_run_goes_on_with_less_memory_and_says_what_that_changes(config, tmp_path):
+    short = change_config(config, ["training.epochs=1"])
+    train(short, tmp_path / "run", device="cpu")
+    told: list[TrainingEvent] = []
+    frugal = change_config(short, ["training.micro_batch_size=2", "training.gradient_checkpointing=true"])
+    train(frugal, tmp_path / "run", device="cpu", resume=True, on_event=told.append)
+    notes = [event.text for event in told if isinstance(event, Note)]
+    assert notes == [
+        "training.micro_batch_size: None before, 2 now; training.gradient_checkpointing: False before, True"
+        " now: the result is the same up to rounding"
+    ]
+
+
 def test_a_run_does_not_go_on_with_other_data(config, finished, tmp_path):
     assert config.data.directory is not None
     train_split = load_split("captions", config.data.directory, "train")

@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
-from training.config import SAME_RESULT, TrainingConfig, information
+from training.config import SAME_RESULT, SAME_UP_TO_ROUNDING, TrainingConfig, information
 
 KINDS = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 BOUNDS = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
@@ -62,7 +62,7 @@ def config_table() -> str:
                 part for part in (values_of(facts.annotation), bounds_of(facts.metadata)) if part
             )
             default = "needed" if field.default is MISSING and facts.is_required() else shown(facts.default)
-            free = " (*)" if SAME_RESULT in facts.metadata else ""
+            free = " (*)" if {SAME_RESULT, SAME_UP_TO_ROUNDING} & set(map(str, facts.metadata)) else ""
             lines.append(f"| `{field.name}`{free} | {values} | {default} | {facts.description} |")
         lines.append("")
     return "\n".join(lines)

@@ -5,6 +5,7 @@ Reading, writing and finding configs is in `training.config_files`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +18,9 @@ from training.errors import ConfigError
 
 SAME_RESULT = "the result does not depend on it"
 """Mark of a field that may differ when a run is resumed."""
+
+SAME_UP_TO_ROUNDING = "the result depends on it by rounding only"
+"""Mark of a field that may differ when a run is resumed, which then says so."""
 
 SCORE_NAMES = ("video_sentence", "video_word", "sentence_frame", "frame_word")
 """Those of `model.features`, written again so that reading a config does not load torch."""
@@ -171,6 +175,7 @@ class TrainingChoices:
             description="pairs encoded at once in a process, to save memory; the loss and its gradients stay"
             " those of the whole batch; absent: all at once",
         ),
+        SAME_UP_TO_ROUNDING,
     ] = None
     precision: Annotated[
         Literal["float32", "bfloat16", "float16"],
@@ -181,7 +186,9 @@ class TrainingChoices:
         Field(description="gradients across processes: those of one process, or the official code's"),
     ] = "exact"
     gradient_checkpointing: Annotated[
-        bool, Field(description="compute the encoders' inner values twice instead of keeping them")
+        bool,
+        Field(description="compute the encoders' inner values twice instead of keeping them"),
+        SAME_UP_TO_ROUNDING,
     ] = False
     freeze_layers: Annotated[
         int,
@@ -208,7 +215,9 @@ class TrainingChoices:
             description="encode all frames once and keep their features in memory; for a frozen vision tower"
         ),
     ] = False
-    validation_batch_size: Annotated[int, Field(ge=1, description="clips encoded at once in validation")] = 32
+    validation_batch_size: Annotated[
+        int, Field(ge=1, description="clips encoded at once in validation"), SAME_UP_TO_ROUNDING
+    ] = 32
     best_by: Annotated[
         Literal[
             "text_to_video.recall_at_1",
@@ -272,11 +281,18 @@ class TrainingConfig:
 
     def what_counts(self) -> dict[str, object]:
         """The fields that the result depends on, by `section.field`: a resumed run must have the same."""
+        return self._where(lambda marks: SAME_RESULT not in marks and SAME_UP_TO_ROUNDING not in marks)
+
+    def what_rounds(self) -> dict[str, object]:
+        """The fields that the result depends on by rounding only, by `section.field`."""
+        return self._where(lambda marks: SAME_UP_TO_ROUNDING in marks)
+
+    def _where(self, wanted: Callable[[list[object]], bool]) -> dict[str, object]:
         return {
             f"{section.name}.{choice.name}": getattr(getattr(self, section.name), choice.name)
             for section in fields(self)
             for choice in fields(getattr(self, section.name))
-            if SAME_RESULT not in information(getattr(self, section.name), choice.name).metadata
+            if wanted(information(getattr(self, section.name), choice.name).metadata)
         }
 
 

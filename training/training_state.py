@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -79,22 +80,26 @@ def check(state: dict[str, Any], config: TrainingConfig, data_digest: str) -> st
     if state.get("format") != FORMAT:
         raise RunError(f"the checkpoint is of another format than {FORMAT}")
     try:
-        former = parse_config(state["config"], source="the run's config").what_counts()
+        former = parse_config(state["config"], source="the run's config")
     except ConfigError as error:
         raise RunError(f"the run was begun by another version: {error}") from None
-    now = config.what_counts()
-    if changed := [
-        f"{name}: {former[name]!r} before, {now[name]!r} now" for name in now if former[name] != now[name]
-    ]:
+    if changed := _changes(former.what_counts(), config.what_counts()):
         raise RunError("a run goes on with the config that it was begun with, but " + "; ".join(changed))
     if state["data"] != data_digest:
         raise RunError("the data set has other texts or clips than when the run was begun")
+    rounding = _changes(former.what_rounds(), config.what_rounds())
     if state["world_size"] != world_size():
         told = f"{state['world_size']} processes before, {world_size()} now"
         if config.training.gather == "official":
             raise RunError(f'with gather = "official" the result depends on the number of processes: {told}')
-        return f"{told}: the result is the same up to rounding"
-    return None
+        rounding.append(told)
+    return f"{'; '.join(rounding)}: the result is the same up to rounding" if rounding else None
+
+
+def _changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    return [
+        f"{name}: {before[name]!r} before, {now[name]!r} now" for name in now if before[name] != now[name]
+    ]
 
 
 def unpack(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from indexer.abandonment import stop_if_abandoned
+
 if TYPE_CHECKING:
     from model.xclip import XClip
 
@@ -31,5 +33,8 @@ def texts_warnings(model: XClip, texts: Sequence[str]) -> list[str]:
 
 
 def _about_unknown_words(model: XClip, texts: Sequence[str]) -> list[str]:
-    unknown = dict.fromkeys(word for text in texts for word in model.unknown_words(text))
+    unknown: dict[str, None] = {}
+    for text in texts:
+        stop_if_abandoned()
+        unknown |= dict.fromkeys(model.unknown_words(text))
     return [f"the model does not know these words: {', '.join(unknown)}"] if unknown else []

@@ -104,11 +104,8 @@ class Tokenizer:
         """Words of `text` that this vocabulary lacks, in order, each once; empty for the full vocabulary."""
         if self._rows is None:
             return []
-        unknown: dict[str, None] = {}
-        for word in regex.findall(r"[\p{L}\p{N}']+", text.lower()):
-            if self.unknown_id in self.encode(word):
-                unknown[word] = None
-        return list(unknown)
+        words = dict.fromkeys(regex.findall(r"[\p{L}\p{N}']+", text.lower()))
+        return [word for word in words if self.unknown_id in self.encode(word)]
 
 
 def vocabulary_of(words: Sequence[str]) -> tuple[int, ...]:

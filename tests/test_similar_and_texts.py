@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 import torch
 from small_searchers import fill, make_index, open_index, tiny_model
 
-from indexer.errors import InvalidQueryError, VideoNotFoundError
+from indexer.abandonment import abandonable
+from indexer.errors import InvalidQueryError, SearchAbandonedError, VideoNotFoundError
 from indexer.search_types import SearchQuery
 from indexer.searcher import Searcher
 from indexer.similar_videos import MAX_ASKED_SEGMENTS
+from indexer.text_warnings import texts_warnings
 from model.features import SCORE_NAMES
 
 TEXTS = ["a dog runs", "two cats", "a man talks to the camera", "nothing", "a dog runs", "snow " * 40]
@@ -183,3 +186,17 @@ def test_texts_that_cannot_be_compared_are_refused(searcher: Searcher) -> None:
             searcher.rank_texts("video-1", texts)
     with pytest.raises(VideoNotFoundError):
         searcher.rank_texts("video-999", ["a dog"])
+
+
+def test_words_of_texts_that_nobody_waits_for_any_more_are_not_looked_up() -> None:
+    abandoned, seen = threading.Event(), list[str]()
+
+    class Vocabulary:
+        def unknown_words(self, text: str) -> list[str]:
+            seen.append(text)
+            abandoned.set()
+            return []
+
+    with abandonable(abandoned), pytest.raises(SearchAbandonedError):
+        texts_warnings(Vocabulary(), ["first", "second"])  # type: ignore[arg-type]
+    assert seen == ["first"]

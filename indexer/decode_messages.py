@@ -154,6 +154,7 @@ def decoded_from_message(header: dict[str, Any], payload: bytearray, request: De
         _check(used == len(pixels) and len(segments) == num_answered >= 1, "number of frames")
         _check(fraction_read <= 1 and header["partial"] is (fraction_read < 1), "fraction_read")
         _check(bool(_SHA256.fullmatch(header["content_sha256"])), "content_sha256")
+        _check(request.content_sha256 in (None, header["content_sha256"]), "content_sha256")
         return DecodedVideo(
             info=info,
             content_sha256=header["content_sha256"],

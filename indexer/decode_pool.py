@@ -154,23 +154,24 @@ class DecodePool:
     ) -> DecodedVideo | KnownContent:
         size = request.image_size
         max_bytes = request.max_segments * request.sampling.num_frames * size * size * 3
-        known: list[str] = []
+        known, told = False, request.content_sha256
 
         def on_hash(header: dict[str, Any]) -> dict[str, Any]:
-            content_sha256 = str(header.get("content_sha256"))
-            if not _SHA256.fullmatch(content_sha256):
+            nonlocal known, told
+            if told is not None or not _SHA256.fullmatch(str(header.get("content_sha256"))):
                 raise ValueError("content_sha256")
-            if is_known(content_sha256):
-                known.append(content_sha256)
-                return {"kind": "stop"}
-            return {"kind": "go"}
+            told = str(header["content_sha256"])
+            known = is_known(told)
+            return {"kind": "stop" if known else "go"}
 
         # A child has no folder of its own that a relative path could start from.
         wanted = replace(request, path=str(Path(request.path).absolute()))
         header, payload = self._ask({"kind": "decode", "request": wanted.to_dict()}, max_bytes, on_hash)
+        if told is None:
+            raise DecoderDiedError("the decoder gave an answer that makes no sense")
         if header.get("kind") == "known" and known:
-            return KnownContent(known[0])
-        video = decoded_from_message(header, payload, request)
+            return KnownContent(told)
+        video = decoded_from_message(header, payload, replace(request, content_sha256=told))
         check_duration(video.info.duration_seconds, self.limits)
         return video
 

@@ -205,7 +205,11 @@ class Worker:
         if not job.delete_source and source.resolve() != source:
             raise MediaError("the file is no longer where it was")
         with abandonable(abandoned):
-            return self._read_video(source)
+            fields = self._read_video(source)
+        # The decoder said this: one that was taken over could take the place of a file that is yet to come.
+        if job.content_sha256 not in (None, fields["content_sha256"]):
+            raise MediaError("the file is not the one that was sent")
+        return fields
 
     def _store_video(self, job: Job, fields: Mapping[str, Any]) -> str:
         """Put the video into the catalog and its file where accepted uploads lie; the job is done with it."""

@@ -202,6 +202,7 @@ import os, struct, sys
 sys.path.insert(0, sys.argv[2])
 import indexer.decode_child as child
 from indexer.decode_messages import send_message
+from dataclasses import replace
 def decode(connection, request, limits):
     name = os.path.basename(request.path)
     if name == 'nested':
@@ -211,8 +212,12 @@ def decode(connection, request, limits):
         connection.sendall(struct.pack('!IQ', 2, 1 << 40) + b'{}')
     if name == 'hash':
         send_message(connection, {'kind': 'hash', 'content_sha256': 'x' * 64})
+    if name == 'another.mp4':
+        return replace(plain(connection, request, limits), content_sha256='0' * 64)
+    if name == 'unasked.mp4':
+        return plain(connection, replace(request, content_sha256='0' * 64), limits)
     connection.recv(1)
-child._decode = decode
+plain, child._decode = child._decode, decode
 child._take_picture = lambda header, limits: b'<html>'
 child.serve(int(sys.argv[1]))
 """
@@ -221,7 +226,9 @@ child.serve(int(sys.argv[1]))
 def test_messages_that_cannot_be_end_the_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(decode_pool, "_CHILD_PROGRAM", LIES)
     with DecodePool(1, 20) as pool:
-        for name in ("nested", "large", "hash"):
+        for name in ("another.mp4", "unasked.mp4"):
+            write_numbered_video(tmp_path / name, 10)
+        for name in ("nested", "large", "hash", "another.mp4", "unasked.mp4"):
             with pytest.raises(DecoderDiedError, match="no sense"):
                 pool.submit(_request(tmp_path / name)).result()
         with pytest.raises(DecoderDiedError, match="no sense"):

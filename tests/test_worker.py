@@ -600,6 +600,15 @@ def test_a_worker_that_cannot_be_started_is_tried_again(
     assert "no more processes" in caplog.text
 
 
+def test_a_decoder_that_says_other_bytes_than_were_sent_gets_nothing_in(bench: Bench) -> None:
+    of_another = hashlib.sha256(b"what somebody else will send").hexdigest()
+    bench.read = lambda path: {**read_by_rote(path), "content_sha256": of_another}
+    job = bench.upload()
+    bench.run()
+    assert bench.queue.get(job.id).reason == "the file is not the one that was sent"
+    assert bench.catalog.find_by_sha256(of_another) is None and bench.files() == []
+
+
 def test_a_worker_that_does_not_end_is_killed(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     program = f"""

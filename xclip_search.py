@@ -19,6 +19,8 @@ ROOMS = {
     "ablate": "training.ablation.cli",
     "index": "service.remote_cli",
     "search": "service.remote_cli",
+    "list": "service.remote_cli",
+    "delete": "service.remote_cli",
     "info": "service.remote_cli",
     "serve": "service.cli",
     "worker": "service.cli",

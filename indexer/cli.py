@@ -45,6 +45,10 @@ ModelOption = Annotated[
         show_default="the model that made the index",
     ),
 ]
+FilterOption = Annotated[
+    str | None,
+    typer.Option("--filter", help='Only such videos, as JSON: \'{"metadata.camera": "north"}\''),
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")]
 
 
@@ -164,10 +168,7 @@ def search(
             help="rerank: all scores on candidates; coarse: one score on all; exhaustive: all scores on all."
         ),
     ] = ModeName.rerank,
-    filter_json: Annotated[
-        str | None,
-        typer.Option("--filter", help='Only such videos, as JSON: \'{"metadata.camera": "north"}\''),
-    ] = None,
+    filter_json: FilterOption = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -416,7 +417,7 @@ def print_answer(answer: SearchAnswer) -> None:
     table.add_column("moments", no_wrap=True)
     for result in answer.results:
         scores = [f"{score:.2f}" if score is not None else "-" for score in result.scores.values()]
-        moments = " ".join(_clock(moment.time_seconds) for moment in result.moments)
+        moments = " ".join(clock(moment.time_seconds) for moment in result.moments)
         title = result.title or result.id
         table.add_row(str(result.rank), escape(title), f"{result.score:.2f}", *scores, moments)
     console.print(table)
@@ -425,7 +426,7 @@ def print_answer(answer: SearchAnswer) -> None:
     )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """`75.3` as `1:15`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

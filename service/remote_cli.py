@@ -1,4 +1,4 @@
-"""`xclip-search search`, `index` and `info`, on an index here or behind a server.
+"""`xclip-search search`, `index`, `list`, `delete` and `info`, on an index here or behind a server.
 
 The commands are those of the indexer with two options more. Without --server they are what they were.
 """
@@ -12,12 +12,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from indexer import cli as local
+from indexer import videos_cli
 from indexer.cli_conventions import (
     GOES_ON,
     INTERRUPTED,
@@ -107,6 +109,28 @@ def _info(client: Client, *, as_json: bool) -> None:
         "other_generations": None,
     }
     local.print_facts(facts, as_json)
+
+
+def _list_videos(client: Client, *, limit: int, filter_json: str | None, as_json: bool) -> None:
+    found = islice(client.videos(filter=local.parse_json(filter_json)), limit)
+    shown = [
+        video.model_dump(mode="json", exclude={"thumbnail_url", "media_url", "preview_url", "playable"})
+        | {"added_at": video.added_at.isoformat()}
+        for video in found
+    ]
+    videos_cli.print_videos(shown, client.stats().num_videos, as_json)
+
+
+def _delete(client: Client, *, ids: list[str]) -> None:
+    from service.client_errors import NotFoundError
+
+    unknown = []
+    for video_id in dict.fromkeys(ids):
+        try:
+            client.delete_video(video_id)
+        except NotFoundError:
+            unknown.append(video_id)
+    videos_cli.print_deleted(ids, unknown)
 
 
 def _index(client: Client, *, paths: list[Path] | None, manifest: Path | None, report: Path | None) -> None:
@@ -334,4 +358,10 @@ app.command()(
     _here_or_there(local.index, _index, "index ~/clips --server http://127.0.0.1:8000 --report report.json")
 )
 app.command()(_here_or_there(local.search, _search, 'search "rain" --server http://127.0.0.1:8000 --limit 3'))
+app.command("list")(
+    _here_or_there(videos_cli.list_videos, _list_videos, "list --server http://127.0.0.1:8000")
+)
+app.command()(
+    _here_or_there(videos_cli.delete, _delete, "delete 0f5c2a7e9b31 --server http://127.0.0.1:8000")
+)
 app.command()(_here_or_there(local.info, _info, "info --server http://127.0.0.1:8000 --json"))

@@ -161,6 +161,32 @@ def test_the_facts_have_the_shape_of_the_local_ones(service: Service, server: st
     assert "model_spec" not in text.stdout and "fingerprint" in text.stdout
 
 
+def test_videos_are_listed_and_deleted_there_as_here(tmp_path: Path) -> None:
+    with running(tmp_path / "index") as service, served(service.app) as url:
+        for number in range(3):
+            add_video(service.catalog, f"video-{number}", title=f"Title {number}")
+        here, there = ("--index", tmp_path / "index"), ("--server", url)
+        listed = run("list", *here, "--json")
+        assert listed.exit_code == 0, listed.output
+        assert run("list", *there, "--json").stdout == listed.stdout
+        assert [one["id"] for one in json.loads(listed.stdout)["videos"]] == ["video-2", "video-1", "video-0"]
+        for place in (here, there):
+            found = run("list", *place, "--limit", 1)
+            assert found.stdout.split() == ["video-2", "0:10", "Title", "2"], found.output
+            assert found.stderr == "1 of 3 videos\n"
+            chosen = run("list", *place, "--filter", '{"title": "Title 1"}', "--json")
+            assert [one["id"] for one in json.loads(chosen.stdout)["videos"]] == ["video-1"]
+            assert run("list", *place, "--filter", '{"x": 1}').exit_code == 2
+        deleted = run("delete", "video-0", *here)
+        assert (deleted.exit_code, deleted.stdout, deleted.stderr) == (0, "1 deleted\n", "")
+        some = run("delete", "video-0", "video-1", "video-1", *there)
+        assert (some.exit_code, some.stdout) == (3, "1 deleted\n")
+        assert some.stderr == "failed: video-0: no video has this id\n"
+        again = run("delete", "video-1", *here)
+        assert (again.exit_code, again.stdout) == (3, "0 deleted\n")
+        assert [one.id for one in service.catalog.list_videos(10)] == ["video-2"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -54,7 +54,9 @@ KeysFileOption = Annotated[
 def serve(
     index: IndexOption = None,
     model: ModelOption = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; 0.0.0.0: all.", show_default="127.0.0.1")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any.", show_default="8000")] = None,
     device: DeviceOption = None,
     worker: Annotated[
@@ -193,5 +195,5 @@ def _index_directory(environment: Environment) -> Path:
 
 def refuse(message: str, status: int = WRONG_USE) -> NoReturn:
     """End the command: say why, and exit with `status`."""
-    typer.secho(message, fg="red", err=True)
+    typer.secho(f"error: {message}", fg="red", err=True)
     sys.exit(status)

@@ -44,6 +44,7 @@ def add(
     """Make a key and print it. It is shown this once: only its hash is kept."""
     from pydantic import ValidationError
 
+    from indexer.generations import index_exists
     from service.api_keys import KeyNameTakenError, KeysFileError, add_key
 
     if scope not in ("read", "write"):
@@ -55,9 +56,13 @@ def add(
         refuse("--name takes 1 to 64 letters, digits, dots, dashes and underscores")
     except KeyNameTakenError:
         refuse(f"there is a key named {name}; choose another name, or remove it first")
-    except (KeysFileError, OSError) as error:
+    except KeysFileError as error:
         refuse(str(error), FAILED)
+    except OSError as error:
+        refuse(f"{error.filename or path}: {error.strerror or error}", FAILED)
     typer.secho(f"This is the key {name}. Keep it now: it cannot be shown again.", err=True)
+    if index is not None and keys_file is None and not index_exists(path.parent):
+        typer.secho(f"note: there is no index in {path.parent} yet", fg="yellow", err=True)
     typer.echo(secret)
 
 
@@ -82,12 +87,15 @@ def remove(name: NameOption, index: IndexOption = None, keys_file: KeysFileOptio
     """Remove a key. Requests and sessions that use it are refused within a second."""
     from service.api_keys import KeyNotFoundError, KeysFileError, remove_key
 
+    path = _path(index, keys_file)
     try:
-        remove_key(_path(index, keys_file), name)
+        remove_key(path, name)
     except KeyNotFoundError:
         refuse(f"there is no key named {name}", WRONG_USE)
-    except (KeysFileError, OSError) as error:
+    except KeysFileError as error:
         refuse(str(error), FAILED)
+    except OSError as error:
+        refuse(f"{error.filename or path}: {error.strerror or error}", FAILED)
 
 
 app.add_typer(keys, name="keys")

@@ -262,6 +262,21 @@ def test_every_guarded_operation_documents_its_security(guarded: tuple[Service, 
                 assert {"401", "429"} <= set(operation["responses"])
 
 
+def test_a_key_for_an_index_that_is_not_there_is_made_and_said_to_be_early(tmp_path: Path) -> None:
+    mistyped = tmp_path / "indexx"
+    result = CliRunner().invoke(keys_app, ["keys", "add", "-n", "me", "--scope", "read", "-i", str(mistyped)])
+    assert result.exit_code == 0 and result.stdout.startswith("xcs_")
+    assert f"note: there is no index in {mistyped} yet" in result.stderr
+
+
+def test_a_place_for_keys_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    arguments = ["keys", "add", "-n", "me", "--scope", "read", "-i", str(tmp_path / "file" / "index")]
+    result = CliRunner().invoke(keys_app, arguments)
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {tmp_path / 'file' / 'index'}: Not a directory\n"
+
+
 def test_keys_are_made_listed_and_removed_from_the_command_line(tmp_path: Path) -> None:
     def run(*arguments: str) -> tuple[int, str, str]:
         result = CliRunner().invoke(keys_app, ["keys", *arguments, "--index", str(tmp_path)])

@@ -279,7 +279,10 @@ def _codec_name(stream: VideoStream) -> str:
 
 
 def _check_duration(container: InputContainer, stream: VideoStream, limits: MediaLimits) -> None:
+    """By what the header says, before all packets are read; `timeline` looks at what is there."""
     if container.duration is not None:
-        check_duration(container.duration / av.time_base, limits)
+        # Matroska says when a video ends, and what was cut out of a long recording may begin at any time.
+        begins_at = max(0, container.start_time or 0)
+        check_duration((container.duration - begins_at) / av.time_base, limits)
     if stream.duration is not None and stream.time_base is not None:
         check_duration(float(stream.duration * stream.time_base), limits)

@@ -92,6 +92,18 @@ def test_limits_are_checked_before_anything_is_decoded(tmp_path: Path) -> None:
     assert probe(path, just_enough).num_frames == 60
 
 
+@pytest.mark.parametrize("ending", ["mkv", "mp4", "ts"])
+def test_a_video_is_as_long_as_its_frames_last_whenever_they_begin(tmp_path: Path, ending: str) -> None:
+    """What was cut out of a long recording keeps its times; Matroska says of it when it ends."""
+    ten_hours = 10 * 3600 * 1000
+    times = [ten_hours + 100 * number for number in range(10)]
+    path = write_numbered_video(tmp_path / f"a.{ending}", 10, times_milliseconds=times)
+    info = probe(path)
+    assert info.num_frames == 10 and info.duration_seconds == pytest.approx(1.0, abs=0.2)
+    with pytest.raises(MediaLimitError, match="seconds long"):
+        probe(path, MediaLimits(max_duration_seconds=0.5))
+
+
 def test_things_that_are_no_files_are_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     for path in (tmp_path, tmp_path / "pipe.mp4", tmp_path / "absent.mp4", Path("/dev/zero")):

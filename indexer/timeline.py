@@ -204,7 +204,9 @@ def _fraction_present(
         present += float((stream.start_time or 0) * (stream.time_base or 0))
     elif container.duration is not None:
         promised = container.duration / av.time_base
-        present = packets.end_of_all_seconds - (container.start_time or 0) / av.time_base
+        present = packets.end_of_all_seconds
+        if kind != "matroska":  # Which says when it ends, as far as its writers agree.
+            present -= (container.start_time or 0) / av.time_base
     if promised - present > max(tolerated, _MISSING_SHARE * promised):
         return max(0.0, present / promised)
     return packets.num_packets / (packets.num_packets + 1) if packets.ends_in_damage else 1.0

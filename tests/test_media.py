@@ -100,6 +100,9 @@ def test_a_video_is_as_long_as_its_frames_last_whenever_they_begin(tmp_path: Pat
     path = write_numbered_video(tmp_path / f"a.{ending}", 10, times_milliseconds=times)
     info = probe(path)
     assert info.num_frames == 10 and info.duration_seconds == pytest.approx(1.0, abs=0.2)
+    assert VideoFile(path).timeline.fraction_present == 1
+    path.write_bytes(path.read_bytes().replace(b"DURATION", b"DURATIOX"))  # A tag that not all writers set.
+    assert VideoFile(path).timeline.fraction_present == 1
     with pytest.raises(MediaLimitError, match="seconds long"):
         probe(path, MediaLimits(max_duration_seconds=0.5))
 

@@ -214,7 +214,8 @@ class _Form:
         if "file" not in self._seen:
             raise InvalidRequestError(f"The form has no field named file; its fields: {_listed()}.")
         if not self.size_bytes:
-            raise InvalidRequestError("file: The file is empty.")
+            message = "The file is empty."
+            raise InvalidRequestError(f"file: {message}", errors=[{"field": "file", "message": message}])
 
     def to_upload(self, path: Path) -> Upload:
         """The checked text fields. Raises InvalidRequestError."""

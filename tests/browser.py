@@ -32,10 +32,14 @@ def find_browser() -> str | None:
 
 
 class Browser:
-    """One page. `evaluate` runs JavaScript in it; `problems`: exceptions, errors and violated policies."""
+    """One page. `evaluate` runs JavaScript in it.
+
+    problems: exceptions, errors and violated policies. failed_requests: what the network did not bring.
+    """
 
     def __init__(self, program: str, profile: Path, width: int = 1200, height: int = 900) -> None:
         self.problems: list[str] = []
+        self.failed_requests: list[str] = []
         self._number = 0
         options = [*OPTIONS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"]
         their_in, our_out = _pipe()
@@ -98,9 +102,16 @@ class Browser:
             " catch { return null } })()"
         )
         while not (value := self.evaluate(guarded)):
-            assert time.monotonic() < deadline, f"{expression} did not become true; {self.problems}"
+            assert time.monotonic() < deadline, f"{expression} did not become true; {self._told()}"
             time.sleep(0.05)
         return value
+
+    def _told(self) -> str:
+        """What is known of a page that does not do what it should."""
+        seen = self.evaluate(
+            "`${location.href}\\n${document.readyState}\\n${document.body?.innerText.slice(0, 500)}`"
+        )
+        return f"{seen}\n{self.failed_requests[-5:]}\n{self.problems}"
 
     def choose_files(self, selector: str, paths: list[Path]) -> None:
         """Choose files in a file input, as a person would."""
@@ -194,8 +205,10 @@ class Browser:
         if event.get("method") == "Runtime.consoleAPICalled" and event["params"]["type"] == "error":
             self.problems.append(json.dumps(event["params"]["args"])[:500])
         entry = event["params"]["entry"] if event.get("method") == "Log.entryAdded" else None
-        if entry and entry["level"] == "error" and entry["source"] != "network":
-            self.problems.append(entry["text"])
+        if entry and entry["level"] == "error":
+            is_request = entry["source"] == "network"
+            told = f"{entry['text']} {entry.get('url', '')}".strip()
+            (self.failed_requests if is_request else self.problems).append(told)
 
 
 def _pipe() -> tuple[int, int]:

@@ -79,9 +79,10 @@ class Site:
         self.server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_level="warning"))
         self.address = ""
 
-    def add_file(self, id: str, ending: str, codec: str, **fields: Any) -> None:
+    def add_file(self, id: str, ending: str, codec: str, *, rotation_degrees: int = 0, **fields: Any) -> None:
         """A video of ten seconds whose file is there."""
-        path = write_numbered_video(self.directory / f"{id}.{ending}", 100, rate=10, codec=codec)
+        path = self.directory / f"{id}.{ending}"
+        write_numbered_video(path, 100, rate=10, codec=codec, rotation_degrees=rotation_degrees)
         catalog_codec = {"libvpx": "vp8", "libx264": "h264"}.get(codec, codec)
         add_video(self.catalog, id, path.read_bytes(), uri=str(path), codec=catalog_codec, **fields)
 

@@ -110,9 +110,9 @@ def test_all_can_be_done_with_the_keyboard_alone(site: Site, browser: Browser) -
     browser.wait_for("document.activeElement.closest('.card')")
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_texts_stand_out_and_parts_have_names(site: Site, browser: Browser, dark: bool) -> None:
-    browser.look(1000, 900, dark=dark)
+@pytest.mark.parametrize(("width", "dark"), [(1000, False), (1000, True), (390, False)])
+def test_texts_stand_out_and_parts_have_names(site: Site, browser: Browser, width: int, dark: bool) -> None:
+    browser.look(width, 900, dark=dark)
     browser.open(f"{site.address}/?q=x&min=1&meta=year=2024")
     wait_for_cards(browser, 9)
     click(browser, "#open-filters")

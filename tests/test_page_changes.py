@@ -36,19 +36,21 @@ def test_uploads_show_how_their_jobs_go(site: Site, browser: Browser, tmp_path: 
     click(browser, "#open-upload")
     browser.choose_files("#files", files(tmp_path, "good.mp4", "bad <b>.mp4"))
     browser.wait_for(
-        "document.querySelector('#uploads .row:last-child .state').innerText === 'Waiting to be read'"
+        "document.querySelector('#uploads .row:first-child .state').innerText === 'Waiting to be read'"
     )
     job = site.job_queue.lease("worker", 60)
     assert job is not None and job.title == "good"
-    browser.wait_for("document.querySelector('#uploads .row:last-child .state').innerText === 'Being read'")
+    browser.wait_for("document.querySelector('#uploads .row:first-child .state').innerText === 'Being read'")
     browser.wait_for("document.querySelector('#num-running').innerText === '2'")
     site.job_queue.finish(job.id, job.video_id)
     browser.wait_for("document.querySelector('#uploads .done')?.innerText.includes('Ready to be found')")
-    browser.wait_for("document.querySelector('#uploads .row .state').innerText === 'Waiting to be read'")
+    browser.wait_for(
+        "document.querySelector('#uploads .row:last-child .state').innerText === 'Waiting to be read'"
+    )
     job = site.job_queue.lease("worker", 60)
     assert job is not None
     site.job_queue.fail(job.id, f"not a video {HOSTILE}")
-    browser.wait_for("document.querySelector('#uploads .failed')?.innerText.includes('not a video <img')")
+    browser.wait_for("document.querySelector('#uploads .failed')?.innerText.includes('Not a video <img')")
     browser.wait_for("document.querySelector('#job-list .failed .reason')?.textContent.includes('<img')")
     assert "bad <b>.mp4" in text(browser, "#uploads")
     assert browser.evaluate("document.querySelectorAll('dialog b, dialog img').length") == 0
@@ -168,10 +170,16 @@ def test_who_has_a_key_signs_in_and_out(site: Site, browser: Browser) -> None:
     assert browser.evaluate(
         "document.querySelector('#open-upload').hidden"
     )  # The key does not allow changes.
+    browser.look(390, 844)
+    top = "document.querySelector('#{}').getBoundingClientRect().{}"
+    assert browser.evaluate(
+        f"{top.format('log-out', 'top')} < {top.format('home', 'bottom')}"
+    )  # On one line.
     click(browser, ".picture")
     browser.wait_for("document.querySelector('#player-details dl')")
     assert browser.evaluate("document.querySelectorAll('#player-actions button').length") == 2
     assert secret not in browser.evaluate("document.documentElement.outerHTML + document.cookie")
     browser.evaluate("document.querySelector('#player').close()")
+    browser.wait_for("location.search === '?q=x'")
     click(browser, "#log-out")
     browser.wait_for("document.querySelector('#sign-in').open")

@@ -1,14 +1,28 @@
 // What is shown, as the page's address says it: query, filters, view, and the open video.
 
-const FILTERS = ["title", "min", "max", "since", "strong"];
+const isLength = (text) => Number(text) >= 0 && Number(text) < Infinity;
+
+// Each filter, and whether a text says it: of an address that was changed by hand, what makes no sense is left out.
+const FILTERS = {
+  title: () => true,
+  min: isLength,
+  max: isLength,
+  since: (text) => /^\d{4}-\d\d-\d\d$/.test(text) && !Number.isNaN(Date.parse(text)),
+  strong: (text) => Number(text) > 0 && Number(text) < 100,
+};
+// KEY or KEY.KEY, as the server takes them.
+const METADATA_KEY = /^[^"\\.]+(\.[^"\\.]+)*$/;
 
 export function readAddress(text = location.search) {
   const parameters = new URLSearchParams(text);
-  const filters = Object.fromEntries(FILTERS.map((name) => [name, (parameters.get(name) || "").trim()]));
+  const filters = Object.fromEntries(Object.entries(FILTERS).map(([name, isSense]) => {
+    const value = (parameters.get(name) || "").trim();
+    return [name, value && isSense(value) ? value : ""];
+  }));
   filters.metadata = parameters.getAll("meta").map((pair) => {
     const cut = pair.indexOf("=");
-    return cut > 0 ? { key: pair.slice(0, cut), value: pair.slice(cut + 1) } : null;
-  }).filter(Boolean);
+    return { key: pair.slice(0, Math.max(cut, 0)), value: pair.slice(cut + 1) };
+  }).filter(({ key }) => METADATA_KEY.test(key));
   const time = Number.parseFloat(parameters.get("t") ?? "");
   return {
     query: (parameters.get("q") || "").trim().slice(0, 2000),
@@ -24,7 +38,7 @@ export function writeAddress(state) {
   const parameters = new URLSearchParams();
   if (state.like) parameters.set("like", state.like);
   else if (state.query) parameters.set("q", state.query);
-  for (const name of FILTERS) if (state.filters[name]) parameters.set(name, state.filters[name]);
+  for (const name of Object.keys(FILTERS)) if (state.filters[name]) parameters.set(name, state.filters[name]);
   for (const { key, value } of state.filters.metadata) parameters.append("meta", `${key}=${value}`);
   if (state.view === "list") parameters.set("view", "list");
   if (state.video) {

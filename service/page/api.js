@@ -1,5 +1,19 @@
 // Talking to the server. Every failure is a Failure with words for a person; a missing key asks for one.
 
+import { sentence } from "./format.js";
+
+// Where the API's own words are meant for programs.
+const WORDS = {
+  forbidden: "Your key allows looking, not changing.",
+  "invalid-cursor": "The index has changed in the meantime. Search once more.",
+  "job-not-found": "This job is not known any more.",
+  overloaded: "The server has too much to do. Try again in a moment.",
+  "storage-full": "The server has no room left for more videos.",
+  "too-many-requests": "This was too much at once. Try again in a moment.",
+  unauthorized: "This server asks for a key.",
+  "video-not-found": "This video is not in the index any more.",
+};
+
 export class Failure extends Error {
   constructor(message, { status = 0, kind = "", retryAfter = null } = {}) {
     super(message);
@@ -8,9 +22,13 @@ export class Failure extends Error {
     this.retryAfter = retryAfter;
   }
 
+  get isBusy() {
+    return this.status === 429 || this.status === 503 || this.status === 504;
+  }
+
   // What goes away by itself.
   get isPassing() {
-    return this.status === 429 || this.status === 503 || this.status === 504;
+    return this.isBusy || this.kind === "offline";
   }
 }
 
@@ -23,7 +41,9 @@ export function onMissingKey(handler) {
 export function toFailure(status, body, retryAfter) {
   const kind = typeof body?.type === "string" ? body.type.split(":").pop() : "";
   const seconds = Number.parseFloat(retryAfter ?? "");
-  return new Failure(body?.detail || `The server answered ${status}.`, {
+  // The detail names the fields that the messages are about; a person has chosen them and knows.
+  const told = body?.errors?.map((error) => sentence(error.message)).join(" ") || body?.detail;
+  return new Failure(WORDS[kind] || told || `The server answered ${status}.`, {
     status,
     kind,
     retryAfter: Number.isFinite(seconds) ? seconds : null,

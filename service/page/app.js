@@ -9,17 +9,18 @@ import { closeJobs, openJobs, refreshJobs, setUpJobs } from "./jobs.js";
 import { closePlayer, openPlayer, playedId, setUpPlayer } from "./player.js";
 import { focusCard, removeItem, replaceItem, setUpResults } from "./results.js";
 import { setUpHelp } from "./scores.js";
-import { currentItems, forgetItem, load, refreshNewest, setUpSearch } from "./search.js";
+import { currentItems, forgetItem, load, refreshNewest, setUpSearch, warn } from "./search.js";
 import { setUpSession } from "./session.js";
 import { setUpUploads } from "./uploads.js";
 
 const query = byId("query");
 let state = readAddress();
 
-// Change what is shown, and the address with it.
+// Change what is shown, and the address with it. A new list begins at its top.
 function go(changes) {
   const wanted = { ...state, video: "", time: null, ...changes };
   if (writeAddress(wanted) !== writeAddress(state)) history.pushState(null, "", writeAddress(wanted));
+  if (!sameList(wanted, state)) scrollTo(0, 0);
   follow(wanted);
 }
 
@@ -37,18 +38,26 @@ async function follow(wanted, anew = false) {
   if (state.video && state.video !== playedId()) await showVideo();
 }
 
+// Show what the address says; a step back or forward may change that while the server is asked.
 async function showVideo() {
-  let item = currentItems().find((other) => other.id === state.video);
+  const id = state.video;
+  let item = currentItems().find((other) => other.id === id);
   if (!item) {
     try {
-      item = await call(videoPath(state.video));
-    } catch {
-      history.replaceState(null, "", writeAddress({ ...state, video: "", time: null }));
-      state = { ...state, video: "", time: null };
+      item = await call(videoPath(id));
+    } catch (error) {
+      if (state.video !== id) return;
+      leaveVideo();
+      warn(error.message);
       return;
     }
   }
-  openPlayer(item, state.time ?? bestTime(item), state.like ? "" : state.query);
+  if (state.video === id) openPlayer(item, state.time ?? bestTime(item), state.like ? "" : state.query);
+}
+
+function leaveVideo() {
+  state = { ...state, video: "", time: null };
+  history.replaceState(null, "", writeAddress(state));
 }
 
 function showView() {
@@ -67,10 +76,11 @@ function play(item, seconds) {
 }
 
 function playerClosed(id) {
-  if (state.video) {
-    if (history.state?.isPlayer) history.back();
-    else history.replaceState(null, "", writeAddress({ ...state, video: "", time: null }));
+  if (state.video && history.state?.isPlayer) {
     state = { ...state, video: "", time: null };
+    history.back();
+  } else if (state.video) {
+    leaveVideo();
   }
   if (!document.querySelector("dialog[open]")) focusCard(id);
 }
@@ -82,8 +92,8 @@ function showById(id) {
 
 byId("search").addEventListener("submit", (event) => {
   event.preventDefault();
-  const wanted = { ...state, query: query.value.trim(), like: "", video: "", time: null };
-  if (sameList(wanted, state)) follow(wanted, true);
+  const wanted = { query: query.value.trim(), like: "" };
+  if (sameList({ ...state, ...wanted }, state)) follow(state, true);
   else go(wanted);
 });
 byId("home").addEventListener("click", (event) => {

@@ -1,8 +1,10 @@
 // What is known about a video: shown, changed, and the video deleted.
 
 import { call, send, videoPath } from "./api.js";
-import { button, byId, closable, element, named, show } from "./dom.js";
-import { clock, day, nameOf, plain, size } from "./format.js";
+import { button, byId, closable, element, named, once, show } from "./dom.js";
+import { day, lengthText, nameOf, plain, size } from "./format.js";
+
+const LONG_TITLE = 60; // The head of the player may cut such a title off.
 
 const edit = closable(byId("edit"));
 const confirmation = closable(byId("confirm"));
@@ -13,12 +15,13 @@ function row(term, ...description) {
 
 function facts(video) {
   const rows = [
-    ...row("Length", clock(video.duration_seconds)),
+    ...row("Length", lengthText(video.duration_seconds)),
     ...row("Picture", `${video.width} × ${video.height}, ${Number(video.frame_rate.toFixed(2))} per second, ${video.codec}`),
     ...row("File", size(video.size_bytes)),
     ...row("Added", day(video.added_at)),
     ...row("Id", video.id),
   ];
+  if (video.title?.length > LONG_TITLE) rows.unshift(...row("Title", video.title));
   if (video.uri) {
     const place = named("span", "", video.uri.replace(/.*[/\\](?=[^/\\])/, ""));
     place.title = video.uri;
@@ -84,8 +87,7 @@ export function editVideo(video) {
   show(problem, false);
   return new Promise((resolve) => {
     let changed = null;
-    async function save(event) {
-      event.preventDefault();
+    async function save() {
       try {
         const patch = { title: form.elements.title.value.trim() || null };
         const metadata = mergePatch(video.metadata, readMetadata(form.elements.metadata.value));
@@ -97,9 +99,13 @@ export function editVideo(video) {
         show(problem, true);
       }
     }
-    form.addEventListener("submit", save);
+    function submit(event) {
+      event.preventDefault();
+      once(form.querySelector("[type=submit]"), save);
+    }
+    form.addEventListener("submit", submit);
     edit.addEventListener("close", () => {
-      form.removeEventListener("submit", save);
+      form.removeEventListener("submit", submit);
       resolve(changed);
     }, { once: true });
     edit.showModal();
@@ -118,12 +124,12 @@ export function confirm(title, text, action) {
   });
 }
 
-// Resolves with whether it was deleted.
-export async function deleteVideo(video) {
+// Resolves with whether it was deleted. control: the button that is not to be pressed again meanwhile.
+export async function deleteVideo(video, control) {
   const what = video.uri
     ? "It will no longer be found. Its file stays where it is."
     : "It will no longer be found, and its uploaded file is deleted too. This cannot be undone.";
   if (!(await confirm(`Delete “${nameOf(video)}”?`, what, "Delete"))) return false;
-  await call(videoPath(video.id), { method: "DELETE" });
+  await once(control, () => call(videoPath(video.id), { method: "DELETE" }));
   return true;
 }

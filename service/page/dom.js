@@ -16,6 +16,17 @@ export function button(text, onClick, className = "") {
   return made;
 }
 
+// Runs `act` for a press of a button or a form's submit; until it has ended, a second press does nothing.
+export async function once(control, act) {
+  if (control.disabled) return;
+  control.disabled = true;
+  try {
+    await act();
+  } finally {
+    control.disabled = false;
+  }
+}
+
 // Names that people gave may be written in either direction.
 export function named(name, className, text) {
   const made = element(name, className, text);
@@ -27,11 +38,12 @@ export function show(part, visible) {
   part.hidden = !visible;
 }
 
-// Every dialog closes by its own buttons, by Escape, and by a click beside it.
+// Every dialog closes by its own buttons and by Escape; by a click beside it too, unless something may be written in it.
 export function closable(dialog) {
   for (const part of dialog.querySelectorAll("[data-close]")) part.addEventListener("click", () => dialog.close());
-  dialog.addEventListener("pointerdown", (event) => {
-    if (event.target !== dialog) return;
+  dialog.addEventListener("mousedown", (event) => {
+    const isSecondOfTwo = event.detail > 1; // The first may have opened the dialog.
+    if (event.target !== dialog || isSecondOfTwo || dialog.querySelector("textarea")) return;
     const box = dialog.getBoundingClientRect();
     const inside = event.clientX >= box.left && event.clientX <= box.right
       && event.clientY >= box.top && event.clientY <= box.bottom;

@@ -17,18 +17,21 @@ function meant(text) {
   return trimmed;
 }
 
-function number(text) {
-  const value = Number.parseFloat(text);
-  return Number.isFinite(value) ? value : null;
+// Titles that begin with a text; its first letter may be small or capital.
+function beginsWith(text) {
+  const [first] = text;
+  const rest = text.slice(first.length);
+  const texts = new Set([text, first.toLowerCase() + rest, first.toUpperCase() + rest]);
+  const ranges = [...texts].map((one) => ({ title: { gte: one, lt: `${one}\u{10ffff}` } }));
+  return ranges.length === 1 ? ranges[0] : { or: ranges };
 }
 
 // The JSON for `filter`, or null.
 export function toFilter(filters) {
   const parts = [];
-  if (filters.title) parts.push({ title: { gte: filters.title, lt: `${filters.title}\u{10ffff}` } });
-  const [least, most] = [number(filters.min), number(filters.max)];
-  if (least !== null) parts.push({ duration_seconds: { gte: least } });
-  if (most !== null) parts.push({ duration_seconds: { lte: most } });
+  if (filters.title) parts.push(beginsWith(filters.title));
+  if (filters.min) parts.push({ duration_seconds: { gte: Number(filters.min) } });
+  if (filters.max) parts.push({ duration_seconds: { lte: Number(filters.max) } });
   if (filters.since) parts.push({ added_at: { gte: filters.since } });
   for (const { key, value } of filters.metadata) parts.push({ [`metadata.${key}`]: meant(value) });
   if (!parts.length) return null;
@@ -46,10 +49,10 @@ function without(filters, name) {
 function chipTexts(filters) {
   const found = [];
   if (filters.title) found.push([`Title begins with “${filters.title}”`, without(filters, "title")]);
-  if (filters.min) found.push([`At least ${clock(number(filters.min) ?? 0)} long`, without(filters, "min")]);
-  if (filters.max) found.push([`At most ${clock(number(filters.max) ?? 0)} long`, without(filters, "max")]);
+  if (filters.min) found.push([`At least ${clock(Number(filters.min))} long`, without(filters, "min")]);
+  if (filters.max) found.push([`At most ${clock(Number(filters.max))} long`, without(filters, "max")]);
   if (filters.since) found.push([`Added since ${filters.since}`, without(filters, "since")]);
-  if (filters.strong) found.push([`Top ${100 - Number(filters.strong)} % of chance`, without(filters, "strong")]);
+  if (filters.strong) found.push([`Match in the top ${100 - Number(filters.strong)} %`, without(filters, "strong")]);
   filters.metadata.forEach((pair, place) => {
     const rest = filters.metadata.filter((_, other) => other !== place);
     found.push([`${pair.key} = ${pair.value}`, { ...filters, metadata: rest }]);
@@ -88,6 +91,15 @@ export function showChips(state, likeItem, go) {
 
 function fill(filters) {
   for (const name of ["title", "min", "max", "since", "strong"]) form.elements[name].value = filters[name];
+  relate();
+}
+
+// What one field says about another; the browser tells when it does not hold.
+function relate() {
+  const { min, max, key, value } = form.elements;
+  max.min = min.value || "0";
+  key.required = value.value.trim() !== "";
+  value.required = key.value.trim() !== "";
 }
 
 export function setUpFilters(current, go) {
@@ -102,12 +114,13 @@ export function setUpFilters(current, go) {
     event.stopPropagation();
     close();
   });
+  form.addEventListener("input", relate);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const values = Object.fromEntries([...new FormData(form)].map(([name, value]) => [name, value.trim()]));
     const { key, value, ...rest } = values;
     const others = current().filters.metadata;
-    const metadata = key && !/["\\]/.test(key) ? [...others, { key, value }] : others;
+    const metadata = key ? [...others, { key, value }] : others;
     form.elements.key.value = "";
     form.elements.value.value = "";
     close();

@@ -1,10 +1,25 @@
 // Numbers, times and names as people read them.
 
-export function clock(seconds) {
+export function clock(seconds, withTenths = false) {
   const whole = Math.max(0, Math.floor(seconds));
   const parts = [Math.floor(whole / 60) % 60, whole % 60].map((n) => String(n).padStart(2, "0"));
   const hours = Math.floor(whole / 3600);
-  return hours ? `${hours}:${parts.join(":")}` : `${Number(parts[0])}:${parts[1]}`;
+  const tenths = withTenths ? `.${Math.floor(10 * Math.max(0, seconds - whole))}` : "";
+  return (hours ? `${hours}:${parts.join(":")}` : `${Number(parts[0])}:${parts[1]}`) + tenths;
+}
+
+// Times of one video: with tenths of a second where whole seconds would not tell them apart.
+export function clocks(times) {
+  const whole = times.map((time) => clock(time));
+  return new Set(whole).size === times.length ? whole : times.map((time) => clock(time, true));
+}
+
+export function capital(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+export function sentence(text) {
+  return /[.!?]$/.test(text) ? capital(text) : `${capital(text)}.`;
 }
 
 export function count(number, one, many = `${one}s`) {
@@ -32,9 +47,18 @@ export function dayOnly(text) {
   return Number.isNaN(date.getTime()) ? text : date.toLocaleDateString(undefined, { dateStyle: "medium" });
 }
 
-export function scoreText(score) {
-  return Math.abs(score) < 2 ? score.toFixed(2) : score.toFixed(1);
+export function lengthText(seconds) {
+  return seconds < 10 ? `${seconds.toFixed(1)} s` : clock(seconds);
 }
+
+// Videos like another one have a cosine instead of scores.
+const isLikeness = (item) => Object.values(item.scores ?? {}).every((value) => value === null);
+
+export const scoreName = (item) => (isLikeness(item) ? "Likeness" : "Match");
+
+export const scoreText = (score, item) => score.toFixed(isLikeness(item) ? 2 : 1);
+
+export const namedScore = (score, item) => `${scoreName(item).toLowerCase()} ${scoreText(score, item)}`;
 
 // 99.4 of 100 lie below: the top 0.6 %.
 export function topShare(percentile) {

@@ -1,8 +1,8 @@
-// The list of ingest requests. It looks again by itself only while something waits or runs.
+// The list of ingest requests. It looks again by itself only while something waits or runs, or the server is away.
 
 import { call } from "./api.js";
-import { button, byId, closable, element, named, show } from "./dom.js";
-import { day } from "./format.js";
+import { button, byId, closable, element, named, once, show } from "./dom.js";
+import { day, sentence } from "./format.js";
 import { uploadsRun } from "./uploads.js";
 
 const LOOK_MILLISECONDS = 1500;
@@ -18,6 +18,7 @@ const badge = byId("num-running");
 let shown = [];
 let next = null;
 let timer = 0;
+let isLost = false; // Whether the last look failed for a reason that goes away by itself.
 let onShow = () => {};
 
 const isActive = (job) => job.state === "queued" || job.state === "running";
@@ -46,9 +47,9 @@ function row(job) {
     actions.append(open);
   }
   const tries = job.attempts > 1 ? `, try ${job.attempts}` : "";
-  const state = element("span", "state", `${STATES[job.state] ?? job.state}${tries} · ${day(job.finished_at || job.created_at)}`);
-  part.append(actions, state);
-  if (job.reason) part.append(named("span", "reason", job.reason));
+  const when = day(job.finished_at || job.created_at);
+  part.append(actions, element("span", "state", `${STATES[job.state] ?? job.state}${tries} · ${when}`));
+  if (job.reason) part.append(named("span", "reason", sentence(job.reason)));
   return part;
 }
 
@@ -65,11 +66,13 @@ function draw() {
     part.dataset.key = key;
     return part;
   });
-  if (parts.length !== list.children.length || parts.some((part, i) => part !== list.children[i])) list.replaceChildren(...parts);
+  const isSame = parts.length === list.children.length && parts.every((part, i) => part === list.children[i]);
+  if (!isSame) list.replaceChildren(...parts);
   const numActive = shown.filter(isActive).length;
   badge.textContent = String(numActive);
   show(badge, numActive > 0);
-  byId("open-jobs").setAttribute("aria-label", numActive ? `Uploads and jobs, ${numActive} not ended` : "Uploads and jobs");
+  const name = "Uploads and jobs";
+  byId("open-jobs").setAttribute("aria-label", numActive ? `${name}, ${numActive} not ended` : name);
   show(more, next !== null);
 }
 
@@ -82,16 +85,31 @@ async function look() {
     if (!older.length) next = page.next;
     shown = page.jobs.concat(page.jobs.length < PAGE_SIZE ? [] : older);
     note.textContent = shown.length ? "" : "No jobs yet.";
+    isLost = false;
   } catch (error) {
     note.textContent = error.message;
+    isLost = error.isPassing;
   }
   draw();
   again();
 }
 
+async function lookFarther() {
+  try {
+    const page = await call(`jobs?limit=${PAGE_SIZE}&after=${next}`);
+    const ids = new Set(shown.map((job) => job.id));
+    shown = shown.concat(page.jobs.filter((job) => !ids.has(job.id)));
+    next = page.next;
+  } catch (error) {
+    note.textContent = error.message;
+  }
+  draw();
+  if (more.hidden) byId("jobs").querySelector("[data-close]").focus();
+}
+
 function again() {
   clearTimeout(timer);
-  if (document.hidden || !(shown.some(isActive) || uploadsRun())) return;
+  if (document.hidden || !(isLost || shown.some(isActive) || uploadsRun())) return;
   timer = setTimeout(look, LOOK_MILLISECONDS);
 }
 
@@ -115,13 +133,6 @@ export function setUpJobs(showVideo) {
     openJobs();
     byId("files").focus();
   });
-  more.addEventListener("click", async () => {
-    const page = await call(`jobs?limit=${PAGE_SIZE}&after=${next}`);
-    const ids = new Set(shown.map((job) => job.id));
-    shown = shown.concat(page.jobs.filter((job) => !ids.has(job.id)));
-    next = page.next;
-    draw();
-    if (more.hidden) byId("jobs").querySelector("[data-close]").focus();
-  });
+  more.addEventListener("click", () => once(more, lookFarther));
   document.addEventListener("visibilitychange", again);
 }

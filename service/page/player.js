@@ -2,7 +2,7 @@
 
 import { button, byId, closable, element, show } from "./dom.js";
 import { deleteVideo, editVideo, showDetails } from "./details.js";
-import { at, clock, nameOf, scoreText, topShare } from "./format.js";
+import { at, capital, clocks, namedScore, nameOf, scoreName, scoreText, topShare } from "./format.js";
 import { fillBars, scoreRanges } from "./scores.js";
 import { allows } from "./session.js";
 import { addPlayhead, timeline } from "./timeline.js";
@@ -58,9 +58,11 @@ function jump(seconds) {
 }
 
 function momentLinks(item) {
-  return (item.moments || []).slice(0, 3).map((moment, place) => {
-    const made = button(clock(moment.time_seconds), () => jump(moment.time_seconds), place ? "" : "best");
-    made.title = `Match ${scoreText(moment.score)}`;
+  const moments = item.moments || [];
+  const times = clocks(moments.map((moment) => moment.time_seconds));
+  return moments.slice(0, 3).map((moment, place) => {
+    const made = button(times[place], () => jump(moment.time_seconds), place ? "" : "best");
+    made.title = capital(namedScore(moment.score, item));
     return element("li", "", made);
   });
 }
@@ -69,7 +71,7 @@ function showScores(item) {
   const section = byId("player-scores");
   section.replaceChildren();
   if (item.score === undefined) return;
-  const match = element("p", "match", element("span", "score", scoreText(item.score)));
+  const match = element("p", "match", element("span", "score", scoreText(item.score, item)));
   if (typeof item.percentile === "number") {
     const share = topShare(item.percentile);
     if (share) match.append(element("span", "badge", share));
@@ -77,7 +79,7 @@ function showScores(item) {
   }
   const bars = element("dl", "bars");
   fillBars(bars, item, scoreRanges(hooks.items()));
-  section.append(element("h3", "", "Match"), match, bars);
+  section.append(element("h3", "", scoreName(item)), match, bars);
 }
 
 function showActions(item) {
@@ -111,18 +113,22 @@ function showChanges(record) {
         loadDetails();
       }
     }),
-    button("Delete", async () => {
-      try {
-        if (!(await deleteVideo(record))) return;
-      } catch (error) {
-        say(error.message);
-        return;
-      }
-      shown = null;
-      dialog.close();
-      hooks.onDeleted(record.id);
-    }, "risky"),
+    button("Delete", (event) => remove(record, event.currentTarget), "risky"),
   );
+}
+
+async function remove(record, control) {
+  try {
+    if (!(await deleteVideo(record, control))) return;
+  } catch (error) {
+    say(error.message);
+    return;
+  }
+  if (shown?.id === record.id) {
+    shown = null;
+    dialog.close();
+  }
+  hooks.onDeleted(record.id);
 }
 
 async function loadDetails() {
@@ -141,6 +147,7 @@ export function openPlayer(item, seconds, query) {
   shown = item;
   const title = byId("player-title");
   title.textContent = nameOf(item);
+  title.title = nameOf(item);
   title.dir = "auto";
   const strip = timeline(item, jump, { inTabOrder: true });
   follow = addPlayhead(strip, item.duration_seconds);
@@ -184,8 +191,8 @@ export function setUpPlayer(given) {
   byId("player-next").addEventListener("click", () => step(1));
   dialog.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    if (event.key === "n") step(1);
-    if (event.key === "p") step(-1);
+    if (event.key.toLowerCase() === "n") step(1);
+    if (event.key.toLowerCase() === "p") step(-1);
   });
   dialog.addEventListener("close", () => {
     const id = shown?.id ?? null;

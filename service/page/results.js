@@ -1,7 +1,7 @@
 // The grid of videos: cards, and moving through them with the arrow keys.
 
 import { byId, element, named } from "./dom.js";
-import { at, bestTime, clock, dayOnly, nameOf, scoreText, topShare } from "./format.js";
+import { at, bestTime, clock, dayOnly, namedScore, nameOf, scoreName, scoreText, topShare } from "./format.js";
 import { playOnHover } from "./hover.js";
 import { fillBars, scoreRanges } from "./scores.js";
 import { timeline } from "./timeline.js";
@@ -14,7 +14,7 @@ let current = 0;
 
 function describeMatch(item) {
   if (item.score === undefined) return [];
-  const parts = [element("span", "score", scoreText(item.score))];
+  const parts = [element("span", "quiet", scoreName(item)), element("span", "score", scoreText(item.score, item))];
   const share = typeof item.percentile === "number" ? topShare(item.percentile) : null;
   if (share) {
     const badge = element("span", "badge", share);
@@ -32,8 +32,9 @@ function card(item, ranges) {
   const image = find("img");
   made.dataset.id = item.id;
   image.addEventListener("error", () => picture.classList.add("blank"));
+  image.addEventListener("load", () => picture.classList.toggle("tall", image.naturalHeight > image.naturalWidth));
   image.src = at(item.thumbnail_url, best, "&width=480");
-  const match = item.score === undefined ? "" : `, match ${scoreText(item.score)}`;
+  const match = item.score === undefined ? "" : `, ${namedScore(item.score, item)}`;
   picture.addEventListener("click", () => onPlay(item, best));
   playOnHover(picture, item);
   const times = [...(item.moments?.length ? [clock(best)] : []), clock(item.duration_seconds)].join(" / ");
@@ -59,24 +60,22 @@ function subtitle(item) {
   return isPart ? `scene ${clock(segment.start_seconds)}–${clock(segment.end_seconds)}` : "";
 }
 
-// Show all of `items`. Cards of items shown before stay as they are, but for the lengths of their bars.
+// Show all of `items`. Cards of items shown before stay, and with them the focus; only their bars change in length.
 export function showItems(items) {
   const ranges = scoreRanges(items);
-  const isMore = cards.length && cards.length <= items.length && cards.every((made, i) => made.item === items[i]);
-  if (!isMore) {
-    cards = [];
-    results.replaceChildren();
-    current = 0;
-  }
-  for (const { item, part } of cards) fillBars(part.querySelector(".bars"), item, ranges);
-  for (const item of items.slice(cards.length)) {
-    const made = { item, part: card(item, ranges) };
-    made.item = item;
-    cards.push(made);
-    results.append(made.part);
-  }
-  setCurrent(Math.min(current, cards.length - 1), false);
+  const hadFocus = results.contains(document.activeElement);
+  const before = new Map(cards.map((made) => [made.item, made]));
+  const currentBefore = cards[current];
+  cards = items.map((item) => before.get(item) ?? { item, part: card(item, ranges) });
+  const parts = new Set(cards.map((made) => made.part));
+  for (const part of [...results.children]) if (!parts.has(part)) part.remove();
+  cards.forEach(({ item, part }, place) => {
+    if (before.has(item)) fillBars(part.querySelector(".bars"), item, ranges);
+    else results.insertBefore(part, results.children[place] ?? null);
+  });
+  setCurrent(Math.max(cards.indexOf(currentBefore), 0), false);
   results.removeAttribute("aria-busy");
+  if (hadFocus && !results.contains(document.activeElement)) focusCard();
 }
 
 export function showWaiting(num) {
@@ -150,17 +149,22 @@ export function setUpResults(play, similar) {
   });
   results.addEventListener("keydown", (event) => {
     if (!cards.length || event.altKey || event.ctrlKey || event.metaKey) return;
-    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -numColumns(), ArrowDown: numColumns() };
-    let place = null;
-    if (event.key in steps) place = current + steps[event.key];
-    else if (event.key === "Home") place = 0;
-    else if (event.key === "End") place = cards.length - 1;
-    if (place === null) return;
+    const columns = numColumns();
+    const last = cards.length - 1;
+    const places = {
+      ArrowLeft: current - 1,
+      ArrowRight: current + 1,
+      ArrowUp: current - columns,
+      ArrowDown: current + columns,
+      Home: 0,
+      End: last,
+    };
+    if (!(event.key in places)) return;
     event.preventDefault();
+    const place = places[event.key];
+    const isInLastRow = Math.floor(current / columns) === Math.floor(last / columns);
     if (event.key === "ArrowUp" && place < 0) byId("query").focus();
-    else if (event.key === "ArrowDown" && place >= cards.length) {
-      if (!byId("more").hidden && Math.floor(current / numColumns()) === Math.floor((cards.length - 1) / numColumns())) byId("more").focus();
-      else setCurrent(cards.length - 1, true);
-    } else setCurrent(Math.min(Math.max(place, 0), cards.length - 1), true);
+    else if (event.key === "ArrowDown" && isInLastRow && !byId("more").hidden) byId("more").focus();
+    else setCurrent(Math.min(Math.max(place, 0), last), true);
   });
 }

@@ -1,7 +1,6 @@
 // The four scores: their names, what they compare, and bars for them.
 
 import { byId, element } from "./dom.js";
-import { scoreText } from "./format.js";
 
 export const SCORES = [
   ["video_sentence", "video · sentence", "The whole video with the whole sentence: is this the scene you mean?"],
@@ -32,7 +31,7 @@ export function fillBars(list, item, ranges) {
     term.title = meaning;
     const track = element("dd", "", element("div", "track", fill));
     track.setAttribute("aria-hidden", "true");
-    rows.push(term, track, element("dd", "value", scoreText(value)));
+    rows.push(term, track, element("dd", "value", value.toFixed(1)));
   }
   list.replaceChildren(...rows);
   list.hidden = !rows.length;

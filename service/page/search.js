@@ -2,17 +2,19 @@
 
 import { NO_FILTERS } from "./address.js";
 import { call, Failure, pause, send, videoPath } from "./api.js";
-import { byId, named, show } from "./dom.js";
+import { byId, element, named, show } from "./dom.js";
 import { numActive, showChips, toFilter } from "./filters.js";
-import { count, nameOf } from "./format.js";
+import { capital, count, nameOf } from "./format.js";
 import { hideNotice, showNotice } from "./notice.js";
 import { focusCardAt, shownItems, showItems, showWaiting } from "./results.js";
 
 const PAGE_SIZE = 24;
 const MOST_MOMENTS = 64; // As many as frames are sampled, so that the timeline has all of them.
 const MOST_TRIES = 3;
+const LOOK_AGAIN_SECONDS = 3;
 
 const statusLine = byId("status");
+const moreNote = byId("more-note");
 const warnings = byId("warnings");
 const more = byId("more");
 const results = byId("results");
@@ -23,17 +25,32 @@ let items = [];
 let next = null;
 let likeItem = null;
 let running = new AbortController();
+let isOutOfReach = false;
 
 export const currentItems = () => items;
 
-function say(text, bad = false) {
+// `bad` for what went wrong, `unseen` where a notice shows the same to who can see it.
+function say(text, ...kinds) {
   statusLine.textContent = text;
-  statusLine.classList.toggle("bad", bad);
+  statusLine.className = kinds.join(" ");
+}
+
+// A notice takes the place of the results.
+function stop(title, text, actions = [], isBad = false) {
+  items = [];
+  showItems(items);
+  showNotice(title, text, actions, isBad);
+  say(`${title}. ${text}`, "unseen", ...(isBad ? ["bad"] : []));
 }
 
 function showWarnings(texts) {
-  warnings.replaceChildren(...texts.map((text) => named("li", "", text.charAt(0).toUpperCase() + text.slice(1))));
+  warnings.replaceChildren(...texts.map((text) => named("li", "", capital(text))));
   show(warnings, texts.length > 0);
+}
+
+export function warn(text) {
+  warnings.append(element("li", "", text));
+  show(warnings, true);
 }
 
 const withFilter = (filters) => {
@@ -41,12 +58,12 @@ const withFilter = (filters) => {
   return filter === null ? "" : `&filter=${encodeURIComponent(JSON.stringify(filter))}`;
 };
 
-async function searchPage(signal) {
+async function searchPage(after, signal) {
   const body = { query: state.query, limit: PAGE_SIZE, num_moments: MOST_MOMENTS };
   const filter = toFilter(state.filters);
   if (filter !== null) body.filter = filter;
   if (state.filters.strong) body.min_percentile = Number(state.filters.strong);
-  if (next !== null) body.cursor = next;
+  if (after !== null) body.cursor = after;
   const answer = await send("search", "POST", body, signal);
   const milliseconds = Math.max(1, Math.round(1000 * answer.timings.total_seconds));
   return {
@@ -58,9 +75,9 @@ async function searchPage(signal) {
   };
 }
 
-async function similarPage(signal) {
+async function similarPage(after, signal) {
   if (likeItem?.id !== state.like) likeItem = await call(videoPath(state.like), { signal });
-  const offset = next ?? 0;
+  const offset = after ?? 0;
   const path = `${videoPath(state.like)}/similar?limit=${PAGE_SIZE}&offset=${offset}${withFilter(state.filters)}`;
   const answer = await call(path, { signal });
   const isLast = answer.results.length < PAGE_SIZE;
@@ -73,40 +90,40 @@ async function similarPage(signal) {
   };
 }
 
-async function newestPage(signal) {
-  const after = next === null ? "" : `&after=${next}`;
-  const answer = await call(`videos?limit=${PAGE_SIZE}${after}${withFilter(state.filters)}`, { signal });
-  const isFiltered = toFilter(state.filters) !== null;
+async function newestPage(after, signal) {
+  const from = after === null ? "" : `&after=${after}`;
+  const answer = await call(`videos?limit=${PAGE_SIZE}${from}${withFilter(state.filters)}`, { signal });
   return {
     found: answer.videos,
     next: answer.next,
     warnings: [],
-    status: answer.videos.length ? (isFiltered ? "Newest videos that fulfil the filters" : "Newest videos") : "",
-    total: answer.videos.length || (isFiltered ? 1 : 0),
+    status: toFilter(state.filters) === null ? "Newest videos" : "Newest videos that fulfil the filters",
+    total: answer.videos.length,
   };
 }
 
-function loadPage(signal) {
-  if (state.like) return similarPage(signal);
-  return state.query ? searchPage(signal) : newestPage(signal);
+function loadPage(after, signal) {
+  if (state.like) return similarPage(after, signal);
+  return state.query ? searchPage(after, signal) : newestPage(after, signal);
 }
 
-// Again and again while the server is starting, a few times while it has too much to do.
-async function patiently(signal) {
+const again = ["Try again", () => load(state)];
+const newest = ["Show the newest videos", () => go({ query: "", like: "", filters: NO_FILTERS })];
+
+// Again and again while the server is starting or out of reach, a few times while it has too much to do.
+async function patiently(after, signal) {
   for (let tries = 0; ; tries += 1) {
     try {
-      return await loadPage(signal);
+      return await loadPage(after, signal);
     } catch (error) {
-      const isStarting = error.kind === "not-ready";
-      if (!isStarting && !(error.isPassing && tries < MOST_TRIES)) throw error;
-      const seconds = Math.min(error.retryAfter ?? 1, 10);
-      if (isStarting) {
-        results.replaceChildren();
-        showNotice("Getting ready", "Model and index are being loaded. This page goes on by itself.");
-        say("Getting ready…");
-      } else {
-        say(`The server is busy. Trying again in ${Math.ceil(seconds)} s…`);
-      }
+      const isFirst = after === null;
+      const isStarting = isFirst && error.kind === "not-ready";
+      isOutOfReach = isFirst && error.kind === "offline";
+      if (!isStarting && !isOutOfReach && !(error.isBusy && tries < MOST_TRIES)) throw error;
+      const seconds = Math.min(error.retryAfter ?? LOOK_AGAIN_SECONDS, 10);
+      if (isStarting) stop("Getting ready", "Model and index are being loaded. This page goes on by itself.");
+      else if (isOutOfReach) stop("Out of reach", `${error.message} This page goes on by itself.`, [again], true);
+      else (isFirst ? statusLine : moreNote).textContent = `The server is busy. Trying again in ${Math.ceil(seconds)} s…`;
       await pause(1000 * seconds);
       signal.throwIfAborted();
     }
@@ -114,42 +131,41 @@ async function patiently(signal) {
 }
 
 function nothingFound(total) {
-  const openUpload = ["Upload videos", () => byId("open-upload").click()];
-  const newest = ["Show the newest videos", () => go({ query: "", like: "", filters: NO_FILTERS })];
   if (numActive(state.filters)) {
-    showNotice("Nothing fulfils the filters", "Remove one of them above, or all:", [
+    stop("Nothing fulfils the filters", "Remove one of them above, or all:", [
       ["Clear all filters", () => go({ filters: NO_FILTERS })], newest,
     ]);
+  } else if (state.like) {
+    stop("Nothing found", "This is the only video of the index.", [newest]);
   } else if (!total) {
-    showNotice("There are no videos yet", "Drop some here, or choose files. They can be searched once they have been read.",
-      [openUpload]);
+    stop("There are no videos yet", "Drop some here, or choose files. They can be searched once they have been read.", [
+      ["Upload videos", () => byId("open-upload").click()],
+    ]);
   } else {
-    const help = state.like
-      ? "This is the only video of the index."
-      : "Describe what is to be seen, in a few plain words: who or what, doing what, where.";
-    showNotice("Nothing found", help, [newest]);
+    stop("Nothing found", "Describe what is to be seen, in a few plain words: who or what, doing what, where.", [newest]);
   }
 }
 
 function failed(error, isMore) {
-  say(error instanceof Failure ? error.message : "Something went wrong on this page.", true);
+  const text = error instanceof Failure ? error.message : "Something went wrong on this page.";
+  if (isMore) moreNote.textContent = text;
+  else if (error.status === 401) stop("A key is needed", text, [["Sign in", () => load(state)]], true);
+  else if (error.kind === "video-not-found") stop("Not here any more", text, [newest], true);
+  else stop(error.isBusy ? "Too much to do" : "This did not work", text, [again], true);
   if (!(error instanceof Failure)) throw error;
-  if (isMore) return;
-  results.replaceChildren();
-  const titles = { offline: "Out of reach", overloaded: "Too much to do", unauthorized: "A key is needed" };
-  const title = titles[error.kind] || (error.isPassing ? titles.overloaded : "This did not work");
-  showNotice(title, error.message, [[error.status === 401 ? "Sign in" : "Try again", () => load(state)]], true);
 }
 
 async function run(isMore) {
   running.abort();
   running = new AbortController();
   const { signal } = running;
-  const hadFocus = document.activeElement === more;
+  const focusWasOnMore = document.activeElement === more;
   more.disabled = true;
+  moreNote.textContent = "";
   try {
-    const page = await patiently(signal);
+    const page = await patiently(isMore ? next : null, signal);
     if (signal.aborted) return;
+    isOutOfReach = false;
     const numBefore = isMore ? items.length : 0;
     items = isMore ? items.concat(page.found) : page.found;
     next = page.next;
@@ -160,12 +176,9 @@ async function run(isMore) {
     showChips(state, likeItem, go);
     show(more, next !== null);
     if (!items.length) nothingFound(page.total);
-    if (isMore && hadFocus && items.length > numBefore) focusCardAt(numBefore);
-    else if (hadFocus && more.hidden) focusCardAt(items.length - 1);
+    if (focusWasOnMore && (items.length > numBefore || more.hidden)) focusCardAt(Math.min(numBefore, items.length - 1));
   } catch (error) {
-    if (signal.aborted) return;
-    results.removeAttribute("aria-busy");
-    failed(error, isMore);
+    if (!signal.aborted) failed(error, isMore);
   } finally {
     if (!signal.aborted) more.disabled = false;
   }
@@ -185,22 +198,28 @@ export function load(wanted) {
   return run(false);
 }
 
-// The newest videos once more, where they are what is shown.
-export function refreshNewest() {
-  if (state && !state.query && !state.like) {
-    next = null;
-    run(false);
+// Videos that are new, before those that are shown, where the newest are what is shown.
+export async function refreshNewest() {
+  if (!state || state.query || state.like) return;
+  if (!items.length) {
+    await run(false);
+    return;
   }
+  const { signal } = running;
+  const page = await newestPage(null, signal).catch(() => null); // Then they come with the next look.
+  if (page === null || signal.aborted) return;
+  const known = new Set(items.map((item) => item.id));
+  items = page.found.filter((item) => !known.has(item.id)).concat(items);
+  showItems(items);
 }
 
 export function forgetItem(id) {
   items = items.filter((item) => item.id !== id);
+  if (!items.length) run(false);
 }
 
 export function setUpSearch(goTo) {
   go = goTo;
   more.addEventListener("click", () => run(true));
-  addEventListener("online", () => {
-    if (statusLine.classList.contains("bad")) load(state);
-  });
+  addEventListener("online", () => { if (isOutOfReach) load(state); });
 }

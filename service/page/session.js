@@ -1,7 +1,7 @@
 // Signing in where the server asks for keys, and what the key allows.
 
 import { call, Failure, onMissingKey, send } from "./api.js";
-import { byId, closable, show } from "./dom.js";
+import { byId, closable, once, show } from "./dom.js";
 
 const dialog = closable(byId("sign-in"));
 const form = dialog.querySelector("form");
@@ -40,8 +40,7 @@ function ask() {
   return asking;
 }
 
-async function submit(event) {
-  event.preventDefault();
+async function signIn() {
   try {
     await send("session", "POST", { key: form.elements.key.value });
   } catch (error) {
@@ -56,13 +55,22 @@ async function submit(event) {
   onChange();
 }
 
+async function signOut() {
+  try {
+    await call("session", { method: "DELETE" });
+    location.reload();
+  } catch (error) {
+    byId("status").textContent = error.message;
+  }
+}
+
 export async function setUpSession(changed) {
   onChange = changed;
   onMissingKey(ask);
-  form.addEventListener("submit", submit);
-  byId("log-out").addEventListener("click", async () => {
-    await call("session", { method: "DELETE" });
-    location.reload();
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    once(form.querySelector("[type=submit]"), signIn);
   });
+  byId("log-out").addEventListener("click", signOut);
   await look();
 }

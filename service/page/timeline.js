@@ -1,7 +1,7 @@
 // A video's length as a strip, with a bar for each sampled frame: the better it matches, the higher.
 
 import { button, element } from "./dom.js";
-import { clock, scoreText } from "./format.js";
+import { clocks, namedScore } from "./format.js";
 
 const WIDEST_SHARE = 0.12;
 
@@ -36,6 +36,7 @@ export function timeline(item, onPick, { inTabOrder }) {
     strip.append(band);
   }
   const edges = spans(moments, segment);
+  const times = clocks(moments.map((moment) => moment.time_seconds));
   moments.forEach((moment, place) => {
     const share = high > low ? (moment.score - low) / (high - low) : 1;
     const bar = button("", (event) => {
@@ -49,8 +50,9 @@ export function timeline(item, onPick, { inTabOrder }) {
     mark.style.height = `${22 + 78 * share}%`;
     mark.style.opacity = String(0.35 + 0.65 * share);
     bar.append(mark);
-    bar.title = `${clock(moment.time_seconds)} · match ${scoreText(moment.score)}`;
-    bar.setAttribute("aria-label", `Play from ${clock(moment.time_seconds)}, match ${scoreText(moment.score)}`);
+    const score = namedScore(moment.score, item);
+    bar.title = `${times[place]} · ${score}`;
+    bar.setAttribute("aria-label", `Play from ${times[place]}, ${score}`);
     if (!inTabOrder) bar.tabIndex = -1;
     strip.append(bar);
   });

@@ -2,13 +2,14 @@
 
 import { call, Failure, onceSignedIn, pause, toFailure } from "./api.js";
 import { button, byId, element, named, show } from "./dom.js";
-import { size } from "./format.js";
+import { sentence, size } from "./format.js";
 
 const list = byId("uploads");
 const drop = byId("drop");
 
 let hooks = {};
 let queue = Promise.resolve();
+let numUnsent = 0;
 let numRunning = 0;
 
 export const uploadsRun = () => numRunning > 0;
@@ -23,13 +24,17 @@ function row(file) {
   const state = element("span", "state", "Waiting");
   const actions = element("span", "row-actions");
   const part = element("li", "row", named("span", "name", file.name), actions, state, bar);
-  list.prepend(part);
+  list.append(part);
   show(list, true);
   return {
     part,
     say: (text) => { state.textContent = text; },
     progress: (share) => { if (share === null) bar.removeAttribute("value"); else bar.value = share; },
-    actions: (...buttons) => actions.replaceChildren(...buttons),
+    actions: (...buttons) => {
+      const hadFocus = actions.contains(document.activeElement);
+      actions.replaceChildren(...buttons);
+      if (hadFocus) (buttons[0] ?? byId("files")).focus();
+    },
     end: (text, kind) => {
       state.textContent = text;
       state.setAttribute("role", "status");
@@ -64,6 +69,16 @@ function transfer(file, shown, control) {
   });
 }
 
+// A job as it is now; as it was, while the server is out of reach or has too much to do.
+async function look(job) {
+  try {
+    return await call(`jobs/${encodeURIComponent(job.id)}`);
+  } catch (error) {
+    if (error.isPassing) return job;
+    throw error;
+  }
+}
+
 async function follow(job, shown, control) {
   shown.progress(null);
   let cancelling = false;
@@ -73,9 +88,10 @@ async function follow(job, shown, control) {
     await call(`jobs/${encodeURIComponent(job.id)}`, { method: "DELETE" }).catch(() => {});
   };
   for (let wait = 200; ; wait = Math.min(wait * 1.3, 2000)) {
-    const now = await call(`jobs/${encodeURIComponent(job.id)}`);
+    const now = await look(job);
     if (now.state === "done") return now.video_id;
-    if (now.state === "failed") throw cancelling ? new Cancelled() : new Failure(now.reason || "It cannot be read.", { kind: "failed" });
+    if (now.state === "failed" && cancelling) throw new Cancelled();
+    if (now.state === "failed") throw new Failure(sentence(now.reason || "it cannot be read"));
     if (!cancelling) shown.say(now.state === "queued" ? "Waiting to be read" : "Being read");
     await pause(wait);
   }
@@ -90,6 +106,9 @@ async function upload(file, shown, control, onSent) {
   if (!answer.job) return [answer.video.id, "Was there already"];
   return [await follow(answer.job, shown, control), "Ready to be found"];
 }
+
+// The same file may fare better another time, unless the server has looked at it or has refused it.
+const isWorthTrying = (error) => error.isPassing || error.status === 401 || error.status >= 500;
 
 async function run(file, shown, control, onSent) {
   numRunning += 1;
@@ -107,9 +126,13 @@ async function run(file, shown, control, onSent) {
       shown.actions();
     } else {
       shown.end(error.message, "failed");
-      const again = button("Try again", () => { shown.part.remove(); add([file]); }, "link");
+      const again = button("Try again", () => {
+        shown.part.remove();
+        add([file]);
+        list.lastElementChild.querySelector("button").focus();
+      }, "link");
       again.setAttribute("aria-label", `Try ${file.name} again`);
-      shown.actions(...(error.kind === "failed" ? [] : [again]));
+      shown.actions(...(isWorthTrying(error) ? [again] : []));
     }
   } finally {
     numRunning -= 1;
@@ -129,7 +152,10 @@ export function add(files) {
     }, "link");
     cancel.setAttribute("aria-label", `Cancel ${file.name}`);
     shown.actions(cancel);
-    queue = queue.then(() => new Promise((onSent) => { run(file, shown, control, onSent); }));
+    numUnsent += 1;
+    queue = queue
+      .then(() => new Promise((onSent) => { run(file, shown, control, onSent); }))
+      .then(() => { numUnsent -= 1; });
   }
 }
 
@@ -158,6 +184,6 @@ export function setUpUploads(given) {
     add([...event.dataTransfer.files]);
   });
   addEventListener("beforeunload", (event) => {
-    if (numRunning) event.preventDefault();
+    if (numUnsent) event.preventDefault(); // What was sent is read all the same.
   });
 }

@@ -2,15 +2,16 @@
 
 import { send } from "./api.js";
 import { button, element } from "./dom.js";
-import { clock } from "./format.js";
+import { clocks } from "./format.js";
 
 function table(explanation, onPick) {
   const { tokens, frame_times: times, similarity } = explanation;
   const rows = tokens.map((token, place) => [token, similarity[place]]).slice(1, -1); // Without start and end.
   const values = rows.flatMap(([, row]) => row);
   const [low, high] = [Math.min(...values), Math.max(...values)];
-  const head = element("tr", "", element("td", ""), ...times.map((time) => {
-    const cell = element("th", "", button(clock(time), () => onPick(time)));
+  const names = clocks(times);
+  const head = element("tr", "", element("td", ""), ...times.map((time, place) => {
+    const cell = element("th", "", button(names[place], () => onPick(time)));
     cell.scope = "col";
     return cell;
   }));

@@ -31,7 +31,7 @@ def list_videos(
 
       xclip-search list --index my-index --limit 5
 
-      xclip-search list --index my-index --filter '{"title": {"contains": "beach"}}' --json
+      xclip-search list --index my-index --filter '{"duration_seconds": {"gt": 60}}' --json
     """
     with wrong_use_explained():
         from indexer.catalog import Catalog

@@ -175,7 +175,10 @@ def read_environment(**overrides: object) -> Environment:
     try:
         return Environment.read(**overrides)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        problems = (
+            f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors()
+        )
         refuse("wrong settings: " + "; ".join(problems))
 
 

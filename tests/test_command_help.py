@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 import typer.main
 from typer.testing import CliRunner
 
 import xclip_search
+from indexer.filters import parse_filter
 
 OURS = [name for name, room in xclip_search.ROOMS.items() if room.startswith(("indexer.", "service."))]
 
@@ -28,3 +32,12 @@ def test_a_slip_of_the_fingers_is_answered_with_the_command_that_was_meant() -> 
     result = CliRunner().invoke(xclip_search.app, ["serach", "a dog"])
     assert result.exit_code == 2
     assert "Did you mean search" in result.output
+
+
+@pytest.mark.parametrize("name", ["search", "list"])
+def test_filters_in_examples_are_filters(name: str) -> None:
+    command = typer.main.get_command(xclip_search.app).get_command(None, name)  # type: ignore[attr-defined]
+    examples = re.findall(r"--filter '(.*?)'", command.help)
+    assert examples
+    for example in examples:
+        parse_filter(json.loads(example))

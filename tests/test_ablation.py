@@ -344,11 +344,14 @@ def test_the_command_writes_tables_and_plot_and_does_nothing_twice(folders, monk
 def test_wrong_use_is_one_line_and_exit_status_2(tmp_path):
     wrong = CliRunner().invoke(app, ["--output", str(tmp_path / "output"), "--tables", "none"])
     assert wrong.exit_code == 2
-    assert wrong.output.startswith("no such table: none")
+    assert wrong.output.startswith("error: no such table: none")
     assert not (tmp_path / "output").exists()
     foreign = CliRunner().invoke(app, ["--output", str(Path(__file__).parent), "--quick"])
     assert foreign.exit_code == 1
     assert "holds no ablations" in foreign.output
+    below_a_file = CliRunner().invoke(app, ["--output", str(Path(__file__) / "output"), "--quick"])
+    assert isinstance(below_a_file.exception, SystemExit), below_a_file.exception
+    assert below_a_file.exit_code == 1
 
 
 def test_the_figures_that_the_docs_discuss_are_those_of_the_tables_that_the_command_wrote():

@@ -88,6 +88,7 @@ def test_wrong_use_is_one_message_and_status_2(corpus, tmp_path, monkeypatch, ar
         (tmp_path / name).symlink_to(corpus / name)
     result = run(*arguments)
     assert result.exit_code == 2, result.output
+    assert result.output.startswith("error: ")
     assert message in result.output
     assert "Traceback" not in result.output
 
@@ -148,7 +149,7 @@ def test_a_run_directory_that_cannot_be_made_is_one_message_and_status_1(corpus,
     result = run(corpus / "small.toml", "--data", corpus / "corpus", "--output", output, "--device", "cpu")
     assert isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == 1
-    assert str(output) in result.output
+    assert result.output.startswith(f"error: {output}")
 
 
 # Real processes: slow, because each loads torch.

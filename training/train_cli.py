@@ -78,10 +78,12 @@ def _find(
     from training.errors import ConfigError
 
     if resume and overwrite:
-        _stop("--resume keeps a run and --overwrite removes it: choose one", WRONG_USE)
+        _stop("error: --resume keeps a run and --overwrite removes it: choose one", WRONG_USE)
     if config is None:
         if not resume or output is None:
-            _stop("which config? A TOML file or a name of --list; or --resume with --output", WRONG_USE)
+            _stop(
+                "error: which config? A TOML file or a name of --list; or --resume with --output", WRONG_USE
+            )
         config = str(output / "config.toml")
     for field, folder in (("directory", data), ("videos", videos)):
         if folder is not None:
@@ -89,7 +91,7 @@ def _find(
     try:
         return find_config(config, changes)
     except ConfigError as error:
-        _stop(str(error), WRONG_USE)
+        _stop(f"error: {error}", WRONG_USE)
 
 
 @contextmanager
@@ -115,11 +117,12 @@ def _explained(directory: Path) -> Iterator[TrainingDisplay]:
     except KeyboardInterrupt:
         _stop(f"stopped at once\n{go_on}", 130, speaks)
     except (ConfigError, SpecError) as error:
-        _stop(str(error), WRONG_USE, speaks)
+        _stop(f"error: {error}", WRONG_USE, speaks)
     except (TrainingError, ModelError) as error:
-        _stop(str(error), FAILED, speaks)
+        _stop(f"error: {error}", FAILED, speaks)
     except OSError as error:
-        _stop(f"{error.filename}: {error.strerror}" if error.filename else str(error), FAILED, speaks)
+        told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        _stop(f"error: {told}", FAILED, speaks)
 
 
 def _stop(message: str, status: int, speaks: bool = True) -> NoReturn:

@@ -217,9 +217,12 @@ def _errors_explained(output: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         _stop(f"stopped; the same command goes on with {output}", INTERRUPTED)
     except ConfigError as error:
-        _stop(str(error), WRONG_USE)
+        _stop(f"error: {error}", WRONG_USE)
     except (TrainingError, ModelError) as error:
-        _stop(str(error), FAILED)
+        _stop(f"error: {error}", FAILED)
+    except OSError as error:
+        told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        _stop(f"error: {told}", FAILED)
 
 
 def _stop(message: str, status: int) -> NoReturn:

@@ -280,6 +280,9 @@ grep current "$work/reindex.log" || fail "reindex does not say what is current"
 use "a second start on the same volumes, encoded anew"
 job xclip-search keys list | grep -q verify || fail "the key is not listed"
 job xclip-search keys remove --name verify >/dev/null 2>&1 || fail "the key cannot be removed"
+job xclip-search backup /models/backup --index /index || fail "no backup could be made"
+job find /index -mindepth 1 -delete
+job xclip-search restore /models/backup --index /index || fail "the backup does not come back into an empty volume"
 job xclip-search verify --index /index
 [ "$target" = cpu ] || say "not checked: anything on a GPU; all of this ran on the CPU"
 say "all is well with $image ($engine)"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from indexer.errors import ManifestError
 
 if TYPE_CHECKING:
     from indexer.catalog_records import VideoRecord
+
+logger = logging.getLogger(__name__)
 
 VIDEO_ENDINGS: Final = frozenset(
     {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
@@ -51,7 +54,8 @@ class VideoSource:
 def find_videos(paths: Iterable[Path]) -> list[VideoSource]:
     """The files among `paths`, and below its folders those with a video's ending, sorted, each once.
 
-    Hidden files and folders are left out; links to folders are not followed. Raises FileNotFoundError, naming
+    Hidden files and folders are left out, as are, with a line in the log, folders that cannot be read; links to
+    folders are not followed. Raises FileNotFoundError, naming
     the path, where one is not there.
     """
     found: dict[Path, None] = {}
@@ -85,11 +89,16 @@ def read_manifest(path: Path) -> list[VideoSource]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_log_unread):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_ENDINGS:
                 yield Path(parent) / name
+
+
+def _log_unread(error: OSError) -> None:
+    """One folder that cannot be read does not keep the others out."""
+    logger.warning("the folder %s is left out, it cannot be read: %s", error.filename, error.strerror)
 
 
 def _read_json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -98,7 +107,7 @@ def _read_json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, A
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ManifestError(f"line {number} of the manifest is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise ManifestError(f"line {number} of the manifest is not a JSON object")
@@ -124,7 +133,7 @@ def _read_csv(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if row.get("metadata"):
             try:
                 metadata = json.loads(row["metadata"])
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ManifestError(f"line {number}: the metadata is not JSON: {error}") from None
         if isinstance(metadata, dict):
             extra = {name: cells[name] for name in columns if name not in _FIELDS and cells[name]}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +32,22 @@ def test_folders_are_walked_for_videos_and_named_files_taken_as_they_are(tmp_pat
     assert all(source.trusted and source.id is None for source in found)
     with pytest.raises(FileNotFoundError, match=r"absent\.mp4"):
         find_videos([tmp_path / "absent.mp4"])
+
+
+def test_a_folder_that_cannot_be_read_is_left_out_and_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _touch(tmp_path, "a/1.mp4", "closed/2.mp4", "z/3.mp4")
+    read = os.scandir
+
+    def read_what_is_open(path: str) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return read(path)
+
+    monkeypatch.setattr(os, "scandir", read_what_is_open)
+    assert [source.path.name for source in find_videos([tmp_path])] == ["1.mp4", "3.mp4"]
+    assert f"the folder {tmp_path / 'closed'} is left out" in caplog.text
 
 
 def test_a_json_lines_manifest_gives_ids_titles_and_metadata(tmp_path: Path) -> None:
@@ -60,6 +79,7 @@ def test_a_csv_manifest_gives_the_same_and_its_other_columns_are_metadata(tmp_pa
     ("name", "text", "reason"),
     [
         ("a.jsonl", "nonsense", "line 1 .* not JSON"),
+        ("a.jsonl", '{"metadata": ' + "[" * 100_000, "line 1 .* not JSON"),
         ("a.jsonl", '{"path": "a"}\n[1]', "line 2 .* not a JSON object"),
         ("a.jsonl", '{"id": "a"}', "line 1 .* no path"),
         ("a.jsonl", '{"path": 5}', "path is not a text"),
@@ -70,6 +90,7 @@ def test_a_csv_manifest_gives_the_same_and_its_other_columns_are_metadata(tmp_pa
         ("a.csv", "path,id\na\n", "not as many cells"),
         ("a.csv", "path,id\na,b,c\n", "not as many cells"),
         ("a.csv", "path,metadata\na,{nonsense\n", "metadata is not JSON"),
+        ("a.csv", "path,metadata\na," + "[" * 100_000 + "\n", "metadata is not JSON"),
         ("a.csv", "path,metadata\na,[1]\n", "metadata is not an object"),
         ("a.csv", "path\n,\n", "cells"),
     ],

@@ -132,9 +132,10 @@ setUpPlayer({
   },
   onStep: (item) => play(item, bestTime(item)),
   onSimilar: (item) => go({ like: item.id, query: "" }),
-  onFilter: (key, value) => go({
-    filters: { ...state.filters, metadata: [...state.filters.metadata, { key, value }] },
-  }),
+  onFilter: (key, value) => {
+    const others = state.filters.metadata.filter((pair) => pair.key !== key || pair.value !== value);
+    go({ filters: { ...state.filters, metadata: [...others, { key, value }] } });
+  },
   onChanged: (video) => replaceItem(video.id, { title: video.title, metadata: video.metadata }),
   onDeleted: (id) => {
     removeItem(id);

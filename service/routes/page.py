@@ -14,6 +14,7 @@ from service.errors import RouteNotFoundError
 
 router = APIRouter(include_in_schema=False, dependencies=[OPEN])
 
+METHODS = ["GET", "HEAD"]
 PAGE_DIRECTORY = Path(__file__).parent.parent / "page"
 CONTENT_TYPES = {
     ".js": "text/javascript; charset=utf-8",
@@ -29,21 +30,21 @@ PARTS = {
 
 
 @router.head("/")
-@router.get("/")
+@router.api_route("/", methods=METHODS)
 async def get_page(request: Request) -> Response:
     """The search page."""
     return await _answer(request, "index.html", "text/html; charset=utf-8")
 
 
 @router.head("/docs")
-@router.get("/docs")
+@router.api_route("/docs", methods=METHODS)
 async def get_docs(request: Request) -> Response:
     """The endpoints, for people; made from /openapi.json in the browser."""
     return await _answer(request, "docs.html", "text/html; charset=utf-8")
 
 
 @router.head("/page/{name}")
-@router.get("/page/{name}")
+@router.api_route("/page/{name}", methods=METHODS)
 async def get_part(request: Request, name: str) -> Response:
     """A script, style sheet or picture of the pages."""
     if name not in PARTS:

@@ -1,4 +1,4 @@
-"""The page's files as they are served: what they are, and that a HEAD asks for the same without the content."""
+"""The page's files as they are served: what they are, and a HEAD for the same without the content."""
 
 from __future__ import annotations
 

@@ -63,7 +63,9 @@ def load_directory(directory: Path, device: str = "auto") -> XClip:
     """A model that `save` wrote. Raises CheckpointError where a file is missing or does not fit."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / name).is_file():
-            raise CheckpointError(f"{directory} holds no {name}; {FORMS}")
+            inside = sorted(file.parent for file in directory.glob(f"*/{CONFIG_FILE}"))
+            hint = f"is it {inside[0]}?" if inside else FORMS
+            raise CheckpointError(f"{directory} holds no {name}; {hint}")
     model = XClip(XClipConfig.from_json((directory / CONFIG_FILE).read_text(encoding="utf-8")))
     fill(model, read_tensors(directory / WEIGHTS_FILE))
     return place(model, device)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from model import SpecError, XClip, XClipConfig
+from model import CheckpointError, SpecError, XClip, XClipConfig
 
 ARCHITECTURE = "ViT-S-32-alt"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -84,3 +84,13 @@ def test_openclip_weights_that_cannot_be_fetched_are_one_line_that_says_what_to_
     assert reason in said and "run this once with a network, or copy the cache" in said
     assert "\n" not in said
     assert not [record for record in caplog.records if record.name == "root"], "nothing else complains of it"
+
+
+def test_a_directory_without_a_model_is_refused_and_names_the_one_inside(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no config\.json; a model spec is one of"):
+        XClip.load(tmp_path, "cpu")
+    for name in ("last", "best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+    with pytest.raises(CheckpointError, match=rf"holds no config\.json; is it {tmp_path / 'best'}\?"):
+        XClip.load(tmp_path, "cpu")

@@ -54,8 +54,8 @@ class VideoSource:
 def find_videos(paths: Iterable[Path]) -> list[VideoSource]:
     """The files among `paths`, and below its folders those with a video's ending, sorted, each once.
 
-    Hidden files and folders are left out; so are, with a line in the log, folders that cannot be read. Links to
-    folders are not followed. Raises FileNotFoundError, naming the path, where one is not there.
+    Hidden files and folders are left out; so are, with a line in the log, folders that cannot be read. Links
+    to folders are not followed. Raises FileNotFoundError, naming the path, where one is not there.
     """
     found: dict[Path, None] = {}
     for path in paths:

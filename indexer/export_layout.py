@@ -67,7 +67,8 @@ def load_pyarrow() -> tuple[Any, Any]:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError:
         raise ParquetMissingError(
-            "Parquet files need pyarrow, which is not installed: `make install` brings it, or pip install pyarrow"
+            "Parquet files need pyarrow, which is not installed:"
+            " `make install` brings it, or pip install pyarrow"
         ) from None
 
 

@@ -192,7 +192,7 @@ def _unpack(text: str) -> Sequence[Any]:
         raise ValueError("too deep") from error
     if not isinstance(fields, list) or not fields:
         raise ValueError("not a list")
-    if fields[0] != _VERSION:
+    if isinstance(fields[0], bool) or fields[0] != _VERSION:  # true equals 1.
         raise InvalidCursorError("the cursor is of another version; begin again without it")
     return fields
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anyio import to_thread
+from starlette.responses import Response
 
 from indexer.search_types import SearchResult
 from service.addresses import media_url, preview_url, thumbnail_url
 from service.ready_service import ReadyService
-from service.schemas import ExplanationAnswer, MomentAnswer, ResultAnswer, ScoresAnswer, Span
+from service.schemas import Answer, ExplanationAnswer, MomentAnswer, ResultAnswer, ScoresAnswer, Span
 
 
 async def to_result_answers(
@@ -20,6 +21,11 @@ async def to_result_answers(
     ids = list(dict.fromkeys(result.id for result in results))
     playable = await to_thread.run_sync(service.playability.of_ids, ids)
     return [_to_answer(result, playable, root_path) for result in results]
+
+
+def to_response(body: Answer) -> Response:
+    """`body` as it is; FastAPI would check and copy it first, and large answers would hold up all others."""
+    return Response(body.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
 def _to_answer(result: SearchResult, playable: Mapping[str, bool], root_path: str) -> ResultAnswer:

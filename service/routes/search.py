@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from functools import partial
 
 from fastapi import APIRouter, Request
+from starlette.responses import Response
 
 from indexer.search_types import SearchAnswer, SearchQuery, Timings
 from service.access import READ
 from service.errors import InvalidCursorError, OverloadedError
 from service.ready_service import ReadyService, Service
 from service.request_body import describe_body, read_json
-from service.result_answers import to_result_answers
+from service.result_answers import to_response, to_result_answers
 from service.routes.descriptions import BODY_ERRORS, problems
 from service.schemas import SearchAnswerBody, SearchAnswersBody, SearchRequest, TimingsAnswer
 
@@ -25,11 +26,11 @@ QUERIES_A_TURN = 8
 
 @router.post(
     "/search",
-    response_model_exclude_unset=True,
+    response_model=SearchAnswerBody | SearchAnswersBody,
     responses=problems(*BODY_ERRORS, InvalidCursorError, OverloadedError),
     openapi_extra=describe_body(SearchRequest),
 )
-async def search(request: Request, service: Service) -> SearchAnswerBody | SearchAnswersBody:
+async def search(request: Request, service: Service) -> Response:
     """Find videos, and the moments in them, by text; or by several texts, each by itself."""
     body = await read_json(request, SearchRequest, service.settings.body_limit_bytes)
     fields = body.model_dump(exclude={"query", "queries"})
@@ -37,7 +38,7 @@ async def search(request: Request, service: Service) -> SearchAnswerBody | Searc
     if body.queries is None:
         query = SearchQuery(text=str(body.query), **fields)
         answer = await service.search_gate.run(partial(service.searcher.search, query))
-        return await _to_body(answer, service, root_path)
+        return to_response(await _to_body(answer, service, root_path))
     started = time.perf_counter()
     queries = [SearchQuery(text=text, **fields) for text in body.queries]
     turns = []
@@ -46,10 +47,11 @@ async def search(request: Request, service: Service) -> SearchAnswerBody | Searc
         search_some = partial(service.searcher.search_all, some)
         turns.append(await service.search_gate.run(search_some, begun=first > 0))
     answers = [answer for turn in turns for answer in turn.answers]
-    return SearchAnswersBody(
+    together = SearchAnswersBody(
         answers=[await _to_body(answer, service, root_path) for answer in answers],
         timings=_sum([turn.timings for turn in turns], time.perf_counter() - started),
     )
+    return to_response(together)
 
 
 def _sum(timings: Sequence[Timings], total_seconds: float) -> TimingsAnswer:

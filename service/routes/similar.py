@@ -7,11 +7,12 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
 
 from service.access import READ
 from service.errors import OverloadedError, VideoNotFoundError
 from service.ready_service import Service
-from service.result_answers import to_result_answers
+from service.result_answers import to_response, to_result_answers
 from service.routes.descriptions import problems
 from service.schemas import SimilarAnswerBody, SimilarParameters
 
@@ -20,12 +21,12 @@ router = APIRouter(prefix="/videos/{video_id}", tags=["search"], dependencies=[R
 
 @router.get(
     "/similar",
-    response_model_exclude_unset=True,
+    response_model=SimilarAnswerBody,
     responses=problems(VideoNotFoundError, OverloadedError),
 )
 async def find_similar(
     request: Request, video_id: str, parameters: Annotated[SimilarParameters, Query()], service: Service
-) -> SimilarAnswerBody:
+) -> Response:
     """Videos that look like this one, best first; never this one itself."""
     search = partial(
         service.searcher.similar,
@@ -36,8 +37,9 @@ async def find_similar(
     )
     answer = await service.search_gate.run(search)
     root_path = request.scope.get("root_path", "")
-    return SimilarAnswerBody(
+    body = SimilarAnswerBody(
         id=answer.id,
         num_videos=answer.num_videos,
         results=await to_result_answers(answer.results, service, root_path),
     )
+    return to_response(body)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 from fastapi import APIRouter, Request
+from starlette.responses import Response
 
 from indexer.search_types import TextsAnswer
 from service.access import READ
 from service.errors import OverloadedError, VideoNotFoundError
 from service.ready_service import Service
 from service.request_body import describe_body, read_json
+from service.result_answers import to_response
 from service.routes.descriptions import BODY_ERRORS, problems
 from service.schemas import RankTextsRequest, TextsAnswerBody
 
@@ -25,10 +27,11 @@ TEXTS_A_TURN = 64
 
 @router.post(
     "/texts",
+    response_model=TextsAnswerBody,
     responses=problems(*BODY_ERRORS, VideoNotFoundError, OverloadedError),
     openapi_extra=describe_body(RankTextsRequest),
 )
-async def rank_texts(request: Request, video_id: str, service: Service) -> TextsAnswerBody:
+async def rank_texts(request: Request, video_id: str, service: Service) -> Response:
     """Order texts by how well they fit this video, best first."""
     body = await read_json(request, RankTextsRequest, BODY_LIMIT_BYTES)
     answers = []
@@ -38,4 +41,4 @@ async def rank_texts(request: Request, video_id: str, service: Service) -> Texts
         warn_of = body.texts if first == 0 else ()
         rank = partial(service.searcher.rank_texts, video_id, some, warn_of=warn_of)
         answers.append(await service.search_gate.run(rank, begun=first > 0))
-    return TextsAnswerBody.model_validate(TextsAnswer.join(answers))
+    return to_response(TextsAnswerBody.model_validate(TextsAnswer.join(answers)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,11 +47,19 @@ def test_every_field_of_a_search_is_documented_with_its_default(field: str) -> N
     assert documented[field] == default
 
 
+def as_written(default: Any) -> str:
+    """A default as the value of an environment variable."""
+    if default in (None, ()):
+        return "unset"
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
 def test_every_setting_is_documented_with_its_default() -> None:
     documented = {cells[0].strip("`"): cells[1:] for cells in rows("Settings", "operations.md")}
     assert set(documented) == {f"XCLIP_{name.upper()}" for name in Environment.model_fields}
     for name, field in Environment.model_fields.items():
         default, meaning = documented[f"XCLIP_{name.upper()}"]
-        expected = "unset" if field.default in (None, ()) else str(field.default)
-        assert default == (expected.lower() if isinstance(field.default, bool) else expected)
+        assert default == as_written(field.default)
         assert meaning == (field.description or "").rstrip(".")

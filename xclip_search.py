@@ -74,6 +74,7 @@ def _show_version(wanted: bool) -> None:
 
 app = typer.Typer(
     cls=_Rooms,
+    pretty_exceptions_enable=False,  # A traceback with all local values is no help, and may show a key.
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="To see it work:  xclip-search demo\n\n"

@@ -88,16 +88,19 @@ def main() -> None:
 @contextmanager
 def served(command: list[str], port: int) -> Iterator[None]:
     """A server, ready, until the end of the block."""
-    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 300
-        while not is_ready(port):
-            assert server.poll() is None and time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.2)
-        yield
-    finally:
-        server.terminate()
-        server.wait(30)
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(command, stderr=log)
+        try:
+            deadline = time.monotonic() + 300
+            while not is_ready(port):
+                if server.poll() is not None or time.monotonic() > deadline:
+                    log.seek(0)
+                    sys.exit(f"the server did not start:\n{log.read().decode()}")
+                time.sleep(0.2)
+            yield
+        finally:
+            server.terminate()
+            server.wait(30)
 
 
 def is_ready(port: int) -> bool:

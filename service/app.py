@@ -278,4 +278,16 @@ async def _look_after_worker(app: FastAPI, settings: ServiceSettings) -> None:
             await app.state.drain.wait()
         finally:
             worker.cancel()
-            await asyncio.gather(worker, return_exceptions=True)
+            await _wait_even_if_cancelled(worker)
+
+
+async def _wait_even_if_cancelled(task: asyncio.Task[None]) -> None:
+    """Until `task` has ended: the application ends when all is answered, long before a worker may."""
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -226,3 +227,28 @@ def test_a_worker_leaves_a_superseded_generation_and_the_job_under_way_is_done_i
     assert JobQueue(later[0]).get(job.id).state == "done"
     assert store.locate(later[0].get_video(job.video_id)) is not None
     later[0].close()
+
+
+def test_a_server_that_ends_waits_for_its_worker_to_end_its_job(
+    tmp_path: Path, load: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_catalog(tmp_path / "index").close()
+    program = f"""
+import pathlib, signal, sys, time
+folder = pathlib.Path({str(tmp_path)!r})
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), (folder / "ended").touch(), sys.exit(0)))
+(folder / "ready").touch()
+time.sleep(60)
+"""
+    monkeypatch.setattr(application, "worker_command", lambda settings: [sys.executable, "-c", program])
+    app = create_app(
+        ServiceSettings(tmp_path / "index"),
+        take_picture=lambda path, seconds, width: b"",
+        make_clip=lambda path, seconds: b"",
+    )
+    with TestClient(app) as client:
+        wait_until((tmp_path / "ready").exists)
+        assert client.portal is not None
+        client.portal.call(app.state.drain.begin)
+        time.sleep(0.2)  # All requests are answered long before the worker has ended.
+    assert (tmp_path / "ended").exists()

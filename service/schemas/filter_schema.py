@@ -18,7 +18,7 @@ FILTER_REFERENCE = _reference("Filter")
 
 _KEYS = r'^metadata(\.[^."\\\x00-\x1f]+)+$'
 
-_TEXT: dict[str, Any] = {"type": "string", "maxLength": MAX_TEXT_LENGTH}
+_TEXT: dict[str, Any] = {"type": "string", "maxLength": MAX_TEXT_LENGTH, "pattern": r"^[^\x00]*$"}
 _NUMBER: dict[str, Any] = {"type": "number"}
 _TIME: dict[str, Any] = {
     "anyOf": [_NUMBER, {"type": "string", "format": "date-time"}, {"type": "string", "format": "date"}]

@@ -251,16 +251,20 @@ def run_worker(settings: WorkerSettings) -> int:
     os.nice(5)
     signalled = threading.Event()
     stops = [threading.Event()]
+    ready = threading.Event()
 
     def end(*_: object) -> None:
         signalled.set()
         stops[-1].set()
+        if not ready.is_set():
+            raise SystemExit(0)  # Nothing has begun that would have to be ended.
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     try:
-        while _work_on_current(settings, stops[-1]) and not signalled.is_set():
+        while _work_on_current(settings, stops[-1], ready) and not signalled.is_set():
             logger.info("the index was encoded anew: going on with its new generation and model")
+            ready.clear()
             stops.append(threading.Event())
             if signalled.is_set():
                 break
@@ -271,8 +275,11 @@ def run_worker(settings: WorkerSettings) -> int:
     return 0
 
 
-def _work_on_current(settings: WorkerSettings, stop: threading.Event) -> bool:
-    """Work on the current generation; true where another one has become current meanwhile."""
+def _work_on_current(settings: WorkerSettings, stop: threading.Event, ready: threading.Event) -> bool:
+    """Work on the current generation; true where another one has become current meanwhile.
+
+    ready: set when all is loaded.
+    """
     from service.loading import load_model
     from service.video_reading import VideoReader
 
@@ -282,6 +289,7 @@ def _work_on_current(settings: WorkerSettings, stop: threading.Event) -> bool:
         settings.device,
         new_index_model=settings.new_index_model,
     )
+    ready.set()
     store = MediaStore(settings.index_directory)
     store.prepare()
     with (

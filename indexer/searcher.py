@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -135,12 +135,10 @@ class Searcher:
             vectors = self.model.coarse_query(texts).float().cpu().numpy()
         # Before following the catalog: whatever is below the horizon is then known to the coarse index.
         start = self._start(queries[0])
-        allowed: NDArray[np.int64] | None = None
         first: Sequence[Ordered | None] = [None] * len(queries)
         with together.measuring("coarse"):
             self._index.follow()
-            if queries[0].filter is not None:
-                allowed = self._filter_matches.segment_ids(parse_filter(queries[0].filter))
+            allowed = self._allowed(queries[0])
             if len(queries) > 1 and queries[0].mode != "exhaustive":
                 num_tiers = first_num_tiers(queries[0].num_wanted + 1, queries[0].candidates)
                 count = self._tiers(queries[0], vectors[0], allowed, start).num_needed(num_tiers)
@@ -180,18 +178,19 @@ class Searcher:
         return _Start(horizon, least_score, None, background)
 
     def _answer(self, search: _Search, known: Ordered | None, shared_seconds: float) -> SearchAnswer:
-        query, stages, start = search.query, search.stages, search.start
-        for _ in range(MAX_TRIES):
+        query, stages = search.query, search.stages
+        for attempt in range(MAX_TRIES):
+            if attempt > 0:  # What was deleted left the page short: a new search may find more.
+                known = None
+                with stages.measuring("coarse"):
+                    search = self._anew(search)
             ordered = self._order(search, known)
             page, ordered, had_deleted = read_page(
                 ordered, query.offset, query.limit, self.catalog, self._features
             )
-            # Where what was deleted left the page short, a new search may find more.
             if not had_deleted or len(page) == query.limit:
                 break
-            known = None
-            with stages.measuring("coarse"):
-                self._index.follow()
+        start = search.start
         num_given = 0 if start.place is None else start.place.num_results
         moments = find_moments(self.model, search.text, page.features, page.frame_times, query.num_moments)
         percentiles: Sequence[float | None] = [None] * len(page)
@@ -228,6 +227,18 @@ class Searcher:
             results=results,
             next=self._next(search, ordered, page),
         )
+
+    def _anew(self, search: _Search) -> _Search:
+        """The search on what there is now. Further pages stay with what there was at the first."""
+        query, start = search.query, search.start
+        if query.cursor is None:
+            start = replace(start, horizon=Horizon.of(self.catalog))
+        self._index.follow()
+        return replace(search, start=start, allowed=self._allowed(query))
+
+    def _allowed(self, query: SearchQuery) -> NDArray[np.int64] | None:
+        """Ids of the segments that the query's filter lets through, or None where it has none."""
+        return None if query.filter is None else self._filter_matches.segment_ids(parse_filter(query.filter))
 
     def _next(self, search: _Search, ordered: OrderedResults, page: Page) -> str | None:
         num_given = search.query.offset + len(page)

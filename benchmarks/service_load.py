@@ -267,6 +267,8 @@ def main() -> None:
     for name, (short, full, _) in SIZES.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, full if arguments.full else short)
+    # So that the server ends too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
     missed = []
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / f"{NUM_VIDEOS}-videos-seed-1" / "index"

@@ -51,8 +51,8 @@ class TensorBoardLog:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise ConfigError(
-                "TensorBoard is not installed: pip install 'xclip-search[train]', or set"
-                " [log].tensorboard to false"
+                "TensorBoard is not installed: `make install` brings it, or pip install tensorboard;"
+                " or set [log].tensorboard to false"
             ) from None
         self._writer: Any = SummaryWriter(str(directory), purge_step=first_step)
         self._every_steps = every_steps

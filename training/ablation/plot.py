@@ -35,7 +35,7 @@ def draw_plot(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise RunError("plots need matplotlib: pip install 'xclip-search[train]'") from None
+        raise RunError("plots need matplotlib: `make install` brings it, or pip install matplotlib") from None
 
     heights = [_PANEL_INCHES + _BAR_INCHES * len(table.rows) for table in tables]
     figure = Figure(

@@ -42,6 +42,7 @@ _REFUSED_CODES = (
     sqlite3.SQLITE_AUTH,
     sqlite3.SQLITE_NOLFS,
 )
+_UNWRITABLE_CODES = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
 _WAL_LIMIT_BYTES = 64 << 20
 
 
@@ -170,7 +171,9 @@ def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
     if kind == sqlite3.SQLITE_FULL:
         return IndexFullError(f"there is no room for {path} to grow; nothing was changed")
     if kind in _REFUSED_CODES:
+        advice = "; readers write too, to files beside it: its folder must be one that this user may write to"
         return IndexStorageError(
             f"the disk refused a read or a write of {path}: {error} ({error.sqlite_errorname})"
+            f"{advice if kind in _UNWRITABLE_CODES else ''}"
         )
     return error

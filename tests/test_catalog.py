@@ -17,6 +17,7 @@ import pytest
 from catalog_builders import FINGERPRINT, add_video, create_catalog, make_segment, sha256_of
 
 from indexer import catalog as catalog_module
+from indexer import catalog_connections
 from indexer.catalog import Catalog
 from indexer.catalog_features import MAX_IDS_PER_QUERY
 from indexer.errors import (
@@ -26,6 +27,7 @@ from indexer.errors import (
     IndexDamagedError,
     IndexExistsError,
     IndexNotFoundError,
+    IndexStorageError,
     IndexVersionError,
     InvalidRecordError,
     VideoNotFoundError,
@@ -513,3 +515,12 @@ def test_threads_write_and_read_together(catalog, random):
     assert catalog.totals() == (16, 32)
     assert [change.sequence for change in catalog.changes_since(0)] == list(range(1, 49))
     assert sum(len(block) for block in catalog.iterate_features()) == 32
+
+
+@pytest.mark.parametrize("name, is_advised", [("SQLITE_CANTOPEN", True), ("SQLITE_IOERR_READ", False)])
+def test_where_files_beside_a_catalog_cannot_be_made_the_error_says_that_readers_write_too(name, is_advised):
+    error = sqlite3.OperationalError("unable to open database file")
+    error.sqlite_errorcode, error.sqlite_errorname = getattr(sqlite3, name), name
+    translated = catalog_connections.translated(error, Path("index/catalog.sqlite3"))
+    assert isinstance(translated, IndexStorageError) and name in str(translated)
+    assert ("must be one that this user may write to" in str(translated)) == is_advised

@@ -15,7 +15,7 @@ import json
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -36,6 +36,7 @@ from indexer.whole_folders import appearing_whole
 from model.durable_files import synchronize_file
 
 MANIFEST_FILE: Final = "backup.json"
+"""Whether a folder is a backup, this file tells."""
 FORMAT: Final = 1
 _KEPT_FOLDERS: Final = ("media", "uploads")
 _MAX_TRIES: Final = 10
@@ -137,7 +138,7 @@ def restore(
                 shutil.copyfile(source / name, target)
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
                 raise BackupDamagedError(f"the backup lacks {name}") from None
-            if target.stat().st_size != row["size_bytes"] or sha256_of_file(target) != row["sha256"]:
+            if not _is_what_was_written(target, row):
                 raise BackupDamagedError(f"{name} in the backup is not what was written")
             target.chmod(0o640 if name == CATALOG_FILE else 0o600)
             synchronize_file(target)
@@ -159,6 +160,24 @@ def restore(
                 sum(row["size_bytes"] for row in files.values()),
             )
     return report
+
+
+def damages_of_backup(source: Path) -> Iterator[str]:
+    """What is wrong with the files of the backup in `source`, each in a sentence. Reads all of them."""
+    try:
+        files = _read_manifest(source)["files"]
+    except BackupDamagedError as error:
+        yield str(error)
+        return
+    for name, row in files.items():
+        if not (source / name).is_file():
+            yield f"the backup lacks {name}"
+        elif not _is_what_was_written(source / name, row):
+            yield f"{name} in the backup is not what was written"
+
+
+def _is_what_was_written(path: Path, row: Mapping[str, Any]) -> bool:
+    return bool(path.stat().st_size == row["size_bytes"] and sha256_of_file(path) == row["sha256"])
 
 
 def _copy_new_files(index: Path, unfinished: Path) -> None:

@@ -25,11 +25,13 @@ def verify(index: IndexOption, as_json: JsonOption = False) -> None:
     """Read an index whole and compare it with its checksums. Exit 0 where it is clean, 1 where it is damaged.
 
     The index may be in use. What is derived is repaired by `rebuild`; the rest by a backup, or by deleting
-    the videos named and indexing them again.
+    the videos named and indexing them again. The files of a backup are compared with their sha256 too.
 
     Examples:
 
       xclip-search verify --index my-index
+
+      xclip-search verify --index backup-of-today
     """
     with wrong_use_explained():
         from indexer.verification import verify

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from indexer.backup import MANIFEST_FILE as BACKUP_MANIFEST_FILE
+from indexer.backup import damages_of_backup
 from indexer.catalog import Catalog
 from indexer.catalog_features import damaged_segments
 from indexer.catalog_schema import CATALOG_FILE
@@ -56,7 +58,8 @@ class Finding:
 
     part: `catalog` and `change log` are the truth: restore a backup, or delete the videos named and index
     them again. `totals`, `coarse index` and `current.json` are derived: `rebuild` makes them again. `jobs`
-    are requests: `rebuild` forgets those, and whoever asked asks again.
+    are requests: `rebuild` forgets those, and whoever asked asks again. `backup`: a file of a copy; make
+    another.
     """
 
     part: str
@@ -87,11 +90,16 @@ def verify(
     directory: str | Path, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> VerifyReport:
     """Read an index whole and check it against its checksums and against itself. It may be in use meanwhile.
+    The files of a backup are compared with their sha256 besides.
 
     on_progress: called with segments looked at and segments in all.
     Raises IndexNotFoundError where there is none, IndexVersionError where it is of another format.
     """
     report = VerifyReport()
+    if (Path(directory) / BACKUP_MANIFEST_FILE).is_file():
+        report.findings += [Finding("backup", problem) for problem in damages_of_backup(Path(directory))]
+        if report.findings:
+            return report
     try:
         # First, and alone: whoever opens a damaged log cuts off what might still be saved.
         named = named_generation(Path(directory))

@@ -228,9 +228,20 @@ def test_a_damaged_backup_is_not_restored(index, tmp_path, name, damage):
         path.write_bytes(data[:-1])
     else:
         path.unlink()
+    assert [(finding.part, name in finding.problem) for finding in verify(tmp_path / "backup").findings] == [
+        ("backup", True)
+    ]
     with pytest.raises(BackupDamagedError):
         restore(tmp_path / "backup", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_backup_that_was_verified_can_still_be_restored(index, tmp_path):
+    report = backup(index, tmp_path / "backup")
+    for _ in range(2):
+        verified = verify(tmp_path / "backup")
+        assert verified.is_clean and verified.num_videos == 5
+    assert restore(tmp_path / "backup", tmp_path / "new") == report
 
 
 @pytest.mark.parametrize(
@@ -252,6 +263,7 @@ def test_a_manifest_that_is_not_ours_is_refused(index, tmp_path, change):
     backup(index, tmp_path / "backup")
     path = tmp_path / "backup" / "backup.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    assert not verify(tmp_path / "backup").is_clean
     with pytest.raises(BackupDamagedError):
         restore(tmp_path / "backup", tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -51,6 +51,13 @@ PROBED_FACTOR = 4.5
 """So many times the square root of the number of lists are looked at: as much is found at 100,000 segments
 as at a million, where a constant share would look at ever more (benchmarks/scaling.py measures it)."""
 
+HNSW_LINKS = 32
+"""Of each vector in the graph of an `hnsw`."""
+
+LOOKED_AT_A_STEP = HNSW_LINKS
+"""About so many others each step of a search through the graph looks at. Where no more are alive than all of
+its steps would look at, as with a filter that lets few through, those are gone through one by one."""
+
 Blocks = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
 Fetch = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.float32]]]
 """Ids to (ids that exist, ascending, and their vectors)."""
@@ -138,7 +145,8 @@ class ApproximateSnapshot:
         if not is_right:
             raise ValueError("it is another kind of FAISS index")
         ids = faiss.vector_to_array(index.id_map) if kind == "hnsw" else _ids_of_lists(index)
-        if len(ids) != index.ntotal or len(np.unique(ids)) != len(ids) or (len(ids) and ids.min() < 1):
+        is_wrong = len(ids) != index.ntotal or len(np.unique(ids)) != len(ids) or (len(ids) and ids.min() < 1)
+        if is_wrong or (kind == "hnsw" and np.any(np.diff(ids) < 0)):
             raise ValueError("its ids do not fit its vectors")
         return cls(kind, index, MarkedIds(np.sort(ids)), sequence, token)
 
@@ -180,6 +188,8 @@ class ApproximateSnapshot:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         if self.kind == "hnsw":
             beam = min(self.index.ntotal, max(256, math.ceil(min(effort, 1e9) * 2 * count)))
+            if self.rows.num_alive <= LOOKED_AT_A_STEP * beam:
+                return self._scan(query, count)
             parameters = _faiss.SearchParametersHNSW(sel=self._selector, efSearch=beam)
         else:
             num_all = self.index.nlist
@@ -192,6 +202,17 @@ class ApproximateSnapshot:
         products, ids = self.index.search(query[None], count, params=parameters)
         found = ids[0] >= 0
         return products[0][found], ids[0][found]
+
+    def _scan(self, query: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """As `_search`, past the graph: the product of every living vector of an HNSW."""
+        graph: Any = faiss.downcast_index(self.index.index)
+        storage = faiss.downcast_index(graph.storage)
+        alive = None
+        if self._selector is not None:
+            alive = _faiss.IDSelectorTranslated(self.index.id_map, self._selector)
+        products, places = storage.search(query[None], count, params=_faiss.SearchParameters(sel=alive))
+        found = places[0] >= 0
+        return products[0][found], self.rows.ids[places[0][found]]
 
 
 def num_training_vectors(kind: CoarseKind, num_vectors: int) -> int:
@@ -252,7 +273,7 @@ def _empty(kind: CoarseKind, dimension: int, lists: int) -> Any:
         index.pq.cp.min_points_per_centroid = 1
         return index
     if kind == "hnsw":
-        return faiss.index_factory(dimension, "IDMap,HNSW32_SQ8", metric)
+        return faiss.index_factory(dimension, f"IDMap,HNSW{HNSW_LINKS}_SQ8", metric)
     raise ValueError(f"{kind} is not approximate")
 
 

@@ -53,11 +53,15 @@ def fill(catalog, random, vectors, first_number=0):
         add_video(catalog, first_number + number // 2, segments, metadata={"even": number % 4 == 0})
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[*KINDS, "hnsw, never past its graph"])
 def pair(request, filled):
     """An approximate index and the exact one of the same catalog."""
     catalog, _ = filled
-    return CoarseIndex.build(catalog, kind=request.param), CoarseIndex.build(catalog, kind="exact")
+    kind, _, way = request.param.partition(", ")
+    with pytest.MonkeyPatch.context() as patch:
+        if way:
+            patch.setattr("indexer.coarse_approximation.LOOKED_AT_A_STEP", 0)
+        yield CoarseIndex.build(catalog, kind=kind), CoarseIndex.build(catalog, kind="exact")
 
 
 def test_what_is_found_has_the_exact_score_and_little_is_missed(pair, filled):

@@ -167,6 +167,10 @@ def _count_scenario(event: events.ScenarioFinished, tallies: dict[str, Tally]) -
         is_derived = node.parent_id is not None and node.transition is None
         tally.count(node.value, interaction.response if interaction else None, is_derived)
         for check in recorder.checks.get(id, []):
+            # Too many wrong keys came: nobody is let in, which this check does not know as an answer.
+            is_throttled = interaction and interaction.response and interaction.response.status_code == 429
+            if check.name == "ignored_auth" and is_throttled:
+                continue
             if check.status == Status.FAILURE and check.failure_info is not None:
                 failure = check.failure_info.failure
                 message = f"{failure.message}\n{check.failure_info.code_sample}"

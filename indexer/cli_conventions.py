@@ -36,7 +36,7 @@ def wrong_use_explained() -> Iterator[None]:
     except (IndexerError, ModelError, ValueError) as error:
         stop(str(error))
     except OSError as error:
-        stop(_told(error))
+        stop(explain(error))
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -50,7 +50,7 @@ def trouble_explained(consequence: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        stop(f"{_told(error)}; {consequence}")
+        stop(f"{explain(error)}; {consequence}")
     except IndexStorageError as error:
         stop(f"{error}; {consequence}")
     except KeyboardInterrupt:
@@ -58,8 +58,9 @@ def trouble_explained(consequence: str) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _told(error: OSError) -> str:
-    return f"{error.filename or 'the disk'}: {error.strerror or error}"
+def explain(error: OSError, place: object = "the disk") -> str:
+    """The error in few words. place: what it is about where the error does not say."""
+    return f"{error.filename or place}: {error.strerror or error}"
 
 
 def stored_spec(spec: str) -> str:

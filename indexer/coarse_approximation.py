@@ -180,14 +180,16 @@ class ApproximateSnapshot:
         effort = len(self.rows.ids) / self.rows.num_alive
         products, ids = self._search(query, count, effort)
         if len(ids) < count:
-            products, ids = self._search(query, count, math.inf)
+            # A filter may leave a graph without a way to all that is alive.
+            is_graph = self.kind == "hnsw"
+            products, ids = self._scan(query, count) if is_graph else self._search(query, count, math.inf)
         return products, ids
 
     def _search(
         self, query: NDArray[np.float32], count: int, effort: float
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         if self.kind == "hnsw":
-            beam = min(self.index.ntotal, max(256, math.ceil(min(effort, 1e9) * 2 * count)))
+            beam = min(self.index.ntotal, max(256, math.ceil(effort * 2 * count)))
             if self.rows.num_alive <= LOOKED_AT_A_STEP * beam:
                 return self._scan(query, count)
             parameters = _faiss.SearchParametersHNSW(sel=self._selector, efSearch=beam)
@@ -234,10 +236,6 @@ def search_approximately(
     # 8-bit scalars nearly keep the order; each vector more is read from the catalog (benchmarks/scaling.py).
     wanted = 4 * count if snapshot.kind == "ivf-pq" else count + count // 4
     products, ids = snapshot.nearest(query, wanted + 64)
-    if len(ids) < min(count, snapshot.rows.num_alive):
-        # A graph that a filter leaves without a way: look at all that is alive.
-        ids = snapshot.rows.ids[snapshot.rows.alive_places()]
-        products = np.full(len(ids), -np.inf, np.float32)
     exact_ids, vectors = fetch(np.sort(ids))
     exact = canonical_products(vectors, np.arange(len(exact_ids)), query)
     # What was deleted a moment ago keeps the product of its compressed vector: the page leaves it out.

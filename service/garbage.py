@@ -13,7 +13,9 @@ def set_aside_what_stays() -> None:
     every request waits for it. To be called again when a model was let go of: what was set aside is collected
     only here. Takes as long as one full collection.
     """
-    # Python frees at its end what a collection finds. Libraries complain of what it could not find.
+    # Python frees at its end what a collection finds. Libraries complain of what it could not find. Once, and
+    # after whatever they have registered, for the last one is called first.
+    atexit.unregister(gc.unfreeze)
     atexit.register(gc.unfreeze)
     gc.unfreeze()
     gc.collect()

@@ -29,21 +29,18 @@ PARTS = {
 """What may be asked for by name, and what it is; nothing that a client says becomes a path."""
 
 
-@router.head("/")
 @router.api_route("/", methods=METHODS)
 async def get_page(request: Request) -> Response:
     """The search page."""
     return await _answer(request, "index.html", "text/html; charset=utf-8")
 
 
-@router.head("/docs")
 @router.api_route("/docs", methods=METHODS)
 async def get_docs(request: Request) -> Response:
     """The endpoints, for people; made from /openapi.json in the browser."""
     return await _answer(request, "docs.html", "text/html; charset=utf-8")
 
 
-@router.head("/page/{name}")
 @router.api_route("/page/{name}", methods=METHODS)
 async def get_part(request: Request, name: str) -> Response:
     """A script, style sheet or picture of the pages."""

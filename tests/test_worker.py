@@ -195,14 +195,19 @@ def test_a_job_cancelled_while_it_is_read_adds_no_video_and_leaves_no_file(bench
     assert bench.queue.get(job.id).state == "failed" and bench.catalog.num_videos == 0
 
 
-def test_a_job_cancelled_before_it_is_read_is_noticed_by_the_heartbeat(bench: Bench) -> None:
-    hold = threading.Event()
+def reading_once_let(hold: threading.Event) -> Callable[[Path], dict[str, Any]]:
+    """Reads by rote when `hold` is set, or after long."""
 
     def read(path: Path) -> dict[str, Any]:
-        hold.wait(20)
+        hold.wait(30)
         return read_by_rote(path)
 
-    bench.read = read
+    return read
+
+
+def test_a_job_cancelled_before_it_is_read_is_noticed_by_the_heartbeat(bench: Bench) -> None:
+    hold = threading.Event()
+    bench.read = reading_once_let(hold)
     bench.settings = WorkerSettings(bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.3)
     job = bench.upload()
     thread = bench.start()
@@ -230,12 +235,7 @@ def test_a_lease_is_kept_while_a_video_takes_longer_than_the_lease(bench: Bench)
 
 def test_a_stop_gives_the_job_back_after_the_grace_period_and_keeps_its_file(bench: Bench) -> None:
     hold = threading.Event()
-
-    def read(path: Path) -> dict[str, Any]:
-        hold.wait(20)
-        return read_by_rote(path)
-
-    bench.read = read
+    bench.read = reading_once_let(hold)
     job = bench.upload()
     thread = bench.start()
     wait_until(lambda: bench.queue.get(job.id).state == "running")
@@ -271,12 +271,7 @@ def test_a_film_that_nobody_waits_for_is_left_when_its_worker_ends(bench: Bench)
 
 def test_a_file_whose_reading_cannot_be_ended_does_not_keep_its_worker(bench: Bench) -> None:
     hold = threading.Event()
-
-    def read(path: Path) -> dict[str, Any]:
-        hold.wait(30)
-        return read_by_rote(path)
-
-    bench.read = read
+    bench.read = reading_once_let(hold)
     job = bench.upload()
     thread = bench.start()
     wait_until(lambda: bench.queue.get(job.id).state == "running")

@@ -37,10 +37,10 @@ test-browser: $(READY) ## the page in a headless Chromium
 	$(BIN)/python -m pytest -n auto --dist loadfile -m browser
 
 screenshots: $(READY) ## the page's pictures for the docs (needs Chromium)
-	$(BIN)/python -m tests.screenshots --output docs/images
+	$(BIN)/python -m tests.support.servers.screenshots --output docs/images
 
 openapi: $(READY) ## docs/openapi.json again, after a change of the API
-	$(BIN)/python -m service.openapi > docs/openapi.json
+	$(BIN)/python -m service.http.openapi > docs/openapi.json
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from indexer.catalog import Catalog
-from indexer.fingerprint import index_fingerprint
-from indexer.manifest import read_manifest
-from indexer.pipeline import IndexingPipeline
-from indexer.sampling import Sampling
-from indexer.search_types import SearchQuery
-from indexer.searcher import Searcher
+from indexer.ingest.encoding import index_fingerprint
+from indexer.ingest.manifest import read_manifest
+from indexer.ingest.pipeline import IndexingPipeline
+from indexer.media.sampling import Sampling
+from indexer.search.searcher import Searcher
+from indexer.search.types import SearchQuery
+from indexer.store.sqlite.catalog import Catalog
 from model import XClip
-from training.demo import make_corpus
-from training.demo import read_manifest as read_captions
+from xclip_search.demo_run import make_corpus
+from xclip_search.demo_run import read_manifest as read_captions
 
 # Only words that the demo model knows, of scenes that the demo corpus does not draw.
 NONSENSE = (

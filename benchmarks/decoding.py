@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.frame_reader import VideoFile
-from indexer.manifest import find_videos
-from indexer.pyav_reader import DecodedFrame
-from indexer.sampling import Sampling, plan_segments
+from indexer.ingest.manifest import find_videos
+from indexer.media.frame_reader import VideoFile
+from indexer.media.pyav_reader import DecodedFrame
+from indexer.media.sampling import Sampling, plan_segments
 from training.demo_corpus.corpus import write_corpus
 
 NUM_ROUNDS, NUM_DRAWN = 5, 4

@@ -35,8 +35,8 @@ def judge_drawn(answer: Connection, num_texts: int, num_clips: int) -> None:
 
     from model import TextFeatures, VideoFeatures, XClip, XClipConfig
     from training.datasets.split import Clip, Split
-    from training.evaluation.rows import dual_softmax_rows, exhaustive_rows, two_stage_rows
-    from training.evaluation.similarity import coarse_similarity, similarity
+    from training.evaluation.encoding import coarse_similarity, similarity
+    from training.evaluation.evaluation import dual_softmax_rows, exhaustive_rows, two_stage_rows
 
     torch.manual_seed(0)
     # Scoring needs no tower: small ones, with AOSM of the size of ViT-B/32's.

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from indexer.manifest import find_videos
-from training.batches import TrainingBatches
+from indexer.ingest.manifest import find_videos
+from training.data.batches import TrainingBatches
+from training.data.frames import FrameReader, FrameRecipe
 from training.datasets.split import Clip, Split
 from training.demo_corpus.corpus import write_corpus
-from training.frames import FrameReader, FrameRecipe
 
 NUM_ROUNDS, NUM_DRAWN, IMAGE_SIZE = 5, 8, 224
 BATCH_SIZE, NUM_BATCHES, NUM_EPOCHS = 16, 4, 3

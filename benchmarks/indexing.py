@@ -19,8 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from indexer.catalog import Catalog
-from indexer.manifest import find_videos
+from indexer.ingest.manifest import find_videos
+from indexer.store.sqlite.catalog import Catalog
 from training.demo_corpus.corpus import write_corpus
 
 MODELS = (

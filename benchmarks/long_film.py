@@ -63,11 +63,11 @@ def draw_film(path: Path, num_seconds: int, frame_rate: int) -> None:
 
 def index_film(film: Path, index: Path, model_spec: str, segment_seconds: float) -> dict[str, Any]:
     """Index one film in this process and tell the figures. Call once a process: peaks do not fall."""
-    from indexer.catalog import Catalog
-    from indexer.fingerprint import index_fingerprint
-    from indexer.manifest import VideoSource
-    from indexer.pipeline import IndexingPipeline
-    from indexer.sampling import Sampling
+    from indexer.ingest.encoding import index_fingerprint
+    from indexer.ingest.manifest import VideoSource
+    from indexer.ingest.pipeline import IndexingPipeline
+    from indexer.media.sampling import Sampling
+    from indexer.store.sqlite.catalog import Catalog
     from model import XClip
 
     model = XClip.load(model_spec, device="cpu")

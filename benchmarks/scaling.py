@@ -28,10 +28,10 @@ import torch
 from numpy.typing import NDArray
 from synthetic_index import World, draw_segments, make_index
 
-from indexer.catalog import Catalog
-from indexer.coarse_index import CoarseIndex
-from indexer.coarse_vectors import KindChoice
-from indexer.searcher import Searcher, SearchQuery
+from indexer.coarse.exact import KindChoice
+from indexer.coarse.index import CoarseIndex
+from indexer.search.searcher import Searcher, SearchQuery
+from indexer.store.sqlite.catalog import Catalog
 from model import TextFeatures, XClip
 
 MODEL = "openclip:ViT-B-32-quickgelu/random?seed=0"

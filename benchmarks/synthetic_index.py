@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.catalog import Catalog
-from indexer.catalog_records import SegmentRecord
-from indexer.fingerprint import index_fingerprint
-from indexer.sampling import Sampling
+from indexer.ingest.encoding import index_fingerprint
+from indexer.media.sampling import Sampling
+from indexer.store.records import SegmentRecord
+from indexer.store.sqlite.catalog import Catalog
 from model import XClip
 
 NUM_CLUSTERS = 5_000

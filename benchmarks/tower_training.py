@@ -9,7 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model import XClip
-from training.demo_corpus.grammar import vocabulary
+from training.demo_corpus.captions import vocabulary
 from training.demo_model.recipe import Recipe
 
 NUM_FRAMES, NUM_ROUNDS = 512, 5

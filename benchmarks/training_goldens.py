@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from model import XClip
-from model.official import official_name, our_name
-from tests.gather_process import GLOBAL_BATCH, take_steps, trained_model
-from tests.training_pairs import (
+from model.checkpoints.official import official_name, our_name
+from tests.support.training_runs.gather_process import GLOBAL_BATCH, take_steps, trained_model
+from tests.support.training_runs.training_pairs import (
     Pairs,
     double_precision,
     gradients,
@@ -29,9 +29,9 @@ from tests.training_pairs import (
     random_pairs,
     small_model,
 )
-from training.cached_gradients import loss_and_gradients
-from training.freezing import freeze
-from training.optimizer import make_optimizer, official_groups, update
+from training.loop.loss import loss_and_gradients
+from training.loop.optimizer import make_optimizer, official_groups, update
+from training.loop.preparation import freeze
 
 TESTS = Path(__file__).parent.parent / "tests"
 GOLDENS = TESTS / "goldens"

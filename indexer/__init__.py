@@ -11,58 +11,58 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from indexer.catalog import Catalog as Catalog
-    from indexer.decode_pool import DecodePool as DecodePool
-    from indexer.decode_pool import DecodeRequest as DecodeRequest
     from indexer.errors import IndexerError as IndexerError
     from indexer.errors import MediaError as MediaError
-    from indexer.fingerprint import index_fingerprint as index_fingerprint
-    from indexer.frame_reader import probe as probe
-    from indexer.frame_reader import read_frames as read_frames
-    from indexer.job_queue import JobQueue as JobQueue
-    from indexer.manifest import VideoSource as VideoSource
-    from indexer.manifest import find_videos as find_videos
-    from indexer.manifest import read_manifest as read_manifest
-    from indexer.media import MediaInfo as MediaInfo
-    from indexer.media import MediaLimits as MediaLimits
-    from indexer.metadata_patch import patch_video as patch_video
-    from indexer.pipeline import IndexingPipeline as IndexingPipeline
-    from indexer.pipeline import IndexReport as IndexReport
-    from indexer.sampling import Sampling as Sampling
-    from indexer.search_types import SearchAnswers as SearchAnswers
-    from indexer.search_types import SimilarAnswer as SimilarAnswer
-    from indexer.search_types import TextsAnswer as TextsAnswer
-    from indexer.searcher import SearchAnswer as SearchAnswer
-    from indexer.searcher import Searcher as Searcher
-    from indexer.searcher import SearchQuery as SearchQuery
-    from indexer.searcher import SearchResult as SearchResult
+    from indexer.ingest.encoding import index_fingerprint as index_fingerprint
+    from indexer.ingest.manifest import VideoSource as VideoSource
+    from indexer.ingest.manifest import find_videos as find_videos
+    from indexer.ingest.manifest import read_manifest as read_manifest
+    from indexer.ingest.pipeline import IndexingPipeline as IndexingPipeline
+    from indexer.ingest.pipeline import IndexReport as IndexReport
+    from indexer.media.decode_pool import DecodePool as DecodePool
+    from indexer.media.decode_pool import DecodeRequest as DecodeRequest
+    from indexer.media.frame_reader import probe as probe
+    from indexer.media.frame_reader import read_frames as read_frames
+    from indexer.media.probing import MediaInfo as MediaInfo
+    from indexer.media.probing import MediaLimits as MediaLimits
+    from indexer.media.sampling import Sampling as Sampling
+    from indexer.search.searcher import SearchAnswer as SearchAnswer
+    from indexer.search.searcher import Searcher as Searcher
+    from indexer.search.searcher import SearchQuery as SearchQuery
+    from indexer.search.searcher import SearchResult as SearchResult
+    from indexer.search.types import SearchAnswers as SearchAnswers
+    from indexer.search.types import SimilarAnswer as SimilarAnswer
+    from indexer.search.types import TextsAnswer as TextsAnswer
+    from indexer.store.sqlite.catalog import Catalog as Catalog
+    from indexer.store.sqlite.catalog import patch_video as patch_video
+    from indexer.store.sqlite.jobs import JobQueue as JobQueue
 
 _HOMES = {
-    "Catalog": "indexer.catalog",
-    "DecodePool": "indexer.decode_pool",
-    "DecodeRequest": "indexer.decode_pool",
-    "IndexReport": "indexer.pipeline",
+    "Catalog": "indexer.store.sqlite.catalog",
+    "DecodePool": "indexer.media.decode_pool",
+    "DecodeRequest": "indexer.media.decode_pool",
+    "IndexReport": "indexer.ingest.pipeline",
     "IndexerError": "indexer.errors",
-    "IndexingPipeline": "indexer.pipeline",
-    "JobQueue": "indexer.job_queue",
+    "IndexingPipeline": "indexer.ingest.pipeline",
+    "JobQueue": "indexer.store.sqlite.jobs",
     "MediaError": "indexer.errors",
-    "MediaInfo": "indexer.media",
-    "MediaLimits": "indexer.media",
-    "Sampling": "indexer.sampling",
-    "SearchAnswer": "indexer.searcher",
-    "SearchAnswers": "indexer.search_types",
-    "SearchQuery": "indexer.searcher",
-    "SearchResult": "indexer.searcher",
-    "Searcher": "indexer.searcher",
-    "SimilarAnswer": "indexer.search_types",
-    "TextsAnswer": "indexer.search_types",
-    "VideoSource": "indexer.manifest",
-    "find_videos": "indexer.manifest",
-    "index_fingerprint": "indexer.fingerprint",
-    "patch_video": "indexer.metadata_patch",
-    "probe": "indexer.frame_reader",
-    "read_frames": "indexer.frame_reader",
-    "read_manifest": "indexer.manifest",
+    "MediaInfo": "indexer.media.probing",
+    "MediaLimits": "indexer.media.probing",
+    "Sampling": "indexer.media.sampling",
+    "SearchAnswer": "indexer.search.searcher",
+    "SearchAnswers": "indexer.search.types",
+    "SearchQuery": "indexer.search.searcher",
+    "SearchResult": "indexer.search.searcher",
+    "Searcher": "indexer.search.searcher",
+    "SimilarAnswer": "indexer.search.types",
+    "TextsAnswer": "indexer.search.types",
+    "VideoSource": "indexer.ingest.manifest",
+    "find_videos": "indexer.ingest.manifest",
+    "index_fingerprint": "indexer.ingest.encoding",
+    "patch_video": "indexer.store.sqlite.catalog",
+    "probe": "indexer.media.frame_reader",
+    "read_frames": "indexer.media.frame_reader",
+    "read_manifest": "indexer.ingest.manifest",
 }
 
 __all__ = sorted(_HOMES)

@@ -77,7 +77,7 @@ class XClip(nn.Module):
         device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one.
         Raises SpecError where the spec names nothing, CheckpointError where the weights do not fit.
         """
-        from model.spec import load
+        from model.checkpoints.loading import load
 
         return load(str(spec), device)
 
@@ -88,13 +88,13 @@ class XClip(nn.Module):
         All sizes are read off the weights; heads are width // 64. Raises CheckpointError, naming the tensor,
         where one is missing, unexpected or misshapen.
         """
-        from model.official import load_official
+        from model.checkpoints.official import load_official
 
         return load_official(Path(path), device)
 
     def save(self, directory: str | Path) -> None:
         """Write `config.json` and `model.safetensors` (float32) into `directory`, made if absent."""
-        from model.spec import save
+        from model.checkpoints.loading import save
 
         save(self, Path(directory))
 

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
 
-from indexer.job_queue import JobQueue
-from service.access import AccessControl
-from service.api_keys import KeyRing, keys_path
-from service.deadlines import DeadlineMiddleware
-from service.drain import Drain
-from service.error_handlers import install_error_handlers
+from indexer.store.sqlite.jobs import JobQueue
+from service.admission import SearchGate
+from service.auth.access import AccessControl
+from service.auth.keys import KeyRing, keys_path
+from service.derived_media import MakeClip, Playability, Previews, TakePicture, Thumbnails
 from service.garbage import set_aside_what_stays
-from service.generation_watch import watch_generations
+from service.http.middleware import DeadlineMiddleware, HeadersMiddleware, RequestChecksMiddleware
+from service.http.observation import ObservationMiddleware, SearchObserver
+from service.http.openapi import install_openapi
+from service.http.problems import install_error_handlers
+from service.http.shedding import SheddingMiddleware
+from service.index_switch import watch_generations
+from service.ingest.media_store import MediaStore, sweep
+from service.ingest.worker_process import keep_worker_running, worker_command
 from service.loading import load_searcher, log_failure
-from service.media_store import MediaStore
-from service.metrics import Metrics
-from service.middleware import HeadersMiddleware, RequestChecksMiddleware
-from service.observation import ObservationMiddleware, SearchObserver
-from service.openapi import install_openapi
-from service.playability import Playability
-from service.previews import MakeClip, Previews
-from service.ready_service import ReadyService
+from service.observability.metrics import Metrics
+from service.observability.tracing import Tracing
 from service.routes import (
     health,
     ingest,
@@ -44,16 +44,11 @@ from service.routes import (
     texts,
     videos,
 )
-from service.search_gate import SearchGate
 from service.settings import ServiceSettings
-from service.shedding import SheddingMiddleware
-from service.sweeping import sweep
-from service.thumbnails import TakePicture, Thumbnails
-from service.tracing import Tracing
-from service.worker_process import keep_worker_running, worker_command
+from service.state import Drain, ReadyService
 
 if TYPE_CHECKING:
-    from indexer.searcher import Searcher
+    from indexer.search.searcher import Searcher
 
 logger = logging.getLogger("xclip_search.service")
 
@@ -206,7 +201,7 @@ def _picture_pool(settings: ServiceSettings) -> Iterator[tuple[TakePicture, Make
 
     There are two, and only one clip is made at a time, so that pictures need not wait for it.
     """
-    from indexer.decode_pool import DecodePool
+    from indexer.media.decode_pool import DecodePool
 
     with DecodePool(2, min(PICTURE_TIMEOUT_SECONDS, settings.decode_timeout_seconds)) as pool:
         yield (

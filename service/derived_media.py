@@ -1,16 +1,27 @@
-"""What is made from videos' files when somebody asks for it, few at once, kept in memory up to a bound."""
+"""What is made from videos' files when somebody asks for it, few at once, kept in memory up to a bound.
+
+Pictures of moments: taken in a child process, kept in memory up to a bound.
+
+Short clips for players that cannot play a video's own file: made in a child process, kept in memory.
+
+Whether browsers play a video's own file: by its container and codec, before anybody tries.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
+from pathlib import Path
 
 from anyio import CapacityLimiter, to_thread
 
-from service.errors import OverloadedError
-from service.media_store import MediaFile
+from indexer.errors import MediaError
+from indexer.store.records import VideoRecord
+from indexer.store.sqlite.catalog import Catalog
+from service.errors import MediaNotFoundError, OverloadedError
+from service.ingest.media_store import MediaFile, MediaStore
 
 _Key = tuple[str, int, int, tuple[float, ...]]
 
@@ -77,3 +88,104 @@ class DerivedMedia:
                 self._size_bytes += len(made)
             while self._size_bytes > self._cache_bytes:
                 self._size_bytes -= len(self._kept.popitem(last=False)[1])
+
+
+TakePicture = Callable[[Path, float, int], bytes]
+"""(path, time in seconds, largest width in pixels) -> JPEG. Blocks; raises MediaError."""
+
+MAX_THUMBNAILS_INSIDE = 64
+"""Thumbnails that may be waited for at once; a page asks for some ten."""
+
+
+class Thumbnails:
+    """JPEG pictures of videos' moments, the least recently used dropped beyond `cache_bytes`."""
+
+    def __init__(self, cache_bytes: int, take_picture: TakePicture) -> None:
+        self._made = DerivedMedia(cache_bytes, num_at_once=1, max_inside=MAX_THUMBNAILS_INSIDE)
+        self._take_picture = take_picture
+
+    async def get(self, video_id: str, media: MediaFile, time_seconds: float, width: int) -> bytes:
+        """The JPEG of a moment, at most `width` pixels wide.
+
+        Raises MediaNotFoundError where no picture can be had from the file, OverloadedError.
+        """
+        take = partial(self._take_picture, media.path, time_seconds, width)
+        try:
+            return await self._made.get(video_id, media, (round(time_seconds, 3), width), take)
+        except MediaError:
+            raise MediaNotFoundError("No picture can be read from the video's file at this moment.") from None
+
+    def forget(self, video_id: str) -> None:
+        """Drop all pictures of a video."""
+        self._made.forget(video_id)
+
+
+MakeClip = Callable[[Path, float], bytes]
+"""(path, time in seconds) -> a short silent MP4, see `indexer.media.preview`. Blocks; raises MediaError."""
+
+PREVIEW_CONTENT_TYPE = "video/mp4"
+MAX_PREVIEWS_INSIDE = 8
+"""Previews that may be waited for at once: each takes a second or so, and nobody waits ten."""
+
+
+class Previews:
+    """MP4 clips from videos' moments on, the least recently used dropped beyond `cache_bytes`."""
+
+    def __init__(self, cache_bytes: int, make_clip: MakeClip) -> None:
+        self._made = DerivedMedia(cache_bytes, num_at_once=1, max_inside=MAX_PREVIEWS_INSIDE)
+        self._make_clip = make_clip
+
+    async def get(self, video_id: str, media: MediaFile, time_seconds: float) -> bytes:
+        """The clip from a moment on.
+
+        Raises MediaNotFoundError where none can be made from the file, OverloadedError.
+        """
+        make = partial(self._make_clip, media.path, time_seconds)
+        try:
+            return await self._made.get(video_id, media, (round(time_seconds, 3),), make)
+        except MediaError:
+            raise MediaNotFoundError("No preview can be made from the video's file at this moment.") from None
+
+    def forget(self, video_id: str) -> None:
+        """Drop all previews of a video."""
+        self._made.forget(video_id)
+
+
+PLAYED_CODECS = {
+    "video/mp4": frozenset({"h264", "vp9", "av1"}),
+    "video/webm": frozenset({"vp8", "vp9", "av1"}),
+}
+"""Content type -> FFmpeg's names of the codecs that today's Chrome, Edge, Firefox and Safari play in it.
+Depth and layout of the colours are not known here, so a player still has to be ready for a file that it
+cannot play."""
+
+MAX_REMEMBERED = 100_000
+
+
+class Playability:
+    """Answers for one catalog and its files, remembered until the catalog changes. Methods block, briefly."""
+
+    def __init__(self, catalog: Catalog, media_store: MediaStore) -> None:
+        self._catalog = catalog
+        self._media_store = media_store
+        self._lock = threading.Lock()
+        self._sequence = -1
+        self._remembered: dict[str, bool] = {}
+
+    def of_record(self, record: VideoRecord) -> bool:
+        """Whether browsers play this video's file; false too where the file is not at hand."""
+        media = self._media_store.locate(record)
+        return media is not None and record.codec in PLAYED_CODECS.get(media.content_type, ())
+
+    def of_ids(self, video_ids: Collection[str]) -> dict[str, bool]:
+        """The same for each id; false for those that the index does not hold."""
+        sequence = self._catalog.sequence
+        with self._lock:
+            if self._sequence != sequence or len(self._remembered) > MAX_REMEMBERED:
+                self._remembered, self._sequence = {}, sequence
+            remembered = self._remembered
+        unknown = [video_id for video_id in video_ids if video_id not in remembered]
+        records = self._catalog.get_videos(unknown) if unknown else {}
+        for video_id in unknown:
+            remembered[video_id] = video_id in records and self.of_record(records[video_id])
+        return {video_id: remembered[video_id] for video_id in video_ids}

@@ -6,17 +6,17 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from indexer.catalog import Catalog
 from indexer.errors import IndexerError, IndexNotFoundError
-from indexer.fingerprint import index_fingerprint
-from indexer.generations import index_exists
-from indexer.sampling import Sampling
-from indexer.search_types import SearchQuery
+from indexer.ingest.encoding import index_fingerprint
+from indexer.media.sampling import Sampling
+from indexer.search.types import SearchQuery
+from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.generations import index_exists
 from model.errors import ModelError
 from service.settings import CoarseKindChoice
 
 if TYPE_CHECKING:
-    from indexer.searcher import Searcher
+    from indexer.search.searcher import Searcher
     from model import XClip
 
 logger = logging.getLogger("xclip_search.service")
@@ -71,7 +71,7 @@ def load_searcher(
 
     warm_up: run one search, so that the first client does not pay for what torch does once.
     """
-    from indexer.searcher import Searcher
+    from indexer.search.searcher import Searcher
 
     model = load_model(index_directory, model_spec, device, new_index_model=new_index_model)
     searcher = Searcher(

@@ -19,13 +19,12 @@ from types import FrameType
 import uvicorn
 
 from service.app import create_app
-from service.drain import Drain
-from service.host_names import is_loopback
-from service.http_protocol import BoundedConfig, BoundedProtocol, ConnectionLimits
-from service.logs import start_logging
-from service.middleware import HEADER_LIMIT_BYTES, URI_LIMIT_BYTES
+from service.http.middleware import HEADER_LIMIT_BYTES, URI_LIMIT_BYTES, is_loopback
+from service.http.protocol import BoundedConfig, BoundedProtocol, ConnectionLimits
+from service.observability.logs import start_logging
+from service.observability.tracing import Tracing, TracingUnavailableError
 from service.settings import ServiceSettings
-from service.tracing import Tracing, TracingUnavailableError
+from service.state import Drain
 
 BACKLOG = 2048
 """Connections that the kernel keeps until we accept them."""

@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 MIB = 1024 * 1024
 
 CoarseKindChoice = Literal["auto", "exact", "ivf-sq", "ivf-pq", "hnsw"]
-"""As `indexer.coarse_vectors.KindChoice`, which cannot be had without loading FAISS."""
+"""As `indexer.coarse.exact.KindChoice`, which cannot be had without loading FAISS."""
 
 LogFormat = Literal["auto", "json", "text"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -137,7 +137,7 @@ class Environment(BaseSettings):
     @field_validator("url_allowed_hosts")
     @classmethod
     def _check_url_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        from service.url_addresses import AllowedHosts
+        from service.ingest.web.policy import AllowedHosts
 
         AllowedHosts.parse(value)
         return value

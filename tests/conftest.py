@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, find_browser
+
+from tests.support.servers.browser import Browser, find_browser
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

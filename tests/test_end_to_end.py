@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from server_process import START_SECONDS, ServerProcess, wait_until
-from video_files import write_numbered_video
+
+from tests.support.servers.server_process import START_SECONDS, ServerProcess, wait_until
+from tests.support.video_files import write_numbered_video
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -146,7 +147,7 @@ def test_a_model_that_does_not_belong_to_the_index_ends_the_server_with_a_messag
 ) -> None:
     import torch
 
-    from indexer.catalog import Catalog
+    from indexer.store.sqlite.catalog import Catalog
     from model import XClip, XClipConfig
 
     Catalog.create(

@@ -6,10 +6,15 @@ TrainingError
 ├── RunError              a run that cannot begin, go on or be written down
 ├── FullMemoryError       more memory needed than there is
 ├── EvaluationError       scores that cannot be judged
-└── TrainingStoppedError  a run that was asked to stop, and did (`training.stopping`)
+└── TrainingStoppedError  a run that was asked to stop, and did (`training.loop.stopping`)
+
+Memory that is full, told with what takes less of it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class TrainingError(Exception):
@@ -34,3 +39,18 @@ class FullMemoryError(TrainingError):
 
 class EvaluationError(TrainingError):
     """Scores that cannot be judged: not finite, or not one row a text and one column a video."""
+
+
+_SIGNS = ("out of memory", "DefaultCPUAllocator")
+"""In the message of what torch raises: on a GPU its own class, elsewhere a plain RuntimeError."""
+
+
+@contextmanager
+def explained_if_full(doing: str, advice: str) -> Iterator[None]:
+    """Turn an allocation that fails inside into FullMemoryError, which says both."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS):
+            raise FullMemoryError(f"memory is full while {doing}: {advice}") from error
+        raise

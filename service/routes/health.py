@@ -5,11 +5,11 @@ from __future__ import annotations
 from anyio import to_thread
 from fastapi import APIRouter, Request
 
-from service.access import OPEN, READ
+from service.auth.access import OPEN, READ
 from service.errors import NotReadyError
-from service.ready_service import ReadyService, Service
-from service.routes.descriptions import problems
+from service.http.openapi import problems
 from service.schemas import HealthAnswer, StatsAnswer
+from service.state import ReadyService, Service
 
 router = APIRouter(tags=["operation"])
 

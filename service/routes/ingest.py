@@ -12,19 +12,17 @@ from anyio import sleep, to_thread
 from fastapi import APIRouter, Query, Request, Response
 
 from indexer.errors import IndexFullError
-from indexer.job_admission import (
+from indexer.store.sqlite.jobs import (
     Admission,
     IdempotencyKey,
+    Job,
     KeyReusedError,
+    NewJob,
     QueueFullError,
     admit,
     may_admit,
 )
-from indexer.job_queue import Job, NewJob
-from service.access import WRITE
-from service.addresses import job_url, video_url
-from service.deadlines import WITHOUT_DEADLINE
-from service.drain import Drain
+from service.auth.access import WRITE
 from service.errors import (
     BodyTooLargeError,
     IdTakenError,
@@ -35,11 +33,14 @@ from service.errors import (
     UriNotAllowedError,
     VideoRejectedError,
 )
-from service.idempotency import PARAMETER, key_reused_problem, read_key, request_sha256
-from service.media_store import resolve_uri
-from service.ready_service import ReadyService, Service, get_service
-from service.request_body import describe_body, media_type, read_json
-from service.routes.descriptions import BODY_ERRORS, problems
+from service.http.middleware import WITHOUT_DEADLINE
+from service.http.openapi import BODY_ERRORS, problems
+from service.http.request_body import describe_body, media_type, read_json
+from service.ingest.idempotency import PARAMETER, key_reused_problem, read_key, request_sha256
+from service.ingest.media_store import resolve_uri
+from service.ingest.upload import Upload, receive_upload, title_from_filename
+from service.ingest.web.policy import AllowedHosts, DownloadError, is_web_address, parse_web_address
+from service.routes.addresses import job_url, video_url
 from service.routes.jobs import to_job_answer
 from service.schemas import (
     MAX_TITLE_CHARACTERS,
@@ -49,8 +50,7 @@ from service.schemas import (
     VideoReference,
 )
 from service.schemas.fields import METADATA_SCHEMA, TITLE_PATTERN
-from service.upload import Upload, receive_upload, title_from_filename
-from service.url_addresses import AllowedHosts, DownloadError, is_web_address, parse_web_address
+from service.state import Drain, ReadyService, Service, get_service
 
 router = APIRouter(tags=["videos"], dependencies=[WRITE, WITHOUT_DEADLINE])
 

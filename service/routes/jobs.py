@@ -8,14 +8,13 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import APIRouter, Query
 
-from indexer.job_queue import Job
-from service.access import READ, WRITE
+from indexer.store.sqlite.jobs import Job
+from service.auth.access import READ, WRITE
 from service.errors import CrossSiteError, JobNotFoundError, OverloadedError, StorageFullError
-from service.media_store import unfinished_download
-from service.ready_service import ReadyService, Service
-from service.routes.descriptions import problems
+from service.http.openapi import problems
+from service.ingest.media_store import discard_upload, unfinished_download
 from service.schemas import JobAnswer, JobPage, ListJobsParameters
-from service.sweeping import discard_upload
+from service.state import ReadyService, Service
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[READ])
 

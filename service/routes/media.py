@@ -8,18 +8,18 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from starlette.responses import FileResponse, Response
 
-from service.access import READ
-from service.conditional_answers import answer_file
+from service.auth.access import READ
 from service.errors import (
     MediaNotFoundError,
     OverloadedError,
     RangeNotSatisfiableError,
     VideoNotFoundError,
 )
-from service.media_store import MediaFile
-from service.ready_service import ReadyService, Service
-from service.routes.descriptions import problems
+from service.http.files import answer_file
+from service.http.openapi import problems
+from service.ingest.media_store import MediaFile
 from service.schemas import ThumbnailParameters
+from service.state import ReadyService, Service
 
 router = APIRouter(prefix="/videos/{video_id}", tags=["videos"], dependencies=[READ])
 

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
-from service.access import READ
-from service.metrics import Metrics
-from service.routes.descriptions import problems
+from service.auth.access import READ
+from service.http.openapi import problems
+from service.observability.metrics import Metrics
 
 router = APIRouter(tags=["operation"], dependencies=[READ])
 

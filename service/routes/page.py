@@ -8,9 +8,9 @@ from anyio import to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.access import OPEN
-from service.conditional_answers import answer_file
+from service.auth.access import OPEN
 from service.errors import RouteNotFoundError
+from service.http.files import answer_file
 
 router = APIRouter(include_in_schema=False, dependencies=[OPEN])
 

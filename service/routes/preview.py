@@ -9,19 +9,19 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from service.access import READ
-from service.conditional_answers import not_modified, wanted_part
+from service.auth.access import READ
+from service.derived_media import PREVIEW_CONTENT_TYPE
 from service.errors import (
     MediaNotFoundError,
     OverloadedError,
     RangeNotSatisfiableError,
     VideoNotFoundError,
 )
-from service.previews import PREVIEW_CONTENT_TYPE
-from service.ready_service import Service
-from service.routes.descriptions import problems
+from service.http.files import not_modified, wanted_part
+from service.http.openapi import problems
 from service.routes.media import find_media
 from service.schemas import PreviewParameters
+from service.state import Service
 
 router = APIRouter(prefix="/videos/{video_id}", tags=["videos"], dependencies=[READ])
 

@@ -9,14 +9,14 @@ from functools import partial
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from indexer.search_types import SearchAnswer, SearchQuery, Timings
-from service.access import READ
+from indexer.search.types import SearchAnswer, SearchQuery, Timings
+from service.auth.access import READ
 from service.errors import InvalidCursorError, OverloadedError
-from service.ready_service import ReadyService, Service
-from service.request_body import describe_body, read_json
-from service.result_answers import to_response, to_result_answers
-from service.routes.descriptions import BODY_ERRORS, problems
+from service.http.openapi import BODY_ERRORS, problems
+from service.http.request_body import describe_body, read_json
+from service.routes.result_answers import to_response, to_result_answers
 from service.schemas import SearchAnswerBody, SearchAnswersBody, SearchRequest, TimingsAnswer
+from service.state import ReadyService, Service
 
 router = APIRouter(tags=["search"], dependencies=[READ])
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from service.access import OPEN, AccessControl
+from service.auth.access import COOKIE, OPEN, AccessControl, make_session
 from service.errors import CrossSiteError, TooManyRequestsError, UnauthorizedError
-from service.request_body import describe_body, read_json
-from service.routes.descriptions import BODY_ERRORS, problems
+from service.http.openapi import BODY_ERRORS, problems
+from service.http.request_body import describe_body, read_json
 from service.schemas import SessionAnswer, SessionRequest
-from service.sessions import COOKIE, make_session
 from service.settings import ServiceSettings
 
 router = APIRouter(prefix="/session", tags=["session"], dependencies=[OPEN])

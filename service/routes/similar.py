@@ -9,12 +9,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from service.access import READ
+from service.auth.access import READ
 from service.errors import OverloadedError, VideoNotFoundError
-from service.ready_service import Service
-from service.result_answers import to_response, to_result_answers
-from service.routes.descriptions import problems
+from service.http.openapi import problems
+from service.routes.result_answers import to_response, to_result_answers
 from service.schemas import SimilarAnswerBody, SimilarParameters
+from service.state import Service
 
 router = APIRouter(prefix="/videos/{video_id}", tags=["search"], dependencies=[READ])
 

@@ -7,14 +7,14 @@ from functools import partial
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from indexer.search_types import TextsAnswer
-from service.access import READ
+from indexer.search.types import TextsAnswer
+from service.auth.access import READ
 from service.errors import OverloadedError, VideoNotFoundError
-from service.ready_service import Service
-from service.request_body import describe_body, read_json
-from service.result_answers import to_response
-from service.routes.descriptions import BODY_ERRORS, problems
+from service.http.openapi import BODY_ERRORS, problems
+from service.http.request_body import describe_body, read_json
+from service.routes.result_answers import to_response
 from service.schemas import RankTextsRequest, TextsAnswerBody
+from service.state import Service
 
 router = APIRouter(prefix="/videos/{video_id}", tags=["search"], dependencies=[READ])
 

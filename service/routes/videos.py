@@ -10,11 +10,10 @@ from typing import Annotated, Any
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 
-import indexer.metadata_patch
-from indexer.catalog_records import VideoRecord
-from indexer.filters import parse_filter
-from service.access import READ, WRITE
-from service.addresses import media_url, preview_url, thumbnail_url
+import indexer.store.sqlite.catalog
+from indexer.store.filters import parse_filter
+from indexer.store.records import VideoRecord
+from service.auth.access import READ, WRITE
 from service.errors import (
     CrossSiteError,
     InvalidCursorError,
@@ -23,11 +22,12 @@ from service.errors import (
     StorageFullError,
     VideoNotFoundError,
 )
-from service.list_cursors import from_cursor, to_cursor
-from service.ready_service import ReadyService, Service
-from service.request_body import describe_body, read_json
-from service.routes.descriptions import BODY_ERRORS, problems
+from service.http.openapi import BODY_ERRORS, problems
+from service.http.request_body import describe_body, read_json
+from service.routes.addresses import media_url, preview_url, thumbnail_url
+from service.routes.list_cursors import from_cursor, to_cursor
 from service.schemas import ListVideosParameters, PatchVideoRequest, VideoAnswer, VideoPage, check_metadata
+from service.state import ReadyService, Service
 
 MERGE_PATCH = "application/merge-patch+json"
 
@@ -77,7 +77,9 @@ async def patch_video(request: Request, video_id: str, service: Service) -> Vide
 
 def _patch(service: ReadyService, video_id: str, patch: dict[str, Any]) -> VideoRecord:
     try:
-        return indexer.metadata_patch.patch_video(service.catalog, video_id, patch, check=check_metadata)
+        return indexer.store.sqlite.catalog.patch_video(
+            service.catalog, video_id, patch, check=check_metadata
+        )
     except ValueError as error:
         # What came together is too large or too deep, though the patch itself may be small.
         raise InvalidRequestError(

@@ -12,10 +12,13 @@ from service.schemas.fields import (
     MAX_QUERY_CHARACTERS,
     MAX_TITLE_CHARACTERS,
     MAX_URI_CHARACTERS,
+    Answer,
     Filter,
     FilterText,
     Metadata,
+    Parameters,
     QueryText,
+    Request,
     Title,
     VideoId,
     check_filter,
@@ -25,18 +28,14 @@ from service.schemas.fields import (
     check_query,
     check_title,
 )
-from service.schemas.jobs import (
-    JobAnswer,
-    JobPage,
-    ListJobsParameters,
-)
 from service.schemas.operation import (
-    HealthAnswer,
-    StatsAnswer,
-)
-from service.schemas.problems import (
+    MAX_KEY_CHARACTERS,
     FieldError,
+    HealthAnswer,
     Problem,
+    SessionAnswer,
+    SessionRequest,
+    StatsAnswer,
 )
 from service.schemas.search import (
     MAX_QUERIES,
@@ -57,20 +56,13 @@ from service.schemas.search import (
     TextTimingsAnswer,
     TimingsAnswer,
 )
-from service.schemas.session import (
-    MAX_KEY_CHARACTERS,
-    SessionAnswer,
-    SessionRequest,
-)
-from service.schemas.strictness import (
-    Answer,
-    Parameters,
-    Request,
-)
 from service.schemas.videos import (
     AddVideoAnswer,
     AddVideoParameters,
     AddVideoRequest,
+    JobAnswer,
+    JobPage,
+    ListJobsParameters,
     ListVideosParameters,
     PatchVideoRequest,
     PreviewParameters,

@@ -1,12 +1,18 @@
-"""Health and figures of the service."""
+"""Health and figures of the service.
+
+Errors (RFC 9457).
+
+POST and GET /session.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from service.schemas.strictness import Answer
+from service.schemas.fields import Answer, Request
+from service.schemas.videos import JobAnswer
 
 
 class HealthAnswer(Answer):
@@ -30,3 +36,37 @@ class StatsAnswer(Answer):
     )
     num_searches_inside: int = Field(description="Searches that run or wait right now.")
     search: dict[str, Any] = Field(description="Figures of the search engine itself.")
+
+
+class FieldError(Answer):
+    """One thing wrong with a request."""
+
+    field: str = Field(description="The field or parameter; empty where it is not one of those known.")
+    message: str
+
+
+class Problem(Answer):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldError] | None = Field(default=None, description="Only where single fields are wrong.")
+    job: JobAnswer | None = Field(default=None, description="Only where a job failed.")
+
+
+MAX_KEY_CHARACTERS = 256
+
+
+class SessionRequest(Request):
+    """Log a browser in."""
+
+    key: Annotated[str, Field(min_length=1, max_length=MAX_KEY_CHARACTERS, description="An API key.")]
+
+
+class SessionAnswer(Answer):
+    """What whoever asks may do."""
+
+    scopes: list[Literal["read", "write"]]
+    keys_required: bool

@@ -6,9 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from indexer.search_types import MAX_CURSOR_CHARACTERS
-from service.schemas.fields import Filter, FilterText, QueryText, WholeNumber
-from service.schemas.strictness import Answer, Parameters, Request
+from indexer.search.types import MAX_CURSOR_CHARACTERS
+from service.schemas.fields import Answer, Filter, FilterText, Parameters, QueryText, Request, WholeNumber
 
 MAX_QUERIES = 32
 MAX_TEXTS = 1000

@@ -1,4 +1,10 @@
-"""Everything that the figures depend on, in one record that is saved beside them."""
+"""Everything that the figures depend on, in one record that is saved beside them.
+
+Where everything lies in the output folder.
+
+settings.json   corpus/   start/   frames/   runs/NAME/ (while it trains)   records/NAME.json
+results.json    tables.md   ablations.png
+"""
 
 from __future__ import annotations
 
@@ -9,10 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from training.ablation.corpus import CorpusRecipe
-from training.ablation.starting_point import StartRecipe
-from training.config import TrainingConfig
-from training.config_files import find_config, to_toml
+from training.ablation.corpus import CorpusRecipe, StartRecipe
+from training.config import TrainingConfig, find_config, to_toml
 from training.errors import RunError
 
 SETTINGS_FILE = "settings.json"
@@ -128,3 +132,33 @@ def _first_difference(found: Any, known: dict[str, Any], prefix: str = "") -> st
                 return _first_difference(theirs, ours, f"{prefix}{name}.")
             return f"{prefix}{name} {theirs!r} there, {ours!r} now"
     return SETTINGS_FILE
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Paths below `output`."""
+
+    output: Path
+
+    @property
+    def corpus(self) -> Path:
+        """Clips and manifests (`training.ablation.corpus`)."""
+        return self.output / "corpus"
+
+    @property
+    def start(self) -> Path:
+        """The model directory that all variants start from."""
+        return self.output / "start"
+
+    @property
+    def frames(self) -> Path:
+        """Decoded frames (`training.data.frame_cache`)."""
+        return self.output / "frames"
+
+    def run(self, name: str) -> Path:
+        """The training run of a variant and a seed."""
+        return self.output / "runs" / name
+
+    def record(self, name: str) -> Path:
+        """What that run found; there once it is done."""
+        return self.output / "records" / f"{name}.json"

@@ -1,7 +1,11 @@
-"""What is compared: variants, and the tables that they stand in. One of several tables is trained once."""
+"""What is compared: variants, and the tables that they stand in. One of several tables is trained once.
+
+Which runs a grid has: every variant with every seed.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -16,8 +20,9 @@ from training.ablation.paper_tables import (
     TEMPORAL_ENCODER,
     PaperTable,
 )
+from training.ablation.settings import Folders
 from training.config import SCORE_NAMES
-from training.errors import ConfigError
+from training.errors import ConfigError, RunError
 
 FULL = "xclip"
 """The variant that every table holds: all four scores, AOSM at temperature 0.01, temporal encoder."""
@@ -145,3 +150,46 @@ def select_tables(names: Sequence[str] | None) -> tuple[Table, ...]:
 def distinct_variants(tables: Sequence[Table]) -> tuple[Variant, ...]:
     """Every variant of the tables once, in the order in which they first stand there."""
     return tuple({variant.name: variant for table in tables for variant in table.variants}.values())
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A variant and a seed."""
+
+    variant: Variant
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"{self.variant.name}-seed-{self.seed}"
+
+
+def plan_runs(variants: Sequence[Variant], num_seeds: int) -> tuple[RunPlan, ...]:
+    """All variants with seed 0, then all with seed 1, and so on; one that is not trained needs one seed."""
+    return tuple(
+        RunPlan(variant, seed)
+        for seed in range(num_seeds)
+        for variant in variants
+        if variant.trained or seed == 0
+    )
+
+
+def read_records(plans: Sequence[RunPlan], folders: Folders) -> list[dict[str, Any]]:
+    """The records of those runs that are done, in the order of the plans.
+
+    Raises RunError, naming the file, where one cannot be read or is another run's.
+    """
+    records = []
+    for plan in plans:
+        path = folders.record(plan.name)
+        if not path.is_file():
+            continue
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise RunError(f"{path} cannot be read ({error}); remove it, and the run is done again") from None
+        if (record.get("variant"), record.get("seed")) != (plan.variant.name, plan.seed):
+            raise RunError(f"{path} is not the record of {plan.name}")
+        records.append(record)
+    return records

@@ -7,11 +7,9 @@ from typing import Final, get_args
 
 from training.datasets import activitynet, didemo, lsmdc, msrvtt, msvd
 from training.datasets.annotation_files import AnnotatedClip
-from training.datasets.assembly import assemble
 from training.datasets.captions import find_manifest, read_captions
-from training.datasets.layout import Layout
-from training.datasets.official_counts import warn_of_other_count
-from training.datasets.split import MissingPolicy, Split, SplitName
+from training.datasets.layout import Layout, assemble
+from training.datasets.split import MissingPolicy, Split, SplitName, warn_of_other_count
 from training.errors import DatasetError
 
 LAYOUTS: Final[dict[str, Layout]] = {

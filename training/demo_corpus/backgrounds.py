@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from training.demo_corpus.pen import Point, Rgb, mixed
+from training.demo_corpus.pictograms import Point, Rgb, mixed
 from training.demo_corpus.scene import BACKGROUNDS
 
 NUM_VARIANTS = 24  # kept small so that a training run finds its scenery in the cache

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from training.demo_corpus.description import full_description
-from training.demo_corpus.grammar import plain_caption, say
+from training.demo_corpus.captions import full_description, plain_caption, say
 from training.demo_corpus.held_out import mixed_set
+from training.demo_corpus.rendering import write_video
 from training.demo_corpus.scene import Scene, scene_key
-from training.demo_corpus.video_writer import write_video
 
 MANIFEST_NAME = "manifest.jsonl"
 _SIBLING_SHARE = 0.5

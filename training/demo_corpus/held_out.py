@@ -12,8 +12,7 @@ import hashlib
 import random
 from collections.abc import Callable
 
-from training.demo_corpus.description import Description, describe, full_description, satisfies
-from training.demo_corpus.grammar import say
+from training.demo_corpus.captions import Description, describe, full_description, satisfies, say
 from training.demo_corpus.scene import Scene, SceneKey, sample_scene, scene_key, siblings
 
 HELD_OUT_SHARE = 0.1

@@ -15,8 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from model import XClip
+from training.data.frames import FrameRecipe
 from training.datasets.split import Split
-from training.evaluation.full_evaluation import Evaluation
+from training.evaluation.evaluation import Evaluation, Row
+from training.evaluation.metrics import RankStatistics
 from training.evaluation.paper_results import (
     SOURCES,
     Backbone,
@@ -24,9 +26,6 @@ from training.evaluation.paper_results import (
     backbone_of,
     paper_results,
 )
-from training.evaluation.rows import Row
-from training.frames import FrameRecipe
-from training.metrics import RankStatistics
 
 FORMAT = "xclip-search-evaluation/1"
 

@@ -1,0 +1,79 @@
+"""Folders that are whole or absent, whatever happens while they are filled.
+
+sha256 of files and of manifests that name them: what tells that they are what was written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from indexer.errors import IndexExistsError
+from model.atomic_files import make_directories, synchronize_directory
+
+
+@contextlib.contextmanager
+def appearing_whole(directory: Path, last: str) -> Iterator[Path]:
+    """A folder to fill, which becomes `directory` at the end, and is removed where something fails.
+
+    It lies beside `directory` and takes its name. A mount point, such as a container's volume, cannot be
+    replaced: there it lies inside, and at the end what it holds moves up, the file `last` after all others;
+    who looks for that file finds all or nothing.
+    Its files are brought to disk by whoever writes them. Raises IndexExistsError where `directory` is neither
+    absent nor an empty folder.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise _taken(directory)
+    is_mount_point = os.path.ismount(directory)
+    parent = directory if is_mount_point else directory.parent
+    make_directories(parent)
+    unfinished = parent / f".{directory.name}.{secrets.token_hex(8)}.new"
+    unfinished.mkdir(mode=0o750)
+    try:
+        yield unfinished
+        for path in unfinished.rglob("*"):
+            if path.is_dir():
+                synchronize_directory(path)
+        synchronize_directory(unfinished)
+        if is_mount_point:
+            _move_up(unfinished, last)
+        else:
+            # Onto an empty folder, or nothing: fails where something came meanwhile.
+            unfinished.rename(directory)
+            synchronize_directory(parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _move_up(unfinished: Path, last: str) -> None:
+    directory = unfinished.parent
+    if any(path != unfinished for path in directory.iterdir()):
+        raise _taken(directory)
+    for path in list(unfinished.iterdir()):
+        if path.name != last:
+            path.rename(directory / path.name)
+    synchronize_directory(directory)
+    (unfinished / last).rename(directory / last)
+    synchronize_directory(directory)
+
+
+def _taken(directory: Path) -> IndexExistsError:
+    return IndexExistsError(f"{directory} is not empty; name a folder that is empty or not there yet")
+
+
+def sha256_of_file(path: Path) -> str:
+    """64 hex digits over the file's bytes. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_json(content: Mapping[str, Any]) -> str:
+    """64 hex digits over JSON values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

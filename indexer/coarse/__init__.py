@@ -1,0 +1,1 @@
+"""The coarse index: FAISS structures derived from the store, and their snapshots on disk."""

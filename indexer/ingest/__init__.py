@@ -1,0 +1,1 @@
+"""How videos get in: lists of files, decoding and encoding, one transaction a video."""

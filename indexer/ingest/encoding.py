@@ -1,0 +1,82 @@
+"""From decoded videos to what the catalog stores of them: segments in one batch through the model.
+
+What features of an index depend on, as one number: features of different fingerprints never meet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from indexer.media.decode_messages import DecodedSegment, DecodedVideo
+from indexer.store.records import SegmentRecord
+
+if TYPE_CHECKING:
+    from indexer.media.sampling import Sampling
+    from model import XClip
+
+
+def encode_segments(model: XClip, segments: Sequence[DecodedSegment]) -> list[SegmentRecord]:
+    """Features of segments, in their order; they may belong to different videos.
+
+    segments: frames uint8 [n, R, R, 3], 1 <= n <= F, of the model's R and F.
+    Video features are stored as float32, frame features as float16, all F of them: padding frames are zeros
+    after normalisation, as in training, and their encoding takes part in the scores of some checkpoints.
+    """
+    num_frames, size = model.num_frames, model.image_size
+    counts = [len(segment.frames) for segment in segments]
+    mask = torch.arange(num_frames) < torch.tensor(counts)[:, None]  # [S, F]
+    with torch.inference_mode():
+        pixels = torch.zeros(len(segments), num_frames, 3, size, size, device=model.device)
+        real = np.concatenate([segment.frames for segment in segments])  # [sum of counts, R, R, 3]
+        pixels[mask.to(model.device)] = model.normalize_pixels(real)
+        features = model.encode_video(pixels, mask)
+        video = features.video.float().cpu().numpy()  # [S, D]
+        frames = features.frames.half().cpu().numpy()  # [S, F, D]
+    return [
+        SegmentRecord(
+            start_seconds=segment.start_seconds,
+            end_seconds=segment.end_seconds,
+            video_feature=video[row],
+            frame_features=frames[row],
+            num_frames=counts[row],
+            frame_times=segment.frame_times,
+        )
+        for row, segment in enumerate(segments)
+    ]
+
+
+def fields_of_video(
+    first: DecodedVideo, segments: Sequence[SegmentRecord], fraction_read: float
+) -> dict[str, Any]:
+    """The arguments of `Catalog.add_video` that a file itself tells.
+
+    first: the first answer about the file. segments: all of it, encoded. fraction_read: the least of all
+    answers.
+    """
+    info = first.info
+    return {
+        "content_sha256": first.content_sha256,
+        "segments": segments,
+        "duration_seconds": info.duration_seconds,
+        "width": info.width,
+        "height": info.height,
+        "frame_rate": info.frame_rate,
+        "codec": info.codec,
+        "size_bytes": info.size_bytes,
+        "partial": fraction_read < 1,
+        "fraction_read": fraction_read,
+    }
+
+
+def index_fingerprint(model: XClip, sampling: Sampling | str) -> str:
+    """sha256, 64 hex digits, over the model's fingerprint (weights, config, preprocessing) and the sampling.
+
+    sampling: a `Sampling`, or the text that its `to_json` gave and a catalog stores.
+    """
+    sampling_json = sampling if isinstance(sampling, str) else sampling.to_json()
+    return hashlib.sha256(f"{model.fingerprint}\n{sampling_json}".encode()).hexdigest()

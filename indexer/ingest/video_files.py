@@ -1,0 +1,45 @@
+"""Where the file of an indexed video lies: among the uploads that the index keeps, or where its uri says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from indexer.store.records import VideoRecord
+
+MEDIA_FOLDER: Final = "media"
+"""In the index directory: accepted uploads, each named by its video's id, with an ending."""
+
+_OWN_ID: Final = re.compile(r"[0-9a-f]{32}")
+
+
+def find_video_file(index_directory: Path, record: VideoRecord) -> tuple[Path, bool] | None:
+    """The file of a video, and whether decord may read it; None where there is none.
+
+    A file that the operator vouched for is trusted where it lies; what was uploaded never is.
+    """
+    if _OWN_ID.fullmatch(record.id):
+        for path in sorted((index_directory / MEDIA_FOLDER).glob(f"{record.id}.*")):
+            if path.is_file():
+                return path, False
+    path_of_uri = local_path(record.uri)
+    if path_of_uri is None or not path_of_uri.is_file():
+        return None
+    return path_of_uri, record.trusted
+
+
+def local_path(uri: str | None) -> Path | None:
+    """The absolute path that a uri names, `file:///...` or the path itself; None for anything else."""
+    if not uri or "\0" in uri:
+        return None
+    if uri.startswith("file:"):
+        parts = urlsplit(uri)
+        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+            return None
+        uri = unquote(parts.path)
+        if "\0" in uri:
+            return None
+    path = Path(uri)
+    return path if path.is_absolute() else None

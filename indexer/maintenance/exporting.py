@@ -1,0 +1,238 @@
+"""Write an index as Parquet files that other tools read; `indexer.maintenance.parquet` says what lies
+where."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.atomic_files import appearing_whole, sha256_of_file
+from indexer.errors import IndexDamagedError, IndexExistsError
+from indexer.maintenance.parquet import (
+    MANIFEST_FILE,
+    ExportManifest,
+    OnProgress,
+    PartFile,
+    load_pyarrow,
+    segment_schema,
+    video_schema,
+)
+from indexer.store.records import SegmentInfo, metadata_to_json
+from indexer.store.sqlite import video_rows as catalog_videos
+from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.changes import last_sequence
+from indexer.store.sqlite.features import FeatureRows, read_segment_infos
+from model.atomic_files import synchronize_file
+
+ROWS_PER_GROUP: Final = 1_024
+"""Rows read, written and held in memory at once: 15 MB of segments of 12 x 512."""
+
+MAX_PART_BYTES: Final = 256 << 20
+"""Size of a file before compression: small enough to be handed out to many workers."""
+
+_DICTIONARY_COLUMNS: Final = ("codec", "width", "height", "frame_rate", "video_id", "num_frames")
+"""Columns that say the same again and again. Features never do: a dictionary of them would be in the way."""
+
+_STATISTICS_COLUMNS: Final = ("id", "video_id", "duration_seconds", "added_at", "start_seconds")
+"""Columns by which a reader may skip what it does not look for."""
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export holds: the index after the change `sequence`."""
+
+    num_videos: int
+    num_segments: int
+    sequence: int
+    fingerprint: str
+    with_frames: bool
+    num_files: int
+    size_bytes: int
+
+
+def export_index(
+    index: str | Path,
+    destination: str | Path,
+    *,
+    with_frames: bool = True,
+    on_progress: OnProgress = lambda stage, done, total: None,
+) -> ExportReport:
+    """Write the index in `index` to `destination`, which must be empty or absent. It may be in use meanwhile.
+
+    All is of one moment: everything is read in one SQLite snapshot, which holds up no writer (the write-ahead
+    log grows until it ends). `destination` appears whole or not at all. Every row is compared with its
+    checksum as it is read.
+    with_frames: whether to write frame features, most of the size; without them it cannot be imported.
+    Raises ParquetMissingError, IndexNotFoundError, IndexDamagedError, IndexExistsError (something is in
+    `destination`), OSError.
+    """
+    load_pyarrow()
+    index, destination = Path(index).resolve(), Path(destination).resolve()
+    if destination.is_relative_to(index):
+        raise IndexExistsError(f"an export cannot lie inside the index that it is of: {destination}")
+    with (
+        Catalog.open(index) as catalog,
+        appearing_whole(destination, MANIFEST_FILE) as unfinished,
+        catalog.connections.snapshot() as connection,
+    ):
+        blocks = _CatalogBlocks(catalog, connection, with_frames, on_progress)
+        files = _write_parts(unfinished, "videos", video_schema(), blocks.videos())
+        schema = segment_schema(catalog.embedding_dim, catalog.num_frames, with_frames)
+        files |= _write_parts(unfinished, "segments", schema, blocks.segments(schema))
+        manifest = ExportManifest(
+            made_at=time.time(),
+            fingerprint=catalog.fingerprint,
+            model_spec=catalog.model_spec,
+            sampling_json=catalog.sampling_json,
+            embedding_dim=catalog.embedding_dim,
+            num_frames=catalog.num_frames,
+            sequence=last_sequence(connection),
+            num_videos=blocks.num_videos,
+            num_segments=blocks.num_segments,
+            with_frames=with_frames,
+            files=files,
+        )
+        synchronize_file(manifest.write(unfinished))
+    return ExportReport(
+        manifest.num_videos,
+        manifest.num_segments,
+        manifest.sequence,
+        manifest.fingerprint,
+        with_frames,
+        len(files),
+        sum(part.size_bytes for part in files.values()),
+    )
+
+
+class _CatalogBlocks:
+    """The catalog of one moment as Arrow tables of at most ROWS_PER_GROUP rows, in the order of addition."""
+
+    def __init__(
+        self, catalog: Catalog, connection: sqlite3.Connection, with_frames: bool, on_progress: OnProgress
+    ) -> None:
+        self._connection = connection
+        self._with_frames = with_frames
+        self._on_progress = on_progress
+        self._features = FeatureRows(catalog.num_frames, catalog.embedding_dim, catalog.fingerprint)
+        self.num_videos, self.num_segments = connection.execute(
+            "SELECT num_videos, num_segments FROM totals"
+        ).fetchone()
+
+    def videos(self) -> Iterator[Any]:
+        pa, _ = load_pyarrow()
+        schema = video_schema()
+        last_sequence_read = num_done = 0
+        while True:
+            ids = [
+                video_id
+                for (video_id,) in self._connection.execute(
+                    "SELECT id FROM videos WHERE sequence > ? ORDER BY sequence LIMIT ?",
+                    (last_sequence_read, ROWS_PER_GROUP),
+                )
+            ]
+            if not ids:
+                break
+            records = catalog_videos.read_by_ids(self._connection, ids)
+            _check_all_there(len(records), len(ids))
+            rows = [
+                {**vars(records[video_id]), "metadata": metadata_to_json(records[video_id].metadata)}
+                for video_id in ids
+            ]
+            yield pa.Table.from_pylist(rows, schema=schema)
+            last_sequence_read = records[ids[-1]].sequence
+            num_done += len(ids)
+            self._on_progress("videos", num_done, self.num_videos)
+        _check_all_there(num_done, self.num_videos)
+
+    def segments(self, schema: Any) -> Iterator[Any]:
+        last_id = num_done = 0
+        last_video_number, next_position = 0, 0
+        while True:
+            ids, columns = self._features_after(last_id, schema)
+            if not len(ids):
+                break
+            found = read_segment_infos(self._connection, segment_ids=ids.tolist())
+            _check_all_there(len(found), len(ids))
+            infos = sorted(found, key=lambda info: info.segment_id)
+            positions = []
+            for info in infos:  # Segments of a video follow each other: they were added together.
+                is_next = info.video_number == last_video_number
+                last_video_number, next_position = info.video_number, next_position + 1 if is_next else 0
+                positions.append(next_position)
+            yield _segment_table(infos, positions, columns, schema)
+            last_id = int(ids[-1])
+            num_done += len(ids)
+            self._on_progress("segments", num_done, self.num_segments)
+        _check_all_there(num_done, self.num_segments)
+
+    def _features_after(self, segment_id: int, schema: Any) -> tuple[NDArray[np.int64], dict[str, Any]]:
+        """Ids of the next segments, ascending, and Arrow columns of their features by name."""
+        pa, _ = load_pyarrow()
+        if self._with_frames:
+            block = self._features.after(self._connection, segment_id, ROWS_PER_GROUP)
+            ids = block.segment_ids
+            arrays: dict[str, NDArray[Any]] = {"video_feature": block.video, "frame_features": block.frames}
+        else:
+            ids, video = self._features.video_features_after(self._connection, segment_id, ROWS_PER_GROUP)
+            arrays = {"video_feature": video}
+        return ids, {
+            name: pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), type=schema.field(name).type)
+            for name, array in arrays.items()
+        }
+
+
+def _segment_table(
+    infos: list[SegmentInfo], positions: list[int], features: dict[str, Any], schema: Any
+) -> Any:
+    pa, _ = load_pyarrow()
+    columns = {
+        "video_id": [info.video_id for info in infos],
+        "position": positions,
+        "start_seconds": [info.start_seconds for info in infos],
+        "end_seconds": [info.end_seconds for info in infos],
+        "num_frames": [info.num_frames for info in infos],
+        "frame_times": [info.frame_times for info in infos],
+        **features,
+    }
+    return pa.Table.from_pydict(columns, schema=schema)
+
+
+def _write_parts(directory: Path, kind: str, schema: Any, tables: Iterator[Any]) -> dict[str, PartFile]:
+    """Write tables, a row group each, to as many files as they need, at least one; returns them by name."""
+    _, parquet = load_pyarrow()
+    files: dict[str, PartFile] = {}
+    table = next(tables, None)
+    while table is not None or not files:
+        path = directory / f"{kind}-{len(files):05}.parquet"
+        num_rows = num_bytes = 0
+        with parquet.ParquetWriter(
+            path,
+            schema,
+            compression="zstd",
+            use_dictionary=[name for name in schema.names if name in _DICTIONARY_COLUMNS],
+            write_statistics=[name for name in schema.names if name in _STATISTICS_COLUMNS],
+            write_page_checksum=True,
+        ) as writer:
+            while table is not None and (not num_rows or num_bytes + table.nbytes <= MAX_PART_BYTES):
+                writer.write_table(table, row_group_size=table.num_rows)
+                num_rows += table.num_rows
+                num_bytes += table.nbytes
+                table = next(tables, None)
+        synchronize_file(path)
+        files[path.name] = PartFile(num_rows, path.stat().st_size, sha256_of_file(path))
+    return files
+
+
+def _check_all_there(num_found: int, num_expected: int) -> None:
+    if num_found != num_expected:
+        raise IndexDamagedError(
+            f"the catalog is damaged: {num_expected} rows should be there, {num_found} were found;"
+            " run verify to learn more"
+        )

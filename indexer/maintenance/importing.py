@@ -1,0 +1,177 @@
+"""Bring videos back from an export: into a new index, or beside what is in one of the same fingerprint."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from indexer.errors import DuplicateIdError, FingerprintMismatchError, InvalidRecordError
+from indexer.maintenance.parquet import (
+    ExportDamagedError,
+    ExportFingerprintError,
+    ExportManifest,
+    ExportWithoutFramesError,
+    OnProgress,
+    check_files,
+    load_pyarrow,
+)
+from indexer.store.records import SegmentRecord
+from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.generations import index_exists
+
+ROWS_PER_BATCH: Final = 256
+"""Rows read and held in memory at once, beside the row group that they come from."""
+
+_VIDEOS_PER_PROGRESS: Final = 100
+
+
+@dataclass
+class ImportReport:
+    """What became of the videos of an export.
+
+    num_skipped: were in by their content. failures: (id, reason) of those that could not be added.
+    """
+
+    num_added: int = 0
+    num_segments: int = 0
+    num_skipped: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def num_failed(self) -> int:
+        """Videos that could not be added."""
+        return len(self.failures)
+
+
+def import_index(
+    source: str | Path,
+    index: str | Path,
+    *,
+    on_progress: OnProgress = lambda stage, done, total: None,
+) -> ImportReport:
+    """Add the videos of the export `source` to the index `index`, which is made where there is none.
+
+    Every file is checked before anything is changed. Each video is added in a transaction of its own, with
+    the id, order and `added_at` that it had; what is in already is skipped by content, so after an
+    interruption the same call goes on. The index may be in use meanwhile.
+    Raises ParquetMissingError, IndexNotFoundError (no export there), ExportDamagedError, IndexVersionError,
+    ExportWithoutFramesError, ExportFingerprintError (another model or sampling made the index),
+    IndexStorageError where the disk is full, OSError.
+    """
+    load_pyarrow()
+    source, index = Path(source), Path(index)
+    manifest = ExportManifest.read(source)
+    if not manifest.with_frames:
+        raise ExportWithoutFramesError(
+            f"the export in {source} was made without frame features; it can be analysed but not imported"
+        )
+    if index_exists(index):
+        _open_target(index, manifest).close()  # Refused before all files are read, not after.
+    check_files(source, manifest, on_progress)
+    _check_order(source, manifest)
+    report = ImportReport()
+    with _open_target(index, manifest) as catalog:
+        groups = itertools.groupby(_read_segments(source, manifest), key=operator.itemgetter(0))
+        for num_done, video in enumerate(_read_videos(source, manifest), start=1):
+            segments = [segment for _, _, segment in _rows_of(video["id"], groups)]
+            _add(catalog, video, segments, report)
+            if num_done % _VIDEOS_PER_PROGRESS == 0 or num_done == manifest.num_videos:
+                on_progress("importing", num_done, manifest.num_videos)
+    return report
+
+
+def _open_target(index: Path, manifest: ExportManifest) -> Catalog:
+    try:
+        return Catalog.open_or_create(
+            index,
+            fingerprint=manifest.fingerprint,
+            model_spec=manifest.model_spec,
+            embedding_dim=manifest.embedding_dim,
+            num_frames=manifest.num_frames,
+            sampling_json=manifest.sampling_json,
+        )
+    except FingerprintMismatchError as error:
+        raise ExportFingerprintError(error.expected, error.found) from None
+
+
+def _add(
+    catalog: Catalog, video: dict[str, Any], segments: list[SegmentRecord], report: ImportReport
+) -> None:
+    try:
+        outcome = catalog.add_video(segments=segments, **video)
+    except (DuplicateIdError, InvalidRecordError) as error:
+        report.failures.append((video["id"], str(error)))
+        return
+    if outcome.created:
+        report.num_added += 1
+        report.num_segments += len(segments)
+    else:
+        report.num_skipped += 1
+
+
+def _check_order(source: Path, manifest: ExportManifest) -> None:
+    """Raise ExportDamagedError unless segments stand together by video, in the order of the videos."""
+    places = (
+        (row["video_id"], row["position"])
+        for batch in _batches(source, manifest.names("segments"), ["video_id", "position"])
+        for row in batch.to_pylist()
+    )
+    groups = itertools.groupby(places, key=operator.itemgetter(0))
+    for batch in _batches(source, manifest.names("videos"), ["id"]):
+        for video_id in batch.column("id").to_pylist():
+            _rows_of(video_id, groups)
+    if next(groups, None) is not None:
+        raise ExportDamagedError("the export holds segments of a video that it does not hold")
+
+
+def _rows_of(video_id: str, groups: Iterator[tuple[str, Iterator[tuple[Any, ...]]]]) -> list[tuple[Any, ...]]:
+    """The next group of rows (video id, position, ...), which must be this video's."""
+    owner, rows = next(groups, (None, iter(())))
+    listed = list(rows)
+    if owner != video_id or [row[1] for row in listed] != list(range(len(listed))):
+        raise ExportDamagedError(f"the segments of the video {video_id} are not where they should be")
+    return listed
+
+
+def _read_videos(source: Path, manifest: ExportManifest) -> Iterator[dict[str, Any]]:
+    """Arguments of `Catalog.add_video`, but for the segments."""
+    for batch in _batches(source, manifest.names("videos")):
+        for row in batch.to_pylist():
+            yield {**row, "metadata": json.loads(row["metadata"])}
+
+
+def _read_segments(source: Path, manifest: ExportManifest) -> Iterator[tuple[str, int, SegmentRecord]]:
+    """(video id, position in the video, segment) of all segments in their order."""
+    shape = manifest.num_frames, manifest.embedding_dim
+    for batch in _batches(source, manifest.names("segments")):
+        video = batch.column("video_feature").flatten().to_numpy().reshape(-1, manifest.embedding_dim)
+        frames = batch.column("frame_features").flatten().to_numpy().reshape(-1, *shape)
+        small = batch.select(
+            ["video_id", "position", "start_seconds", "end_seconds", "num_frames", "frame_times"]
+        )
+        for place, row in enumerate(small.to_pylist()):
+            segment = SegmentRecord(
+                start_seconds=row["start_seconds"],
+                end_seconds=row["end_seconds"],
+                video_feature=video[place],
+                frame_features=frames[place],
+                num_frames=row["num_frames"],
+                frame_times=np.array(row["frame_times"], np.float64),
+            )
+            yield row["video_id"], row["position"], segment
+
+
+def _batches(source: Path, names: list[str], columns: list[str] | None = None) -> Iterator[Any]:
+    """Record batches of some files, one after the other, of some columns or of all."""
+    _, parquet = load_pyarrow()
+    for name in names:
+        # Not pre-buffered: that would hold the whole file in memory by its end.
+        with parquet.ParquetFile(source / name, pre_buffer=False) as file:
+            yield from file.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns)

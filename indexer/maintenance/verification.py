@@ -1,0 +1,234 @@
+"""Is an index what was written? Every row, every feature, the change log, and what is derived from them."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from indexer.coarse.exact import KindChoice
+from indexer.coarse.index import CoarseIndex
+from indexer.coarse.snapshots import MANIFEST_FILE, SnapshotUnusableError, load_snapshot
+from indexer.errors import IndexDamagedError
+from indexer.maintenance.backup import MANIFEST_FILE as BACKUP_MANIFEST_FILE
+from indexer.maintenance.backup import damages_of_backup
+from indexer.store.job import damaged_jobs
+from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.changes import damaged_changes
+from indexer.store.sqlite.features import damaged_segments
+from indexer.store.sqlite.generations import (
+    directory_of,
+    find_named_generation,
+    generations,
+    name_generation,
+    named_generation,
+)
+from indexer.store.sqlite.integrity import STRUCTURE, check_structure
+from indexer.store.sqlite.schema import CATALOG_FILE
+from indexer.store.sqlite.superseded import Succession
+from indexer.store.sqlite.video_rows import damaged_videos
+from indexer.store.sqlite.write_ahead_log import check_log
+
+MAX_FINDINGS = 1000
+"""A report that is longer helps nobody."""
+
+_INCONSISTENT = {
+    "SELECT 'video ' || id || ' has no segment' FROM videos"
+    " WHERE NOT EXISTS (SELECT 1 FROM segments WHERE video_number = number)": "catalog",
+    "SELECT 'segment ' || id || ' has no frame features' FROM segments"
+    " WHERE NOT EXISTS (SELECT 1 FROM segment_frames WHERE segment_id = id)": "catalog",
+    "SELECT 'a row of ' || \"table\" || ' belongs to nothing' FROM pragma_foreign_key_check": "catalog",
+    **STRUCTURE,
+    "SELECT 'change ' || (sequence - 1) || ' is missing' FROM changes AS later"
+    " WHERE sequence > (SELECT min(sequence) FROM changes)"
+    " AND NOT EXISTS (SELECT 1 FROM changes WHERE sequence = later.sequence - 1)": "change log",
+    "SELECT 'video ' || id || ' was added by a change that is not there' FROM videos"
+    " WHERE sequence > (SELECT coalesce(max(sequence), 0) FROM changes)": "change log",
+}
+"""Statements that give a row for each thing that is wrong, and the part that it is wrong in."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not what was written.
+
+    part: `catalog` and `change log` are the truth: restore a backup, or delete the videos named and index
+    them again. `totals`, `coarse index` and `current.json` are derived: `rebuild` makes them again. `jobs`
+    are requests: `rebuild` forgets those, and whoever asked asks again. `backup`: a file of a copy; make
+    another.
+    """
+
+    part: str
+    problem: str
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether `rebuild` repairs it."""
+        return self.part in ("totals", "coarse index", "jobs", "current.json")
+
+
+@dataclass
+class VerifyReport:
+    """What was looked at, and what was found to be wrong; `complete` is false after MAX_FINDINGS."""
+
+    num_videos: int = 0
+    num_segments: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    complete: bool = True
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+
+def verify(
+    directory: str | Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> VerifyReport:
+    """Read an index whole and check it against its checksums and against itself. It may be in use meanwhile.
+    The files of a backup are compared with their sha256 besides.
+
+    on_progress: called with segments looked at and segments in all.
+    Raises IndexNotFoundError where there is none, IndexVersionError where it is of another format.
+    """
+    report = VerifyReport()
+    if (Path(directory) / BACKUP_MANIFEST_FILE).is_file():
+        report.findings += [Finding("backup", problem) for problem in damages_of_backup(Path(directory))]
+        if report.findings:
+            return report
+    try:
+        # First, and alone: whoever opens a damaged log cuts off what might still be saved.
+        named = named_generation(Path(directory))
+        for number in generations(Path(directory)):  # Which is the current one, only their content tells.
+            check_log(directory_of(Path(directory), number) / CATALOG_FILE)
+        catalog = Catalog.open(directory, check=False)
+    except IndexDamagedError as error:
+        report.findings.append(Finding("catalog", str(error)))
+        return report
+    with catalog:
+        if catalog.generation != named:  # A switch was cut short: whoever opens the index passes by there.
+            try:
+                Catalog.open_generation(directory, named).close()
+            except IndexDamagedError as error:
+                report.findings.append(Finding("current.json", f"it names generation {named}: {error}"))
+        try:
+            report.num_videos, report.num_segments = catalog.totals()
+            for finding in _findings(catalog, report.num_segments, on_progress):
+                if len(report.findings) == MAX_FINDINGS:
+                    report.complete = False
+                    break
+                report.findings.append(finding)
+        except IndexDamagedError as error:  # So damaged that SQLite cannot go on reading.
+            report.findings.append(Finding("catalog", str(error)))
+    return report
+
+
+def _findings(
+    catalog: Catalog, num_segments: int, on_progress: Callable[[int, int], None]
+) -> Iterator[Finding]:
+    with catalog.connections.snapshot() as connection:
+        for (problem,) in connection.execute("PRAGMA integrity_check"):
+            if problem != "ok":
+                yield Finding("catalog", problem)
+        yield from _inconsistencies(connection)
+        for number, problem in damaged_videos(connection):
+            yield Finding("catalog", f"video number {number}: {problem}")
+        for sequence in damaged_changes(connection):
+            yield Finding("change log", f"change {sequence} is not what was written")
+        for number in damaged_jobs(connection):
+            yield Finding("jobs", f"job number {number} is not what was written")
+        sizes = catalog.num_frames, catalog.embedding_dim
+        features = damaged_segments(connection, *sizes, catalog.fingerprint)
+        for num_done, (segment_id, problem) in enumerate(features, start=1):
+            if num_done % 1000 == 0 or num_done == num_segments:
+                on_progress(num_done, num_segments)
+            if problem:
+                yield Finding("catalog", f"segment {segment_id}: {problem}")
+    yield from _coarse_findings(catalog)
+
+
+def _inconsistencies(connection: sqlite3.Connection) -> Iterator[Finding]:
+    for statement, part in _INCONSISTENT.items():
+        for (problem,) in connection.execute(statement):
+            yield Finding(part, problem)
+
+
+def _coarse_findings(catalog: Catalog) -> Iterator[Finding]:
+    """A saved coarse index that is whole and says something else than the catalog. None is no damage: it is
+    made at the next start; nor is one of another history, which the next start leaves aside."""
+    manifest = catalog.directory / MANIFEST_FILE
+    if not manifest.exists():
+        return
+    written_at = manifest.stat().st_mtime_ns
+    try:
+        snapshot = load_snapshot(catalog.directory, catalog.fingerprint, catalog.embedding_dim)
+    except SnapshotUnusableError as error:
+        if manifest.exists() and manifest.stat().st_mtime_ns != written_at:
+            yield from _coarse_findings(catalog)  # Another process has saved a newer one meanwhile.
+        else:
+            yield Finding("coarse index", str(error))
+        return
+    if catalog.change_token(snapshot.sequence) != snapshot.token:
+        return
+    index = CoarseIndex.open(catalog)
+    wrong: list[int] = []
+    num_right = 0
+    try:
+        for ids, vectors in index.blocks():
+            expected_ids, expected = catalog.video_features(ids)
+            wrong += ids[~np.isin(ids, expected_ids)].tolist()
+            num_right += len(expected_ids)
+            if vectors is not None:
+                differ = (vectors[np.isin(ids, expected_ids)] != expected).any(axis=1)
+                wrong += expected_ids[differ].tolist()
+    except IndexDamagedError:
+        return  # Told of already.
+    if catalog.sequence != index.sequence:
+        return  # Changed while it was compared.
+    for segment_id in wrong:
+        yield Finding("coarse index", f"segment {segment_id} is not what the catalog holds")
+    if not wrong and num_right < catalog.num_segments:
+        missing = catalog.num_segments - num_right
+        yield Finding("coarse index", f"{missing} segments of the catalog are missing")
+
+
+def _name_again(directory: Path) -> None:
+    """Write current.json where it is not what was written, or is gone and needed."""
+    with contextlib.suppress(IndexDamagedError):
+        named_generation(directory)
+        return
+
+    def succession_of(number: int) -> Succession | None:
+        with Catalog(directory, number, check=False) as catalog:
+            return catalog.succession
+
+    name_generation(directory, find_named_generation(directory, succession_of))
+
+
+def rebuild(directory: str | Path, coarse_kind: KindChoice = "auto") -> tuple[int, int]:
+    """Make again all that is derived: SQLite's indexes, the totals, the saved coarse index, of this kind.
+
+    Jobs that are not what was written are forgotten.
+
+    Returns the number of videos and of segments. Raises IndexNotFoundError, IndexVersionError, OSError, and
+    IndexDamagedError where what it is derived from is damaged.
+    """
+    _name_again(Path(directory))
+    with Catalog.open(directory, check=False) as catalog:
+        with catalog.connections.transaction() as connection:
+            connection.execute("REINDEX")
+            for number in list(damaged_jobs(connection)):
+                connection.execute("DELETE FROM jobs WHERE number = ?", (number,))
+            connection.execute("DELETE FROM totals")
+            connection.execute(
+                "INSERT INTO totals SELECT 1, (SELECT count(*) FROM videos), (SELECT count(*) FROM segments)"
+            )
+            check_structure(connection, catalog.path)
+        CoarseIndex.build(catalog, kind=coarse_kind).save()
+        if named_generation(Path(directory)) != catalog.generation:
+            name_generation(Path(directory), catalog.generation)
+        return catalog.totals()

@@ -1,0 +1,1 @@
+"""Reading video files: probing, sampling, decoding in confined child processes."""

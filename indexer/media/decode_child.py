@@ -1,0 +1,219 @@
+"""What runs in a child of the decode pool: one file at a time, inside limits that the kernel keeps.
+
+Imports neither torch nor anything that opens a network connection. Run by `indexer.media.decode_pool` as a
+fresh
+interpreter, so nothing of the parent's memory is in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import signal
+import socket
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import av.error
+import numpy as np
+from PIL import Image
+
+from indexer.errors import DecoderDiedError, MediaError, MediaLimitError, UnsupportedMediaError
+from indexer.media.decode_messages import (
+    DecodedSegment,
+    DecodedVideo,
+    DecodeRequest,
+    decoded_to_message,
+    error_to_message,
+    receive_message,
+    send_message,
+)
+from indexer.media.frame_reader import VideoFile
+from indexer.media.preview import make_clip
+from indexer.media.probing import MediaLimits, check_file
+from indexer.media.sampling import PlannedSegment, plan_segments
+from indexer.media.sandbox import allow_processor_seconds, limit_resources, refuse_system_calls
+from model.preprocessing import resize_and_crop
+
+_GRACE_SECONDS = 10.0
+"""The kernel ends a child that is so late that the parent must be gone, or would have ended it."""
+
+_JPEG_QUALITY = 85
+
+
+class _ContentKnownError(Exception):
+    """The parent has this content already."""
+
+
+class _ParentGoneError(Exception):
+    """Nobody listens any more."""
+
+
+def serve(descriptor: int) -> None:
+    """Answer requests from the socket `descriptor` until the parent closes it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent decides when to stop.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    with socket.socket(fileno=descriptor) as connection:
+        try:
+            settings, _ = receive_message(connection, 0)
+            limit_resources(int(settings["memory_limit_bytes"]))
+            is_filtered = refuse_system_calls()
+            files = _Files(MediaLimits(**settings["limits"]))
+            send_message(connection, {"kind": "ready", "is_filtered": is_filtered})
+            while True:
+                header, _ = receive_message(connection, 0)
+                # A decoder that hangs may hold the interpreter lock: only the kernel's own timer is sure.
+                signal.setitimer(signal.ITIMER_REAL, float(header["timeout_seconds"]) + _GRACE_SECONDS)
+                allow_processor_seconds(float(header["processor_seconds"]))
+                answer, payload = _answer(connection, header, files)
+                send_message(connection, answer, payload)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except (EOFError, OSError, _ParentGoneError):
+            return
+
+
+class _Files:
+    """Opens files, and remembers the last one for as long as requests go on with it."""
+
+    def __init__(self, limits: MediaLimits) -> None:
+        self.limits = limits
+        self._last: VideoFile | None = None
+        self._last_stamp: tuple[int, ...] = ()
+
+    def open(self, path: Path, status: os.stat_result, *, goes_on: bool) -> VideoFile:
+        """Look at a file. Raises MediaError.
+
+        status: of the file now. goes_on: the request is for more of a file; looking at all packets of a film
+        once more for each few segments would take longer than decoding them.
+        """
+        stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        last = self._last
+        if goes_on and last is not None and last.path == path and self._last_stamp == stamp:
+            return last
+        self._last = None
+        self._last, self._last_stamp = VideoFile(path, self.limits), stamp
+        return self._last
+
+
+def _answer(
+    connection: socket.socket, header: dict[str, Any], files: _Files
+) -> tuple[dict[str, Any], list[memoryview]]:
+    try:
+        if header["kind"] == "picture":
+            picture = _take_picture(header, files.limits)
+            return {"kind": "picture"}, [memoryview(picture)]
+        if header["kind"] == "clip":
+            clip = make_clip(Path(header["path"]), float(header["time_seconds"]), files.limits)
+            return {"kind": "clip"}, [memoryview(clip)]
+        request = DecodeRequest.from_dict(header["request"])
+        return decoded_to_message(_decode(connection, request, files))
+    except _ContentKnownError:
+        return {"kind": "known"}, []
+    except MediaError as error:
+        return error_to_message(error), []
+    except MemoryError:
+        return _out_of_memory(), []
+    except (av.error.FFmpegError, OSError) as error:  # The first are OSErrors or EOFErrors at times.
+        if error.errno in (errno.ENOMEM, errno.EAGAIN):  # No memory for a thread's stack is EAGAIN.
+            return _out_of_memory(), []
+        return error_to_message(MediaError(f"the file cannot be read ({error.strerror})")), []
+    except _ParentGoneError:
+        raise
+    except Exception:
+        return error_to_message(DecoderDiedError("the decoder failed"), traceback.format_exc()), []
+
+
+def _out_of_memory() -> dict[str, Any]:
+    # What it left of memory, in pieces, may not be enough for the next file.
+    return {**error_to_message(MediaLimitError("decoding needs more memory than allowed")), "is_last": True}
+
+
+def _decode(connection: socket.socket, request: DecodeRequest, files: _Files) -> DecodedVideo:
+    started = time.perf_counter()
+    path = Path(request.path)
+    _, before = check_file(path, files.limits)  # Refuses what is none of ours before reading all of it.
+    content_sha256 = request.content_sha256 or _hash_unless_known(connection, path)
+    file = files.open(path, before, goes_on=request.content_sha256 is not None)
+    planned = _plan(file, request)
+    chosen = planned[request.first_segment : request.first_segment + request.max_segments]
+    segments, exact_share = _read_segments(file, chosen, request)
+    after = path.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise MediaError("the file changed while it was read")
+    fraction_read = file.timeline.fraction_present * exact_share
+    return DecodedVideo(
+        info=file.info,
+        content_sha256=content_sha256,
+        segments=segments,
+        partial=fraction_read < 1,
+        fraction_read=fraction_read,
+        first_segment=request.first_segment,
+        num_segments=len(planned),
+        decode_seconds=time.perf_counter() - started,
+    )
+
+
+def _hash_unless_known(connection: socket.socket, path: Path) -> str:
+    """sha256 of the file, shown to the parent, who may have had enough with it."""
+    with path.open("rb") as stream:
+        content_sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        send_message(connection, {"kind": "hash", "content_sha256": content_sha256})
+        reply, _ = receive_message(connection, 0)
+    except (EOFError, OSError):
+        raise _ParentGoneError from None
+    if reply["kind"] != "go":
+        raise _ContentKnownError
+    return content_sha256
+
+
+def _plan(file: VideoFile, request: DecodeRequest) -> list[PlannedSegment]:
+    timeline = file.timeline
+    try:
+        planned = plan_segments(timeline.times, timeline.end_seconds, timeline.frame_rate, request.sampling)
+    except ValueError as error:
+        raise UnsupportedMediaError(str(error)) from None
+    if request.first_segment >= len(planned):
+        raise MediaError("the file changed while it was read")
+    return planned
+
+
+def _read_segments(
+    file: VideoFile, planned: list[PlannedSegment], request: DecodeRequest
+) -> tuple[list[DecodedSegment], float]:
+    """The segments, and the share of their frames that are whole and the wanted ones."""
+    times = [time_seconds for segment in planned for time_seconds in segment.times_seconds]
+    frames = file.frames_at(times, request.backend if request.trusted else "pyav")
+    segments, num_exact, last = [], 0, None
+    for segment in planned:
+        pixels, starts = [], []
+        for _ in segment.times_seconds:
+            frame = next(frames)
+            # Of a picture that stands still for seconds, one cutting serves all its times.
+            if last is None or frame is not last:
+                square = resize_and_crop(frame.rgb, request.image_size)
+            last = frame
+            pixels.append(square)
+            starts.append(frame.time_seconds)
+            num_exact += frame.exact
+        segments.append(
+            DecodedSegment(segment.start_seconds, segment.end_seconds, np.stack(pixels), np.array(starts))
+        )
+    return segments, num_exact / len(times)
+
+
+def _take_picture(header: dict[str, Any], limits: MediaLimits) -> bytes:
+    file = VideoFile(Path(header["path"]), limits)
+    frame = next(file.frames_at([float(header["time_seconds"])]))
+    picture = Image.fromarray(frame.rgb)
+    width = int(header["max_width"])
+    if picture.width > width:
+        height = max(1, round(picture.height * width / picture.width))
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()

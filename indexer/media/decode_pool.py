@@ -1,0 +1,358 @@
+"""Decoding in child processes that can be ended: the only place where files from strangers are opened.
+
+Known hangs of decoders hold the interpreter lock, and their crashes take the process along, so neither
+threads nor exceptions help. Each child is a fresh interpreter that decodes one file at a time inside limits
+(docs/hostile-media.md), without our environment, in a folder that is gone. One that exceeds them is killed
+and replaced, and the file it had is reported, while the others go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from indexer.errors import DecoderDiedError, DecodeTimeoutError, MediaError
+from indexer.media.decode_messages import (
+    DecodedSegment,
+    DecodedVideo,
+    DecodeRequest,
+    KnownContent,
+    decoded_from_message,
+    error_from_message,
+    receive_message,
+    send_message,
+)
+from indexer.media.preview import MAX_CLIP_BYTES, MP4_START
+from indexer.media.probing import MediaLimits, check_duration
+
+__all__ = ["DecodePool", "DecodeRequest", "DecodedSegment", "DecodedVideo", "KnownContent"]
+
+_logger = logging.getLogger(__name__)
+
+_PACKAGES: Final = str(Path(__file__).resolve().parents[2])
+_CHILD_PROGRAM: Final = (
+    "import sys; sys.path.insert(0, sys.argv[2]);"
+    "from indexer.media.decode_child import serve; serve(int(sys.argv[1]))"
+)
+_ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PATH": ""}
+"""All of a child's. Numerical libraries would start a thread per processor, each with memory of its own;
+decord wants a PATH to add to."""
+
+_START_SECONDS: Final = 120.0
+"""Importing takes well under a second; a machine may be busy."""
+
+_MAX_REQUESTS_PER_CHILD: Final = 1000
+"""Then it is replaced: what the decoders leak goes with it."""
+
+_MAX_PICTURE_BYTES: Final = 64 << 20
+_JPEG_START: Final = b"\xff\xd8\xff"
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+class DecodePool:
+    """A fixed number of children. Use as a context manager, or `close` it. Safe to use from several threads.
+
+    num_workers: children, and files decoded at once.
+    timeout_seconds: the longest that one request may take, hashing the file included.
+    limits: what a file may be. memory_limit_bytes: that a child may use beyond what its libraries take (on
+    Linux). processor_seconds: that one request may use; as many as `timeout_seconds` where None.
+    """
+
+    def __init__(
+        self,
+        num_workers: int,
+        timeout_seconds: float = 300.0,
+        *,
+        limits: MediaLimits | None = None,
+        memory_limit_bytes: int = 3 << 30,
+        processor_seconds: float | None = None,
+    ) -> None:
+        if num_workers < 1 or timeout_seconds <= 0:
+            raise ValueError("num_workers is at least 1 and timeout_seconds above 0")
+        self.num_workers = num_workers
+        self.timeout_seconds = timeout_seconds
+        self.processor_seconds = processor_seconds
+        self.limits = limits or MediaLimits()
+        settings = {"memory_limit_bytes": memory_limit_bytes, "limits": asdict(self.limits)}
+        self._children = [_Child(settings) for _ in range(num_workers)]
+        self._idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
+        for child in self._children:
+            child.start()  # They import while the caller loads its model.
+            self._idle.put(child)
+        self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
+
+    def submit(self, request: DecodeRequest) -> Future[DecodedVideo]:
+        """Decode a file. The future raises MediaError: what the file is not, or how the decoder ended."""
+        return self._threads.submit(self._decode_all, request)
+
+    def submit_new(
+        self, request: DecodeRequest, is_known: Callable[[str], bool]
+    ) -> Future[DecodedVideo | KnownContent]:
+        """Decode a file unless its content is known.
+
+        is_known: called with the content's sha256 (64 hex digits), in a thread of the pool, before anything
+        is decoded.
+        """
+        return self._threads.submit(self._decode, request, is_known)
+
+    def submit_picture(self, path: str | Path, time_seconds: float, max_width: int) -> Future[bytes]:
+        """A JPEG of the frame shown at `time_seconds`, at most `max_width` pixels wide. Raises MediaError."""
+        return self._threads.submit(self._take_picture, str(path), time_seconds, max_width)
+
+    def submit_clip(self, path: str | Path, time_seconds: float) -> Future[bytes]:
+        """A short silent MP4 from `time_seconds` on: `indexer.media.preview.make_clip`. Raises MediaError."""
+        return self._threads.submit(self._make_clip, str(path), time_seconds)
+
+    def close(self) -> None:
+        """End all children at once; futures that are not done raise DecoderDiedError or are cancelled."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for child in self._children:
+            child.end_for_good()
+        self._threads.shutdown(wait=True)
+        for child in self._children:
+            child.forget()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _decode_all(self, request: DecodeRequest) -> DecodedVideo:
+        video = self._decode(request, lambda content_sha256: False)
+        assert isinstance(video, DecodedVideo)
+        return video
+
+    def _decode(self, request: DecodeRequest, is_known: Callable[[str], bool]) -> DecodedVideo | KnownContent:
+        try:
+            return self._decode_once(request, is_known)
+        except (DecoderDiedError, DecodeTimeoutError):
+            if not request.trusted or request.backend == "pyav":
+                raise
+        # decord may have hung or crashed on a file that PyAV reads.
+        return self._decode_once(replace(request, backend="pyav"), is_known)
+
+    def _decode_once(
+        self, request: DecodeRequest, is_known: Callable[[str], bool]
+    ) -> DecodedVideo | KnownContent:
+        size = request.image_size
+        max_bytes = request.max_segments * request.sampling.num_frames * size * size * 3
+        known, told = False, request.content_sha256
+
+        def on_hash(header: dict[str, Any]) -> dict[str, Any]:
+            nonlocal known, told
+            if told is not None or not _SHA256.fullmatch(str(header.get("content_sha256"))):
+                raise ValueError("content_sha256")
+            told = str(header["content_sha256"])
+            known = is_known(told)
+            return {"kind": "stop" if known else "go"}
+
+        # A child has no folder of its own that a relative path could start from.
+        wanted = replace(request, path=str(Path(request.path).absolute()))
+        header, payload = self._ask({"kind": "decode", "request": wanted.to_dict()}, max_bytes, on_hash)
+        if told is None:
+            raise DecoderDiedError("the decoder gave an answer that makes no sense")
+        if header.get("kind") == "known" and known:
+            return KnownContent(told)
+        video = decoded_from_message(header, payload, replace(request, content_sha256=told))
+        check_duration(video.info.duration_seconds, self.limits)
+        return video
+
+    def _take_picture(self, path: str, time_seconds: float, max_width: int) -> bytes:
+        question = {
+            "kind": "picture",
+            "path": str(Path(path).absolute()),
+            "time_seconds": time_seconds,
+            "max_width": max_width,
+        }
+        header, payload = self._ask(question, _MAX_PICTURE_BYTES, lambda header: {"kind": "stop"})
+        if header.get("kind") != "picture" or not payload.startswith(_JPEG_START):
+            raise DecoderDiedError("the decoder gave an answer that makes no sense")
+        return bytes(payload)
+
+    def _make_clip(self, path: str, time_seconds: float) -> bytes:
+        question = {"kind": "clip", "path": str(Path(path).absolute()), "time_seconds": time_seconds}
+        header, payload = self._ask(question, MAX_CLIP_BYTES, lambda header: {"kind": "stop"})
+        if header.get("kind") != "clip" or payload[4:8] != MP4_START:
+            raise DecoderDiedError("the decoder gave an answer that makes no sense")
+        return bytes(payload)
+
+    def _ask(
+        self,
+        question: dict[str, Any],
+        max_payload_bytes: int,
+        on_hash: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> tuple[dict[str, Any], bytearray]:
+        child = self._idle.get()  # There are as many children as threads.
+        timeout = self.timeout_seconds
+        question["processor_seconds"] = timeout if self.processor_seconds is None else self.processor_seconds
+        try:
+            return child.ask(question, max_payload_bytes, timeout, on_hash)
+        finally:
+            self._idle.put(child)
+
+
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[str]:
+    """An empty folder, removed at the end. For a process that was started in it, nothing can be found or made
+    there from then on, and nothing is left behind, however the process ends."""
+    folder = tempfile.mkdtemp(prefix="xclip-decode-")
+    try:
+        yield folder
+    finally:
+        Path(folder).rmdir()
+
+
+class _Child:
+    """One child process and its replacements. Used by one thread at a time; only `end_for_good` by others."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: socket.socket | None = None
+        self._is_ready = False
+        self.is_filtered = False
+        self._ended = False
+        self._num_requests = 0
+
+    def start(self) -> None:
+        """Start the process; it gets ready by itself."""
+        with self._lock:
+            if self._ended:
+                raise DecoderDiedError("the decoder was stopped")
+            ours, theirs = socket.socketpair()
+            try:
+                with theirs, _scratch_folder() as scratch:
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-P", "-c", _CHILD_PROGRAM, str(theirs.fileno()), _PACKAGES],
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,  # Decoders tell of each damaged packet.
+                        pass_fds=[theirs.fileno()],
+                        cwd=scratch,
+                        env=_ENVIRONMENT,
+                    )
+            except OSError:
+                ours.close()
+                raise
+            self._connection = ours
+            self._is_ready = False
+            self._num_requests = 0
+
+    def ask(
+        self,
+        question: dict[str, Any],
+        max_payload_bytes: int,
+        timeout_seconds: float,
+        on_hash: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> tuple[dict[str, Any], bytearray]:
+        """Send a question and give the answer; the process is gone after any failure but a refusal.
+
+        Raises MediaError: the child's refusal, DecodeTimeoutError, DecoderDiedError.
+        """
+        if self._num_requests >= _MAX_REQUESTS_PER_CHILD:
+            self.forget()
+        if self._process is None:
+            try:
+                self.start()
+            except OSError as error:
+                raise DecoderDiedError(f"the decoder could not be started ({error.strerror})") from error
+        assert self._connection is not None
+        connection = self._connection
+        self._num_requests += 1
+        answered = False
+        try:
+            self._wait_until_ready(connection)
+            deadline = time.monotonic() + timeout_seconds
+            send_message(connection, {**question, "timeout_seconds": timeout_seconds})
+            header, payload = receive_message(connection, max_payload_bytes, deadline)
+            if header.get("kind") == "hash":
+                send_message(connection, on_hash(header))
+                header, payload = receive_message(connection, max_payload_bytes, deadline)
+            answered = True
+        except TimeoutError:
+            raise DecodeTimeoutError(f"decoding took longer than {timeout_seconds:g} seconds") from None
+        except (EOFError, OSError, ValueError) as error:
+            raise self._how_it_died(error) from None
+        finally:
+            if not answered:
+                self.forget()
+        if header.get("is_last"):
+            self.forget()
+        if header.get("kind") == "error":
+            if header.get("detail"):
+                _logger.error("the decoder failed on a file: %.10000s", header["detail"])
+            raise error_from_message(header)
+        return header, payload
+
+    def _wait_until_ready(self, connection: socket.socket) -> None:
+        if self._is_ready:
+            return
+        send_message(connection, self._settings)
+        try:
+            ready, _ = receive_message(connection, 0, time.monotonic() + _START_SECONDS)
+        except TimeoutError:
+            raise EOFError from None
+        self._is_ready = True
+        self.is_filtered = bool(ready.get("is_filtered"))
+        if not self.is_filtered:
+            _logger.info("this system does not filter the decoder's system calls; its other limits hold")
+
+    def _how_it_died(self, error: Exception) -> MediaError:
+        if self._ended:
+            return DecoderDiedError("the decoder was stopped")
+        if isinstance(error, ValueError):
+            return DecoderDiedError("the decoder gave an answer that makes no sense")
+        assert self._process is not None
+        try:
+            status = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            return DecoderDiedError("the decoder stopped answering")
+        if not self._is_ready:
+            return DecoderDiedError(f"the decoder did not start (status {status})")
+        if status == -signal.SIGXCPU:
+            return DecodeTimeoutError("decoding used more processor time than allowed")
+        if status < 0:
+            return DecoderDiedError(f"the decoder crashed (signal {-status})")
+        return DecoderDiedError(f"the decoder ended ({status})")
+
+    def forget(self) -> None:
+        """Kill the process, if there is one, and close what belongs to it."""
+        with self._lock:
+            process, connection = self._process, self._connection
+            self._process = self._connection = None
+        if process is not None:
+            process.kill()
+            process.wait()
+        if connection is not None:
+            connection.close()
+
+    def end_for_good(self) -> None:
+        """Kill the process; it is not replaced. A thread that waits for its answer gets DecoderDiedError."""
+        with self._lock:
+            self._ended = True
+            process, connection = self._process, self._connection
+        if process is not None:
+            process.kill()
+            process.wait()
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # Wakes a thread that waits on it.

@@ -1,0 +1,147 @@
+"""Frames of a video at given times, by decord or PyAV: the same frames from both, upright.
+
+The frame at a time is the one a player shows then: the last that starts at or before it, counted from the
+first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import av.error
+import numpy as np
+from av.packet import Packet
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from indexer.media.decord_reader import KeyPictures, open_with_decord, read_with_decord
+from indexer.media.probing import MediaInfo, MediaLimits, check_file, open_media
+from indexer.media.pyav_reader import DecodedFrame, read_with_pyav
+from indexer.media.sampling import frame_indices_at
+from indexer.media.timeline import Timeline, read_timeline
+from indexer.media.truncation import fraction_of_bytes
+
+Backend = Literal["auto", "decord", "pyav"]
+
+_TRIED_PACKETS = 256
+"""So many packets may go by before the first frame: more than any decoder delays its output."""
+
+
+class VideoFile:
+    """One file, looked at without trust, ready to give frames.
+
+    Reads the packets once at construction; `info` and `timeline` say what is there. Raises MediaError.
+    """
+
+    def __init__(self, path: str | Path, limits: MediaLimits | None = None, num_threads: int = 1) -> None:
+        self.path = Path(path).absolute()
+        self.limits = limits or MediaLimits()
+        self.num_threads = num_threads
+        kind, status = check_file(self.path, self.limits)
+        with open_media(self.path, self.limits) as (container, stream):
+            codec = stream.codec_context.codec.canonical_name
+            first, keys = _FirstFrame(), KeyPictures(codec, stream.codec_context.extradata)
+
+            def look(packet: Packet[VideoStream]) -> None:
+                first.look(packet)
+                keys.look(packet)
+
+            timeline = read_timeline(container, stream, kind, self.limits, look)
+            if timeline.fraction_present == 1:
+                # The packets of a file that lacks only its end may look like all of them.
+                timeline = replace(timeline, fraction_present=fraction_of_bytes(self.path, kind))
+            width, height = stream.width, stream.height
+            if first.quarter_turns % 2:
+                width, height = height, width
+            self.timeline: Timeline = timeline
+            self._keys_are_whole = keys.all_whole
+            self.info = MediaInfo(
+                container=kind,
+                codec=codec,
+                width=width,
+                height=height,
+                rotation_degrees=-90 * first.quarter_turns % 360,
+                frame_rate=timeline.frame_rate,
+                duration_seconds=timeline.end_seconds,
+                num_frames=len(timeline),
+                size_bytes=status.st_size,
+                has_audio=len(container.streams.audio) > 0,
+            )
+
+    def frames_at(self, times_seconds: Sequence[float], backend: Backend = "pyav") -> Iterator[DecodedFrame]:
+        """The frame shown at each time, one by one. times_seconds: ascending, after the first frame.
+
+        backend: `pyav` reads everything. `decord` and `auto` are for files that the operator trusts. `decord`
+        lets decord read where it is sure to agree and PyAV the rest (AV1, AVI, damaged files). `auto` does
+        the same but gives H.264 to PyAV, whose reader leaves out what is not needed and is up to twice as
+        quick. A frame that several times share is decoded once and given as often.
+        """
+        indices = frame_indices_at(self.timeline.times, times_seconds).tolist()
+        frames = self._distinct_frames(sorted(set(indices)), backend)
+        current: DecodedFrame | None = None
+        for index in indices:
+            while current is None or current.index < index:
+                current = next(frames)
+            yield current
+
+    def open_decord(self) -> Any | None:
+        """decord's reader of this file, or None where it is not sure to give the frames that PyAV gives."""
+        if not self._keys_are_whole:
+            return None
+        return open_with_decord(self.path, self.info, self.timeline, self.num_threads)
+
+    def _distinct_frames(self, indices: list[int], backend: Backend) -> Iterator[DecodedFrame]:
+        done = 0
+        if backend == "decord" or (backend == "auto" and self.info.codec != "h264"):
+            reader = self.open_decord()
+            if reader is not None:
+                for frame in read_with_decord(reader, self.timeline, indices, self.limits):
+                    done += 1
+                    yield frame
+        # All of it, or what decord gave up at: PyAV conceals more damage.
+        yield from read_with_pyav(self.path, self.timeline, indices[done:], self.limits, self.num_threads)
+
+
+class _FirstFrame:
+    """Decodes until one frame comes out: how far a picture is turned is only said there."""
+
+    def __init__(self) -> None:
+        self.quarter_turns = 0  # counter-clockwise
+        self._tried = 0
+
+    def look(self, packet: Packet[VideoStream]) -> None:
+        if self._tried >= _TRIED_PACKETS:
+            return
+        self._tried += 1
+        with suppress(av.error.FFmpegError, ValueError):
+            for frame in packet.decode():
+                self.quarter_turns = round(frame.rotation / 90) % 4
+                self._tried = _TRIED_PACKETS
+
+
+def probe(path: str | Path, limits: MediaLimits | None = None) -> MediaInfo:
+    """What a file is. Reads all its packets and decodes one frame; see `VideoFile`. Raises MediaError."""
+    return VideoFile(path, limits).info
+
+
+def read_frames(
+    path: str | Path,
+    times_seconds: Sequence[float],
+    backend: Backend = "pyav",
+    limits: MediaLimits | None = None,
+) -> tuple[list[NDArray[np.uint8]], list[float]]:
+    """Frames of a file at these times, in this process.
+
+    times_seconds: in any order, after the first frame. backend: see `VideoFile.frames_at`.
+    Returns RGB uint8 [H, W, 3] each, upright, and the times at which those frames start.
+    Files from strangers belong into `indexer.media.decode_pool` instead. Raises MediaError.
+    """
+    order = np.argsort(times_seconds, kind="stable")
+    ascending = [float(times_seconds[position]) for position in order]
+    found = list(VideoFile(path, limits).frames_at(ascending, backend))
+    places = np.argsort(order)
+    return [found[place].rgb for place in places], [found[place].time_seconds for place in places]

@@ -1,0 +1,206 @@
+"""Whether a file ends where its container says that it does: what a transfer that broke off leaves behind.
+
+Only the outermost structures are looked at: sizes that the container promises of itself, or marks that it
+ends with. Where it promises nothing (between two packets of MPEG-TS or MPEG-PS, two fragments of MP4, two
+blocks of a Matroska file that was written live), a file that was cut off there cannot be told from one that
+was meant so.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from indexer.errors import MediaLimitError
+
+_MAX_STRUCTURES: Final = 20_000_000
+"""Boxes, pages or packets that are looked at: of days of film by the usual sizes."""
+
+_HEAD_BYTES: Final = 1 << 16
+
+_MP4_BOXES: Final = frozenset(
+    {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"meta", b"pnot", b"PICT"}
+    | {b"moof", b"mfra", b"sidx", b"ssix", b"styp", b"prft", b"emsg", b"pdin"}
+)
+"""Of ISO/IEC 14496-12 and QuickTime, outermost. Another name after them is somebody's addition."""
+
+_MATROSKA_SEGMENT: Final = b"\x18\x53\x80\x67"
+_MATROSKA_CLUSTER: Final = b"\x1f\x43\xb6\x75"
+_ASF_FILE_PROPERTIES: Final = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+
+
+def fraction_of_bytes(path: Path, container: str) -> float:
+    """Bytes that are there by bytes that the container promises, above 0; 1.0 for a file that is not cut off.
+
+    container: a key of `indexer.media.probing.DEMUXERS`. A file that was cut off, nobody knows how long
+    before its
+    end, is taken to lack one byte. Raises MediaLimitError where it has more parts than anybody made on
+    purpose, OSError where it cannot be read.
+    """
+    with path.open("rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        promised_bytes = _PROMISES[container](file, size_bytes) if container in _PROMISES else 0
+    return size_bytes / promised_bytes if promised_bytes > size_bytes else 1.0
+
+
+def _promised_by_mp4(file: BinaryIO, size_bytes: int) -> int:
+    position = 0
+    for _ in range(_MAX_STRUCTURES):
+        header = _read(file, position, 16)
+        if len(header) < 8:
+            # Fewer bytes than a box begins with: its first ones, or zeros that some writers end with.
+            return position + 8 if header.strip(b"\x00") else position
+        box_bytes, kind = int.from_bytes(header[:4], "big"), header[4:8]
+        if box_bytes == 0:  # up to the end, wherever that is
+            return 0
+        if kind not in _MP4_BOXES:
+            is_name = all(32 <= letter < 127 for letter in kind)
+            return 0 if is_name else size_bytes + 1  # Where no box begins, something before is missing.
+        if box_bytes == 1:
+            if len(header) < 16:
+                return position + 16
+            box_bytes = int.from_bytes(header[8:], "big")
+        position += max(8, box_bytes)
+        if position >= size_bytes:
+            return position
+    raise MediaLimitError(f"more than {_MAX_STRUCTURES} boxes")
+
+
+def _promised_by_matroska(file: BinaryIO, size_bytes: int) -> int:
+    # RFC 8794: each element is its id, its size, its content. The EBML head first, then one Segment. Of what
+    # is written live, no size is known, and we look at what is inside.
+    position = 0
+    for _ in range(_MAX_STRUCTURES):
+        header = _read(file, position, 12)
+        if not header or not header[0]:
+            return position
+        id_bytes = 9 - header[0].bit_length()
+        kind, digits = header[:id_bytes], header[id_bytes:]
+        length = 9 - digits[0].bit_length() if digits else 1
+        if len(digits) < length:
+            return position + id_bytes + length if length < 9 and id_bytes < 5 else 0
+        ones = (1 << 7 * length) - 1
+        content_bytes = int.from_bytes(digits[:length], "big") & ones
+        position += id_bytes + length
+        if content_bytes != ones:
+            position += content_bytes
+            if kind == _MATROSKA_SEGMENT or position >= size_bytes:
+                return position
+        elif kind not in (_MATROSKA_SEGMENT, _MATROSKA_CLUSTER):
+            return 0
+    raise MediaLimitError(f"more than {_MAX_STRUCTURES} elements")
+
+
+def _promised_by_avi(file: BinaryIO, size_bytes: int) -> int:
+    position = 0
+    for _ in range(_MAX_STRUCTURES):
+        header = _read(file, position, 8)
+        if header[:4] != b"RIFF" or len(header) < 8:
+            return 0  # An index or padding that somebody added.
+        chunk_bytes = int.from_bytes(header[4:], "little")
+        if chunk_bytes in (0, 0xFFFFFFFF):  # never filled in
+            return 0
+        position += 8 + chunk_bytes
+        if position >= size_bytes:
+            return position
+        position += chunk_bytes % 2  # to an even length, which not all writers do at the end
+    return 0
+
+
+def _promised_by_asf(file: BinaryIO, size_bytes: int) -> int:
+    head = _read(file, 0, _HEAD_BYTES)
+    start = head.find(_ASF_FILE_PROPERTIES)
+    if start < 0 or len(head) < start + 92:
+        return 0
+    is_broadcast = head[start + 88] & 1  # Then the size means nothing.
+    return 0 if is_broadcast else int.from_bytes(head[start + 40 : start + 48], "little")
+
+
+def _promised_by_flv(file: BinaryIO, size_bytes: int) -> int:
+    head = _read(file, 0, _HEAD_BYTES)
+    # Writers that can go back note the size in the script data at the front: an AMF number (type 0, float64).
+    name = b"\x00\x08filesize\x00"
+    start = head.find(name)
+    if start >= 0 and len(head) >= start + len(name) + 8:
+        (file_bytes,) = struct.unpack_from(">d", head, start + len(name))
+        if size_bytes < file_bytes < 2**62:
+            return int(file_bytes)
+    # After each tag stands its length, which leads back to its head.
+    if size_bytes < 4:
+        return size_bytes + 1
+    tag_bytes = int.from_bytes(_read(file, size_bytes - 4, 4), "big")
+    tag = _read(file, max(0, size_bytes - 4 - tag_bytes), 4)
+    is_whole = 11 <= tag_bytes <= size_bytes - 13 and int.from_bytes(tag[1:4], "big") + 11 == tag_bytes
+    return size_bytes if is_whole else size_bytes + 1
+
+
+def _promised_by_ogg(file: BinaryIO, size_bytes: int) -> int:
+    # RFC 3533: pages, each of one stream; the last of a stream is marked so.
+    open_streams: set[bytes] = set()
+    position = 0
+    for _ in range(_MAX_STRUCTURES):
+        header = _read(file, position, 27 + 255)
+        if len(header) < 27 or not header.startswith(b"OggS"):
+            return size_bytes + 1
+        kind, stream, num_parts = header[5], header[14:18], header[26]
+        if kind & 2:
+            open_streams.add(stream)
+        if kind & 4:
+            open_streams.discard(stream)
+        position += 27 + num_parts + sum(header[27 : 27 + num_parts])
+        if position == size_bytes:
+            return size_bytes + bool(open_streams)
+        if position > size_bytes or len(header) < 27 + num_parts:
+            return max(position, size_bytes + 1)
+    raise MediaLimitError(f"more than {_MAX_STRUCTURES} pages")
+
+
+def _promised_by_mpegts(file: BinaryIO, size_bytes: int) -> int:
+    packet_bytes = 192 if _read(file, 0, 1) != b"\x47" else 188
+    return -(-size_bytes // packet_bytes) * packet_bytes
+
+
+def _promised_by_mpegps(file: BinaryIO, size_bytes: int) -> int:
+    # ISO/IEC 13818-1, 2.5.3: packs, each a header of fixed length and packets that say theirs.
+    position = 0
+    for _ in range(_MAX_STRUCTURES):
+        header = _read(file, position, 14)
+        if not header:
+            return position
+        if not b"\x00\x00\x01".startswith(header[:3]):
+            return 0  # padding, or damage
+        kind = header[3] if len(header) > 3 else 0
+        if len(header) < 4:
+            return position + 4
+        if kind == 0xBA:
+            is_mpeg2 = len(header) > 4 and header[4] >> 6 == 1
+            position += 14 + (header[13] & 7 if len(header) > 13 else 0) if is_mpeg2 else 12
+        elif kind == 0xB9:
+            position += 4
+        elif kind > 0xBA:
+            position += 6 + int.from_bytes(header[4:6], "big") if len(header) > 5 else 6
+        else:
+            return 0
+        if position > size_bytes:
+            return position
+    raise MediaLimitError(f"more than {_MAX_STRUCTURES} packets")
+
+
+def _read(file: BinaryIO, position: int, num_bytes: int) -> bytes:
+    file.seek(position)
+    return file.read(num_bytes)
+
+
+_PROMISES: Final = {
+    "mp4": _promised_by_mp4,
+    "matroska": _promised_by_matroska,
+    "avi": _promised_by_avi,
+    "asf": _promised_by_asf,
+    "flv": _promised_by_flv,
+    "ogg": _promised_by_ogg,
+    "mpegts": _promised_by_mpegts,
+    "mpegps": _promised_by_mpegps,
+}
+"""Each gives how many bytes the file promises to have; a number up to its size: nothing is missing."""

@@ -1,0 +1,1 @@
+"""Two-stage search: candidates from the coarse index, the full score on them, moments and pages."""

@@ -1,0 +1,163 @@
+"""Texts by how well they fit one video: the other direction of the paper's retrieval (video to text).
+
+What a person should know about texts that the model does not read as they were meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from indexer.errors import InvalidQueryError, VideoNotFoundError
+from indexer.search.background import Background
+from indexer.search.cancellation import stop_if_abandoned
+from indexer.search.feature_cache import FeatureMemory, ScorableSegments
+from indexer.search.results import best_moments, named_scores
+from indexer.search.types import (
+    MAX_BATCH_TEXTS,
+    Moment,
+    RankedText,
+    Segment,
+    StageTimes,
+    TextsAnswer,
+    TextTimings,
+    check_text,
+)
+from indexer.store.records import SegmentInfo
+from indexer.store.sqlite.catalog import Catalog
+from model.features import SCORE_NAMES, TextFeatures
+
+if TYPE_CHECKING:
+    from model.xclip import XClip
+
+
+def text_warnings(model: XClip, text: str) -> list[str]:
+    """Sentences about one query."""
+    warnings = _about_unknown_words(model, [text])
+    num_tokens, num_read = model.tokenizer.num_tokens(text), model.num_words - 2
+    if num_tokens > num_read:
+        warnings.append(
+            f"the query is too long: the model reads the first {num_read} of its {num_tokens} tokens"
+        )
+    return warnings
+
+
+def texts_warnings(model: XClip, texts: Sequence[str]) -> list[str]:
+    """Sentences about many texts together."""
+    warnings = _about_unknown_words(model, texts)
+    num_read = model.num_words - 2
+    num_cut = sum(model.tokenizer.num_tokens(text) > num_read for text in texts)
+    if num_cut:
+        warnings.append(f"{num_cut} of the texts are too long: the model reads their first {num_read} tokens")
+    return warnings
+
+
+def _about_unknown_words(model: XClip, texts: Sequence[str]) -> list[str]:
+    unknown: dict[str, None] = {}
+    for text in texts:
+        stop_if_abandoned()
+        unknown |= dict.fromkeys(model.unknown_words(text))
+    return [f"the model does not know these words: {', '.join(unknown)}"] if unknown else []
+
+
+_TEXTS_AT_ONCE: Final = 64
+_SEGMENTS_AT_ONCE: Final = 256
+
+
+def rank_texts(
+    model: XClip,
+    catalog: Catalog,
+    features: FeatureMemory,
+    background: Background | None,
+    video_id: str,
+    texts: Sequence[str],
+    warn_of: Sequence[str],
+) -> TextsAnswer:
+    """Every text with the video's best segment for it, by the full score.
+
+    texts: 1 to MAX_BATCH_TEXTS. warn_of: the texts that warnings are about. Raises VideoNotFoundError,
+    InvalidQueryError.
+    """
+    if not 1 <= len(texts) <= MAX_BATCH_TEXTS:
+        raise InvalidQueryError(f"texts must be 1 to {MAX_BATCH_TEXTS}")
+    for number, text in enumerate(texts):
+        check_text(f"texts[{number}]", text)
+    times = StageTimes()
+    infos = catalog.video_segments(video_id)
+    segments = features.get(np.array([info.segment_id for info in infos], np.int64))
+    if len(segments) < len(infos):
+        raise VideoNotFoundError(video_id)  # Deleted between the two readings.
+    with times.measuring("encode"), torch.inference_mode():
+        blocks = range(0, len(texts), _TEXTS_AT_ONCE)
+        features_of_blocks = []
+        for first in blocks:
+            stop_if_abandoned()
+            features_of_blocks.append(model.encode_text(list(texts[first : first + _TEXTS_AT_ONCE])))
+        encoded = TextFeatures.cat(features_of_blocks)
+    with times.measuring("rerank"):
+        total, parts, places = _best_segments(model, encoded, segments)
+        moments = _moments(model, encoded, segments, infos, places)
+    percentiles: Sequence[float | None] = [None] * len(texts)
+    if background is not None:
+        percentiles = background.percentiles("exhaustive", total)
+    results = [
+        RankedText(
+            rank=rank,
+            index=row,
+            text=texts[row],
+            score=float(total[row]),
+            scores=named_scores(parts[row]),
+            percentile=percentiles[row],
+            segment=Segment(infos[places[row]].start_seconds, infos[places[row]].end_seconds),
+            moments=moments[row],
+        )
+        for rank, row in enumerate(np.argsort(-total, kind="stable").tolist(), start=1)
+    ]
+    timings = TextTimings(times.seconds("encode"), times.seconds("rerank"), times.total_seconds)
+    return TextsAnswer(video_id, texts_warnings(model, warn_of), timings, results)
+
+
+@torch.inference_mode()
+def _best_segments(
+    model: XClip, texts: TextFeatures, segments: ScorableSegments
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    """For each of T texts its highest total float32 [T], the four scores [T, 4] and its segment's place."""
+    best = np.full(len(texts), -np.inf, np.float32)
+    parts = np.zeros((len(texts), len(SCORE_NAMES)), np.float32)
+    places = np.zeros(len(texts), np.int64)
+    rows = np.arange(len(texts))
+    for first in range(0, len(segments), _SEGMENTS_AT_ONCE):
+        stop_if_abandoned()
+        scores = model.score(texts, segments.videos[first : first + _SEGMENTS_AT_ONCE])
+        total = scores.total.float().cpu().numpy()  # [T, V]
+        four = np.stack([getattr(scores, name).float().cpu().numpy() for name in SCORE_NAMES], axis=2)
+        nearest = total.argmax(axis=1)
+        better = total[rows, nearest] > best
+        best[better] = total[rows, nearest][better]
+        parts[better] = four[rows, nearest][better]
+        places[better] = first + nearest[better]
+    return best, parts, places
+
+
+@torch.inference_mode()
+def _moments(
+    model: XClip,
+    texts: TextFeatures,
+    segments: ScorableSegments,
+    infos: Sequence[SegmentInfo],
+    places: NDArray[np.int64],
+) -> list[list[Moment]]:
+    """For each text the best frames of its best segment, which is at its place."""
+    moments: list[list[Moment]] = [[] for _ in range(len(texts))]
+    for place in np.unique(places).tolist():
+        rows = np.flatnonzero(places == place).tolist()
+        matches = (
+            model.frame_matches(texts[rows], segments.videos[place : place + 1])[:, 0].float().cpu().numpy()
+        )
+        for row, of_frames in zip(rows, matches, strict=True):
+            moments[row] = best_moments(infos[place].frame_times, of_frames)
+    return moments

@@ -1,0 +1,345 @@
+"""What a search takes and gives.
+
+Seconds spent in the stages of a search, which may come by turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, Literal, Self, get_args
+
+from indexer.errors import InvalidQueryError
+from indexer.store.filters import parse_filter
+
+SearchMode = Literal["rerank", "coarse", "exhaustive"]
+GroupBy = Literal["video", "segment"]
+
+MAX_TEXT_LENGTH = 10_000
+MAX_LIMIT = 1_000
+MAX_OFFSET = 10_000
+MAX_CANDIDATES = 100_000
+MAX_BATCH_TEXTS = 1_000
+NUM_MOMENTS = 3
+MAX_MOMENTS = 64
+MAX_CURSOR_CHARACTERS = 32_768
+"""Room for some 15,000 segments of equal score; where they are more, paging ends."""
+
+
+@dataclass(frozen=True)
+class SearchQuery:
+    """A search. Raises InvalidQueryError where a field is out of its range.
+
+    text: 1 to 10,000 characters, not only white space; the model reads the first words (see
+        `SearchAnswer.warnings`).
+    limit: results on the page, 1 to 1,000. offset: results before the page, 0 to 10,000.
+    candidates: segments that the coarse stage hands on at a time, 1 to 100,000: the first so many are put in
+        order and come first, then the next so many, as far as the page needs. The order does not depend on
+        limit and offset.
+    mode: `rerank` the candidates by all scores; `coarse`, their order by `video_sentence` alone;
+        `exhaustive`, all scores of every segment.
+    group_by: a result is a `video` with its best segment (of the first candidates that hold one of it), or a
+        `segment`.
+    min_score: results below are left out, any finite number; and nothing is looked for beyond the first
+        `candidates` of which none reaches it. None for all.
+    explain: add an `Explanation` to each result. num_moments: in each result, at most, 1 to 64: how well each
+        sampled frame matches is known anyway.
+    filter: only videos that fulfil it, as `indexer.store.filters` describes; None for all.
+    min_percentile: the same as min_score, by `SearchResult.percentile`, 0 to 100.
+    cursor: `SearchAnswer.next` of the page before, to go on behind it: then offset is 0 and all other fields
+        but limit, explain and num_moments are as they were. Videos added since the first page do not come,
+        and what was deleted leaves no gap: nothing comes twice, nothing that was there throughout is missed.
+    """
+
+    text: str
+    limit: int = 10
+    offset: int = 0
+    candidates: int = 200
+    mode: SearchMode = "rerank"
+    group_by: GroupBy = "video"
+    min_score: float | None = None
+    explain: bool = False
+    filter: Mapping[str, Any] | None = None
+    min_percentile: float | None = None
+    cursor: str | None = None
+    num_moments: int = NUM_MOMENTS
+
+    def __post_init__(self) -> None:
+        check_text("text", self.text)
+        check_page(self.limit, self.offset)
+        _check_integer("candidates", self.candidates, 1, MAX_CANDIDATES)
+        _check_integer("num_moments", self.num_moments, 1, MAX_MOMENTS)
+        _check_choice("mode", self.mode, get_args(SearchMode))
+        _check_choice("group_by", self.group_by, get_args(GroupBy))
+        if self.min_score is not None and not is_finite(self.min_score):
+            raise InvalidQueryError("min_score must be a finite number or None")
+        if self.min_percentile is not None and not (
+            is_finite(self.min_percentile) and 0 <= self.min_percentile <= 100
+        ):
+            raise InvalidQueryError("min_percentile must be a number from 0 to 100 or None")
+        if self.filter is not None:
+            parse_filter(self.filter)
+        if self.cursor is not None:
+            if not isinstance(self.cursor, str):
+                raise InvalidQueryError("cursor must be a text or None")
+            if self.offset:
+                raise InvalidQueryError("offset must be 0 where a cursor is given")
+
+    @property
+    def num_wanted(self) -> int:
+        """Results up to the end of the page."""
+        return self.offset + self.limit
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The stretch of a video that a result is about."""
+
+    start_seconds: float
+    end_seconds: float
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A sampled frame: when it is shown, in seconds of the video, and how well it matches (scaled like a
+    score)."""
+
+    time_seconds: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which words met which frames, N tokens by M real frames.
+
+    tokens: N texts, start and end marks included. frame_times: M, seconds of the video. similarity: N x M,
+    the cosine of each (mapped) word with each frame, not scaled.
+    """
+
+    tokens: Sequence[str]
+    frame_times: Sequence[float]
+    similarity: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """One found video (or segment).
+
+    id: of the video. segment_id: of its best segment. rank: from 1, over all pages. score: what the order is
+        by.
+    scores: the four, scaled; None for those that the mode does not compute. moments: the best frames of the
+        segment, best first, `num_moments` of them (fewer where it has fewer).
+    percentile: how much of the index's background scores lies below the score, 0 to 100, see
+        `indexer.search.background`; None where they are not known (yet).
+    """
+
+    id: str
+    segment_id: int
+    rank: int
+    score: float
+    scores: Mapping[str, float | None]
+    title: str | None
+    uri: str | None
+    duration_seconds: float
+    metadata: Mapping[str, Any]
+    segment: Segment
+    moments: Sequence[Moment]
+    explanation: Explanation | None = None
+    percentile: float | None = None
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time went, in seconds: text to features, finding candidates, scoring them (reading their
+    features included), and all together (also putting the page together)."""
+
+    encode_seconds: float
+    coarse_seconds: float
+    rerank_seconds: float
+    total_seconds: float
+
+
+@dataclass(frozen=True)
+class SearchAnswer:
+    """A page of results.
+
+    query, mode: as asked. num_videos: in the index. truncated: up to this page not every segment (that
+    fulfils the filter) was looked at, so that what comes later, or never, may have a higher score than what
+    is here.
+    warnings: sentences for a person. next: `cursor` of the next page; None where nothing follows.
+    """
+
+    query: str
+    mode: SearchMode
+    num_videos: int
+    truncated: bool
+    warnings: Sequence[str]
+    timings: Timings
+    results: Sequence[SearchResult]
+    next: str | None = None
+
+
+@dataclass(frozen=True)
+class SearchAnswers:
+    """Pages of results of several texts, in their order. timings: of all together."""
+
+    answers: Sequence[SearchAnswer]
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class SimilarAnswer:
+    """Videos that look like one video.
+
+    id: of that video, which is not among the results. num_videos: in the index. In the results `score` and
+    the moments' scores are cosines of features, -1 to 1; `scores` and `percentile` are None.
+    """
+
+    id: str
+    num_videos: int
+    results: Sequence[SearchResult]
+
+
+@dataclass(frozen=True)
+class RankedText:
+    """A text and how well it fits a video.
+
+    rank: from 1. index: place among the texts that were given, from 0. score, scores, percentile: the full
+    score with the video's best segment for this text, which `segment` says; moments: of that segment, as in
+    `SearchResult`.
+    """
+
+    rank: int
+    index: int
+    text: str
+    score: float
+    scores: Mapping[str, float | None]
+    percentile: float | None
+    segment: Segment
+    moments: Sequence[Moment]
+
+
+@dataclass(frozen=True)
+class TextTimings:
+    """Where the time went, in seconds: texts to features, scoring them, and all together."""
+
+    encode_seconds: float
+    rerank_seconds: float
+    total_seconds: float
+
+
+@dataclass(frozen=True)
+class TextsAnswer:
+    """Texts by how well they fit a video, best first, equal ones in the order given.
+
+    id: of the video. warnings: sentences for a person.
+    """
+
+    id: str
+    warnings: Sequence[str]
+    timings: TextTimings
+    results: Sequence[RankedText]
+
+    @classmethod
+    def join(cls, answers: Sequence[Self]) -> Self:
+        """One answer about all texts, from answers about parts of them in their order; at least one."""
+        firsts = accumulate((len(answer.results) for answer in answers), initial=0)
+        results = [
+            replace(result, index=first + result.index)
+            for first, answer in zip(firsts, answers, strict=False)
+            for result in answer.results
+        ]
+        results.sort(key=lambda result: (-result.score, result.index))
+        parts = [answer.timings for answer in answers]
+        return cls(
+            answers[0].id,
+            [warning for answer in answers for warning in answer.warnings],
+            TextTimings(
+                sum(part.encode_seconds for part in parts),
+                sum(part.rerank_seconds for part in parts),
+                sum(part.total_seconds for part in parts),
+            ),
+            [replace(result, rank=rank) for rank, result in enumerate(results, start=1)],
+        )
+
+
+def check_text(name: str, text: object) -> None:
+    """Raise InvalidQueryError unless `text` is something that can be compared with videos."""
+    if not isinstance(text, str) or not text.strip() or len(text) > MAX_TEXT_LENGTH:
+        raise InvalidQueryError(
+            f"{name} must have 1 to {MAX_TEXT_LENGTH} characters and not only white space"
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidQueryError(f"{name} must be valid Unicode (it holds a lone surrogate)") from None
+
+
+def check_batch(queries: Sequence[SearchQuery]) -> None:
+    """Raise InvalidQueryError unless these queries can be answered together."""
+    if not 1 <= len(queries) <= MAX_BATCH_TEXTS:
+        raise InvalidQueryError(f"queries must be 1 to {MAX_BATCH_TEXTS}")
+    if any(replace(query, text=queries[0].text) != queries[0] for query in queries[1:]):
+        raise InvalidQueryError("queries must differ in their texts alone")
+    if len(queries) > 1 and queries[0].cursor is not None:
+        raise InvalidQueryError("cursor must be None where there are several queries")
+
+
+def check_page(limit: int, offset: int) -> None:
+    """Raise InvalidQueryError unless a page of `limit` results behind `offset` can be asked for."""
+    _check_integer("limit", limit, 1, MAX_LIMIT)
+    _check_integer("offset", offset, 0, MAX_OFFSET)
+
+
+def is_finite(value: object) -> bool:
+    """Whether this is a number that float64 holds: of a larger whole number, math.isfinite cannot tell."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max
+
+
+def _check_integer(name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InvalidQueryError(f"{name} must be a whole number from {least} to {most}")
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InvalidQueryError(f"{name} must be one of {', '.join(choices)}")
+
+
+Stage = Literal["encode", "coarse", "rerank"]
+
+
+class StageTimes:
+    """A stop watch for each stage, and one for all together, which runs from the start."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._seconds: dict[Stage, float] = {"encode": 0.0, "coarse": 0.0, "rerank": 0.0}
+
+    @contextlib.contextmanager
+    def measuring(self, stage: Stage) -> Iterator[None]:
+        """Add what happens inside to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - started)
+
+    def add(self, stage: Stage, seconds: float) -> None:
+        """Add time measured elsewhere."""
+        self._seconds[stage] += seconds
+
+    def seconds(self, stage: Stage) -> float:
+        """Of one stage, so far."""
+        return self._seconds[stage]
+
+    @property
+    def total_seconds(self) -> float:
+        """Since the start, stages or not."""
+        return time.perf_counter() - self._started

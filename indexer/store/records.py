@@ -1,0 +1,231 @@
+"""What the catalog takes and gives: videos, their segments, features by the block, changes.
+
+Dimension letters: N segments, F frames, D embedding. Times of the clock are seconds since 1970, UTC.
+
+What may be stored: rules for ids, texts, metadata and features, checked before anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.errors import InvalidRecordError
+
+ChangeKind = Literal["add", "update", "delete"]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentRecord:
+    """A stretch of a video with one set of features.
+
+    start_seconds, end_seconds: where it lies in the video; 0 <= start <= end.
+    video_feature: float32 [D], unit length.
+    frame_features: float16 [F, D]: all F, the encodings of padding frames included (a checkpoint that was
+        trained with them is served with them).
+    num_frames: how many of the F are real, 1 to F; the real ones come first.
+    frame_times: float64 [num_frames], seconds from the start of the video, ascending.
+    """
+
+    start_seconds: float
+    end_seconds: float
+    video_feature: NDArray[np.float32]
+    frame_features: NDArray[np.float16]
+    num_frames: int
+    frame_times: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class VideoRecord:
+    """A video as the catalog holds it.
+
+    id: the client's or ours; unique. content_sha256: 64 hex digits over the bytes; unique.
+    width, height: pixels, after rotation. partial: only the first `fraction_read` (0 to 1) could be read.
+    trusted: the operator vouched for the file when it was indexed, see `indexer.ingest.manifest.VideoSource`.
+    added_at: seconds since 1970. sequence: number of the change that added it; later videos have higher ones.
+    """
+
+    id: str
+    content_sha256: str
+    uri: str | None
+    title: str | None
+    metadata: Mapping[str, Any]
+    duration_seconds: float
+    width: int
+    height: int
+    frame_rate: float
+    codec: str
+    size_bytes: int
+    partial: bool
+    fraction_read: float
+    trusted: bool
+    added_at: float
+    sequence: int
+
+
+@dataclass(frozen=True)
+class AddOutcome:
+    """What became of an added video: its id, and whether it is new (false: the same bytes were there)."""
+
+    video_id: str
+    created: bool
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentInfo:
+    """A segment without its features. `video_number`: the catalog's own number of the video it belongs to."""
+
+    segment_id: int
+    video_id: str
+    video_number: int
+    start_seconds: float
+    end_seconds: float
+    num_frames: int
+    frame_times: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentFeatures:
+    """Features of N segments, row by row.
+
+    segment_ids, video_numbers: int64 [N]; rows of one video share its number.
+    video: float32 [N, D]. frames: float16 [N, F, D]. num_frames: int64 [N], real frames, which come first.
+    """
+
+    segment_ids: NDArray[np.int64]
+    video_numbers: NDArray[np.int64]
+    video: NDArray[np.float32]
+    frames: NDArray[np.float16]
+    num_frames: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.segment_ids)
+
+    @property
+    def frame_mask(self) -> NDArray[np.bool_]:
+        """bool [N, F], true for real frames."""
+        return np.arange(self.frames.shape[1]) < self.num_frames[:, None]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One entry of the change log.
+
+    sequence: increases by one with every change. kind: `add`, `update` (title, metadata or uri) or `delete`.
+    segment_ids: of the video at that moment; empty for `update`.
+    """
+
+    sequence: int
+    kind: ChangeKind
+    video_id: str
+    segment_ids: Sequence[int] = field(default=())
+
+
+MAX_ID_LENGTH = 200
+MAX_TEXT_LENGTH = 10_000
+MAX_METADATA_BYTES = 64 << 10
+
+_ID = re.compile(r"[^\s/\\?#%\x00-\x1f\x7f]+")
+"""One path segment of an address, in any script: no white space, no control, no character that ends the
+segment."""
+
+
+def check_video_id(video_id: str) -> str:
+    """`video_id`, or InvalidRecordError: 1 to 200 characters, none of white space / \\ ? # %, not `.` or
+    `..`."""
+    if len(video_id) > MAX_ID_LENGTH or not _ID.fullmatch(video_id) or video_id in (".", ".."):
+        raise InvalidRecordError(
+            f"an id has 1 to {MAX_ID_LENGTH} characters, without white space and / \\ ? # %;"
+            " it is not . or .."
+        )
+    check_text("id", video_id)
+    return video_id
+
+
+def check_text(name: str, text: str | None) -> str | None:
+    """`text`, or InvalidRecordError where it is too long or not valid Unicode."""
+    if text is None:
+        return None
+    if len(text) > MAX_TEXT_LENGTH:
+        raise InvalidRecordError(f"{name} is longer than {MAX_TEXT_LENGTH} characters")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidRecordError(f"{name} is not valid Unicode (it holds a lone surrogate)") from None
+    return text
+
+
+def metadata_to_json(metadata: Mapping[str, Any] | None) -> str:
+    """JSON text of an object, or InvalidRecordError where it is none, or longer than 64 KiB."""
+    try:
+        text = json.dumps(dict(metadata or {}), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        size_bytes = len(text.encode("utf-8"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRecordError(f"metadata is not a JSON object: {error}") from None
+    if size_bytes > MAX_METADATA_BYTES:
+        raise InvalidRecordError(f"metadata is longer than {MAX_METADATA_BYTES} bytes of JSON")
+    return text
+
+
+def check_number(name: str, value: float, least: float = 0.0, most: float = sys.float_info.max) -> float:
+    """`value`, or InvalidRecordError where it is not finite or not from `least` to `most`."""
+    if not least <= value <= most:  # NaN is nowhere between.
+        raise InvalidRecordError(f"{name} must be a finite number from {least:g} to {most:g}")
+    return without_sign_of_zero(value)
+
+
+def check_count(name: str, value: int) -> int:
+    """`value`, or InvalidRecordError where it is not a whole number from 0 on that SQLite can hold."""
+    if not 0 <= value < 2**63:
+        raise InvalidRecordError(f"{name} must be a whole number from 0 to 2^63 - 1")
+    return int(value)
+
+
+def without_sign_of_zero(value: float) -> float:
+    """SQLite keeps whole numbers of a REAL column as integers, and so gives 0.0 for -0.0: a checksum over
+    what was given would not be that of what is read."""
+    return float(value) + 0.0
+
+
+def check_sha256(sha256: str, name: str = "content_sha256") -> str:
+    """`sha256`, or InvalidRecordError: 64 lower-case hex digits."""
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise InvalidRecordError(f"{name} is not 64 lower-case hex digits")
+    return sha256
+
+
+def check_segments(segments: Sequence[SegmentRecord], num_frames: int, embedding_dim: int) -> None:
+    """Raise InvalidRecordError unless there is a segment and all fit an index of F and D."""
+    if not segments:
+        raise InvalidRecordError("a video without segments cannot be found")
+    for position, segment in enumerate(segments):
+        if problem := _problem(segment, num_frames, embedding_dim):
+            raise InvalidRecordError(f"segment {position}: {problem}")
+
+
+def _problem(segment: SegmentRecord, num_frames: int, embedding_dim: int) -> str | None:
+    video, frames, times = segment.video_feature, segment.frame_features, segment.frame_times
+    if video.shape != (embedding_dim,) or video.dtype != np.float32:
+        return f"video_feature must be float32 [{embedding_dim}], not {video.dtype} {list(video.shape)}"
+    if frames.shape != (num_frames, embedding_dim) or frames.dtype != np.float16:
+        return (
+            f"frame_features must be float16 [{num_frames}, {embedding_dim}], "
+            f"not {frames.dtype} {list(frames.shape)}"
+        )
+    if not 1 <= segment.num_frames <= num_frames:
+        return f"num_frames must be 1 to {num_frames}, not {segment.num_frames}"
+    if times.shape != (segment.num_frames,) or times.dtype != np.float64:
+        return f"frame_times must be float64 [{segment.num_frames}], not {times.dtype} {list(times.shape)}"
+    if not (math.isfinite(segment.end_seconds) and 0 <= segment.start_seconds <= segment.end_seconds):
+        return f"{segment.start_seconds} to {segment.end_seconds} seconds is no stretch of a video"
+    if not (np.isfinite(video).all() and np.isfinite(frames).all() and np.isfinite(times).all()):
+        return "a feature or a frame time is not a finite number"
+    return None

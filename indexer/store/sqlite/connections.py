@@ -1,0 +1,240 @@
+"""Connections to one SQLite file for many threads: each is used by one thread at a time.
+
+Rows of many segments, read over several connections at once.
+
+What the operating system does not hold of a catalog comes from the disk, page after page, each waited for. A
+disk answers several readers in about the time of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from indexer.errors import (
+    IndexBusyError,
+    IndexDamagedError,
+    IndexFullError,
+    IndexNotFoundError,
+    IndexStorageError,
+    IndexSupersededError,
+)
+from indexer.store.sqlite.superseded import read_succession
+
+BUSY_TIMEOUT_SECONDS = 30.0
+"""How long a writer waits for another one before it gives up."""
+
+_DAMAGE_CODES = (
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    # All statements are ours and fit the schema, and what they store is checked before: a statement that does
+    # not fit, a constraint that does not hold or a value that is too long mean that the file is not ours any
+    # more.
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_TOOBIG,
+    sqlite3.SQLITE_MISMATCH,
+)
+_BUSY_CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
+_REFUSED_CODES = (
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_AUTH,
+    sqlite3.SQLITE_NOLFS,
+)
+_UNWRITABLE_CODES = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
+_WAL_LIMIT_BYTES = 64 << 20
+
+
+class ConnectionPool:
+    """Connections that are lent to a thread for one piece of work and then kept for the next.
+
+    A pool, not one connection per thread: threads of a server come and go, and a connection that outlives its
+    thread would never be closed. What SQLite raises becomes an error of this room: IndexDamagedError,
+    IndexBusyError, IndexFullError or IndexStorageError.
+    """
+
+    def __init__(self, path: Path, *, although_superseded: bool = False) -> None:
+        """although_superseded: whether `transaction` changes a catalog that another generation took the place
+        of; for whoever brings it up to date."""
+        self._path = path
+        self._although_superseded = although_superseded
+        self._lock = threading.Lock()
+        self._idle: list[sqlite3.Connection] = []
+        self._closed = False
+        self._process_id = os.getpid()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection on which every statement sees the newest commit."""
+        connection = self._take()
+        try:
+            yield connection
+        except sqlite3.DatabaseError as error:
+            raise translated(error, self._path) from error
+        finally:
+            self._give_back(connection)
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """A connection on which all statements see the same state."""
+        with self.reading() as connection:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.rollback()
+
+    @contextlib.contextmanager
+    def transaction(self, *, although_superseded: bool = False) -> Iterator[sqlite3.Connection]:
+        """A writing transaction: committed, and on disk, at the end of the block; undone on any exception.
+
+        Raises IndexSupersededError where another generation of the index is the current one.
+        """
+        with self.reading() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                may_be = although_superseded or self._although_superseded
+                if not may_be and (succession := read_succession(connection)):
+                    raise IndexSupersededError(succession.generation)
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.rollback()
+                raise
+
+    def close(self) -> None:
+        """Close what is idle now, and what is lent out when it comes back."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def _take(self) -> sqlite3.Connection:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this catalog is closed")
+            if self._process_id != os.getpid():
+                # After a fork: SQLite connections must not be used, nor closed, in the child.
+                raise RuntimeError("this catalog was opened by another process; open it again in this one")
+            if self._idle:
+                return self._idle.pop()
+        return self._connect()
+
+    def _give_back(self, connection: sqlite3.Connection) -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append(connection)
+                return
+        connection.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        # mode=rw: never make an empty database where the file is gone.
+        uri = f"{self._path.absolute().as_uri()}?mode=rw"
+        try:
+            connection = sqlite3.connect(
+                uri, uri=True, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.OperationalError as error:
+            if self._path.exists():
+                raise translated(error, self._path) from error
+            raise IndexNotFoundError(f"the catalog {self._path} does not exist") from error
+        try:
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("PRAGMA cell_size_check = ON")  # Damaged pages are noticed when they are read.
+            connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            raise translated(error, self._path) from error
+        return connection
+
+
+def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
+    """What SQLite says about the database in `path`, as an error of this room; misuse stays as it is."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        # Python itself says so little only of a text that is not UTF-8.
+        is_damage = isinstance(error, sqlite3.OperationalError)
+        return IndexDamagedError(f"the catalog {path} is damaged: {error}") if is_damage else error
+    kind = code & 0xFF  # The rest tells kinds of the same thing apart.
+    if kind in _DAMAGE_CODES:
+        return IndexDamagedError(f"the catalog {path} is damaged: {error}")
+    if kind in _BUSY_CODES:
+        return IndexBusyError(
+            f"another process has been writing to {path} for {BUSY_TIMEOUT_SECONDS:.0f} seconds;"
+            " nothing was changed; try again"
+        )
+    if kind == sqlite3.SQLITE_FULL:
+        return IndexFullError(f"there is no room for {path} to grow; nothing was changed")
+    if kind in _REFUSED_CODES:
+        advice = "; readers write too, to files beside it: its folder must be one that this user may write to"
+        return IndexStorageError(
+            f"the disk refused a read or a write of {path}: {error} ({error.sqlite_errorname})"
+            f"{advice if kind in _UNWRITABLE_CODES else ''}"
+        )
+    return error
+
+
+NUM_READERS: Final = 4
+MIN_ROWS: Final = 64
+"""Fewer are read sooner than threads are woken."""
+
+Rows = dict[int, Sequence[Any]]
+"""Rows by the id of their segment."""
+
+Read = Callable[[sqlite3.Connection, Sequence[int]], Rows]
+"""Those of the ids that exist, as one connection sees them."""
+
+
+class ParallelReading:
+    """The threads that read for a catalog, begun when they are first needed. For several threads."""
+
+    def __init__(self, connections: ConnectionPool) -> None:
+        self._connections = connections
+        self._lock = threading.Lock()
+        self._threads: ThreadPoolExecutor | None = None
+        self._closed = False
+
+    def rows(self, read: Read, segment_ids: Sequence[int]) -> Mapping[int, Sequence[Any]]:
+        """What `read` gives for all of the ids. A video that is deleted meanwhile may come in part."""
+        if len(segment_ids) < MIN_ROWS:
+            return self._read(read, segment_ids)
+        in_order = sorted(set(segment_ids))  # Neighbours share pages.
+        size = -(-len(in_order) // NUM_READERS)
+        first, *others = (in_order[start : start + size] for start in range(0, len(in_order), size))
+        read_by_others = [self._submit(read, part) for part in others]
+        found = self._read(read, first)
+        for part in read_by_others:
+            found.update(part.result())
+        return found
+
+    def close(self) -> None:
+        """Let the threads end."""
+        with self._lock:
+            threads, self._threads, self._closed = self._threads, None, True
+        if threads is not None:
+            threads.shutdown()
+
+    def _submit(self, read: Read, segment_ids: Sequence[int]) -> Future[Rows]:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this catalog is closed")
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(NUM_READERS - 1, thread_name_prefix="catalog-reading")
+            return self._threads.submit(self._read, read, segment_ids)
+
+    def _read(self, read: Read, segment_ids: Sequence[int]) -> Rows:
+        with self._connections.reading() as connection:
+            return read(connection, segment_ids)

@@ -1,0 +1,235 @@
+"""The tables of the catalog, and how a catalog file comes to be."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from indexer.errors import IndexDamagedError, IndexExistsError, IndexVersionError
+from indexer.store.sqlite import superseded as succession
+from indexer.store.sqlite.connections import translated
+from indexer.store.sqlite.row_checksums import checksum_of_row
+from model.atomic_files import make_directories, synchronize_directory, synchronize_file
+
+CATALOG_FILE = "catalog.sqlite3"
+APPLICATION_ID = 0x58434C50
+"""`XCLP`, in the header of the file: tells our catalog from any other SQLite database."""
+
+SCHEMA_VERSION = 3
+PAGE_SIZE_BYTES = 8_192
+"""Three video features (512 x 4 bytes) fit in a page of 8 KiB, only one in SQLite's usual 4 KiB: reading them
+all touches a third of the pages. Larger pages hold hardly more of them in proportion, and each commit writes
+more."""
+
+_FACTS_CHECKSUM = "checksum"
+LEFT_BEHIND = "left_behind"
+"""Name of the fact that says what the generation after this one lacks: a `LeftBehind`, as JSON."""
+
+MINIMUM_SQLITE = (3, 37, 0)
+"""The first SQLite with STRICT tables."""
+
+SCHEMA = f"""{succession.SCHEMA}
+CREATE TABLE facts (
+    name TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE totals (
+    only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+    num_videos INTEGER NOT NULL,
+    num_segments INTEGER NOT NULL
+) STRICT;
+INSERT INTO totals VALUES (1, 0, 0);
+
+CREATE TABLE videos (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    content_sha256 TEXT NOT NULL UNIQUE CHECK (length(content_sha256) = 64),
+    uri TEXT,
+    title TEXT,
+    metadata TEXT NOT NULL,
+    duration_seconds REAL NOT NULL,
+    width INTEGER NOT NULL,
+    height INTEGER NOT NULL,
+    frame_rate REAL NOT NULL,
+    codec TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    partial INTEGER NOT NULL CHECK (partial IN (0, 1)),
+    fraction_read REAL NOT NULL,
+    trusted INTEGER NOT NULL CHECK (trusted IN (0, 1)),
+    added_at REAL NOT NULL,
+    sequence INTEGER NOT NULL UNIQUE,
+    row_crc32 INTEGER NOT NULL
+) STRICT;
+
+-- AUTOINCREMENT: an id is never used twice, so an index that still holds a deleted one can only miss.
+CREATE TABLE segments (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    video_number INTEGER NOT NULL REFERENCES videos (number) ON DELETE CASCADE,
+    start_seconds REAL NOT NULL,
+    end_seconds REAL NOT NULL,
+    num_frames INTEGER NOT NULL CHECK (num_frames > 0),
+    frame_times BLOB NOT NULL,
+    row_crc32 INTEGER NOT NULL,
+    fingerprint BLOB NOT NULL CHECK (length(fingerprint) = 32),
+    video_feature_crc32 INTEGER NOT NULL,
+    video_feature BLOB NOT NULL
+) STRICT;
+CREATE INDEX segments_by_video ON segments (video_number);
+
+-- Apart from `segments`, so that reading all video features does not read all frame features.
+CREATE TABLE segment_frames (
+    segment_id INTEGER PRIMARY KEY REFERENCES segments (id) ON DELETE CASCADE,
+    frame_features_crc32 INTEGER NOT NULL,
+    frame_features BLOB NOT NULL
+) STRICT;
+
+-- `token` is random: a snapshot made from another history of this catalog (before a restore) is recognised.
+CREATE TABLE changes (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL CHECK (kind IN ('add', 'update', 'delete')),
+    video_id TEXT NOT NULL,
+    segment_ids TEXT NOT NULL,
+    changed_at REAL NOT NULL,
+    token TEXT NOT NULL,
+    row_crc32 INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'done', 'failed')),
+    video_id TEXT NOT NULL,
+    content_sha256 TEXT,
+    source_path TEXT NOT NULL,
+    uri TEXT,
+    title TEXT,
+    metadata TEXT NOT NULL,
+    delete_source INTEGER NOT NULL CHECK (delete_source IN (0, 1)),
+    reason TEXT,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    worker_name TEXT,
+    lease_expires_at REAL,
+    created_at REAL NOT NULL,
+    started_at REAL,
+    finished_at REAL,
+    row_crc32 INTEGER NOT NULL,
+    CHECK ((state = 'running') = (lease_expires_at IS NOT NULL))
+) STRICT;
+CREATE INDEX jobs_by_state ON jobs (state, attempts, number);
+CREATE UNIQUE INDEX one_open_job_for_a_video ON jobs (video_id) WHERE state IN ('queued', 'running');
+
+-- What requests with a key were answered: the job, or none where the bytes were in the index already.
+CREATE TABLE idempotency_keys (
+    key TEXT PRIMARY KEY,
+    request_sha256 TEXT NOT NULL CHECK (length(request_sha256) = 64),
+    job_id TEXT REFERENCES jobs (id) ON DELETE CASCADE,
+    video_id TEXT NOT NULL,
+    expires_at REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX idempotency_keys_by_job ON idempotency_keys (job_id);
+CREATE INDEX idempotency_keys_by_expiry ON idempotency_keys (expires_at);
+"""
+
+
+def create_catalog_file(directory: Path, facts: Mapping[str, str], successor_of: int | None = None) -> Path:
+    """Make an empty catalog in `directory`, made if absent; the file appears whole or not at all.
+
+    successor_of: the generation that stays the current one until this one takes its place; None where there
+        is no other.
+
+    Raises IndexExistsError where one is there, IndexStorageError, OSError.
+    """
+    if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
+        raise IndexVersionError(
+            f"SQLite 3.37 or later is needed; this Python comes with {sqlite3.sqlite_version}"
+        )
+    path = directory / CATALOG_FILE
+    if path.exists():
+        raise IndexExistsError(f"an index is already in {directory}")
+    make_directories(directory, mode=0o750)
+    unfinished = directory / f"{CATALOG_FILE}.{secrets.token_hex(8)}.new"
+    # Titles and metadata may be private: readable by the owner and the group. SQLite gives the -wal and -shm
+    # files that it puts beside the database the same permissions.
+    os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o640))
+    try:
+        with contextlib.closing(sqlite3.connect(unfinished, isolation_level=None)) as connection:
+            connection.execute(f"PRAGMA page_size = {PAGE_SIZE_BYTES}")
+            # Nobody sees the file yet: it is brought to disk once, as a whole.
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.executescript(f"BEGIN; {SCHEMA}")
+            rows = {**facts, "created_at": repr(time.time())}
+            rows[_FACTS_CHECKSUM] = str(_checksum_of_facts(rows))
+            connection.executemany("INSERT INTO facts VALUES (?, ?)", rows.items())
+            if successor_of is not None:
+                succession.write_succession(connection, succession.Succession(successor_of, epoch=0))
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute("COMMIT")
+            connection.execute("PRAGMA journal_mode = WAL")  # Kept in the header, for every later connection.
+        synchronize_file(unfinished)
+        _publish(unfinished, path)
+    except sqlite3.DatabaseError as error:
+        raise translated(error, path) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    synchronize_directory(directory)
+    return path
+
+
+def check_facts(facts: Mapping[str, str], path: Path) -> None:
+    """Raise IndexDamagedError where the facts are not those that were written. Older catalogs have no
+    checksum of them."""
+    if _FACTS_CHECKSUM in facts and facts[_FACTS_CHECKSUM] != str(_checksum_of_facts(facts)):
+        raise IndexDamagedError(f"the catalog {path} is damaged: a fact about itself is not what was written")
+
+
+def replace_fact(connection: sqlite3.Connection, name: str, value: str) -> None:
+    """Change a fact, or add one, and the checksum of all of them, within the caller's transaction."""
+    connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+    facts = dict(connection.execute("SELECT name, value FROM facts"))
+    if _FACTS_CHECKSUM in facts:
+        checksum = str(_checksum_of_facts(facts))
+        connection.execute("UPDATE facts SET value = ? WHERE name = ?", (checksum, _FACTS_CHECKSUM))
+
+
+def _checksum_of_facts(facts: Mapping[str, str]) -> int:
+    names = sorted(facts.keys() - {_FACTS_CHECKSUM})
+    return checksum_of_row([text for name in names for text in (name, facts[name])])
+
+
+def _publish(unfinished: Path, path: Path) -> None:
+    """Give a finished file its name without ever replacing another: two processes may create at the same
+    moment."""
+    try:
+        os.link(unfinished, path)
+    except FileExistsError:
+        raise IndexExistsError(f"an index is already in {path.parent}") from None
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # A file system without hard links. Between this check and the renaming lies a moment in which another
+        # process might create too; there is no better way there.
+        if path.exists():
+            raise IndexExistsError(f"an index is already in {path.parent}") from None
+        unfinished.rename(path)
+
+
+def check_catalog_file(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise IndexDamagedError or IndexVersionError where this is not a catalog that we read."""
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    if application_id != APPLICATION_ID:
+        raise IndexDamagedError(f"{path} is not a catalog of xclip-search")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version != SCHEMA_VERSION:
+        raise IndexVersionError(
+            f"{path} is of format {version}, this version of xclip-search reads format {SCHEMA_VERSION};"
+            " bring it over with `export` of the version that made it and `import` of this one, or index the"
+            " videos again"
+        )

@@ -1,0 +1,78 @@
+"""Which generation of an index came after this one: one row of a catalog, absent while it is the current one.
+
+A catalog with that row takes no more changes: whoever still has it open, in whatever process, learns in the
+transaction itself that another one is current now. `indexer.store.sqlite.generations` says how that comes
+about.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from indexer.errors import IndexDamagedError
+from indexer.store.sqlite.row_checksums import checksum_of_row
+
+SCHEMA = """
+CREATE TABLE succession (
+    only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+    generation INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    row_crc32 INTEGER NOT NULL
+) STRICT;
+"""
+
+
+@dataclass(frozen=True)
+class Succession:
+    """generation: the number of the one that takes changes instead. epoch: higher with each switch of an
+    index; 0 in a generation that has yet to become the current one."""
+
+    generation: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class LeftBehind:
+    """What a generation has that its successor lacks, as a fact of its catalog.
+
+    video_ids: of videos that could not be encoded. generation, sequence: the successor, and its last change
+    before it became the current one.
+    """
+
+    video_ids: tuple[str, ...] = ()
+    generation: int = 0
+    sequence: int = 0
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Inverse of `to_json`. Raises ValueError, KeyError, TypeError."""
+        fields = json.loads(text)
+        return cls(tuple(fields["video_ids"]), int(fields["generation"]), int(fields["sequence"]))
+
+    def to_json(self) -> str:
+        """Stable text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def read_succession(connection: sqlite3.Connection) -> Succession | None:
+    """None in the current generation. Raises IndexDamagedError."""
+    rows = connection.execute("SELECT generation, epoch, row_crc32 FROM succession").fetchall()
+    if not rows:
+        return None
+    generation, epoch, checksum = rows[0]
+    if len(rows) > 1 or checksum_of_row((generation, epoch)) != checksum:
+        raise IndexDamagedError(
+            "the catalog is damaged: what it says of its successor is not what was written; restore a backup"
+        )
+    return Succession(generation, epoch)
+
+
+def write_succession(connection: sqlite3.Connection, succession: Succession | None) -> None:
+    """Replace the row, or take it away, within the caller's transaction."""
+    connection.execute("DELETE FROM succession")
+    if succession is not None:
+        row = (succession.generation, succession.epoch)
+        connection.execute("INSERT INTO succession VALUES (1, ?, ?, ?)", (*row, checksum_of_row(row)))

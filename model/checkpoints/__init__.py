@@ -1,0 +1,1 @@
+"""Checkpoint formats: ours, the official X-CLIP files, open_clip weights, the Hugging Face Hub."""

@@ -1,0 +1,165 @@
+"""Who may do what: every router declares OPEN, READ or WRITE, and a test fails where one does not.
+
+    router = APIRouter(prefix="/videos", dependencies=[READ])
+
+    @router.delete("/{video_id}", dependencies=[WRITE])
+
+A key comes in `Authorization: Bearer`, or as a session's cookie. Where the server has no keys and none are
+demanded, everything is open.
+
+Sessions of browsers: a cookie that says which key it stands for and until when, signed, stored nowhere.
+
+The signature is an HMAC whose key is the stored hash of the API key. So a session ends with its key, no
+further secret is to be kept, and servers that share a file of keys share sessions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, Security
+from fastapi.routing import APIRoute
+from fastapi.security import APIKeyCookie, HTTPBearer
+from starlette.requests import HTTPConnection
+
+from service.auth.keys import ApiKey, KeyRing, Scope
+from service.auth.limits import CLIENT, FailedAttempts
+from service.errors import ForbiddenError, TooManyRequestsError, UnauthorizedError
+
+COOKIE = "xclip_session"
+
+
+def make_session(key: ApiKey, seconds: float) -> str:
+    """The value of a cookie that stands for `key` for so many seconds."""
+    expires_at = int(time.time() + seconds)
+    return f"{key.name}:{expires_at}:{_sign(key, expires_at)}"
+
+
+def find_session(value: str, ring: KeyRing) -> ApiKey | None:
+    """The key that a cookie stands for; None where it is not ours, has expired, or its key is gone."""
+    name, _, rest = value.partition(":")
+    expires, _, signature = rest.partition(":")
+    if not (expires.isascii() and expires.isdigit() and len(expires) <= 15 and signature.isascii()):
+        return None
+    key = ring.named(name)
+    if key is None or not hmac.compare_digest(signature, _sign(key, int(expires))):
+        return None
+    return key if time.time() < int(expires) else None
+
+
+def _sign(key: ApiKey, expires_at: int) -> str:
+    message = f"xclip-search session\n{key.name}\n{expires_at}".encode()
+    return hmac.new(bytes.fromhex(key.sha256), message, hashlib.sha256).hexdigest()
+
+
+_BEARER = HTTPBearer(
+    auto_error=False,
+    scheme_name="key",
+    description="A key made with `xclip-search keys add`. Not needed where the server has no keys.",
+)
+_COOKIE = APIKeyCookie(
+    name=COOKIE,
+    auto_error=False,
+    scheme_name="session",
+    description="Set by `POST /session`; for browsers.",
+)
+
+
+class AccessControl:
+    """Finds out who sends a request."""
+
+    def __init__(self, ring: KeyRing) -> None:
+        self.ring = ring
+        self.failed_attempts = FailedAttempts()
+        self.num_wrong_keys = 0
+
+    def identify(self, request: Request) -> ApiKey | None:
+        """The key that came with a request, None where none came.
+
+        Raises UnauthorizedError for a wrong one, TooManyRequestsError where too many wrong ones came.
+        """
+        authorization = request.headers.get("authorization")
+        if authorization is not None:
+            kind, _, secret = authorization.partition(" ")
+            if kind.lower() != "bearer":
+                raise UnauthorizedError()
+            return self.check_secret(request, secret.strip())
+        cookie = request.cookies.get(COOKIE)
+        return None if cookie is None else find_session(cookie, self.ring)
+
+    def find_key(self, connection: HTTPConnection) -> ApiKey | None:
+        """The key that came with a request; None where none came, or a wrong one, which is not counted."""
+        authorization = connection.headers.get("authorization")
+        if authorization is not None:
+            kind, _, secret = authorization.partition(" ")
+            return self.ring.find(secret.strip()) if kind.lower() == "bearer" else None
+        cookie = connection.cookies.get(COOKIE)
+        return None if cookie is None else find_session(cookie, self.ring)
+
+    def check_secret(self, request: Request, secret: str) -> ApiKey:
+        """The key that `secret` is. Raises UnauthorizedError, TooManyRequestsError."""
+        key = self.ring.find(secret)
+        if key is not None:
+            return key
+        self.num_wrong_keys += 1
+        wait_seconds = self.failed_attempts.count(request.client.host if request.client else "")
+        if wait_seconds:
+            raise TooManyRequestsError(
+                "Too many wrong keys come from this address.", retry_after_seconds=wait_seconds
+            )
+        raise UnauthorizedError("The key is not valid.")
+
+
+@dataclass(frozen=True)
+class Access:
+    """What an endpoint demands; scope None: nothing. A dependency of FastAPI."""
+
+    scope: Scope | None
+
+    async def __call__(
+        self,
+        request: Request,
+        _bearer: Annotated[Any, Security(_BEARER)] = None,
+        _cookie: Annotated[Any, Security(_COOKIE)] = None,
+    ) -> None:
+        """Let the request through, or raise UnauthorizedError, ForbiddenError, TooManyRequestsError."""
+        assert self.scope is not None
+        control: AccessControl = request.app.state.access
+        if not control.ring.required:
+            return
+        key = control.identify(request)
+        if key is None:
+            raise UnauthorizedError()
+        request.state.key_name = key.name
+        CLIENT.set(key.client)
+        if not key.allows(self.scope):
+            raise ForbiddenError()
+
+
+async def _let_through() -> None:
+    """Everybody may. Not in a thread, as FastAPI would call a plain function: a probe waits for none."""
+
+
+OPEN = Depends(_let_through)
+"""Needs no key."""
+
+READ = Depends(Access("read"))
+"""Needs a key, of either scope."""
+
+WRITE = Depends(Access("write"))
+"""Needs a key with the scope write. A route may declare it on top of its router's READ."""
+
+
+def declared_access(route: APIRoute) -> list[Scope | None]:
+    """All that a route and its routers declare; empty where somebody forgot to."""
+    found: list[Scope | None] = []
+    for dependant in route.dependant.dependencies:
+        if isinstance(dependant.call, Access):
+            found.append(dependant.call.scope)
+        elif dependant.call is _let_through:
+            found.append(None)
+    return found

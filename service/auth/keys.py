@@ -1,0 +1,246 @@
+"""API keys: made, stored as hashes, looked up, taken away.
+
+A key is 256 random bits, so nobody finds it by trying and a plain sha256 keeps it: slow hashes (scrypt,
+argon2) are for passwords, which people choose from few. The file holds no key, but whoever reads it can forge
+sessions (`service.auth.access`), and whoever writes to it can let himself in: it belongs to its owner alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import hmac
+import json
+import logging
+import os
+import secrets
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+logger = logging.getLogger("xclip_search.service")
+
+KEYS_FILE = "keys.json"
+"""In the index directory, unless the settings name another file."""
+
+KEY_PREFIX = "xcs_"
+"""Begins every key, so that programs which look for leaked secrets can know it."""
+
+LOOK_SECONDS = 1.0
+"""Longest time until a running server knows that the file has changed."""
+
+Scope = Literal["read", "write"]
+
+
+class KeysFileError(Exception):
+    """The file of keys cannot be read, is none, or may be written to by others."""
+
+
+class KeyNameTakenError(Exception):
+    """There is a key of this name."""
+
+
+class KeyNotFoundError(Exception):
+    """There is no key of this name."""
+
+
+class ApiKey(BaseModel):
+    """A key without its secret. `write` allows all that `read` does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    scope: Scope
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    created_at: datetime
+
+    @property
+    def client(self) -> str:
+        """What stands for whoever uses this key, see `service.auth.limits.CLIENT`."""
+        return f"key {self.name}"
+
+    def allows(self, scope: Scope) -> bool:
+        """Whether this key may do what needs `scope`."""
+        return scope == "read" or self.scope == "write"
+
+
+class _KeysDocument(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    version: Literal[1] = 1
+    keys: list[ApiKey] = []
+
+
+def keys_path(index_directory: Path, keys_file: Path | None) -> Path:
+    """Where the keys are: `keys_file`, or beside the index."""
+    return keys_file.expanduser().absolute() if keys_file is not None else index_directory / KEYS_FILE
+
+
+def read_keys(path: Path) -> list[ApiKey]:
+    """The keys in a file; none where there is no file.
+
+    Raises KeysFileError, which names the file and says what is wrong with it.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            text = file.read()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise KeysFileError(f"the keys in {path} cannot be read: {error.strerror}") from error
+    if mode & 0o022:
+        raise KeysFileError(f"others may write to {path}; make it yours alone: chmod 600 {path}")
+    if mode & 0o044:
+        logger.warning("others may read %s; make it yours alone: chmod 600 %s", path, path)
+    try:
+        keys = _KeysDocument.model_validate_json(text).keys
+    except ValidationError as error:
+        raise KeysFileError(f"{path} is not a file of keys, or is damaged") from error
+    if len({key.name for key in keys}) < len(keys):
+        raise KeysFileError(f"{path} has two keys of one name")
+    return keys
+
+
+def add_key(path: Path, name: str, scope: Scope) -> str:
+    """Make a key and put its hash into the file; returns the key, which is nowhere to be had again.
+
+    Raises KeyNameTakenError, KeysFileError, and pydantic.ValidationError for an impossible name.
+    """
+    secret = KEY_PREFIX + secrets.token_urlsafe(32)
+    key = ApiKey(name=name, scope=scope, sha256=hash_key(secret), created_at=datetime.now(UTC))
+    with _locked(path):
+        keys = read_keys(path)
+        if any(known.name == name for known in keys):
+            raise KeyNameTakenError(name)
+        _write_keys(path, [*keys, key])
+    return secret
+
+
+def remove_key(path: Path, name: str) -> None:
+    """Take a key out of the file. Raises KeyNotFoundError, KeysFileError."""
+    with _locked(path):
+        keys = read_keys(path)
+        rest = [key for key in keys if key.name != name]
+        if len(rest) == len(keys):
+            raise KeyNotFoundError(name)
+        _write_keys(path, rest)
+
+
+def hash_key(secret: str) -> str:
+    """What is stored of a key."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process at a time change the file, which is replaced, so that the lock is a file beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(path.name + ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _write_keys(path: Path, keys: Sequence[ApiKey]) -> None:
+    text = _KeysDocument(keys=list(keys)).model_dump(mode="json")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:  # noqa: PTH123 (a descriptor, not a path)
+            json.dump(text, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True)
+class _Stamp:
+    """What changes when a file is replaced or written."""
+
+    inode: int
+    size_bytes: int
+    changed_ns: int
+
+
+class KeyRing:
+    """The keys of a running server, read anew soon after the file has changed.
+
+    Once there was a key, keys are needed for good: taking the last one away must not open the doors. A file
+    that became unreadable leaves the keys as they were.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._keys: list[ApiKey] = []
+        self._required = False
+        self._stamp: _Stamp | None = None
+        self._looked_at = float("-inf")
+
+    def demand(self) -> None:
+        """Let nobody in without a key from now on, whether there is one or not."""
+        self._required = True
+
+    @property
+    def required(self) -> bool:
+        """Whether requests need a key."""
+        self._look()
+        return self._required
+
+    @property
+    def num_keys(self) -> int:
+        """Valid keys."""
+        self._look()
+        return len(self._keys)
+
+    def find(self, secret: str) -> ApiKey | None:
+        """The key that `secret` is, or None. Takes the same time whichever it is, and whether it is one."""
+        self._look()
+        digest = hash_key(secret)
+        found = None
+        for key in self._keys:
+            if hmac.compare_digest(key.sha256, digest):
+                found = key
+        return found
+
+    def named(self, name: str) -> ApiKey | None:
+        """The key of this name, or None."""
+        self._look()
+        return next((key for key in self._keys if key.name == name), None)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = now
+        stamp = _stamp(self._path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._keys = read_keys(self._path)
+        except KeysFileError as error:
+            # Whatever is wrong, nobody gets in who could not before, and nothing opens.
+            self._required = True
+            logger.error("the keys stay as they were: %s", error)
+            return
+        self._required = self._required or bool(self._keys)
+        logger.info("%d keys are valid", len(self._keys))
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _Stamp(status.st_ino, status.st_size, status.st_mtime_ns)

@@ -1,0 +1,1 @@
+"""What holds for every request: headers, deadlines, errors, files, the OpenAPI document."""

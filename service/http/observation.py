@@ -1,0 +1,120 @@
+"""What is told of a request: its id, a line in the log, figures, a span; and of a search its stages."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.auth.limits import CLIENT, network_of
+from service.errors import InternalError
+from service.http.middleware import PROBES
+from service.observability.logs import REQUEST_ID, choose_request_id
+from service.observability.metrics import Metrics, stage_seconds
+from service.observability.tracing import Tracing
+
+logger = logging.getLogger("xclip_search.service")
+access_logger = logging.getLogger("xclip_search.access")
+
+QUIET_ROUTES = PROBES | {"/metrics"}
+"""Asked every few seconds: in the log at the level debug only."""
+
+NO_ROUTE = "none"
+"""Stands for the route of what no endpoint answers."""
+
+
+class ObservationMiddleware:
+    """Watches each request from its headers to the end of its answer; an unforeseen error becomes a 500."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, tracing: Tracing | None) -> None:
+        self.app = app
+        self._metrics = metrics
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request, as ASGI wants it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = choose_request_id(Headers(scope=scope).get("x-request-id"))
+        scope.setdefault("state", {})
+        address = scope["client"][0] if scope.get("client") else "unknown"
+        REQUEST_ID.set(request_id)
+        CLIENT.set(f"address {network_of(address)}")
+        started = time.perf_counter()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        self._metrics.requests_inside.inc()
+        try:
+            if self._tracing is None:
+                await self._answer(scope, receive, send_with_id)
+            else:
+                with self._tracing.request(scope) as span:
+                    await self._answer(scope, receive, send_with_id)
+                    span.finish(route_of(scope), status)
+        finally:
+            self._metrics.requests_inside.dec()
+            seconds = time.perf_counter() - started
+            method, route = scope["method"], route_of(scope)
+            self._metrics.observe_request(method, route, status, seconds)
+            access_logger.log(
+                logging.DEBUG if route in QUIET_ROUTES else logging.INFO,
+                "%s %s %d",
+                method,
+                route,
+                status,
+                extra={
+                    "method": method,
+                    "route": route,
+                    "status": status,
+                    "seconds": round(seconds, 6),
+                    "client": address,
+                    "key": scope["state"].get("key_name"),
+                },
+            )
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note)
+        except Exception as error:
+            logger.error("%s %s failed", scope["method"], route_of(scope), exc_info=error)
+            if begun:
+                raise  # Too late for another answer: the server cuts the connection.
+            await InternalError().to_response()(scope, receive, send)
+
+
+class SearchObserver:
+    """Notes the stages of each search. Call it with the answer and the seconds that the search waited."""
+
+    def __init__(self, metrics: Metrics, tracing: Tracing | None) -> None:
+        self._metrics = metrics
+        self._tracing = tracing
+
+    def __call__(self, answer: object, waited_seconds: float) -> None:
+        """Note one search."""
+        stages = {"wait": waited_seconds, **stage_seconds(answer)}
+        self._metrics.observe_stages(stages)
+        if self._tracing is not None:
+            self._tracing.add_stages(stages)
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the endpoint that a request went to, or would have gone to."""
+    template: str | None = getattr(scope.get("route"), "path", None) or scope["state"].get("route_template")
+    return template or NO_ROUTE

@@ -1,0 +1,118 @@
+"""From whatever an endpoint raises to a problem object."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.routing import Match, Route
+
+from indexer import errors as indexer_errors
+from service.errors import (
+    BodyTooLargeError,
+    IdTakenError,
+    InternalError,
+    InvalidCursorError,
+    JobNotFoundError,
+    MalformedBodyError,
+    MethodNotAllowedError,
+    OverloadedError,
+    RouteNotFoundError,
+    ServiceError,
+    StorageFullError,
+    VideoNotFoundError,
+    validation_problem,
+)
+
+logger = logging.getLogger("xclip_search.service")
+
+
+def install_error_handlers(app: FastAPI, routers: Sequence[APIRouter]) -> None:
+    """Make every foreseen error of `app`, whoever raises it, a problem object.
+
+    routers: those that `app` includes.
+    The others are caught by `service.http.observation`, inside of whatever adds headers to answers.
+    """
+
+    async def on_service_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, ServiceError)
+        return error.to_response()
+
+    async def on_http_exception(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 405:
+            methods = _methods_of_path(request, [app.router, *routers])
+            return MethodNotAllowedError(headers={"Allow": ", ".join(methods)}).to_response()
+        return _from_http_exception(error).to_response()
+
+    async def on_validation_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return validation_problem(error.errors(), _parameter_names(request)).to_response()
+
+    async def on_indexer_error(_request: Request, error: Exception) -> Response:
+        return from_indexer_error(error).to_response()
+
+    async def on_disconnect(_request: Request, _error: Exception) -> Response:
+        # Nobody is there to read it; but an answer ends the request without an error in the log.
+        return MalformedBodyError("The request was cut off.").to_response()
+
+    app.add_exception_handler(ServiceError, on_service_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(indexer_errors.IndexerError, on_indexer_error)
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
+
+
+def from_indexer_error(error: Exception) -> ServiceError:
+    """The problem that tells of an error of the indexer's; those the client cannot help are logged."""
+    if isinstance(error, indexer_errors.VideoNotFoundError):
+        return VideoNotFoundError()
+    if isinstance(error, indexer_errors.JobNotFoundError):
+        return JobNotFoundError()
+    if isinstance(error, indexer_errors.InvalidCursorError):
+        return InvalidCursorError()
+    if isinstance(error, indexer_errors.DuplicateIdError):
+        return IdTakenError()
+    # A superseded catalog is one that the server is about to leave for the current one.
+    if isinstance(error, indexer_errors.IndexBusyError | indexer_errors.IndexSupersededError):
+        return OverloadedError()
+    if isinstance(error, indexer_errors.IndexFullError):
+        logger.error("the index cannot grow: %s", error)
+        return StorageFullError()
+    logger.error("the index failed", exc_info=error)
+    return InternalError()
+
+
+def _from_http_exception(error: HTTPException) -> ServiceError:
+    headers = dict(error.headers or {})
+    if error.status_code == 404:
+        return RouteNotFoundError(headers=headers)
+    if error.status_code == 413:
+        return BodyTooLargeError(headers=headers)
+    if error.status_code < 500:
+        return MalformedBodyError("The request cannot be understood.", headers=headers)
+    return InternalError(headers=headers)
+
+
+def _methods_of_path(request: Request, routers: Sequence[APIRouter]) -> list[str]:
+    """Methods that the path of `request` takes. Each of them may have a route of its own."""
+    routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in matching for method in route.methods or ()})
+
+
+def _parameter_names(request: Request) -> list[str]:
+    route = request.scope.get("route")
+    dependant = getattr(route, "dependant", None)
+    if dependant is None:
+        return []
+    names: list[str] = []
+    for parameter in [*dependant.query_params, *dependant.path_params]:
+        fields = getattr(parameter.field_info.annotation, "model_fields", None)
+        names += list(fields) if fields else [parameter.alias]
+    return names

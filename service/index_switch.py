@@ -1,0 +1,102 @@
+"""Changing over to another generation of the index while requests are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+
+from anyio import to_thread
+from fastapi import FastAPI
+
+from indexer.errors import FingerprintMismatchError, IndexerError
+from indexer.store.sqlite.superseded import Succession
+from service.garbage import set_aside_what_stays
+from service.loading import log_failure
+from service.state import ReadyService
+
+LOOK_SECONDS = 0.5
+"""Pause between two looks at whether another generation has become the current one."""
+
+RETRY_SECONDS = 10.0
+"""Pause after the new generation could not be loaded."""
+
+logger = logging.getLogger("xclip_search.service")
+
+
+async def watch_generations(
+    app: FastAPI, load: Callable[[], Awaitable[ReadyService]], retire_seconds: float
+) -> None:
+    """Put what `load` gives in the place of `app.state.service` whenever its catalog is superseded.
+
+    Until cancelled. The former service goes on answering the requests that have it, and is closed
+    `retire_seconds` later. Where loading fails, it goes on for all: searches are answered, changes are not;
+    `app.state.is_outdated` is true meanwhile, and the log says why.
+    """
+    retiring: set[asyncio.Task[None]] = set()
+    try:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            former: ReadyService = app.state.service
+            try:
+                succession = await to_thread.run_sync(_read_succession, former)
+            except Exception as error:
+                log_failure("cannot see whether the index was encoded anew", error)
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            app.state.is_outdated = succession is not None
+            if succession is None:
+                continue
+            logger.info("the index was encoded anew: loading generation %d", succession.generation)
+            try:
+                service = await load()
+            except Exception as error:
+                log_failure(
+                    "cannot change over to the new generation of the index, serving the former one",
+                    error,
+                    _advice(former) if isinstance(error, FingerprintMismatchError) else "",
+                )
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            app.state.service, app.state.is_outdated = service, False
+            logger.info(
+                "changed over to generation %d of the index, fingerprint %s",
+                service.catalog.generation,
+                service.catalog.fingerprint,
+            )
+            task = asyncio.create_task(_retire(former, retire_seconds))
+            retiring.add(task)
+            task.add_done_callback(retiring.discard)
+    finally:
+        for task in retiring:
+            task.cancel()
+        await asyncio.gather(*retiring, return_exceptions=True)
+
+
+def _read_succession(service: ReadyService) -> Succession | None:
+    return service.catalog.succession
+
+
+def _advice(former: ReadyService) -> str:
+    spec = former.settings.model_spec
+    return "" if spec is None else f"; start again without --model {spec}, which the new generation is not of"
+
+
+async def _retire(service: ReadyService, seconds: float) -> None:
+    """Close a service that no new request gets any more."""
+    # A thread may keep what it was given for a moment after it has reported that it is done: the one that
+    # closes gets a list and empties it.
+    last = [service]
+    del service
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        with contextlib.suppress(IndexerError):
+            await asyncio.shield(to_thread.run_sync(_close, last))
+    # Its model was set aside when it was loaded, or with the one before it.
+    set_aside_what_stays()
+
+
+def _close(last: list[ReadyService]) -> None:
+    last.pop().searcher.close()

@@ -1,0 +1,262 @@
+"""Files of videos: uploads on their way in, accepted ones, and those that lie elsewhere.
+
+    INDEX/uploads/<32 hex digits>   an upload while it arrives and until its job has ended
+    INDEX/uploads/<32 hex digits>.<attempt>  a file that is being fetched from the web
+    INDEX/media/<video id>.<ending>  an accepted upload
+
+All names are ours. A video that was indexed in place stays where it is; its `uri` says where.
+
+Cleaning up, at the start and now and then: files that a crash left without an owner, keys that ran out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+import time
+import uuid
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from indexer.errors import IndexBusyError, IndexerError, IndexStorageError, IndexSupersededError
+from indexer.ingest.video_files import MEDIA_FOLDER, local_path
+from indexer.maintenance.reindexing import find_in_others
+from indexer.store.records import VideoRecord
+from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.jobs import Job, JobQueue, forget_expired_keys
+from model.atomic_files import synchronize_directory
+
+CONTENT_TYPES = {
+    "mp4": "video/mp4",
+    "mov": "video/quicktime",
+    "webm": "video/webm",
+    "mkv": "video/x-matroska",
+    "avi": "video/x-msvideo",
+    "ts": "video/mp2t",
+    "mpg": "video/mpeg",
+    "ogv": "video/ogg",
+    "flv": "video/x-flv",
+    "wmv": "video/x-ms-wmv",
+}
+"""Fixed per kind of container: nothing that a client says decides how a browser reads a file."""
+
+UNKNOWN_CONTENT_TYPE = "application/octet-stream"
+STALE_UPLOAD_SECONDS = 3600.0
+"""An upload that no byte was added to for so long, and that no job waits for, is left over from a crash."""
+
+_OWN_NAME = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class MediaFile:
+    """A file that may be served: where it is, and what it is."""
+
+    path: Path
+    content_type: str
+    stat_result: os.stat_result
+
+
+class MediaStore:
+    """The files beside an index. Methods block on the disk, for a moment.
+
+    allowed_roots: folders, themselves resolved, that clients may name files in. What lies inside one is only
+    served while it still leads there: whoever may write there could put a link in the place of a file.
+    """
+
+    def __init__(self, index_directory: Path, allowed_roots: Sequence[Path] = ()) -> None:
+        self._allowed_roots = tuple(allowed_roots)
+        self.uploads_directory = index_directory / "uploads"
+        self.media_directory = index_directory / MEDIA_FOLDER
+
+    def prepare(self) -> None:
+        """Make the folders, readable by the owner alone."""
+        for directory in (self.uploads_directory, self.media_directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def new_upload_path(self) -> Path:
+        """A path for one more upload; nothing is there yet."""
+        return self.uploads_directory / uuid.uuid4().hex
+
+    def keep(self, source: Path, video_id: str) -> Path:
+        """Move an upload to where accepted ones lie, and return that path.
+
+        video_id: one of our own ids, 32 hex digits; no other can have been uploaded. Raises ValueError.
+        """
+        if not _OWN_NAME.fullmatch(video_id):
+            raise ValueError("only uploads, whose ids are ours, are kept")
+        target = self.media_directory / f"{video_id}.{sniff_ending(source) or 'bin'}"
+        source.rename(target)
+        synchronize_directory(self.media_directory)
+        return target
+
+    def kept(self, video_id: str) -> Path | None:
+        """Where the accepted upload `video_id` lies; None where there is none."""
+        if not _OWN_NAME.fullmatch(video_id):
+            return None
+        for ending in (*CONTENT_TYPES, "bin"):
+            path = self.media_directory / f"{video_id}.{ending}"
+            if path.is_file():
+                return path
+        return None
+
+    def remove(self, video_id: str) -> None:
+        """Delete the accepted upload `video_id`, if there is one."""
+        path = self.kept(video_id)
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+    def locate(self, record: VideoRecord) -> MediaFile | None:
+        """The file of a video of the index, if it is there and still as large as the one that was indexed."""
+        path = self.kept(record.id) or local_path(record.uri)
+        if path is None:
+            return None
+        try:
+            if _is_inside(path, self._allowed_roots) and not _is_inside(path.resolve(), self._allowed_roots):
+                return None
+            stat_result = path.stat()
+            if not stat.S_ISREG(stat_result.st_mode) or stat_result.st_size != record.size_bytes:
+                return None
+            ending = sniff_ending(path)
+        except OSError:
+            return None
+        return MediaFile(path, CONTENT_TYPES.get(ending or "", UNKNOWN_CONTENT_TYPE), stat_result)
+
+    def sweep(
+        self, waiting: Collection[Path], ids: Collection[str], known_ids: Collection[str]
+    ) -> list[Path]:
+        """Delete what crashes left: stale uploads that no job waits for, accepted files of no video.
+
+        waiting: sources of jobs that have not ended. ids: from `ids_in_store`. known_ids: those of them that
+        are in the catalog or in a job that has not ended. Returns what was deleted.
+        """
+        deleted = [
+            path
+            for path in self.uploads_directory.glob("*")
+            if path not in waiting and time.time() - path.stat().st_mtime > STALE_UPLOAD_SECONDS
+        ]
+        orphans = (self.kept(video_id) for video_id in ids if video_id not in known_ids)
+        deleted += [path for path in orphans if path is not None]
+        for path in deleted:
+            path.unlink(missing_ok=True)
+        return deleted
+
+    def ids_in_store(self) -> list[str]:
+        """Ids of all accepted uploads."""
+        return [path.stem for path in self.media_directory.glob("*") if _OWN_NAME.fullmatch(path.stem)]
+
+
+def unfinished_download(source_path: str, attempt: int) -> Path:
+    """Where a file is while it is fetched; each attempt has a place of its own, and none is `source_path`."""
+    return Path(f"{source_path}.{attempt}")
+
+
+def resolve_uri(uri: str, allowed_roots: Sequence[Path]) -> Path | None:
+    """The regular file that `uri` names, symbolic links followed, if it lies inside one of `allowed_roots`.
+
+    uri: an absolute path, or `file:///...`. allowed_roots: themselves resolved.
+    None for anything else, without a difference between a file that is not there and one that is not allowed:
+    the answer must not tell what lies outside of the roots.
+    """
+    path = local_path(uri)
+    if path is None:
+        return None
+    try:
+        resolved = path.resolve(strict=True)
+        if not _is_inside(resolved, allowed_roots):
+            return None
+        str(resolved).encode()  # A name on disk that is no Unicode cannot be a uri.
+        return resolved if stat.S_ISREG(resolved.stat().st_mode) else None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def sniff_ending(path: Path) -> str | None:
+    """The ending for the container that the first bytes show, a key of CONTENT_TYPES; None for any other."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return "mov" if head[4:8] != b"ftyp" or head[8:12] == b"qt  " else "mp4"
+    if head.startswith(b"\x1a\x45\xdf\xa3"):
+        return "webm" if b"webm" in head[:64] else "mkv"
+    if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
+        return "avi"
+    if head.startswith(b"OggS"):
+        return "ogv"
+    if head.startswith(b"FLV\x01"):
+        return "flv"
+    if head.startswith(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"):
+        return "wmv"
+    if head.startswith((b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3")):
+        return "mpg"
+    if head[:1] == b"\x47" and head[188:189] in (b"\x47", b""):
+        return "ts"
+    return None
+
+
+def _is_inside(path: Path, roots: Sequence[Path]) -> bool:
+    return any(path.is_relative_to(root) for root in roots)
+
+
+MAX_OPEN_JOBS = 1_000_000
+MAX_TRIES = 5
+
+logger = logging.getLogger("xclip_search.service")
+
+
+def sweep(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue) -> int:
+    """Delete uploads of jobs that have ended or never came to be, and accepted files of no video of any
+    generation; returns how many. Forget idempotency keys that were kept long enough.
+
+    May run in several processes, and while videos come and go.
+    """
+    try:
+        forget_expired_keys(catalog)
+    except IndexSupersededError:
+        return 0
+    except (IndexBusyError, IndexStorageError) as error:  # Files can be deleted where nothing can be written.
+        logger.warning("cannot forget old keys: %s", error)
+    for _ in range(MAX_TRIES):
+        try:
+            num_deleted = _sweep_files(media_store, catalog, job_queue)
+        except FileNotFoundError:  # A file went away, as it should, while it was looked at.
+            continue
+        except IndexerError as error:  # Whose the files are cannot be told.
+            logger.error("no files are deleted: %s", error)
+            return 0
+        if num_deleted:
+            logger.info("deleted %d files that nothing refers to", num_deleted)
+        return num_deleted
+    return 0
+
+
+def discard_upload(job: Job, media_store: MediaStore, catalog: Catalog) -> None:
+    """Delete the upload of a job that has ended, wherever it lies, unless it is a video's file now."""
+    if not job.delete_source:
+        return
+    Path(job.source_path).unlink(missing_ok=True)
+    if not catalog.get_videos([job.video_id]):
+        media_store.remove(job.video_id)
+
+
+def _sweep_files(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue) -> int:
+    """The files are listed before the owners: a file that gets its owner in between has one when that is
+    asked."""
+    # A worker that died between the end of a job and the deletion of its upload. The job says so, so there is
+    # no need to wait until the file is stale.
+    left_over = job_queue.ended_sources(list(media_store.uploads_directory.glob("*")))
+    for path in left_over:
+        path.unlink(missing_ok=True)
+    ids = media_store.ids_in_store()
+    waiting = [
+        job for state in ("queued", "running") for job in job_queue.list_jobs(MAX_OPEN_JOBS, state=state)
+    ]
+    known = {job.video_id for job in waiting} | set(catalog.get_videos(ids))
+    if catalog.succession is not None:  # Another generation of the index knows more.
+        return len(left_over)
+    # Going back needs the files of videos that only a former generation has.
+    known |= find_in_others(catalog, [video_id for video_id in ids if video_id not in known])
+    deleted = media_store.sweep({Path(job.source_path) for job in waiting}, ids, known)
+    return len(left_over) + len(deleted)

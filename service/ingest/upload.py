@@ -1,0 +1,258 @@
+"""Uploads: a multipart form, streamed to disk under a name of ours, hashed and limited on the way.
+
+Nothing of the file is ever held in memory beyond one block, and no name of the client's touches the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from anyio import CancelScope, CapacityLimiter, to_thread
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from model.atomic_files import synchronize_directory
+from service.errors import (
+    BodyTooLargeError,
+    InvalidRequestError,
+    MalformedBodyError,
+    StorageFullError,
+    validation_problem,
+)
+from service.http.request_body import check_content_length, parse_json
+from service.schemas import MAX_TITLE_CHARACTERS, Metadata, Title
+
+BLOCK_BYTES = 1024 * 1024
+"""Written to disk, and hashed, at a time."""
+
+FIELD_LIMIT_BYTES = 64 * 1024
+"""Largest text field; room for all that `title` and `metadata` may hold."""
+
+FORM_OVERHEAD_BYTES = 256 * 1024
+"""Room in the body for boundaries, headers and text fields beside the file."""
+
+FIELD_NAMES = ("file", "title", "metadata")
+
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    title: Title | None = None
+
+
+class _Metadata(RootModel[Metadata]):
+    pass
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that has wholly arrived, is synced to disk, and belongs to the caller now."""
+
+    path: Path
+    content_sha256: str
+    size_bytes: int
+    title: str | None
+    metadata: dict[str, Any]
+
+
+async def receive_upload(request: Request, path: Path, limit_bytes: int, limiter: CapacityLimiter) -> Upload:
+    """Stream the form's `file` to `path`, which must not exist; on any error `path` is gone again.
+
+    limiter: of the threads that write.
+    Raises BodyTooLargeError for a file above `limit_bytes`, MalformedBodyError for a broken or cut off form,
+    InvalidRequestError for missing, unknown or repeated fields, StorageFullError.
+    """
+    check_content_length(request, limit_bytes + FORM_OVERHEAD_BYTES)
+    form = _Form(limit_bytes)
+    parser = _make_parser(request, form)
+    run = partial(to_thread.run_sync, limiter=limiter)
+    file: BinaryIO | None = None
+    try:
+        file = await run(path.open, "xb")
+        num_received = 0
+        async for chunk in request.stream():
+            num_received += len(chunk)
+            if num_received > limit_bytes + FORM_OVERHEAD_BYTES:
+                raise BodyTooLargeError(f"The file is larger than {limit_bytes} bytes.")
+            try:
+                parser.write(chunk)
+            except FormParserError:
+                raise MalformedBodyError("The multipart form is not well-formed.") from None
+            if len(form.pending) >= BLOCK_BYTES:
+                await run(form.flush, file)
+        form.check_complete()
+        upload = form.to_upload(path)
+        await run(form.finish, file)
+        await run(synchronize_directory, path.parent)
+        return Upload(path, form.digest.hexdigest(), form.size_bytes, upload.title, upload.metadata)
+    except BaseException as error:
+        with CancelScope(shield=True):
+            await run(_discard, file, path)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFullError() from error
+        raise
+
+
+def _discard(file: BinaryIO | None, path: Path) -> None:
+    """Delete what has arrived. Blocks, for some tenths of a second where it is gigabytes."""
+    # On a full disk closing fails too: it tries to write what is left.
+    with contextlib.suppress(OSError):
+        if file is not None:
+            file.close()
+    path.unlink(missing_ok=True)
+
+
+def _make_parser(request: Request, form: _Form) -> MultipartParser:
+    _, options = parse_options_header(request.headers.get("content-type"))
+    boundary = options.get(b"boundary")
+    if not boundary:
+        raise MalformedBodyError("The Content-Type header of the multipart form names no boundary.")
+    try:
+        return MultipartParser(
+            boundary,
+            {
+                "on_part_begin": form.on_part_begin,
+                "on_header_field": form.on_header_field,
+                "on_header_value": form.on_header_value,
+                "on_header_end": form.on_header_end,
+                "on_headers_finished": form.on_headers_finished,
+                "on_part_data": form.on_part_data,
+                "on_end": form.on_end,
+            },
+        )
+    except FormParserError:
+        raise MalformedBodyError("The boundary of the multipart form is too long.") from None
+
+
+class _Form:
+    """Receives the parser's callbacks. The file's bytes gather in `pending` until `flush` writes them."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.pending = bytearray()
+        self.digest = hashlib.sha256()
+        self.size_bytes = 0
+        self.filename = ""
+        self.texts: dict[str, bytearray] = {}
+        self.ended = False
+        self._seen: set[str] = set()
+        self._name = ""
+        self._header_field = bytearray()
+        self._header_value = bytearray()
+        self._disposition = b""
+
+    def on_part_begin(self) -> None:
+        self._disposition = b""
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_field += data[start:end]
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def on_header_end(self) -> None:
+        if self._header_field.lower() == b"content-disposition":
+            self._disposition = bytes(self._header_value)
+        self._header_field.clear()
+        self._header_value.clear()
+
+    def on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        name = options.get(b"name", b"").decode("latin-1")
+        if name not in FIELD_NAMES:
+            raise InvalidRequestError(f"The form has a field that is not known; those known: {_listed()}.")
+        if name in self._seen:
+            raise InvalidRequestError("The form has one of its fields twice.")
+        self._seen.add(name)
+        self._name = name
+        if name == "file":
+            self.filename = options.get(b"filename", b"").decode("utf-8", "replace")
+        else:
+            self.texts[name] = bytearray()
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._name == "file":
+            self.size_bytes += end - start
+            if self.size_bytes > self.limit_bytes:
+                raise BodyTooLargeError(f"The file is larger than {self.limit_bytes} bytes.")
+            self.pending += data[start:end]
+            return
+        text = self.texts[self._name]
+        if len(text) + end - start > FIELD_LIMIT_BYTES:
+            raise BodyTooLargeError(f"A text field of the form is larger than {FIELD_LIMIT_BYTES} bytes.")
+        text += data[start:end]
+
+    def on_end(self) -> None:
+        self.ended = True
+
+    def flush(self, file: BinaryIO) -> None:
+        """Write and hash what is pending. Blocks."""
+        file.write(self.pending)
+        self.digest.update(self.pending)
+        self.pending.clear()
+
+    def finish(self, file: BinaryIO) -> None:
+        """Write the rest and make it last through a power cut. Blocks."""
+        self.flush(file)
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+
+    def check_complete(self) -> None:
+        """Raise where the form was cut off or has no file."""
+        if not self.ended:
+            raise MalformedBodyError("The multipart form ends before its closing boundary.")
+        if "file" not in self._seen:
+            raise InvalidRequestError(f"The form has no field named file; its fields: {_listed()}.")
+        if not self.size_bytes:
+            message = "The file is empty."
+            raise InvalidRequestError(f"file: {message}", errors=[{"field": "file", "message": message}])
+
+    def to_upload(self, path: Path) -> Upload:
+        """The checked text fields. Raises InvalidRequestError."""
+        try:
+            title = _Fields(title=self._text("title") or None).title
+        except ValidationError as error:
+            problems = error.errors(include_url=False, include_context=False, include_input=False)
+            raise validation_problem(problems, FIELD_NAMES) from None
+        metadata: dict[str, Any] = {}
+        if text := self._text("metadata"):
+            metadata = _parse_metadata(text)
+        return Upload(path, "", self.size_bytes, title or title_from_filename(self.filename), metadata)
+
+    def _text(self, name: str) -> str:
+        try:
+            return bytes(self.texts.get(name, b"")).decode("utf-8")
+        except UnicodeDecodeError:
+            raise InvalidRequestError("A text field of the form is not UTF-8.") from None
+
+
+def _parse_metadata(text: str) -> dict[str, Any]:
+    try:
+        return parse_json(text, _Metadata).root
+    except MalformedBodyError:
+        message = "The text is not JSON without NaN or Infinity."
+    except InvalidRequestError as error:
+        message = error.detail
+    raise InvalidRequestError(f"metadata: {message}", errors=[{"field": "metadata", "message": message}])
+
+
+def title_from_filename(filename: str) -> str | None:
+    """The last part of `filename` without its ending, as a title; None where nothing readable is left."""
+    name = filename.replace("\\", "/").rsplit("/", 1)[-1]
+    stem = name.rsplit(".", 1)[0] if "." in name[1:] else name
+    title = "".join(character for character in stem if character.isprintable()).strip()
+    return title[:MAX_TITLE_CHARACTERS] or None
+
+
+def _listed() -> str:
+    return ", ".join(FIELD_NAMES)

@@ -1,0 +1,1 @@
+"""Fetching videos from the web. Off by default; nothing else imports it."""

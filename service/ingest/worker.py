@@ -1,0 +1,302 @@
+"""The worker: takes jobs, reads their videos, stores them, says how it went. A process of its own.
+
+Files that are still on the web are fetched in threads beside it (`url_fetching`), so that a slow server far
+away holds up no video that is here.
+
+A file that hangs or kills its decoder costs a decoding process, never the worker; a worker that dies costs
+its lease, and the job goes to the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+from typing import Any
+
+from indexer.errors import (
+    DuplicateIdError,
+    IndexerError,
+    IndexSupersededError,
+    JobNotFoundError,
+    LeaseLostError,
+    MediaError,
+)
+from indexer.search.cancellation import abandonable
+from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.jobs import Job, JobQueue
+from service.ingest.media_store import MediaStore, sweep
+from service.ingest.outcomes import (
+    NO_ROOM_REASON,
+    UNWRITABLE,
+    UNWRITABLE_PAUSE_SECONDS,
+    JobEndings,
+    worker_name,
+)
+from service.ingest.web.fetching import fetching
+from service.ingest.web.policy import shown_uri
+from service.settings import WorkerSettings
+
+logger = logging.getLogger("xclip_search.worker")
+
+LOOK_SECONDS = 0.1
+"""Pause between two looks at a reading under way: whether it has ended, whether to stop, whether to renew."""
+
+JOBS_KEPT_SECONDS = 30 * 24 * 3600.0
+"""Ended jobs are forgotten after thirty days, so that the catalog does not grow without bound."""
+
+UPKEEP_SECONDS = 600.0
+"""Pause between two times that old jobs are forgotten and left-over files deleted."""
+
+INTERNAL_REASON = "something went wrong inside while the video was read; the server's log says what"
+ID_TAKEN_REASON = "another video has the id that was asked for"
+
+ReadVideo = Callable[[Path], Mapping[str, Any]]
+"""From a file to the fields of `Catalog.add_video`: content_sha256, segments, duration_seconds and so on.
+Blocks, and looks now and then at whether anybody still waits (`indexer.search.cancellation`); raises
+MediaError."""
+
+
+class Worker:
+    """Processes the jobs of one index, one at a time, until told to stop."""
+
+    def __init__(
+        self, settings: WorkerSettings, catalog: Catalog, media_store: MediaStore, read_video: ReadVideo
+    ) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._queue = JobQueue(catalog)
+        self._store = media_store
+        self._read_video = read_video
+        self._endings = JobEndings(self._queue, media_store, catalog)
+        self._name = worker_name()
+
+    def run(self, stop: threading.Event) -> None:
+        """Take jobs until `stop` is set or the parent is gone; a job under way gets the grace period.
+
+        Raises IndexSupersededError when another generation of the index has become the current one; the job
+        under way then waits there.
+        """
+        upkeep_at = time.monotonic()
+        executor = ThreadPoolExecutor(1, "read")
+        try:
+            while not self._must_stop(stop):
+                try:
+                    if time.monotonic() >= upkeep_at:
+                        upkeep_at = time.monotonic() + UPKEEP_SECONDS
+                        self._clean_up()
+                    # An idle worker writes nothing, and would never learn of it.
+                    if (succession := self._catalog.succession) is not None:
+                        raise IndexSupersededError(succession.generation)
+                    job = self._queue.lease(self._name, self._settings.lease_seconds)
+                    if job is None:
+                        stop.wait(self._settings.poll_seconds)
+                    else:
+                        self._process(job, executor, stop)
+                except UNWRITABLE as error:
+                    # The job, if there is one, is tried again when its lease is over.
+                    logger.warning("the catalog cannot be written to, trying again: %s", error)
+                    stop.wait(UNWRITABLE_PAUSE_SECONDS)
+        finally:
+            # Nobody waits for what is still read. Its decoder ends with the `VideoReader`.
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    def _clean_up(self) -> None:
+        try:
+            self._queue.forget_ended(time.time() - JOBS_KEPT_SECONDS)
+            sweep(self._store, self._catalog, self._queue)
+        except (OSError, IndexerError) as error:
+            logger.warning("could not clean up: %s", error)
+
+    def _must_stop(self, stop: threading.Event) -> bool:
+        parent = self._settings.parent_pid
+        if parent is not None and os.getppid() != parent:
+            logger.warning("the server is gone; ending")
+            stop.set()
+        return stop.is_set()
+
+    def _process(self, job: Job, executor: ThreadPoolExecutor, stop: threading.Event) -> None:
+        started = time.monotonic()
+        if self._finish_known(job):
+            return
+        abandoned = threading.Event()
+        reading = executor.submit(self._read, job, abandoned)
+        try:
+            if not self._wait(job, reading, stop):
+                logger.info("stopping: job %s goes back to the queue", job.id)
+                self._queue.release(job.id, attempt=job.attempts)
+                return
+            video_id = self._store_video(job, reading.result())
+        except (LeaseLostError, JobNotFoundError):
+            logger.warning("job %s was cancelled, or taken over by another worker", job.id)
+            self._endings.discard_if_ended(job)
+        except MediaError as error:
+            self._endings.fail(job, error.reason)
+        except DuplicateIdError:
+            self._endings.fail(job, ID_TAKEN_REASON)
+        except (*UNWRITABLE, IndexSupersededError):
+            raise  # Nothing is wrong with the video.
+        except OSError as error:
+            no_room = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            logger.error("job %s failed", job.id, exc_info=error)
+            self._endings.fail(job, NO_ROOM_REASON if no_room else INTERNAL_REASON)
+        except Exception as error:
+            logger.error("job %s failed", job.id, exc_info=error)
+            self._endings.fail(job, INTERNAL_REASON)
+        else:
+            seconds = time.monotonic() - started
+            logger.info("job %s done in %.2f s: video %s", job.id, seconds, video_id)
+        finally:
+            abandoned.set()
+
+    def _finish_known(self, job: Job) -> bool:
+        """Whether the same bytes came in since the job was made; the job is done with them then."""
+        known = job.content_sha256 and self._catalog.find_by_sha256(job.content_sha256)
+        if not known:
+            return False
+        try:
+            self._queue.finish(job.id, known.id, attempt=job.attempts)
+        except (LeaseLostError, JobNotFoundError):
+            self._endings.discard_if_ended(job)
+        else:
+            self._endings.discard(job)
+        return True
+
+    def _wait(self, job: Job, reading: Future[Any], stop: threading.Event) -> bool:
+        """Until the reading has ended: true. False where the worker must stop first. Keeps the lease.
+
+        Raises LeaseLostError.
+        """
+        renew_at = time.monotonic() + self._settings.lease_seconds / 3
+        stop_at: float | None = None
+        while True:
+            try:
+                reading.exception(LOOK_SECONDS)
+                return True
+            except FutureTimeoutError:
+                pass
+            now = time.monotonic()
+            if now >= renew_at:
+                self._queue.heartbeat(job.id, self._settings.lease_seconds, attempt=job.attempts)
+                renew_at = now + self._settings.lease_seconds / 3
+            if self._must_stop(stop):
+                stop_at = stop_at or now + self._settings.worker_grace_seconds
+                if now >= stop_at:
+                    return False
+
+    def _source(self, job: Job) -> Path:
+        """The file of a job. A worker that died at the worst moment has moved an upload already."""
+        source = Path(job.source_path)
+        if job.delete_source and not source.exists():
+            return self._store.kept(job.video_id) or source
+        return source
+
+    def _read(self, job: Job, abandoned: threading.Event) -> Mapping[str, Any]:
+        source = self._source(job)
+        # A client's uri was resolved when it was checked. A link that is there now was put there since.
+        if not job.delete_source and source.resolve() != source:
+            raise MediaError("the file is no longer where it was")
+        with abandonable(abandoned):
+            fields = self._read_video(source)
+        # The decoder said this: one that was taken over could take the place of a file that is yet to come.
+        if job.content_sha256 not in (None, fields["content_sha256"]):
+            raise MediaError("the file is not the one that was sent")
+        return fields
+
+    def _store_video(self, job: Job, fields: Mapping[str, Any]) -> str:
+        """Put the video into the catalog and its file where accepted uploads lie; the job is done with it."""
+        known = self._catalog.find_by_sha256(fields["content_sha256"])
+        if known is not None:
+            self._queue.finish(job.id, known.id, attempt=job.attempts)
+            self._endings.discard(job)
+            return known.id
+        # Reading may have taken long, on a machine that slept: move nothing that another worker reads now.
+        self._queue.heartbeat(job.id, self._settings.lease_seconds, attempt=job.attempts)
+        if job.delete_source:
+            # The file first: were the record first, a crash in between would leave a video without a file.
+            # Where the record cannot be made, the file stays for `JobEndings.discard` or the next worker.
+            self._store.keep(self._source(job), job.video_id)
+        outcome = self._catalog.add_video(
+            id=job.video_id,
+            uri=shown_uri(job.uri) if job.uri and job.is_fetched_by_us else job.uri,
+            title=job.title,
+            metadata=job.metadata,
+            finish_job=job.id,
+            job_attempt=job.attempts,
+            **fields,
+        )
+        if not outcome.created:
+            self._endings.discard(job)
+        return outcome.video_id
+
+
+def run_worker(settings: WorkerSettings) -> int:
+    """Work until a signal; returns the exit status: 0, or 1 where model or index cannot be loaded.
+
+    When another generation of the index becomes the current one, it goes on there, with the model of that.
+    """
+    from model.errors import ModelError
+    from service.observability.logs import start_logging
+
+    start_logging(settings.log_format, settings.log_level)
+    # Searches go first where both share a machine.
+    os.nice(5)
+    signalled = threading.Event()
+    stops = [threading.Event()]
+    ready = threading.Event()
+
+    def end(*_: object) -> None:
+        signalled.set()
+        stops[-1].set()
+        if not ready.is_set():
+            raise SystemExit(0)  # Nothing has begun that would have to be ended.
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    try:
+        while _work_on_current(settings, stops[-1], ready) and not signalled.is_set():
+            logger.info("the index was encoded anew: going on with its new generation and model")
+            ready.clear()
+            stops.append(threading.Event())
+            if signalled.is_set():
+                break
+    except (IndexerError, ModelError) as error:
+        logger.error("cannot work: %s", error)
+        return 1
+    logger.info("ended")
+    return 0
+
+
+def _work_on_current(settings: WorkerSettings, stop: threading.Event, ready: threading.Event) -> bool:
+    """Work on the current generation; true where another one has become current meanwhile.
+
+    ready: set when all is loaded.
+    """
+    from service.ingest.video_reading import VideoReader
+    from service.loading import load_model
+
+    model = load_model(
+        settings.index_directory,
+        settings.model_spec,
+        settings.device,
+        new_index_model=settings.new_index_model,
+    )
+    ready.set()
+    store = MediaStore(settings.index_directory)
+    store.prepare()
+    with (
+        Catalog.open(settings.index_directory) as catalog,
+        VideoReader(model, catalog.sampling_json, settings.decode_timeout_seconds) as reader,
+    ):
+        logger.info("ready for jobs")
+        with contextlib.suppress(IndexSupersededError), fetching(settings, catalog, store, stop):
+            Worker(settings, catalog, store, reader.read).run(stop)
+        return catalog.succession is not None

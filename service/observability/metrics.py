@@ -1,0 +1,201 @@
+"""Figures for Prometheus: what requests and searches took, and at each scrape how index and queues stand.
+
+Each application has its own registry. Labels take few values: templates of routes, never paths.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import (
+    GC_COLLECTOR,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from service.auth.access import AccessControl
+from service.state import ReadyService
+
+SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+STATS_GAUGES = {
+    "coarse_num_pending": (
+        "xclip_coarse_pending_segments",
+        "Segments added or deleted since the coarse index was last compacted.",
+    ),
+    "catalog_size_bytes": ("xclip_catalog_bytes", "Size of the catalog with its log."),
+    "feature_memory_bytes": ("xclip_feature_memory_bytes", "Memory that kept features take."),
+}
+"""Key of `Searcher.stats` -> name and meaning. One that a searcher does not tell is left out."""
+
+
+class Metrics:
+    """The figures of one application.
+
+    get_service: what is loaded, or None.
+    """
+
+    def __init__(self, get_service: Callable[[], ReadyService | None], access: AccessControl) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "xclip_http_requests", "Answered requests.", ["method", "route", "status"], registry=registry
+        )
+        self._request_seconds = Histogram(
+            "xclip_http_request_seconds",
+            "Time from a request's headers to the end of its answer.",
+            ["method", "route"],
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self.requests_inside = Gauge(
+            "xclip_http_requests_inside", "Requests that are being answered.", registry=registry
+        )
+        self._stage_seconds = Histogram(
+            "xclip_search_stage_seconds",
+            "Time of a search by stage: wait (for a thread), encode, coarse, rerank; total without wait.",
+            ["stage"],
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        build = Info("xclip_build", "Version of this program and of Python.", registry=registry)
+        build.info({"version": version("xclip-search"), "python": platform.python_version()})
+        registry.register(_StateCollector(get_service, access))
+        registry.register(GC_COLLECTOR)
+        ProcessCollector(registry=registry)
+
+    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one answered request."""
+        method = method if method in METHODS else "other"
+        self._requests.labels(method, route, str(status)).inc()
+        self._request_seconds.labels(method, route).observe(seconds)
+
+    def observe_stages(self, seconds: Mapping[str, float]) -> None:
+        """Count one search by the seconds of its stages."""
+        for stage, value in seconds.items():
+            self._stage_seconds.labels(stage).observe(value)
+
+    def render(self) -> bytes:
+        """All figures in Prometheus' text format. Reads the catalog: blocks for a moment."""
+        return generate_latest(self.registry)
+
+
+def stage_seconds(answer: object) -> dict[str, float]:
+    """The stages of whatever a search answered: the `..._seconds` of its `timings`, without that ending."""
+    timings = getattr(answer, "timings", None)
+    if not is_dataclass(timings):
+        return {}
+    ending = "_seconds"
+    return {
+        field.name.removesuffix(ending): float(getattr(timings, field.name))
+        for field in fields(timings)
+        if field.name.endswith(ending)
+    }
+
+
+class _StateCollector(Collector):
+    """What is read at each scrape, since other processes change it too."""
+
+    def __init__(self, get_service: Callable[[], ReadyService | None], access: AccessControl) -> None:
+        self._get_service = get_service
+        self._access = access
+
+    def describe(self) -> list[Metric]:
+        """Nothing: a registry would else collect once when this is registered."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The figures as they are now; few until model and index are loaded."""
+        service = self._get_service()
+        yield _gauge("xclip_ready", "Whether model and index are loaded.", service is not None)
+        yield _gauge("xclip_keys", "Valid API keys.", self._access.ring.num_keys)
+        yield CounterMetricFamily(
+            "xclip_wrong_keys", "Requests with a wrong API key.", value=self._access.num_wrong_keys
+        )
+        if service is not None:
+            yield from _queue_figures(service)
+            yield from _job_figures(service)
+            yield from _index_figures(service.searcher.stats(), service)
+
+
+def _queue_figures(service: ReadyService) -> Iterator[Metric]:
+    gate = service.search_gate
+    yield _gauge("xclip_searches_running", "Searches that run.", gate.num_running)
+    yield _gauge("xclip_searches_waiting", "Searches that wait for a thread.", gate.num_waiting)
+    shed = CounterMetricFamily(
+        "xclip_searches_shed", "Searches refused because too many waited, by problem.", labels=["problem"]
+    )
+    for kind in ("overloaded", "too-many-requests"):
+        shed.add_metric([kind], gate.num_shed[kind])
+    yield shed
+
+
+def _job_figures(service: ReadyService) -> Iterator[Metric]:
+    from indexer.store.sqlite.jobs import count_failed_jobs
+    from service.ingest.failure_reasons import FAILURE_CLASSES, failure_class
+
+    jobs = GaugeMetricFamily("xclip_jobs", "Ingest requests by state, of thirty days.", labels=["state"])
+    for state, count in service.job_queue.counts().items():
+        jobs.add_metric([state], count)
+    yield jobs
+    by_class = dict.fromkeys(FAILURE_CLASSES, 0)
+    for failed in count_failed_jobs(service.catalog):
+        by_class[failure_class(failed)] += failed.count
+    reasons = GaugeMetricFamily(
+        "xclip_failed_jobs", "Failed ingest requests by kind of reason, of thirty days.", labels=["reason"]
+    )
+    for name, count in by_class.items():
+        reasons.add_metric([name], count)
+    yield reasons
+
+
+def _index_figures(stats: Mapping[str, Any], service: ReadyService) -> Iterator[Metric]:
+    num_videos, num_segments = service.catalog.totals()
+    sequence = service.catalog.sequence
+    yield _gauge("xclip_index_videos", "Videos in the index.", num_videos)
+    yield _gauge("xclip_index_segments", "Segments in the index.", num_segments)
+    yield _gauge("xclip_index_sequence", "Number of the last change of the index.", sequence)
+    if "coarse_sequence" in stats:
+        lag = max(0, sequence - int(stats["coarse_sequence"]))
+        yield _gauge("xclip_coarse_lag", "Changes that searches have not seen; the next one will.", lag)
+    if (saved_at := _saved_at(service.catalog.directory)) is not None:
+        age_seconds = max(0.0, time.time() - saved_at)
+        yield _gauge("xclip_snapshot_age_seconds", "Age of the saved coarse index.", age_seconds)
+    for key, (name, meaning) in STATS_GAUGES.items():
+        if stats.get(key) is not None:
+            yield _gauge(name, meaning, stats[key])
+    info = InfoMetricFamily("xclip_index", "Fingerprint of model and sampling, kind of the coarse index.")
+    info.add_metric(
+        [],
+        {"fingerprint": service.catalog.fingerprint, "coarse_kind": str(stats.get("coarse_kind", ""))},
+    )
+    yield info
+
+
+def _saved_at(directory: Path) -> float | None:
+    """When the coarse index was last saved, in seconds since 1970; None where it never was."""
+    from indexer.coarse.snapshots import MANIFEST_FILE
+
+    try:
+        return (directory / MANIFEST_FILE).stat().st_mtime
+    except OSError:
+        return None
+
+
+def _gauge(name: str, meaning: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, meaning, value=float(value))

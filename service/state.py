@@ -1,0 +1,76 @@
+"""What the routes work with, once model and index are loaded; and the dependency that hands it to them.
+
+Whether the server is ending: readiness goes at once, waiting for jobs is cut short, the worker is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from anyio import CapacityLimiter
+from fastapi import Depends, Request
+
+from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.jobs import JobQueue
+from service.admission import SearchGate
+from service.derived_media import Playability, Previews, Thumbnails
+from service.errors import NotReadyError
+from service.ingest.media_store import MediaStore
+from service.settings import ServiceSettings
+
+if TYPE_CHECKING:
+    from indexer.search.searcher import Searcher
+
+
+@dataclass(frozen=True)
+class ReadyService:
+    """Everything that a route needs. Made by the application when loading has ended.
+
+    ingest_limiter: of the threads that read and write whole files, so that others are left for all else.
+    """
+
+    settings: ServiceSettings
+    searcher: Searcher
+    catalog: Catalog
+    job_queue: JobQueue
+    media_store: MediaStore
+    search_gate: SearchGate
+    ingest_limiter: CapacityLimiter
+    thumbnails: Thumbnails
+    previews: Previews
+    playability: Playability
+
+
+async def get_service(request: Request) -> ReadyService:
+    """The loaded service. Raises NotReadyError until it is."""
+    service = request.app.state.service
+    if service is None:
+        raise NotReadyError()
+    assert isinstance(service, ReadyService)
+    return service
+
+
+Service = Annotated[ReadyService, Depends(get_service)]
+"""Annotation of a route's parameter that wants the loaded service."""
+
+
+class Drain:
+    """Begun once, by a signal."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the server is ending."""
+        return self._event.is_set()
+
+    def begin(self) -> None:
+        """Say so. To be called in the thread of the event loop, by a signal handler too."""
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Until it has begun."""
+        await self._event.wait()

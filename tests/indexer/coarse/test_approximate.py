@@ -1,0 +1,208 @@
+"""Approximate kinds of the coarse index: floors of recall, exact scores, and never fewer than there are."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import pytest
+
+from indexer.coarse.approximate import EXACT_LIMIT, MIN_APPROXIMATE, choose_kind, num_lists
+from indexer.coarse.index import CoarseIndex
+from indexer.maintenance.verification import verify
+from indexer.store.sqlite.catalog import Catalog
+from tests.support.catalog_builders import add_video, create_catalog, make_segment
+
+D, N = 32, 3000
+KINDS = ["ivf-sq", "ivf-pq", "hnsw"]
+RECALL_FLOORS = {"ivf-sq": 0.97, "ivf-pq": 0.90, "hnsw": 0.97}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Training on a few thousand vectors is mostly waiting of threads for each other."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(before)
+
+
+def correlated_vectors(random, count):
+    """Unit vectors of low intrinsic dimension in clusters, as video features are: white noise is harder."""
+    spectrum = (1 + np.arange(D)) ** -0.75
+    centres = random.standard_normal((count // 50 + 1, D)) * spectrum
+    vectors = centres[random.integers(len(centres), size=count)]
+    vectors = vectors + 0.5 * random.standard_normal((count, D)) * spectrum
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A catalog of N segments, two to a video, that tests here only read; and queries like its vectors."""
+    random = np.random.default_rng(0)
+    vectors = correlated_vectors(random, N + 20)
+    with create_catalog(tmp_path_factory.mktemp("index"), embedding_dim=D, num_frames=1) as catalog:
+        fill(catalog, random, vectors[:N])
+        yield catalog, vectors[N:] * random.uniform(0.5, 2.0, (20, 1)).astype(np.float32)
+
+
+def fill(catalog, random, vectors, first_number=0):
+    for number in range(0, len(vectors), 2):
+        segments = [
+            make_segment(random, D, 1, video_feature=vector) for vector in vectors[number : number + 2]
+        ]
+        add_video(catalog, first_number + number // 2, segments, metadata={"even": number % 4 == 0})
+
+
+@pytest.fixture(scope="module", params=[*KINDS, "hnsw, never past its graph"])
+def pair(request, filled):
+    """An approximate index and the exact one of the same catalog."""
+    catalog, _ = filled
+    kind, _, way = request.param.partition(", ")
+    with pytest.MonkeyPatch.context() as patch:
+        if way:
+            patch.setattr("indexer.coarse.approximate.LOOKED_AT_A_STEP", 0)
+        yield CoarseIndex.build(catalog, kind=kind), CoarseIndex.build(catalog, kind="exact")
+
+
+def test_what_is_found_has_the_exact_score_and_little_is_missed(pair, filled):
+    approximate, exact = pair
+    _, queries = filled
+    scores, ids = approximate.search(queries, 50)
+    right_scores, right_ids = exact.search(queries, 50)
+    assert scores.shape == ids.shape == (20, 50)
+    assert (np.diff(scores, axis=1) <= 0).all()
+    known = dict(zip(*[column[0].tolist() for column in exact.search(queries[:1], N)][::-1], strict=True))
+    assert scores[0].tolist() == [known[segment_id] for segment_id in ids[0].tolist()]
+    found = np.mean([np.isin(right_ids[row], ids[row]).mean() for row in range(20)])
+    assert found >= RECALL_FLOORS[approximate.kind], found
+    assert (ids[:, 0] == right_ids[:, 0]).mean() >= 0.95
+    assert right_scores.shape == scores.shape
+
+
+def test_all_that_can_be_found_comes_in_blocks(pair, monkeypatch):
+    monkeypatch.setattr("indexer.coarse.index.ROWS_AT_ONCE", 500)
+    blocks = [ids for ids, _ in pair[0].blocks()]
+    assert max(map(len, blocks)) == 500
+    assert np.concatenate(blocks).tolist() == list(range(1, N + 1))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.3, 1.0])
+def test_a_filter_never_gives_fewer_than_there_are(pair, filled, share):
+    approximate, exact = pair
+    _, queries = filled
+    random = np.random.default_rng(3)
+    allowed = np.sort(random.permutation(np.arange(1, N + 1))[: round(share * N)])
+    for wanted in (5, 100, N):
+        scores, ids = approximate.search(queries[:3], wanted, allowed)
+        right_scores, right_ids = exact.search(queries[:3], wanted, allowed)
+        assert ids.shape == right_ids.shape == (3, min(wanted, len(allowed)))
+        assert all(len(set(row)) == len(row) and set(row) <= set(allowed.tolist()) for row in ids.tolist())
+        if wanted == N:  # All of them, so in the exact order.
+            assert ids.tolist() == right_ids.tolist() and scores.tolist() == right_scores.tolist()
+        elif len(allowed):
+            assert np.isin(right_ids, ids).mean() >= 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_changes_are_seen_at_once_and_survive_compaction_saving_and_a_restart(tmp_path, kind):
+    random = np.random.default_rng(1)
+    vectors = correlated_vectors(random, 1600)
+    with create_catalog(tmp_path, embedding_dim=D, num_frames=1) as catalog:
+        fill(catalog, random, vectors[:1200])
+        index = CoarseIndex.build(catalog, kind=kind)
+        exact = CoarseIndex.build(catalog, kind="exact")
+        assert index.kind == kind and not index.needs_compaction
+        catalog.delete_video("video-0")
+        catalog.delete_video("video-7")
+        fill(catalog, random, vectors[1200:1400], first_number=1000)
+        catalog.delete_video("video-1001")
+        index.follow()
+        exact.follow()
+        assert index.num_segments == exact.num_segments == catalog.num_segments == 1394
+
+        def everything(found):
+            scores, ids = found.search(vectors[1500:1501], 2000)
+            return scores.tolist(), ids.tolist()
+
+        assert everything(index) == everything(exact)
+        assert index.compact()
+        assert index.num_pending == 0 and index.kind == kind
+        assert everything(index) == everything(exact)
+        index.save()
+        fill(catalog, random, vectors[1400:1410], first_number=2000)
+        catalog.delete_video("video-9")
+        exact.follow()
+        again = CoarseIndex.open(catalog, kind=kind)
+        assert again.kind == kind and not again.needs_saving and again.num_pending == 12
+        assert everything(again) == everything(exact)
+        assert verify(tmp_path).is_clean
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_changes_while_a_snapshot_is_made_is_in_it(tmp_path, kind, monkeypatch):
+    random = np.random.default_rng(2)
+    vectors = correlated_vectors(random, 1400)
+    with create_catalog(tmp_path, embedding_dim=D, num_frames=1) as catalog:
+        fill(catalog, random, vectors[:1200])
+        index = CoarseIndex.build(catalog, kind=kind)
+        real = Catalog.iterate_video_features
+
+        def interrupted(self, *arguments):
+            for number, block in enumerate(real(self, 500)):
+                if number == 1:
+                    fill(catalog, random, vectors[1200:1300], first_number=1000)
+                    catalog.delete_video("video-2")
+                    catalog.delete_video("video-599")
+                    index.follow()
+                yield block
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Catalog, "iterate_video_features", interrupted)
+            assert index.compact()
+        exact = CoarseIndex.build(catalog, kind="exact")
+        assert index.sequence == exact.sequence and index.num_segments == 1296
+        query = vectors[1300:1301]
+        assert index.search(query, 2000)[1].tolist() == exact.search(query, 2000)[1].tolist()
+
+
+def test_an_index_grows_out_of_the_exact_kind_in_the_background(tmp_path, monkeypatch):
+    monkeypatch.setattr("indexer.coarse.approximate.EXACT_LIMIT", 1500)
+    random = np.random.default_rng(3)
+    vectors = correlated_vectors(random, 1700)
+    with create_catalog(tmp_path, embedding_dim=D, num_frames=1) as catalog:
+        fill(catalog, random, vectors[:1400])
+        index = CoarseIndex.open(catalog)
+        assert index.kind == "exact" and not index.needs_compaction
+        fill(catalog, random, vectors[1400:1600], first_number=2000)
+        index.follow()
+        assert index.kind == "exact" and index.needs_compaction
+        assert index.compact() and index.kind == "ivf-sq" and not index.needs_compaction
+        index.save()
+        assert CoarseIndex.open(catalog).kind == "ivf-sq"
+        assert CoarseIndex.open(catalog, kind="exact").kind == "exact"
+        # Nothing saved: an exact one answers until the approximate one is made.
+        for path in tmp_path.glob("coarse*"):
+            path.unlink()
+        fresh = CoarseIndex.open(catalog)
+        assert fresh.kind == "exact" and fresh.needs_compaction
+        for number in range(100, 600):
+            catalog.delete_video(f"video-{number}")
+        index.follow()
+        assert index.needs_compaction and index.compact() and index.kind == "exact"
+
+
+def test_the_kind_follows_the_size():
+    assert choose_kind("auto", EXACT_LIMIT) == "exact"
+    assert choose_kind("auto", EXACT_LIMIT + 1) == "ivf-sq"
+    assert choose_kind("auto", EXACT_LIMIT, "ivf-sq") == "ivf-sq"
+    assert choose_kind("auto", EXACT_LIMIT // 2, "hnsw") == "exact"
+    assert choose_kind("hnsw", MIN_APPROXIMATE) == "hnsw"
+    assert choose_kind("hnsw", MIN_APPROXIMATE - 1) == "exact"
+    assert choose_kind("exact", 10**9) == "exact"
+
+
+def test_there_are_never_more_lists_than_can_be_learnt():
+    assert num_lists(0) == 1
+    assert num_lists(1000) == 25
+    assert num_lists(100_000) == 1264
+    assert num_lists(1_000_000) == 4000

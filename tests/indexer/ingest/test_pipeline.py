@@ -1,0 +1,297 @@
+"""Videos into an index: what arrives is what the model says of the right frames, come what may."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from indexer.errors import FingerprintMismatchError
+from indexer.ingest.encoding import index_fingerprint
+from indexer.ingest.pipeline import IndexEvent, IndexingPipeline, VideoSource
+from indexer.media import decode_pool
+from indexer.media.frame_reader import VideoFile
+from indexer.media.sampling import Sampling, plan_segments
+from indexer.store.sqlite.catalog import Catalog
+from model import XClip, XClipConfig
+from model.preprocessing import resize_and_crop
+from tests.support.video_files import write_coloured_video, write_numbered_video
+
+SAMPLING = Sampling(8, max_segment_seconds=10)
+
+
+@pytest.fixture(scope="module")
+def model() -> XClip:
+    torch.manual_seed(0)
+    return XClip(XClipConfig.tiny()).eval()
+
+
+@pytest.fixture
+def catalog(tmp_path: Path, model: XClip) -> Iterator[Catalog]:
+    with _create(tmp_path / "index", model) as catalog:
+        yield catalog
+
+
+def _create(directory: Path, model: XClip, sampling: Sampling = SAMPLING) -> Catalog:
+    return Catalog.create(
+        directory,
+        fingerprint=index_fingerprint(model, sampling),
+        model_spec="tiny",
+        embedding_dim=model.embedding_dim,
+        num_frames=model.num_frames,
+        sampling_json=sampling.to_json(),
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Seven good videos of 0.2 to 35 seconds (one to four segments)."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for number, seconds in enumerate((0.2, 1, 2, 3, 9.5)):
+        write_coloured_video(folder / f"{number}.mp4", (40 * number, 255 - 40 * number, 90), seconds)
+    write_numbered_video(folder / "5.mkv", 70, rate=2, keyframe_interval=5)
+    write_numbered_video(folder / "6.webm", 30, codec="libvpx-vp9", options={"deadline": "realtime"})
+    return folder
+
+
+def _sources(folder: Path) -> list[VideoSource]:
+    return [VideoSource(path) for path in sorted(folder.iterdir())]
+
+
+def _one_by_one(model: XClip, path: Path) -> list[tuple[np.ndarray, np.ndarray, list[float]]]:
+    """Features of each segment, read and encoded alone: the reference for the batched pipeline."""
+    file = VideoFile(path)
+    found = []
+    for segment in plan_segments(file.timeline.times, file.timeline.end_seconds, 0, SAMPLING):
+        frames = list(file.frames_at(segment.times_seconds))
+        pixels = torch.zeros(1, model.num_frames, 3, model.image_size, model.image_size)
+        for place, frame in enumerate(frames):
+            square = resize_and_crop(frame.rgb, model.image_size)
+            pixels[0, place] = model.normalize_pixels(square)
+        mask = torch.arange(model.num_frames)[None] < len(frames)
+        features = model.encode_video(pixels, mask)
+        found.append(
+            (features.video[0].numpy(), features.frames[0].numpy(), [f.time_seconds for f in frames])
+        )
+    return found
+
+
+def _stored(catalog: Catalog) -> dict[str, list[tuple[np.ndarray, np.ndarray, list[float]]]]:
+    """By title: (video feature, frame features, frame times) of each segment, in their order in the video."""
+    ids = np.concatenate([features.segment_ids for features in catalog.iterate_features(64)])
+    features = catalog.segment_features(ids)
+    infos = catalog.segment_infos(ids)
+    titles = {video.id: str(video.title) for video in catalog.list_videos(1000)}
+    stored: dict[str, list] = {}
+    for row, segment_id in enumerate(features.segment_ids.tolist()):
+        info = infos[segment_id]
+        stored.setdefault(titles[info.video_id], []).append(
+            (info.start_seconds, features.video[row], features.frames[row], info.frame_times.tolist())
+        )
+    return {title: [rest for _, *rest in sorted(rows, key=lambda r: r[0])] for title, rows in stored.items()}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_batches_of_any_size_give_what_one_video_at_a_time_gives(
+    tmp_path: Path, model: XClip, corpus: Path, batch_size: int
+) -> None:
+    with _create(tmp_path / "index", model) as catalog:
+        pipeline = IndexingPipeline(catalog, model, SAMPLING, num_workers=2, batch_size=batch_size)
+        report = pipeline.run(_sources(corpus))
+        assert (report.num_added, report.num_failed, report.num_segments) == (7, 0, 10)
+        stored = _stored(catalog)
+    for path in sorted(corpus.iterdir()):
+        expected = _one_by_one(model, path)
+        assert len(stored[path.stem]) == len(expected), path.name
+        for (video, frames, times), (own_video, own_frames, own_times) in zip(
+            stored[path.stem], expected, strict=True
+        ):
+            np.testing.assert_allclose(video, own_video, atol=1e-5)
+            np.testing.assert_allclose(frames, own_frames, atol=2e-3)  # float16
+            assert times == own_times
+
+
+def test_a_record_says_what_the_file_is_and_where(catalog: Catalog, model: XClip, corpus: Path) -> None:
+    sources = [
+        VideoSource(corpus / "5.mkv", id="five", title="Numbers", metadata={"year": 2020}),
+        VideoSource(corpus / "1.mp4", uri="https://example.org/1", trusted=False),
+    ]
+    events: list[IndexEvent] = []
+    report = IndexingPipeline(catalog, model, SAMPLING, num_workers=1).run(sources, events.append)
+    assert report.num_added == 2
+    assert {(event.source.path.name, event.outcome) for event in events} == {
+        ("5.mkv", "added"),
+        ("1.mp4", "added"),
+    }
+    five = catalog.get_video("five")
+    assert (five.title, five.metadata, five.codec) == ("Numbers", {"year": 2020}, "h264")
+    assert (five.width, five.height, five.size_bytes) == (128, 32, (corpus / "5.mkv").stat().st_size)
+    assert (five.duration_seconds, five.frame_rate) == (pytest.approx(35), pytest.approx(2))
+    assert five.uri == (corpus / "5.mkv").as_uri()
+    assert not five.partial
+    (one,) = [video for video in catalog.list_videos() if video.id != "five"]
+    assert (one.title, one.uri) == ("1", "https://example.org/1")
+    assert {event.video_id for event in events} == {"five", one.id}
+
+
+def test_what_is_in_already_is_skipped_by_content(catalog: Catalog, model: XClip, corpus: Path) -> None:
+    pipeline = IndexingPipeline(catalog, model, SAMPLING, num_workers=1)
+    assert pipeline.run(_sources(corpus)).num_added == 7
+    sequence = catalog.sequence
+    renamed = corpus.parent / "renamed"
+    shutil.copytree(corpus, renamed)
+    (renamed / "0.mp4").rename(renamed / "zero.mp4")
+    events: list[IndexEvent] = []
+    again = pipeline.run(_sources(renamed), events.append)
+    assert (again.num_added, again.num_skipped, again.encode_seconds) == (0, 7, 0)
+    assert catalog.sequence == sequence
+    assert all(event.video_id for event in events)
+
+
+def test_bad_files_are_counted_and_reported_and_stop_nothing(
+    catalog: Catalog, model: XClip, corpus: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "words.mp4").write_text("words")
+    half = tmp_path / "half.mkv"
+    half.write_bytes((corpus / "5.mkv").read_bytes()[:-2000])
+    sources = [
+        VideoSource(tmp_path / "words.mp4"),
+        VideoSource(corpus / "1.mp4", id="same"),
+        VideoSource(corpus / "2.mp4", id="same"),
+        VideoSource(corpus / "3.mp4", id="a bad id"),
+        VideoSource(tmp_path / "absent.mp4"),
+        VideoSource(half),
+        VideoSource(corpus / "4.mp4", metadata={"not": {"json"}}),
+        VideoSource(corpus / "6.webm"),
+        VideoSource(corpus / "6.webm"),
+    ]
+    report = IndexingPipeline(catalog, model, SAMPLING, num_workers=2, batch_size=4).run(sources)
+    assert (report.num_added, report.num_skipped, report.num_failed, report.num_partial) == (3, 1, 5, 1)
+    reasons = dict(report.failures)
+    assert "not a video" in reasons[str(tmp_path / "words.mp4")]
+    assert "cannot be read" in reasons[str(tmp_path / "absent.mp4")]
+    assert "an id has" in reasons[str(corpus / "3.mp4")]
+    assert "metadata" in reasons[str(corpus / "4.mp4")]
+    assert sum("'same'" in reason for reason in reasons.values()) == 1
+    (partial,) = [video for video in catalog.list_videos() if video.partial]
+    assert partial.title == "half"
+    assert 0 < partial.fraction_read < 1
+    assert report.to_dict()["failures"][0].keys() == {"path", "reason"}
+
+
+SLOW_CHILD = """
+import os, sys, time
+sys.path.insert(0, sys.argv[2])
+import indexer.media.decode_child as child
+plain = child._decode
+def decode(connection, request, limits):
+    if request.path.endswith('slow.mp4'):
+        while not os.path.exists(os.path.dirname(request.path) + '/go on'):
+            time.sleep(0.01)
+    return plain(connection, request, limits)
+child._decode = decode
+child.serve(int(sys.argv[1]))
+"""
+
+
+def test_a_slow_file_holds_up_nobody(
+    catalog: Catalog, model: XClip, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_pool, "_CHILD_PROGRAM", SLOW_CHILD)
+    shutil.copy(corpus / "0.mp4", tmp_path / "slow.mp4")
+    others = _sources(corpus)[1:]
+    order: list[str] = []
+
+    def on_event(event: IndexEvent) -> None:
+        order.append(event.source.path.name)
+        if len(order) == len(others):
+            assert catalog.num_videos == len(others), "those before it are committed already"
+            (tmp_path / "go on").touch()
+
+    pipeline = IndexingPipeline(catalog, model, SAMPLING, num_workers=2, batch_size=32)
+    report = pipeline.run([VideoSource(tmp_path / "slow.mp4"), *others], on_event)
+    assert report.num_added == 7
+    assert order[-1] == "slow.mp4"
+
+
+def test_sources_are_read_no_further_than_needed(catalog: Catalog, model: XClip, corpus: Path) -> None:
+    pipeline = IndexingPipeline(catalog, model, SAMPLING, num_workers=1, batch_size=2)
+    num_read, num_done, ahead = 0, 0, []
+
+    def sources() -> Iterator[VideoSource]:
+        nonlocal num_read
+        for _ in range(10):
+            for source in _sources(corpus)[:5]:
+                num_read += 1
+                ahead.append(num_read - num_done)
+                yield source
+
+    def on_event(event: IndexEvent) -> None:
+        nonlocal num_done
+        num_done += 1
+
+    report = pipeline.run(sources(), on_event)
+    assert (report.num_added, report.num_skipped) == (5, 45)
+    assert max(ahead) <= 20
+
+
+def test_nothing_to_do_is_done_at_once(catalog: Catalog, model: XClip) -> None:
+    report = IndexingPipeline(catalog, model, SAMPLING, num_workers=1).run([])
+    assert (report.num_added, report.num_skipped, report.num_failed) == (0, 0, 0)
+
+
+def test_another_model_or_sampling_is_refused(catalog: Catalog, model: XClip) -> None:
+    with pytest.raises(FingerprintMismatchError):
+        IndexingPipeline(catalog, model, Sampling(8))
+    with pytest.raises(ValueError, match="takes 8 frames"):
+        IndexingPipeline(catalog, model, Sampling(12))
+    torch.manual_seed(1)
+    with pytest.raises(FingerprintMismatchError):
+        IndexingPipeline(catalog, XClip(XClipConfig.tiny()).eval(), SAMPLING)
+
+
+def test_an_error_of_the_index_itself_ends_the_run_and_its_children(
+    catalog: Catalog, model: XClip, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**fields: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(catalog, "add_video", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        IndexingPipeline(catalog, model, SAMPLING, num_workers=2).run(_sources(corpus))
+
+
+def test_no_broken_file_stops_the_pipeline(catalog: Catalog, model: XClip, clips_directory: Path) -> None:
+    from tests.indexer.media.test_probing import ACCEPTED
+
+    paths = [path for path in sorted((clips_directory / "broken").iterdir()) if path.suffix != ".json"]
+    pipeline = IndexingPipeline(catalog, model, SAMPLING, num_workers=2, decode_timeout_seconds=100)
+    outcomes = {}
+    report = pipeline.run(
+        [VideoSource(path, trusted=number % 2 == 0) for number, path in enumerate(paths)],
+        lambda event: outcomes.update({event.source.path.name: event.outcome}),
+    )
+    assert {name for name, outcome in outcomes.items() if outcome != "failed"} == set(ACCEPTED)
+    assert report.num_added + report.num_skipped == len(ACCEPTED)
+    assert all(reason and "/" not in reason for _, reason in report.failures)
+
+
+@pytest.mark.gpu
+def test_a_gpu_stores_the_features_of_the_cpu(tmp_path: Path, model: XClip, corpus: Path) -> None:
+    stored = {}
+    for device in ("cpu", "cuda"):
+        with _create(tmp_path / device, model) as catalog:
+            pipeline = IndexingPipeline(catalog, model.to(device), SAMPLING, num_workers=2)
+            assert pipeline.run(_sources(corpus)).num_added == 7
+            stored[device] = _stored(catalog)
+    model.to("cpu")
+    for title, segments in stored["cpu"].items():
+        for (video, frames, _), (gpu_video, gpu_frames, _) in zip(
+            segments, stored["cuda"][title], strict=True
+        ):
+            np.testing.assert_allclose(video, gpu_video, atol=1e-3)
+            np.testing.assert_allclose(frames, gpu_frames, atol=4e-3)

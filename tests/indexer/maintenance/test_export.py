@@ -1,0 +1,543 @@
+"""export and import: the same index bit for bit, of one moment, and nothing damaged comes in."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from indexer.errors import IndexDamagedError, IndexExistsError, IndexNotFoundError
+from indexer.ingest.encoding import index_fingerprint
+from indexer.maintenance import exporting as export_files
+from indexer.maintenance import parquet as export_layout
+from indexer.maintenance.exporting import export_index
+from indexer.maintenance.importing import import_index
+from indexer.maintenance.parquet import (
+    ExportDamagedError,
+    ExportFingerprintError,
+    ExportManifest,
+    ExportWithoutFramesError,
+    PartFile,
+    sha256_of_file,
+)
+from indexer.maintenance.verification import verify
+from indexer.search.searcher import Searcher, SearchQuery
+from indexer.store.sqlite.catalog import Catalog
+from model import XClip, XClipConfig
+from tests.support.catalog_builders import (
+    FINGERPRINT,
+    add_video,
+    create_catalog,
+    kept_changing,
+    make_segment,
+    sha256_of,
+)
+from xclip_search import app
+
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+run = CliRunner().invoke
+
+ODD_RECORDS = [
+    {"title": None, "uri": None, "metadata": None},
+    {"title": "", "uri": "file:///a b.mp4", "metadata": {"deep": [{"er": None}], "pi": 3.141592653589793}},
+    {"title": 'é 😀 "\n\x00 end', "metadata": {"é": "\x00", "large": 2**70, "tiny": 5e-324}},
+    {"partial": True, "fraction_read": 1 / 3, "frame_rate": 30000 / 1001, "codec": "av1"},
+]
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def index(tmp_path, random):
+    """Ten videos of 1 to 3 segments, some deleted in between, with what is awkward to store."""
+    directory = tmp_path / "index"
+    with create_catalog(directory) as catalog:
+        catalog.clock = iter(np.linspace(1e9, 2e9, 1000) / 3).__next__
+        for number in range(13):
+            segments = [
+                make_segment(random, num_real_frames=1 + (number + place) % 4, start_seconds=10.0 * place)
+                for place in range(1 + number % 3)
+            ]
+            add_video(catalog, number, segments, **ODD_RECORDS[number % 4])
+            if number % 4 == 1:
+                catalog.delete_video(f"video-{number - 1}")
+        catalog.update_video("video-5", title="changed later")
+    return directory
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Many row groups and many files from few rows."""
+    monkeypatch.setattr(export_files, "ROWS_PER_GROUP", 2)
+    monkeypatch.setattr(export_files, "MAX_PART_BYTES", 700)
+    monkeypatch.setattr("indexer.maintenance.importing.ROWS_PER_BATCH", 3)
+
+
+def contents(directory):
+    """All records and features in the order of addition, without the catalog's own numbers."""
+    with Catalog.open(directory) as catalog:
+        told = []
+        for record in reversed(catalog.list_videos(limit=1000)):
+            infos = catalog.video_segments(record.id)
+            features = catalog.segment_features([info.segment_id for info in infos])
+            times = [
+                (info.start_seconds, info.end_seconds, info.num_frames, info.frame_times.tobytes())
+                for info in infos
+            ]
+            stored = (features.video.tobytes(), features.frames.tobytes(), features.num_frames.tolist())
+            told.append((replace(record, sequence=0), times, stored))
+        facts = catalog.fingerprint, catalog.model_spec, catalog.sampling_json
+        return facts, (catalog.embedding_dim, catalog.num_frames), told
+
+
+def files_of(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def read_parts(directory, kind):
+    return parquet.read_table(sorted(directory.glob(f"{kind}-*.parquet")))
+
+
+def write_again(directory, name, table):
+    """Replace a file of an export as somebody would who also puts right what export.json says of it."""
+    parquet.write_table(table, directory / name)
+    manifest = ExportManifest.read(directory)
+    part = PartFile(table.num_rows, (directory / name).stat().st_size, sha256_of_file(directory / name))
+    replace(manifest, files={**manifest.files, name: part}).write(directory)
+
+
+def test_what_was_exported_and_imported_is_the_same_bit_for_bit(index, tmp_path):
+    report = export_index(index, tmp_path / "export")
+    assert (report.num_videos, report.num_files, report.with_frames) == (10, 2, True)
+    imported = import_index(tmp_path / "export", tmp_path / "new")
+    assert (imported.num_added, imported.num_segments) == (10, report.num_segments)
+    assert (imported.num_skipped, imported.failures) == (0, [])
+    assert contents(tmp_path / "new") == contents(index)
+    checked = verify(tmp_path / "new")
+    assert checked.is_clean and checked.num_segments == report.num_segments
+
+
+def test_many_small_files_hold_the_same_as_one_large_one(index, tmp_path, small_parts):
+    report = export_index(index, tmp_path / "export")
+    assert report.num_files > 6
+    assert all(part.num_rows for part in ExportManifest.read(tmp_path / "export").files.values())
+    import_index(tmp_path / "export", tmp_path / "new")
+    assert contents(tmp_path / "new") == contents(index)
+
+
+def test_an_empty_index_can_be_exported_and_imported(tmp_path):
+    create_catalog(tmp_path / "index").close()
+    assert export_index(tmp_path / "index", tmp_path / "export").num_videos == 0
+    assert read_parts(tmp_path / "export", "segments").num_rows == 0
+    assert import_index(tmp_path / "export", tmp_path / "new").num_added == 0
+    assert contents(tmp_path / "new") == contents(tmp_path / "index")
+
+
+def test_a_search_in_the_imported_index_gives_the_same_answers(tmp_path, random):
+    torch.manual_seed(0)
+    model = XClip(XClipConfig.tiny()).eval()
+    fingerprint = index_fingerprint(model, "{}")
+    sizes = {"embedding_dim": 32, "num_frames": 8}
+    with create_catalog(tmp_path / "index", fingerprint=fingerprint, **sizes) as catalog:
+        for number in range(30):
+            segments = [
+                make_segment(random, 32, 8, num_real_frames=1 + number % 8, start_seconds=10.0 * place)
+                for place in range(2)
+            ]
+            add_video(catalog, number, segments, title=f"title {number}", metadata={"number": number})
+            if number % 5 == 4:
+                catalog.delete_video(f"video-{number - 2}")
+    export_index(tmp_path / "index", tmp_path / "export")
+    import_index(tmp_path / "export", tmp_path / "new")
+    answers = []
+    for directory in (tmp_path / "index", tmp_path / "new"):
+        with Searcher(directory, model) as searcher:
+            for mode in ("rerank", "coarse", "exhaustive"):
+                for query in ("a dog runs", "two people"):
+                    answer = searcher.search(SearchQuery(query, limit=12, mode=mode))
+                    # Percentiles come when the background scores are ready, at their own time.
+                    answers.append(
+                        [replace(result, segment_id=0, percentile=None) for result in answer.results]
+                    )
+    assert len(answers[0]) == 12
+    assert answers[:6] == answers[6:]
+
+
+def test_the_files_say_what_the_catalog_holds_to_whoever_reads_them(index, tmp_path):
+    export_index(index, tmp_path / "export")
+    videos = read_parts(tmp_path / "export", "videos").to_pylist()
+    segments = read_parts(tmp_path / "export", "segments")
+    frames = segments["frame_features"].combine_chunks().flatten().to_numpy().reshape(-1, 4, 8)
+    features = segments["video_feature"].combine_chunks().flatten().to_numpy().reshape(-1, 8)
+    rows = segments.drop_columns(["frame_features", "video_feature"]).to_pylist()
+    place = 0
+    with Catalog.open(index) as catalog:
+        for video, record in zip(videos, reversed(catalog.list_videos()), strict=True):
+            # Whom the operator trusted here, somebody else's operator need not.
+            own = ("sequence", "trusted")
+            expected = {name: value for name, value in vars(record).items() if name not in own}
+            assert {**video, "metadata": json.loads(video["metadata"])} == expected
+            for position, info in enumerate(catalog.video_segments(record.id)):
+                stored = catalog.segment_features([info.segment_id])
+                assert frames.dtype == np.float16 and np.array_equal(frames[place], stored.frames[0])
+                assert features.dtype == np.float32 and np.array_equal(features[place], stored.video[0])
+                assert rows[place] == {
+                    "video_id": record.id,
+                    "position": position,
+                    "start_seconds": info.start_seconds,
+                    "end_seconds": info.end_seconds,
+                    "num_frames": info.num_frames,
+                    "frame_times": info.frame_times.tolist(),
+                }
+                place += 1
+    assert place == segments.num_rows
+
+
+def test_an_export_is_of_one_moment_whatever_is_written_meanwhile(index, tmp_path, random, small_parts):
+    before = contents(index)
+    changed = set()
+
+    def change(stage, done, total):
+        if stage in changed:
+            return
+        changed.add(stage)
+        with Catalog.open(index) as catalog:
+            add_video(catalog, 100 + len(changed), [make_segment(random)])
+            catalog.delete_video(f"video-{9 + len(changed)}")
+            catalog.update_video("video-5", title=stage)
+
+    report = export_index(index, tmp_path / "export", on_progress=change)
+    assert changed == {"videos", "segments"}
+    with Catalog.open(index) as catalog:
+        assert catalog.sequence == report.sequence + 6
+    import_index(tmp_path / "export", tmp_path / "new")
+    assert contents(tmp_path / "new") == before
+
+
+def test_exports_made_under_a_writer_hold_whole_videos(index, tmp_path, random):
+    with kept_changing(index, random):
+        reports = [export_index(index, tmp_path / f"export-{number}") for number in range(4)]
+    assert reports[-1].sequence > reports[0].sequence
+    for number, report in enumerate(reports):
+        imported = import_index(tmp_path / f"export-{number}", tmp_path / f"new-{number}")
+        assert (imported.num_added, imported.num_segments) == (report.num_videos, report.num_segments)
+        with Catalog.open(tmp_path / f"new-{number}") as catalog:
+            added = [v.id for v in catalog.list_videos(limit=10_000) if int(v.id.split("-")[1]) >= 100]
+            assert all(len(catalog.video_segments(video_id)) == 3 for video_id in added)
+
+
+def test_an_export_never_overwrites_anything(index, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").write_text("precious")
+    with pytest.raises(IndexExistsError):
+        export_index(index, tmp_path / "mine")
+    with pytest.raises(IndexExistsError):
+        export_index(index, index / "export")
+    with pytest.raises(IndexNotFoundError):
+        export_index(tmp_path / "mine", tmp_path / "export")
+    (tmp_path / "empty").mkdir()
+    export_index(index, tmp_path / "empty")
+    assert (tmp_path / "mine" / "precious").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "index", "mine"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE segments SET video_feature = zeroblob(32) WHERE id = 7",
+        "UPDATE segments SET end_seconds = end_seconds + 1 WHERE id = 7",
+        "UPDATE segment_frames SET frame_features = zeroblob(64) WHERE segment_id = 7",
+        "UPDATE videos SET title = 'another' WHERE number = 7",
+        "UPDATE videos SET id = 'another' WHERE number = 7",
+        "DELETE FROM segment_frames WHERE segment_id = 7",
+        "PRAGMA foreign_keys = OFF; DELETE FROM videos WHERE number = 7",
+    ],
+)
+def test_a_damaged_index_is_not_exported(index, tmp_path, damage):
+    connection = sqlite3.connect(index / "catalog.sqlite3")
+    connection.executescript(damage)
+    connection.close()
+    with pytest.raises(IndexDamagedError):
+        export_index(index, tmp_path / "export")
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_what_is_in_already_is_skipped_and_an_id_taken_by_other_content_is_told(index, tmp_path, random):
+    export_index(index, tmp_path / "export")
+    with create_catalog(tmp_path / "new") as catalog:
+        add_video(catalog, 3, [make_segment(random)], id="mine", title="mine")  # The content of video-3.
+        add_video(catalog, 999, [make_segment(random)], id="video-5", title="mine")
+    imported = import_index(tmp_path / "export", tmp_path / "new")
+    assert (imported.num_added, imported.num_skipped, imported.num_failed) == (8, 1, 1)
+    assert imported.failures == [("video-5", "the id 'video-5' is taken by another video")]
+    with Catalog.open(tmp_path / "new") as catalog:
+        assert catalog.num_videos == 10
+        assert {catalog.get_video("mine").title, catalog.get_video("video-5").title} == {"mine"}
+    result = run(app, ["import", str(tmp_path / "export"), "--index", str(tmp_path / "new")])
+    assert result.exit_code == 3
+    assert "0 added (0 segments), 9 were in already, 1 failed" in result.stdout
+    assert "failed: video-5: the id" in result.stderr
+
+
+def test_an_import_that_was_interrupted_goes_on(index, tmp_path, monkeypatch):
+    export_index(index, tmp_path / "export")
+    original, added = Catalog.add_video, []
+
+    def add_some(catalog, **values):
+        if len(added) == 4:
+            raise KeyboardInterrupt
+        added.append(values["id"])
+        return original(catalog, **values)
+
+    command = ["import", str(tmp_path / "export"), "--index", str(tmp_path / "new")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalog, "add_video", add_some)
+        result = run(app, command)
+    assert result.exit_code == 130 and "goes on from there" in result.stderr
+    assert verify(tmp_path / "new").num_videos == 4
+    result = run(app, command)
+    assert result.exit_code == 0 and "6 added" in result.stdout and "4 were in already" in result.stdout
+    assert contents(tmp_path / "new") == contents(index)
+
+
+def test_an_index_of_another_fingerprint_is_refused_with_both_named(index, tmp_path, random):
+    export_index(index, tmp_path / "export")
+    with create_catalog(tmp_path / "other", fingerprint="e" * 64) as catalog:
+        add_video(catalog, 1, [make_segment(random)])
+    before = contents(tmp_path / "other")
+    with pytest.raises(ExportFingerprintError) as caught:
+        import_index(tmp_path / "export", tmp_path / "other")
+    assert (caught.value.expected, caught.value.found) == (FINGERPRINT, "e" * 64)
+    result = run(app, ["import", str(tmp_path / "export"), "--index", str(tmp_path / "other")])
+    assert result.exit_code == 2 and FINGERPRINT in result.stderr and "e" * 64 in result.stderr
+    assert contents(tmp_path / "other") == before
+
+
+def test_without_frames_there_is_everything_else_and_no_way_back(index, tmp_path):
+    export_index(index, tmp_path / "export")
+    export_index(index, tmp_path / "small", with_frames=False)
+    whole = read_parts(tmp_path / "export", "segments")
+    assert read_parts(tmp_path / "small", "segments").equals(whole.drop_columns(["frame_features"]))
+    assert read_parts(tmp_path / "small", "videos").equals(read_parts(tmp_path / "export", "videos"))
+    with pytest.raises(ExportWithoutFramesError):
+        import_index(tmp_path / "small", tmp_path / "new")
+    result = run(app, ["import", str(tmp_path / "small"), "--index", str(tmp_path / "new")])
+    assert result.exit_code == 2 and "without frame features" in result.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_no_flipped_bit_and_no_cut_gets_in(index, tmp_path, random):
+    export = tmp_path / "export"
+    export_index(index, export)
+    for name, whole in files_of(export).items():
+        places = range(len(whole)) if name == "export.json" else random.integers(0, len(whole), 40)
+        for place in places:
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << random.integers(8)
+            (export / name).write_bytes(damaged)
+            try:
+                manifest = ExportManifest.read(export)
+                export_layout.check_files(export, manifest, lambda *progress: None)
+            except ExportDamagedError:
+                continue
+            pytest.fail(f"bit flipped at byte {place} of {name}, and nobody noticed")
+        for size in (0, 1, len(whole) // 2, len(whole) - 2):
+            (export / name).write_bytes(whole[:size])
+            with pytest.raises(ExportDamagedError):
+                import_index(export, tmp_path / "new")
+        (export / name).unlink()
+        with pytest.raises((ExportDamagedError, IndexNotFoundError)):
+            import_index(export, tmp_path / "new")
+        (export / name).write_bytes(whole)
+    assert not (tmp_path / "new").exists()
+    assert import_index(export, tmp_path / "new").num_added == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("videos", lambda t: t.drop_columns(["codec"]), "codec is missing"),
+        ("videos", lambda t: t.append_column("more", pa.nulls(t.num_rows)), "more"),
+        ("segments", lambda t: t.drop_columns(["frame_features"]), "frame_features is missing"),
+        (
+            "segments",
+            lambda t: t.set_column(1, "position", t["position"].cast(pa.int32())),
+            "position is int32, not int64",
+        ),
+    ],
+)
+def test_other_columns_are_refused_before_anything_is_changed(index, tmp_path, name, change, words):
+    export_index(index, tmp_path / "export")
+    write_again(tmp_path / "export", f"{name}-00000.parquet", change(read_parts(tmp_path / "export", name)))
+    with pytest.raises(ExportDamagedError, match=words):
+        import_index(tmp_path / "export", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "order", [[0, 1, 2, 3, *range(18, 3, -1)], [*range(18, -1, -1)], [1, 0, *range(2, 19)]]
+)
+def test_segments_in_another_order_are_never_given_to_another_video(index, tmp_path, order):
+    export_index(index, tmp_path / "export")
+    segments = read_parts(tmp_path / "export", "segments")
+    assert segments.num_rows == len(order)
+    write_again(tmp_path / "export", "segments-00000.parquet", segments.take(order).cast(segments.schema))
+    with pytest.raises(ExportDamagedError, match="not where they should be"):
+        import_index(tmp_path / "export", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: {},
+        lambda content: [],
+        lambda content: {**content, "num_videos": 11},
+        lambda content: {**content, "files": {}},
+        lambda content: {**content, "files": {**content["files"], "../x": {}}},
+    ],
+)
+def test_an_export_json_that_is_not_ours_is_refused(index, tmp_path, change):
+    export_index(index, tmp_path / "export")
+    path = tmp_path / "export" / "export.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(ExportDamagedError):
+        import_index(tmp_path / "export", tmp_path / "new")
+
+
+@pytest.mark.parametrize("name", ["../videos-00000.parquet", "/videos-00000.parquet", "videos-0.parquet"])
+def test_files_outside_of_the_export_are_never_named(index, tmp_path, name):
+    export_index(index, tmp_path / "export")
+    manifest = ExportManifest.read(tmp_path / "export")
+    replace(manifest, files={**manifest.files, name: PartFile(0, 0, "")}).write(tmp_path / "export")
+    with pytest.raises(ExportDamagedError):
+        ExportManifest.read(tmp_path / "export")
+
+
+LIMITED = """
+import resource, sys
+from typer.testing import CliRunner
+import pyarrow.parquet
+from xclip_search import app
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+result = CliRunner().invoke(app, sys.argv[2:])
+sys.stderr.write(result.stderr)
+sys.exit(result.exit_code if result.exception is None or isinstance(result.exception, SystemExit) else 99)
+"""
+
+
+def run_with_small_files(limit_bytes, *arguments):
+    """The command where no file can grow beyond a limit: each write site fails as on a full disk."""
+    command = [sys.executable, "-W", "error", "-c", LIMITED, str(limit_bytes), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+
+
+def test_a_full_disk_leaves_no_half_export_and_an_import_that_goes_on(tmp_path, random):
+    with create_catalog(tmp_path / "index", embedding_dim=32) as catalog:
+        for number in range(300):
+            add_video(catalog, number, [make_segment(random, 32)], title="t" * 500)
+    result = run_with_small_files(60_000, "export", "--index", tmp_path / "index", tmp_path / "export")
+    assert result.returncode == 2, result.stderr
+    assert "nothing was exported" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    export_index(tmp_path / "index", tmp_path / "export")
+    result = run_with_small_files(300_000, "import", tmp_path / "export", "--index", tmp_path / "new")
+    assert result.returncode == 2, result.stderr
+    assert "goes on from there" in result.stderr and len(result.stderr.splitlines()) == 1
+    checked = verify(tmp_path / "new")
+    assert checked.is_clean and 0 < checked.num_videos < 300
+    imported = import_index(tmp_path / "export", tmp_path / "new")
+    assert imported.num_skipped == checked.num_videos
+    assert contents(tmp_path / "new") == contents(tmp_path / "index")
+
+
+def test_a_failing_write_in_the_middle_leaves_nothing(index, tmp_path, monkeypatch):
+    def fail(path):
+        if path.name.startswith("segments"):
+            raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(export_files, "synchronize_file", fail)
+    result = run(app, ["export", "--index", str(index), str(tmp_path / "export")])
+    assert result.exit_code == 2
+    assert "No space left on device; nothing was exported" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_without_pyarrow_one_line_names_the_extra(index, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    commands = (
+        ["export", "--index", str(index), str(tmp_path / "export")],
+        ["import", str(tmp_path / "export"), "--index", str(tmp_path / "new")],
+    )
+    for command in commands:
+        result = run(app, command)
+        assert result.exit_code == 2
+        assert (
+            "`make install` brings it, or pip install pyarrow" in result.stderr
+            and len(result.stderr.splitlines()) == 1
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_the_commands_say_what_they_did_and_end_as_promised(index, tmp_path):
+    export, new = str(tmp_path / "export"), str(tmp_path / "new")
+    result = run(app, ["export", "--index", str(index), export, "--json"])
+    assert result.exit_code == 0 and json.loads(result.stdout)["num_videos"] == 10
+    result = run(app, ["export", "--index", str(index), export])
+    assert result.exit_code == 2 and "not empty" in result.stderr
+    result = run(app, ["export", "--index", str(index), str(tmp_path / "small"), "--without-frames"])
+    assert result.exit_code == 0 and "10 videos" in result.stdout and "not imported" in result.stderr
+    result = run(app, ["import", export, "--index", new])
+    assert result.exit_code == 0 and "10 added" in result.stdout
+    assert list(Path(new).glob("coarse-*.faiss"))
+    result = run(app, ["import", export, "--index", new, "--json"])
+    assert result.exit_code == 0 and json.loads(result.stdout)["num_skipped"] == 10
+    assert run(app, ["import", str(index), "--index", new]).exit_code == 2
+    segments = Path(export) / "segments-00000.parquet"
+    segments.write_bytes(segments.read_bytes()[:-1])
+    result = run(app, ["import", export, "--index", new])
+    assert result.exit_code == 1 and "segments-00000.parquet" in result.stderr
+
+
+def test_the_documented_examples_run_and_every_column_is_documented(index, tmp_path, monkeypatch, capsys):
+    export_index(index, tmp_path / "my-export")
+    monkeypatch.chdir(tmp_path)
+    text = (REPOSITORY / "docs" / "export.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", text, re.S)
+    names = {}
+    for example in examples:
+        exec(compile(example, "docs/export.md", "exec"), names)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(examples) == 2 and len(printed) == 6
+    with Catalog.open(index) as catalog:
+        first = catalog.list_videos()[-1]
+        stored = catalog.segment_features([catalog.video_segments(first.id)[0].segment_id])
+    assert printed[3].startswith(f"{first.id} ")  # Nothing is more like a segment than itself.
+    assert np.array_equal(names["real_frames"], stored.frames[0, : stored.num_frames[0]])
+    columns = [*export_layout.video_schema().names, *export_layout.segment_schema(8, 4, True).names]
+    assert all(f"`{name}`" in text for name in columns)
+
+
+def test_a_time_of_addition_from_elsewhere_is_kept(tmp_path, random):
+    with create_catalog(tmp_path / "index") as catalog:
+        catalog.clock = lambda: 5.0
+        add_video(catalog, 1, [make_segment(random)], added_at=1.25)
+        add_video(catalog, 2, [make_segment(random)])
+        found = catalog.find_by_sha256(sha256_of(1))
+        assert found is not None and found.added_at == 1.25
+        assert catalog.get_video("video-2").added_at == 5.0

@@ -1,0 +1,368 @@
+"""Reindexing: what comes out is a fresh index of the same files, and nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from indexer.errors import (
+    FingerprintMismatchError,
+    IndexBusyError,
+    IndexDamagedError,
+    IndexNotFoundError,
+    IndexSupersededError,
+)
+from indexer.maintenance.backup import backup, restore
+from indexer.maintenance.reindexing import (
+    NO_FILE_REASON,
+    Progress,
+    ReindexReport,
+    discard_others,
+    reindex,
+    roll_back,
+)
+from indexer.maintenance.verification import rebuild, verify
+from indexer.media.sampling import Sampling
+from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.generations import POINTER_FILE, generations, locked_for_reindexing
+from indexer.store.sqlite.jobs import IdempotencyKey, JobQueue, NewJob, admit
+from tests.support.catalog_builders import create_catalog
+from tests.support.reindex_stand_in import OTHER_SAMPLING, SAMPLING, StandIn, fingerprint_of, write_clip
+
+TESTS = Path(__file__).resolve().parents[2]
+
+
+def make(index: Path, sampling: Sampling = SAMPLING) -> Catalog:
+    return create_catalog(
+        index, fingerprint=fingerprint_of(sampling), sampling_json=sampling.to_json(), model_spec="stand-in"
+    )
+
+
+def add(catalog: Catalog, name: str, **fields: Any) -> str:
+    """Index a file beside the index, made if it is not there."""
+    path = catalog.index_directory.parent / "files" / name
+    if not path.exists():
+        write_clip(path)
+    return StandIn(catalog).add(path, **{"id": name, "uri": path.as_uri(), **fields})
+
+
+def run(index: Path, sampling: Sampling = OTHER_SAMPLING, **options: Any) -> ReindexReport:
+    return reindex(
+        index,
+        fingerprint=fingerprint_of(sampling),
+        model_spec="stand-in",
+        embedding_dim=8,
+        sampling=sampling,
+        make_pipeline=StandIn,
+        **options,
+    )
+
+
+def content(catalog: Catalog) -> dict[str, Any]:
+    """All that an index says of its videos, by id; but for numbers of its own."""
+    found = {}
+    for record in catalog.list_videos(1000):
+        infos = catalog.video_segments(record.id)
+        features = catalog.segment_features([info.segment_id for info in infos])
+        fields = {name: value for name, value in vars(record).items() if name != "sequence"}
+        rows = [(i.start_seconds, i.end_seconds, i.num_frames, i.frame_times.tolist()) for i in infos]
+        found[record.id] = (fields, rows, features.video.tobytes(), features.frames.tobytes())
+    return found
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    """Six videos, of ids, titles and metadata of all kinds."""
+    index = tmp_path / "index"
+    with make(index) as catalog:
+        for number in range(6):
+            add(
+                catalog,
+                f"v{number}",
+                title=None if number == 2 else f"title {number}",
+                metadata={"n": number},
+            )
+        catalog.update_video("v3", title="another", metadata={"é": [1]})
+        catalog.delete_video("v4")
+    return index
+
+
+def test_a_reindexed_index_is_a_fresh_one_of_the_same_files_and_keeps_what_is_said_of_them(
+    index: Path, tmp_path: Path
+) -> None:
+    with Catalog.open(index) as former:
+        before = content(former)
+        order = former.video_ids()
+    report = run(index)
+    assert (report.switched, report.generation, report.num_encoded, report.missing) == (True, 2, 5, [])
+    with (
+        Catalog.open(index, fingerprint=fingerprint_of(OTHER_SAMPLING)) as catalog,
+        make(tmp_path / "fresh", OTHER_SAMPLING) as fresh,
+    ):
+        assert Sampling.from_json(catalog.sampling_json) == OTHER_SAMPLING and catalog.video_ids() == order
+        for video_id, (fields, *_) in before.items():
+            kept = ("id", "uri", "title", "metadata", "trusted", "added_at")
+            path = tmp_path / "files" / video_id
+            StandIn(fresh).add(path, **{name: fields[name] for name in kept})
+        after = content(catalog)
+        assert after == content(fresh)
+        assert {video_id: fields for video_id, (fields, *_) in after.items()} == {
+            video_id: fields for video_id, (fields, *_) in before.items()
+        }
+        assert all(after[video_id][2] != before[video_id][2] for video_id in before)
+    assert verify(index).is_clean
+
+
+def test_with_the_same_model_and_sampling_there_is_nothing_to_do(index: Path) -> None:
+    report = run(index, SAMPLING)
+    assert (report.switched, report.num_encoded, report.generation) == (False, 0, 1)
+    assert generations(index) == [1]
+
+
+def test_an_interrupted_run_goes_on_where_it_was_and_follows_what_changed_since(index: Path) -> None:
+    seen: list[str | None] = []
+
+    def give_up(event: Any) -> None:
+        seen.append(event.video_id)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(index, progress=Progress(on_event=give_up))
+    with Catalog.open(index) as catalog:
+        assert catalog.generation == 1
+        catalog.delete_video("v0")
+        catalog.update_video("v1", title="changed meanwhile")
+        add(catalog, "v7")
+    report = run(index)
+    assert (report.num_kept, report.num_encoded, report.num_deleted) == (2, 3, 1)
+    with Catalog.open(index) as catalog:
+        assert set(catalog.video_ids()) == {"v1", "v2", "v3", "v5", "v7"}
+        assert catalog.get_video("v1").title == "changed meanwhile"
+
+
+def test_what_is_added_changed_and_deleted_during_a_run_is_there_after_it(index: Path) -> None:
+    changes: list[Callable[[Catalog], Any]] = [
+        lambda catalog: add(catalog, "late"),
+        lambda catalog: catalog.delete_video("v0"),
+        lambda catalog: catalog.update_video("v1", title="late"),
+        lambda catalog: (catalog.delete_video("v2"), add(catalog, "again")),
+        lambda catalog: add(catalog, "later"),
+        lambda catalog: catalog.delete_video("late"),
+    ]
+    with Catalog.open(index) as current:
+
+        def change(event: Any) -> None:
+            if changes:
+                changes.pop(0)(current)
+
+        # The bytes of v2 under another id; its file has that name.
+        (index.parent / "files" / "again").write_bytes((index.parent / "files" / "v2").read_bytes())
+        report = run(index, progress=Progress(on_event=change))
+        assert report.switched and not changes
+        expected = {video_id: fields for video_id, (fields, *_) in content(current).items()}
+        with pytest.raises(IndexSupersededError):
+            add(current, "too-late")
+    with Catalog.open(index) as catalog:
+        assert {video_id: fields for video_id, (fields, *_) in content(catalog).items()} == expected
+        assert {"again", "later"} <= set(expected) and not {"v0", "v2", "late"} & set(expected)
+
+
+def test_videos_whose_files_are_gone_or_changed_are_listed_and_nothing_is_switched(index: Path) -> None:
+    files = index.parent / "files"
+    (files / "v1").unlink()
+    write_clip(files / "v3", b"other bytes")
+    report = run(index)
+    assert not report.switched and [video_id for video_id, _ in report.missing] == ["v1", "v3"]
+    assert report.missing[0][1] == NO_FILE_REASON
+    with Catalog.open(index) as catalog:
+        assert catalog.generation == 1
+        catalog.update_video("v5", title="it takes changes")
+    report = run(index, allow_missing=True)
+    assert report.switched and len(report.missing) == 2
+    with Catalog.open(index) as catalog:
+        assert set(catalog.video_ids()) == {"v0", "v2", "v5"}
+    with Catalog.open_generation(index, 1) as former:
+        assert {"v1", "v3"} <= set(former.video_ids())
+
+
+def test_going_back_takes_in_what_was_added_and_deleted_since(index: Path) -> None:
+    with Catalog.open(index) as catalog:
+        before = content(catalog)
+    run(index)
+    with Catalog.open(index) as catalog:
+        add(catalog, "new")
+        catalog.delete_video("v0")
+        catalog.update_video("v1", title="new title")
+        expected = {video_id: fields for video_id, (fields, *_) in content(catalog).items()}
+        report = roll_back(index, make_pipeline=StandIn)
+        assert (report.generation, report.num_encoded, report.num_deleted) == (1, 1, 1)
+        with pytest.raises(IndexSupersededError):
+            catalog.delete_video("v1")
+    with Catalog.open(index, fingerprint=fingerprint_of(SAMPLING)) as catalog:
+        after = content(catalog)
+        assert {video_id: fields for video_id, (fields, *_) in after.items()} == expected
+        assert all(after[video_id][1:] == before[video_id][1:] for video_id in after.keys() & before.keys())
+    # Forward again: the generation that there is already is used.
+    report = run(index)
+    assert (report.generation, report.num_encoded, generations(index)) == (2, 0, [1, 2])
+
+
+def test_there_is_no_way_back_without_a_former_generation(index: Path) -> None:
+    with pytest.raises(IndexNotFoundError, match="no former generation"):
+        roll_back(index, make_pipeline=StandIn)
+    run(index)
+    assert discard_others(index) == [1] and generations(index) == [2]
+    assert not list(index.glob("catalog*")) and not list(index.glob("coarse*"))
+    with pytest.raises(IndexNotFoundError, match="no former generation"):
+        roll_back(index, make_pipeline=StandIn)
+    with Catalog.open(index) as catalog:
+        assert (catalog.generation, catalog.num_videos) == (2, 5)
+    assert verify(index).is_clean
+
+
+def test_going_back_with_another_model_is_refused_and_both_fingerprints_are_named(index: Path) -> None:
+    run(index)
+
+    def of_another_model(catalog: Catalog) -> StandIn:
+        raise FingerprintMismatchError(expected="0" * 64, found=catalog.fingerprint)
+
+    with pytest.raises(FingerprintMismatchError, match=f"{fingerprint_of(SAMPLING)}.*{'0' * 64}"):
+        roll_back(index, make_pipeline=of_another_model)
+    with Catalog.open(index) as catalog:
+        assert catalog.generation == 2
+
+
+def test_jobs_and_keys_come_along_and_running_jobs_wait_again(index: Path) -> None:
+    key = IdempotencyKey("key", "a" * 64, 3600.0)
+    with Catalog.open(index) as former:
+        queue = JobQueue(former)
+        done = queue.enqueue("d", "/done", metadata={"é": 1})
+        queue.lease("worker", 60)
+        queue.finish(done.id, "v1")
+        running = queue.enqueue("r", "/running")
+        queue.lease("worker", 60)
+        new = NewJob(source_path="/queued", content_sha256="b" * 64, title="t", delete_source=True)
+        queued = admit(former, new, max_queued=9, idempotency_key=key).job
+        assert queued is not None
+        finished = queue.get(done.id)
+        report = run(index)
+        assert report.num_jobs == 3
+        for write in (
+            lambda: queue.lease("worker", 60),
+            lambda: queue.heartbeat(running.id, 60),
+            lambda: queue.fail(running.id, "x"),
+        ):
+            with pytest.raises(IndexSupersededError):
+                write()
+    with Catalog.open(index) as catalog:
+        queue = JobQueue(catalog)
+        assert queue.get(done.id) == finished and queue.get(queued.id) == queued
+        again = queue.get(running.id)
+        assert (again.state, again.attempts, again.lease_expires_at) == ("queued", 1, None)
+        assert admit(catalog, new, max_queued=9, idempotency_key=key).job == queued
+        assert queue.enqueue(None, "/x").number > queued.number
+        leased = queue.lease("next", 60)
+        assert leased is not None and leased.id == queued.id, "fewest attempts first"
+
+
+def test_a_generation_that_was_begun_for_another_fingerprint_is_removed(index: Path) -> None:
+    (index.parent / "files" / "v1").rename(index.parent / "v1")
+    assert not run(index).switched
+    (index.parent / "v1").rename(index.parent / "files" / "v1")
+    third = Sampling(4, max_segment_seconds=7)
+    report = run(index, third)
+    assert report.switched and generations(index) == [1, report.generation]
+
+
+def test_only_one_run_at_a_time(index: Path) -> None:
+    with locked_for_reindexing(index):
+        with pytest.raises(IndexBusyError):
+            run(index)
+        with pytest.raises(IndexBusyError):
+            discard_others(index)
+    assert run(index).switched
+
+
+def test_rebuild_finds_out_which_generation_a_lost_pointer_named(index: Path) -> None:
+    run(index)
+    discard_others(index)
+    run(index, SAMPLING)
+    (index / POINTER_FILE).unlink()
+    with pytest.raises(IndexDamagedError, match="rebuild"):
+        Catalog.open(index)
+    assert not verify(index).is_clean
+    rebuild(index)
+    with Catalog.open(index) as catalog:
+        assert catalog.generation == 3 and catalog.num_videos == 5
+    assert verify(index).is_clean
+
+
+# Kills
+
+KILLED_AT = ("begun", "encoded", "carried", "row-written", "row-committed", "taken-over", "pointer-written")
+
+
+@pytest.mark.parametrize("moment", KILLED_AT)
+@pytest.mark.parametrize("back", [False, True], ids=["forward", "back"])
+def test_a_run_that_is_killed_at_any_step_leaves_one_generation_that_takes_changes_and_has_all(
+    index: Path, moment: str, back: bool
+) -> None:
+    if back:
+        run(index)
+    with Catalog.open(index) as former:
+        JobQueue(former).enqueue("job", "/job")
+        add(former, "acknowledged")
+        expected = {video_id: fields for video_id, (fields, *_) in content(former).items()}
+        command = [sys.executable, str(TESTS / "support/reindex_stand_in.py"), str(index), moment]
+        environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+        status = subprocess.run([*command, *(["back"] if back else [])], env=environment, check=False)
+        assert status.returncode == 9, "it ended by itself"
+        with Catalog.open(index) as current:
+            assert {video_id: fields for video_id, (fields, *_) in content(current).items()} == expected
+            assert [job.video_id for job in JobQueue(current).list_jobs()] == ["job"]
+            has_switched = moment in ("row-committed", "taken-over", "pointer-written")
+            assert (current.fingerprint != former.fingerprint) == has_switched
+            writable = []
+            for number in generations(index):
+                with Catalog.open_generation(index, number) as catalog:
+                    try:
+                        catalog.update_video("v1", title="after")
+                    except IndexSupersededError:
+                        continue
+                    writable.append(number)
+            assert writable == [current.generation]
+        if has_switched:
+            with pytest.raises(IndexSupersededError):
+                former.delete_video("v1")
+    report = roll_back(index, make_pipeline=StandIn) if back else run(index)
+    assert report.switched != has_switched or back
+    with Catalog.open(index) as current:
+        assert current.get_video("v1").title == "after" and set(current.video_ids()) == set(expected)
+    assert verify(index).is_clean
+
+
+def test_clips_differ() -> None:
+    """The stand-in must tell files apart, or equal features would say nothing."""
+    sums = {hashlib.sha256(StandIn.features(name.encode(), 4, 8)[0].tobytes()).digest() for name in "abc"}
+    assert len(sums) == 3 and np.isfinite(StandIn.features(b"a", 4, 8)[1]).all()
+
+
+def test_a_backup_holds_the_current_generation_alone(index: Path, tmp_path: Path) -> None:
+    run(index)
+    with Catalog.open(index) as catalog:
+        expected = content(catalog)
+    backup(index, tmp_path / "backup")
+    restore(tmp_path / "backup", tmp_path / "restored")
+    with Catalog.open(tmp_path / "restored", fingerprint=fingerprint_of(OTHER_SAMPLING)) as catalog:
+        assert catalog.generation == 1 and content(catalog) == expected
+        catalog.delete_video("v1")
+    assert verify(tmp_path / "restored").is_clean and generations(tmp_path / "restored") == [1]

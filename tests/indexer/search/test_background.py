@@ -1,0 +1,155 @@
+"""Percentiles of scores against what chance gives in the same index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from indexer.search.background import (
+    BACKGROUND_TEXTS,
+    MIN_SEGMENTS,
+    Background,
+    BackgroundScores,
+    sample_segments,
+)
+from indexer.search.searcher import Searcher
+from indexer.search.types import SearchQuery
+from model import XClip
+from tests.support.small_searchers import fill, make_index, open_index, tiny_model
+
+
+@pytest.fixture(scope="module")
+def searcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searcher]:
+    with open_index(make_index(tmp_path_factory.mktemp("background") / "index")) as searcher:
+        fill(searcher.catalog, range(30), segments_each=2)
+        searcher.prepare()
+        yield searcher
+
+
+def make_background(scores: list[float]) -> Background:
+    ordered = np.sort(np.array(scores, np.float32))
+    return Background(1, 10, ordered, ordered)
+
+
+@given(
+    scores=st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=40),
+    others=st.lists(st.floats(-100, 100, width=32), max_size=10),
+    percentile=st.floats(0, 100),
+)
+def test_the_least_score_lets_through_just_what_has_the_percentile(
+    scores: list[float], others: list[float], percentile: float
+) -> None:
+    background = make_background(scores)
+    asked = np.array(scores + others, np.float32)
+    least = background.least_score("rerank", percentile)
+    for score in asked:
+        num_below = sum(other < score for other in background.total)
+        enough = num_below >= percentile / 100 * len(scores) - 1e-6
+        assert (least is None or score >= least) == enough
+
+
+def test_a_percentile_is_the_share_of_the_background_below() -> None:
+    background = make_background([1.0, 2.0, 2.0, 4.0])
+    asked = np.array([0.0, 1.0, 2.0, 3.0, 5.0], np.float32)
+    assert background.percentiles("rerank", asked) == [0.0, 0.0, 25.0, 75.0, 100.0]
+    assert make_background([]).percentiles("coarse", asked) == [None] * 5
+
+
+def test_each_mode_has_the_background_of_its_own_scores(searcher: Searcher) -> None:
+    """Brute force: every sentence with every segment, there being fewer than the sample."""
+    model = tiny_model()
+    features = searcher._features.get(searcher._index.segment_ids())
+    scores = model.score(model.encode_text(BACKGROUND_TEXTS), features.videos)
+    for mode, expected in (("rerank", scores.total), ("coarse", scores.video_sentence)):
+        table = np.sort(expected.detach().numpy().ravel())
+        for result in searcher.search(SearchQuery("a dog", limit=30, mode=mode)).results:
+            share = 100 * np.searchsorted(table, result.score) / len(table)
+            assert result.percentile == pytest.approx(share, abs=0.2)
+
+
+@pytest.mark.parametrize("mode", ["rerank", "coarse", "exhaustive"])
+def test_a_least_percentile_leaves_the_rest_out(searcher: Searcher, mode: str) -> None:
+    query = SearchQuery("a dog", limit=30, mode=mode)
+    whole = searcher.search(query).results
+    assert [r.percentile for r in whole] == sorted((r.percentile for r in whole), reverse=True)
+    least = whole[9].percentile
+    part = searcher.search(replace(query, min_percentile=least)).results
+    assert [r.id for r in part] == [r.id for r in whole if r.percentile >= least]
+    assert searcher.search(replace(query, min_percentile=0.0)).results == whole
+    assert len(searcher.search(replace(query, min_percentile=100.0)).results) <= 1
+
+
+def test_a_small_index_has_no_percentiles_and_says_so(tmp_path: Path) -> None:
+    with open_index(make_index(tmp_path / "index")) as searcher:
+        fill(searcher.catalog, range(MIN_SEGMENTS - 1))
+        answer = searcher.search(SearchQuery("a dog", min_percentile=99.0))
+        assert len(answer.results) == MIN_SEGMENTS - 1
+        assert {result.percentile for result in answer.results} == {None}
+        assert "too small" in answer.warnings[0]
+
+
+def test_the_background_is_made_anew_when_a_tenth_has_changed(tmp_path: Path) -> None:
+    with open_index(make_index(tmp_path / "index")) as searcher:
+        fill(searcher.catalog, range(40))
+        searcher.prepare()
+        scores: BackgroundScores = searcher._background
+        first = scores.now
+        fill(searcher.catalog, range(40, 44))
+        searcher._index.follow()
+        assert not scores.is_stale and scores.make() is first
+        fill(searcher.catalog, [44])
+        searcher._index.follow()
+        assert scores.is_stale and scores.make(only_first=True) is first
+        assert scores.make().num_segments == 45 and not scores.is_stale
+
+
+def test_a_first_search_makes_the_background_for_the_next(tmp_path: Path) -> None:
+    with open_index(make_index(tmp_path / "index")) as searcher:
+        fill(searcher.catalog, range(20))
+        assert {r.percentile for r in searcher.search(SearchQuery("a dog")).results} == {None}
+        searcher._upkeep.wait()
+        assert None not in {r.percentile for r in searcher.search(SearchQuery("a dog")).results}
+
+
+def test_a_damaged_segment_stops_the_background_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_index(make_index(tmp_path / "index")) as searcher:
+        fill(searcher.catalog, range(20))
+        with searcher.catalog.connections.transaction() as connection:
+            connection.execute("UPDATE segment_frames SET frame_features_crc32 = 0 WHERE segment_id = 3")
+        monkeypatch.setattr(searcher._index, "_max_pending", 5)
+        for _ in range(3):
+            searcher.search(SearchQuery("a dog", mode="coarse", limit=1))
+            searcher._upkeep.wait()
+        assert "segment 3" in caplog.text and caplog.text.count("background scores") == 1
+        assert searcher.stats()["coarse_num_pending"] == 0
+        assert (searcher.catalog.directory / "coarse.json").exists()
+
+
+@given(st.sets(st.integers(1, 10**9), max_size=60), st.integers(1, 20))
+def test_a_sample_is_fixed_and_changes_as_little_as_the_index(ids: set[int], count: int) -> None:
+    every = np.array(sorted(ids), np.int64)
+    sample = sample_segments(every, count)
+    assert len(sample) == min(count, len(ids)) and set(sample.tolist()) <= ids
+    assert sample.tolist() == sample_segments(every[::-1], count).tolist()
+    for gone in sample[:2].tolist():
+        rest = sample_segments(every[every != gone], count)
+        assert set(sample.tolist()) - {gone} <= set(rest.tolist())
+
+
+def test_a_sample_is_no_stretch_of_the_index() -> None:
+    sample = sample_segments(np.arange(1, 10_001), 500)
+    assert np.histogram(sample, bins=10, range=(1, 10_001))[0].min() > 25
+
+
+def test_the_sentences_serve_a_small_vocabulary_too() -> None:
+    demo = XClip.load("demo")
+    known = [text for text in BACKGROUND_TEXTS if not demo.unknown_words(text)]
+    assert len(known) >= 24 and len(set(BACKGROUND_TEXTS)) == len(BACKGROUND_TEXTS)

@@ -1,0 +1,255 @@
+"""Changing over to another generation while serving: no search fails, none mixes, changes are never lost."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from indexer.errors import FingerprintMismatchError, IndexBusyError, IndexSupersededError, MediaError
+from indexer.maintenance.reindexing import carry_jobs
+from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.generations import name_generation
+from indexer.store.sqlite.jobs import JobQueue
+from indexer.store.sqlite.superseded import Succession, write_succession
+from service import app as application
+from service import index_switch as generation_watch
+from service.app import create_app
+from service.ingest.media_store import MediaStore
+from service.ingest.worker import Worker
+from service.settings import ServiceSettings, WorkerSettings
+from tests.faults.dying_worker import read_by_rote
+from tests.support.servers.service_fakes import FakeSearcher, add_video, make_catalog
+
+OTHER = "e" * 64
+
+
+def switch(index: Path, source: Catalog) -> Catalog:
+    """Make a second generation with one more video the current one, by the steps of
+    `indexer.maintenance.reindexing`."""
+    later = Catalog.create(
+        index,
+        fingerprint=OTHER,
+        model_spec="none",
+        embedding_dim=4,
+        num_frames=2,
+        sampling_json='{"num_frames": 2}',
+        generation=2,
+        successor_of=1,
+    )
+    for name in ("first", "second"):
+        add_video(later, name)
+    with source.connections.transaction() as connection:
+        write_succession(connection, Succession(2, epoch=1))
+    later.take_over(Succession(1, epoch=0))
+    name_generation(index, 2)
+    return later
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Loading gives a FakeSearcher of the current generation, or raises what is put here as `error`."""
+    behaviour: dict[str, Any] = {"error": None, "searchers": []}
+
+    def load_searcher(index: Path, *values: Any, **named: Any) -> FakeSearcher:
+        if behaviour["error"] is not None:
+            raise behaviour["error"]
+        searcher = FakeSearcher(Catalog.open(index))
+        behaviour["searchers"].append(searcher)
+        return searcher
+
+    monkeypatch.setattr(application, "load_searcher", load_searcher)
+    monkeypatch.setattr(generation_watch, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(generation_watch, "RETRY_SECONDS", 0.02)
+    return behaviour
+
+
+@pytest.fixture
+def client(tmp_path: Path, load: dict[str, Any]) -> Iterator[TestClient]:
+    with make_catalog(tmp_path) as catalog:
+        add_video(catalog, "first")
+    settings = ServiceSettings(tmp_path, start_worker=False)
+    app = create_app(
+        settings, take_picture=lambda path, seconds, width: b"", make_clip=lambda path, seconds: b""
+    )
+    with TestClient(app, raise_server_exceptions=False) as client:
+        wait_until(lambda: client.get("/readyz").status_code == 200)
+        yield client
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def fingerprint(client: TestClient) -> str:
+    return str(client.get("/stats").json()["fingerprint"])
+
+
+def test_searches_go_on_without_an_error_while_the_new_generation_takes_over(
+    tmp_path: Path, client: TestClient, load: dict[str, Any]
+) -> None:
+    answers: list[tuple[int, int, int]] = []
+    ended = threading.Event()
+
+    def search() -> None:
+        while not ended.is_set():
+            answer = client.post("/search", json={"query": "a dog"})
+            body = answer.json()
+            answers.append((answer.status_code, body.get("num_videos"), len(body.get("results", ()))))
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    try:
+        wait_until(lambda: len(answers) > 3)
+        with Catalog.open(tmp_path) as source, switch(tmp_path, source):
+            wait_until(lambda: fingerprint(client) == OTHER)
+            seen = len(answers)
+            wait_until(lambda: len(answers) > seen + 3)
+    finally:
+        ended.set()
+        thread.join()
+    assert {status for status, *_ in answers} == {200}
+    assert {(total, shown) for _, total, shown in answers} == {(1, 1), (2, 2)}, "one generation at a time"
+    assert client.get("/readyz").json()["status"] == "ok" and len(load["searchers"]) == 2
+
+
+def test_a_generation_that_cannot_be_loaded_leaves_the_former_one_serving_reads(
+    tmp_path: Path, client: TestClient, load: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    load["error"] = FingerprintMismatchError(expected="0" * 64, found=OTHER)
+    with Catalog.open(tmp_path) as source, switch(tmp_path, source):
+        wait_until(lambda: client.get("/readyz").json()["status"] == "outdated")
+        assert client.post("/search", json={"query": "a dog"}).json()["num_videos"] == 1
+        refused = client.delete("/videos/first")
+        assert refused.status_code == 503 and int(refused.headers["Retry-After"]) > 0
+        wait_until(lambda: OTHER in caplog.text and "0" * 64 in caplog.text)
+        load["error"] = None
+        wait_until(lambda: client.get("/readyz").json()["status"] == "ok")
+        assert fingerprint(client) == OTHER
+        assert client.delete("/videos/first").status_code == 204
+
+
+def test_a_look_that_fails_for_whatever_reason_is_not_the_last_one(
+    tmp_path: Path,
+    client: TestClient,
+    load: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    errors = [sqlite3.OperationalError("out of memory"), IndexBusyError("somebody writes")]
+    look = Catalog.succession.fget
+    assert look is not None
+
+    def fail_first(catalog: Catalog) -> Any:
+        if errors:
+            raise errors.pop()
+        return look(catalog)
+
+    monkeypatch.setattr(Catalog, "succession", property(fail_first))
+    wait_until(lambda: not errors and "out of memory" in caplog.text)
+    with Catalog.open(tmp_path) as source, switch(tmp_path, source):
+        wait_until(lambda: fingerprint(client) == OTHER)
+
+
+def test_a_page_begun_before_the_switch_is_refused_after_it_and_new_ones_go_on(
+    tmp_path: Path, client: TestClient, load: dict[str, Any]
+) -> None:
+    with Catalog.open(tmp_path) as source:
+        add_video(source, "second")
+        old = client.get("/videos", params={"limit": 1}).json()["next"]
+        assert [v["id"] for v in client.get("/videos", params={"after": old}).json()["videos"]] == ["first"]
+        with switch(tmp_path, source):
+            wait_until(lambda: fingerprint(client) == OTHER)
+            refused = client.get("/videos", params={"limit": 1, "after": old})
+            assert (refused.status_code, refused.json()["type"].split(":")[-1]) == (422, "invalid-cursor")
+            found: list[str] = []
+            after: int | None = None
+            while not found or after is not None:
+                given = {} if after is None else {"after": after}
+                page = client.get("/videos", params={"limit": 1, **given}).json()
+                found += [video["id"] for video in page["videos"]]
+                after = page["next"]
+            assert found == ["second", "first"]
+            assert client.get("/videos", params={"after": 2**63 - 1}).status_code == 422
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["it can be read", "it cannot be read the first time"])
+def test_a_worker_leaves_a_superseded_generation_and_the_job_under_way_is_done_in_the_next(
+    tmp_path: Path, fails: bool
+) -> None:
+    content = b"\x00\x00\x00\x18ftypmp42" + bytes(1000)
+    store = MediaStore(tmp_path)
+    store.prepare()
+    settings = WorkerSettings(tmp_path, poll_seconds=0.01)
+    stop = threading.Event()
+    with make_catalog(tmp_path) as former:
+        path = store.new_upload_path()
+        path.write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        job = JobQueue(former).enqueue(None, str(path), content_sha256=sha256, delete_source=True)
+        later: list[Catalog] = []
+
+        def read(path: Path) -> dict[str, Any]:
+            with former.connections.reading() as source:
+                later.append(switch(tmp_path, former))
+                with later[0].connections.transaction() as target:
+                    carry_jobs(source, target)
+            if fails:
+                raise MediaError("this reason must reach nobody")
+            return read_by_rote(path)
+
+        with pytest.raises(IndexSupersededError):
+            Worker(settings, former, store, read).run(stop)
+        assert path.exists() and former.num_videos == 0
+        waiting = JobQueue(later[0]).get(job.id)
+        assert (waiting.state, waiting.attempts, waiting.lease_expires_at) == ("queued", 1, None)
+        with pytest.raises(IndexSupersededError):  # An idle one learns of it too.
+            Worker(settings, former, store, read_by_rote).run(stop)
+
+    def stop_at_the_end() -> None:
+        wait_until(lambda: JobQueue(later[0]).get(job.id).ended)
+        stop.set()
+
+    thread = threading.Thread(target=stop_at_the_end)
+    thread.start()
+    Worker(settings, later[0], store, read_by_rote).run(stop)
+    thread.join()
+    assert JobQueue(later[0]).get(job.id).state == "done"
+    assert store.locate(later[0].get_video(job.video_id)) is not None
+    later[0].close()
+
+
+def test_a_server_that_ends_waits_for_its_worker_to_end_its_job(
+    tmp_path: Path, load: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_catalog(tmp_path / "index").close()
+    program = f"""
+import pathlib, signal, sys, time
+folder = pathlib.Path({str(tmp_path)!r})
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), (folder / "ended").touch(), sys.exit(0)))
+(folder / "ready").touch()
+time.sleep(60)
+"""
+    monkeypatch.setattr(application, "worker_command", lambda settings: [sys.executable, "-c", program])
+    app = create_app(
+        ServiceSettings(tmp_path / "index"),
+        take_picture=lambda path, seconds, width: b"",
+        make_clip=lambda path, seconds: b"",
+    )
+    with TestClient(app) as client:
+        wait_until((tmp_path / "ready").exists)
+        assert client.portal is not None
+        client.portal.call(app.state.drain.begin)
+        time.sleep(0.2)  # All requests are answered long before the worker has ended.
+    assert (tmp_path / "ended").exists()

@@ -1,0 +1,462 @@
+"""What operators see: metrics, log lines, spans, limits; and that docs/operations.md tells of them."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from indexer.errors import SearchAbandonedError
+from indexer.search.cancellation import stop_if_abandoned
+from indexer.store.sqlite.jobs import GAVE_UP_REASON, FailedJobs
+from service.admission import SearchGate
+from service.auth.limits import CLIENT
+from service.errors import ERROR_CLASSES, OverloadedError, TooManyRequestsError
+from service.ingest.failure_reasons import FAILURE_CLASSES, failure_class
+from service.ingest.worker import ID_TAKEN_REASON, INTERNAL_REASON, NO_ROOM_REASON
+from service.observability import logs
+from service.observability.metrics import STATS_GAUGES
+from tests.service.routes.test_docs import DOCS, rows
+from tests.support.servers.service_fakes import Service, add_video, running
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SOURCES = sorted(
+    path for package in ("service", "xclip_search") for path in (REPOSITORY / package).rglob("*.py")
+)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    with running(tmp_path) as service:
+        add_video(service.catalog, "known")
+        yield service
+
+
+def samples(service: Service) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    text = service.client.get("/metrics").text
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(service: Service, name: str, **labels: str) -> float:
+    return samples(service)[name, frozenset(labels.items())]
+
+
+# Metrics
+
+
+def test_requests_are_counted_by_the_template_of_their_route(service: Service) -> None:
+    service.client.get("/videos/known")
+    service.client.get("/videos/unknown")
+    service.client.get("/nowhere")
+    service.client.request("BREW", "/videos/known")
+    route = "/videos/{video_id}"
+    assert value(service, "xclip_http_requests_total", method="GET", route=route, status="200") == 1
+    assert value(service, "xclip_http_requests_total", method="GET", route=route, status="404") == 1
+    assert value(service, "xclip_http_requests_total", method="GET", route="none", status="404") == 1
+    assert value(service, "xclip_http_request_seconds_count", method="GET", route=route) == 2
+    assert "known" not in {label for _, labels in samples(service) for _, label in labels}
+    assert {dict(labels)["method"] for name, labels in samples(service) if "http_requests_total" in name} == {
+        "GET",
+        "other",
+    }
+
+
+def test_searches_are_counted_by_stage(service: Service) -> None:
+    service.client.post("/search", json={"query": "x"})
+    for stage, seconds in {"encode": 0.1, "coarse": 0.2, "rerank": 0.3, "total": 0.6}.items():
+        assert value(service, "xclip_search_stage_seconds_count", stage=stage) == 1
+        assert value(service, "xclip_search_stage_seconds_sum", stage=stage) == pytest.approx(seconds)
+    assert value(service, "xclip_search_stage_seconds_count", stage="wait") == 1
+
+
+def test_index_and_jobs_are_told_as_they_are_at_the_scrape(service: Service) -> None:
+    assert value(service, "xclip_index_videos") == 1
+    add_video(service.catalog, "another")
+    assert value(service, "xclip_index_videos") == 2
+    service.job_queue.enqueue(None, "/x")
+    job = service.job_queue.enqueue(None, "/y")
+    service.job_queue.cancel(job.id)
+    assert value(service, "xclip_jobs", state="queued") == 1
+    assert value(service, "xclip_jobs", state="failed") == 1
+    assert value(service, "xclip_failed_jobs", reason="cancelled") == 1
+    assert value(service, "xclip_index_info", fingerprint="f" * 64, coarse_kind="") == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("cancelled", "cancelled"),
+        (GAVE_UP_REASON, "gave_up"),
+        (NO_ROOM_REASON, "no_room"),
+        (ID_TAKEN_REASON, "id_taken"),
+        (INTERNAL_REASON, "internal"),
+        ("the decoder crashed (signal 11)", "decoder"),
+        ("decoding took longer than 300 seconds", "decoder"),
+        ("the file is empty", "media"),
+        ("anything new", "media"),
+    ],
+)
+def test_reasons_fall_into_few_classes(reason: str, expected: str) -> None:
+    assert failure_class(FailedJobs(reason, False, 1)) == expected
+    of_the_web = failure_class(FailedJobs(reason, True, 1))
+    assert of_the_web == ("fetch" if expected in ("decoder", "media") else expected)
+    assert {expected, of_the_web} <= set(FAILURE_CLASSES)
+
+
+def test_every_metric_is_documented_and_every_documented_one_is_there(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stats = dict.fromkeys((*STATS_GAUGES, "coarse_sequence"), 1)
+    monkeypatch.setattr(service.searcher, "stats", lambda: stats)
+    (service.catalog.directory / "coarse.json").touch()
+    service.client.post("/search", json={"query": "x"})
+    endings = {"counter": "_total", "info": "_info"}
+    told = {
+        (family.name + endings.get(family.type, ""), family.type, family.documentation.rstrip("."))
+        for family in service.app.state.metrics.registry.collect()
+    }
+    documented = {
+        (name.strip("`"), kind, meaning) for name, kind, meaning in rows("What there is", "operations.md")
+    }
+    assert documented == told
+
+
+def test_every_metric_of_an_alert_is_one_that_there_is() -> None:
+    text = (DOCS / "operations.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\bxclip_[a-z_]+\b", text[text.index("### Alerts") : text.index("## Logs")]))
+    there = {cells[0].strip("`") for cells in rows("What there is", "operations.md")}
+    assert named and {name.removesuffix("_bucket") for name in named} <= there
+
+
+# Troubleshooting
+
+
+def test_every_problem_has_its_advice() -> None:
+    text = (DOCS / "operations.md").read_text(encoding="utf-8")
+    text = text[text.index("What a client is told") : text.index("## Settings")]
+    assert set(re.findall(r"`([a-z-]+)`", text)) >= {error.kind for error in ERROR_CLASSES}
+
+
+@pytest.mark.parametrize(
+    "message", [cells[0].strip("`") for cells in rows("Troubleshooting", "operations.md")]
+)
+def test_every_message_with_advice_is_one_that_is_printed(message: str) -> None:
+    assert any(message in path.read_text(encoding="utf-8") for path in SOURCES)
+
+
+# Logs
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    """Where our log lines go, as JSON."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logs.JsonFormatter())
+    logger = logging.getLogger("xclip_search")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield stream
+    logger.setLevel(logging.NOTSET)
+    logger.removeHandler(handler)
+
+
+def test_each_request_is_a_line_of_json_without_what_was_asked(service: Service, stream: io.StringIO) -> None:
+    service.client.post("/search?secret=1", json={"query": "zebra"}, headers={"X-Request-ID": "abc-1"})
+    service.client.get("/videos/zebra")
+    service.client.get("/healthz")
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["method"], line["route"], line["status"]) for line in lines] == [
+        ("POST", "/search", 200),
+        ("GET", "/videos/{video_id}", 404),
+    ]
+    assert lines[0]["request_id"] == "abc-1" and lines[0]["key"] is None and lines[0]["seconds"] >= 0
+    assert "zebra" not in stream.getvalue() and "secret" not in stream.getvalue()
+
+
+def test_an_unforeseen_error_has_its_request_id_and_the_headers_of_every_answer(
+    service: Service, stream: io.StringIO
+) -> None:
+    service.searcher.error = RuntimeError("boom")
+    response = service.client.post("/search", json={"query": "x"})
+    assert response.status_code == 500 and response.headers["x-content-type-options"] == "nosniff"
+    first, second = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert "boom" in first["exception"] and first["level"] == "error"
+    assert first["request_id"] == second["request_id"] == response.headers["x-request-id"]
+    assert second["status"] == 500
+
+
+@pytest.mark.parametrize("offered", ["", "a b", "a" * 129, "é", 'a"b', "a\tb"])
+def test_a_request_id_that_could_spoil_a_log_is_replaced(service: Service, offered: str) -> None:
+    headers = {"X-Request-ID": offered.encode("latin-1")}
+    given = service.client.get("/healthz", headers=headers).headers["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", given)
+
+
+def test_logging_writes_json_or_text_and_a_line_break_breaks_no_line() -> None:
+    record = logging.makeLogRecord({"msg": "a\nb %s", "args": ("c",), "levelname": "INFO", "job": "7"})
+    line = logs.JsonFormatter().format(record)
+    assert "\n" not in line
+    assert json.loads(line).items() >= {"message": "a\nb c", "level": "info", "job": "7"}.items()
+    assert logs.TextFormatter().format(record).endswith("a\nb c job=7")
+
+
+# The queue of searches
+
+
+class Searches:
+    """Searches that end when they are let go."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.go = threading.Event()
+
+    def __call__(self, name: str) -> Any:
+        def search() -> str:
+            self.begun.append(name)
+            while not self.go.wait(0.005):
+                stop_if_abandoned()
+            return name
+
+        return search
+
+
+async def ask(gate: SearchGate, searches: Searches, client: str, name: str) -> str:
+    CLIENT.set(client)
+    answer: str = await gate.run(searches(name))
+    return answer
+
+
+def start(gate: SearchGate, searches: Searches, *names: str) -> list[asyncio.Task[str]]:
+    """One search for each name; its first letter is the client."""
+    return [asyncio.create_task(ask(gate, searches, name[0], name)) for name in names]
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0.002)
+
+
+def test_clients_are_served_by_turns() -> None:
+    async def main() -> list[str]:
+        gate, searches = SearchGate(1, 10), Searches()
+        tasks = start(gate, searches, "a0", "a1", "a2", "a3", "b1", "c1", "b2")
+        await settle()
+        assert (gate.num_running, gate.num_waiting) == (1, 6)
+        searches.go.set()
+        await asyncio.gather(*tasks)
+        await settle()
+        assert gate.num_inside == 0
+        return searches.begun
+
+    assert asyncio.run(main()) == ["a0", "a1", "b1", "c1", "a2", "b2", "a3"]
+
+
+def test_a_full_queue_sends_away_the_last_of_whoever_has_most() -> None:
+    async def main() -> None:
+        gate, searches = SearchGate(1, 3), Searches()
+        tasks = start(gate, searches, "a0", "a1", "a2", "a3")
+        await settle()
+        with pytest.raises(OverloadedError):
+            await ask(gate, searches, "a", "a4")
+        newcomer = start(gate, searches, "b1")
+        await settle()
+        with pytest.raises(TooManyRequestsError):
+            await tasks[3]
+        with pytest.raises(TooManyRequestsError):
+            await ask(gate, searches, "a", "a5")
+        searches.go.set()
+        assert await asyncio.gather(*tasks[:3], *newcomer) == ["a0", "a1", "a2", "b1"]
+        assert dict(gate.num_shed) == {"overloaded": 1, "too-many-requests": 2}
+
+    asyncio.run(main())
+
+
+def test_a_search_that_nobody_waits_for_stops_and_holds_no_place() -> None:
+    async def main() -> None:
+        gate, searches = SearchGate(1, 3), Searches()
+        (first,) = start(gate, searches, "a0")
+        await settle()
+        waiting, next_one = start(gate, searches, "a1", "b1")
+        await settle()
+        waiting.cancel()
+        first.cancel()
+        await settle()
+        assert searches.begun == ["a0", "b1"] and gate.num_waiting == 0
+        searches.go.set()
+        assert await next_one == "b1"
+        for _ in range(200):
+            if gate.num_inside == 0:
+                break
+            await asyncio.sleep(0.01)
+        assert gate.num_inside == 0
+
+    asyncio.run(main())
+
+
+def test_thousands_that_go_away_at_once_hold_no_place() -> None:
+    async def main() -> None:
+        gate, searches = SearchGate(1, 3000), Searches()
+        tasks = start(gate, searches, "a0", *("b" for _ in range(2500)))
+        await settle()
+        assert gate.num_inside == 2501
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {asyncio.CancelledError}
+        searches.go.set()
+        (last,) = start(gate, searches, "c0")
+        assert await last == "c0"
+
+    asyncio.run(main())
+
+
+def test_no_more_searches_are_given_up_at_a_time_than_run_at_once() -> None:
+    async def main() -> None:
+        gate, go = SearchGate(1, 3), threading.Event()
+        begun: list[int] = []
+
+        def deaf(number: int) -> Any:
+            def search() -> None:
+                begun.append(number)
+                go.wait(10)
+
+            return search
+
+        for number in range(3):
+            task = asyncio.create_task(gate.run(deaf(number)))
+            await settle()
+            task.cancel()
+            await settle()
+        assert begun == [0, 1]
+        go.set()
+        for _ in range(200):
+            if gate.num_inside == 0:
+                break
+            await asyncio.sleep(0.01)
+        assert gate.num_inside == 0 and begun == [0, 1]
+
+    asyncio.run(main())
+
+
+def test_stopping_happens_only_where_somebody_said_so() -> None:
+    stop_if_abandoned()
+    event = threading.Event()
+    from indexer.search.cancellation import abandonable
+
+    with abandonable(event):
+        stop_if_abandoned()
+        event.set()
+        with pytest.raises(SearchAbandonedError):
+            stop_if_abandoned()
+    stop_if_abandoned()
+
+
+def test_a_search_past_its_deadline_is_a_504_and_the_next_one_is_answered(tmp_path: Path) -> None:
+    with running(tmp_path, request_timeout_seconds=0.3, num_search_threads=1) as service:
+        service.searcher.hold = threading.Event()
+        response = service.client.post("/search", json={"query": "x"})
+        assert response.status_code == 504 and response.json()["type"].endswith("deadline-exceeded")
+        service.searcher.hold.set()
+        service.searcher.hold = None
+        assert service.client.post("/search", json={"query": "x"}).status_code == 200
+
+
+# Names of hosts, sizes
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8000", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:8000", 200),
+        ("10.1.2.3:8000", 200),
+        ("app.localhost", 200),
+        ("search", 200),
+        ("evil.example:8000", 421),
+        ("evil.example.", 421),
+        ("127.0.0.1.evil.example", 421),
+    ],
+)
+def test_without_keys_a_name_that_anybody_could_point_here_is_not_answered(
+    service: Service, host: str, status: int
+) -> None:
+    assert service.client.get("/videos", headers={"Host": host}).status_code == status
+    assert service.client.get("/healthz", headers={"Host": host}).status_code == 200
+
+
+def test_with_a_list_of_names_those_alone_are_answered(tmp_path: Path) -> None:
+    with running(tmp_path, allowed_hosts=("search.example",)) as service:
+        for host, status in (
+            ("Search.Example:443", 200),
+            ("localhost", 200),
+            ("10.1.2.3", 421),
+            ("a.b", 421),
+        ):
+            assert service.client.get("/videos", headers={"Host": host}).status_code == status
+
+
+def test_long_addresses_and_large_headers_are_refused(service: Service) -> None:
+    assert service.client.get("/videos?" + "a" * 9000).status_code == 414
+    assert service.client.get("/videos", headers={"X": "a" * 17_000}).status_code == 431
+    assert service.client.get("/videos", headers={f"X{n}": "a" for n in range(101)}).status_code == 431
+
+
+def test_a_server_that_is_ending_is_not_ready_and_closes_connections(service: Service) -> None:
+    service.app.state.drain.begin()
+    assert service.client.get("/readyz").status_code == 503
+    response = service.client.get("/healthz")
+    assert response.status_code == 200 and response.headers["connection"] == "close"
+
+
+def test_a_server_that_is_ending_keeps_nobody_waiting_for_a_job(service: Service) -> None:
+    threading.Timer(0.3, service.app.state.drain.begin).start()
+    response = service.client.post("/videos?wait=true", files={"file": ("a.mp4", b"x")})
+    assert response.status_code == 202 and response.json()["job"]["state"] == "queued"
+
+
+# Traces
+
+
+def test_requests_and_stages_are_spans_below_the_callers(tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+    from starlette.testclient import TestClient
+
+    from service.app import create_app
+    from service.observability.tracing import Tracing
+
+    exporter = InMemorySpanExporter()
+    service = Service(tmp_path)
+    app = create_app(
+        service.settings,
+        searcher=service.searcher,  # type: ignore[arg-type]
+        take_picture=service.take_picture,
+        tracing=Tracing(SimpleSpanProcessor(exporter)),
+    )
+    caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with TestClient(app) as client:
+        client.post("/search", json={"query": "x"}, headers={"traceparent": caller})
+        spans = {span.name: span for span in exporter.get_finished_spans()}
+    request = spans.pop("POST /search")
+    assert request.parent is not None and f"{request.parent.span_id:016x}" == "b7ad6b7169203331"
+    assert request.attributes is not None and request.attributes["http.response.status_code"] == 200
+    assert set(spans) == {f"search {stage}" for stage in ("wait", "encode", "coarse", "rerank")}
+    for span in spans.values():
+        assert span.parent is not None and span.parent.span_id == request.get_span_context().span_id
+    service.catalog.close()

@@ -1,0 +1,94 @@
+"""Small catalogs for tests: videos with random or chosen features, told apart by a number."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.store.records import AddOutcome, SegmentRecord
+from indexer.store.sqlite.catalog import Catalog
+
+FINGERPRINT = "f" * 64
+
+
+def create_catalog(
+    directory: Path, *, embedding_dim: int = 8, num_frames: int = 4, **changes: Any
+) -> Catalog:
+    facts = {"fingerprint": FINGERPRINT, "model_spec": "demo", "sampling_json": "{}", **changes}
+    return Catalog.create(directory, embedding_dim=embedding_dim, num_frames=num_frames, **facts)
+
+
+def unit(vector: NDArray[Any]) -> NDArray[np.float32]:
+    return (vector / np.linalg.norm(vector, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def make_segment(
+    random: np.random.Generator,
+    embedding_dim: int = 8,
+    num_frames: int = 4,
+    *,
+    num_real_frames: int | None = None,
+    start_seconds: float = 0.0,
+    video_feature: NDArray[np.float32] | None = None,
+) -> SegmentRecord:
+    real = num_frames if num_real_frames is None else num_real_frames
+    if video_feature is None:
+        video_feature = unit(random.standard_normal(embedding_dim))
+    return SegmentRecord(
+        start_seconds=start_seconds,
+        end_seconds=start_seconds + 10.0,
+        video_feature=video_feature,
+        frame_features=unit(random.standard_normal((num_frames, embedding_dim))).astype(np.float16),
+        num_frames=real,
+        frame_times=start_seconds + np.arange(real, dtype=np.float64),
+    )
+
+
+def sha256_of(number: int) -> str:
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def add_video(catalog: Catalog, number: int, segments: Sequence[SegmentRecord], **changes: Any) -> AddOutcome:
+    fields: dict[str, Any] = {
+        "id": f"video-{number}",
+        "content_sha256": sha256_of(number),
+        "duration_seconds": 10.0 * len(segments),
+        "width": 640,
+        "height": 360,
+        "frame_rate": 25.0,
+        "codec": "h264",
+        "size_bytes": 1000 + number,
+    }
+    return catalog.add_video(segments=segments, **{**fields, **changes})
+
+
+@contextlib.contextmanager
+def kept_changing(directory: Path, random: np.random.Generator) -> Iterator[None]:
+    """Meanwhile a thread adds videos 100, 101, ... of three segments each and deletes a third of them."""
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 100
+        with Catalog.open(directory) as catalog:
+            while not stop.is_set():
+                add_video(catalog, number, [make_segment(random) for _ in range(3)])
+                if number % 3 == 0:
+                    catalog.delete_video(f"video-{number - 2}")
+                number += 1
+                time.sleep(0.001)  # Or a reader would have ever more to read.
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

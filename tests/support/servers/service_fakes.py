@@ -1,0 +1,219 @@
+"""A service without a model: a real catalog and job queue, a searcher that answers by rote, a client."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from indexer.search.types import (
+    Explanation,
+    Moment,
+    RankedText,
+    SearchAnswer,
+    SearchAnswers,
+    SearchQuery,
+    SearchResult,
+    Segment,
+    SimilarAnswer,
+    TextsAnswer,
+    TextTimings,
+    Timings,
+)
+from indexer.store.records import SegmentRecord
+from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.jobs import JobQueue
+from service.app import create_app
+from service.settings import ServiceSettings
+
+NUM_FRAMES, EMBEDDING_DIM = 2, 4
+TIMINGS = Timings(0.1, 0.2, 0.3, 0.6)
+
+
+def make_catalog(directory: Path) -> Catalog:
+    """An empty catalog of tiny features."""
+    return Catalog.create(
+        directory,
+        fingerprint="f" * 64,
+        model_spec="none",
+        embedding_dim=EMBEDDING_DIM,
+        num_frames=NUM_FRAMES,
+        sampling_json='{"num_frames": 2}',
+    )
+
+
+def segment() -> SegmentRecord:
+    """Ten seconds with two frames."""
+    return SegmentRecord(
+        0.0,
+        10.0,
+        np.eye(1, EMBEDDING_DIM, dtype=np.float32)[0],
+        np.zeros((NUM_FRAMES, EMBEDDING_DIM), np.float16),
+        NUM_FRAMES,
+        np.array([0.0, 5.0]),
+    )
+
+
+def add_video(catalog: Catalog, id: str, content: bytes | None = None, **fields: Any) -> str:
+    """Put a video of ten seconds into the catalog; `content` stands for its file's bytes."""
+    content = id.encode() if content is None else content
+    given = {"title": f"title of {id}", "size_bytes": len(content), "codec": "h264"}
+    values: dict[str, Any] = {**given, **fields}
+    return catalog.add_video(
+        id=id,
+        content_sha256=hashlib.sha256(content).hexdigest(),
+        segments=[segment()],
+        duration_seconds=10.0,
+        width=64,
+        height=48,
+        frame_rate=25.0,
+        **values,
+    ).video_id
+
+
+class FakeSearcher:
+    """Answers every search with the newest videos. `hold` makes searches wait, `error` makes them fail.
+
+    next: the cursor of every answer.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self.queries: list[SearchQuery] = []
+        self.hold: threading.Event | None = None
+        self.error: Exception | None = None
+        self.next: str | None = None
+        self.ranked: list[list[str]] = []
+        self.similar_calls: list[tuple[str, int, int, dict[str, Any] | None]] = []
+
+    def search(self, query: SearchQuery) -> SearchAnswer:
+        self.queries.append(query)
+        if self.hold is not None:
+            self.hold.wait(10)
+        if self.error is not None:
+            raise self.error
+        records = self.catalog.list_videos(query.limit)
+        results = [
+            SearchResult(
+                id=record.id,
+                segment_id=rank,
+                rank=rank,
+                score=10.0 / rank,
+                scores={"video_sentence": 1.5, "video_word": None, "sentence_frame": 2.5, "frame_word": None},
+                title=record.title,
+                uri=record.uri,
+                duration_seconds=record.duration_seconds,
+                metadata=record.metadata,
+                segment=Segment(0.0, 10.0),
+                moments=[Moment(5.0, 3.0), Moment(0.0, 1.0)],
+                explanation=Explanation(["a"], [0.0], [[0.5]]) if query.explain else None,
+                percentile=99.5,
+            )
+            for rank, record in enumerate(records, start=1)
+        ]
+        return SearchAnswer(
+            query.text, query.mode, self.catalog.num_videos, False, [], TIMINGS, results, self.next
+        )
+
+    def search_all(self, queries: Sequence[SearchQuery]) -> SearchAnswers:
+        return SearchAnswers([self.search(query) for query in queries], TIMINGS)
+
+    def similar(
+        self, video_id: str, *, limit: int = 10, offset: int = 0, filter: dict[str, Any] | None = None
+    ) -> SimilarAnswer:
+        """All other videos, the newest first."""
+        self.catalog.get_video(video_id)
+        self.similar_calls.append((video_id, limit, offset, filter))
+        results = self.search(SearchQuery("x", limit=limit)).results
+        others = [result for result in results if result.id != video_id]
+        return SimilarAnswer(
+            video_id,
+            self.catalog.num_videos,
+            [
+                replace(result, rank=rank, scores=dict.fromkeys(result.scores), percentile=None)
+                for rank, result in enumerate(others, start=1)
+            ],
+        )
+
+    def rank_texts(
+        self, video_id: str, texts: Sequence[str], *, warn_of: Sequence[str] | None = None
+    ) -> TextsAnswer:
+        """The texts in the order of their length, the longest first. The warning counts what it is about."""
+        self.ranked.append(list(texts))
+        num_warned_of = len(texts if warn_of is None else warn_of)
+        warnings = [f"{num_warned_of} texts"] if num_warned_of else []
+        self.catalog.get_video(video_id)
+        order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+        results = [
+            RankedText(
+                rank=rank,
+                index=place,
+                text=texts[place],
+                score=float(len(texts[place])),
+                scores={"video_sentence": 1.5, "video_word": None, "sentence_frame": 2.5, "frame_word": None},
+                percentile=50.0,
+                segment=Segment(0.0, 10.0),
+                moments=[Moment(5.0, 3.0)],
+            )
+            for rank, place in enumerate(order, start=1)
+        ]
+        return TextsAnswer(video_id, warnings, TextTimings(0.1, 0.2, 0.3), results)
+
+    def stats(self) -> dict[str, Any]:
+        return {"answers": len(self.queries)}
+
+    def close(self) -> None:
+        self.catalog.close()
+
+
+class Service:
+    """An application around a FakeSearcher, and a client that gets 500s as answers, not as exceptions."""
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        self.directory = directory
+        self.catalog = make_catalog(directory)
+        self.searcher = FakeSearcher(self.catalog)
+        self.settings = ServiceSettings(directory, start_worker=False, **settings)
+        self.pictures: list[tuple[Path, float, int]] = []
+        self.picture_error: Exception | None = None
+        self.clips: list[tuple[Path, float]] = []
+        self.app: FastAPI = create_app(
+            self.settings,
+            searcher=self.searcher,  # type: ignore[arg-type]
+            take_picture=self.take_picture,
+            make_clip=self.make_clip,
+        )
+        self.client = TestClient(self.app, raise_server_exceptions=False)
+
+    @property
+    def job_queue(self) -> JobQueue:
+        return JobQueue(self.catalog)
+
+    def take_picture(self, path: Path, time_seconds: float, width: int) -> bytes:
+        self.pictures.append((path, time_seconds, width))
+        if self.picture_error is not None:
+            raise self.picture_error
+        return b"a picture of " + path.name.encode()
+
+    def make_clip(self, path: Path, time_seconds: float) -> bytes:
+        self.clips.append((path, time_seconds))
+        if self.picture_error is not None:
+            raise self.picture_error
+        return b"a clip of " + path.name.encode()
+
+
+@contextlib.contextmanager
+def running(directory: Path, **settings: Any) -> Iterator[Service]:
+    """A started Service; stopped at the end."""
+    service = Service(directory, **settings)
+    with service.client:
+        yield service
+    service.catalog.close()

@@ -1,0 +1,224 @@
+"""The demo model: how it is trained, and what the checkpoint that ships can do."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import model
+from model import Scores, XClip
+from model.tokenization import Tokenizer
+from training.demo_corpus.captions import Description, EventDescription, describe, satisfies, say, vocabulary
+from training.demo_corpus.held_out import is_held_out, random_set, sibling_hard_set
+from training.demo_corpus.scene import Actor, Event, Scene, scene_key
+from training.demo_model import recipe as stages
+from training.demo_model.evaluation import (
+    claims_of,
+    describe_briefly,
+    encode_frames,
+    facts_of,
+    recall,
+    score_set,
+    table,
+    true_of,
+)
+from training.demo_model.recipe import (
+    Recipe,
+    Stage,
+    TrainingSet,
+    draw_frames,
+    make_groups,
+    make_training_set,
+    put_in_unknown_words,
+)
+
+SMALL = Recipe(
+    image_size=32,
+    width=32,
+    vision_layers=1,
+    text_layers=1,
+    temporal_layers=1,
+    num_groups=4,
+    captions_per_video=2,
+    pictures=Stage(num_steps=12, batch_size=32, learning_rate=3e-3),
+    videos=Stage(num_steps=8, batch_size=8, learning_rate=1e-3),
+)
+
+
+@pytest.fixture(scope="module")
+def small_set() -> TrainingSet:
+    config = SMALL.model_config(sorted(vocabulary()))
+    return make_training_set(SMALL, make_groups(SMALL), Tokenizer(32, config.vocabulary), num_processes=1)
+
+
+def test_training_scenes_are_never_held_out_and_never_twice():
+    scenes = [scene for group in make_groups(replace(SMALL, num_groups=200)) for scene in group]
+    assert not any(is_held_out(scene) for scene in scenes)
+    assert len({scene_key(scene) for scene in scenes}) == len(scenes) == 800
+
+
+def test_captions_and_scenes_as_numbers_say_what_descriptions_say():
+    rng = random.Random(5)
+    scenes = [scene for group in make_groups(replace(SMALL, num_groups=40)) for scene in group]
+    for say_little in (describe_briefly, lambda scene, rng: describe(scene, rng, partial_share=0.7)):
+        descriptions = [say_little(scene, rng) for scene in scenes]
+        claims = np.array([claims_of(description) for description in descriptions])
+        found = true_of(claims, np.array([facts_of(scene) for scene in scenes]))
+        expected = np.array([[satisfies(one, scene) for scene in scenes] for one in descriptions])
+        assert (found == expected).all()
+        assert found.diagonal().all()
+        assert found.sum() > len(scenes)
+
+
+def test_a_pair_is_left_out_where_the_caption_is_true_of_another_video():
+    red, blue = (Event(Actor("car", colour), "spins") for colour in ("red", "blue"))
+    scenes = [Scene("beach", (red,)), Scene("snow", (blue, red)), Scene("snow", (blue,))]
+    captions = [
+        Description(None, (EventDescription("car", "red", None),)),
+        Description(
+            "snow", (EventDescription("car", "blue", "spins"), EventDescription("car", "red", "spins"))
+        ),
+        Description(None, (EventDescription("car", "blue", "spins"),)),
+    ]
+    ignore = stages.true_of_others(
+        np.array([claims_of(caption) for caption in captions]),
+        np.array([facts_of(scene) for scene in scenes]),
+    )
+    assert set(map(tuple, ignore.nonzero().tolist())) == {(0, 1), (2, 1)}
+
+
+def test_the_training_set_is_the_same_for_the_same_seed(small_set):
+    config = SMALL.model_config(sorted(vocabulary()))
+    again = make_training_set(SMALL, make_groups(SMALL), Tokenizer(32, config.vocabulary), num_processes=1)
+    assert (again.frames == small_set.frames).all()
+    assert (again.video_ids == small_set.video_ids).all()
+    assert (again.frame_ids == small_set.frame_ids).all()
+
+
+def test_every_word_of_every_caption_is_in_the_models_vocabulary(small_set):
+    tokenizer = Tokenizer(32, SMALL.model_config(sorted(vocabulary())).vocabulary)
+    rng = random.Random(0)
+    captions = [say(describe(scene, rng), rng) for group in make_groups(SMALL) for scene in group]
+    assert not (tokenizer(captions) == tokenizer.unknown_id).any()
+    # Those that the training set holds were put in on purpose, in about the share that the recipe says.
+    share = (small_set.frame_ids == tokenizer.unknown_id).any(axis=-1).mean()
+    assert 0.05 < share < 0.25
+
+
+def test_unknown_words_are_put_in_and_nothing_else_changes():
+    tokenizer = Tokenizer(13, SMALL.model_config(sorted(vocabulary())).vocabulary)
+    rows = tokenizer(["a red car spins, then it grows", "a cat", "nothing"]).numpy()
+    changed = put_in_unknown_words(rows, tokenizer, 1.0, np.random.default_rng(3))
+    for before, after in zip(rows.tolist(), changed.tolist(), strict=True):
+        kept = [token for token in after if token != tokenizer.unknown_id]
+        assert 1 <= after.count(tokenizer.unknown_id) <= 3
+        assert kept == before[: len(kept)]
+        assert after[0] == tokenizer.start_id
+        assert max(after) == tokenizer.end_id
+    full = tokenizer(["a red car spins then a blue boat grows and spins"]).numpy()
+    assert (put_in_unknown_words(full, tokenizer, 1.0, np.random.default_rng(3)) == full).all()
+
+
+def test_both_stages_learn_and_repeat_to_the_bit(small_set):
+    def run() -> tuple[dict[str, list[float]], XClip]:
+        torch.manual_seed(0)
+        torch.use_deterministic_algorithms(True)
+        losses: dict[str, list[float]] = {}
+        model = XClip(SMALL.model_config(sorted(vocabulary()))).train()
+        stages.start_softly(model, SMALL.matrix_identity)
+        rng = np.random.default_rng(0)
+
+        def on_step(stage: str, step: int, loss: float) -> None:
+            losses.setdefault(stage, []).append(loss)
+
+        for learn in (stages.learn_pictures, stages.learn_videos):
+            learn(model, small_set, SMALL, rng, on_step)
+        torch.use_deterministic_algorithms(False)
+        return losses, model.eval()
+
+    losses, model = run()
+    assert {name: len(values) for name, values in losses.items()} == {"pictures": 12, "videos": 8}
+    assert np.mean(losses["pictures"][-3:]) < losses["pictures"][0]
+    again, same = run()
+    assert again == losses
+    assert same.fingerprint == model.fingerprint
+
+
+def test_the_second_stage_leaves_the_vision_tower_alone(small_set):
+    torch.manual_seed(0)
+    model = XClip(SMALL.model_config(sorted(vocabulary()))).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    stages.learn_videos(model, small_set, SMALL, np.random.default_rng(0), lambda *_: None)
+    for name, tensor in model.state_dict().items():
+        if name.startswith("clip.visual."):
+            assert torch.equal(tensor, before[name]), name
+    assert not torch.equal(model.matrices.word, before["matrices.word"])
+
+
+def test_the_table_names_the_total_each_score_and_each_pair_in_both_directions():
+    perfect = torch.eye(12)
+    others = [torch.randn(12, 12, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    rows = table(Scores(perfect, *others, total=perfect))
+    assert len(rows) == 2 * (1 + 4 + 6)
+    assert recall(rows, "video_sentence") == recall(rows, "total", "video to text") == 100.0
+    assert recall(rows, "frame_word") < 50.0
+
+
+# The checkpoint that ships
+
+
+@pytest.fixture(scope="module")
+def demo() -> XClip:
+    return XClip.load("demo", device="cpu")
+
+
+def test_the_demo_checkpoint_is_small_and_knows_the_grammars_words(demo):
+    checkpoint = Path(model.__file__).parent / "checkpoints" / "demo"
+    size_bytes = sum(path.stat().st_size for path in checkpoint.iterdir())
+    assert size_bytes <= 16 * 1024**2
+    assert demo.unknown_words(" ".join(sorted(vocabulary()))) == []
+    assert demo.unknown_words("a purple elephant spins") == ["elephant"]
+
+
+@pytest.mark.parametrize(("make", "least"), [(random_set, 80.0), (sibling_hard_set, 75.0)])
+def test_the_demo_model_finds_held_out_videos(demo, make, least):
+    pairs = make(100, random.Random("demo model test").randrange(10**6))
+    frames = np.stack([draw_frames(scene, demo.num_frames, demo.image_size) for scene, _ in pairs])
+    rows = table(score_set(demo, frames, [caption for _, caption in pairs]))
+    assert recall(rows, "total") >= least
+    assert recall(rows, "total", "video to text") >= least
+
+
+def test_the_demo_model_finds_things_by_a_word_or_two(demo):
+    rng = random.Random(77)
+    scenes = [scene for scene, _ in random_set(150, 99)]
+    frames = np.stack([draw_frames(scene, demo.num_frames, demo.image_size) for scene in scenes])
+    said = [
+        Description(None, (EventDescription(scene.events[0].actor.kind, None, None),))
+        for scene in scenes[:60]
+    ]
+    scores = demo.score(demo.encode_text([say(one, rng) for one in said]), encode_frames(demo, frames))
+    best = scores.total.argmax(dim=1).tolist()
+    right = [satisfies(description, scenes[place]) for description, place in zip(said, best, strict=True)]
+    assert np.mean(right) >= 0.8
+
+
+def test_the_demo_model_tells_the_order_of_events():
+    from training.demo_corpus.captions import plain_caption
+    from training.demo_corpus.scene import swapped_order
+
+    demo = XClip.load("demo", device="cpu")
+    scenes = [scene for scene, _ in random_set(120, 4321) if len(scene.events) == 2][:60]
+    swapped = [swapped_order(scene) for scene in scenes]
+    text = demo.encode_text([plain_caption(scene) for scene in scenes])
+    scores = []
+    for which in (scenes, swapped):
+        frames = np.stack([draw_frames(scene, demo.num_frames, demo.image_size) for scene in which])
+        scores.append(demo.score(text, encode_frames(demo, frames)).total.diag())
+    right = (scores[0] > scores[1]).float().mean().item()
+    assert right >= 0.85

@@ -1,0 +1,1 @@
+"""From annotated clips to batches: frames, their cache, splits and loading."""

@@ -1,0 +1,279 @@
+"""Clips to padded tensors, by worker processes if wanted, in the order of the requests.
+
+A worker that cannot read a clip says so as data, and the error is raised where the batch is awaited, as it
+was. A worker that a decoder takes down, or one that hangs, is named with the clip it had: each notes on a
+shared board what it is reading, and since when.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from training.data.frames import FrameReader
+from training.datasets.split import Clip
+from training.errors import DatasetError
+
+_LOOK_SECONDS: Final = 10.0
+"""How often to look whether a worker hangs or is gone, while a batch is awaited."""
+
+_LOOK_FOR_TRAINER_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """The clips of one batch, by index, and the epoch it is for."""
+
+    clip_indices: tuple[int, ...]
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """What a worker sends instead of frames."""
+
+    message: str
+
+
+class ClipLoader:
+    """Loads batches of clips. Keep it for several epochs: its workers stay. Close it, or let go of it.
+
+    reader: what reads a clip. num_workers: processes that do, 0 for this one. They start when first needed.
+    clip_timeout_seconds: a worker that is longer at one clip counts as hung (workers only).
+    On a machine with CUDA, what is loaded lies in pinned memory.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        reader: FrameReader,
+        num_workers: int = 0,
+        clip_timeout_seconds: float = 300.0,
+    ) -> None:
+        self.clips = tuple(clips)
+        self.clip_timeout_seconds = clip_timeout_seconds
+        self._requests = _Requests()
+        # For each worker: index of the clip it is reading, or -1; since when; its process id.
+        self._board = torch.full((num_workers, 3), -1.0, dtype=torch.float64)
+        self._board.share_memory_()  # type: ignore[no-untyped-call]
+        self._frames = _ClipFrames(self.clips, reader, self._board)
+        self._num_workers = num_workers
+        self._loader: DataLoader[Any] | None = None
+        self._is_busy = False
+        self._turn = 0
+
+    def load(self, requests: Sequence[LoadRequest]) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each request pixels, uint8 [N, F, R, R, 3], and frame_mask, bool [N, F], in their order.
+
+        Padding is zeros with mask false. Only one `load` at a time: a new one ends the one before, which then
+        raises RuntimeError. Raises DatasetError where a clip cannot be read, a worker dies or hangs.
+        """
+        self._turn += 1
+        turn = self._turn
+        loaded = self._load_here(requests) if self._num_workers == 0 else self._load_by_workers(requests)
+        for item in loaded:
+            if isinstance(item, _Unreadable):
+                raise DatasetError(item.message)
+            pixels, frame_mask = item
+            yield pixels, frame_mask
+            if turn != self._turn:
+                raise RuntimeError("these batches ended when later ones of the same loader were begun")
+
+    def close(self) -> None:
+        """End the workers."""
+        self._turn += 1
+        self._loader = None
+
+    def _load_here(self, requests: Sequence[LoadRequest]) -> Iterator[Any]:
+        for request in requests:
+            item = self._frames[request]
+            if torch.cuda.is_available() and not isinstance(item, _Unreadable):
+                item = item[0].pin_memory(), item[1].pin_memory()
+            yield item
+
+    def _load_by_workers(self, requests: Sequence[LoadRequest]) -> Iterator[Any]:
+        iterator = self._begin(requests)
+        self._is_busy = True
+        while True:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                self._is_busy = False
+                return
+            except RuntimeError as error:
+                # torch has no class of its own for these two.
+                if "timed out" in str(error):
+                    self._raise_if_one_hangs()
+                    continue
+                if "DataLoader worker" in str(error) and "exited" in str(error):
+                    raise self._death() from error
+                raise
+            yield item
+
+    def _begin(self, requests: Sequence[LoadRequest]) -> Iterator[Any]:
+        self._requests.pending = requests
+        if self._loader is not None and not self._is_busy:
+            try:
+                return iter(self._loader)  # The workers are idle, and go on.
+            except RuntimeError:
+                pass  # One of them was ended meanwhile.
+        # Workers that still have requests of a `load` that was given up would first have to finish them.
+        self._loader = self._start()
+        return iter(self._loader)
+
+    def _start(self) -> DataLoader[Any]:
+        with warnings.catch_warnings():
+            # How many suit this machine is said by the share of time that training waits for data.
+            warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+            return DataLoader(
+                self._frames,
+                batch_size=None,
+                sampler=self._requests,
+                num_workers=self._num_workers,
+                collate_fn=_as_it_is,
+                pin_memory=torch.cuda.is_available(),
+                timeout=_LOOK_SECONDS,
+                multiprocessing_context=_process_context(),
+                persistent_workers=True,
+                worker_init_fn=_WorkerStart(os.getpid()),
+            )
+
+    def _raise_if_one_hangs(self) -> None:
+        for index, since, process_id in self._board.tolist():
+            waited = time.monotonic() - since
+            if index >= 0 and waited > self.clip_timeout_seconds:
+                clip = self.clips[int(index)]
+                self.close()
+                raise DatasetError(
+                    f"clip {clip.id!r} takes longer than {self.clip_timeout_seconds:.0f} s to read: its"
+                    f" decoder hangs, or the disk is too slow ({clip.path}, process {process_id:.0f})"
+                )
+
+    def _death(self) -> DatasetError:
+        self.close()
+        suspects = []
+        for index, _, process_id in self._board.tolist():
+            if index >= 0 and not _is_alive(int(process_id)):
+                clip = self.clips[int(index)]
+                suspects.append(f"{clip.id!r} ({clip.path})")
+        if not suspects:
+            return DatasetError(
+                "a process that reads clips ended while it read none: memory may be short, or shared memory"
+                " (/dev/shm; docker run --shm-size)"
+            )
+        return DatasetError(
+            f"a process that reads clips ended while it read clip {', '.join(suspects)}: its decoder crashed,"
+            " or memory was short"
+        )
+
+
+@dataclass(frozen=True)
+class _WorkerStart:
+    """What a worker does first.
+
+    Ctrl-C in a terminal reaches every process of it: the one that trains decides when to stop. And when that
+    one is killed, nobody is left to end the workers, so each looks after it by itself.
+    """
+
+    trainer_process_id: int
+
+    def __call__(self, worker_number: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=self._end_with_trainer, daemon=True).start()
+
+    def _end_with_trainer(self) -> None:
+        while _is_alive(self.trainer_process_id):
+            time.sleep(_LOOK_FOR_TRAINER_SECONDS)
+        os._exit(1)
+
+
+class _ClipFrames(Dataset[Any]):
+    """What a worker holds."""
+
+    def __init__(self, clips: tuple[Clip, ...], reader: FrameReader, board: Tensor) -> None:
+        self._clips = clips
+        self._reader = reader
+        self._board = board
+
+    def __getitem__(self, request: LoadRequest) -> tuple[Tensor, Tensor] | _Unreadable:
+        worker = get_worker_info()
+        board = None if worker is None else self._board[worker.id]
+        frames: dict[int, NDArray[np.uint8]] = {}
+        try:
+            for index in request.clip_indices:
+                if index in frames:
+                    continue
+                if board is not None:
+                    board.copy_(torch.tensor([index, time.monotonic(), os.getpid()]))
+                frames[index] = self._reader.read(self._clips[index], request.epoch)
+        except DatasetError as error:
+            return _Unreadable(str(error))
+        finally:
+            if board is not None:
+                board[0] = -1
+        return pad_frames([frames[index] for index in request.clip_indices], self._reader.recipe.num_frames)
+
+
+class _Requests(Sampler[LoadRequest]):
+    """What is to be loaded next. Lives in the main process, so that it may change between epochs."""
+
+    def __init__(self) -> None:
+        self.pending: Sequence[LoadRequest] = ()
+
+    def __iter__(self) -> Iterator[LoadRequest]:
+        return iter(self.pending)
+
+    def __len__(self) -> int:
+        return len(self.pending)
+
+
+def pad_frames(frames: Sequence[NDArray[np.uint8]], num_frames: int) -> tuple[Tensor, Tensor]:
+    """Clips of one size in one tensor.
+
+    frames: N arrays uint8 [n, R, R, 3], n <= num_frames. Returns pixels, uint8 [N, F, R, R, 3], zeros where
+    there is no frame, and frame_mask, bool [N, F].
+    """
+    pixels = torch.zeros(len(frames), num_frames, *frames[0].shape[1:], dtype=torch.uint8)
+    frame_mask = torch.zeros(len(frames), num_frames, dtype=torch.bool)
+    for row, clip_frames in enumerate(frames):
+        pixels[row, : len(clip_frames)] = torch.from_numpy(clip_frames)
+        frame_mask[row, : len(clip_frames)] = True
+    return pixels, frame_mask
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _process_context() -> Any:
+    """How workers start: from a server that has imported all they need; afresh where there is none.
+
+    Never as copies of this process, whose threads and CUDA context would not survive that. Children of a
+    server also end quietly: their death is seen where a batch is awaited, not by a signal anywhere.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training.data.loading"])
+    return context
+
+
+def _is_alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The training loop and what it consists of: loss, optimizer, checkpoints, logs."""

@@ -1,0 +1,372 @@
+"""Everything that a run needs before its first step: data, model, optimizer, and how far it had come.
+
+The model that training starts from: CLIP with new parts above it, or an X-CLIP to go on from.
+
+Which parameters do not learn.
+
+Memory for time: what the backward pass needs is computed again instead of kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from model import XClip, XClipConfig
+from model.errors import CheckpointError, ShapeError
+from training.config import ModelChoices, TrainingConfig
+from training.data.batches import TrainingBatches, check_sharing, steps_of_epoch
+from training.data.frames import FrameReader
+from training.data.splits import (
+    OnProgress,
+    TrainingSplits,
+    digest_of,
+    encode_frames_once,
+    feature_bytes,
+    frame_readers,
+    load_splits,
+    read_all_once,
+    require_frozen_vision,
+)
+from training.distributed import rank, share_parameters, wait_for_others, world_size
+from training.errors import ConfigError, RunError, explained_if_full
+from training.loop.checkpoint import Progress, check, seed_everything, unpack
+from training.loop.events import Note, OnEvent, Preparing
+from training.loop.optimizer import BertAdam, ScheduledAdamW, make_optimizer
+from training.loop.run_directory import RunDirectory
+from training.scorers import apply_scorer, find_scorer, fixed_parameters, prepare_model
+
+
+@dataclass(frozen=True)
+class StartingModel:
+    """A model to train, which of its parameters the scorer leaves alone, and what a person should know."""
+
+    model: XClip
+    fixed_parameters: Collection[str]
+    notes: Sequence[str] = ()
+
+
+def starting_model(
+    choices: ModelChoices, texts: Sequence[str], seed: int = 0, device: str = "auto"
+) -> StartingModel:
+    """Load `choices.start` and make of it a model of the sizes and the scorer that `choices` name.
+
+    A start without temporal transformer and with identity matrices is plain CLIP: its towers are kept, and
+    what is above them begins as in official training (`XClip.initialize_from_clip`): frame positions and
+    temporal blocks as copies of the text tower's, AOSM as the identity. Where the text tower does not fit
+    (another width than D, too few blocks), the temporal transformer begins at random, and a note says so.
+    Any other start is a checkpoint whose sizes must be those of `choices`; all of its weights are kept.
+
+    texts: captions of the training split, in which scorers that weigh words count them.
+    seed: of random weights. Raises ConfigError, model.SpecError, model.CheckpointError.
+    """
+    loaded = XClip.load(choices.start, "cpu")
+    plain = is_plain_clip(loaded)
+    config = trained_config(choices, loaded.config, plain)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = XClip(config)
+    notes = []
+    if plain:
+        model.clip.load_state_dict(loaded.clip.state_dict())
+        try:
+            model.initialize_from_clip()
+        except ShapeError as error:
+            # The matrices of AOSM are the identity already.
+            notes.append(f"{error}: it begins at random")
+    else:
+        known = loaded.state_dict()
+        weights = {name: known.get(name, tensor) for name, tensor in model.state_dict().items()}
+        model.load_state_dict(weights)  # Word weights alone may be new, and are counted below.
+    weighs_words = config.word_weighting != "uniform"
+    fixed = prepare_model(choices.scorer, model, model.tokenize(texts) if weighs_words else None)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return StartingModel(model.to(torch.device(device)), fixed, tuple(notes))
+
+
+def is_plain_clip(model: XClip) -> bool:
+    """Whether a model is its towers and nothing else: no temporal transformer, all matrices the identity."""
+    return model.temporal is None and all(
+        torch.equal(matrix, torch.eye(len(matrix), device=matrix.device))
+        for matrix in model.matrices.parameters()
+    )
+
+
+def trained_config(choices: ModelChoices, start: XClipConfig, plain: bool) -> XClipConfig:
+    """What the config of the model to train is. plain: whether the start is plain CLIP.
+
+    Raises ConfigError where sizes do not fit the start, or contradict the scorer.
+    """
+    scorer = find_scorer(choices.scorer)
+    if scorer.temporal and not choices.temporal_layers:
+        raise ConfigError(
+            f"[model].temporal_layers: the scorer {scorer.name} has a temporal transformer, so not 0"
+        )
+    try:
+        config = replace(
+            start,
+            num_words=choices.num_words,
+            num_frames=choices.num_frames,
+            temporal_layers=choices.temporal_layers,
+            mask_padding=choices.mask_padding,
+            temperature=choices.temperature,
+            word_weighting="uniform",
+            description=f"trained from {choices.start}",
+        )
+    except CheckpointError as error:
+        raise ConfigError(f"[model]: {error}") from None
+    config = apply_scorer(
+        choices.scorer, config, score_names=choices.score_names, aggregation=choices.aggregation
+    )
+    for name in ("num_words", "num_frames", "temporal_layers") if not plain else ():
+        if getattr(config, name) != getattr(start, name):
+            raise ConfigError(
+                f"[model].{name}: the checkpoint {choices.start} has {getattr(start, name)}, so"
+                f" {getattr(config, name)} does not fit; only plain CLIP weights take any size"
+            )
+    return config
+
+
+Tower = Literal["vision", "text"]
+NOTHING = -1
+"""As `num_layers`: the official rule freezes nothing."""
+
+_ALWAYS_TRAINED = ("ln_final.", "text_projection", "logit_scale", "visual.ln_post.", "visual.proj")
+
+
+def freeze(
+    model: XClip,
+    *,
+    num_layers: int = NOTHING,
+    towers: Collection[Tower] = (),
+    names: Collection[str] = (),
+) -> list[str]:
+    """Say for every parameter of `model` whether it learns; returns the names of those that do not.
+
+    num_layers: the official `--freeze_layer_num` (github.com/xuguohai/X-CLIP, main_xclip.py, `main`), -1 or 0
+        up to the layers of the deeper tower. -1 freezes nothing; 0, which all official scripts use, what lies
+        below the blocks of both towers: `conv1`, `class_embedding`, both `positional_embedding`, `ln_pre` and
+        `token_embedding`; n also the first n blocks of both. What lies above the blocks (`ln_post`, `proj`,
+        `ln_final`, `text_projection`), `logit_scale` and all that is not CLIP's always learn by this rule.
+    towers: whole towers that stay, projections included: `vision`, `text`. `logit_scale` belongs to neither.
+    names: parameters that stay, by our names, for example `matrices.global_matrix`.
+    Raises ConfigError on a number out of range, an unknown tower or an unknown name.
+    """
+    depth = max(len(model.clip.visual.transformer.resblocks), len(model.clip.transformer.resblocks))
+    if not NOTHING <= num_layers <= depth:
+        raise ConfigError(f"layers to freeze must be within -1 and {depth}, not {num_layers}")
+    if wrong_towers := sorted(set[str](towers) - {"vision", "text"}):
+        raise ConfigError(f"unknown towers {wrong_towers}: vision or text")
+    if wrong_names := sorted(set(names) - {name for name, _ in model.named_parameters()}):
+        raise ConfigError(f"the model has no parameters {wrong_names}")
+    frozen = []
+    for name, parameter in model.named_parameters():
+        stays = name in names or _tower(name) in towers or _is_low(name, num_layers)
+        parameter.requires_grad_(not stays)
+        if stays:
+            frozen.append(name)
+            parameter.grad = None
+    return frozen
+
+
+def _tower(name: str) -> Tower | None:
+    if not name.startswith("clip.") or name == "clip.logit_scale":
+        return None
+    return "vision" if name.startswith("clip.visual.") else "text"
+
+
+def _is_low(name: str, num_layers: int) -> bool:
+    """Whether the official rule freezes a parameter."""
+    inner = name.removeprefix("clip.")
+    if num_layers == NOTHING or inner == name or inner.startswith(_ALWAYS_TRAINED):
+        return False
+    if inner.startswith(("visual.transformer.resblocks.", "transformer.resblocks.")):
+        return int(inner.split(".resblocks.")[1].split(".")[0]) < num_layers
+    return True
+
+
+def checkpoint_activations(model: XClip, enabled: bool = True) -> None:
+    """Keep only the input of each transformer block, of both towers and the temporal transformer.
+
+    Gradients are the same; a step costs one more forward pass of the blocks (Chen et al. 2016,
+    arXiv:1604.06174). It is not part of the weights or the config: set it for each run.
+    """
+    model.clip.set_grad_checkpointing(enabled)
+    if model.temporal is not None:
+        model.temporal.grad_checkpointing = enabled
+
+
+@dataclass
+class Prepared:
+    """A run that can take its next step. num_steps: of the whole run. data_digest: `digest_of` the splits."""
+
+    splits: TrainingSplits
+    data_digest: str
+    model: XClip
+    batches: TrainingBatches
+    validation_reader: FrameReader
+    optimizer: BertAdam | ScheduledAdamW
+    scaler: torch.amp.GradScaler | None
+    num_steps: int
+    progress: Progress
+
+
+def prepare(
+    config: TrainingConfig,
+    directory: RunDirectory,
+    device: torch.device,
+    *,
+    resume: bool,
+    overwrite: bool,
+    splits: TrainingSplits | None,
+    tell: OnEvent,
+    at_end: ExitStack,
+) -> Prepared:
+    """Begin a run or take one up again, see `training.loop.trainer.train`. at_end: closes what is opened
+    here."""
+    choices = config.training
+    state = _open(directory, resume, overwrite, tell)
+    splits = splits or load_splits(config)
+    start = _model(config, directory, splits, state, str(device))
+    model = start.model
+    for note in start.notes:
+        tell(Note(note))
+    # What can be refused is, before all clips are read.
+    _freeze(config, model, start)
+    if choices.cache_frame_features:
+        require_frozen_vision(model, config)
+    check_sharing(choices.batch_size, rank(), world_size())
+    steps_of_epoch(splits.train, choices.batch_size, config.data.one_text_per_clip)
+    reader, validation_reader = frame_readers(config, model.image_size)
+    if (config.data.read_first and state is None) or config.data.missing == "warn":
+        num_clips = sum(len(split.clips) for split in (splits.train, splits.validation) if split)
+        splits = read_all_once(splits, config, reader, _counting(tell, "reading clips", num_clips))
+    for split in (splits.train, splits.validation):
+        if split is not None and split.missing:
+            tell(Note(f"{len(split.missing)} clips of {split} are missing and left out"))
+    checkpoint_activations(model, choices.gradient_checkpointing)
+    features = _frame_features(config, model, splits, reader, tell) if choices.cache_frame_features else None
+    batches = at_end.enter_context(
+        TrainingBatches(
+            splits.train,
+            model.tokenize,
+            reader if features is None else None,
+            batch_size=choices.batch_size,
+            seed=choices.seed,
+            rank=rank(),
+            world_size=world_size(),
+            num_workers=config.data.num_workers,
+            one_text_per_clip=config.data.one_text_per_clip,
+            frame_features=features,
+        )
+    )
+    num_steps = batches.num_steps * choices.epochs
+    optimizer = make_optimizer(
+        model,
+        kind=config.optimizer.kind,
+        learning_rate=config.optimizer.learning_rate,
+        clip_learning_rate_factor=config.optimizer.clip_learning_rate_factor,
+        weight_decay=config.optimizer.weight_decay,
+        num_steps=num_steps,
+        warmup_share=config.optimizer.warmup_share,
+    )
+    scaler = torch.amp.GradScaler(device.type) if choices.precision == "float16" else None
+    data_digest = digest_of(splits)
+    progress = Progress()
+    if state is None:
+        if rank() == 0:
+            directory.begin(config, overwrite=overwrite or resume)
+        seed_everything(choices.seed + rank())
+    else:
+        if note_of_change := check(state, config, data_digest):
+            tell(Note(note_of_change))
+        progress = unpack(state, optimizer, scaler, device)
+        if rank() == 0:
+            directory.write_metrics(progress.rows)
+    return Prepared(
+        splits, data_digest, model, batches, validation_reader, optimizer, scaler, num_steps, progress
+    )
+
+
+def _open(directory: RunDirectory, resume: bool, overwrite: bool, tell: OnEvent) -> dict[str, Any] | None:
+    """The state to go on from, None for a new run."""
+    if not resume:
+        if rank() == 0:
+            directory.require_free(overwrite=overwrite)
+        return None
+    if not directory.holds_a_run():
+        raise RunError(f"{directory.path} holds no run to resume")
+    if rank() == 0:
+        directory.mend()
+    wait_for_others()
+    if directory.last.is_dir():
+        return directory.read_state()
+    tell(Note(f"{directory.path} holds no checkpoint yet: the run begins anew"))
+    return None
+
+
+def _model(
+    config: TrainingConfig,
+    directory: RunDirectory,
+    splits: TrainingSplits,
+    state: dict[str, Any] | None,
+    device: str,
+) -> StartingModel:
+    if state is None:
+        start = starting_model(config.model, splits.train.texts, config.training.seed, device)
+    else:
+        model = XClip.load(directory.last, device)
+        start = StartingModel(model, fixed_parameters(config.model.scorer, model))
+    share_parameters(start.model)
+    return start
+
+
+def _freeze(config: TrainingConfig, model: XClip, start: StartingModel) -> None:
+    choices = config.training
+    frozen = freeze(
+        model,
+        num_layers=choices.freeze_layers,
+        towers=choices.freeze_towers,
+        names={*choices.freeze_parameters, *start.fixed_parameters},
+    )
+    if len(frozen) == len(list(model.parameters())):
+        raise ConfigError(
+            f"nothing is left to learn: scorer {config.model.scorer} and what is frozen leave no parameter"
+        )
+
+
+def _frame_features(
+    config: TrainingConfig, model: XClip, splits: TrainingSplits, reader: FrameReader, tell: OnEvent
+) -> tuple[torch.Tensor, torch.Tensor]:
+    num_clips = len(splits.train.clips)
+    size_mebibytes = feature_bytes(splits.train, model) / 2**20
+    tell(
+        Note(
+            f"the features of all frames of {num_clips} clips are encoded once and kept:"
+            f" {size_mebibytes:,.1f} MiB of memory in each process"
+        )
+    )
+    counting = _counting(tell, "encoding clips", -(-num_clips // world_size()))
+    with explained_if_full(
+        "encoding all frames",
+        "set training.validation_batch_size, the clips encoded at once, or leave out"
+        " training.cache_frame_features",
+    ):
+        return encode_frames_once(model, splits.train, reader, config, counting)
+
+
+def _counting(tell: OnEvent, what: str, num_total: int) -> OnProgress:
+    """Adds up progress, and tells it. Several processes share the work; the first one's is told."""
+    num_done = 0
+
+    def count(num_new: int) -> None:
+        nonlocal num_done
+        num_done += num_new
+        tell(Preparing(what, num_done, num_total))
+
+    return count

@@ -1,0 +1,101 @@
+"""The console command `xclip-search` and the HTTP client.
+
+Mounts the sub-commands, each imported only when called. May import every other package; none imports it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from difflib import get_close_matches
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+import typer.core
+import typer.main
+
+ROOMS = {
+    "demo": "xclip_search.demo",
+    "evaluate": "xclip_search.evaluate",
+    "train": "xclip_search.train",
+    "ablate": "xclip_search.ablate",
+    "index": "xclip_search.remote",
+    "search": "xclip_search.remote",
+    "list": "xclip_search.remote",
+    "delete": "xclip_search.remote",
+    "info": "xclip_search.remote",
+    "serve": "xclip_search.serve",
+    "worker": "xclip_search.serve",
+    "keys": "xclip_search.keys",
+    "verify": "xclip_search.maintenance",
+    "rebuild": "xclip_search.maintenance",
+    "reindex": "xclip_search.reindex",
+    "backup": "xclip_search.maintenance",
+    "restore": "xclip_search.maintenance",
+    "export": "xclip_search.transfer",
+    "import": "xclip_search.transfer",
+    "convert": "xclip_search.convert",
+    "push": "xclip_search.push",
+}
+"""Which room's `cli.app` holds which sub-command. Those modules import nothing heavy themselves."""
+
+
+class _Rooms(typer.core.TyperGroup):
+    """A group that imports a room's cli module when one of its commands is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(ROOMS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in ROOMS:
+            return None
+        command: Any = typer.main.get_command(importlib.import_module(ROOMS[cmd_name]).app)
+        command = command.commands[cmd_name] if hasattr(command, "commands") else command
+        command.help = _unwrapped(command.help or "")
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in ROOMS and (close := get_close_matches(args[0], ROOMS)):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(close)}?")
+        return super().resolve_command(ctx, args)
+
+
+def _unwrapped(text: str) -> str:
+    """Each paragraph in one line, which a terminal breaks as its width wants; examples stay as they are."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(
+        paragraph if paragraph.startswith(" ") else paragraph.replace("\n", " ") for paragraph in paragraphs
+    )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"xclip-search {version('xclip-search')}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=_Rooms,
+    pretty_exceptions_enable=False,  # A traceback with all local values is no help, and may show a key.
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="To see it work:  xclip-search demo\n\n"
+    "Your own videos:  xclip-search index VIDEOS --index INDEX --model SPEC,"
+    "  then  xclip-search serve --index INDEX\n\n"
+    "Each command explains itself:  xclip-search COMMAND --help",
+)
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Type a sentence, find the video and the moment in it."""
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    app(prog_name="xclip-search")

@@ -1,0 +1,90 @@
+"""`xclip-search push`. Heavy imports happen inside the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+FAILED, WRONG_USE = 1, 2
+"""Exit statuses; 0 where all is well."""
+
+
+@app.command()
+def push(
+    directory: Annotated[Path, typer.Argument(help="A model directory, or a run directory: its best model.")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The Hub repository.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, made if absent.", show_default="main")] = None,
+    message: Annotated[
+        str | None, typer.Option(help="Commit message.", show_default="Upload model and its fingerprint")
+    ] = None,
+    license: Annotated[
+        str | None,
+        typer.Option(help="The Hub's identifier of the model's licence, for the card.", show_default="other"),
+    ] = None,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON report of `xclip-search evaluate` for the model card; may be repeated."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the model card and publish nothing.")
+    ] = False,
+) -> None:
+    """Publish a model on the Hugging Face Hub: config.json, model.safetensors and a model card.
+
+    They go up in one commit. The card is the directory's README.md, or one written from the run. The model
+    then loads as hf-hub:OWNER/NAME. A token comes from `hf auth login` or HF_TOKEN.
+    Exit status: 0 done, 1 failed, 2 wrong use.
+    """
+    from model.errors import HubError, ModelError
+    from training.errors import TrainingError
+
+    if not directory.is_dir():
+        _stop(f"there is no directory {directory}", WRONG_USE)
+    try:
+        from model.checkpoints.hub import require_repository_name
+
+        require_repository_name(repository)
+    except HubError as error:
+        _stop(str(error), WRONG_USE)
+    try:
+        from model.checkpoints.hub import publish
+        from model.checkpoints.loading import CONFIG_FILE, WEIGHTS_FILE, load_directory
+        from training.publishing import card_text, model_directory
+
+        folder = model_directory(directory)
+        model = load_directory(folder, "cpu")
+        card = card_text(directory, model, repository, license=license, evaluations=evaluation or [])
+        if dry_run:
+            typer.echo(card, nl=False)
+            return
+        done = publish(
+            {
+                CONFIG_FILE: folder / CONFIG_FILE,
+                WEIGHTS_FILE: folder / WEIGHTS_FILE,
+                "README.md": card.encode(),
+            },
+            repository,
+            private=private,
+            revision=revision,
+            message=message or f"Upload model {model.fingerprint[:12]}",
+        )
+    except (ModelError, TrainingError, OSError) as error:
+        _stop(str(error), FAILED)
+    typer.echo(done.url)
+    typer.echo(f"fingerprint {model.fingerprint}")
+    typer.echo(f"loads as hf-hub:{repository}" + (f"@{revision}" if revision else ""))
+    typer.echo(f"and always as {done.spec}")
+
+
+def _stop(message: str, status: int) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(status)

@@ -35,6 +35,17 @@ DEMUXERS: Final = {
 }
 """Our names of the containers that we read, and FFmpeg's demuxer for each."""
 
+_EXTENSIONS: Final = {
+    "mp4": "mp4",
+    "matroska": "mkv",
+    "avi": "avi",
+    "mpegts": "ts",
+    "mpegps": "mpg",
+    "ogg": "ogv",
+    "flv": "flv",
+    "asf": "wmv",
+}
+
 _FORMAT_NAMES: Final = {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm"}
 
 VIDEO_CODECS: Final = frozenset(
@@ -158,6 +169,25 @@ def identify_container(head: bytes) -> str:
         is_html = text.startswith((b"<!doctype html", b"<html"))
         raise NotAVideoError("an HTML page, not a video" if is_html else "not a video in any format we know")
     raise NotAVideoError("not a video in any format we know")
+
+
+def file_extension(path: Path) -> str | None:
+    """The usual extension, without a dot, of the container that a file's first bytes show; None: no video.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    try:
+        container = identify_container(head)
+    except MediaError:
+        return None
+    if container == "mp4" and (head[4:8] != b"ftyp" or head[8:12] == b"qt  "):
+        return "mov"
+    if container == "matroska" and b"webm" in head[:64]:
+        return "webm"
+    return _EXTENSIONS[container]
 
 
 def check_file(path: Path, limits: MediaLimits) -> tuple[str, os.stat_result]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from indexer.errors import IndexBusyError, IndexerError, IndexStorageError, IndexSupersededError
 from indexer.ingest.video_files import MEDIA_FOLDER, local_path
 from indexer.maintenance.reindexing import find_in_others
+from indexer.media.probing import file_extension
 from indexer.store.records import VideoRecord
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import Job, JobQueue, forget_expired_keys
@@ -87,7 +88,7 @@ class MediaStore:
         """
         if not _OWN_NAME.fullmatch(video_id):
             raise ValueError("only uploads, whose ids are ours, are kept")
-        target = self.media_directory / f"{video_id}.{sniff_ending(source) or 'bin'}"
+        target = self.media_directory / f"{video_id}.{file_extension(source) or 'bin'}"
         source.rename(target)
         synchronize_directory(self.media_directory)
         return target
@@ -119,7 +120,7 @@ class MediaStore:
             stat_result = path.stat()
             if not stat.S_ISREG(stat_result.st_mode) or stat_result.st_size != record.size_bytes:
                 return None
-            ending = sniff_ending(path)
+            ending = file_extension(path)
         except OSError:
             return None
         return MediaFile(path, CONTENT_TYPES.get(ending or "", UNKNOWN_CONTENT_TYPE), stat_result)
@@ -171,29 +172,6 @@ def resolve_uri(uri: str, allowed_roots: Sequence[Path]) -> Path | None:
         return resolved if stat.S_ISREG(resolved.stat().st_mode) else None
     except (OSError, ValueError, RuntimeError):
         return None
-
-
-def sniff_ending(path: Path) -> str | None:
-    """The ending for the container that the first bytes show, a key of CONTENT_TYPES; None for any other."""
-    with path.open("rb") as file:
-        head = file.read(512)
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        return "mov" if head[4:8] != b"ftyp" or head[8:12] == b"qt  " else "mp4"
-    if head.startswith(b"\x1a\x45\xdf\xa3"):
-        return "webm" if b"webm" in head[:64] else "mkv"
-    if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
-        return "avi"
-    if head.startswith(b"OggS"):
-        return "ogv"
-    if head.startswith(b"FLV\x01"):
-        return "flv"
-    if head.startswith(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"):
-        return "wmv"
-    if head.startswith((b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3")):
-        return "mpg"
-    if head[:1] == b"\x47" and head[188:189] in (b"\x47", b""):
-        return "ts"
-    return None
 
 
 def _is_inside(path: Path, roots: Sequence[Path]) -> bool:

@@ -19,21 +19,22 @@ from indexer.errors import (
     UnsupportedMediaError,
 )
 from indexer.media.frame_reader import VideoFile, probe, read_frames
-from indexer.media.probing import DEMUXERS, MediaLimits, identify_container
+from indexer.media.probing import DEMUXERS, MediaLimits, file_extension, identify_container
 from tests.support.video_files import write_numbered_video, write_pictures, write_sound
 
 HEADS = [
-    (b"\x00\x00\x00\x20ftypisom", "mp4"),
-    (b"\x00\x00\x00\x20ftypqt  ", "mp4"),
-    (b"\x00\x00\x00\x08wide\x00\x00\x10\x00mdat", "mp4"),
-    (b"\x1a\x45\xdf\xa3\x01\x00", "matroska"),
-    (b"RIFF\x00\x10\x00\x00AVI LIST", "avi"),
-    ((b"\x47" + bytes(187)) * 3, "mpegts"),
-    ((bytes(4) + b"\x47" + bytes(187)) * 3, "mpegts"),
-    (b"\x00\x00\x01\xba\x44", "mpegps"),
-    (b"OggS\x00\x02", "ogg"),
-    (b"FLV\x01\x05", "flv"),
-    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6", "asf"),
+    (b"\x00\x00\x00\x20ftypisom", "mp4", "mp4"),
+    (b"\x00\x00\x00\x20ftypqt  ", "mp4", "mov"),
+    (b"\x00\x00\x00\x08wide\x00\x00\x10\x00mdat", "mp4", "mov"),
+    (b"\x1a\x45\xdf\xa3\x01\x00", "matroska", "mkv"),
+    (b"\x1a\x45\xdf\xa3\x9f\x42\x82\x84webm", "matroska", "webm"),
+    (b"RIFF\x00\x10\x00\x00AVI LIST", "avi", "avi"),
+    ((b"\x47" + bytes(187)) * 3, "mpegts", "ts"),
+    ((bytes(4) + b"\x47" + bytes(187)) * 3, "mpegts", "ts"),
+    (b"\x00\x00\x01\xba\x44", "mpegps", "mpg"),
+    (b"OggS\x00\x02", "ogg", "ogv"),
+    (b"FLV\x01\x05", "flv", "flv"),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6", "asf", "wmv"),
 ]
 NO_VIDEOS = [
     (b"", "empty"),
@@ -55,16 +56,24 @@ NO_VIDEOS = [
 ]
 
 
-@pytest.mark.parametrize(("head", "container"), HEADS)
-def test_first_bytes_name_the_container(head: bytes, container: str) -> None:
+@pytest.mark.parametrize(("head", "container", "extension"), HEADS)
+def test_first_bytes_name_the_container_and_the_extension(
+    tmp_path: Path, head: bytes, container: str, extension: str
+) -> None:
     assert identify_container(head) == container
     assert container in DEMUXERS
+    (tmp_path / "upload").write_bytes(head)
+    assert file_extension(tmp_path / "upload") == extension
 
 
 @pytest.mark.parametrize(("head", "reason"), NO_VIDEOS)
-def test_first_bytes_of_other_things_are_refused_with_a_reason(head: bytes, reason: str) -> None:
+def test_first_bytes_of_other_things_are_refused_with_a_reason(
+    tmp_path: Path, head: bytes, reason: str
+) -> None:
     with pytest.raises(NotAVideoError, match=reason):
         identify_container(head)
+    (tmp_path / "upload").write_bytes(head)
+    assert file_extension(tmp_path / "upload") is None
 
 
 def test_a_probe_tells_what_a_file_is(tmp_path: Path) -> None:

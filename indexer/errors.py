@@ -15,7 +15,7 @@ IndexerError
 ├── ManifestError              a list of videos to index that cannot be understood
 ├── InvalidQueryError          a search that asks for something outside its ranges
 │   └── InvalidCursorError     a cursor of another search or index, or none at all
-├── SearchAbandonedError       nobody waits for the search any more
+├── SearchCancelledError       the caller of a search cancelled it
 ├── VideoNotFoundError         no video of this id
 ├── DuplicateIdError           the id is taken by another video
 ├── ChangesForgottenError      the change log no longer reaches back that far
@@ -129,8 +129,8 @@ class InvalidCursorError(InvalidQueryError):
     """A cursor of another search, of an index that is no longer there, or none that we made: begin again."""
 
 
-class SearchAbandonedError(IndexerError):
-    """A search stopped because nobody waits for its answer any more."""
+class SearchCancelledError(IndexerError):
+    """A search stopped because its caller cancelled it."""
 
 
 class VideoNotFoundError(IndexerError, LookupError):

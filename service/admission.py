@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
-from indexer.search.cancellation import abandonable, stop_if_abandoned
+from indexer.search.cancellation import cancellable, raise_if_cancelled
 from service.auth.limits import CLIENT
 from service.errors import OverloadedError, TooManyRequestsError
 
@@ -76,8 +76,8 @@ class SearchGate:
 
         def call() -> Answer:
             try:
-                with abandonable(place.abandoned):
-                    stop_if_abandoned()
+                with cancellable(place.abandoned):
+                    raise_if_cancelled()
                     return search()
             finally:
                 with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits for the place.

@@ -1,7 +1,7 @@
-"""How a search that nobody waits for any more comes to an end: it looks now and then, and stops.
+"""Cooperative cancellation of a search that runs in a thread.
 
-A thread cannot be ended from outside. Whoever runs a search in one lets it look at an event between its
-blocks.
+A thread cannot be ended from outside. The caller wraps the work in `cancellable(event)`; the work calls
+`raise_if_cancelled` between its blocks.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 
-from indexer.errors import SearchAbandonedError
+from indexer.errors import SearchCancelledError
 
-_ABANDONED: ContextVar[threading.Event | None] = ContextVar("abandoned", default=None)
+_CANCELLED: ContextVar[threading.Event | None] = ContextVar("cancelled", default=None)
 
 
 @contextlib.contextmanager
-def abandonable(abandoned: threading.Event) -> Iterator[None]:
-    """Let what runs inside, in this thread, stop soon after `abandoned` is set."""
-    token = _ABANDONED.set(abandoned)
+def cancellable(cancelled: threading.Event) -> Iterator[None]:
+    """Let the work inside, in this thread, stop soon after `cancelled` is set."""
+    token = _CANCELLED.set(cancelled)
     try:
         yield
     finally:
-        _ABANDONED.reset(token)
+        _CANCELLED.reset(token)
 
 
-def stop_if_abandoned() -> None:
-    """Raise SearchAbandonedError where nobody waits for the search of this thread any more."""
-    abandoned = _ABANDONED.get()
-    if abandoned is not None and abandoned.is_set():
-        raise SearchAbandonedError("nobody waits for this search any more")
+def raise_if_cancelled() -> None:
+    """Raise SearchCancelledError where the search of this thread was cancelled."""
+    cancelled = _CANCELLED.get()
+    if cancelled is not None and cancelled.is_set():
+        raise SearchCancelledError("the search was cancelled")

@@ -18,7 +18,7 @@ from indexer.coarse.index import CoarseIndex
 from indexer.errors import FingerprintMismatchError
 from indexer.ingest.encoding import index_fingerprint
 from indexer.search.background import Background, BackgroundScores
-from indexer.search.cancellation import stop_if_abandoned
+from indexer.search.cancellation import raise_if_cancelled
 from indexer.search.feature_cache import FeatureMemory
 from indexer.search.filter_cache import FilterMatches
 from indexer.search.ordering import (
@@ -161,7 +161,7 @@ class Searcher:
         shared = together.total_seconds / len(queries)
         answers: list[SearchAnswer] = []
         for row, query in enumerate(queries):
-            stop_if_abandoned()
+            raise_if_cancelled()
             stages = StageTimes()
             for stage in ("encode", "coarse"):
                 stages.add(stage, together.seconds(stage) / len(queries))
@@ -275,7 +275,7 @@ class Searcher:
                 ids = self._index.segment_ids() if search.allowed is None else search.allowed
                 ids = ids[ids <= start.horizon.max_segment_id]
                 for features in self._features.blocks(ids, self._block_size):
-                    stop_if_abandoned()
+                    raise_if_cancelled()
                     everything.add(score_segments(self.model, search.text, features))
             return everything.result(start.least_score)
         tiers = self._tiers(query, search.vector, search.allowed, start)
@@ -326,7 +326,7 @@ class Searcher:
         blocks = [ScoredSegments.none()]
         with search.stages.measuring("rerank"):
             for first in range(0, len(segment_ids), self._block_size):
-                stop_if_abandoned()
+                raise_if_cancelled()
                 features = self._features.get(segment_ids[first : first + self._block_size])
                 blocks.append(score_segments(self.model, search.text, features))
         return ScoredSegments.cat(blocks)

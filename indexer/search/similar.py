@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import VideoNotFoundError
-from indexer.search.cancellation import stop_if_abandoned
+from indexer.search.cancellation import raise_if_cancelled
 from indexer.search.feature_cache import FeatureMemory, ScorableSegments
 from indexer.search.ordering import OrderedResults, ScoredSegments, best
 from indexer.search.results import Page, best_moments, make_results, read_page
@@ -61,7 +61,7 @@ def _nearest_videos(
     count = num_wanted + len(own_ids) + SPARE_SEGMENTS
     own_vectors = own.videos.video.cpu().numpy()
     while True:
-        stop_if_abandoned()
+        raise_if_cancelled()
         products, ids = index.search(own_vectors, count, allowed)  # [T, k]
         is_all = ids.shape[1] < count
         nearest = _nearest_segments(catalog, products.ravel(), ids.ravel(), own_ids)

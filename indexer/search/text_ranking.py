@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from indexer.errors import InvalidQueryError, VideoNotFoundError
 from indexer.search.background import Background
-from indexer.search.cancellation import stop_if_abandoned
+from indexer.search.cancellation import raise_if_cancelled
 from indexer.search.feature_cache import FeatureMemory, ScorableSegments
 from indexer.search.results import best_moments, named_scores
 from indexer.search.types import (
@@ -59,7 +59,7 @@ def texts_warnings(model: XClip, texts: Sequence[str]) -> list[str]:
 def _about_unknown_words(model: XClip, texts: Sequence[str]) -> list[str]:
     unknown: dict[str, None] = {}
     for text in texts:
-        stop_if_abandoned()
+        raise_if_cancelled()
         unknown |= dict.fromkeys(model.unknown_words(text))
     return [f"the model does not know these words: {', '.join(unknown)}"] if unknown else []
 
@@ -95,7 +95,7 @@ def rank_texts(
         blocks = range(0, len(texts), _TEXTS_AT_ONCE)
         features_of_blocks = []
         for first in blocks:
-            stop_if_abandoned()
+            raise_if_cancelled()
             features_of_blocks.append(model.encode_text(list(texts[first : first + _TEXTS_AT_ONCE])))
         encoded = TextFeatures.cat(features_of_blocks)
     with times.measuring("rerank"):
@@ -131,7 +131,7 @@ def _best_segments(
     places = np.zeros(len(texts), np.int64)
     rows = np.arange(len(texts))
     for first in range(0, len(segments), _SEGMENTS_AT_ONCE):
-        stop_if_abandoned()
+        raise_if_cancelled()
         scores = model.score(texts, segments.videos[first : first + _SEGMENTS_AT_ONCE])
         total = scores.total.float().cpu().numpy()  # [T, V]
         four = np.stack([getattr(scores, name).float().cpu().numpy() for name in SCORE_NAMES], axis=2)

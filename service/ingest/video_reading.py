@@ -10,7 +10,7 @@ from indexer.errors import MediaError
 from indexer.ingest.encoding import encode_segments, fields_of_video
 from indexer.media.decode_pool import DecodedVideo, DecodePool, DecodeRequest
 from indexer.media.sampling import Sampling
-from indexer.search.cancellation import stop_if_abandoned
+from indexer.search.cancellation import raise_if_cancelled
 
 if TYPE_CHECKING:
     from model import XClip
@@ -41,7 +41,7 @@ class VideoReader:
     def read(self, path: Path) -> dict[str, Any]:
         """The fields of `Catalog.add_video` that a file itself tells. Blocks.
 
-        Raises MediaError, and SearchAbandonedError where nobody waits any more
+        Raises MediaError, and SearchCancelledError where nobody waits any more
         (`indexer.search.cancellation`).
         """
         before = _stamp(path)
@@ -49,7 +49,7 @@ class VideoReader:
         records = encode_segments(self._model, first.segments)
         fraction_read = first.fraction_read
         while len(records) < first.num_segments:
-            stop_if_abandoned()
+            raise_if_cancelled()
             # The file is hashed once, not for each few segments of a film.
             more = self._decode(path, len(records), first.content_sha256)
             if (more.info, more.num_segments, _stamp(path)) != (first.info, first.num_segments, before):

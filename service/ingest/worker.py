@@ -30,7 +30,7 @@ from indexer.errors import (
     LeaseLostError,
     MediaError,
 )
-from indexer.search.cancellation import abandonable
+from indexer.search.cancellation import cancellable
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import Job, JobQueue
 from service.ingest.media_store import MediaStore, sweep
@@ -127,8 +127,8 @@ class Worker:
         started = time.monotonic()
         if self._finish_known(job):
             return
-        abandoned = threading.Event()
-        reading = executor.submit(self._read, job, abandoned)
+        cancelled = threading.Event()
+        reading = executor.submit(self._read, job, cancelled)
         try:
             if not self._wait(job, reading, stop):
                 logger.info("stopping: job %s goes back to the queue", job.id)
@@ -155,7 +155,7 @@ class Worker:
             seconds = time.monotonic() - started
             logger.info("job %s done in %.2f s: video %s", job.id, seconds, video_id)
         finally:
-            abandoned.set()
+            cancelled.set()
 
     def _finish_known(self, job: Job) -> bool:
         """Whether the same bytes came in since the job was made; the job is done with them then."""
@@ -199,12 +199,12 @@ class Worker:
             return self._store.kept(job.video_id) or source
         return source
 
-    def _read(self, job: Job, abandoned: threading.Event) -> Mapping[str, Any]:
+    def _read(self, job: Job, cancelled: threading.Event) -> Mapping[str, Any]:
         source = self._source(job)
         # A client's uri was resolved when it was checked. A link that is there now was put there since.
         if not job.delete_source and source.resolve() != source:
             raise MediaError("the file is no longer where it was")
-        with abandonable(abandoned):
+        with cancellable(cancelled):
             fields = self._read_video(source)
         # The decoder said this: one that was taken over could take the place of a file that is yet to come.
         if job.content_sha256 not in (None, fields["content_sha256"]):

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from indexer.errors import SearchAbandonedError
-from indexer.search.cancellation import stop_if_abandoned
+from indexer.errors import SearchCancelledError
+from indexer.search.cancellation import raise_if_cancelled
 from indexer.store.sqlite.jobs import GAVE_UP_REASON, FailedJobs
 from service.admission import SearchGate
 from service.auth.limits import CLIENT
@@ -228,7 +228,7 @@ class Searches:
         def search() -> str:
             self.begun.append(name)
             while not self.go.wait(0.005):
-                stop_if_abandoned()
+                raise_if_cancelled()
             return name
 
         return search
@@ -353,16 +353,16 @@ def test_no_more_searches_are_given_up_at_a_time_than_run_at_once() -> None:
 
 
 def test_stopping_happens_only_where_somebody_said_so() -> None:
-    stop_if_abandoned()
+    raise_if_cancelled()
     event = threading.Event()
-    from indexer.search.cancellation import abandonable
+    from indexer.search.cancellation import cancellable
 
-    with abandonable(event):
-        stop_if_abandoned()
+    with cancellable(event):
+        raise_if_cancelled()
         event.set()
-        with pytest.raises(SearchAbandonedError):
-            stop_if_abandoned()
-    stop_if_abandoned()
+        with pytest.raises(SearchCancelledError):
+            raise_if_cancelled()
+    raise_if_cancelled()
 
 
 def test_a_search_past_its_deadline_is_a_504_and_the_next_one_is_answered(tmp_path: Path) -> None:

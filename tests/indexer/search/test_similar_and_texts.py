@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from indexer.errors import InvalidQueryError, SearchAbandonedError, VideoNotFoundError
-from indexer.search.cancellation import abandonable
+from indexer.errors import InvalidQueryError, SearchCancelledError, VideoNotFoundError
+from indexer.search.cancellation import cancellable
 from indexer.search.searcher import Searcher
 from indexer.search.similar import MAX_ASKED_SEGMENTS
 from indexer.search.text_ranking import texts_warnings
@@ -189,14 +189,14 @@ def test_texts_that_cannot_be_compared_are_refused(searcher: Searcher) -> None:
 
 
 def test_words_of_texts_that_nobody_waits_for_any_more_are_not_looked_up() -> None:
-    abandoned, seen = threading.Event(), list[str]()
+    cancelled, seen = threading.Event(), list[str]()
 
     class Vocabulary:
         def unknown_words(self, text: str) -> list[str]:
             seen.append(text)
-            abandoned.set()
+            cancelled.set()
             return []
 
-    with abandonable(abandoned), pytest.raises(SearchAbandonedError):
+    with cancellable(cancelled), pytest.raises(SearchCancelledError):
         texts_warnings(Vocabulary(), ["first", "second"])  # type: ignore[arg-type]
     assert seen == ["first"]

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from indexer.errors import MediaError, SearchAbandonedError
+from indexer.errors import MediaError, SearchCancelledError
 from indexer.ingest.manifest import VideoSource
 from indexer.ingest.pipeline import IndexingPipeline
 from indexer.media.decode_pool import DecodePool
 from indexer.media.sampling import Sampling
-from indexer.search.cancellation import abandonable
+from indexer.search.cancellation import cancellable
 from model import XClip, XClipConfig
 from service.ingest.video_reading import SEGMENTS_AT_ONCE, VideoReader
 from tests.support.video_files import write_numbered_video
@@ -90,19 +90,19 @@ def test_a_file_replaced_between_two_answers_is_refused(network, tmp_path, monke
 
 def test_a_film_that_nobody_waits_for_any_more_is_not_read_to_its_end(network, tmp_path, monkeypatch):
     path = write_numbered_video(tmp_path / "long.mp4", NUM_SECONDS * 5, 5)
-    abandoned, requests = threading.Event(), []
+    cancelled, requests = threading.Event(), []
     submit = DecodePool.submit
 
     def submit_and_go_away(pool, request):
         requests.append(request)
-        abandoned.set()
+        cancelled.set()
         return submit(pool, request)
 
     monkeypatch.setattr(DecodePool, "submit", submit_and_go_away)
     with (
         VideoReader(network, SAMPLING.to_json(), 60.0) as reader,
-        abandonable(abandoned),
-        pytest.raises(SearchAbandonedError),
+        cancellable(cancelled),
+        pytest.raises(SearchCancelledError),
     ):
         reader.read(path)
     assert len(requests) == 1

@@ -20,7 +20,7 @@ import pytest
 
 from indexer.errors import IndexBusyError, IndexDamagedError, IndexFullError, NotAVideoError
 from indexer.maintenance.verification import verify
-from indexer.search.cancellation import stop_if_abandoned
+from indexer.search.cancellation import raise_if_cancelled
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import GAVE_UP_REASON, Job, JobQueue
 from service.ingest.media_store import MediaStore, sweep
@@ -248,17 +248,17 @@ def test_a_stop_gives_the_job_back_after_the_grace_period_and_keeps_its_file(ben
     assert bench.queue.get(job.id).state == "done"
 
 
-def read_until_abandoned(path: Path) -> dict[str, Any]:
+def read_until_cancelled(path: Path) -> dict[str, Any]:
     """As `VideoReader` reads a film: looks now and then at whether anybody still waits."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        stop_if_abandoned()
+        raise_if_cancelled()
         time.sleep(0.01)
     return read_by_rote(path)
 
 
 def test_a_film_that_nobody_waits_for_is_left_when_its_worker_ends(bench: Bench) -> None:
-    bench.read = read_until_abandoned
+    bench.read = read_until_cancelled
     job = bench.upload()
     thread = bench.start()
     wait_until(lambda: bench.queue.get(job.id).state == "running")
@@ -283,7 +283,7 @@ def test_a_file_whose_reading_cannot_be_ended_does_not_keep_its_worker(bench: Be
 def test_a_film_that_was_cancelled_does_not_hold_up_the_next_job(bench: Bench) -> None:
     def read(path: Path) -> dict[str, Any]:
         bench.read = read_by_rote
-        return read_until_abandoned(path)
+        return read_until_cancelled(path)
 
     bench.read = read
     bench.settings = WorkerSettings(bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.3)

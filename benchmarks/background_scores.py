@@ -63,13 +63,13 @@ def main() -> None:
 
 def make_index(directory: Path, manifest: Path, model: XClip) -> None:
     """Index the videos of the manifest."""
-    sampling = Sampling(num_frames=model.num_frames)
+    sampling = Sampling(num_frames=model.config.num_frames)
     with Catalog.create(
         directory,
         fingerprint=index_fingerprint(model, sampling),
         model_spec="demo",
-        embedding_dim=model.embedding_dim,
-        num_frames=model.num_frames,
+        embedding_dim=model.config.embedding_dim,
+        num_frames=model.config.num_frames,
         sampling_json=sampling.to_json(),
     ) as catalog:
         IndexingPipeline(catalog, model, sampling).run(read_manifest(manifest))

@@ -71,13 +71,13 @@ def index_film(film: Path, index: Path, model_spec: str, segment_seconds: float)
     from model import XClip
 
     model = XClip.load(model_spec, device="cpu")
-    sampling = Sampling(model.num_frames, max_segment_seconds=segment_seconds)
+    sampling = Sampling(model.config.num_frames, max_segment_seconds=segment_seconds)
     catalog = Catalog.create(
         index,
         fingerprint=index_fingerprint(model, sampling),
         model_spec=model_spec,
-        embedding_dim=model.embedding_dim,
-        num_frames=model.num_frames,
+        embedding_dim=model.config.embedding_dim,
+        num_frames=model.config.num_frames,
         sampling_json=sampling.to_json(),
     )
     peaks: dict[str, int] = {}

@@ -202,7 +202,7 @@ def start_up(index: Path) -> dict[str, Any]:
             "opened_processor": time.process_time() - processor_started,
             "opened_mib": resident_mib() - before,
         }
-        with drawn_texts(model, texts(model.embedding_dim)):
+        with drawn_texts(model, texts(model.config.embedding_dim)):
             searcher.search(SearchQuery(TEXT))
             found["answered"] = time.perf_counter() - started
             for _ in range(NUM_ROUNDS - 1):
@@ -276,7 +276,7 @@ def print_searches(folder: Path, sizes: list[int]) -> None:
                 for number in range(NUM_ROUNDS + 5):
                     for size, searcher in searchers.items():
                         query = SearchQuery(TEXT, filter=fields or None)
-                        sentence = texts(model.embedding_dim)[number % NUM_QUERIES]
+                        sentence = texts(model.config.embedding_dim)[number % NUM_QUERIES]
                         with drawn_texts(model, sentence[None]):
                             timings = searcher.search(query).timings
                         parts = [getattr(timings, f"{name}_seconds") for name in names]

@@ -116,14 +116,14 @@ def make_index(
     Every video has metadata to filter by: `shelf` 0 to 99, `even` true or false. durable: wait for the disk
     after each video, as the catalog does; a drawn index need not outlive a power failure.
     """
-    sampling = Sampling(model.num_frames)
+    sampling = Sampling(model.config.num_frames)
     started = time.perf_counter()
     with Catalog.open_or_create(
         directory,
         fingerprint=index_fingerprint(model, sampling),
         model_spec=model_spec,
-        embedding_dim=model.embedding_dim,
-        num_frames=model.num_frames,
+        embedding_dim=model.config.embedding_dim,
+        num_frames=model.config.num_frames,
         sampling_json=sampling.to_json(),
     ) as catalog:
         number = catalog.num_videos
@@ -132,14 +132,14 @@ def make_index(
             with catalog.connections.reading() as connection:
                 connection.execute("PRAGMA synchronous = OFF")
         for _, segments in draw_segments(
-            num_videos, model.num_frames, model.embedding_dim, seed, first=number
+            num_videos, model.config.num_frames, model.config.embedding_dim, seed, first=number
         ):
             for segment in segments:
                 catalog.add_video(
                     id=f"video-{number}",
                     content_sha256=hashlib.sha256(str(number).encode()).hexdigest(),
                     segments=[segment],
-                    duration_seconds=float(model.num_frames),
+                    duration_seconds=float(model.config.num_frames),
                     width=640,
                     height=360,
                     frame_rate=25.0,

@@ -107,31 +107,6 @@ class XClip(nn.Module):
         return device
 
     @property
-    def num_words(self) -> int:
-        """W, the length of every text."""
-        return self.config.num_words
-
-    @property
-    def num_frames(self) -> int:
-        """F, the length of every video."""
-        return self.config.num_frames
-
-    @property
-    def embedding_dim(self) -> int:
-        """D, the length of every feature."""
-        return self.config.embedding_dim
-
-    @property
-    def image_size(self) -> int:
-        """R, the side of the square input, in pixels."""
-        return self.config.image_size
-
-    @property
-    def score_names(self) -> tuple[str, ...]:
-        """The scores whose mean is the total."""
-        return self.config.score_names
-
-    @property
     def logit_scale_exp(self) -> float:
         """exp(logit_scale), the factor of every score; 1 to 100."""
         return float(self.clip.logit_scale.detach().exp())
@@ -173,12 +148,12 @@ class XClip(nn.Module):
         longest text are not computed (nothing before them can see them); elsewhere all are encoded.
         Raises ShapeError where W is not `num_words`.
         """
-        if input_ids.ndim != 2 or input_ids.shape[1] != self.num_words:
-            raise ShapeError(f"token ids must be [T, {self.num_words}], not {list(input_ids.shape)}")
+        if input_ids.ndim != 2 or input_ids.shape[1] != self.config.num_words:
+            raise ShapeError(f"token ids must be [T, {self.config.num_words}], not {list(input_ids.shape)}")
         input_ids = input_ids.to(self.device)
         end = input_ids.argmax(dim=1)  # [T], the first maximum
-        word_mask = torch.arange(self.num_words, device=self.device) <= end[:, None]  # [T, W]
-        length = int(end.max()) + 1 if self.config.mask_padding and len(end) else self.num_words
+        word_mask = torch.arange(self.config.num_words, device=self.device) <= end[:, None]  # [T, W]
+        length = int(end.max()) + 1 if self.config.mask_padding and len(end) else self.config.num_words
         clip = self.clip
         with self._gradients():
             x = clip.token_embedding(input_ids[:, :length])  # [T, length, text width]
@@ -187,7 +162,7 @@ class XClip(nn.Module):
             x = self._project_text(clip.ln_final(x)).float()  # [T, length, D]
             x = x / x.norm(dim=-1, keepdim=True)
             sentence = x[torch.arange(len(x), device=x.device), end]
-            words = functional.pad(x, (0, 0, 0, self.num_words - length))  # [T, W, D]
+            words = functional.pad(x, (0, 0, 0, self.config.num_words - length))  # [T, W, D]
             if self.config.mask_padding:
                 words = words.masked_fill(~word_mask[..., None], 0.0)
         weights = None
@@ -223,10 +198,10 @@ class XClip(nn.Module):
         all-zero frame, which is encoded once.
         Raises ShapeError on other shapes, and where a video has no real frame (its mean is undefined).
         """
-        size = self.image_size
-        if pixels.ndim != 5 or pixels.shape[1:] != (self.num_frames, 3, size, size):
+        size = self.config.image_size
+        if pixels.ndim != 5 or pixels.shape[1:] != (self.config.num_frames, 3, size, size):
             raise ShapeError(
-                f"pixels must be [V, {self.num_frames}, 3, {size}, {size}], not {list(pixels.shape)}"
+                f"pixels must be [V, {self.config.num_frames}, 3, {size}, {size}], not {list(pixels.shape)}"
             )
         if frame_mask.shape != pixels.shape[:2]:
             raise ShapeError(f"frame_mask must be {list(pixels.shape[:2])}, not {list(frame_mask.shape)}")
@@ -240,8 +215,8 @@ class XClip(nn.Module):
     def _padding_frame(self) -> Tensor:
         """What stands for a padding frame, not normalised: float [D]."""
         if self.config.mask_padding:
-            return torch.zeros(self.embedding_dim, device=self.device)
-        size = self.image_size
+            return torch.zeros(self.config.embedding_dim, device=self.device)
+        size = self.config.image_size
         frame: Tensor = self.clip.visual(torch.zeros(1, 3, size, size, device=self.device)).float()[0]
         return frame
 
@@ -322,7 +297,7 @@ class XClip(nn.Module):
         if self.temporal is not None:
             source = list(self.clip.transformer.resblocks)
             positions = self.clip.positional_embedding
-            if positions.shape[1] != self.embedding_dim or len(source) < len(self.temporal.resblocks):
+            if positions.shape[1] != self.config.embedding_dim or len(source) < len(self.temporal.resblocks):
                 raise ShapeError("the temporal transformer does not fit the text tower's blocks")
             self.temporal.frame_position_embeddings.weight.copy_(positions)
             for target, block in zip(self.temporal.resblocks, source, strict=False):

@@ -38,13 +38,13 @@ def load_model(
         if model_spec is None:
             raise IndexNotFoundError(f"there is no index in {index_directory}, and no model to make one with")
         model = XClip.load(model_spec, device)
-        sampling = Sampling(num_frames=model.num_frames)
+        sampling = Sampling(num_frames=model.config.num_frames)
         with Catalog.open_or_create(
             index_directory,
             fingerprint=index_fingerprint(model, sampling),
             model_spec=model_spec,
-            embedding_dim=model.embedding_dim,
-            num_frames=model.num_frames,
+            embedding_dim=model.config.embedding_dim,
+            num_frames=model.config.num_frames,
             sampling_json=sampling.to_json(),
         ):
             logger.info("made an empty index in %s", index_directory)

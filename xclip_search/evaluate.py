@@ -174,10 +174,10 @@ def _recipe(spec: str, model: XClip, sampling: SamplingChoice | None) -> FrameRe
     from training.data.splits import frame_recipe
     from training.loop.run_directory import CHECKPOINT_CONFIG_FILE
 
-    recipe = FrameRecipe(model.num_frames, model.image_size)
+    recipe = FrameRecipe(model.config.num_frames, model.config.image_size)
     trained = Path(spec) / CHECKPOINT_CONFIG_FILE
     if trained.is_file():
-        recipe = replace(frame_recipe(read_config(trained), model.image_size), order="forward")
+        recipe = replace(frame_recipe(read_config(trained), model.config.image_size), order="forward")
     return recipe if sampling is None else replace(recipe, rule=sampling.value)
 
 

@@ -324,13 +324,13 @@ def _open_for_writing(
         )
         if value is not None
     }
-    sampling = replace(sampling or Sampling(loaded.num_frames), **chosen)
+    sampling = replace(sampling or Sampling(loaded.config.num_frames), **chosen)
     catalog = Catalog.open_or_create(
         directory,
         fingerprint=index_fingerprint(loaded, sampling),
         model_spec=stored_spec(spec),
-        embedding_dim=loaded.embedding_dim,
-        num_frames=loaded.num_frames,
+        embedding_dim=loaded.config.embedding_dim,
+        num_frames=loaded.config.num_frames,
         sampling_json=sampling.to_json(),
     )
     return loaded, catalog, sampling

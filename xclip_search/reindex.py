@@ -107,7 +107,7 @@ def reindex(
         former_spec, sampling_json = _read_facts(index, of_former=rollback)
         spec = model or former_spec
         loaded = XClip.load(spec, device)
-        changes: dict[str, Any] = {"num_frames": loaded.num_frames}
+        changes: dict[str, Any] = {"num_frames": loaded.config.num_frames}
         if frames_per_second is not None:
             changes["frames_per_second"] = frames_per_second
         if max_segment_seconds is not None:
@@ -157,7 +157,7 @@ def _run(
         index,
         fingerprint=index_fingerprint(model, sampling),
         model_spec=stored_spec(spec),
-        embedding_dim=model.embedding_dim,
+        embedding_dim=model.config.embedding_dim,
         sampling=sampling,
         make_pipeline=make_pipeline,
         allow_missing=allow_missing,

@@ -27,7 +27,7 @@ def encode_segments(model: XClip, segments: Sequence[DecodedSegment]) -> list[Se
     Video features are stored as float32, frame features as float16, all F of them: padding frames are zeros
     after normalisation, as in training, and their encoding takes part in the scores of some checkpoints.
     """
-    num_frames, size = model.num_frames, model.image_size
+    num_frames, size = model.config.num_frames, model.config.image_size
     counts = [len(segment.frames) for segment in segments]
     mask = torch.arange(num_frames) < torch.tensor(counts)[:, None]  # [S, F]
     with torch.inference_mode():

@@ -111,8 +111,8 @@ class IndexingPipeline:
         limits: MediaLimits | None = None,
         backend: Backend = "auto",
     ) -> None:
-        if sampling.num_frames != model.num_frames:
-            raise ValueError(f"the model takes {model.num_frames} frames, not {sampling.num_frames}")
+        if sampling.num_frames != model.config.num_frames:
+            raise ValueError(f"the model takes {model.config.num_frames} frames, not {sampling.num_frames}")
         expected = index_fingerprint(model, sampling)
         if catalog.fingerprint != expected:
             raise FingerprintMismatchError(expected=expected, found=catalog.fingerprint)
@@ -230,7 +230,7 @@ class _Run:
         request = DecodeRequest(
             path=str(video.source.path),
             sampling=self.pipeline.sampling,
-            image_size=self.pipeline.model.image_size,
+            image_size=self.pipeline.model.config.image_size,
             trusted=video.source.trusted,
             backend=self.pipeline.backend,
             first_segment=first_segment,

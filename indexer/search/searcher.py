@@ -388,7 +388,7 @@ class Searcher:
             "model_spec": catalog.model_spec,
             "embedding_dim": catalog.embedding_dim,
             "num_frames": catalog.num_frames,
-            "score_names": list(self.model.score_names),
+            "score_names": list(self.model.config.score_names),
             "created_at": catalog.created_at,
             "catalog_size_bytes": catalog.size_bytes,
             "coarse_sequence": self._index.sequence,

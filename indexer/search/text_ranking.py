@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 def text_warnings(model: XClip, text: str) -> list[str]:
     """Sentences about one query."""
     warnings = _about_unknown_words(model, [text])
-    num_tokens, num_read = model.tokenizer.num_tokens(text), model.num_words - 2
+    num_tokens, num_read = model.tokenizer.num_tokens(text), model.config.num_words - 2
     if num_tokens > num_read:
         warnings.append(
             f"the query is too long: the model reads the first {num_read} of its {num_tokens} tokens"
@@ -49,7 +49,7 @@ def text_warnings(model: XClip, text: str) -> list[str]:
 def texts_warnings(model: XClip, texts: Sequence[str]) -> list[str]:
     """Sentences about many texts together."""
     warnings = _about_unknown_words(model, texts)
-    num_read = model.num_words - 2
+    num_read = model.config.num_words - 2
     num_cut = sum(model.tokenizer.num_tokens(text) > num_read for text in texts)
     if num_cut:
         warnings.append(f"{num_cut} of the texts are too long: the model reads their first {num_read} tokens")

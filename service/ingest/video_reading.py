@@ -62,7 +62,7 @@ class VideoReader:
         request = DecodeRequest(
             str(path),
             self._sampling,
-            self._model.image_size,
+            self._model.config.image_size,
             trusted=False,
             first_segment=first_segment,
             max_segments=SEGMENTS_AT_ONCE,

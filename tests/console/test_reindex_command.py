@@ -156,12 +156,12 @@ def overtaken(monkeypatch: pytest.MonkeyPatch, index: Path, other_model: Path) -
 
 def reindex_with(index: Path, spec: Path) -> None:
     model = XClip.load(str(spec))
-    sampling = Sampling(model.num_frames)
+    sampling = Sampling(model.config.num_frames)
     reindex(
         index,
         fingerprint=index_fingerprint(model, sampling),
         model_spec=str(spec),
-        embedding_dim=model.embedding_dim,
+        embedding_dim=model.config.embedding_dim,
         sampling=sampling,
         make_pipeline=lambda catalog: IndexingPipeline(catalog, model, sampling, num_workers=1),
     )

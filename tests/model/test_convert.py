@@ -469,8 +469,12 @@ def test_a_checkpoint_of_the_published_teachers_size_loads_and_comes_back(num_wo
     before = b32_tensors(num_words, num_frames)
     torch.save(before, tmp_path / "teacher_xclip_model.bin")
     loaded = XClip.load(tmp_path / "teacher_xclip_model.bin", device="cpu")
-    assert (loaded.num_words, loaded.num_frames, loaded.embedding_dim) == (num_words, num_frames, 512)
-    assert (loaded.image_size, loaded.config.temporal_layers) == (224, 4)
+    assert (loaded.config.num_words, loaded.config.num_frames, loaded.config.embedding_dim) == (
+        num_words,
+        num_frames,
+        512,
+    )
+    assert (loaded.config.image_size, loaded.config.temporal_layers) == (224, 4)
     words = loaded.encode_text(["a dog runs on the beach", "two people cook"])
     pixels = torch.randn(2, num_frames, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     mask = torch.zeros(2, num_frames, dtype=torch.bool)

@@ -84,7 +84,7 @@ def test_encoding_only_real_frames_equals_encoding_all_of_them(mask_padding, tem
 @pytest.mark.parametrize("max_elements", [1, W * F * 3, W * F * 7, 1 << 22])
 def test_scoring_in_blocks_equals_scoring_at_once(model, mask_padding, max_elements):
     text, video = model.encode_text(TEXTS), model.encode_video(*random_videos(7))
-    settings = {"mask_padding": mask_padding, "score_names": model.score_names}
+    settings = {"mask_padding": mask_padding, "score_names": model.config.score_names}
     scale = torch.tensor(20.0)
     at_once = score_features(text, video, model.matrices, scale, **settings)
     in_blocks = score_in_blocks(text, video, model.matrices, scale, max_elements=max_elements, **settings)
@@ -297,11 +297,11 @@ def test_a_spec_that_names_nothing_says_what_to_do(spec, message):
 
 def test_a_random_openclip_model_is_the_same_for_the_same_seed_and_scores_without_words():
     first = XClip.load("openclip:ViT-S-32-alt/random?seed=3", device="cpu")
-    assert first.score_names == ("video_sentence", "sentence_frame")
+    assert first.config.score_names == ("video_sentence", "sentence_frame")
     assert first.config.mask_padding
     again = XClip.load("openclip:ViT-S-32-alt/random?seed=3", device="cpu")
     assert torch.equal(first.clip.text_projection, again.clip.text_projection)
-    assert torch.equal(first.matrices.word, torch.eye(first.num_words))
+    assert torch.equal(first.matrices.word, torch.eye(first.config.num_words))
 
 
 def test_wrong_shapes_are_refused_with_the_expected_ones(model):

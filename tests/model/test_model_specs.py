@@ -25,18 +25,18 @@ def test_openclip_weights_become_a_zero_shot_model_with_the_same_towers(towers, 
     torch.save(towers.state_dict(), tmp_path / "weights.pt")
     model = XClip.load(f"openclip:{ARCHITECTURE}/{tmp_path / 'weights.pt'}", device="cpu")
     assert model.config.mask_padding
-    assert model.score_names == ("video_sentence", "sentence_frame")
+    assert model.config.score_names == ("video_sentence", "sentence_frame")
     assert not model.training
     texts = ["a dog runs", "two cats on a sofa"]
     with torch.no_grad():
         plain = towers.eval().encode_text(open_clip.get_tokenizer(ARCHITECTURE)(texts), normalize=True)
-        pictures = torch.randn(3, 3, model.image_size, model.image_size)
+        pictures = torch.randn(3, 3, model.config.image_size, model.config.image_size)
         expected = towers.encode_image(pictures, normalize=True)
     text = model.encode_text(texts)
     torch.testing.assert_close(text.sentence, plain, atol=1e-5, rtol=0)
-    pixels = torch.zeros(3, model.num_frames, 3, model.image_size, model.image_size)
+    pixels = torch.zeros(3, model.config.num_frames, 3, model.config.image_size, model.config.image_size)
     pixels[:, 0] = pictures
-    mask = torch.zeros(3, model.num_frames, dtype=torch.bool)
+    mask = torch.zeros(3, model.config.num_frames, dtype=torch.bool)
     mask[:, 0] = True
     video = model.encode_video(pixels, mask)
     # One frame: the video is that frame, and both scores in use are CLIP's own similarity.

@@ -124,7 +124,7 @@ def test_features_of_a_frozen_vision_tower_stand_for_its_pixels(mask_padding):
         expected = gradients(model)
         with torch.no_grad():
             pixels = model.normalize_pixels(batch.pixels).flatten(0, 1)
-            features = model.clip.visual(pixels).reshape(NUM_PAIRS, model.num_frames, -1).numpy()
+            features = model.clip.visual(pixels).reshape(NUM_PAIRS, model.config.num_frames, -1).numpy()
         features[~batch.frame_mask] = 99.0  # what stands in padding frames does not matter
         cached = Pairs(batch.input_ids, batch.frame_mask, frame_features=features)
         for size in (None, 3):
@@ -260,7 +260,7 @@ def test_a_batch_must_have_one_kind_of_frames_and_micro_batches_a_pair():
     batch = random_pairs(model, 2)
     with pytest.raises(ConfigError, match="at least 1"):
         loss_and_gradients(model, batch, micro_batch_size=0)
-    features = np.zeros((2, model.num_frames, model.embedding_dim), np.float32)
+    features = np.zeros((2, model.config.num_frames, model.config.embedding_dim), np.float32)
     for wrong in (replace(batch, frame_features=features), replace(batch, pixels=None)):
         with pytest.raises(ConfigError, match="either"):
             loss_and_gradients(model, wrong)

@@ -70,7 +70,7 @@ def test_a_scorer_scores_the_same_after_saving_and_loading(name, tmp_path):
     text, video = model.encode_text(TEXTS), model.encode_frames(*frames_and_mask())
     scores = model.score(text, video)
     assert all(getattr(scores, one).isfinite().all() for one in (*SCORE_NAMES, "total"))
-    expected = torch.stack([getattr(scores, one) for one in model.score_names]).mean(0)
+    expected = torch.stack([getattr(scores, one) for one in model.config.score_names]).mean(0)
     torch.testing.assert_close(scores.total, expected)
     model.save(tmp_path)
     loaded = XClip.load(str(tmp_path), device="cpu")

@@ -157,7 +157,7 @@ def execute(
     else:
         train_split = load_split("captions", folders.corpus, "train")
         model = starting_model(config.model, train_split.texts, plan.seed, device).model.eval()
-    _, reader = frame_readers(config, model.image_size)
+    _, reader = frame_readers(config, model.config.image_size)
     evaluation_started = time.perf_counter()
     sets = {
         name: _judge(model, folders.corpus / manifest, reader, config)

@@ -132,7 +132,7 @@ def require_frozen_vision(model: XClip, config: TrainingConfig) -> None:
 
 def feature_bytes(split: Split, model: XClip) -> int:
     """Memory that `encode_frames_once` fills, in bytes."""
-    return len(split.clips) * model.num_frames * (4 * model.embedding_dim + 1)
+    return len(split.clips) * model.config.num_frames * (4 * model.config.embedding_dim + 1)
 
 
 @torch.no_grad()
@@ -148,8 +148,8 @@ def encode_frames_once(
     Computed at the config's precision, shared among the processes, each of which gets all of it.
     Returns float32 [V, F, D], zeros for padding, and the frame mask, bool [V, F].
     """
-    features = torch.zeros(len(split.clips), model.num_frames, model.embedding_dim)
-    masks = torch.zeros(len(split.clips), model.num_frames, dtype=torch.bool)
+    features = torch.zeros(len(split.clips), model.config.num_frames, model.config.embedding_dim)
+    masks = torch.zeros(len(split.clips), model.config.num_frames, dtype=torch.bool)
     own = range(rank(), len(split.clips), world_size())
     size = config.training.validation_batch_size
     groups = [own[first : first + size] for first in range(0, len(own), size)]
@@ -160,7 +160,7 @@ def encode_frames_once(
             rows = torch.tensor(list(group))
             with _autocast(model, config):
                 encoded = model.clip.visual(model.normalize_pixels(pixels[mask])).float().cpu()
-            some = torch.zeros(*mask.shape, model.embedding_dim)
+            some = torch.zeros(*mask.shape, model.config.embedding_dim)
             some[mask] = encoded
             features[rows], masks[rows] = some, mask
             on_progress(len(group))

@@ -122,7 +122,7 @@ def evaluate(
         ("Sibling-hard", sibling_hard_set(num_videos, seed)),
     ):
         take = _draw if drawn else _write_and_decode
-        frames = take(pairs, model.num_frames, model.image_size)
+        frames = take(pairs, model.config.num_frames, model.config.image_size)
         rows[name] = table(score_set(model, frames, [caption for _, caption in pairs]))
         typer.echo(markdown(f"{name}, {num_videos} videos, seed {seed}", rows[name]))
         if name == "Random":

@@ -183,7 +183,7 @@ def _encode_videos(model: XClip, batch: PairBatch, rows: slice) -> VideoFeatures
     frames = _tensor(batch.frame_features)[rows].to(model.device)
     if not model.config.mask_padding:
         # Here padding frames take part in the scores, as the encoding of an all-zero frame.
-        side = model.image_size
+        side = model.config.image_size
         padding = model.clip.visual(torch.zeros(1, 3, side, side, device=model.device)).float()
         frames = torch.where(frame_mask.to(model.device)[..., None], frames, padding)
     return model.encode_frames(frames, frame_mask)

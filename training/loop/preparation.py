@@ -242,7 +242,7 @@ def prepare(
         require_frozen_vision(model, config)
     check_sharing(choices.batch_size, rank(), world_size())
     steps_of_epoch(splits.train, choices.batch_size, config.data.one_text_per_clip)
-    reader, validation_reader = frame_readers(config, model.image_size)
+    reader, validation_reader = frame_readers(config, model.config.image_size)
     if (config.data.read_first and state is None) or config.data.missing == "warn":
         num_clips = sum(len(split.clips) for split in (splits.train, splits.validation) if split)
         splits = read_all_once(splits, config, reader, _counting(tell, "reading clips", num_clips))

@@ -41,8 +41,8 @@ def _create(directory: Path, model: XClip, sampling: Sampling = SAMPLING) -> Cat
         directory,
         fingerprint=index_fingerprint(model, sampling),
         model_spec="tiny",
-        embedding_dim=model.embedding_dim,
-        num_frames=model.num_frames,
+        embedding_dim=model.config.embedding_dim,
+        num_frames=model.config.num_frames,
         sampling_json=sampling.to_json(),
     )
 
@@ -68,11 +68,11 @@ def _one_by_one(model: XClip, path: Path) -> list[tuple[np.ndarray, np.ndarray, 
     found = []
     for segment in plan_segments(file.timeline.times, file.timeline.end_seconds, 0, SAMPLING):
         frames = list(file.frames_at(segment.times_seconds))
-        pixels = torch.zeros(1, model.num_frames, 3, model.image_size, model.image_size)
+        pixels = torch.zeros(1, model.config.num_frames, 3, model.config.image_size, model.config.image_size)
         for place, frame in enumerate(frames):
-            square = resize_and_crop(frame.rgb, model.image_size)
+            square = resize_and_crop(frame.rgb, model.config.image_size)
             pixels[0, place] = model.normalize_pixels(square)
-        mask = torch.arange(model.num_frames)[None] < len(frames)
+        mask = torch.arange(model.config.num_frames)[None] < len(frames)
         features = model.encode_video(pixels, mask)
         found.append(
             (features.video[0].numpy(), features.frames[0].numpy(), [f.time_seconds for f in frames])

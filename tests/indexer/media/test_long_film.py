@@ -77,21 +77,21 @@ class PictureSearcher:
     def __init__(self, index: Path, model: XClip, monkeypatch: pytest.MonkeyPatch) -> None:
         self._model = model
         self._searcher = Searcher(index, model)
-        self._picture: np.ndarray = np.zeros((model.image_size, model.image_size, 3), np.uint8)
+        self._picture: np.ndarray = np.zeros((model.config.image_size, model.config.image_size, 3), np.uint8)
         monkeypatch.setattr(model, "encode_text", self._features)
 
     def _features(self, texts: list[str]) -> TextFeatures:
         model = self._model
-        pixels = torch.zeros(1, model.num_frames, 3, model.image_size, model.image_size)
+        pixels = torch.zeros(1, model.config.num_frames, 3, model.config.image_size, model.config.image_size)
         pixels[0, 0] = model.normalize_pixels(self._picture[None])[0]
-        mask = torch.arange(model.num_frames)[None] == 0
+        mask = torch.arange(model.config.num_frames)[None] == 0
         with torch.inference_mode():
             feature = model.encode_video(pixels, mask).frames[:, 0]
-        words = feature[:, None].expand(-1, model.num_words, -1)
-        return TextFeatures(feature, words, torch.ones(1, model.num_words, dtype=torch.bool))
+        words = feature[:, None].expand(-1, model.config.num_words, -1)
+        return TextFeatures(feature, words, torch.ones(1, model.config.num_words, dtype=torch.bool))
 
     def search(self, picture: np.ndarray, **fields: Any) -> SearchAnswer:
-        self._picture = resize_and_crop(picture, self._model.image_size)
+        self._picture = resize_and_crop(picture, self._model.config.image_size)
         return self._searcher.search(SearchQuery("a picture", mode="exhaustive", **fields))
 
     def close(self) -> None:

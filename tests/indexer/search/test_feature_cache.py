@@ -123,7 +123,7 @@ def model():
 def index_directory(tmp_path, model):
     directory = tmp_path / "searched"
     facts = {"fingerprint": index_fingerprint(model, "{}"), "sampling_json": "{}"}
-    num_frames, dimension = model.num_frames, model.embedding_dim
+    num_frames, dimension = model.config.num_frames, model.config.embedding_dim
     with create_catalog(directory, embedding_dim=dimension, num_frames=num_frames, **facts) as catalog:
         random = np.random.default_rng(0)
         for number in range(60):
@@ -140,7 +140,7 @@ def scored(answer):
 def test_a_search_answers_the_same_to_the_last_bit_with_and_without_memory(
     index_directory, model, mode, num_slots
 ):
-    size_bytes = num_slots * slot_bytes(model.num_frames, model.embedding_dim)
+    size_bytes = num_slots * slot_bytes(model.config.num_frames, model.config.embedding_dim)
     query = SearchQuery("a dog runs", mode=mode, candidates=30, explain=True)
     with (
         Searcher(index_directory, model, block_size=16) as plain,
@@ -308,7 +308,7 @@ def test_features_kept_on_a_gpu_are_the_catalogs_and_score_the_same(index_direct
     on_gpu = XClip(XClipConfig.tiny()).eval()
     on_gpu.load_state_dict(model.state_dict())
     on_gpu.to("cuda")
-    size_bytes = 50 * slot_bytes(model.num_frames, model.embedding_dim)
+    size_bytes = 50 * slot_bytes(model.config.num_frames, model.config.embedding_dim)
     with (
         Searcher(index_directory, on_gpu) as plain,
         Searcher(index_directory, on_gpu, feature_memory_bytes=size_bytes) as remembering,

@@ -49,7 +49,7 @@ def small_model(seed: int = 0, **changes: object) -> XClip:
 def random_pairs(model: XClip, num_pairs: int, seed: int = 0) -> Pairs:
     """Texts of 1 to W - 2 tokens with videos of 1 to F frames of noise."""
     rng = np.random.default_rng(seed)
-    num_words, num_frames, side = model.num_words, model.num_frames, model.image_size
+    num_words, num_frames, side = model.config.num_words, model.config.num_frames, model.config.image_size
     size = model.clip.token_embedding.num_embeddings
     input_ids = np.zeros((num_pairs, num_words), np.int64)
     frame_mask = np.zeros((num_pairs, num_frames), np.bool_)

@@ -188,7 +188,9 @@ def test_the_demo_checkpoint_is_small_and_knows_the_grammars_words(demo):
 @pytest.mark.parametrize(("make", "least"), [(random_set, 80.0), (sibling_hard_set, 75.0)])
 def test_the_demo_model_finds_held_out_videos(demo, make, least):
     pairs = make(100, random.Random("demo model test").randrange(10**6))
-    frames = np.stack([draw_frames(scene, demo.num_frames, demo.image_size) for scene, _ in pairs])
+    frames = np.stack(
+        [draw_frames(scene, demo.config.num_frames, demo.config.image_size) for scene, _ in pairs]
+    )
     rows = table(score_set(demo, frames, [caption for _, caption in pairs]))
     assert recall(rows, "total") >= least
     assert recall(rows, "total", "video to text") >= least
@@ -197,7 +199,9 @@ def test_the_demo_model_finds_held_out_videos(demo, make, least):
 def test_the_demo_model_finds_things_by_a_word_or_two(demo):
     rng = random.Random(77)
     scenes = [scene for scene, _ in random_set(150, 99)]
-    frames = np.stack([draw_frames(scene, demo.num_frames, demo.image_size) for scene in scenes])
+    frames = np.stack(
+        [draw_frames(scene, demo.config.num_frames, demo.config.image_size) for scene in scenes]
+    )
     said = [
         Description(None, (EventDescription(scene.events[0].actor.kind, None, None),))
         for scene in scenes[:60]
@@ -218,7 +222,9 @@ def test_the_demo_model_tells_the_order_of_events():
     text = demo.encode_text([plain_caption(scene) for scene in scenes])
     scores = []
     for which in (scenes, swapped):
-        frames = np.stack([draw_frames(scene, demo.num_frames, demo.image_size) for scene in which])
+        frames = np.stack(
+            [draw_frames(scene, demo.config.num_frames, demo.config.image_size) for scene in which]
+        )
         scores.append(demo.score(text, encode_frames(demo, frames)).total.diag())
     right = (scores[0] > scores[1]).float().mean().item()
     assert right >= 0.85

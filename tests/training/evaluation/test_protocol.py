@@ -49,7 +49,7 @@ def several(split):
 
 @pytest.fixture(scope="module")
 def reader(model):
-    return FrameReader(FrameRecipe(model.num_frames, model.image_size))
+    return FrameReader(FrameRecipe(model.config.num_frames, model.config.image_size))
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,10 @@ def test_a_split_encoded_in_batches_equals_its_clips_and_texts_one_by_one(model,
     torch.testing.assert_close(in_batches.video.frames, encoded.video.frames)
     for place, clip in enumerate(split.clips):
         frames = reader.read(clip)
-        pixels = torch.zeros(1, model.num_frames, 32, 32, 3, dtype=torch.uint8)
+        pixels = torch.zeros(1, model.config.num_frames, 32, 32, 3, dtype=torch.uint8)
         pixels[0, : len(frames)] = torch.from_numpy(frames)
         alone = model.encode_video(
-            model.normalize_pixels(pixels), torch.arange(model.num_frames)[None] < len(frames)
+            model.normalize_pixels(pixels), torch.arange(model.config.num_frames)[None] < len(frames)
         )
         torch.testing.assert_close(encoded.video.video[place], alone.video[0], atol=1e-5, rtol=1e-5)
         assert encoded.video.frame_mask[place].tolist() == alone.frame_mask[0].tolist()

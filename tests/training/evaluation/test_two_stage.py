@@ -82,10 +82,10 @@ def test_the_coarse_scores_order_clips_as_the_coarse_index_does():
     with torch.no_grad():
         model.matrices.global_matrix.add_(0.2 * torch.randn_like(model.matrices.global_matrix))
     text = model.encode_text([f"a {thing} runs" for thing in ("dog", "cat", "bird", "horse", "car")])
-    pixels = torch.randint(0, 256, (9, model.num_frames, 32, 32, 3), dtype=torch.uint8)
-    video = model.encode_video(model.normalize_pixels(pixels), torch.ones(9, model.num_frames))
+    pixels = torch.randint(0, 256, (9, model.config.num_frames, 32, 32, 3), dtype=torch.uint8)
+    video = model.encode_video(model.normalize_pixels(pixels), torch.ones(9, model.config.num_frames))
     coarse = coarse_similarity(model, text, video)
-    index = faiss.IndexFlatIP(model.embedding_dim)
+    index = faiss.IndexFlatIP(model.config.embedding_dim)
     index.add(video.video.numpy())
     scores, places = index.search(model.coarse_query(text).numpy(), 9)
     np.testing.assert_array_equal(np.argsort(-coarse, axis=1, kind="stable"), places)

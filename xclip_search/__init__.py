@@ -33,8 +33,8 @@ ROOMS = {
     "reindex": "xclip_search.reindex",
     "backup": "xclip_search.maintenance",
     "restore": "xclip_search.maintenance",
-    "export": "xclip_search.transfer",
-    "import": "xclip_search.transfer",
+    "export": "xclip_search.maintenance",
+    "import": "xclip_search.maintenance",
     "convert": "xclip_search.convert",
     "push": "xclip_search.push",
 }

@@ -1,16 +1,18 @@
-"""What the commands of this room share: options, exit statuses, and errors as one line."""
+"""What the commands share: options, exit statuses, errors as one line, progress bars."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, Protocol
 
 import typer
 
-DAMAGED, WRONG_USE, SOME_FAILED, INTERRUPTED = 1, 2, 3, 130
+FAILED = DAMAGED = 1
+WRONG_USE, SOME_FAILED, INTERRUPTED = 2, 3, 130
 """Exit statuses; 0 where all is well."""
 
 GOES_ON = "what is in stays in, and the same command goes on from there"
@@ -20,47 +22,150 @@ IndexOption = Annotated[
     Path, typer.Option("--index", "-i", envvar="XCLIP_INDEX", help="The index directory.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ReportOption = Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes that decode.", show_default="by the number of processors"),
+]
+BatchSizeOption = Annotated[
+    int | None, typer.Option(min=1, help="Segments encoded at once.", show_default="8, on a GPU 32")
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")]
+DecodeTimeoutOption = Annotated[float, typer.Option(min=1, help="Seconds that decoding one file may take.")]
+
+
+def make_app() -> typer.Typer:
+    """An empty command group, as each module of commands has one."""
+    return typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,  # A traceback with all local values is no help, and may show a key.
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def stop(message: str, status: int = WRONG_USE) -> NoReturn:
+    """End the command with one line on standard error."""
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(status)
 
 
 @contextmanager
-def wrong_use_explained() -> Iterator[None]:
-    """Errors that a person can do something about, as one line and an exit status."""
-    from indexer.errors import BackupDamagedError, IndexDamagedError, IndexerError
-    from model.errors import ModelError
+def errors_explained(consequence: str = "", *, failed: int = WRONG_USE) -> Iterator[None]:
+    """Turn errors that the user can do something about into one line and an exit status.
 
+    Args:
+        consequence: What became of the work, said where the disk refused or the user interrupted.
+        failed: Exit status where the command was right and the work failed.
+    """
+    after = f"; {consequence}" if consequence else ""
     try:
         yield
-    except (IndexDamagedError, BackupDamagedError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(DAMAGED) from None
-    except (IndexerError, ModelError, ValueError) as error:
-        stop(str(error))
-    except OSError as error:
-        stop(explain(error))
     except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
+        typer.echo(f"interrupted{after}", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    except typer.Exit:
+        raise
+    except Exception as error:
+        explained = explain_error(error, failed)
+        if explained is None:
+            raise
+        message, status = explained
+        stop(message + (after if _is_of_the_disk(error) else ""), status)
 
 
-@contextmanager
-def trouble_explained(consequence: str) -> Iterator[None]:
-    """A disk that refuses and an interruption as one line, with what became of the work."""
+def explain_error(error: Exception, failed: int = WRONG_USE) -> tuple[str, int] | None:
+    """The line that explains an error, and the exit status; None for a bug, which wants its traceback.
+
+    A plain ValueError counts as wrong use where all failures do (`failed` is WRONG_USE), else as a bug.
+    """
+    if isinstance(error, OSError):
+        return explain_os_error(error), failed
+    from indexer.errors import BackupDamagedError, IndexDamagedError, IndexerError
+    from model.errors import ModelError, SpecError
+    from training.errors import ConfigError, TrainingError
+
+    if isinstance(error, IndexDamagedError | BackupDamagedError):
+        return str(error), DAMAGED
+    if isinstance(error, SpecError | ConfigError):
+        return str(error), WRONG_USE
+    if isinstance(error, IndexerError | ModelError | TrainingError):
+        return str(error), failed
+    if isinstance(error, ValueError) and failed == WRONG_USE:
+        return str(error), failed
+    return None
+
+
+def explain_os_error(error: OSError, place: object = "the disk") -> str:
+    """An error of the system in a few words. place: what it is about where the error does not say."""
+    return f"{error.filename or place}: {error.strerror}" if error.strerror else str(error)
+
+
+def _is_of_the_disk(error: Exception) -> bool:
     from indexer.errors import IndexStorageError
 
-    try:
-        yield
-    except OSError as error:
-        stop(f"{explain(error)}; {consequence}")
-    except IndexStorageError as error:
-        stop(f"{error}; {consequence}")
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted; {consequence}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    return isinstance(error, OSError | IndexStorageError)
 
 
-def explain(error: OSError, place: object = "the disk") -> str:
-    """The error in few words. place: what it is about where the error does not say."""
-    return f"{error.filename or place}: {error.strerror or error}"
+class OnProgress(Protocol):
+    """The callback that moves progress bars."""
+
+    def __call__(self, stage: str, num_done: int, num_total: int | None, facts: str = "", /) -> None:
+        """Show that num_done of num_total of a stage are done. facts: what else to show."""
+
+
+@contextmanager
+def progress_bars(*, speed_seconds: float = 30.0) -> Iterator[OnProgress]:
+    """Bars on the terminal, one for each stage, gone at the end; nothing where there is no terminal.
+
+    speed_seconds: how far back the speed is taken that the time left is computed from.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        speed_estimate_period=speed_seconds,
+    ) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def on_progress(stage: str, num_done: int, num_total: int | None, facts: str = "", /) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=num_total, facts=facts)
+            bars.update(tasks[stage], completed=num_done, total=num_total, facts=facts)
+
+        yield on_progress
+
+
+@contextmanager
+def video_progress(stage: str) -> Iterator[Callable[[int, bool], None]]:
+    """A bar with videos/s, failures and time left.
+
+    Gives `count(num_total, has_failed)`, to be called after each video with how many there are in all.
+    """
+    started = time.monotonic()
+    num_done = num_failed = 0
+    with progress_bars() as on_progress:
+
+        def count(num_total: int, has_failed: bool) -> None:
+            nonlocal num_done, num_failed
+            num_done += 1
+            num_failed += has_failed
+            rate = num_done / max(1e-6, time.monotonic() - started)
+            on_progress(stage, num_done, num_total, f"{rate:.1f} videos/s {num_failed} failed")
+
+        yield count
 
 
 def stored_spec(spec: str) -> str:
@@ -88,9 +193,3 @@ def write_report(report: Path | None, content: Any) -> None:
         report.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         stop(f"the report {report} cannot be written: {error.strerror or error}; all else is done")
-
-
-def stop(message: str) -> NoReturn:
-    """Say what is wrong with the command and leave."""
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(WRONG_USE)

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from xclip_search.console import FAILED, WRONG_USE, errors_explained, make_app, stop
 
 if TYPE_CHECKING:
     from model.xclip import XClip
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-FAILED, WRONG_USE = 1, 2
-"""Exit statuses; 0 where all is well."""
+app = make_app()
 
 
 class LayoutName(StrEnum):
@@ -66,18 +61,15 @@ def convert(
     Exit status: 0 done, 1 not possible, 2 wrong use.
     """
     from model.checkpoints.conversion import layout_of, require_free
-    from model.errors import ConversionError, ModelError, SpecError
 
     layout = to.value if to else layout_of(destination)
     if layout is None:
-        _stop(f"{destination} may be either; say --to official or --to ours", WRONG_USE)
+        stop(f"{destination} may be either; say --to official or --to ours")
     if layout == "ours" and dtype == PrecisionName.float16:
-        _stop("our layout is float32 always; --dtype float16 is for --to official", WRONG_USE)
-    try:
+        stop("our layout is float32 always; --dtype float16 is for --to official")
+    with errors_explained(failed=WRONG_USE):
         require_free(destination, layout, overwrite)
-    except ConversionError as error:
-        _stop(str(error), WRONG_USE)
-    try:
+    with errors_explained(failed=FAILED):
         from model.xclip import XClip
 
         model = XClip.load(source, device="cpu")
@@ -87,10 +79,6 @@ def convert(
             model.save(destination)
             typer.echo(f"{destination}: config.json and model.safetensors, float32")
             typer.echo(f"fingerprint {model.fingerprint}")
-    except SpecError as error:
-        _stop(str(error), WRONG_USE)
-    except (ModelError, OSError) as error:
-        _stop(str(error), FAILED)
 
 
 def _write_official(model: XClip, destination: Path, dtype: PrecisionName) -> None:
@@ -113,8 +101,3 @@ def _write_official(model: XClip, destination: Path, dtype: PrecisionName) -> No
     if written != model.fingerprint:
         typer.echo(f"the source's is {model.fingerprint}: an index made with one is refused with the other")
     typer.echo(f"the official main_xclip.py needs: {official_options(model.config)}")
-
-
-def _stop(message: str, status: int) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(status)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -16,25 +14,31 @@ import typer
 from xclip_search.console import (
     GOES_ON,
     SOME_FAILED,
+    BatchSizeOption,
+    DecodeTimeoutOption,
+    DeviceOption,
     IndexOption,
     JsonOption,
+    ReportOption,
+    WorkersOption,
+    errors_explained,
+    make_app,
     require_report_file,
     stop,
     stored_spec,
-    trouble_explained,
+    video_progress,
     write_report,
-    wrong_use_explained,
 )
 
 if TYPE_CHECKING:
     from indexer.ingest.manifest import VideoSource
-    from indexer.ingest.pipeline import IndexEvent, IndexReport
+    from indexer.ingest.pipeline import IndexReport
     from indexer.media.sampling import Sampling
     from indexer.search.types import SearchAnswer
     from indexer.store.sqlite.catalog import Catalog
     from model import XClip
 
-app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+app = make_app()
 
 ModelOption = Annotated[
     str | None,
@@ -49,7 +53,6 @@ FilterOption = Annotated[
     str | None,
     typer.Option("--filter", help='Only such videos, as JSON: \'{"metadata.camera": "north"}\''),
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")]
 
 
 class BackendName(StrEnum):
@@ -83,15 +86,9 @@ def index(
     manifest: Annotated[
         Path | None, typer.Option(help="JSONL or CSV that lists videos: path, id, title, metadata.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes that decode.", show_default="by the number of processors"),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Segments encoded at once.", show_default="8, on a GPU 32"),
-    ] = None,
+    report: ReportOption = None,
+    workers: WorkersOption = None,
+    batch_size: BatchSizeOption = None,
     device: DeviceOption = "auto",
     frames_per_second: Annotated[
         float | None,
@@ -106,9 +103,7 @@ def index(
     backend: Annotated[
         BackendName, typer.Option(help="Reader of files; auto: decord or PyAV, whichever is better.")
     ] = BackendName.auto,
-    decode_timeout_seconds: Annotated[
-        float, typer.Option(min=1, help="Seconds that decoding one file may take.")
-    ] = 300.0,
+    decode_timeout_seconds: DecodeTimeoutOption = 300.0,
 ) -> None:
     """Add videos to an index, which is made where there is none.
 
@@ -121,20 +116,20 @@ def index(
 
       xclip-search index --manifest corpus.jsonl --index my-index --report report.json
     """
-    with wrong_use_explained():
+    with errors_explained():
         sources = find_sources(paths or [], manifest)
         _refuse_a_folder_of_videos(index, sources)
         require_report_file(report)
     done: IndexReport | None = None
     while done is None:
-        with wrong_use_explained():
+        with errors_explained():
             loaded, catalog, sampling = _open_for_writing(
                 index, model, new_index_model, device, frames_per_second, max_segment_seconds
             )
         from indexer.errors import IndexSupersededError
         from indexer.ingest.pipeline import IndexingPipeline
 
-        with wrong_use_explained(), trouble_explained(GOES_ON), catalog:
+        with errors_explained(GOES_ON), catalog:
             pipeline = IndexingPipeline(
                 catalog,
                 loaded,
@@ -145,10 +140,10 @@ def index(
                 backend=backend.value,
             )
             try:
-                with progress(len(sources)) as on_event:
-                    done = pipeline.run(sources, on_event)
+                with video_progress("indexing") as count:
+                    done = pipeline.run(sources, lambda event: count(len(sources), event.outcome == "failed"))
             except IndexSupersededError:
-                typer.echo("the index was encoded anew meanwhile; going on with its new model", err=True)
+                typer.echo("the index was encoded again meanwhile; going on with its new model", err=True)
                 continue
             _save_coarse_index(catalog)
     _print_report(done)
@@ -181,7 +176,7 @@ def search(
 
       xclip-search search "rain" --index my-index --filter '{"metadata.camera": "north"}' --json
     """
-    with wrong_use_explained():
+    with errors_explained():
         from indexer.search.types import SearchQuery
 
         query = SearchQuery(" ".join(text), limit=limit, mode=mode.value, filter=parse_json(filter_json))
@@ -208,7 +203,7 @@ def info(index: IndexOption, as_json: JsonOption = False) -> None:
 
       xclip-search info --index my-index
     """
-    with wrong_use_explained():
+    with errors_explained():
         from indexer.store.sqlite.catalog import Catalog
         from indexer.store.sqlite.generations import generations
 
@@ -346,34 +341,6 @@ def _save_coarse_index(catalog: Catalog) -> None:
         coarse = CoarseIndex.open(catalog)
         coarse.compact()
         coarse.save()
-
-
-@contextmanager
-def progress(num_sources: int) -> Iterator[Any]:
-    """A bar on the terminal with videos/s, failures and time left. Gives the callback that moves it, which
-    takes an IndexEvent."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    started = time.monotonic()
-    counts = {"added": 0, "skipped": 0, "failed": 0}
-    columns = (
-        TextColumn("indexing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} videos/s"),
-        TextColumn("{task.fields[failed]} failed"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("indexing", total=num_sources, rate=0.0, failed=0)
-
-        def on_event(event: IndexEvent) -> None:
-            counts[event.outcome] += 1
-            rate = sum(counts.values()) / max(1e-6, time.monotonic() - started)
-            bar.update(task, advance=1, rate=rate, failed=counts["failed"])
-
-        yield on_event
 
 
 def _print_report(done: IndexReport) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from xclip_search.console import explain
+from xclip_search.console import explain_os_error
 from xclip_search.serve import FAILED, WRONG_USE, IndexOption, KeysFileOption, read_environment, refuse
 
 app = typer.Typer()
@@ -60,7 +60,7 @@ def add(
     except KeysFileError as error:
         refuse(str(error), FAILED)
     except OSError as error:
-        refuse(explain(error, path), FAILED)
+        refuse(explain_os_error(error, path), FAILED)
     typer.secho(f"This is the key {name}. Keep it now: it cannot be shown again.", err=True)
     if index is not None and keys_file is None and not index_exists(path.parent):
         typer.secho(f"note: there is no index in {path.parent} yet", fg="yellow", err=True)
@@ -96,7 +96,7 @@ def remove(name: NameOption, index: IndexOption = None, keys_file: KeysFileOptio
     except KeysFileError as error:
         refuse(str(error), FAILED)
     except OSError as error:
-        refuse(explain(error, path), FAILED)
+        refuse(explain_os_error(error, path), FAILED)
 
 
 app.add_typer(keys, name="keys")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xclip_search.console import SOME_FAILED, IndexOption, JsonOption, wrong_use_explained
+from xclip_search.console import SOME_FAILED, IndexOption, JsonOption, errors_explained, make_app
 from xclip_search.index import FilterOption, clock, parse_json
 
 if TYPE_CHECKING:
     from indexer.store.records import VideoRecord
 
-app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+app = make_app()
 
 
 @app.command("list")
@@ -33,7 +33,7 @@ def list_videos(
 
       xclip-search list --index my-index --filter '{"duration_seconds": {"gt": 60}}' --json
     """
-    with wrong_use_explained():
+    with errors_explained():
         from indexer.store.filters import parse_filter
         from indexer.store.sqlite.catalog import Catalog
 
@@ -61,7 +61,7 @@ def delete(
       xclip-search delete 0f5c2a7e9b31 --index my-index
     """
     unknown = []
-    with wrong_use_explained():
+    with errors_explained():
         from indexer.errors import VideoNotFoundError
         from indexer.store.sqlite.catalog import Catalog
 

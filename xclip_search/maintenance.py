@@ -1,23 +1,38 @@
-"""`xclip-search verify`, `rebuild`, `backup` and `restore`. Heavy imports happen inside the commands."""
+"""`xclip-search verify`, `rebuild`, `backup`, `restore`, `export` and `import`.
+
+Heavy imports happen inside the commands.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import asdict
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xclip_search.console import DAMAGED, IndexOption, JsonOption, wrong_use_explained
+from xclip_search.console import (
+    DAMAGED,
+    GOES_ON,
+    SOME_FAILED,
+    IndexOption,
+    JsonOption,
+    errors_explained,
+    make_app,
+    progress_bars,
+)
 
 if TYPE_CHECKING:
     from indexer.maintenance.backup import BackupReport
+    from indexer.maintenance.exporting import ExportReport
 
-app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+app = make_app()
+
+DestinationArgument = Annotated[Path, typer.Argument(help="A folder that is empty or not there yet.")]
 
 
 @app.command()
@@ -33,11 +48,11 @@ def verify(index: IndexOption, as_json: JsonOption = False) -> None:
 
       xclip-search verify --index backup-of-today
     """
-    with wrong_use_explained():
+    with errors_explained():
         from indexer.maintenance.verification import verify
 
-        with _progress("verifying") as on_progress:
-            report = verify(index, on_progress)
+        with progress_bars() as on_progress:
+            report = verify(index, partial(on_progress, "verifying"))
     if as_json:
         typer.echo(json.dumps({**asdict(report), "is_clean": report.is_clean}, indent=2))
     else:
@@ -77,7 +92,7 @@ def rebuild(
 
       xclip-search rebuild --index my-index
     """
-    with wrong_use_explained():
+    with errors_explained():
         from indexer.maintenance.verification import rebuild
 
         num_videos, num_segments = rebuild(index, coarse_kind.value)
@@ -87,7 +102,7 @@ def rebuild(
 @app.command()
 def backup(
     index: IndexOption,
-    destination: Annotated[Path, typer.Argument(help="A folder that is empty or not there yet.")],
+    destination: DestinationArgument,
     as_json: JsonOption = False,
 ) -> None:
     """Copy an index, with the files that were uploaded to it. It may be in use meanwhile.
@@ -96,11 +111,11 @@ def backup(
 
       xclip-search backup backups/monday --index my-index
     """
-    with wrong_use_explained():
+    with errors_explained():
         from indexer.maintenance.backup import backup
 
-        with _progress("copying") as on_progress:
-            report = backup(index, destination, on_progress)
+        with progress_bars() as on_progress:
+            report = backup(index, destination, partial(on_progress, "copying"))
     _show(report, f"backed up to {destination}", as_json)
 
 
@@ -116,15 +131,78 @@ def restore(
 
       xclip-search restore backups/monday --index my-index-again
     """
-    with wrong_use_explained():
+    with errors_explained():
         from indexer.maintenance.backup import restore
 
-        with _progress("copying") as on_progress:
-            report = restore(source, index, on_progress)
+        with progress_bars() as on_progress:
+            report = restore(source, index, partial(on_progress, "copying"))
     _show(report, f"restored to {index}", as_json)
 
 
-def _show(report: BackupReport, what: str, as_json: bool) -> None:
+@app.command("export")
+def export_command(
+    index: IndexOption,
+    destination: DestinationArgument,
+    without_frames: Annotated[
+        bool,
+        typer.Option(
+            "--without-frames", help="Leave out frame features: smaller, but it cannot be imported."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write an index as Parquet files that other tools read, features and all. It may be in use.
+
+    Examples:
+
+      xclip-search export my-export --index my-index
+    """
+    with errors_explained("nothing was exported"):
+        from indexer.maintenance.exporting import export_index
+
+        with progress_bars() as on_progress:
+            report = export_index(index, destination, with_frames=not without_frames, on_progress=on_progress)
+    _show(report, f"exported to {destination}", as_json)
+    if without_frames and not as_json:
+        typer.echo("note: without frame features it can be analysed but not imported", err=True)
+
+
+@app.command("import")
+def import_command(
+    source: Annotated[Path, typer.Argument(help="A folder that `export` made.")],
+    index: IndexOption,
+    as_json: JsonOption = False,
+) -> None:
+    """Add the videos of an export to an index, which is made where there is none. It may be in use meanwhile.
+
+    What is in it already is skipped by content, so the same command again goes on after an interruption.
+    Exit status: 0 all in, 1 the export is damaged, 3 some videos failed (they are listed), 2 wrong use.
+
+    Examples:
+
+      xclip-search import my-export --index other-index
+    """
+    with errors_explained(GOES_ON):
+        from indexer.maintenance.importing import import_index
+
+        with progress_bars() as on_progress:
+            report = import_index(source, index, on_progress=on_progress)
+        if report.num_added:
+            _save_coarse_index(index)
+    if as_json:
+        typer.echo(json.dumps({**asdict(report), "num_failed": report.num_failed}, indent=2))
+    else:
+        typer.echo(
+            f"{report.num_added} added ({report.num_segments} segments), {report.num_skipped} were in"
+            f" already, {report.num_failed} failed"
+        )
+        for video_id, reason in report.failures:
+            typer.echo(f"failed: {video_id}: {reason}", err=True)
+    if report.num_failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _show(report: BackupReport | ExportReport, what: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(report), indent=2))
         return
@@ -134,13 +212,12 @@ def _show(report: BackupReport, what: str, as_json: bool) -> None:
     )
 
 
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal. Gives the callback that moves it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _save_coarse_index(index: Path) -> None:
+    """So that the next search or server starts at once. It makes its own where this fails."""
+    from indexer.coarse.index import CoarseIndex
+    from indexer.store.sqlite.catalog import Catalog
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with suppress(OSError), Catalog.open(index) as catalog:
+        coarse = CoarseIndex.open(catalog)
+        coarse.compact()
+        coarse.save()

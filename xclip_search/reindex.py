@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +12,20 @@ import typer
 
 from xclip_search.console import (
     SOME_FAILED,
+    BatchSizeOption,
+    DecodeTimeoutOption,
+    DeviceOption,
     IndexOption,
     JsonOption,
+    ReportOption,
+    WorkersOption,
+    errors_explained,
+    make_app,
     require_report_file,
     stop,
     stored_spec,
-    trouble_explained,
+    video_progress,
     write_report,
-    wrong_use_explained,
 )
 
 if TYPE_CHECKING:
@@ -30,11 +35,7 @@ if TYPE_CHECKING:
     from indexer.store.sqlite.catalog import Catalog
     from model import XClip
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = make_app()
 
 
 @app.command()
@@ -65,20 +66,11 @@ def reindex(
         bool,
         typer.Option("--allow-missing", help="Switch though some videos cannot be read any more."),
     ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes that decode.", show_default="by the number of processors"),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Segments encoded at once.", show_default="8, on a GPU 32")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")] = (
-        "auto"
-    ),
-    decode_timeout_seconds: Annotated[
-        float, typer.Option(min=1, help="Seconds that decoding one file may take.")
-    ] = 300.0,
-    report: Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")] = None,
+    workers: WorkersOption = None,
+    batch_size: BatchSizeOption = None,
+    device: DeviceOption = "auto",
+    decode_timeout_seconds: DecodeTimeoutOption = 300.0,
+    report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Encode all videos anew, with another model or sampling, beside the index as it is, and switch to that.
@@ -98,7 +90,7 @@ def reindex(
         stop("--rollback goes back to what there was: it takes no model and no sampling")
     require_report_file(report)
     kept = "what is encoded is kept, and the same command goes on from there"
-    with wrong_use_explained(), trouble_explained(kept), _progress() as progress:
+    with errors_explained(kept), _progress() as progress:
         from dataclasses import replace
 
         from indexer.media.sampling import Sampling
@@ -181,7 +173,7 @@ def _read_facts(index: Path, *, of_former: bool) -> tuple[str, str]:
 
 
 def _discard(index: Path) -> list[int]:
-    with wrong_use_explained():
+    with errors_explained():
         from indexer.maintenance.reindexing import discard_others
 
         return discard_others(index)
@@ -213,35 +205,17 @@ def _print(done: ReindexReport, discarded: list[int]) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """A bar on the terminal with videos/s, failures and time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
+    """A bar whose end moves on while videos come in."""
     from indexer.maintenance.reindexing import Progress
 
-    columns = (
-        TextColumn("reindexing"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} videos/s"),
-        TextColumn("{task.fields[failed]} failed"),
-        TimeRemainingColumn(),
-    )
-    started = time.monotonic()
-    counts = {"total": 0, "done": 0, "failed": 0}
-    console = Console(stderr=True)
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reindexing", total=None, rate=0.0, failed=0)
+    num_total = 0
+    with video_progress("reindexing") as count:
 
         def on_total(num_videos: int) -> None:
-            counts["total"] += num_videos
-            bar.update(task, total=counts["total"])
+            nonlocal num_total
+            num_total += num_videos
 
         def on_event(event: IndexEvent) -> None:
-            counts["done"] += 1
-            counts["failed"] += event.outcome == "failed"
-            rate = counts["done"] / max(1e-6, time.monotonic() - started)
-            bar.update(task, advance=1, rate=rate, failed=counts["failed"])
+            count(num_total, event.outcome == "failed")
 
         yield Progress(on_total, on_event)

@@ -22,12 +22,13 @@ from xclip_search import index as local
 from xclip_search import local_videos as videos_cli
 from xclip_search.console import (
     GOES_ON,
-    INTERRUPTED,
     SOME_FAILED,
+    errors_explained,
+    make_app,
     require_report_file,
     stop,
+    video_progress,
     write_report,
-    wrong_use_explained,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from xclip_search.client import Client
     from xclip_search.client_answers import SearchAnswer as RemoteSearchAnswer
 
-app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+app = make_app()
 
 NO_ANSWER = 1
 """Exit status where the server does not answer, or refuses the key."""
@@ -139,12 +140,8 @@ def _index(client: Client, *, paths: list[Path] | None, manifest: Path | None, r
     if any(source.id is not None or source.uri is not None for source in sources):
         typer.echo("note: uploads get ids of the server's; id and uri of the manifest are left out", err=True)
     done = UploadReport()
-    try:
-        with local.progress(len(sources)) as on_event:
-            upload_all(client, sources, done, on_event)
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted; {GOES_ON}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    with errors_explained(GOES_ON), video_progress("indexing") as count:
+        upload_all(client, sources, done, lambda event: count(len(sources), event.outcome == "failed"))
     typer.echo(
         f"{done.num_added} added, {done.num_skipped} were in already, {done.num_failed} failed;"
         f" {done.seconds:.1f} s"
@@ -291,7 +288,7 @@ def _client(server: str, key: str | None) -> Iterator[Client]:
     from xclip_search.client_errors import ClientError, InvalidRequestError, ProblemError, UnauthorizedError
 
     try:
-        with wrong_use_explained(), Client(server, key=key) as client:
+        with errors_explained(), Client(server, key=key) as client:
             yield client
     except InvalidRequestError as error:
         stop(error.detail)

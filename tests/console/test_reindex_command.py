@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import xclip_search.index
 from indexer.ingest.encoding import index_fingerprint
-from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
+from indexer.ingest.pipeline import IndexingPipeline
 from indexer.maintenance.reindexing import reindex
 from indexer.maintenance.verification import verify
 from indexer.media.sampling import Sampling
@@ -134,23 +134,23 @@ def test_wrong_use_is_one_line_and_status_2(index: Path, tmp_path: Path) -> None
 
 @pytest.fixture
 def overtaken(monkeypatch: pytest.MonkeyPatch, index: Path, other_model: Path) -> Iterator[Callable[[], int]]:
-    """The index is encoded anew when a running `index` has stored its first video. Gives how often."""
-    real, num_times = xclip_search.index.progress, 0
+    """The index is encoded again when a running `index` has stored its first video. Gives how often."""
+    real, num_times = xclip_search.index.video_progress, 0
 
     @contextmanager
-    def progress(num_sources: int) -> Iterator[Callable[[IndexEvent], None]]:
-        with real(num_sources) as on_event:
+    def progress(stage: str) -> Iterator[Callable[[int, bool], None]]:
+        with real(stage) as count:
 
-            def overtake(event: IndexEvent) -> None:
+            def overtake(num_total: int, has_failed: bool) -> None:
                 nonlocal num_times
-                on_event(event)
+                count(num_total, has_failed)
                 if num_times == 0:
                     num_times += 1
                     reindex_with(index, other_model)
 
             yield overtake
 
-    monkeypatch.setattr(xclip_search.index, "progress", progress)
+    monkeypatch.setattr(xclip_search.index, "video_progress", progress)
     return lambda: num_times
 
 
@@ -173,7 +173,7 @@ def test_a_running_index_command_goes_on_with_the_new_model(
     result = add(index, *videos)
     assert overtaken() == 1
     assert result.exit_code == 0, result.output
-    assert "the index was encoded anew meanwhile" in result.stderr
+    assert "the index was encoded again meanwhile" in result.stderr
     assert (facts(index)["num_videos"], facts(index)["model_spec"]) == (4, str(other_model))
     assert verify(index).is_clean
     with Catalog.open_generation(index, 1) as former:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from service.http.middleware import is_loopback
-
 if TYPE_CHECKING:
     from service.settings import Environment, ServiceSettings
 
@@ -149,6 +147,7 @@ def worker(
 def _check_keys(settings: ServiceSettings, host: str) -> None:
     """Refuse to open a door to others that anybody could walk through."""
     from service.auth.keys import KeysFileError, keys_path, read_keys
+    from service.http.middleware import is_loopback
 
     path = keys_path(settings.index_directory, settings.keys_file)
     try:

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from service import server
 from service.auth.keys import add_key
+from service.http.middleware import is_loopback
 from service.settings import Environment, ServiceSettings, WorkerSettings
-from xclip_search.serve import app, is_loopback
+from xclip_search.serve import app
 
 
 @pytest.fixture(autouse=True)

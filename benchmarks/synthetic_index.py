@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from indexer.ingest.encoding import index_fingerprint
 from indexer.media.sampling import Sampling
-from indexer.store.records import SegmentRecord
+from indexer.store.records import NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
 from model import XClip
 
@@ -136,17 +136,19 @@ def make_index(
         ):
             for segment in segments:
                 catalog.add_video(
-                    id=f"video-{number}",
-                    content_sha256=hashlib.sha256(str(number).encode()).hexdigest(),
-                    segments=[segment],
-                    duration_seconds=float(model.config.num_frames),
-                    width=640,
-                    height=360,
-                    frame_rate=25.0,
-                    codec="h264",
-                    size_bytes=1_000_000,
-                    title=f"Video {number}",
-                    metadata={"shelf": number % 100, "even": number % 2 == 0},
+                    NewVideo(
+                        id=f"video-{number}",
+                        content_sha256=hashlib.sha256(str(number).encode()).hexdigest(),
+                        segments=[segment],
+                        duration_seconds=float(model.config.num_frames),
+                        width=640,
+                        height=360,
+                        frame_rate=25.0,
+                        codec="h264",
+                        size_bytes=1_000_000,
+                        title=f"Video {number}",
+                        metadata={"shelf": number % 100, "even": number % 2 == 0},
+                    )
                 )
                 number += 1
     return time.perf_counter() - started

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from indexer.media.decode_messages import DecodedSegment, DecodedVideo
-from indexer.store.records import SegmentRecord
+from indexer.store.records import NewVideo, SegmentRecord
 
 if TYPE_CHECKING:
     from indexer.media.sampling import Sampling
@@ -50,27 +50,25 @@ def encode_segments(model: XClip, segments: Sequence[DecodedSegment]) -> list[Se
     ]
 
 
-def fields_of_video(
-    first: DecodedVideo, segments: Sequence[SegmentRecord], fraction_read: float
-) -> dict[str, Any]:
-    """The arguments of `Catalog.add_video` that a file itself tells.
+def new_video(first: DecodedVideo, segments: Sequence[SegmentRecord], fraction_read: float) -> NewVideo:
+    """What a file itself says of its video; its id, title and so on are for the caller to add.
 
     first: the first answer about the file. segments: all of it, encoded. fraction_read: the least of all
     answers.
     """
     info = first.info
-    return {
-        "content_sha256": first.content_sha256,
-        "segments": segments,
-        "duration_seconds": info.duration_seconds,
-        "width": info.width,
-        "height": info.height,
-        "frame_rate": info.frame_rate,
-        "codec": info.codec,
-        "size_bytes": info.size_bytes,
-        "partial": fraction_read < 1,
-        "fraction_read": fraction_read,
-    }
+    return NewVideo(
+        content_sha256=first.content_sha256,
+        segments=segments,
+        duration_seconds=info.duration_seconds,
+        width=info.width,
+        height=info.height,
+        frame_rate=info.frame_rate,
+        codec=info.codec,
+        size_bytes=info.size_bytes,
+        partial=fraction_read < 1,
+        fraction_read=fraction_read,
+    )
 
 
 def index_fingerprint(model: XClip, sampling: Sampling | str) -> str:

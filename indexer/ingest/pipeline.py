@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from indexer.errors import DuplicateIdError, FingerprintMismatchError, InvalidRecordError, MediaError
@@ -302,17 +302,12 @@ class _Run:
         self._refill()
 
     def _store(self, video: _Video, first: DecodedVideo) -> None:
-        from indexer.ingest.encoding import fields_of_video
+        from indexer.ingest.encoding import new_video
 
         try:
-            outcome = self.pipeline.catalog.add_video(
-                **_fields_of_source(video.source),
-                **fields_of_video(
-                    first,
-                    [video.records[number] for number in range(first.num_segments)],
-                    video.fraction_read,
-                ),
-            )
+            segments = [video.records[number] for number in range(first.num_segments)]
+            of_file = new_video(first, segments, video.fraction_read)
+            outcome = self.pipeline.catalog.add_video(replace(of_file, **_fields_of_source(video.source)))
         except (DuplicateIdError, InvalidRecordError) as error:
             self._fail(video, str(error))
             return

@@ -22,7 +22,7 @@ from indexer.maintenance.parquet import (
     check_files,
     load_pyarrow,
 )
-from indexer.store.records import SegmentRecord
+from indexer.store.records import NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import index_exists
 
@@ -105,7 +105,7 @@ def _add(
     catalog: Catalog, video: dict[str, Any], segments: list[SegmentRecord], report: ImportReport
 ) -> None:
     try:
-        outcome = catalog.add_video(segments=segments, **video)
+        outcome = catalog.add_video(NewVideo(segments=segments, **video))
     except (DuplicateIdError, InvalidRecordError) as error:
         report.failures.append((video["id"], str(error)))
         return

@@ -43,6 +43,32 @@ class SegmentRecord:
     frame_times: NDArray[np.float64]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NewVideo:
+    """A video to be stored; see `VideoRecord` for what the fields mean.
+
+    id: chosen by the client, or None for a new one. segments: all of the video, in their order.
+    added_at: seconds since 1970 of a video that was added elsewhere before, or None for now.
+    """
+
+    content_sha256: str
+    segments: Sequence[SegmentRecord]
+    duration_seconds: float
+    width: int
+    height: int
+    frame_rate: float
+    codec: str
+    size_bytes: int
+    id: str | None = None
+    uri: str | None = None
+    title: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    partial: bool = False
+    fraction_read: float = 1.0
+    trusted: bool = False
+    added_at: float | None = None
+
+
 @dataclass(frozen=True)
 class VideoRecord:
     """A video as the catalog holds it.

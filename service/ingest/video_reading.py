@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from indexer.errors import MediaError
-from indexer.ingest.encoding import encode_segments, fields_of_video
+from indexer.ingest.encoding import encode_segments, new_video
 from indexer.media.decode_pool import DecodedVideo, DecodePool, DecodeRequest
 from indexer.media.sampling import Sampling
 from indexer.search.cancellation import raise_if_cancelled
+from indexer.store.records import NewVideo
 
 if TYPE_CHECKING:
     from model import XClip
@@ -38,8 +39,8 @@ class VideoReader:
     ) -> None:
         self._pool.close()
 
-    def read(self, path: Path) -> dict[str, Any]:
-        """The fields of `Catalog.add_video` that a file itself tells. Blocks.
+    def read(self, path: Path) -> NewVideo:
+        """What a file itself says of its video, encoded. Blocks.
 
         Raises MediaError, and SearchCancelledError where nobody waits any more
         (`indexer.search.cancellation`).
@@ -56,7 +57,7 @@ class VideoReader:
                 raise MediaError("the file changed while it was read")
             records += encode_segments(self._model, more.segments)
             fraction_read = min(fraction_read, more.fraction_read)
-        return fields_of_video(first, records, fraction_read)
+        return new_video(first, records, fraction_read)
 
     def _decode(self, path: Path, first_segment: int, content_sha256: str | None = None) -> DecodedVideo:
         request = DecodeRequest(

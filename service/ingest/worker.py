@@ -16,9 +16,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from indexer.errors import (
     MediaError,
 )
 from indexer.search.cancellation import cancellable
+from indexer.store.records import NewVideo
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import Job, JobQueue
 from service.ingest.media_store import MediaStore, sweep
@@ -59,10 +61,9 @@ UPKEEP_SECONDS = 600.0
 INTERNAL_REASON = "something went wrong inside while the video was read; the server's log says what"
 ID_TAKEN_REASON = "another video has the id that was asked for"
 
-ReadVideo = Callable[[Path], Mapping[str, Any]]
-"""From a file to the fields of `Catalog.add_video`: content_sha256, segments, duration_seconds and so on.
-Blocks, and looks now and then at whether anybody still waits (`indexer.search.cancellation`); raises
-MediaError."""
+ReadVideo = Callable[[Path], NewVideo]
+"""From a file to what it says of its video: content_sha256, segments, duration_seconds and so on. Blocks,
+and looks now and then at whether anybody still waits (`indexer.search.cancellation`); raises MediaError."""
 
 
 class Worker:
@@ -199,21 +200,21 @@ class Worker:
             return self._store.kept(job.video_id) or source
         return source
 
-    def _read(self, job: Job, cancelled: threading.Event) -> Mapping[str, Any]:
+    def _read(self, job: Job, cancelled: threading.Event) -> NewVideo:
         source = self._source(job)
         # A client's uri was resolved when it was checked. A link that is there now was put there since.
         if not job.delete_source and source.resolve() != source:
             raise MediaError("the file is no longer where it was")
         with cancellable(cancelled):
-            fields = self._read_video(source)
+            video = self._read_video(source)
         # The decoder said this: one that was taken over could take the place of a file that is yet to come.
-        if job.content_sha256 not in (None, fields["content_sha256"]):
+        if job.content_sha256 not in (None, video.content_sha256):
             raise MediaError("the file is not the one that was sent")
-        return fields
+        return video
 
-    def _store_video(self, job: Job, fields: Mapping[str, Any]) -> str:
+    def _store_video(self, job: Job, video: NewVideo) -> str:
         """Put the video into the catalog and its file where accepted uploads lie; the job is done with it."""
-        known = self._catalog.find_by_sha256(fields["content_sha256"])
+        known = self._catalog.find_by_sha256(video.content_sha256)
         if known is not None:
             self._queue.finish(job.id, known.id, attempt=job.attempts)
             self._endings.discard(job)
@@ -224,15 +225,11 @@ class Worker:
             # The file first: were the record first, a crash in between would leave a video without a file.
             # Where the record cannot be made, the file stays for `JobEndings.discard` or the next worker.
             self._store.keep(self._source(job), job.video_id)
-        outcome = self._catalog.add_video(
-            id=job.video_id,
-            uri=shown_uri(job.uri) if job.uri and job.is_fetched_by_us else job.uri,
-            title=job.title,
-            metadata=job.metadata,
-            finish_job=job.id,
-            job_attempt=job.attempts,
-            **fields,
-        )
+        uri = shown_uri(job.uri) if job.uri and job.is_fetched_by_us else job.uri
+        video = replace(video, id=job.video_id, uri=uri, title=job.title, metadata=job.metadata)
+        with self._catalog.transaction() as transaction:
+            outcome = self._catalog.add_video(video, transaction)
+            self._queue.finish(job.id, outcome.video_id, attempt=job.attempts, transaction=transaction)
         if not outcome.created:
             self._endings.discard(job)
         return outcome.video_id

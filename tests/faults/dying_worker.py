@@ -10,20 +10,22 @@ that begins with POISON kills its reader.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import indexer.store.sqlite.catalog
-from indexer.store.records import AddOutcome, SegmentRecord
+from indexer.store.records import NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.connections import Transaction
 from indexer.store.sqlite.jobs import Job, JobQueue
 from service.ingest.media_store import MediaStore
 from service.ingest.worker import Worker
@@ -34,8 +36,8 @@ NUM_FRAMES, EMBEDDING_DIM = 2, 4
 """As in service_fakes, which loads much more."""
 
 
-def read_by_rote(path: Path) -> dict[str, Any]:
-    """Fields of a video whose file has any bytes."""
+def read_by_rote(path: Path) -> NewVideo:
+    """A video whose file has any bytes."""
     content = path.read_bytes()
     if content.startswith(POISON):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -47,16 +49,16 @@ def read_by_rote(path: Path) -> dict[str, Any]:
         NUM_FRAMES,
         np.array([0.0, 5.0]),
     )
-    return {
-        "content_sha256": hashlib.sha256(content).hexdigest(),
-        "segments": [segment],
-        "duration_seconds": 10.0,
-        "width": 64,
-        "height": 48,
-        "frame_rate": 25.0,
-        "codec": "h264",
-        "size_bytes": len(content),
-    }
+    return NewVideo(
+        content_sha256=hashlib.sha256(content).hexdigest(),
+        segments=[segment],
+        duration_seconds=10.0,
+        width=64,
+        height=48,
+        frame_rate=25.0,
+        codec="h264",
+        size_bytes=len(content),
+    )
 
 
 def main(directory: Path, moment: str, lease_seconds: float) -> None:
@@ -66,10 +68,11 @@ def main(directory: Path, moment: str, lease_seconds: float) -> None:
             time.sleep(600)
 
     class HeldCatalog(Catalog):
-        def add_video(self, **fields: Any) -> AddOutcome:
-            outcome = super().add_video(**fields)
+        @contextlib.contextmanager
+        def transaction(self) -> Iterator[Transaction]:
+            with super().transaction() as transaction:
+                yield transaction
             hold("committed")
-            return outcome
 
     class HeldStore(MediaStore):
         def keep(self, source: Path, video_id: str) -> Path:
@@ -78,22 +81,15 @@ def main(directory: Path, moment: str, lease_seconds: float) -> None:
             return path
 
     class HeldQueue(JobQueue):
-        def finish(self, job_id: str, video_id: str, *, attempt: int | None = None) -> Job:
-            job = super().finish(job_id, video_id, attempt=attempt)
-            hold("finished")
+        def finish(self, *arguments: Any, transaction: Transaction | None = None, **named: Any) -> Job:
+            job = super().finish(*arguments, transaction=transaction, **named)
+            hold("finished" if transaction is None else "transaction")
             return job
 
-    def read(path: Path) -> dict[str, Any]:
+    def read(path: Path) -> NewVideo:
         hold("decode")
         return read_by_rote(path)
 
-    really_finish = indexer.store.sqlite.catalog.finish_running_job
-
-    def finish_and_hold(*arguments: Any, **named: Any) -> None:
-        really_finish(*arguments, **named)
-        hold("transaction")
-
-    indexer.store.sqlite.catalog.finish_running_job = finish_and_hold
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     (directory / f"ready-{os.getpid()}").touch()

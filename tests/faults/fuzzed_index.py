@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.store.records import SegmentRecord, VideoRecord
+from indexer.store.records import NewVideo, SegmentRecord, VideoRecord
 from indexer.store.sqlite.catalog import Catalog
 from training.demo_corpus.corpus import write_corpus
 from xclip_search.index import index as index_command
@@ -82,17 +82,19 @@ class FuzzedIndex:
 
     def _add(self, record: VideoRecord) -> None:
         self._catalog.add_video(
-            id=record.id,
-            content_sha256=record.content_sha256,
-            segments=self._segments[record.id],
-            duration_seconds=record.duration_seconds,
-            width=record.width,
-            height=record.height,
-            frame_rate=record.frame_rate,
-            codec=record.codec,
-            size_bytes=record.size_bytes,
-            uri=record.uri,
-            title=record.title,
-            metadata=record.metadata,
-            trusted=record.trusted,
+            NewVideo(
+                id=record.id,
+                content_sha256=record.content_sha256,
+                segments=self._segments[record.id],
+                duration_seconds=record.duration_seconds,
+                width=record.width,
+                height=record.height,
+                frame_rate=record.frame_rate,
+                codec=record.codec,
+                size_bytes=record.size_bytes,
+                uri=record.uri,
+                title=record.title,
+                metadata=record.metadata,
+                trusted=record.trusted,
+            )
         )

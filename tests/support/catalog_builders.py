@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.store.records import AddOutcome, SegmentRecord
+from indexer.store.records import AddOutcome, NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.jobs import Job, JobQueue
 
 FINGERPRINT = "f" * 64
 
@@ -56,7 +57,8 @@ def sha256_of(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
-def add_video(catalog: Catalog, number: int, segments: Sequence[SegmentRecord], **changes: Any) -> AddOutcome:
+def new_video(number: int, segments: Sequence[SegmentRecord], **changes: Any) -> NewVideo:
+    """The video with this number; changes: fields that shall be others."""
     fields: dict[str, Any] = {
         "id": f"video-{number}",
         "content_sha256": sha256_of(number),
@@ -67,7 +69,21 @@ def add_video(catalog: Catalog, number: int, segments: Sequence[SegmentRecord], 
         "codec": "h264",
         "size_bytes": 1000 + number,
     }
-    return catalog.add_video(segments=segments, **{**fields, **changes})
+    return NewVideo(segments=segments, **{**fields, **changes})
+
+
+def add_video(catalog: Catalog, number: int, segments: Sequence[SegmentRecord], **changes: Any) -> AddOutcome:
+    return catalog.add_video(new_video(number, segments, **changes))
+
+
+def add_and_finish(
+    catalog: Catalog, number: int, segments: Sequence[SegmentRecord], job: Job, **changes: Any
+) -> AddOutcome:
+    """Add a video and end its job in one transaction, as a worker does."""
+    with catalog.transaction() as transaction:
+        outcome = catalog.add_video(new_video(number, segments, **changes), transaction)
+        JobQueue(catalog).finish(job.id, outcome.video_id, attempt=job.attempts, transaction=transaction)
+    return outcome
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from indexer.ingest.pipeline import OTHER_BYTES_REASON, IndexEvent, IndexReport, VideoSource
 from indexer.maintenance import reindexing
 from indexer.media.sampling import Sampling, segment_bounds
-from indexer.store.records import SegmentRecord
+from indexer.store.records import NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
 
 D, F = 8, 4
@@ -58,7 +58,7 @@ class StandIn:
             video, frames = self.features(content + f"{start} {end}".encode(), F, D)
             times = start + np.arange(F, dtype=np.float64)
             segments.append(SegmentRecord(start, end, video, frames, F, times))
-        return self._catalog.add_video(
+        video = NewVideo(
             content_sha256=hashlib.sha256(content).hexdigest(),
             segments=segments,
             duration_seconds=SECONDS,
@@ -68,7 +68,8 @@ class StandIn:
             codec="h264",
             size_bytes=len(content),
             **fields,
-        ).video_id
+        )
+        return self._catalog.add_video(video).video_id
 
     def run(self, sources: Iterable[VideoSource], on_event: Callable[[IndexEvent], None]) -> IndexReport:
         report = IndexReport()

@@ -38,6 +38,7 @@ from indexer.store.filters import Filter
 from indexer.store.records import (
     AddOutcome,
     Change,
+    NewVideo,
     SegmentFeatures,
     SegmentInfo,
     SegmentRecord,
@@ -59,11 +60,10 @@ from indexer.store.sqlite.changes import (
     read_token,
     write_change,
 )
-from indexer.store.sqlite.connections import ConnectionPool, ParallelReading
+from indexer.store.sqlite.connections import ConnectionPool, ParallelReading, Transaction
 from indexer.store.sqlite.features import FeatureRows, read_segment_infos
 from indexer.store.sqlite.generations import FIRST_GENERATION, directory_of, index_exists, named_generation
 from indexer.store.sqlite.integrity import check_structure
-from indexer.store.sqlite.jobs import finish_running_job
 from indexer.store.sqlite.schema import (
     CATALOG_FILE,
     LEFT_BEHIND,
@@ -427,64 +427,44 @@ class Catalog(CatalogReader):
 
     # Changing
 
-    def add_video(
-        self,
-        *,
-        content_sha256: str,
-        segments: Sequence[SegmentRecord],
-        duration_seconds: float,
-        width: int,
-        height: int,
-        frame_rate: float,
-        codec: str,
-        size_bytes: int,
-        id: str | None = None,
-        uri: str | None = None,
-        title: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        partial: bool = False,
-        fraction_read: float = 1.0,
-        trusted: bool = False,
-        added_at: float | None = None,
-        finish_job: str | None = None,
-        job_attempt: int | None = None,
-    ) -> AddOutcome:
-        """Store a video, wholly or not at all, and log the change. See `VideoRecord` for the fields.
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Several changes, of videos and of jobs, as one: all are on disk at the end of the block, or none
+        where it raises.
 
-        The same content again changes nothing and answers the id it has (`created` false), whatever `id`
-        says.
-        id: chosen by the client, or None for a new one.
-        added_at: seconds since 1970 of a video that was added elsewhere before, or None for now.
-        finish_job: a running job that becomes `done` with this video in the same transaction.
-        job_attempt: the job's `attempts` as it was leased; another worker's attempt is then not finished.
-        Raises DuplicateIdError (id taken by other content), InvalidRecordError (something cannot be stored),
-        LeaseLostError (the job is not running any more; nothing is added).
+        Raises IndexSupersededError where another generation of the index is the current one.
         """
-        check_segments(segments, self.num_frames, self.embedding_dim)
-        row = {
-            "id": uuid.uuid4().hex if id is None else check_video_id(id),
-            "content_sha256": check_sha256(content_sha256),
-            "uri": check_text("uri", uri),
-            "title": check_text("title", title),
-            "metadata": metadata_to_json(metadata),
-            "duration_seconds": check_number("duration_seconds", duration_seconds),
-            "width": check_count("width", width),
-            "height": check_count("height", height),
-            "frame_rate": check_number("frame_rate", frame_rate),
-            "codec": check_text("codec", codec),
-            "size_bytes": check_count("size_bytes", size_bytes),
-            "partial": int(partial),
-            "fraction_read": check_number("fraction_read", fraction_read, most=1.0),
-            "trusted": int(trusted),
-            "added_at": check_number("added_at", self.clock() if added_at is None else added_at),
-        }
         with self.connections.transaction() as connection:
-            outcome = self._add_or_find(connection, row, segments)
-            if finish_job is not None:
-                finish_running_job(
-                    connection, finish_job, outcome.video_id, self.clock(), attempt=job_attempt
-                )
-        return outcome
+            yield Transaction(connection)
+
+    def add_video(self, video: NewVideo, transaction: Transaction | None = None) -> AddOutcome:
+        """Store a video, wholly or not at all, and log the change.
+
+        The same content again changes nothing and answers the id it has (`created` false), whatever
+        `video.id` says.
+        transaction: from `transaction`, for changes that belong together; its own otherwise.
+        Raises DuplicateIdError (id taken by other content), InvalidRecordError (something cannot be stored).
+        """
+        check_segments(video.segments, self.num_frames, self.embedding_dim)
+        row = {
+            "id": uuid.uuid4().hex if video.id is None else check_video_id(video.id),
+            "content_sha256": check_sha256(video.content_sha256),
+            "uri": check_text("uri", video.uri),
+            "title": check_text("title", video.title),
+            "metadata": metadata_to_json(video.metadata),
+            "duration_seconds": check_number("duration_seconds", video.duration_seconds),
+            "width": check_count("width", video.width),
+            "height": check_count("height", video.height),
+            "frame_rate": check_number("frame_rate", video.frame_rate),
+            "codec": check_text("codec", video.codec),
+            "size_bytes": check_count("size_bytes", video.size_bytes),
+            "partial": int(video.partial),
+            "fraction_read": check_number("fraction_read", video.fraction_read, most=1.0),
+            "trusted": int(video.trusted),
+            "added_at": check_number("added_at", self.clock() if video.added_at is None else video.added_at),
+        }
+        with self.connections.joined(transaction) as connection:
+            return self._add_or_find(connection, row, video.segments)
 
     def _add_or_find(
         self, connection: sqlite3.Connection, row: Mapping[str, Any], segments: Sequence[SegmentRecord]

@@ -14,6 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +53,13 @@ _REFUSED_CODES = (
 )
 _UNWRITABLE_CODES = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
 _WAL_LIMIT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """A writing transaction under way. Callers hand it from method to method; only the store looks inside."""
+
+    connection: sqlite3.Connection
 
 
 class ConnectionPool:
@@ -111,6 +119,15 @@ class ConnectionPool:
                 if connection.in_transaction:
                     connection.rollback()
                 raise
+
+    @contextlib.contextmanager
+    def joined(self, transaction: Transaction | None) -> Iterator[sqlite3.Connection]:
+        """The connection of this transaction, which its owner ends, or a transaction for the block alone."""
+        if transaction is not None:
+            yield transaction.connection
+            return
+        with self.transaction() as connection:
+            yield connection
 
     def close(self) -> None:
         """Close what is idle now, and what is lent out when it comes back."""

@@ -40,6 +40,7 @@ from indexer.store.job import (
     read_job,
 )
 from indexer.store.records import check_sha256
+from indexer.store.sqlite.connections import Transaction
 from indexer.store.sqlite.video_rows import read_by_sha256
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ __all__ = [
     "NewJob",
     "find_open_fetch",
     "find_open_job",
-    "finish_running_job",
     "insert_job",
     "read_job",
 ]
@@ -222,15 +222,23 @@ class JobQueue:
             )
             return read_job(connection, job_id)
 
-    def finish(self, job_id: str, video_id: str, *, attempt: int | None = None) -> Job:
-        """Make a running job `done`. `Catalog.add_video(finish_job=...)` does the same with the video, as one
-        change.
+    def finish(
+        self,
+        job_id: str,
+        video_id: str,
+        *,
+        attempt: int | None = None,
+        transaction: Transaction | None = None,
+    ) -> Job:
+        """Make a running job `done`.
 
-        video_id: the id that the video has, possibly an older one of the same bytes.
+        video_id: the id that the video has, possibly an older one of the same bytes. transaction: of the
+        change that ends the job, so that video and job are stored together or not at all.
         Raises JobNotFoundError, LeaseLostError.
         """
-        with self._connections.transaction() as connection:
-            finish_running_job(connection, job_id, video_id, self._clock(), attempt=attempt)
+        with self._connections.joined(transaction) as connection:
+            _require_running(connection, job_id, attempt)
+            _end(connection, job_id, "done", self._clock(), video_id=video_id)
             return read_job(connection, job_id)
 
     def fail(self, job_id: str, reason: str, *, attempt: int | None = None) -> Job:
@@ -269,14 +277,6 @@ class JobQueue:
         """
         with self._connections.transaction() as connection:
             return _requeue_expired(connection, self._clock())
-
-
-def finish_running_job(
-    connection: sqlite3.Connection, job_id: str, video_id: str, now: float, *, attempt: int | None = None
-) -> None:
-    """Make a running job `done` within the caller's transaction. Raises JobNotFoundError, LeaseLostError."""
-    _require_running(connection, job_id, attempt)
-    _end(connection, job_id, "done", now, video_id=video_id)
 
 
 def _put_back(connection: sqlite3.Connection, job_id: str) -> None:

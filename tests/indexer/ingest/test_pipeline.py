@@ -257,7 +257,7 @@ def test_another_model_or_sampling_is_refused(catalog: Catalog, model: XClip) ->
 def test_an_error_of_the_index_itself_ends_the_run_and_its_children(
     catalog: Catalog, model: XClip, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(**fields: object) -> None:
+    def fail(video: object) -> None:
         raise OSError("the disk is full")
 
     monkeypatch.setattr(catalog, "add_video", fail)

@@ -298,11 +298,11 @@ def test_an_import_that_was_interrupted_goes_on(index, tmp_path, monkeypatch):
     export_index(index, tmp_path / "export")
     original, added = Catalog.add_video, []
 
-    def add_some(catalog, **values):
+    def add_some(catalog, video):
         if len(added) == 4:
             raise KeyboardInterrupt
-        added.append(values["id"])
-        return original(catalog, **values)
+        added.append(video.id)
+        return original(catalog, video)
 
     command = ["import", str(tmp_path / "export"), "--index", str(tmp_path / "new")]
     with monkeypatch.context() as patch:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from indexer.errors import DuplicateIdError, InvalidRecordError, JobNotFoundError, LeaseLostError
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import GAVE_UP_REASON, JobQueue
-from tests.support.catalog_builders import add_video, create_catalog, make_segment, sha256_of
+from tests.support.catalog_builders import add_and_finish, add_video, create_catalog, make_segment, sha256_of
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -91,21 +92,21 @@ def test_a_failed_job_keeps_its_reason(queue):
 def test_the_video_and_the_end_of_its_job_are_one_change(queue, catalog, segment):
     job = queue.enqueue("video-1", "/a")
     with pytest.raises(LeaseLostError):
-        add_video(catalog, 1, [segment], finish_job=job.id)  # Not leased: nothing is added.
+        add_and_finish(catalog, 1, [segment], job)  # Not leased: nothing is added.
     assert catalog.num_videos == 0
-    queue.lease("worker", 30.0)
+    leased = queue.lease("worker", 30.0)
     with pytest.raises(JobNotFoundError):
-        add_video(catalog, 1, [segment], finish_job="no such job")
+        add_and_finish(catalog, 1, [segment], replace(leased, id="no such job"))
     assert catalog.num_videos == 0
-    add_video(catalog, 1, [segment], finish_job=job.id)
+    add_and_finish(catalog, 1, [segment], leased)
     assert queue.get(job.id).state == "done" and catalog.num_videos == 1
 
 
 def test_a_job_for_known_bytes_ends_with_the_id_they_have(queue, catalog, segment):
     add_video(catalog, 1, [segment])
     job = queue.enqueue("another", "/a")
-    queue.lease("worker", 30.0)
-    assert not add_video(catalog, 1, [segment], id="another", finish_job=job.id).created
+    leased = queue.lease("worker", 30.0)
+    assert not add_and_finish(catalog, 1, [segment], leased, id="another").created
     assert queue.get(job.id).video_id == "video-1"
 
 
@@ -158,7 +159,7 @@ def test_a_worker_thought_dead_cannot_touch_what_another_took_over(queue, catalo
         lambda: queue.finish(job.id, "v", attempt=first.attempts),
         lambda: queue.fail(job.id, "no", attempt=first.attempts),
         lambda: queue.release(job.id, attempt=first.attempts),
-        lambda: add_video(catalog, 1, [segment], finish_job=job.id, job_attempt=first.attempts),
+        lambda: add_and_finish(catalog, 1, [segment], first),
     ):
         with pytest.raises(LeaseLostError, match="taken over"):
             report()
@@ -243,7 +244,7 @@ def test_a_cancel_and_the_end_at_the_same_moment_have_one_outcome(queue, catalog
             def finish(number=number, leased=leased, together=together):
                 together.wait(10)
                 try:
-                    add_video(catalog, number, [segment], finish_job=leased.id, job_attempt=1)
+                    add_and_finish(catalog, number, [segment], leased)
                 except LeaseLostError:
                     return "lost"
                 return "added"

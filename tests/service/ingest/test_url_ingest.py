@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from indexer.maintenance.backup import backup, restore
+from indexer.store.records import NewVideo
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import Job, JobQueue
 from service.ingest.web import download as url_download
@@ -140,7 +141,7 @@ class Bench:
             "__defaults__",
             (lambda *arguments: url_download.download(*arguments, resolve=self.resolve),),
         )
-        self.read: Callable[[Path], dict[str, Any]] = read_by_rote
+        self.read: Callable[[Path], NewVideo] = read_by_rote
         self.stop = threading.Event()
 
     def resolve(self, host: str, port: int) -> list[Any]:
@@ -241,7 +242,7 @@ def test_a_failed_download_fails_the_job_with_its_reason_and_leaves_nothing(
 def test_a_fetched_file_that_is_no_video_fails_as_an_upload_does(bench: Bench) -> None:
     from indexer.errors import NotAVideoError
 
-    def refuse(path: Path) -> dict[str, Any]:
+    def refuse(path: Path) -> NewVideo:
         raise NotAVideoError("text, not a video")
 
     bench.read = refuse

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +34,15 @@ class RecordedCatalog:
     """Stands for a catalog: keeps what it is told to add."""
 
     def __init__(self, fingerprint: str) -> None:
-        self.fingerprint, self.added = fingerprint, {}
+        self.fingerprint, self.added = fingerprint, None
 
     def find_by_sha256(self, content_sha256):
         return None
 
-    def add_video(self, **fields):
+    def add_video(self, video):
         from indexer.store.records import AddOutcome
 
-        self.added = fields
+        self.added = video
         return AddOutcome("a", created=True)
 
 
@@ -55,17 +56,18 @@ def test_a_long_upload_is_hashed_once_and_read_as_the_pipeline_reads_it(network,
         DecodePool, "submit", lambda pool, request: (requests.append(request), submit(pool, request))[1]
     )
     with VideoReader(network, SAMPLING.to_json(), 60.0) as reader:
-        fields = reader.read(path)
-    assert len(fields["segments"]) == 8 > SEGMENTS_AT_ONCE
-    assert [request.content_sha256 for request in requests] == [None, fields["content_sha256"]]
+        video = reader.read(path)
+    assert len(video.segments) == 8 > SEGMENTS_AT_ONCE
+    assert [request.content_sha256 for request in requests] == [None, video.content_sha256]
 
     catalog = RecordedCatalog(index_fingerprint(network, SAMPLING))
     report = IndexingPipeline(catalog, network, SAMPLING).run([VideoSource(Path(path))])
     assert report.num_added == 1
-    expected = {name: catalog.added[name] for name in fields}
-    for name in set(fields) - {"segments"}:
-        assert fields[name] == expected[name], name
-    for ours, theirs in zip(fields["segments"], expected["segments"], strict=True):
+    expected = catalog.added
+    of_source = {"id", "uri", "title", "metadata", "trusted", "added_at"}
+    for name in {field.name for field in fields(video)} - {"segments", *of_source}:
+        assert getattr(video, name) == getattr(expected, name), name
+    for ours, theirs in zip(video.segments, expected.segments, strict=True):
         assert (ours.start_seconds, ours.end_seconds) == (theirs.start_seconds, theirs.end_seconds)
         np.testing.assert_array_equal(ours.frame_times, theirs.frame_times)
         np.testing.assert_allclose(ours.video_feature, theirs.video_feature, atol=1e-5)

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pytest
 from indexer.errors import IndexBusyError, IndexDamagedError, IndexFullError, NotAVideoError
 from indexer.maintenance.verification import verify
 from indexer.search.cancellation import raise_if_cancelled
+from indexer.store.records import NewVideo
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import GAVE_UP_REASON, Job, JobQueue
 from service.ingest.media_store import MediaStore, sweep
@@ -44,7 +46,7 @@ class Bench:
         self.store = MediaStore(directory)
         self.store.prepare()
         self.settings = WorkerSettings(directory, poll_seconds=0.01, worker_grace_seconds=0.1)
-        self.read: Callable[[Path], dict[str, Any]] = read_by_rote
+        self.read: Callable[[Path], NewVideo] = read_by_rote
         self.stop = threading.Event()
 
     def upload(self, content: bytes = MP4, **fields: Any) -> Job:
@@ -115,7 +117,7 @@ def test_a_link_that_took_the_place_of_a_file_is_not_read(bench: Bench, tmp_path
 
 
 def test_a_file_that_is_no_video_fails_with_the_reason_and_is_deleted(bench: Bench) -> None:
-    def refuse(path: Path) -> dict[str, Any]:
+    def refuse(path: Path) -> NewVideo:
         raise NotAVideoError("a PNG image, not a video")
 
     bench.read = refuse
@@ -137,7 +139,7 @@ def test_a_file_that_is_no_video_fails_with_the_reason_and_is_deleted(bench: Ben
 def test_an_unforeseen_error_fails_the_job_without_telling_our_insides_and_the_next_one_works(
     bench: Bench, error: Exception, reason: str
 ) -> None:
-    def fail_once(path: Path) -> dict[str, Any]:
+    def fail_once(path: Path) -> NewVideo:
         bench.read = read_by_rote
         raise error
 
@@ -159,7 +161,7 @@ def test_bytes_that_came_in_meanwhile_end_the_job_with_the_id_that_they_have(ben
 
 
 def test_bytes_that_come_in_while_they_are_read_end_the_job_with_the_id_that_they_have(bench: Bench) -> None:
-    def read(path: Path) -> dict[str, Any]:
+    def read(path: Path) -> NewVideo:
         add_video(bench.catalog, "quicker", MP4)
         return read_by_rote(path)
 
@@ -172,7 +174,7 @@ def test_bytes_that_come_in_while_they_are_read_end_the_job_with_the_id_that_the
 def test_an_id_that_was_taken_meanwhile_fails_the_job(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(MP4)
 
-    def read(path: Path) -> dict[str, Any]:
+    def read(path: Path) -> NewVideo:
         add_video(bench.catalog, "mine", b"other bytes")
         return read_by_rote(path)
 
@@ -183,7 +185,7 @@ def test_an_id_that_was_taken_meanwhile_fails_the_job(bench: Bench, tmp_path: Pa
 
 
 def test_a_job_cancelled_while_it_is_read_adds_no_video_and_leaves_no_file(bench: Bench) -> None:
-    def read(path: Path) -> dict[str, Any]:
+    def read(path: Path) -> NewVideo:
         bench.queue.cancel(job.id)
         return read_by_rote(path)
 
@@ -194,10 +196,10 @@ def test_a_job_cancelled_while_it_is_read_adds_no_video_and_leaves_no_file(bench
     assert bench.queue.get(job.id).state == "failed" and bench.catalog.num_videos == 0
 
 
-def reading_once_let(hold: threading.Event) -> Callable[[Path], dict[str, Any]]:
+def reading_once_let(hold: threading.Event) -> Callable[[Path], NewVideo]:
     """Reads by rote when `hold` is set, or after long."""
 
-    def read(path: Path) -> dict[str, Any]:
+    def read(path: Path) -> NewVideo:
         hold.wait(30)
         return read_by_rote(path)
 
@@ -220,7 +222,7 @@ def test_a_job_cancelled_before_it_is_read_is_noticed_by_the_heartbeat(bench: Be
 
 
 def test_a_lease_is_kept_while_a_video_takes_longer_than_the_lease(bench: Bench) -> None:
-    def read(path: Path) -> dict[str, Any]:
+    def read(path: Path) -> NewVideo:
         time.sleep(1.2)
         return read_by_rote(path)
 
@@ -248,7 +250,7 @@ def test_a_stop_gives_the_job_back_after_the_grace_period_and_keeps_its_file(ben
     assert bench.queue.get(job.id).state == "done"
 
 
-def read_until_cancelled(path: Path) -> dict[str, Any]:
+def read_until_cancelled(path: Path) -> NewVideo:
     """As `VideoReader` reads a film: looks now and then at whether anybody still waits."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
@@ -281,7 +283,7 @@ def test_a_file_whose_reading_cannot_be_ended_does_not_keep_its_worker(bench: Be
 
 
 def test_a_film_that_was_cancelled_does_not_hold_up_the_next_job(bench: Bench) -> None:
-    def read(path: Path) -> dict[str, Any]:
+    def read(path: Path) -> NewVideo:
         bench.read = read_by_rote
         return read_until_cancelled(path)
 
@@ -364,10 +366,10 @@ def test_a_catalog_that_cannot_be_written_to_costs_a_try_and_not_the_video(
     monkeypatch.setattr("service.ingest.worker.UNWRITABLE_PAUSE_SECONDS", 0.01)
     add_really, errors = bench.catalog.add_video, [error]
 
-    def add(**fields: Any) -> Any:
+    def add(*arguments: Any) -> Any:
         if errors:
             raise errors.pop()
-        return add_really(**fields)
+        return add_really(*arguments)
 
     monkeypatch.setattr(bench.catalog, "add_video", add)
     bench.settings = WorkerSettings(bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.3)
@@ -596,7 +598,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(
 
 def test_a_decoder_that_says_other_bytes_than_were_sent_gets_nothing_in(bench: Bench) -> None:
     of_another = hashlib.sha256(b"what somebody else will send").hexdigest()
-    bench.read = lambda path: {**read_by_rote(path), "content_sha256": of_another}
+    bench.read = lambda path: replace(read_by_rote(path), content_sha256=of_another)
     job = bench.upload()
     bench.run()
     assert bench.queue.get(job.id).reason == "the file is not the one that was sent"

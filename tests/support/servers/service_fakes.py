@@ -28,7 +28,7 @@ from indexer.search.types import (
     TextTimings,
     Timings,
 )
-from indexer.store.records import SegmentRecord
+from indexer.store.records import NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
 from service.app import create_app
@@ -62,12 +62,17 @@ def segment() -> SegmentRecord:
     )
 
 
-def add_video(catalog: Catalog, id: str, content: bytes | None = None, **fields: Any) -> str:
-    """Put a video of ten seconds into the catalog; `content` stands for its file's bytes."""
+def add_video(
+    catalog: Catalog, id: str, content: bytes | None = None, *, finish_job: str | None = None, **fields: Any
+) -> str:
+    """Put a video of ten seconds into the catalog; `content` stands for its file's bytes.
+
+    finish_job: a running job that ends with it.
+    """
     content = id.encode() if content is None else content
     given = {"title": f"title of {id}", "size_bytes": len(content), "codec": "h264"}
     values: dict[str, Any] = {**given, **fields}
-    return catalog.add_video(
+    video = NewVideo(
         id=id,
         content_sha256=hashlib.sha256(content).hexdigest(),
         segments=[segment()],
@@ -76,7 +81,12 @@ def add_video(catalog: Catalog, id: str, content: bytes | None = None, **fields:
         height=48,
         frame_rate=25.0,
         **values,
-    ).video_id
+    )
+    with catalog.transaction() as transaction:
+        video_id = catalog.add_video(video, transaction).video_id
+        if finish_job is not None:
+            JobQueue(catalog).finish(finish_job, video_id, transaction=transaction)
+    return video_id
 
 
 class FakeSearcher:

@@ -47,12 +47,6 @@ class Environment(BaseSettings):
     max_waiting_searches: int = Field(default=64, ge=0, description="Searches that may wait, then 503.")
     wait_limit_seconds: float = Field(default=60.0, ge=0, le=3600, description="Longest wait of ?wait=true.")
     max_queued_jobs: int = Field(default=1_000, ge=1, description="Jobs that may wait, then 503.")
-    idempotency_seconds: float = Field(
-        default=24 * 3600.0,
-        ge=24 * 3600,
-        le=30 * 24 * 3600,
-        description="How long an Idempotency-Key is remembered.",
-    )
     thumbnail_cache_bytes: int = Field(default=32 * MIB, ge=0, description="Memory kept for thumbnails.")
     preview_cache_bytes: int = Field(default=64 * MIB, ge=0, description="Memory kept for previews.")
     coarse_kind: CoarseKindChoice = Field(
@@ -195,7 +189,6 @@ class ServiceSettings:
     max_waiting_searches: int = 64
     wait_limit_seconds: float = 60.0
     max_queued_jobs: int = 1_000
-    idempotency_seconds: float = 24 * 3600.0
     thumbnail_cache_bytes: int = 32 * MIB
     preview_cache_bytes: int = 64 * MIB
     coarse_kind: CoarseKindChoice = "auto"

@@ -119,11 +119,10 @@ class AsyncClient:
         title: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         wait: bool = False,
-        idempotency_key: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> AddedVideo:
         """See `Client.add_video`."""
-        return await self._do(calls.add_video(path, title, metadata, wait, idempotency_key, on_progress))
+        return await self._do(calls.add_video(path, title, metadata, wait, on_progress))
 
     async def add_uri(
         self,
@@ -133,10 +132,9 @@ class AsyncClient:
         metadata: Mapping[str, Any] | None = None,
         id: str | None = None,
         wait: bool = False,
-        idempotency_key: str | None = None,
     ) -> AddedVideo:
         """See `Client.add_uri`."""
-        return await self._do(calls.add_uri(uri, title, metadata, id, wait, idempotency_key))
+        return await self._do(calls.add_uri(uri, title, metadata, id, wait))
 
     async def get_video(self, video_id: str) -> Video:
         """See `Client.get_video`."""

@@ -136,16 +136,14 @@ class Client:
         title: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         wait: bool = False,
-        idempotency_key: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> AddedVideo:
         """Upload a file; it is never in memory as a whole.
 
-        wait: answer when the video can be found, or after about a minute. idempotency_key: made where there
-        is none; give your own to repeat the request from another process. on_progress: told how many bytes
-        of how many were sent, from 0 again where the file is sent again.
+        wait: answer when the video can be found, or after about a minute. on_progress: called with how many
+        bytes of how many were sent, from 0 again where the file is sent again.
         """
-        return self._do(calls.add_video(path, title, metadata, wait, idempotency_key, on_progress))
+        return self._do(calls.add_video(path, title, metadata, wait, on_progress))
 
     def add_uri(
         self,
@@ -155,10 +153,9 @@ class Client:
         metadata: Mapping[str, Any] | None = None,
         id: str | None = None,
         wait: bool = False,
-        idempotency_key: str | None = None,
     ) -> AddedVideo:
         """Let the server index a file of its own, or fetch one from the web, where it is allowed to."""
-        return self._do(calls.add_uri(uri, title, metadata, id, wait, idempotency_key))
+        return self._do(calls.add_uri(uri, title, metadata, id, wait))
 
     def get_video(self, video_id: str) -> Video:
         """One video."""

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,7 +162,6 @@ def add_video(
     title: str | None,
     metadata: Mapping[str, Any] | None,
     wait: bool,
-    idempotency_key: str | None,
     on_progress: OnProgress | None,
 ) -> Call[AddedVideo]:
     """POST /videos with a file."""
@@ -177,7 +175,6 @@ def add_video(
         "videos",
         _reader(AddedVideo),
         params={"wait": "true" if wait else None},
-        headers=_key_header(idempotency_key),
         form=Form(Path(path), fields, on_progress),
     )
 
@@ -188,7 +185,6 @@ def add_uri(
     metadata: Mapping[str, Any] | None,
     id: str | None,
     wait: bool,
-    idempotency_key: str | None,
 ) -> Call[AddedVideo]:
     """POST /videos with a uri."""
     values = {"uri": uri, "title": title, "metadata": dict(metadata or {}), "id": id}
@@ -198,7 +194,6 @@ def add_uri(
         _reader(AddedVideo),
         params={"wait": "true" if wait else None},
         json={name: value for name, value in values.items() if value is not None},
-        headers=_key_header(idempotency_key),
     )
 
 
@@ -312,7 +307,3 @@ def _segment(text: str) -> str:
 
 def _as_text(filter: Filter | None) -> str | None:
     return None if filter is None else json.dumps(filter, ensure_ascii=False)
-
-
-def _key_header(idempotency_key: str | None) -> dict[str, str]:
-    return {"Idempotency-Key": f'"{idempotency_key or uuid.uuid4()}"'}

@@ -7,7 +7,7 @@ differs. `indexer.store.sqlite.generations` says what lies where.
 
 What the generations of an index say that are not the current one.
 
-Jobs and idempotency keys from one generation of an index to the next.
+Jobs from one generation of an index to the next.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def find_in_others(catalog: Catalog, video_ids: Sequence[str]) -> set[str]:
     return found
 
 
-_TABLES: Final = ("jobs", "idempotency_keys")
+_TABLES: Final = ("jobs",)
 
 
 def carry_jobs(source: sqlite3.Connection, target: sqlite3.Connection) -> int:

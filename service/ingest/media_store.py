@@ -6,7 +6,7 @@
 
 All names are ours. A video that was indexed in place stays where it is; its `uri` says where.
 
-Cleaning up, at the start and now and then: files that a crash left without an owner, keys that ran out.
+Cleaning up, at the start and now and then: files that a crash left without an owner.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from indexer.errors import IndexBusyError, IndexerError, IndexStorageError, IndexSupersededError
+from indexer.errors import IndexerError
 from indexer.ingest.video_files import MEDIA_FOLDER, local_path
 from indexer.maintenance.reindexing import find_in_others
 from indexer.media.probing import file_extension
 from indexer.store.records import VideoRecord
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.jobs import Job, JobQueue, forget_expired_keys
+from indexer.store.sqlite.jobs import Job, JobQueue
 from model.atomic_files import synchronize_directory
 
 CONTENT_TYPES = {
@@ -186,16 +186,10 @@ logger = logging.getLogger("xclip_search.service")
 
 def sweep(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue) -> int:
     """Delete uploads of jobs that have ended or never came to be, and accepted files of no video of any
-    generation; returns how many. Forget idempotency keys that were kept long enough.
+    generation; returns how many.
 
     May run in several processes, and while videos come and go.
     """
-    try:
-        forget_expired_keys(catalog)
-    except IndexSupersededError:
-        return 0
-    except (IndexBusyError, IndexStorageError) as error:  # Files can be deleted where nothing can be written.
-        logger.warning("cannot forget old keys: %s", error)
     for _ in range(MAX_TRIES):
         try:
             num_deleted = _sweep_files(media_store, catalog, job_queue)

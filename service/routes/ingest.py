@@ -14,9 +14,7 @@ from fastapi import APIRouter, Query, Request, Response
 from indexer.errors import IndexFullError
 from indexer.store.sqlite.jobs import (
     Admission,
-    IdempotencyKey,
     Job,
-    KeyReusedError,
     NewJob,
     QueueFullError,
     admit,
@@ -36,7 +34,6 @@ from service.errors import (
 from service.http.middleware import WITHOUT_DEADLINE
 from service.http.openapi import BODY_ERRORS, problems
 from service.http.request_body import describe_body, media_type, read_json
-from service.ingest.idempotency import PARAMETER, key_reused_problem, read_key, request_sha256
 from service.ingest.media_store import resolve_uri
 from service.ingest.upload import Upload, receive_upload, title_from_filename
 from service.ingest.web.policy import AllowedHosts, DownloadError, is_web_address, parse_web_address
@@ -103,7 +100,7 @@ _FORM: dict[str, Any] = {
         201: {"model": AddVideoAnswer, "description": "With ?wait=true: the video can be found"},
         202: {"description": "Accepted: GET the Location to see how it goes"},
     },
-    openapi_extra={**describe_body(AddVideoRequest, _FORM), "parameters": [PARAMETER]},
+    openapi_extra=describe_body(AddVideoRequest, _FORM),
 )
 async def add_video(
     request: Request,
@@ -112,7 +109,6 @@ async def add_video(
     service: Service,
 ) -> AddVideoAnswer:
     """Add a video: upload it, or name one that lies on the server inside an allowed folder or on the web."""
-    key = read_key(request)
     kind = media_type(request)
     if kind not in ("multipart/form-data", "application/json"):
         raise UnsupportedContentTypeError(
@@ -120,7 +116,7 @@ async def add_video(
             "or a uri as JSON with Content-Type: application/json."
         )
     # Before the body: gigabytes that would be refused in the end need not be sent.
-    may = partial(may_admit, service.catalog, max_queued=service.settings.max_queued_jobs, key=key)
+    may = partial(may_admit, service.catalog, max_queued=service.settings.max_queued_jobs)
     if not await to_thread.run_sync(may):
         raise _queue_full_problem()
     if kind == "multipart/form-data":
@@ -129,11 +125,11 @@ async def add_video(
         upload = await receive_upload(request, path, service.settings.upload_limit_bytes, limiter)
         # That took its time: by now another generation of the index may be the current one.
         service = await get_service(request)
-        admission = await to_thread.run_sync(_accept_upload, service, upload, key, limiter=limiter)
+        admission = await to_thread.run_sync(_accept_upload, service, upload, limiter=limiter)
     else:
         body = await read_json(request, AddVideoRequest, service.settings.body_limit_bytes)
         accept = _accept_web_address if is_web_address(body.uri) else _accept_uri
-        admission = await to_thread.run_sync(accept, service, body, key, limiter=service.ingest_limiter)
+        admission = await to_thread.run_sync(accept, service, body, limiter=service.ingest_limiter)
     root_path = request.scope.get("root_path", "")
     if admission.job is None:
         response.status_code = 200
@@ -151,7 +147,7 @@ async def add_video(
     return AddVideoAnswer(job=to_job_answer(job), video=VideoReference(id=job.video_id))
 
 
-def _accept_upload(service: ReadyService, upload: Upload, key: str | None) -> Admission:
+def _accept_upload(service: ReadyService, upload: Upload) -> Admission:
     """A job for the upload, or what is there already. The file is ours until a job has it."""
     new = NewJob(
         source_path=str(upload.path),
@@ -161,7 +157,7 @@ def _accept_upload(service: ReadyService, upload: Upload, key: str | None) -> Ad
         delete_source=True,
     )
     try:
-        admission = _admit(service, new, key)
+        admission = _admit(service, new)
     except BaseException:
         upload.path.unlink(missing_ok=True)
         raise
@@ -170,7 +166,7 @@ def _accept_upload(service: ReadyService, upload: Upload, key: str | None) -> Ad
     return admission
 
 
-def _accept_uri(service: ReadyService, body: AddVideoRequest, key: str | None) -> Admission:
+def _accept_uri(service: ReadyService, body: AddVideoRequest) -> Admission:
     path = resolve_uri(body.uri, service.settings.allowed_roots)
     if path is None:
         raise UriNotAllowedError()
@@ -182,10 +178,10 @@ def _accept_uri(service: ReadyService, body: AddVideoRequest, key: str | None) -
         uri=path.as_uri(),
         content_sha256=_hash_file(path, service.settings.upload_limit_bytes),
     )
-    return _admit(service, new, key)
+    return _admit(service, new)
 
 
-def _accept_web_address(service: ReadyService, body: AddVideoRequest, key: str | None) -> Admission:
+def _accept_web_address(service: ReadyService, body: AddVideoRequest) -> Admission:
     """A job that fetches the file. What its name stands for is looked up by the worker, when it does."""
     settings = service.settings
     if not settings.url_ingest:
@@ -206,25 +202,12 @@ def _accept_web_address(service: ReadyService, body: AddVideoRequest, key: str |
         uri=str(address.url),
         delete_source=True,
     )
-    return _admit(service, new, key)
+    return _admit(service, new)
 
 
-def _admit(service: ReadyService, new: NewJob, key: str | None) -> Admission:
-    idempotency_key = None
-    if key is not None:
-        same = request_sha256(
-            content_sha256=new.content_sha256,
-            title=new.title,
-            metadata=new.metadata,
-            uri=new.uri,
-            id=new.video_id,
-        )
-        idempotency_key = IdempotencyKey(key, same, service.settings.idempotency_seconds)
-    max_queued = service.settings.max_queued_jobs
+def _admit(service: ReadyService, new: NewJob) -> Admission:
     try:
-        return admit(service.catalog, new, max_queued=max_queued, idempotency_key=idempotency_key)
-    except KeyReusedError:
-        raise key_reused_problem() from None
+        return admit(service.catalog, new, max_queued=service.settings.max_queued_jobs)
     except QueueFullError:
         raise _queue_full_problem() from None
     except IndexFullError as error:

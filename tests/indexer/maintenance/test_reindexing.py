@@ -33,7 +33,7 @@ from indexer.maintenance.verification import rebuild, verify
 from indexer.media.sampling import Sampling
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import POINTER_FILE, generations, locked_for_reindexing
-from indexer.store.sqlite.jobs import IdempotencyKey, JobQueue, NewJob, admit
+from indexer.store.sqlite.jobs import JobQueue, NewJob, admit
 from tests.support.catalog_builders import create_catalog
 from tests.support.reindex_stand_in import OTHER_SAMPLING, SAMPLING, StandIn, fingerprint_of, write_clip
 
@@ -241,8 +241,7 @@ def test_going_back_with_another_model_is_refused_and_both_fingerprints_are_name
         assert catalog.generation == 2
 
 
-def test_jobs_and_keys_come_along_and_running_jobs_wait_again(index: Path) -> None:
-    key = IdempotencyKey("key", "a" * 64, 3600.0)
+def test_jobs_come_along_and_running_jobs_wait_again(index: Path) -> None:
     with Catalog.open(index) as former:
         queue = JobQueue(former)
         done = queue.enqueue("d", "/done", metadata={"é": 1})
@@ -251,7 +250,7 @@ def test_jobs_and_keys_come_along_and_running_jobs_wait_again(index: Path) -> No
         running = queue.enqueue("r", "/running")
         queue.lease("worker", 60)
         new = NewJob(source_path="/queued", content_sha256="b" * 64, title="t", delete_source=True)
-        queued = admit(former, new, max_queued=9, idempotency_key=key).job
+        queued = admit(former, new, max_queued=9).job
         assert queued is not None
         finished = queue.get(done.id)
         report = run(index)
@@ -268,7 +267,7 @@ def test_jobs_and_keys_come_along_and_running_jobs_wait_again(index: Path) -> No
         assert queue.get(done.id) == finished and queue.get(queued.id) == queued
         again = queue.get(running.id)
         assert (again.state, again.attempts, again.lease_expires_at) == ("queued", 1, None)
-        assert admit(catalog, new, max_queued=9, idempotency_key=key).job == queued
+        assert admit(catalog, new, max_queued=9).job == queued
         assert queue.enqueue(None, "/x").number > queued.number
         leased = queue.lease("next", 60)
         assert leased is not None and leased.id == queued.id, "fewest attempts first"

@@ -38,9 +38,8 @@ def service(tmp_path: Path) -> Iterator[Service]:
         yield service
 
 
-def post(service: Service, uri: str, *, key: str | None = None, query: str = "", **fields: Any) -> Any:
-    headers = {} if key is None else {"Idempotency-Key": key}
-    return service.client.post(f"/videos{query}", json={"uri": uri, **fields}, headers=headers)
+def post(service: Service, uri: str, *, query: str = "", **fields: Any) -> Any:
+    return service.client.post(f"/videos{query}", json={"uri": uri, **fields})
 
 
 # The server's half
@@ -96,15 +95,6 @@ def test_the_same_address_again_is_the_same_job_while_that_is_open(service: Serv
     assert post(service, URI + "2").json()["job"]["id"] != first["job"]["id"]
     service.job_queue.cancel(first["job"]["id"])
     assert post(service, URI).json()["job"]["id"] != first["job"]["id"]
-
-
-def test_a_key_names_the_request_by_its_address(service: Service) -> None:
-    first = post(service, URI, key="k").json()
-    service.job_queue.cancel(first["job"]["id"])
-    again = post(service, URI, key="k").json()
-    assert again["job"]["id"] == first["job"]["id"] and again["job"]["state"] == "failed"
-    assert post(service, URI + "2", key="k").status_code == 422
-    assert post(service, URI, key="k", title="other").status_code == 422
 
 
 def test_jobs_that_wait_to_be_fetched_count_as_waiting(tmp_path: Path) -> None:

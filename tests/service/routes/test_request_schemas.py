@@ -14,7 +14,6 @@ from pydantic import TypeAdapter, ValidationError
 from indexer.errors import InvalidQueryError
 from indexer.store.filters import MAX_VALUES, parse_filter
 from service.app import create_app
-from service.ingest.idempotency import PARAMETER, parse_key
 from service.schemas import SearchRequest
 from service.schemas.fields import QueryText, Title, VideoId
 from service.settings import ServiceSettings
@@ -107,14 +106,6 @@ def test_the_schemas_of_texts_allow_the_texts_that_are_accepted(text: str) -> No
     for rule in (QueryText, Title, VideoId):
         schema = TypeAdapter(rule).json_schema()
         assert validator(schema).is_valid(text) == accepts(rule, text), (rule, text)
-
-
-@settings(deadline=None)
-@given(st.text(st.sampled_from(list('ab"\\ ~\x7f')), max_size=8))
-@example("x" * 255)
-@example("x" * 256)
-def test_the_schema_of_an_idempotency_key_allows_the_keys_that_are_accepted(key: str) -> None:
-    assert validator(PARAMETER["schema"]).is_valid(key) == (parse_key(key) is not None)
 
 
 ABSENT = object()

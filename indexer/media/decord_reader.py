@@ -1,9 +1,8 @@
 """Frames of a video by decord, where it is sure to give the ones that PyAV would.
 
 decord 0.6 carries an FFmpeg of 2018 and obeys whatever a file names, so it only sees files that the operator
-trusts and that `indexer.media.probing` has looked at. It addresses frames by number; its numbers are used
-only
-where they mean the same frames as the timeline that was read from the packets.
+trusts and that `indexer.media.probing` has identified. It addresses frames by number; its numbers are used
+only where they mean the same frames as the timeline that was read from the packets.
 """
 
 from __future__ import annotations
@@ -64,7 +63,11 @@ def _is_whole_picture(payload: bytes, length_bytes: int) -> bool:
 def open_with_decord(path: Path, info: MediaInfo, timeline: Timeline, num_threads: int = 1) -> Any | None:
     """decord's reader of a file, or None where decord is absent, fails, or would number frames differently.
 
-    path: of the trusted file that `info` and `timeline` were read from. For H.264, see `KeyPictures` as well.
+    Args:
+        path: the trusted file that `info` and `timeline` were read from.
+        info: its container and codec. H.264 needs `KeyPictures` as well.
+        timeline: when each frame is shown.
+        num_threads: decoding threads.
     """
     if info.container not in _CONTAINERS or info.codec not in _CODECS:
         return None
@@ -92,9 +95,16 @@ def open_with_decord(path: Path, info: MediaInfo, timeline: Timeline, num_thread
 def read_with_decord(
     reader: Any, timeline: Timeline, indices: Sequence[int], limits: MediaLimits
 ) -> Iterator[DecodedFrame]:
-    """The frames of these indices, one by one, in order. reader: from `open_with_decord`.
+    """The frames of these indices, one by one, in order; ends early where decord meets damage.
 
-    Ends early where decord meets damage; what came before is good.
+    Args:
+        reader: from `open_with_decord`.
+        timeline: of the same file.
+        indices: ascending, of the timeline.
+        limits: what is refused.
+
+    Raises:
+        MediaLimitError: a frame is larger than allowed.
     """
     for index in indices:
         try:

@@ -32,9 +32,12 @@ _TRIED_PACKETS = 256
 
 
 class VideoFile:
-    """One file, looked at without trust, ready to give frames.
+    """One file, probed without trusting it, ready to give frames.
 
-    Reads the packets once at construction; `info` and `timeline` say what is there. Raises MediaError.
+    Reads the packets once at construction; `info` and `timeline` say what is there.
+
+    Raises:
+        MediaError: the file cannot become a video.
     """
 
     def __init__(self, path: str | Path, limits: MediaLimits | None = None, num_threads: int = 1) -> None:
@@ -73,12 +76,14 @@ class VideoFile:
             )
 
     def frames_at(self, times_seconds: Sequence[float], backend: Backend = "pyav") -> Iterator[DecodedFrame]:
-        """The frame shown at each time, one by one. times_seconds: ascending, after the first frame.
+        """The frame shown at each time, one by one. One that several times share is decoded once.
 
-        backend: `pyav` reads everything. `decord` and `auto` are for files that the operator trusts. `decord`
-        lets decord read where it is sure to agree and PyAV the rest (AV1, AVI, damaged files). `auto` does
-        the same but gives H.264 to PyAV, whose reader leaves out what is not needed and is up to twice as
-        quick. A frame that several times share is decoded once and given as often.
+        Args:
+            times_seconds: ascending, after the first frame.
+            backend: `pyav` reads everything. `decord` and `auto` are for files that the operator trusts.
+                `decord` lets decord read where it is sure to agree and PyAV the rest (AV1, AVI, damaged
+                files). `auto` does the same but gives H.264 to PyAV, whose reader skips what is not needed
+                and is up to twice as fast.
         """
         indices = frame_indices_at(self.timeline.times, times_seconds).tolist()
         frames = self._distinct_frames(sorted(set(indices)), backend)
@@ -107,7 +112,7 @@ class VideoFile:
 
 
 class _FirstFrame:
-    """Decodes until one frame comes out: how far a picture is turned is only said there."""
+    """Decodes until one frame comes out: only a decoded frame says how far the picture is rotated."""
 
     def __init__(self) -> None:
         self.quarter_turns = 0  # counter-clockwise
@@ -124,7 +129,11 @@ class _FirstFrame:
 
 
 def probe(path: str | Path, limits: MediaLimits | None = None) -> MediaInfo:
-    """What a file is. Reads all its packets and decodes one frame; see `VideoFile`. Raises MediaError."""
+    """What a file is. Reads all its packets and decodes one frame; see `VideoFile`.
+
+    Raises:
+        MediaError: the file cannot become a video.
+    """
     return VideoFile(path, limits).info
 
 
@@ -136,12 +145,22 @@ def read_frames(
 ) -> tuple[list[NDArray[np.uint8]], list[float]]:
     """Frames of a file at these times, in this process.
 
-    times_seconds: in any order, after the first frame. backend: see `VideoFile.frames_at`.
-    Returns RGB uint8 [H, W, 3] each, upright, and the times at which those frames start.
-    Files from strangers belong into `indexer.media.decode_pool` instead. Raises MediaError.
+    Files from strangers belong in `indexer.media.decode_pool` instead.
+
+    Args:
+        path: the video.
+        times_seconds: in any order, after the first frame.
+        backend: see `VideoFile.frames_at`.
+        limits: what is refused.
+
+    Returns:
+        RGB uint8 [H, W, 3] each, upright, and the times at which those frames start.
+
+    Raises:
+        MediaError: the file cannot become a video.
     """
     order = np.argsort(times_seconds, kind="stable")
     ascending = [float(times_seconds[position]) for position in order]
     found = list(VideoFile(path, limits).frames_at(ascending, backend))
-    places = np.argsort(order)
-    return [found[place].rgb for place in places], [found[place].time_seconds for place in places]
+    asked = [found[position] for position in np.argsort(order)]
+    return [frame.rgb for frame in asked], [frame.time_seconds for frame in asked]

@@ -46,12 +46,21 @@ _LIMITED_RANGE: Final = 1
 
 
 def make_clip(path: Path, time_seconds: float, limits: MediaLimits) -> bytes:
-    """The clip that starts at a moment, as the bytes of an MP4 file, at most MAX_CLIP_BYTES.
+    """The clip that starts at a moment.
 
-    path: of the video. time_seconds: after its first frame; 0 or more, any number beyond its end stands for
-    the end. Lasts CLIP_SECONDS, or up to the end of the video, but from its start at the latest
-    SHORTEST_CLIP_SECONDS before that end. Sides have at most MAX_CLIP_SIDE pixels; nothing is enlarged beyond
-    MIN_CLIP_SIDE. Raises MediaError.
+    It lasts CLIP_SECONDS, or up to the end of the video, and starts at the latest SHORTEST_CLIP_SECONDS
+    before that end. Sides have at most MAX_CLIP_SIDE pixels; nothing is enlarged beyond MIN_CLIP_SIDE.
+
+    Args:
+        path: the video.
+        time_seconds: after its first frame; 0 or more, any number beyond its end stands for the end.
+        limits: what is refused.
+
+    Returns:
+        The bytes of an MP4 file, at most MAX_CLIP_BYTES.
+
+    Raises:
+        MediaError: the file cannot become a video, or its clip is too large.
     """
     file = VideoFile(path, limits)
     times = clip_times(file.timeline.end_seconds, time_seconds)

@@ -1,8 +1,8 @@
 """What a file is, found out without trusting it: first bytes, then PyAV held to one format and one protocol.
 
-A file name, an ending or a demuxer's guess decides nothing. A playlist, a concat script or a session
-description that is named .mp4 would make FFmpeg open other files or addresses; here its first bytes refuse it
-before FFmpeg sees it, and the whitelists refuse it once more.
+A file name, its extension or a demuxer's guess decides nothing. A playlist, a concat script or a session
+description that is named .mp4 would make FFmpeg open other files or addresses; here it is refused by its
+first bytes before FFmpeg sees it, and the whitelists refuse it once more.
 """
 
 from __future__ import annotations
@@ -87,11 +87,15 @@ _HEAD_BYTES: Final = 1024
 class MediaLimits:
     """What is refused before it costs anything.
 
-    max_pixels: width x height of a frame. 36 million is 8K (7680 x 4320) and a little.
-    max_aspect_ratio: longer side by shorter side. Frames are enlarged to the network's square by their
-    shorter side, so that a line one pixel wide would become enormous.
-    max_duration_seconds, max_size_bytes: of the file. max_frames: in the file, however short they are.
-    max_streams: pictures, sounds, subtitles, attached fonts and so on together. max_packets: of all of them.
+    Attributes:
+        max_pixels: width x height of a frame. 36 million is 8K (7680 x 4320) and a little.
+        max_aspect_ratio: longer side by shorter side. Frames are enlarged to the network's square by their
+            shorter side, so that a line one pixel wide would become enormous.
+        max_duration_seconds: of the file.
+        max_size_bytes: of the file.
+        max_frames: in the file, however short they are.
+        max_streams: video, sound, subtitles, attached fonts and so on together.
+        max_packets: of all streams.
     """
 
     max_pixels: int = 36_000_000
@@ -107,10 +111,17 @@ class MediaLimits:
 class MediaInfo:
     """What a file says and its packets show.
 
-    container: a key of `DEMUXERS`. codec: FFmpeg's canonical name, one of `VIDEO_CODECS`.
-    width, height: pixels, after rotation. rotation_degrees: turned clockwise so much to be upright: 0, 90,
-    180 or 270. frame_rate: frames a second, on average. duration_seconds: from the start of the first frame
-    to the end of the last that is there. num_frames: frames that are there, by their packets.
+    Attributes:
+        container: a key of `DEMUXERS`.
+        codec: FFmpeg's canonical name, one of `VIDEO_CODECS`.
+        width: pixels, after rotation.
+        height: pixels, after rotation.
+        rotation_degrees: clockwise, that make a frame upright: 0, 90, 180 or 270.
+        frame_rate: frames a second, on average.
+        duration_seconds: from the start of the first frame to the end of the last that is there.
+        num_frames: frames that are there, by their packets.
+        size_bytes: of the file.
+        has_audio: whether there is a sound stream.
     """
 
     container: str
@@ -132,7 +143,11 @@ class MediaInfo:
 def identify_container(head: bytes) -> str:
     """The container, a key of `DEMUXERS`, that a file's first bytes show. At least 400 bytes settle it.
 
-    Raises NotAVideoError, saying what it is instead, and UnsupportedMediaError.
+    Raises:
+        NotAVideoError: it is something else; the reason says what.
+
+    >>> identify_container(b"RIFF....AVI LIST")
+    'avi'
     """
     if not head:
         raise NotAVideoError("the file is empty")
@@ -191,7 +206,11 @@ def file_extension(path: Path) -> str | None:
 
 
 def check_file(path: Path, limits: MediaLimits) -> tuple[str, os.stat_result]:
-    """(container, stat) of a regular file of allowed size that begins as a video does. Raises MediaError."""
+    """(container, stat) of a regular file of allowed size that begins as a video does.
+
+    Raises:
+        MediaError: it is not such a file, or cannot be read.
+    """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # Opening a named pipe would wait for its writer.
@@ -213,8 +232,17 @@ def open_media(
     The demuxer is the one that the first bytes show and no other; the only protocol is `file`; only the
     decoders of `VIDEO_CODECS` may run; frames larger than the limit are refused by FFmpeg itself, also when a
     stream grows in the middle.
-    num_threads: decoding threads. With 1, frames come out as early as they can.
-    Raises NotAVideoError, UnsupportedMediaError, MediaLimitError, or MediaError where it cannot be read.
+
+    Args:
+        path: the file.
+        limits: what is refused.
+        num_threads: decoding threads. With 1, frames come out as early as they can.
+
+    Raises:
+        NotAVideoError: it is no video, or damaged.
+        UnsupportedMediaError: its codec is none of `VIDEO_CODECS`.
+        MediaLimitError: it exceeds a limit.
+        MediaError: it cannot be read.
     """
     path = Path(path).absolute()  # A relative name such as `http:x` could be read as a protocol.
     kind, _ = check_file(path, limits)
@@ -230,7 +258,7 @@ def open_media(
         options["enable_drefs"] = "0"  # FFmpeg's default too: no pictures from other files that it names.
     try:
         container = av.open(str(path), format=demuxer, options=options, metadata_errors="replace")
-    except MemoryError as error:  # also what FFmpeg says to one stream too many
+    except MemoryError as error:  # FFmpeg raises it for one stream too many, too.
         raise MediaLimitError("the file needs more streams or more memory than allowed") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise NotAVideoError("the file is damaged or not the video that its first bytes promise") from error
@@ -256,7 +284,7 @@ def demux_all(container: InputContainer, *streams: VideoStream) -> Iterator[Pack
     """The packets of these streams, or of all, and at the end an empty one for each: `container.demux`.
 
     PyAV (up to 18.1) counts the streams when it begins. Where others appear while it reads (MPEG-TS, MPEG-PS,
-    FLV), it may stumble over them, after all packets.
+    FLV), it may fail on them with an IndexError, after all packets.
     """
     packets = container.demux(*streams)
     while True:

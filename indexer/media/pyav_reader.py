@@ -1,4 +1,4 @@
-"""Frames of a video by PyAV: exact, from the keyframe before, without decoding what nobody asked for.
+"""Frames of a video by PyAV: exact, from the keyframe before, without decoding what is not wanted.
 
 The file is read from front to back once. Only groups of pictures that hold a wanted frame go to the
 decoder, and in H.264 only the frames that others refer to, plus the wanted ones:
@@ -43,8 +43,11 @@ _JUMP_SECONDS: Final = 30.0
 class DecodedFrame:
     """What was decoded for a wanted frame.
 
-    index: of the wanted frame in the timeline. time_seconds: when the decoded one starts, after the first.
-    exact: it is the wanted one and whole; else, in a damaged file, the nearest that could be decoded.
+    Attributes:
+        index: of the wanted frame in the timeline.
+        time_seconds: when the decoded one starts, after the first.
+        rgb: uint8 [H, W, 3], upright.
+        exact: it is the wanted one and whole; else, in a damaged file, the nearest that could be decoded.
     """
 
     index: int
@@ -58,9 +61,16 @@ def read_with_pyav(
 ) -> Iterator[DecodedFrame]:
     """The frames of these indices, one by one, in order.
 
-    path: of the file that `timeline` was read from. indices: ascending, distinct, of `timeline.ticks`.
-    Raises MediaLimitError for a frame larger than allowed, UnsupportedMediaError where nothing can be
-    decoded.
+    Args:
+        path: the file that `timeline` was read from.
+        timeline: when each frame is shown.
+        indices: ascending, distinct, of `timeline.ticks`.
+        limits: what is refused.
+        num_threads: decoding threads.
+
+    Raises:
+        MediaLimitError: a frame is larger than allowed.
+        UnsupportedMediaError: nothing can be decoded.
     """
     if not indices:
         return
@@ -80,7 +90,7 @@ def read_with_pyav(
             yield from wanted.leftovers()
 
 
-def upright(frame: VideoFrame) -> NDArray[np.uint8]:
+def _upright(frame: VideoFrame) -> NDArray[np.uint8]:
     """uint8 [H, W, 3] RGB, turned as the container says."""
     pixels: Any = frame.to_ndarray(format="rgb24")  # typed for all formats, of up to 32 bits
     rgb: NDArray[np.uint8] = pixels
@@ -121,7 +131,7 @@ class _Wanted:
             yield self._answer(tick, frame)
 
     def leftovers(self) -> Iterator[DecodedFrame]:
-        """At the end of the file: what is missing is answered by the last frame there was."""
+        """At the end of the file: what is still wanted is answered by the last frame decoded."""
         while not self.done:
             if self.last is None:
                 raise UnsupportedMediaError("not one frame could be decoded")
@@ -133,7 +143,7 @@ class _Wanted:
         self.next += 1
         position = int(np.clip(np.searchsorted(ticks, tick, side="right") - 1, 0, len(ticks) - 1))
         exact = tick == int(ticks[index]) and not frame.is_corrupt
-        return DecodedFrame(index, float(self.timeline.times[position]), upright(frame), exact)
+        return DecodedFrame(index, float(self.timeline.times[position]), _upright(frame), exact)
 
 
 @contextmanager

@@ -35,11 +35,17 @@ milliseconds, so that a frame of 1.0 s may say 1.001 after the first frame's tim
 class Sampling:
     """How frames are chosen; part of an index's fingerprint.
 
-    num_frames: F, the most frames of one segment.
-    frames_per_second: candidates per second, of which F are taken uniformly.
-    max_segment_seconds: a longer video becomes equal segments of at most this length; 0 keeps it whole.
-    rule: `time`, or `official` (by frame number, whole videos only, as the benchmarks of the paper want it).
-    Raises ValueError where a value is out of its range.
+    Attributes:
+        num_frames: F, the most frames of one segment.
+        frames_per_second: candidates per second, of which F are taken uniformly.
+        max_segment_seconds: a longer video becomes equal segments of at most this length; 0 keeps it whole.
+        rule: `time`, or `official` (by frame number, whole videos only, as the paper's benchmarks want it).
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    >>> [segment.times_seconds for segment in plan_segments(np.arange(8.0), 8.0, 1.0, Sampling(4))]
+    [(0.0, 2.0, 4.0, 7.0)]
     """
 
     num_frames: int
@@ -71,7 +77,11 @@ class Sampling:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The sampling that `to_json` wrote. Raises ValueError on anything else."""
+        """The sampling that `to_json` wrote.
+
+        Raises:
+            ValueError: `text` is anything else.
+        """
         values: Any = json.loads(text)
         names = {field.name for field in fields(cls)}
         if not isinstance(values, dict) or not {"num_frames"} <= set(values) <= names:
@@ -84,7 +94,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class PlannedSegment:
-    """A stretch of a video and the times, ascending, whose frames stand for it. All in seconds."""
+    """An interval of a video and the times, ascending, whose frames stand for it. All in seconds."""
 
     start_seconds: float
     end_seconds: float
@@ -96,10 +106,14 @@ def plan_segments(
 ) -> list[PlannedSegment]:
     """What to read from a video.
 
-    frame_times: float64 [N], N >= 1, when each frame starts, ascending, the first at 0.
-    end_seconds: when the last frame ends.
-    frame_rate: frames a second as the file says; only the official rule uses it.
-    Raises ValueError where the official rule has no answer (see `official_frame_positions`).
+    Args:
+        frame_times: float64 [N], N >= 1, when each frame starts, ascending, the first at 0.
+        end_seconds: when the last frame ends.
+        frame_rate: frames a second as the file says; only the official rule uses it.
+        sampling: the rule, F, and where to cut.
+
+    Raises:
+        ValueError: the official rule has no answer (see `official_frame_positions`).
     """
     if sampling.rule == "official":
         rate = int(sampling.frames_per_second)
@@ -124,9 +138,9 @@ def segment_bounds(duration_seconds: float, max_segment_seconds: float) -> list[
 
 
 def sample_times(start_seconds: float, end_seconds: float, sampling: Sampling) -> list[float]:
-    """Seconds, ascending: `frames_per_second` from the start up to before the end, then F of them uniformly.
+    """The times of one segment, ascending, in seconds; at least one, the start.
 
-    At least one: the start.
+    `frames_per_second` candidates from the start up to before the end, then F of them uniformly.
     """
     # Counts in units of the sampling period; a candidate within the tolerance of the end is outside.
     length = (end_seconds - start_seconds - TIME_TOLERANCE_SECONDS) * sampling.frames_per_second
@@ -138,7 +152,15 @@ def sample_times(start_seconds: float, end_seconds: float, sampling: Sampling) -
 def frame_indices_at(frame_times: NDArray[np.float64], times_seconds: Sequence[float]) -> NDArray[np.int64]:
     """Index of the frame shown at each time: the last that starts at or before it, the first where none does.
 
-    frame_times: float64 [N], N >= 1, ascending. Returns int64, one per time.
+    Args:
+        frame_times: float64 [N], N >= 1, ascending.
+        times_seconds: T times, in any order.
+
+    Returns:
+        int64 [T].
+
+    >>> frame_indices_at(np.array([0.0, 0.5, 1.0]), [0.0, 0.7, 99.0]).tolist()
+    [0, 1, 2]
     """
     wanted = np.asarray(times_seconds, dtype=np.float64) + TIME_TOLERANCE_SECONDS
     return np.maximum(np.searchsorted(frame_times, wanted, side="right") - 1, 0)
@@ -149,7 +171,9 @@ def official_frame_positions(num_frames_in_file: int, frame_rate: float, rate: i
 
     Source: github.com/xuguohai/X-CLIP, dataloaders/rawvideo_util.py. It reads seconds 0..ceil(count / fps)
     and stops at the first frame that is not there.
-    Raises ValueError where the official code fails: int(frame_rate) is 0 or below `rate`.
+
+    Raises:
+        ValueError: where the official code fails: int(frame_rate) is 0 or below `rate`.
     """
     whole_rate = int(frame_rate)
     if rate < 1 or whole_rate < rate:
@@ -168,6 +192,9 @@ def slice_positions(num_available: int, num_frames: int, mode: SliceMode = "unif
     """Which of `num_available` to keep so that at most `num_frames` remain.
 
     The official `slice_framepos` 0, 1, 2. `uniform` truncates: np.linspace(0, n - 1, F, dtype=int).
+
+    >>> slice_positions(10, 4)
+    [0, 3, 6, 9]
     """
     if num_available <= num_frames:
         return list(range(num_available))

@@ -1,8 +1,8 @@
 """What a decoding child gives up before it reads hostile bytes: limits and refusals that the kernel keeps.
 
 None of it needs privileges. The limits (setrlimit) end a decoder that runs wild. The filter of system calls
-(seccomp) is for a decoder that was taken over: no socket, no other program, no process of its own that
-outlives it, no signal to others, and nothing written, renamed or removed. Reading files stays possible.
+(seccomp) is for a decoder that an exploit has taken over: no socket, no other program, no process of its own
+that outlives it, no signal to others, and nothing written, renamed or removed. Reading files stays possible.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def limit_resources(memory_limit_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
-    with contextlib.suppress(OSError, ValueError):  # Only Linux tells what is in use, and keeps to the limit.
+    with contextlib.suppress(OSError, ValueError):  # Only Linux reports what is in use and keeps the limit.
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + memory_limit_bytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def allow_processor_seconds(seconds: float) -> None:
-    """From now on so much processor time, over all threads, rounded up; then the kernel sends SIGXCPU."""
+    """Allow this much processor time from now on, over all threads, rounded up; then comes SIGXCPU."""
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit = math.ceil(used.ru_utime + used.ru_stime + seconds)
@@ -47,7 +47,11 @@ def allow_processor_seconds(seconds: float) -> None:
 
 
 def refuse_system_calls() -> bool:
-    """Let the kernel refuse all that decoding never needs, for good; False where this system cannot."""
+    """Let the kernel refuse all that decoding never needs, for good.
+
+    Returns:
+        False where this system has no filter of system calls that we know.
+    """
     machine = os.uname().machine
     if sys.platform != "linux" or machine not in _ARCHITECTURES:
         return False
@@ -56,7 +60,7 @@ def refuse_system_calls() -> bool:
     program = _Program(len(filter_bytes) // 8, ctypes.addressof(code))
     libc = ctypes.CDLL(None, use_errno=True)
     zero = ctypes.c_ulong(0)
-    # Without new privileges (PR_SET_NO_NEW_PRIVS), anybody may install a filter.
+    # A process that gives up gaining privileges (38: PR_SET_NO_NEW_PRIVS) may install a filter without any.
     if libc.prctl(38, ctypes.c_ulong(1), zero, zero, zero) != 0:
         return False
     set_filter, on_all_threads = ctypes.c_ulong(1), ctypes.c_ulong(1)
@@ -137,7 +141,7 @@ _REFUSED: Final[dict[str, _Numbers]] = {
     "utimes": (235, None),
     "futimesat": (261, None),
     "utimensat": (280, 88),
-    # What a process of the administrator could do, and doors that kernels had holes in.
+    # What a process with root's rights could do, and interfaces that kernels had vulnerabilities in.
     "mount": (165, 40),
     "umount2": (166, 39),
     "pivot_root": (155, 41),

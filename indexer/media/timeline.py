@@ -37,15 +37,17 @@ sound that goes on a little longer."""
 class Timeline:
     """The frames of one video stream.
 
-    times: float64 [N], N >= 1, when each frame starts, seconds after the first, ascending.
-    ticks: int64 [N], the same in the stream's time base and not shifted.
-    key_ticks: int64 [K], ascending: frames before which decoding may start.
-    end_seconds: when the last frame ends. frame_rate: frames a second, on average.
-    clock: `presentation` where packets carry presentation times. `count` where they do not (AVI) and the n-th
-        decoded frame is the n-th of the timeline.
-    fraction_present: of what the header promises, 0 to 1; 1 where it promises nothing. Where the packets end
-        in damage and nobody knows how much is missing, as if it were one packet.
-    num_hidden: packets that the container says are not to be shown (cut away by an edit list).
+    Attributes:
+        times: float64 [N], N >= 1, when each frame starts, seconds after the first, ascending.
+        ticks: int64 [N], the same in the stream's time base and not shifted.
+        key_ticks: int64 [K], ascending: frames before which decoding may start.
+        end_seconds: when the last frame ends.
+        frame_rate: frames a second, on average.
+        clock: `presentation` where packets carry presentation times. `count` where they do not (AVI) and the
+            n-th decoded frame is the n-th of the timeline.
+        fraction_present: of what the header promises, 0 to 1; 1 where it promises nothing. Where the packets
+            end in damage and the missing part has no known size, as if it were one packet.
+        num_hidden: packets that the container says are not to be shown (cut away by an edit list).
     """
 
     times: NDArray[np.float64]
@@ -60,11 +62,6 @@ class Timeline:
     def __len__(self) -> int:
         return len(self.times)
 
-    def key_before(self, tick: int) -> int:
-        """The last key tick at or before `tick`; the first tick of all where there is none."""
-        position = int(np.searchsorted(self.key_ticks, tick, side="right")) - 1
-        return int(self.key_ticks[position]) if position >= 0 else int(self.ticks[0])
-
 
 def read_timeline(
     container: InputContainer,
@@ -73,12 +70,18 @@ def read_timeline(
     limits: MediaLimits,
     on_packet: Callable[[Packet[Any]], None] = lambda packet: None,
 ) -> Timeline:
-    """Read all packets and tell when each frame is shown.
+    """Read all packets and find out when each frame is shown.
 
-    kind: the container, a key of `indexer.media.probing.DEMUXERS`. on_packet: called for each packet of
-    pictures.
-    Raises TruncatedMediaError where there is not one frame, MediaLimitError where there are too many or they
-    last too long.
+    Args:
+        container: just opened.
+        stream: its video.
+        kind: the container, a key of `indexer.media.probing.DEMUXERS`.
+        limits: what is refused.
+        on_packet: called for each packet of the video stream.
+
+    Raises:
+        TruncatedMediaError: there is not one frame.
+        MediaLimitError: there are too many, or they last too long.
     """
     packets = _read_packets(container, stream, limits, on_packet)
     if not packets.decode_ticks:
@@ -100,7 +103,7 @@ def read_timeline(
         keys = ticks[:1]
     gap = float(np.median(np.diff(times))) if len(times) > 1 else 1 / (rate or 25.0)
     last = packets.last_duration * tick_seconds or gap
-    # To the microsecond: eight seconds are not to be 7.999999999999999.
+    # Rounded to the microsecond, so that eight seconds do not become 7.999999999999999.
     end_seconds = round(float(times[-1]) + max(last, _MIN_FRAME_SECONDS), 6)
     check_duration(end_seconds, limits)
     return Timeline(
@@ -119,7 +122,7 @@ class _Packets:
     """What is kept of the packets of one file. Ticks are in the video stream's time base."""
 
     def __init__(self) -> None:
-        # Arrays, for a film has hundreds of thousands of packets: a list would take five times as much.
+        # A film has hundreds of thousands of packets: lists would take five times the memory of arrays.
         self.shown_ticks = array("q")
         self.hidden_ticks = array("q")
         self.key_ticks = array("q")
@@ -164,7 +167,7 @@ def _read_packets(
     packets = _Packets()
     promised_by_stream = stream.duration is not None or "DURATION" in stream.metadata
     for other in container.streams:
-        # Sound is only needed where the header promises a length of the whole, which it may be that fills it.
+        # Sound matters only where the header promises a length of the whole file: sound may be what fills it.
         if other.index != stream.index and (promised_by_stream or other.type != "audio"):
             other.discard = Discard.all
     try:
@@ -173,7 +176,7 @@ def _read_packets(
             if packets.num_of_all > limits.max_packets:
                 raise MediaLimitError(f"more than {limits.max_packets} packets")
             if packet.dts is None and packet.pts is None and not packet.size:
-                continue  # The demuxer's last word for each stream, not of the file.
+                continue  # The demuxer's end-of-stream marker, not a packet of the file.
             if packet.time_base and (packet.pts is not None or packet.dts is not None):
                 shown = packet.pts if packet.pts is not None else packet.dts or 0
                 end = float((shown + (packet.duration or 0)) * packet.time_base)
@@ -206,7 +209,7 @@ def _fraction_present(
     elif container.duration is not None:
         promised = container.duration / av.time_base
         present = packets.end_of_all_seconds
-        if kind != "matroska":  # Which says when it ends, as far as its writers agree.
+        if kind != "matroska":  # Its duration is, as most writers have it, the time at which it ends.
             present -= (container.start_time or 0) / av.time_base
     if promised - present > max(tolerated, _MISSING_SHARE * promised):
         return max(0.0, present / promised)

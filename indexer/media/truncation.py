@@ -24,7 +24,7 @@ _MP4_BOXES: Final = frozenset(
     {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"meta", b"pnot", b"PICT"}
     | {b"moof", b"mfra", b"sidx", b"ssix", b"styp", b"prft", b"emsg", b"pdin"}
 )
-"""Of ISO/IEC 14496-12 and QuickTime, outermost. Another name after them is somebody's addition."""
+"""Outermost boxes of ISO/IEC 14496-12 and QuickTime. Another name after them is a writer's own addition."""
 
 _MATROSKA_SEGMENT: Final = b"\x18\x53\x80\x67"
 _MATROSKA_CLUSTER: Final = b"\x1f\x43\xb6\x75"
@@ -32,12 +32,19 @@ _ASF_FILE_PROPERTIES: Final = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 def fraction_of_bytes(path: Path, container: str) -> float:
-    """Bytes that are there by bytes that the container promises, above 0; 1.0 for a file that is not cut off.
+    """The share of the bytes promised by a container that are there.
 
-    container: a key of `indexer.media.probing.DEMUXERS`. A file that was cut off, nobody knows how long
-    before its
-    end, is taken to lack one byte. Raises MediaLimitError where it has more parts than anybody made on
-    purpose, OSError where it cannot be read.
+    Args:
+        path: the file.
+        container: a key of `indexer.media.probing.DEMUXERS`.
+
+    Returns:
+        Above 0, at most 1; 1.0 for a file that is not cut off. One that lacks an unknown number
+        of bytes counts as lacking one.
+
+    Raises:
+        MediaLimitError: it has more parts than a real video has.
+        OSError: it cannot be read.
     """
     with path.open("rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
@@ -57,7 +64,7 @@ def _promised_by_mp4(file: BinaryIO, size_bytes: int) -> int:
             return 0
         if kind not in _MP4_BOXES:
             is_name = all(32 <= letter < 127 for letter in kind)
-            return 0 if is_name else size_bytes + 1  # Where no box begins, something before is missing.
+            return 0 if is_name else size_bytes + 1  # No box begins here, so a part before is missing.
         if box_bytes == 1:
             if len(header) < 16:
                 return position + 16
@@ -98,7 +105,7 @@ def _promised_by_avi(file: BinaryIO, size_bytes: int) -> int:
     for _ in range(_MAX_STRUCTURES):
         header = _read(file, position, 8)
         if header[:4] != b"RIFF" or len(header) < 8:
-            return 0  # An index or padding that somebody added.
+            return 0  # An index or padding that was appended.
         chunk_bytes = int.from_bytes(header[4:], "little")
         if chunk_bytes in (0, 0xFFFFFFFF):  # never filled in
             return 0

@@ -21,11 +21,12 @@ from service.derived_media import MakeClip, Playability, Previews, TakePicture, 
 from service.garbage import set_aside_what_stays
 from service.http.middleware import DeadlineMiddleware, HeadersMiddleware, RequestChecksMiddleware
 from service.http.observation import ObservationMiddleware, SearchObserver
-from service.http.openapi import install_openapi
+from service.http.openapi import install_openapi, problems
 from service.http.problems import install_error_handlers
 from service.http.shedding import SheddingMiddleware
 from service.index_switch import watch_generations
 from service.ingest.media_store import MediaStore, sweep
+from service.ingest.upload import FORM_OVERHEAD_BYTES
 from service.ingest.worker_process import keep_worker_running, worker_command
 from service.loading import load_searcher, log_failure
 from service.observability.metrics import Metrics
@@ -127,6 +128,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        responses=problems(),
     )
     app.state.service = None
     app.state.is_outdated = False
@@ -139,7 +141,10 @@ def create_app(
     _add_middleware(app, settings, tracing)
     install_error_handlers(app, ROUTERS)
     for router in ROUTERS:
-        app.include_router(router)
+        limit_bytes = settings.body_limit_bytes
+        if router is ingest.router:
+            limit_bytes = settings.upload_limit_bytes + FORM_OVERHEAD_BYTES
+        app.include_router(router, max_body_size=limit_bytes)
     install_openapi(app, ROUTERS)
     return app
 

@@ -36,13 +36,15 @@ and no traceback ever goes into one: what went wrong inside is for the log.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from starlette.responses import Response
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:xclip-search:problem:"
+
+Dependency = TypeVar("Dependency", bound=Callable[..., Any])
 
 
 class ServiceError(Exception):
@@ -322,6 +324,22 @@ ERROR_CLASSES: tuple[type[ServiceError], ...] = (
 """Every problem that can be answered, in the order of the tree above."""
 
 
+def may_raise(*classes: type[ServiceError]) -> Callable[[Dependency], Dependency]:
+    """Decorator of a FastAPI dependency: the errors that each endpoint which has it may answer."""
+
+    def mark(dependency: Dependency) -> Dependency:
+        setattr(dependency, "problems", classes)  # noqa: B010
+        return dependency
+
+    return mark
+
+
+def problems_of_dependency(dependency: object) -> Sequence[type[ServiceError]]:
+    """What `may_raise` noted, or the member `problems` of a callable object."""
+    found: Sequence[type[ServiceError]] = getattr(dependency, "problems", ())
+    return found
+
+
 def validation_problem(errors: Sequence[Mapping[str, Any]], known_fields: Sequence[str] = ()) -> ServiceError:
     """One problem from pydantic's list of errors, without a word of the input.
 
@@ -330,6 +348,8 @@ def validation_problem(errors: Sequence[Mapping[str, Any]], known_fields: Sequen
     """
     if any(error["type"] == "json_invalid" for error in errors):
         return MalformedBodyError()
+    if any(error["type"] == "missing" and tuple(error["loc"]) == ("body",) for error in errors):
+        return MalformedBodyError("The body is empty: send a JSON object.")
     items: list[dict[str, str]] = []
     for error in errors[:20]:
         location = [part for part in error["loc"] if part not in ("body", "query", "path")]
@@ -344,6 +364,8 @@ def _explain(error: Mapping[str, Any], known_fields: Sequence[str]) -> str:
     if error["type"] == "extra_forbidden":
         names = ", ".join(known_fields) or "none"
         return f"A field or parameter is not known here. Those known: {names}."
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return "The body must be a JSON object."
     if error["type"] == "value_error":
         # Our own validators raise ValueError with fixed sentences; pydantic prefixes them.
         return str(error["msg"]).removeprefix("Value error, ")

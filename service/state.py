@@ -16,7 +16,7 @@ from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
 from service.admission import SearchGate
 from service.derived_media import Playability, Previews, Thumbnails
-from service.errors import NotReadyError
+from service.errors import NotReadyError, may_raise
 from service.ingest.media_store import MediaStore
 from service.settings import ServiceSettings
 
@@ -43,6 +43,7 @@ class ReadyService:
     playability: Playability
 
 
+@may_raise(NotReadyError)
 async def get_service(request: Request) -> ReadyService:
     """The loaded service. Raises NotReadyError until it is."""
     service = request.app.state.service

@@ -28,7 +28,7 @@ from starlette.requests import HTTPConnection
 
 from service.auth.keys import ApiKey, KeyRing, Scope
 from service.auth.limits import CLIENT, FailedAttempts
-from service.errors import ForbiddenError, TooManyRequestsError, UnauthorizedError
+from service.errors import ForbiddenError, ServiceError, TooManyRequestsError, UnauthorizedError
 
 COOKIE = "xclip_session"
 
@@ -119,6 +119,12 @@ class Access:
     """What an endpoint demands; scope None: nothing. A dependency of FastAPI."""
 
     scope: Scope | None
+
+    @property
+    def problems(self) -> tuple[type[ServiceError], ...]:
+        """What an endpoint that demands it may answer, see `service.errors.may_raise`."""
+        refused = (UnauthorizedError, TooManyRequestsError)
+        return (*refused, ForbiddenError) if self.scope == "write" else refused
 
     async def __call__(
         self,

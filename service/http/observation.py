@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth.limits import CLIENT, network_of
-from service.errors import InternalError
+from service.errors import PROBLEM_MEDIA_TYPE, BodyTooLargeError, InternalError
 from service.http.middleware import PROBES
 from service.observability.logs import REQUEST_ID, choose_request_id
 from service.observability.metrics import Metrics, stage_seconds
@@ -83,12 +83,18 @@ class ObservationMiddleware:
             )
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
+        begun = is_replaced = False
 
         async def send_and_note(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, is_replaced
             begun = True
-            await send(message)
+            if message["type"] == "http.response.start" and message["status"] == 413:
+                # Starlette puts a plain text in place of any answer to a body that was announced too large.
+                is_replaced = Headers(raw=message["headers"])["content-type"] != PROBLEM_MEDIA_TYPE
+                if is_replaced:
+                    await BodyTooLargeError().to_response()(scope, receive, send)
+            if not is_replaced:
+                await send(message)
 
         try:
             await self.app(scope, receive, send_and_note)

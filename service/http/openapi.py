@@ -1,7 +1,9 @@
-"""The OpenAPI document: FastAPI's, with the schemas of the bodies that the endpoints read themselves, and
-with what any endpoint may answer because of keys and limits.
+"""The OpenAPI document: FastAPI's, with every error as a problem object and with schemas written by hand.
 
-How routes describe their errors to OpenAPI.
+A route's own errors are declared with `problems`; those of its dependencies, its body and the middleware are
+added here.
+
+    python -m service.http.openapi > docs/openapi.json
 """
 
 from __future__ import annotations
@@ -15,79 +17,62 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from service.auth.access import declared_access
 from service.errors import (
     PROBLEM_MEDIA_TYPE,
     BodyTooLargeError,
     CrossSiteError,
     DeadlineExceededError,
-    ForbiddenError,
     HeadersTooLargeError,
     HostNotAllowedError,
     InternalError,
     InvalidRequestError,
     MalformedBodyError,
-    NotReadyError,
     RequestTimeoutError,
     ServiceError,
-    TooManyRequestsError,
-    UnauthorizedError,
     UnsupportedContentTypeError,
     UriTooLongError,
+    problems_of_dependency,
 )
-from service.http.middleware import has_deadline
-from service.schemas import (
-    AddVideoRequest,
-    PatchVideoRequest,
-    Problem,
-    RankTextsRequest,
-    SearchRequest,
-    SessionRequest,
-)
+from service.http.middleware import SAFE_METHODS, has_deadline
+from service.schemas import AddVideoRequest, Problem
 from service.schemas.fields import FILTER_REFERENCE, FILTER_SCHEMAS
 
-BODY_ERRORS = (
+ALWAYS: tuple[type[ServiceError], ...] = (
+    InvalidRequestError,
+    InternalError,
+    HostNotAllowedError,
+    UriTooLongError,
+    HeadersTooLargeError,
+)
+WITH_BODY: tuple[type[ServiceError], ...] = (
     MalformedBodyError,
     UnsupportedContentTypeError,
     BodyTooLargeError,
-    InvalidRequestError,
-    CrossSiteError,
+    RequestTimeoutError,
 )
-"""What any endpoint with a body may answer."""
+
+_REFERENCES = "#/components/schemas/{model}"
 
 
-def problems(*classes: type[ServiceError], ready: bool = True) -> dict[int | str, dict[str, Any]]:
-    """FastAPI's `responses` for these errors, by status, each with its example. 422 and 500 are always there.
-
-    ready: whether the endpoint waits for model and index.
-    """
+def problems(*classes: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` for these errors and for ALWAYS, by status, each with its example."""
     responses: dict[int | str, dict[str, Any]] = {}
-    extra = (InvalidRequestError, InternalError, *((NotReadyError,) if ready else ()))
-    for error in dict.fromkeys((*classes, *extra)):
+    for error in dict.fromkeys((*classes, *ALWAYS)):
+        content = {"schema": {"$ref": _REFERENCES.format(model="Problem")}, "examples": {}}
         response = responses.setdefault(
-            error.status,
-            {
-                "description": "",
-                "content": {
-                    PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
-                },
-            },
+            error.status, {"description": "", "content": {PROBLEM_MEDIA_TYPE: content}}
         )
         response["description"] = ", or ".join(filter(None, [response["description"], error.title]))
         response["content"][PROBLEM_MEDIA_TYPE]["examples"][error.kind] = {"value": error().to_problem()}
     return responses
 
 
-BODY_MODELS = (
-    SearchRequest,
-    RankTextsRequest,
-    AddVideoRequest,
-    PatchVideoRequest,
-    SessionRequest,
-    Problem,
-)
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """An OpenAPI media type object, for bodies of `model` beside those that FastAPI describes."""
+    return {"schema": {"$ref": _REFERENCES.format(model=model.__name__)}}
 
 
 def install_openapi(app: FastAPI, routers: Sequence[APIRouter]) -> None:
@@ -100,17 +85,16 @@ def install_openapi(app: FastAPI, routers: Sequence[APIRouter]) -> None:
             document = get_openapi(
                 title=app.title, version=version("xclip-search"), summary=app.summary, routes=app.routes
             )
+            # Models that no parameter and no answer of a route names, but a reference of ours.
             _, extra = models_json_schema(
-                [(model, "validation") for model in BODY_MODELS], ref_template="#/components/schemas/{model}"
+                [(AddVideoRequest, "validation"), (Problem, "validation")], ref_template=_REFERENCES
             )
-            schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            schemas.update(extra["$defs"])
-            schemas.update(FILTER_SCHEMAS)
+            document["components"]["schemas"].update({**extra["$defs"], **FILTER_SCHEMAS})
             for route in (route for router in routers for route in router.routes):
                 if isinstance(route, APIRoute) and route.include_in_schema:
                     for method in route.methods or ():
                         operation = document["paths"][route.path][method.lower()]
-                        _add_problems(operation, route)
+                        _add_problems(operation, route, method)
                         _describe_filter(operation)
             app.openapi_schema = document
         return app.openapi_schema
@@ -118,23 +102,22 @@ def install_openapi(app: FastAPI, routers: Sequence[APIRouter]) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _add_problems(operation: dict[str, Any], route: APIRoute) -> None:
-    """Add what `route` may answer because of what it declares, beside what it describes itself."""
-    added: list[type[ServiceError]] = [HostNotAllowedError, UriTooLongError, HeadersTooLargeError]
-    scopes = declared_access(route)
-    if "read" in scopes or "write" in scopes:
-        added += [UnauthorizedError, TooManyRequestsError]
-    if "write" in scopes:
-        added.append(ForbiddenError)
+def _add_problems(operation: dict[str, Any], route: APIRoute, method: str) -> None:
+    """Add what `route` may answer beside what it declares itself."""
+    added = [error for part in route.dependant.dependencies for error in problems_of_dependency(part.call)]
+    if method not in SAFE_METHODS:
+        added.append(CrossSiteError)
     if has_deadline(route):
         added.append(DeadlineExceededError)
     if "requestBody" in operation:
-        added.append(RequestTimeoutError)
-    for status, response in problems(*added, ready=False).items():
-        known = operation["responses"].setdefault(str(status), response)
-        for media_type, content in response["content"].items():
-            known["content"][media_type]["examples"].update(content["examples"])
-    operation["responses"] = dict(sorted(operation["responses"].items()))
+        added += WITH_BODY
+    responses = operation["responses"]
+    for status, response in problems(*added).items():
+        known = responses.setdefault(str(status), response)
+        examples = known["content"][PROBLEM_MEDIA_TYPE]["examples"]
+        examples.update(response["content"][PROBLEM_MEDIA_TYPE]["examples"])
+        known["description"] = ", or ".join(example["value"]["title"] for example in examples.values())
+    operation["responses"] = dict(sorted(responses.items()))
 
 
 def _describe_filter(operation: dict[str, Any]) -> None:

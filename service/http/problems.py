@@ -25,6 +25,7 @@ from service.errors import (
     RouteNotFoundError,
     ServiceError,
     StorageFullError,
+    UnsupportedContentTypeError,
     VideoNotFoundError,
     validation_problem,
 )
@@ -48,11 +49,16 @@ def install_error_handlers(app: FastAPI, routers: Sequence[APIRouter]) -> None:
         if error.status_code == 405:
             methods = _methods_of_path(request, [app.router, *routers])
             return MethodNotAllowedError(headers={"Allow": ", ".join(methods)}).to_response()
+        if isinstance(error.__cause__, ServiceError):
+            return error.__cause__.to_response()  # FastAPI makes a 400 of any error while the body is read.
         return _from_http_exception(error).to_response()
 
     async def on_validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return validation_problem(error.errors(), _parameter_names(request)).to_response()
+        errors = error.errors()
+        if any(tuple(one["loc"]) == ("body",) for one in errors) and not _is_json(request):
+            return UnsupportedContentTypeError().to_response()
+        return validation_problem(errors, _known_names(request)).to_response()
 
     async def on_indexer_error(_request: Request, error: Exception) -> Response:
         return from_indexer_error(error).to_response()
@@ -106,13 +112,20 @@ def _methods_of_path(request: Request, routers: Sequence[APIRouter]) -> list[str
     return sorted({method for route in matching for method in route.methods or ()})
 
 
-def _parameter_names(request: Request) -> list[str]:
-    route = request.scope.get("route")
-    dependant = getattr(route, "dependant", None)
+def _is_json(request: Request) -> bool:
+    """Whether FastAPI takes the body for JSON."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind, _, subtype = media_type.partition("/")
+    return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
+
+
+def _known_names(request: Request) -> list[str]:
+    """Names of the query's parameters and the body's fields."""
+    dependant = getattr(request.scope.get("route"), "dependant", None)
     if dependant is None:
         return []
     names: list[str] = []
-    for parameter in [*dependant.query_params, *dependant.path_params]:
+    for parameter in [*dependant.query_params, *dependant.body_params]:
         fields = getattr(parameter.field_info.annotation, "model_fields", None)
         names += list(fields) if fields else [parameter.alias]
     return names

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Request
 
 from service.auth.access import OPEN, READ
 from service.errors import NotReadyError
-from service.http.openapi import problems
 from service.schemas import HealthAnswer, StatsAnswer
 from service.state import ReadyService, Service
 
@@ -15,14 +14,14 @@ router = APIRouter(tags=["operation"])
 
 
 @router.head("/healthz", dependencies=[OPEN], include_in_schema=False)
-@router.get("/healthz", dependencies=[OPEN], responses=problems(ready=False))
+@router.get("/healthz", dependencies=[OPEN])
 async def healthz() -> HealthAnswer:
     """Whether the process lives."""
     return HealthAnswer(status="ok")
 
 
 @router.head("/readyz", dependencies=[OPEN], include_in_schema=False)
-@router.get("/readyz", dependencies=[OPEN], responses=problems())
+@router.get("/readyz", dependencies=[OPEN])
 async def readyz(request: Request, service: Service) -> HealthAnswer:
     """Whether model and index are loaded, searches are answered and the server is not about to end."""
     if request.app.state.drain.begun:
@@ -30,7 +29,7 @@ async def readyz(request: Request, service: Service) -> HealthAnswer:
     return HealthAnswer(status="outdated" if request.app.state.is_outdated else "ok")
 
 
-@router.get("/stats", dependencies=[READ], responses=problems())
+@router.get("/stats", dependencies=[READ])
 async def stats(service: Service) -> StatsAnswer:
     """What there is and what is going on."""
     return await to_thread.run_sync(_read_stats, service)

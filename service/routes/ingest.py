@@ -32,10 +32,9 @@ from service.errors import (
     VideoRejectedError,
 )
 from service.http.middleware import WITHOUT_DEADLINE
-from service.http.openapi import BODY_ERRORS, problems
-from service.http.request_body import describe_body, media_type, read_json
+from service.http.openapi import problems, schema_of
 from service.ingest.media_store import resolve_uri
-from service.ingest.upload import Upload, receive_upload, title_from_filename
+from service.ingest.upload import Upload, receive_json, receive_upload, title_from_filename
 from service.ingest.web.policy import AllowedHosts, DownloadError, is_web_address, parse_web_address
 from service.routes.addresses import job_url, video_url
 from service.routes.jobs import to_job_answer
@@ -89,7 +88,6 @@ _FORM: dict[str, Any] = {
     status_code=202,
     responses={
         **problems(
-            *BODY_ERRORS,
             UriNotAllowedError,
             IdTakenError,
             VideoRejectedError,
@@ -100,7 +98,15 @@ _FORM: dict[str, Any] = {
         201: {"model": AddVideoAnswer, "description": "With ?wait=true: the video can be found"},
         202: {"description": "Accepted: GET the Location to see how it goes"},
     },
-    openapi_extra=describe_body(AddVideoRequest, _FORM),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": schema_of(AddVideoRequest),
+                "multipart/form-data": {"schema": _FORM},
+            },
+        },
+    },
 )
 async def add_video(
     request: Request,
@@ -109,7 +115,7 @@ async def add_video(
     service: Service,
 ) -> AddVideoAnswer:
     """Add a video: upload it, or name one that lies on the server inside an allowed folder or on the web."""
-    kind = media_type(request)
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind not in ("multipart/form-data", "application/json"):
         raise UnsupportedContentTypeError(
             "Send the file as a form with the header Content-Type: multipart/form-data, "
@@ -127,7 +133,7 @@ async def add_video(
         service = await get_service(request)
         admission = await to_thread.run_sync(_accept_upload, service, upload, limiter=limiter)
     else:
-        body = await read_json(request, AddVideoRequest, service.settings.body_limit_bytes)
+        body = await receive_json(request, AddVideoRequest, service.settings.body_limit_bytes)
         accept = _accept_web_address if is_web_address(body.uri) else _accept_uri
         admission = await to_thread.run_sync(accept, service, body, limiter=service.ingest_limiter)
     root_path = request.scope.get("root_path", "")

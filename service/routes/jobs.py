@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query
 
 from indexer.store.sqlite.jobs import Job
 from service.auth.access import READ, WRITE
-from service.errors import CrossSiteError, JobNotFoundError, OverloadedError, StorageFullError
+from service.errors import JobNotFoundError, OverloadedError, StorageFullError
 from service.http.openapi import problems
 from service.ingest.media_store import discard_upload, unfinished_download
 from service.schemas import JobAnswer, JobPage, ListJobsParameters
@@ -19,7 +19,7 @@ from service.state import ReadyService, Service
 router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[READ])
 
 
-@router.get("", responses=problems())
+@router.get("")
 async def list_jobs(parameters: Annotated[ListJobsParameters, Query()], service: Service) -> JobPage:
     """Ingest requests, newest first."""
 
@@ -44,7 +44,7 @@ async def get_job(job_id: str, service: Service) -> JobAnswer:
 @router.delete(
     "/{job_id}",
     dependencies=[WRITE],
-    responses=problems(JobNotFoundError, CrossSiteError, OverloadedError, StorageFullError),
+    responses=problems(JobNotFoundError, OverloadedError, StorageFullError),
 )
 async def cancel_job(job_id: str, service: Service) -> JobAnswer:
     """Cancel a job that waits or runs: it becomes failed. A job that has ended stays as it is."""

@@ -8,7 +8,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
 from service.auth.access import READ
-from service.http.openapi import problems
 from service.observability.metrics import Metrics
 
 router = APIRouter(tags=["operation"], dependencies=[READ])
@@ -17,7 +16,7 @@ router = APIRouter(tags=["operation"], dependencies=[READ])
 @router.get(
     "/metrics",
     response_class=PlainTextResponse,
-    responses={**problems(ready=False), 200: {"description": "Prometheus' text format"}},
+    responses={200: {"description": "Prometheus' text format"}},
 )
 async def get_metrics(request: Request) -> Response:
     """Figures for Prometheus; also while model and index are still being loaded."""

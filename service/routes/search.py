@@ -12,8 +12,7 @@ from starlette.responses import Response
 from indexer.search.types import SearchAnswer, SearchQuery, Timings
 from service.auth.access import READ
 from service.errors import InvalidCursorError, OverloadedError
-from service.http.openapi import BODY_ERRORS, problems
-from service.http.request_body import describe_body, read_json
+from service.http.openapi import problems
 from service.routes.result_answers import to_response, to_result_answers
 from service.schemas import SearchAnswerBody, SearchAnswersBody, SearchRequest, TimingsAnswer
 from service.state import ReadyService, Service
@@ -27,12 +26,10 @@ QUERIES_A_TURN = 8
 @router.post(
     "/search",
     response_model=SearchAnswerBody | SearchAnswersBody,
-    responses=problems(*BODY_ERRORS, InvalidCursorError, OverloadedError),
-    openapi_extra=describe_body(SearchRequest),
+    responses=problems(InvalidCursorError, OverloadedError),
 )
-async def search(request: Request, service: Service) -> Response:
+async def search(request: Request, body: SearchRequest, service: Service) -> Response:
     """Find videos, and the moments in them, by text; or by several texts, each by itself."""
-    body = await read_json(request, SearchRequest, service.settings.body_limit_bytes)
     fields = body.model_dump(exclude={"query", "queries"})
     root_path = request.scope.get("root_path", "")
     if body.queries is None:

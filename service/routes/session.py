@@ -5,9 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from service.auth.access import COOKIE, OPEN, AccessControl, make_session
-from service.errors import CrossSiteError, TooManyRequestsError, UnauthorizedError
-from service.http.openapi import BODY_ERRORS, problems
-from service.http.request_body import describe_body, read_json
+from service.errors import TooManyRequestsError, UnauthorizedError
+from service.http.openapi import problems
 from service.schemas import SessionAnswer, SessionRequest
 from service.settings import ServiceSettings
 
@@ -18,15 +17,13 @@ router = APIRouter(prefix="/session", tags=["session"], dependencies=[OPEN])
     "",
     status_code=204,
     responses={
-        **problems(*BODY_ERRORS, UnauthorizedError, TooManyRequestsError, ready=False),
+        **problems(UnauthorizedError, TooManyRequestsError),
         204: {"description": "Logged in: a cookie is set"},
     },
-    openapi_extra=describe_body(SessionRequest),
 )
-async def log_in(request: Request) -> Response:
+async def log_in(request: Request, body: SessionRequest) -> Response:
     """Log a browser in: a cookie that its scripts cannot read then stands for the key."""
     settings: ServiceSettings = request.app.state.settings
-    body = await read_json(request, SessionRequest, settings.body_limit_bytes)
     key = _control(request).check_secret(request, body.key)
     response = Response(status_code=204)
     response.set_cookie(
@@ -41,7 +38,7 @@ async def log_in(request: Request) -> Response:
     return response
 
 
-@router.get("", responses=problems(ready=False))
+@router.get("")
 async def get_session(request: Request) -> SessionAnswer:
     """What whoever asks may do here, and whether a key is needed at all."""
     control = _control(request)
@@ -53,7 +50,7 @@ async def get_session(request: Request) -> SessionAnswer:
     return SessionAnswer(scopes=["read", "write"] if key.allows("write") else ["read"], keys_required=True)
 
 
-@router.delete("", status_code=204, responses=problems(CrossSiteError, ready=False))
+@router.delete("", status_code=204)
 async def log_out(request: Request) -> Response:
     """Log a browser out: its cookie is taken away."""
     response = Response(status_code=204)

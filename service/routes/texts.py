@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from indexer.search.types import TextsAnswer
 from service.auth.access import READ
 from service.errors import OverloadedError, VideoNotFoundError
-from service.http.openapi import BODY_ERRORS, problems
-from service.http.request_body import describe_body, read_json
+from service.http.openapi import problems
 from service.routes.result_answers import to_response
 from service.schemas import RankTextsRequest, TextsAnswerBody
 from service.state import Service
@@ -28,12 +27,11 @@ TEXTS_A_TURN = 64
 @router.post(
     "/texts",
     response_model=TextsAnswerBody,
-    responses=problems(*BODY_ERRORS, VideoNotFoundError, OverloadedError),
-    openapi_extra=describe_body(RankTextsRequest),
+    responses=problems(VideoNotFoundError, OverloadedError),
+    max_body_size=BODY_LIMIT_BYTES,
 )
-async def rank_texts(request: Request, video_id: str, service: Service) -> Response:
+async def rank_texts(video_id: str, body: RankTextsRequest, service: Service) -> Response:
     """Order texts by how well they fit this video, best first."""
-    body = await read_json(request, RankTextsRequest, BODY_LIMIT_BYTES)
     answers = []
     for first in range(0, len(body.texts), TEXTS_A_TURN):
         some = body.texts[first : first + TEXTS_A_TURN]

@@ -15,15 +15,13 @@ from indexer.store.filters import parse_filter
 from indexer.store.records import VideoRecord
 from service.auth.access import READ, WRITE
 from service.errors import (
-    CrossSiteError,
     InvalidCursorError,
     InvalidRequestError,
     OverloadedError,
     StorageFullError,
     VideoNotFoundError,
 )
-from service.http.openapi import BODY_ERRORS, problems
-from service.http.request_body import describe_body, read_json
+from service.http.openapi import problems, schema_of
 from service.routes.addresses import media_url, preview_url, thumbnail_url
 from service.routes.list_cursors import from_cursor, to_cursor
 from service.schemas import ListVideosParameters, PatchVideoRequest, VideoAnswer, VideoPage, check_metadata
@@ -63,13 +61,13 @@ async def get_video(request: Request, video_id: str, service: Service) -> VideoA
 @router.patch(
     "/{video_id}",
     dependencies=[WRITE],
-    responses=problems(*BODY_ERRORS, VideoNotFoundError, OverloadedError, StorageFullError),
-    openapi_extra=describe_body(PatchVideoRequest, other_types=(MERGE_PATCH,)),
+    responses=problems(VideoNotFoundError, OverloadedError, StorageFullError),
+    openapi_extra={"requestBody": {"content": {MERGE_PATCH: schema_of(PatchVideoRequest)}}},
 )
-async def patch_video(request: Request, video_id: str, service: Service) -> VideoAnswer:
+async def patch_video(
+    request: Request, video_id: str, body: PatchVideoRequest, service: Service
+) -> VideoAnswer:
     """Change title and metadata by a merge patch (RFC 7396); answers the video as it then is."""
-    limit_bytes = service.settings.body_limit_bytes
-    body = await read_json(request, PatchVideoRequest, limit_bytes, other_types=(MERGE_PATCH,))
     record = await to_thread.run_sync(_patch, service, video_id, body.model_dump(exclude_unset=True))
     playable = await to_thread.run_sync(service.playability.of_record, record)
     return to_video_answer(record, playable, request.scope.get("root_path", ""))
@@ -91,7 +89,7 @@ def _patch(service: ReadyService, video_id: str, patch: dict[str, Any]) -> Video
     "/{video_id}",
     status_code=204,
     dependencies=[WRITE],
-    responses=problems(VideoNotFoundError, CrossSiteError, OverloadedError, StorageFullError),
+    responses=problems(VideoNotFoundError, OverloadedError, StorageFullError),
 )
 async def delete_video(video_id: str, service: Service) -> None:
     """Remove a video from the index; its file too if it was uploaded. No later search finds it."""

@@ -12,9 +12,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 from indexer.errors import InvalidQueryError, InvalidRecordError
 from indexer.store.filters import MAX_TEXT_LENGTH, MAX_VALUES, parse_filter
@@ -97,6 +105,9 @@ FILTER_SCHEMAS: dict[str, dict[str, Any]] = {
 }
 """By the name of the component of the OpenAPI document."""
 
+
+MAX_FIELDS: Final = 100
+"""Of a body. No endpoint knows so many."""
 
 MAX_QUERY_CHARACTERS = 2000
 MAX_FILTER_CHARACTERS = 8000
@@ -217,9 +228,26 @@ FilterText = Annotated[str, Field(max_length=MAX_FILTER_CHARACTERS), AfterValida
 
 
 class Request(BaseModel):
-    """A JSON body: unknown fields, other types, NaN and Infinity are errors."""
+    """A JSON body: unknown fields, other types, NaN, Infinity and lone surrogates are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_json(cls, body: Any) -> Any:
+        """Refuse what `json.loads` takes though it is no JSON, or cannot be stored as UTF-8."""
+        if not isinstance(body, dict):
+            return body
+        if len(body) > MAX_FIELDS:
+            # An error for each unknown field of a large body would take seconds to list.
+            raise ValueError(f"The body has more than {MAX_FIELDS} fields.")
+        try:
+            json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError):
+            raise ValueError(
+                "The body must be JSON without NaN, Infinity and lone surrogates, and not nested deeply."
+            ) from None
+        return body
 
 
 class Parameters(BaseModel):

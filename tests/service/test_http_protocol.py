@@ -19,7 +19,6 @@ from starlette.responses import Response
 from service.http import protocol as http_protocol
 from service.http.middleware import HEADER_LIMIT_BYTES, URI_LIMIT_BYTES, DeadlineMiddleware, HeadersMiddleware
 from service.http.protocol import BoundedConfig, BoundedProtocol, ConnectionLimits
-from service.http.request_body import read_bytes
 from service.server import DrainingServer, listen
 from service.state import Drain
 
@@ -404,7 +403,7 @@ async def read_it(scope: Any, receive: Any, send: Any) -> None:
     from service.errors import ServiceError
 
     try:
-        await read_bytes(Request(scope, receive), 10_000_000)
+        await Request(scope, receive).body()
         response = Response()
     except ServiceError as error:
         response = error.to_response()

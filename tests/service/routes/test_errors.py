@@ -15,8 +15,8 @@ from indexer.errors import IndexDamagedError
 from service.app import create_app
 from service.errors import ERROR_CLASSES, PROBLEM_MEDIA_TYPE, TYPE_PREFIX, ServiceError
 from service.http.problems import from_indexer_error
-from service.http.request_body import MAX_MISTAKES
 from service.schemas import Problem
+from service.schemas.fields import MAX_FIELDS
 from service.settings import ServiceSettings
 from tests.support.servers.service_fakes import Service, add_video, running
 
@@ -193,12 +193,94 @@ def test_a_page_of_another_site_cannot_change_anything(service: Service) -> None
     assert service.client.post("/search", json={"query": "x"}, headers=own).status_code == 200
 
 
-def test_mistakes_by_the_thousand_are_counted_and_not_listed(service: Service) -> None:
-    for num_mistakes in (MAX_MISTAKES - 1, MAX_MISTAKES):
-        body = {"query": 0, **dict.fromkeys(map(str, range(num_mistakes)))}
-        problem = check_problem(service.client.post("/search", json=body), 422)
-        assert ("errors" in problem) == (num_mistakes + 1 <= MAX_MISTAKES)
-        assert "mistakes" in problem["detail"] or len(problem["errors"]) == 20
+@pytest.mark.parametrize(("num_fields", "listed"), [(MAX_FIELDS, 20), (MAX_FIELDS + 1, 1), (5000, 1)])
+def test_mistakes_by_the_thousand_are_not_listed(service: Service, num_fields: int, listed: int) -> None:
+    body = dict.fromkeys(map(str, range(num_fields)))
+    problem = check_problem(service.client.post("/search", json=body), 422)
+    assert len(problem["errors"]) == listed
+
+
+JSON = {"Content-Type": "application/json"}
+
+BODIES: list[tuple[bytes, dict[str, str], int]] = [
+    (b"", JSON, 400),
+    (b"null", JSON, 422),
+    (b"{", JSON, 400),
+    (b'{"query": "\xff"}', JSON, 400),
+    (b"[" * 5000, JSON, 400),
+    (b'{"query": ' + b"9" * 5000 + b"}", JSON, 400),
+    (b"[]", JSON, 422),
+    (b'"text"', JSON, 422),
+    (b"{}", JSON, 422),
+    (b'{"query": "\\ud800"}', JSON, 422),
+    (b'{"query": "x", "\\udfff": 1}', JSON, 422),
+    (b'{"query": "x", "min_score": NaN}', JSON, 422),
+    (b'{"query": "x", "min_score": -Infinity}', JSON, 422),
+    (b'{"query": "x", "min_score": 1e999}', JSON, 422),
+    (b'{"query": "x", "filter": {"metadata.a": NaN}}', JSON, 422),
+    (b'{"query": "x", "filter": {"metadata.a": "\\ud800"}}', JSON, 422),
+    (b'{"query": "x", "limit": "10"}', JSON, 422),
+    (b'{"query": "x", "limit": true}', JSON, 422),
+    (b'{"query": "x", "explain": 1}', JSON, 422),
+    (b'{"query": 1}', JSON, 422),
+    (b'{"query": "x", "limit": 1e1}', JSON, 200),
+    (b'{"query": "x"}', {"Content-Type": "application/json; charset=utf-8"}, 200),
+    (b'{"query": "x"}', {"Content-Type": "Application/JSON"}, 200),
+    (b'{"query": "x"}', {}, 415),
+    (b'{"query": "x"}', {"Content-Type": ""}, 415),
+    (b'{"query": "x"}', {"Content-Type": "text/plain"}, 415),
+    (b'{"query": "x"}', {"Content-Type": "application/jsonx"}, 415),
+    (b"query=x", {"Content-Type": "application/x-www-form-urlencoded"}, 415),
+    (b"", {}, 415),
+]
+
+
+@pytest.mark.parametrize(("content", "headers", "status"), BODIES)
+def test_a_body_is_strict_json_of_the_type_that_it_says(
+    service: Service, content: bytes, headers: dict[str, str], status: int
+) -> None:
+    response = service.client.post("/search", content=content, headers=headers)
+    if status == 200:
+        assert response.status_code == 200
+    else:
+        check_problem(response, status)
+
+
+def test_a_patch_cannot_store_what_utf_8_and_json_cannot_hold(service: Service) -> None:
+    for value in (b"NaN", b"-Infinity", b'"\\ud800"', b'{"\\udfff": 1}'):
+        for field in (b"title", b"metadata"):
+            content = b'{"%s": %s}' % (field, value if field == b"title" else b'{"a": %s}' % value)
+            check_problem(service.client.patch("/videos/known", content=content, headers=JSON), 422)
+
+
+LIMIT_BYTES = ServiceSettings(Path("nowhere")).body_limit_bytes
+
+
+@pytest.mark.parametrize("path", ["/search", "/videos", "/session"])
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_above_the_limit_is_refused_announced_or_not(
+    service: Service, path: str, announced: bool
+) -> None:
+    for num_bytes in (LIMIT_BYTES, LIMIT_BYTES + 1):
+        content = b"{" + b" " * (num_bytes - 2) + b"}"
+        pieces = content if announced else iter([content[:1000], content[1000:]])
+        response = service.client.post(path, content=pieces, headers=JSON)
+        problem = check_problem(response, 413 if num_bytes > LIMIT_BYTES else 422)
+        assert response.headers["x-request-id"] and response.headers["x-content-type-options"]
+        assert (problem["type"] == TYPE_PREFIX + "body-too-large") == (num_bytes > LIMIT_BYTES)
+
+
+def test_a_thousand_texts_have_a_larger_limit(service: Service) -> None:
+    body = {"texts": ["x" * 2000] * 1000}
+    assert service.client.post("/videos/known/texts", json=body).status_code == 200
+    body = {"texts": ["x" * 5000] * 1000}
+    check_problem(service.client.post("/videos/known/texts", json=body), 413)
+
+
+def test_a_wrong_field_is_named_and_an_unknown_one_answered_with_those_known(service: Service) -> None:
+    problem = check_problem(service.client.post("/search", json={"query": "x", "limit": 0, SECRET: 1}), 422)
+    assert [error["field"] for error in problem["errors"]] == ["limit", ""]
+    assert "query, queries, limit" in problem["errors"][1]["message"]
 
 
 def test_a_body_with_two_lengths_is_refused_and_ends_the_connection(service: Service) -> None:

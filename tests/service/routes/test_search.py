@@ -116,11 +116,12 @@ REFUSED = [
         '{"query": "a", "filter": "x"}',
     ),
     *('{"query": "a", "min_score": NaN}', '{"query": "a", "min_score": -Infinity}'),
+    *('{"query": "\\ud800"}', '{"query": "a", "\\udfff": 1}'),
     *('{"query": "a", "min_score": 1e999}', '{"query": "' + "a" * 2001 + '"}'),
 ]
 BROKEN = [
-    *("", "{", '{"query": "a"} x', "{'query': 'a'}", '{"query": "\\ud800"}', '{"query": "a", "\\udfff": 1}'),
-    *(b'{"query": "\xff"}', '{"query": "a"}'.encode("utf-16"), "[" * 60_000, '{"query": ' + "9" * 5000 + "}"),
+    *("", "{", '{"query": "a"} x', "{'query': 'a'}"),
+    *(b'{"query": "\xff"}', "[" * 60_000, '{"query": ' + "9" * 5000 + "}"),
 ]
 
 

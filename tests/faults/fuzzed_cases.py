@@ -149,7 +149,7 @@ class KnownThings:
                 case.body = {name: value for name, value in body.items() if name != "cursor"}
         elif label == "POST /session" and is_real and self.keys:
             case.body = {"key": choose.choice(self.keys)}
-        elif label == "POST /videos" and "uri" in body and is_real:
+        elif label == "POST /videos" and "uri" in body and is_real and (self.uris or not _waits(case)):
             uris = list(self.uris) if _waits(case) else [*self.uris, UNREACHABLE]
             uri = choose.choice(uris)
             case.body = {**body, "uri": uri}

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from indexer.ingest.manifest import find_videos
-from training.data.batches import TrainingBatches
+from training.data.batches import BatchPlan, TrainingBatches
 from training.data.frames import FrameReader, FrameRecipe
 from training.datasets.split import Clip, Split
 from training.demo_corpus.corpus import write_corpus
@@ -71,9 +71,8 @@ def measure_batches(clips: list[Clip], folder: Path) -> None:
                 split,
                 lambda texts: torch.zeros(len(texts), 4, dtype=torch.int64),
                 FrameReader(recipe, cache),
-                batch_size=BATCH_SIZE,
-                seed=0,
-                num_workers=num_workers,
+                BatchPlan(BATCH_SIZE, seed=0),
+                num_workers,
             ) as batches:
                 list(batches.epoch(0))
                 seconds = []

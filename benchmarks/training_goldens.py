@@ -29,8 +29,9 @@ from tests.support.training_runs.training_pairs import (
     random_pairs,
     small_model,
 )
+from training.config import OptimizerChoices
 from training.loop.loss import loss_and_gradients
-from training.loop.optimizer import make_optimizer, official_groups, update
+from training.loop.optimizer import make_optimizer, parameter_groups, update
 from training.loop.preparation import freeze
 
 TESTS = Path(__file__).parent.parent / "tests"
@@ -79,7 +80,7 @@ def official() -> None:
         max(abs(norms[name] / expected[name] - 1) for name in expected),
         "relative",
     )
-    groups = official_groups(model, 1e-4, 1e-3, 0.2)
+    groups = parameter_groups(model, OptimizerChoices())
     expected = facts["grad_norm_per_group_unfrozen"].values()
     lengths = [np.sqrt(sum(float(p.grad.norm()) ** 2 for p in group["params"])) for group in groups]
     row(
@@ -95,10 +96,10 @@ def official() -> None:
         freeze(model, num_layers=0)
         optimizer = make_optimizer(
             model,
-            learning_rate=run_facts["lr"],
-            clip_learning_rate_factor=run_facts["coef_lr"],
+            OptimizerChoices(
+                "bert-adam", run_facts["lr"], run_facts["coef_lr"], warmup_share=max(0.0, run_facts["warmup"])
+            ),
             num_steps=run_facts["t_total"],
-            warmup_share=max(0.0, run_facts["warmup"]),
         )
         for step in range(3 if run == "sched" else 1):
             loss_and_gradients(model, batch)

@@ -14,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from training.config import TrainingConfig
+    from training.loop.run_directory import Existing
     from xclip_search.train_display import TrainingDisplay
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -61,7 +62,8 @@ def train(
     with _explained(directory) as show:
         from training.loop.trainer import train as run
 
-        result = run(chosen, directory, resume=resume, overwrite=overwrite, device=device, on_event=show)
+        existing: Existing = "resume" if resume else "overwrite" if overwrite else "refuse"
+        result = run(chosen, directory, existing=existing, device=device, on_event=show)
         show.finish(result)
 
 

@@ -25,13 +25,12 @@ from tests.support.video_files import write_coloured_video
 from training.data import loading as batch_loading
 from training.data.batches import (
     Batch,
+    BatchPlan,
     ClipBatch,
+    FrameFeatures,
     TrainingBatches,
-    batch_of,
-    check_sharing,
     clip_batches,
     epoch_order,
-    num_steps,
 )
 from training.data.frames import FrameReader, FrameRecipe
 from training.datasets.split import Clip, Split
@@ -114,11 +113,12 @@ def test_slices_of_the_processes_make_up_each_batch_in_order(
     order = epoch_order(_clip_of_text(counts), 5, epoch)
     batch_size = share * world_size
     steps = len(order) // batch_size
+    plans = [BatchPlan(batch_size, 5, rank=rank, world_size=world_size) for rank in range(world_size)]
     for step in range(steps):
-        slices = [batch_of(order, step, batch_size, rank, world_size) for rank in range(world_size)]
+        slices = [plan.own_slice(order, step) for plan in plans]
         assert {len(one) for one in slices} == {share}
-        np.testing.assert_array_equal(np.concatenate(slices), batch_of(order, step, batch_size))
-    batches = [batch_of(order, step, batch_size) for step in range(steps)]
+        np.testing.assert_array_equal(np.concatenate(slices), plans[0].whole_batch(order, step))
+    batches = [plans[0].whole_batch(order, step) for step in range(steps)]
     np.testing.assert_array_equal(np.concatenate([*batches, order[steps * batch_size :]]), order)
 
 
@@ -142,9 +142,14 @@ def test_the_order_is_shuffled_evenly() -> None:
 
 
 def test_the_steps_of_an_epoch_are_counted() -> None:
-    assert [num_steps(pairs, 4) for pairs in (4, 7, 8, 180_000)] == [1, 1, 2, 45_000]
+    plan = BatchPlan(4, seed=0)
+    splits = {
+        pairs: Split("captions", "train", (Clip("v", Path("v.mp4")),), ("a",) * pairs, (0,) * pairs)
+        for pairs in (3, 4, 7, 8, 180_000)
+    }
+    assert [plan.num_steps(splits[pairs]) for pairs in (4, 7, 8, 180_000)] == [1, 1, 2, 45_000]
     with pytest.raises(DatasetError, match="3 pairs of a text and a clip do not fill one batch of 4"):
-        num_steps(3, 4)
+        plan.num_steps(splits[3])
 
 
 @pytest.mark.parametrize(
@@ -157,7 +162,7 @@ def test_the_steps_of_an_epoch_are_counted() -> None:
 )
 def test_batches_that_cannot_be_shared_are_refused(arguments: tuple, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_sharing(*arguments)
+        BatchPlan(arguments[0], 0, rank=arguments[1], world_size=arguments[2])
 
 
 # What batches hold.
@@ -166,13 +171,15 @@ def test_batches_that_cannot_be_shared_are_refused(arguments: tuple, message: st
 def one_epoch(
     split: Split,
     tokenizer: Any,
-    reader: FrameReader | None,
+    frames: FrameReader | FrameFeatures,
     *,
     epoch: int,
     first_step: int = 0,
+    num_workers: int = 0,
     **choices: Any,
 ) -> Iterator[Batch]:
-    return TrainingBatches(split, tokenizer, reader, **choices).epoch(epoch, first_step)
+    batches = TrainingBatches(split, tokenizer, frames, BatchPlan(**choices), num_workers)
+    return batches.epoch(epoch, first_step)
 
 
 def test_a_batch_holds_the_texts_and_their_clips_frames(split: Split) -> None:
@@ -197,10 +204,10 @@ def test_a_batch_holds_the_texts_and_their_clips_frames(split: Split) -> None:
 
 def test_workers_change_nothing_over_several_epochs_and_orders(split: Split, tmp_path: Path) -> None:
     reader = FrameReader(replace(RECIPE, order="shuffled"), tmp_path / "cache", seed=4)
-    arguments = {"batch_size": 4, "seed": 2}
+    plan = BatchPlan(batch_size=4, seed=2)
     with (
-        TrainingBatches(split, tokenize, reader, **arguments) as alone,
-        TrainingBatches(split, tokenize, reader, num_workers=2, **arguments) as by_workers,
+        TrainingBatches(split, tokenize, reader, plan) as alone,
+        TrainingBatches(split, tokenize, reader, plan, num_workers=2) as by_workers,
     ):
         for epoch in (0, 1):
             pairs = list(zip(alone.epoch(epoch), by_workers.epoch(epoch), strict=True))
@@ -219,7 +226,7 @@ def test_an_epoch_taken_up_in_the_middle_goes_on_as_it_would_have(
     split: Split, tmp_path_factory: pytest.TempPathFactory, first_step: int, epoch: int, one_text: bool
 ) -> None:
     reader = FrameReader(replace(RECIPE, order="shuffled"), tmp_path_factory.getbasetemp() / "cache")
-    batches = TrainingBatches(split, tokenize, reader, batch_size=2, seed=1, one_text_per_clip=one_text)
+    batches = TrainingBatches(split, tokenize, reader, BatchPlan(2, 1, one_text))
     whole = list(batches.epoch(epoch))
     assert len(whole) == batches.num_steps == (3 if one_text else 6)
     rest = list(batches.epoch(epoch, first_step))
@@ -251,7 +258,7 @@ def test_cached_features_take_the_place_of_frames(split: Split) -> None:
     frame_mask = torch.rand(len(COUNTS), 3, generator=generator) > 0.4
     arguments = {"batch_size": 4, "seed": 0, "epoch": 1}
     with_pixels = list(one_epoch(split, tokenize, FrameReader(RECIPE), **arguments))
-    batches = list(one_epoch(split, tokenize, None, frame_features=(features, frame_mask), **arguments))
+    batches = list(one_epoch(split, tokenize, FrameFeatures(features, frame_mask), **arguments))
     for batch, other in zip(batches, with_pixels, strict=True):
         assert torch.equal(batch.text_index, other.text_index)
         assert torch.equal(batch.clip_index, other.clip_index)
@@ -259,7 +266,7 @@ def test_cached_features_take_the_place_of_frames(split: Split) -> None:
         assert torch.equal(batch.frame_features, features[batch.clip_index])
         assert torch.equal(batch.frame_mask, frame_mask[batch.clip_index])
     with pytest.raises(ConfigError, match="features of 5 clips, but captions train has 6"):
-        one_epoch(split, tokenize, None, frame_features=(features[1:], frame_mask), **arguments)
+        one_epoch(split, tokenize, FrameFeatures(features[1:], frame_mask), **arguments)
 
 
 def test_clips_come_in_order_for_evaluation(split: Split) -> None:
@@ -281,13 +288,12 @@ def test_clips_come_in_order_for_evaluation(split: Split) -> None:
         ({"num_workers": -1}, "num_workers"),
         ({"epoch": -1}, "epoch -1"),
         ({"first_step": 4}, "there are 3 steps"),
-        ({"reader": None}, "need a reader"),
     ],
 )
 def test_wrong_arguments_are_refused_before_the_first_batch(
     split: Split, arguments: dict, message: str
 ) -> None:
-    given = {"reader": FrameReader(RECIPE), "batch_size": 4, "seed": 0, "epoch": 0} | arguments
+    given = {"frames": FrameReader(RECIPE), "batch_size": 4, "seed": 0, "epoch": 0} | arguments
     with pytest.raises(ConfigError, match=message):
         one_epoch(split, tokenize, **given)
 
@@ -298,7 +304,7 @@ def test_a_split_smaller_than_a_batch_is_refused(split: Split) -> None:
 
 
 def test_later_batches_of_one_loader_end_the_ones_before(split: Split) -> None:
-    batches = TrainingBatches(split, tokenize, FrameReader(RECIPE), batch_size=4, seed=0)
+    batches = TrainingBatches(split, tokenize, FrameReader(RECIPE), BatchPlan(4, 0))
     first = batches.epoch(0)
     next(first)
     next(batches.epoch(1))

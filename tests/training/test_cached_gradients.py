@@ -17,6 +17,7 @@ from tests.support.training_runs.training_pairs import (
     random_pairs,
     small_model,
 )
+from training.config import OptimizerChoices
 from training.errors import ConfigError
 from training.loop.loss import contrastive_loss, loss_and_gradients
 from training.loop.optimizer import make_optimizer, update
@@ -81,7 +82,7 @@ def test_gradients_replace_those_of_the_last_batch():
 def test_gradients_descend():
     model = small_model()
     batch = random_pairs(model, NUM_PAIRS)
-    optimizer = make_optimizer(model, learning_rate=3e-3, clip_learning_rate_factor=1.0, num_steps=-1)
+    optimizer = make_optimizer(model, OptimizerChoices("bert-adam", 3e-3, 1.0), num_steps=-1)
     losses = []
     for _ in range(15):
         losses.append(loss_and_gradients(model, batch, micro_batch_size=3))

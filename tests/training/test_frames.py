@@ -27,8 +27,7 @@ from tests.support.video_files import (
     write_coloured_video,
     write_numbered_video,
 )
-from training.data import clip_checks
-from training.data.clip_checks import leave_out, readable
+from training.data.clip_checks import leave_out, read_all, readable
 from training.data.frames import FrameReader, FrameRecipe, frame_positions, official_seconds
 from training.datasets.split import Clip, Split
 from training.errors import ConfigError, DatasetError
@@ -315,7 +314,9 @@ def test_leaving_out_all_clips_is_an_error(mixed: Split) -> None:
 def test_a_decoder_that_crashes_or_hangs_costs_its_own_clip_alone(tmp_path: Path) -> None:
     path = write_coloured_video(tmp_path / "a.mp4", (1, 2, 3))
     clips = [Clip(name, path) for name in ("a", "crash", "b", "hang", "c")]
-    failures = dict(clip_checks.find_unreadable(clips, TreacherousReader(FrameRecipe(4, 32)), 2, 1.5))
+    ended = list(read_all(clips, TreacherousReader(FrameRecipe(4, 32)), 2, 1.5))
+    assert {clip.id for clip, _ in ended} == {clip.id for clip in clips} and len(ended) == len(clips)
+    failures = {clip.id: reason for clip, reason in ended if reason is not None}
     assert set(failures) == {"crash", "hang"}
     assert "clip 'crash' cannot be read: the decoding process ended with exit code -9" in failures["crash"]
     assert "clip 'hang' cannot be read: it takes longer than 2 s" in failures["hang"]
@@ -326,7 +327,8 @@ def test_of_real_broken_files_those_to_reject_are_listed_and_the_others_read(cli
     notes = json.loads((clips_directory / "broken" / "notes.json").read_text())
     clips = [Clip(name, clips_directory / "broken" / name) for name in notes]
     reader = FrameReader(FrameRecipe(12, 64))
-    failures = dict(clip_checks.find_unreadable(clips, reader, num_processes=2, timeout_seconds=60))
+    ended = read_all(clips, reader, num_processes=2, timeout_seconds=60)
+    failures = {clip.id: reason for clip, reason in ended if reason is not None}
     either = ("reject or", "reject, or")
     rejected = {
         name

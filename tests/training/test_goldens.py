@@ -13,8 +13,9 @@ import torch
 from model import XClip
 from model.checkpoints.official import official_name, our_name
 from tests.support.training_runs.training_pairs import Pairs
+from training.config import OptimizerChoices
 from training.loop.loss import loss_and_gradients
-from training.loop.optimizer import make_optimizer, official_groups, update
+from training.loop.optimizer import make_optimizer, parameter_groups, update
 from training.loop.preparation import freeze
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -68,7 +69,7 @@ def test_parameters_fall_into_the_official_groups_with_the_official_gradient_nor
     model = fresh_model()
     loss_and_gradients(model, pairs)
     names = {id(parameter): official_name(name) for name, parameter in model.named_parameters()}
-    groups = official_groups(model, 1e-4, 1e-3, 0.2)
+    groups = parameter_groups(model, OptimizerChoices())
     for name, group in zip(GROUPS, groups, strict=True):
         assert {names[id(p)] for p in group["params"]} == set(FACTS["param_groups"][name])
         assert group["weight_decay"] == (0.0 if "nodecay" in name else 0.2)
@@ -81,6 +82,16 @@ def test_the_official_scripts_freeze_the_same_parameters():
     assert {official_name(name) for name in frozen} == set(FACTS["frozen_parameters"])
 
 
+def official_choices(facts: dict) -> OptimizerChoices:
+    return OptimizerChoices(
+        "bert-adam",
+        facts["lr"],
+        facts["coef_lr"],
+        weight_decay=facts.get("weight_decay", 0.2),
+        warmup_share=max(0.0, facts.get("warmup", 0.1)),
+    )
+
+
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
 @pytest.mark.parametrize("run", ["sched", "const"])
 def test_every_step_equals_the_official_one(pairs, run, micro_batch_size):
@@ -88,14 +99,7 @@ def test_every_step_equals_the_official_one(pairs, run, micro_batch_size):
     *steps, last = facts["steps"]
     model = fresh_model()
     freeze(model, num_layers=0)
-    optimizer = make_optimizer(
-        model,
-        learning_rate=facts["lr"],
-        clip_learning_rate_factor=facts["coef_lr"],
-        weight_decay=facts["weight_decay"],
-        num_steps=facts["t_total"],
-        warmup_share=max(0.0, facts["warmup"]),
-    )
+    optimizer = make_optimizer(model, official_choices(facts), num_steps=facts["t_total"])
     assert len(steps) == (3 if run == "sched" else 1)
     for step in steps:
         loss = loss_and_gradients(model, pairs, micro_batch_size=micro_batch_size)
@@ -115,12 +119,7 @@ def test_a_step_at_a_thousandfold_rate_equals_the_official_one(pairs):
     facts = FACTS["optimizer_biglr"]
     model = fresh_model()
     freeze(model, num_layers=0)
-    optimizer = make_optimizer(
-        model,
-        learning_rate=facts["lr"],
-        clip_learning_rate_factor=facts["coef_lr"],
-        num_steps=facts["t_total"],
-    )
+    optimizer = make_optimizer(model, official_choices(facts), num_steps=facts["t_total"])
     loss_and_gradients(model, pairs)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()  # alone: logit_scale was not clamped in this run

@@ -10,16 +10,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tests.support.training_runs.training_pairs import gradients, random_pairs, small_model
+from training.config import OptimizerChoices
 from training.errors import ConfigError
 from training.loop.loss import loss_and_gradients
 from training.loop.optimizer import (
     GROUP_NAMES,
     BertAdam,
     make_optimizer,
-    official_groups,
-    standard_groups,
+    parameter_groups,
     update,
     warmup_cosine,
     warmup_then_cosine,
@@ -70,7 +71,12 @@ def test_bert_adam_leaves_a_parameter_without_a_gradient_alone():
 def test_bert_adam_takes_the_same_steps_for_all_tensors_at_once(device):
     models = [small_model().to(device) for _ in range(2)]
     optimizers = [
-        BertAdam(official_groups(model, 1e-2, 0.1, 0.2), lr=1e-2, num_steps=8, foreach=foreach)
+        BertAdam(
+            parameter_groups(model, OptimizerChoices("bert-adam", 1e-2, 0.1)),
+            lr=1e-2,
+            num_steps=8,
+            foreach=foreach,
+        )
         for model, foreach in zip(models, (False, True), strict=True)
     ]
     generator = torch.Generator().manual_seed(0)
@@ -102,7 +108,7 @@ def test_bert_adam_evaluates_a_closure_with_gradients():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"lr": -1.0}, {"b1": 1.0}, {"b2": -0.1}, {"e": -1e-9}, {"num_steps": 0}, {"warmup_share": 1.0}]
+    "wrong", [{"lr": -1.0}, {"weight_decay": -0.1}, {"num_steps": 0}, {"warmup_share": 1.0}]
 )
 def test_bert_adam_refuses_values_out_of_range(wrong):
     with pytest.raises(ValueError, match="must"):
@@ -112,7 +118,7 @@ def test_bert_adam_refuses_values_out_of_range(wrong):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_optimizer_takes_the_same_steps_to_the_bit(kind):
     def made(model):
-        return make_optimizer(model, kind=kind, learning_rate=1e-2, num_steps=8, warmup_share=0.25)
+        return make_optimizer(model, OptimizerChoices(kind, 1e-2, warmup_share=0.25), num_steps=8)
 
     def train(model, optimizer, steps):
         for step in steps:
@@ -139,9 +145,7 @@ def test_a_resumed_optimizer_takes_the_same_steps_to_the_bit(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_new_parts_learn_at_the_rate_and_the_towers_at_their_share_of_it(kind):
     model = small_model()
-    optimizer = make_optimizer(
-        model, kind=kind, learning_rate=1e-2, clip_learning_rate_factor=0.1, num_steps=4, warmup_share=0.5
-    )
+    optimizer = make_optimizer(model, OptimizerChoices(kind, 1e-2, 0.1, warmup_share=0.5), num_steps=4)
     seen = []
     for _ in range(4):
         seen.append(optimizer.learning_rates())
@@ -155,7 +159,7 @@ def test_the_new_parts_learn_at_the_rate_and_the_towers_at_their_share_of_it(kin
 def test_the_first_official_step_with_warm_up_changes_nothing():
     model = small_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimizer = make_optimizer(model, num_steps=10, warmup_share=0.1)
+    optimizer = make_optimizer(model, OptimizerChoices(), num_steps=10)
     loss_and_gradients(model, random_pairs(model, 3))
     update(model, optimizer)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -163,10 +167,9 @@ def test_the_first_official_step_with_warm_up_changes_nothing():
 
 def test_plain_adamw_is_pytorchs_with_a_schedule_beside_it():
     ours, theirs = small_model(), small_model()
-    optimizer = make_optimizer(
-        ours, kind="adamw", learning_rate=1e-3, clip_learning_rate_factor=0.1, num_steps=5, warmup_share=0.4
-    )
-    plain = torch.optim.AdamW(standard_groups(theirs, 1e-3, 0.1, 0.2), betas=(0.9, 0.98), eps=1e-6)
+    choices = OptimizerChoices("adamw", 1e-3, 0.1, warmup_share=0.4)
+    optimizer = make_optimizer(ours, choices, num_steps=5)
+    plain = torch.optim.AdamW(parameter_groups(theirs, choices), betas=(0.9, 0.98), eps=1e-6)
     schedule = torch.optim.lr_scheduler.LambdaLR(plain, lambda step: warmup_then_cosine(step, 5, 0.4))
     for step in range(4):
         batch = random_pairs(ours, 3, seed=step)
@@ -180,10 +183,10 @@ def test_plain_adamw_is_pytorchs_with_a_schedule_beside_it():
     assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
 
 
-@pytest.mark.parametrize("grouping", [official_groups, standard_groups])
-def test_every_parameter_is_in_exactly_one_group(grouping):
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_is_in_exactly_one_group(kind):
     model = small_model()
-    groups = grouping(model, 1e-4, 1e-3, 0.2)
+    groups = parameter_groups(model, OptimizerChoices(kind))
     members = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(members) == sorted(id(parameter) for parameter in model.parameters())
     assert len(groups) == len(GROUP_NAMES)
@@ -191,7 +194,7 @@ def test_every_parameter_is_in_exactly_one_group(grouping):
 
 def test_the_usual_groups_decay_matrices_only():
     model = small_model()
-    for group in standard_groups(model, 1e-4, 1e-3, 0.2):
+    for group in parameter_groups(model, OptimizerChoices("adamw")):
         assert all((parameter.ndim >= 2) == (group["weight_decay"] > 0) for parameter in group["params"])
 
 
@@ -203,13 +206,18 @@ def test_the_usual_groups_decay_matrices_only():
         {"learning_rate": math.nan},
         {"clip_learning_rate_factor": math.inf},
         {"weight_decay": -0.1},
-        {"num_steps": 0},
         {"warmup_share": 1.0},
     ],
 )
 def test_an_optimizer_refuses_what_cannot_be_meant(wrong):
-    with pytest.raises(ConfigError):
-        make_optimizer(small_model(), **{"num_steps": 3, **wrong})
+    with pytest.raises(ValidationError):
+        OptimizerChoices(**wrong)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_optimizer_of_no_steps_is_refused(kind):
+    with pytest.raises(ValueError, match="num_steps must be at least 1"):
+        make_optimizer(small_model(), OptimizerChoices(kind), num_steps=0)
 
 
 # Schedules
@@ -307,9 +315,7 @@ def test_what_is_frozen_keeps_its_bits_though_the_rest_decays(kind):
     model = small_model()
     frozen = freeze(model, num_layers=1, towers=["text"], names=["matrices.frame"])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimizer = make_optimizer(
-        model, kind=kind, learning_rate=1e-2, clip_learning_rate_factor=1.0, num_steps=-1
-    )
+    optimizer = make_optimizer(model, OptimizerChoices(kind, 1e-2, 1.0), num_steps=-1)
     loss_and_gradients(model, random_pairs(model, 3))
     update(model, optimizer)
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -339,7 +345,7 @@ def test_an_update_keeps_the_scale_of_the_scores_at_a_hundred():
     model = small_model()
     with torch.no_grad():
         model.clip.logit_scale.fill_(6.0)
-    optimizer = make_optimizer(model, num_steps=-1)
+    optimizer = make_optimizer(model, OptimizerChoices(), num_steps=-1)
     loss_and_gradients(model, random_pairs(model, 3))
     update(model, optimizer)
     assert model.logit_scale_exp == pytest.approx(100.0)
@@ -355,8 +361,8 @@ def test_a_scaler_divides_what_it_multiplied():
         gradients(scaled)["clip.visual.proj"], gradients(plain)["clip.visual.proj"] * 2**10
     )
     norms = [
-        update(plain, make_optimizer(plain, num_steps=-1)),
-        update(scaled, make_optimizer(scaled, num_steps=-1), scaler=scaler),
+        update(plain, make_optimizer(plain, OptimizerChoices(), -1)),
+        update(scaled, make_optimizer(scaled, OptimizerChoices(), -1), scaler=scaler),
     ]
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
     for name, tensor in plain.state_dict().items():
@@ -367,7 +373,7 @@ def test_a_scaler_divides_what_it_multiplied():
 def test_a_step_with_an_infinite_gradient_is_skipped_and_the_scale_halved(kind):
     model = small_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimizer = make_optimizer(model, kind=kind, num_steps=10, warmup_share=0.5)
+    optimizer = make_optimizer(model, OptimizerChoices(kind, warmup_share=0.5), num_steps=10)
     rates = optimizer.learning_rates()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     loss_and_gradients(model, random_pairs(model, 3), scaler=scaler)

@@ -121,7 +121,7 @@ def resumed(config: TrainingConfig, output: Path, on_event: Any) -> list[Trainin
     with pytest.raises(Crash):
         train(config, output, device="cpu", on_event=on_event)
     events: list[TrainingEvent] = []
-    train(config, output, device="cpu", resume=True, on_event=events.append)
+    train(config, output, device="cpu", existing="resume", on_event=events.append)
     return events
 
 
@@ -215,7 +215,7 @@ def test_a_run_that_is_asked_to_stop_finishes_its_step_and_resumes_bit_for_bit(
     assert signal.getsignal(number) is before
     assert stopped.value.signal_number == number
     assert state_of(tmp_path / "run")["progress"]["step"] == 2
-    train(config, tmp_path / "run", device="cpu", resume=True)
+    train(config, tmp_path / "run", device="cpu", existing="resume")
     assert_same_run(tmp_path / "run", finished.directory)
 
 
@@ -230,29 +230,29 @@ def test_a_run_with_adamw_resumes_bit_for_bit_too(config, tmp_path):
 @pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(config, finished, tmp_path):
     train(config, tmp_path / "run", device="cpu")
-    train(config, tmp_path / "run", device="cpu", resume=True)
+    train(config, tmp_path / "run", device="cpu", existing="resume")
     assert_same_run(tmp_path / "run", finished.directory)
 
 
 def test_a_run_is_neither_overwritten_nor_resumed_by_mistake(config, tmp_path):
     output = tmp_path / "run"
     with pytest.raises(RunError, match="no run to resume"):
-        train(config, output, device="cpu", resume=True)
+        train(config, output, device="cpu", existing="resume")
     short = change_config(config, ["training.epochs=1"])
     train(short, output, device="cpu")
     with pytest.raises(RunError, match="--resume goes on with it, --overwrite removes it"):
         train(short, output, device="cpu")
     with pytest.raises(RunError, match=r"training\.seed: 42 before, 7 now"):
-        train(change_config(short, ["training.seed=7"]), output, device="cpu", resume=True)
+        train(change_config(short, ["training.seed=7"]), output, device="cpu", existing="resume")
     # What does not touch the result may differ.
-    train(change_config(short, ["log.every_steps=3", "data.cache="]), output, device="cpu", resume=True)
-    result = train(change_config(short, ["training.seed=7"]), output, device="cpu", overwrite=True)
+    train(change_config(short, ["log.every_steps=3", "data.cache="]), output, device="cpu", existing="resume")
+    result = train(change_config(short, ["training.seed=7"]), output, device="cpu", existing="overwrite")
     assert result.rows[0]["epoch"] == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    for choice in (False, True):
+    for choice in ("refuse", "overwrite"):
         with pytest.raises(RunError, match="is no training run"):
-            train(short, tmp_path / "mine", device="cpu", overwrite=choice)
+            train(short, tmp_path / "mine", device="cpu", existing=choice)
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 
@@ -261,7 +261,7 @@ def test_a_run_goes_on_with_less_memory_and_says_what_that_changes(config, tmp_p
     train(short, tmp_path / "run", device="cpu")
     told: list[TrainingEvent] = []
     frugal = change_config(short, ["training.micro_batch_size=2", "training.gradient_checkpointing=true"])
-    train(frugal, tmp_path / "run", device="cpu", resume=True, on_event=told.append)
+    train(frugal, tmp_path / "run", device="cpu", existing="resume", on_event=told.append)
     notes = [event.text for event in told if isinstance(event, Note)]
     assert notes == [
         "training.micro_batch_size: None before, 2 now; training.gradient_checkpointing: False before, True"
@@ -280,7 +280,7 @@ def test_a_run_does_not_go_on_with_other_data(config, finished, tmp_path):
             change_config(config, ["training.epochs=1"]),
             tmp_path / "run",
             device="cpu",
-            resume=True,
+            existing="resume",
             splits=other,
         )
 
@@ -292,10 +292,10 @@ def test_a_damaged_checkpoint_is_refused(config, tmp_path):
     whole = state.read_bytes()
     state.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RunError, match="cannot be read"):
-        train(short, tmp_path / "run", device="cpu", resume=True)
+        train(short, tmp_path / "run", device="cpu", existing="resume")
     torch.save({**torch.load(_written(state, whole), weights_only=True), "optimizer": {}}, state)
     with pytest.raises(RunError, match="damaged"):
-        train(short, tmp_path / "run", device="cpu", resume=True)
+        train(short, tmp_path / "run", device="cpu", existing="resume")
 
 
 def _written(path: Path, content: bytes) -> Path:
@@ -325,7 +325,7 @@ def test_a_checkpoint_is_the_former_or_the_new_one_whatever_interrupts_its_writi
         with monkeypatch.context() as patched, pytest.raises(Crash):
             patched.setattr(Path, "rename", failing)
             directory.write_last(model, config, {"number": 2})
-        directory.mend()
+        directory.repair()
         assert directory.read_state() == {"number": 1}
         XClip.load(directory.last, "cpu")
     directory.write_last(model, config, {"number": 3})
@@ -524,7 +524,7 @@ def test_a_run_on_a_gpu_in_float16_resumes_and_its_model_loads_on_the_processor(
     resumed_events = []
     with pytest.raises(Crash):
         train(half, tmp_path / "run", device="cuda", on_event=crash_at(StepDone, 6))
-    result = train(half, tmp_path / "run", device="cuda", resume=True, on_event=resumed_events.append)
+    result = train(half, tmp_path / "run", device="cuda", existing="resume", on_event=resumed_events.append)
     assert next(event for event in resumed_events if isinstance(event, RunStarted)).num_steps_done == 4
     assert [row["epoch"] for row in result.rows] == [1, 2]
     assert result.summary["device"] != "cpu"

@@ -139,7 +139,7 @@ def execute(
             result = train(
                 config,
                 run_folder,
-                resume=RunDirectory(run_folder).holds_a_run(),
+                existing="resume" if RunDirectory(run_folder).holds_a_run() else "refuse",
                 device=device,
                 on_event=lambda event: _tell(event, on_step),
             )

@@ -1,12 +1,10 @@
-"""Batches of training and evaluation: what the network gets, with its shapes checked.
-
-Which texts and clips meet in which batch. Pure functions over numbers; nothing here opens a file.
+"""Which texts and clips meet in which batch, and the batches themselves, their shapes checked.
 
     an epoch's order   7 2 9 0 | 4 1 8 3 | 6 5        a shuffle of all texts, by (seed, epoch) alone
     steps (batch 4)       0    |    1    | dropped
     two processes      7 2:9 0 | 4 1:8 3              process r gets slice r of every batch
 
-So the batches are the same for any number of processes, and an epoch can be taken up at any step.
+So the batches are the same for any number of processes, and an epoch can be resumed at any step.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -32,52 +30,88 @@ def epoch_order(
 ) -> NDArray[np.int64]:
     """Indices of texts in the order of one epoch, int64 [T], or [V] with one text per clip.
 
-    clip_of_text: ascending, as in `Split`. seed, epoch: 0 or more.
-    one_text_per_clip: every clip once, with one of its texts; an epoch later with the next one, so that n
-    epochs show all of n texts. Else every text once, its clip as often as it has texts, as in the official
-    code. The order rests on raw random bits, which NumPy promises never to change (NEP 19).
+    The order rests on raw random bits, which NumPy promises never to change (NEP 19).
+
+    Args:
+        clip_of_text: Ascending, as in `Split`.
+        seed: 0 or more.
+        epoch: 0 or more.
+        one_text_per_clip: Every clip once, with one of its texts, an epoch later with the next one, so that
+            n epochs show all of n texts. Otherwise every text once, its clip as often as it has texts, as in
+            the official code.
+
+    >>> epoch_order([0, 0, 1, 1], seed=0, epoch=0).tolist()
+    [3, 2, 1, 0]
     """
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch]))
     if not one_text_per_clip:
         return np.argsort(bits.random_raw(len(clip_of_text)), kind="stable")
     counts = np.bincount(np.asarray(clip_of_text, dtype=np.int64))
     firsts = np.cumsum(counts) - counts
+    # Each clip begins with a text of its own choice, by the seed alone, and moves on by one each epoch.
     starts = np.random.PCG64(np.random.SeedSequence([seed])).random_raw(len(counts))
     chosen = firsts + ((starts % counts.astype(np.uint64)).astype(np.int64) + epoch) % counts
     return chosen[np.argsort(bits.random_raw(len(counts)), kind="stable")]
 
 
-def num_steps(num_pairs: int, batch_size: int) -> int:
-    """Batches of an epoch of `num_pairs` texts (clips, with one text per clip), without the incomplete one.
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a split becomes batches.
 
-    Raises DatasetError where there is not one batch.
+    Attributes:
+        batch_size: Pairs in a batch, of all processes together.
+        seed: Of the order.
+        one_text_per_clip: See `epoch_order`. No clip then meets its own other texts as false negatives.
+        rank, world_size: This process, from 0, and how many processes share each batch equally.
+
+    Raises:
+        ConfigError: The numbers do not fit together.
     """
-    if num_pairs < batch_size:
-        raise DatasetError(
-            f"{num_pairs} pairs of a text and a clip do not fill one batch of {batch_size}: choose a smaller"
-            " batch_size"
-        )
-    return num_pairs // batch_size
 
+    batch_size: int
+    seed: int
+    one_text_per_clip: bool = False
+    rank: int = 0
+    world_size: int = 1
 
-def check_sharing(batch_size: int, rank: int, world_size: int) -> None:
-    """Raise ConfigError where batches of `batch_size` cannot be shared equally by `world_size` processes."""
-    if batch_size < 1 or world_size < 1 or not 0 <= rank < world_size:
-        raise ConfigError("batch_size and world_size are at least 1, and rank is from 0 to world_size - 1")
-    if batch_size % world_size:
-        raise ConfigError(f"a batch of {batch_size} cannot be shared equally by {world_size} processes")
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.world_size < 1 or not 0 <= self.rank < self.world_size:
+            raise ConfigError(
+                "batch_size and world_size are at least 1, and rank is from 0 to world_size - 1"
+            )
+        if self.batch_size % self.world_size:
+            raise ConfigError(
+                f"a batch of {self.batch_size} cannot be shared equally by {self.world_size} processes"
+            )
+        if self.seed < 0:
+            raise ConfigError("seed is 0 or more")
 
+    def num_steps(self, split: Split) -> int:
+        """Batches of an epoch, without the incomplete last one (official).
 
-def batch_of(
-    order: NDArray[np.int64], step: int, batch_size: int, rank: int = 0, world_size: int = 1
-) -> NDArray[np.int64]:
-    """What a process sees of a step: its slice of the batch. int64 [batch_size // world_size].
+        Raises:
+            DatasetError: There is not one batch.
+        """
+        num_pairs = len(split.clips) if self.one_text_per_clip else len(split.texts)
+        if num_pairs < self.batch_size:
+            raise DatasetError(
+                f"{num_pairs} pairs of a text and a clip do not fill one batch of {self.batch_size}: choose a"
+                " smaller batch_size"
+            )
+        return num_pairs // self.batch_size
 
-    order: from `epoch_order`.
-    """
-    share = batch_size // world_size
-    first = step * batch_size + rank * share
-    return order[first : first + share]
+    def order(self, split: Split, epoch: int) -> NDArray[np.int64]:
+        """The texts of an epoch in their order, see `epoch_order`."""
+        return epoch_order(split.clip_of_text, self.seed, epoch, self.one_text_per_clip)
+
+    def whole_batch(self, order: NDArray[np.int64], step: int) -> NDArray[np.int64]:
+        """The texts of a step, of all processes together: int64 [batch_size]."""
+        return order[step * self.batch_size : (step + 1) * self.batch_size]
+
+    def own_slice(self, order: NDArray[np.int64], step: int) -> NDArray[np.int64]:
+        """This process's texts of a step: int64 [batch_size // world_size]."""
+        share = self.batch_size // self.world_size
+        return self.whole_batch(order, step)[self.rank * share : (self.rank + 1) * share]
 
 
 Tokenize = Callable[[Sequence[str]], Tensor]
@@ -85,7 +119,7 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 
 
 class _Tensors:
-    """What both kinds of batches can do with their fields, tensors or None."""
+    """What both kinds of batches do with their fields, each a tensor or None."""
 
     def __len__(self) -> int:
         return len(self.clip_index)  # type: ignore[attr-defined]
@@ -99,7 +133,7 @@ class _Tensors:
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on a device. From pinned memory to a GPU, this returns before the copy is done."""
-        non_blocking = torch.device(device).type != "cpu"  # To the CPU nothing would wait for the copy.
+        non_blocking = torch.device(device).type != "cpu"  # A copy to the CPU is not awaited by anything.
         moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self._tensors()}
         return replace(self, **moved)  # type: ignore[type-var]
 
@@ -114,11 +148,15 @@ class _Tensors:
 class Batch(_Tensors):
     """N pairs of a text and a clip.
 
-    text_index, clip_index: int64 [N], positions in the split. input_ids: int64 [N, W].
-    frame_mask: bool [N, F], true for real frames, at least one in each row.
-    pixels: uint8 [N, F, R, R, 3], zeros where the mask is false; or, instead, frame_features: float32
-    [N, F, D].
-    Raises ValueError where these do not fit together.
+    Attributes:
+        text_index, clip_index: int64 [N], positions in the split.
+        input_ids: int64 [N, W].
+        frame_mask: bool [N, F], true for real frames, at least one in each row.
+        pixels: uint8 [N, F, R, R, 3], zeros where the mask is false.
+        frame_features: Instead of pixels, float32 [N, F, D].
+
+    Raises:
+        ValueError: These do not fit together.
     """
 
     text_index: Tensor
@@ -155,56 +193,62 @@ class ClipBatch(_Tensors):
         _check_frames(rows, self.frame_mask, self.pixels)
 
 
+@dataclass(frozen=True, eq=False)
+class FrameFeatures:
+    """The vision tower's output for all V clips of a split: float32 [V, F, D], and their bool [V, F] mask."""
+
+    features: Tensor
+    frame_mask: Tensor
+
+
 class TrainingBatches:
     """A split as batches, epoch after epoch. Close it, or use it as a context manager, to end its workers.
 
-    tokenizer: as `model.tokenize`. batch_size: of all processes together; process `rank` of `world_size` gets
-    its equal slice. The batches depend on split, seed and epoch, never on processes or workers.
-    one_text_per_clip: every clip once in an epoch, with a text that changes from epoch to epoch, instead of
-    every text once (official). Then no clip meets its own other texts as false negatives. The incomplete
-    batch at the end of an epoch is left out (official).
-    frame_features: (features float32 [V, F, D], frame_mask bool [V, F]) of all clips, which are then given
-    instead of pixels; nothing is decoded and `reader` may be None.
-    Raises ConfigError where the numbers do not fit, DatasetError where the split does not fill one batch.
+    The batches depend on split, seed and epoch, never on processes or workers.
     """
 
     def __init__(
         self,
         split: Split,
         tokenizer: Tokenize,
-        reader: FrameReader | None,
-        *,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
+        frames: FrameReader | FrameFeatures,
+        plan: BatchPlan,
         num_workers: int = 0,
-        one_text_per_clip: bool = False,
-        frame_features: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        check_sharing(batch_size, rank, world_size)
-        if seed < 0 or num_workers < 0:
-            raise ConfigError("seed and num_workers are 0 or more")
-        self.num_steps = steps_of_epoch(split, batch_size, one_text_per_clip)
-        self._split, self._tokenizer = split, tokenizer
-        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
-        self._seed, self._one_text_per_clip = seed, one_text_per_clip
+        """Check that all fits; nothing is read yet.
+
+        Args:
+            split: What to learn from.
+            tokenizer: As `model.tokenize`.
+            frames: What reads the clips; or their features, given instead of pixels, and nothing is decoded.
+            plan: Which texts and clips meet in which batch.
+            num_workers: Processes that decode, 0 for this one.
+
+        Raises:
+            ConfigError: Numbers that do not fit.
+            DatasetError: The split does not fill one batch.
+        """
+        if num_workers < 0:
+            raise ConfigError("num_workers is 0 or more")
+        self.num_steps = plan.num_steps(split)
+        self._split, self._tokenizer, self.plan = split, tokenizer, plan
         self._clip_of_text = torch.tensor(split.clip_of_text)
-        self._frame_features = frame_features
-        self._loader: ClipLoader | None = None
-        if frame_features is not None:
-            for name, tensor in zip(("features", "frame_mask"), frame_features, strict=True):
-                if len(tensor) != len(split.clips):
-                    raise ConfigError(f"{name} of {len(tensor)} clips, but {split} has {len(split.clips)}")
-        elif reader is None:
-            raise ConfigError("batches need a reader or frame_features")
-        else:
-            self._loader = ClipLoader(split.clips, reader, num_workers)
+        self._frames: ClipLoader | FrameFeatures
+        if isinstance(frames, FrameReader):
+            self._frames = ClipLoader(split.clips, frames, num_workers)
+            return
+        for field in fields(frames):
+            num_clips = len(getattr(frames, field.name))
+            if num_clips != len(split.clips):
+                raise ConfigError(f"{field.name} of {num_clips} clips, but {split} has {len(split.clips)}")
+        self._frames = frames
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from `first_step` on: those that would have come then.
 
-        Raises DatasetError, naming the clip, where one cannot be read.
+        Raises:
+            ConfigError: There is no such epoch or step.
+            DatasetError: A clip cannot be read; the message names it. Raised at its batch.
         """
         if epoch < 0 or not 0 <= first_step <= self.num_steps:
             raise ConfigError(f"epoch {epoch}, step {first_step}: there are {self.num_steps} steps, from 0")
@@ -212,8 +256,8 @@ class TrainingBatches:
 
     def close(self) -> None:
         """End the workers."""
-        if self._loader is not None:
-            self._loader.close()
+        if isinstance(self._frames, ClipLoader):
+            self._frames.close()
 
     def __enter__(self) -> Self:
         return self
@@ -224,15 +268,12 @@ class TrainingBatches:
         self.close()
 
     def _epoch(self, epoch: int, first_step: int) -> Iterator[Batch]:
-        order = epoch_order(self._split.clip_of_text, self._seed, epoch, self._one_text_per_clip)
-        text_indices = [
-            torch.from_numpy(batch_of(order, step, self._batch_size, self._rank, self._world_size).copy())
-            for step in range(first_step, self.num_steps)
-        ]
+        order = self.plan.order(self._split, epoch)
+        steps = range(first_step, self.num_steps)
+        text_indices = [torch.from_numpy(self.plan.own_slice(order, step).copy()) for step in steps]
         clip_indices = [self._clip_of_text[text_index] for text_index in text_indices]
-        if self._loader is None:
-            assert self._frame_features is not None
-            features, frame_mask = self._frame_features
+        if isinstance(self._frames, FrameFeatures):
+            features, frame_mask = self._frames.features, self._frames.frame_mask
             for text_index, clip_index in zip(text_indices, clip_indices, strict=True):
                 rows = clip_index.to(features.device)
                 yield self._batch(
@@ -240,28 +281,22 @@ class TrainingBatches:
                 )
             return
         requests = [LoadRequest(tuple(clip_index.tolist()), epoch) for clip_index in clip_indices]
-        loaded = self._loader.load(requests)
-        for text_index, clip_index, (pixels, frame_mask) in zip(
-            text_indices, clip_indices, loaded, strict=True
-        ):
-            yield self._batch(text_index, clip_index, frame_mask=frame_mask, pixels=pixels)
+        loaded = self._frames.load(requests)
+        for text_index, clip_index, (pixels, mask) in zip(text_indices, clip_indices, loaded, strict=True):
+            yield self._batch(text_index, clip_index, frame_mask=mask, pixels=pixels)
 
-    def _batch(self, text_index: Tensor, clip_index: Tensor, **frames: Any) -> Batch:
+    def _batch(self, text_index: Tensor, clip_index: Tensor, **frames: Tensor) -> Batch:
         texts = [self._split.texts[index] for index in text_index.tolist()]
         return Batch(text_index, clip_index, self._tokenizer(texts), **frames)
-
-
-def steps_of_epoch(split: Split, batch_size: int, one_text_per_clip: bool) -> int:
-    """Batches of an epoch, see `TrainingBatches`. Raises DatasetError where there is not one."""
-    return num_steps(len(split.clips) if one_text_per_clip else len(split.texts), batch_size)
 
 
 def clip_batches(
     split: Split, reader: FrameReader, batch_size: int, num_workers: int = 0
 ) -> Iterator[ClipBatch]:
-    """All clips of a split in their order, `batch_size` at a time, the last batch as long as it is.
+    """All clips of a split in their order, `batch_size` at a time, the last batch shorter where it must be.
 
-    Raises DatasetError, naming the clip, where one cannot be read.
+    Raises:
+        DatasetError: A clip cannot be read; the message names it.
     """
     if batch_size < 1 or num_workers < 0:
         raise ConfigError("batch_size is at least 1 and num_workers 0 or more")
@@ -282,7 +317,7 @@ def _check_frames(rows: int, frame_mask: Tensor, pixels: Tensor | None) -> None:
 
 
 def _check(name: str, tensor: Tensor, kind: torch.dtype, shape: tuple[int | None, ...]) -> None:
-    """shape: None where any length will do."""
+    """Raise ValueError on another dtype or shape; None in `shape` stands for any length."""
     fits = tensor.dim() == len(shape) and all(
         wanted is None or length == wanted for length, wanted in zip(tensor.shape, shape, strict=True)
     )

@@ -121,10 +121,9 @@ class FrameReader:
                 self.cache.write(description, frames)
             return frames
         except MediaError as error:
-            raise DatasetError(f"clip {clip.id!r} cannot be read: {error.reason} ({clip.path})") from error
+            raise DatasetError(unreadable(clip, error.reason)) from error
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise DatasetError(f"clip {clip.id!r} cannot be read: {reason} ({clip.path})") from error
+            raise DatasetError(unreadable(clip, error.strerror or str(error))) from error
 
     def _decode(self, clip: Clip) -> NDArray[np.uint8]:
         file = VideoFile(clip.path)
@@ -161,6 +160,11 @@ class FrameReader:
             "decoding": _DECODING,
             "preprocessing": PREPROCESSING,
         }
+
+
+def unreadable(clip: Clip, reason: str) -> str:
+    """What error messages say of a clip that cannot be read."""
+    return f"clip {clip.id!r} cannot be read: {reason} ({clip.path})"
 
 
 def frame_positions(timeline: Timeline, clip: Clip, recipe: FrameRecipe) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a run learns from and is judged by: splits, readers of frames, frame features computed once."""
+"""What a run is trained and validated on: splits, readers of frames, frame features computed once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
 from model import XClip
 from training.config import TrainingConfig
+from training.data.batches import FrameFeatures
 from training.data.clip_checks import readable
 from training.data.frame_cache import FrameCache
 from training.data.frames import FrameReader, FrameRecipe
@@ -27,7 +28,7 @@ OnProgress = Callable[[int], None]
 """Called with the number of clips that were done since the last call, by this process."""
 
 _CLIPS_AT_ONCE = 1024
-"""Whose features are sent to the other processes in one message."""
+"""Clips whose features are exchanged between processes in one message."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _first_process_first() -> Iterator[None]:
 
 
 def require_frozen_vision(model: XClip, config: TrainingConfig) -> None:
-    """Raise ConfigError where frame features computed once would not stay what they are."""
+    """Raise ConfigError where frame features that are computed once would go stale."""
     learning = [name for name, parameter in model.clip.visual.named_parameters() if parameter.requires_grad]
     if learning:
         raise ConfigError(
@@ -142,23 +143,22 @@ def encode_frames_once(
     reader: FrameReader,
     config: TrainingConfig,
     on_progress: OnProgress,
-) -> tuple[Tensor, Tensor]:
-    """The vision tower's output for every clip of a split, on the CPU.
+) -> FrameFeatures:
+    """The vision tower's output for every clip of a split, on the CPU, zeros for padding.
 
     Computed at the config's precision, shared among the processes, each of which gets all of it.
-    Returns float32 [V, F, D], zeros for padding, and the frame mask, bool [V, F].
     """
     features = torch.zeros(len(split.clips), model.config.num_frames, model.config.embedding_dim)
     masks = torch.zeros(len(split.clips), model.config.num_frames, dtype=torch.bool)
     own = range(rank(), len(split.clips), world_size())
-    size = config.training.validation_batch_size
+    size, precision = config.training.validation_batch_size, getattr(torch, config.training.precision)
     groups = [own[first : first + size] for first in range(0, len(own), size)]
     loader = ClipLoader(split.clips, reader, config.data.num_workers)
     try:
         loaded = loader.load([LoadRequest(tuple(group)) for group in groups])
         for group, (pixels, mask) in zip(groups, loaded, strict=True):
             rows = torch.tensor(list(group))
-            with _autocast(model, config):
+            with torch.autocast(model.device.type, precision, enabled=precision != torch.float32):
                 encoded = model.clip.visual(model.normalize_pixels(pixels[mask])).float().cpu()
             some = torch.zeros(*mask.shape, model.config.embedding_dim)
             some[mask] = encoded
@@ -170,14 +170,8 @@ def encode_frames_once(
         for tensor in (features, masks):
             for first in range(0, len(tensor), _CLIPS_AT_ONCE):
                 part = tensor[first : first + _CLIPS_AT_ONCE]
-                whole = part.to(model.device, torch.float32)  # Elsewhere these rows are zeros.
+                # The rows of other processes are zeros here, so the sum over the processes has all.
+                whole = part.to(model.device, torch.float32)
                 distributed.all_reduce(whole)
                 part.copy_(whole)
-    return features, masks
-
-
-def _autocast(model: XClip, config: TrainingConfig) -> torch.autocast:
-    half = config.training.precision != "float32"
-    return torch.autocast(
-        model.device.type, getattr(torch, config.training.precision) if half else None, enabled=half
-    )
+    return FrameFeatures(features, masks)

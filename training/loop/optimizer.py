@@ -1,15 +1,13 @@
-"""Which optimizer updates which parameter how, and one update.
+"""The optimizers of a run with their schedules inside: which parameter is updated how, and one update.
 
-BertAdam, the official optimizer (github.com/xuguohai/X-CLIP, modules/optimization.py).
-
-How the learning rate moves during a run: factors of the peak rate, 0 to 1.
+`bert-adam` is the official one (github.com/xuguohai/X-CLIP, modules/optimization.py), `adamw` PyTorch's own.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +15,7 @@ from torch import Tensor
 from model import XClip
 from model.checkpoints.official import official_name
 from model.errors import CheckpointError
-from training.errors import ConfigError
+from training.config import OptimizerChoices
 
 
 def warmup_cosine(progress: float, warmup_share: float) -> float:
@@ -73,36 +71,39 @@ class BertAdam(torch.optim.Optimizer):
         lr: float,
         num_steps: int = CONSTANT_RATE,
         warmup_share: float = 0.1,
-        b1: float = 0.9,
-        b2: float = 0.98,
-        e: float = 1e-6,
         weight_decay: float = 0.2,
-        max_grad_norm: float = 1.0,
         foreach: bool | None = None,
     ) -> None:
-        """parameters: tensors, or groups that may differ in any of the options.
+        """Make one for all steps of a run.
 
-        lr: the peak rate. num_steps: steps of the whole run; -1 keeps the rate constant.
-        max_grad_norm: 0 or below leaves the gradients as they are.
-        foreach: update all tensors of a group in each call, which has fewer calls and needs more memory;
-            None for on a GPU only, as in PyTorch's own optimizers. The steps are the same.
-        Raises ValueError on values out of range.
+        Args:
+            parameters: Tensors, or groups that may differ in any of the options and in `b1`, `b2`, `e` and
+                `max_grad_norm` (0 or below: gradients are left as they are).
+            lr: The peak rate.
+            num_steps: Steps of the whole run; -1 keeps the rate constant.
+            warmup_share: Share of the steps in which the rate rises.
+            weight_decay: 0 or more.
+            foreach: Update all tensors of a group in each call, which has fewer calls and needs more memory;
+                None for on a GPU only, as in PyTorch's own optimizers. The steps are the same.
+
+        Raises:
+            ValueError: A value out of range.
         """
-        if lr < 0 or e < 0 or weight_decay < 0:
-            raise ValueError(f"lr, e and weight_decay must not be negative, not {lr}, {e} and {weight_decay}")
-        if not (0 <= b1 < 1 and 0 <= b2 < 1 and warmup_share < 1):
-            raise ValueError(f"b1, b2 and warmup_share must be below 1, not {b1}, {b2} and {warmup_share}")
+        if lr < 0 or weight_decay < 0:
+            raise ValueError(f"lr and weight_decay must not be negative, not {lr} and {weight_decay}")
+        if warmup_share >= 1:
+            raise ValueError(f"warmup_share must be below 1, not {warmup_share}")
         if num_steps != CONSTANT_RATE and num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, or -1 for a constant rate, not {num_steps}")
         defaults = {
             "lr": lr,
             "num_steps": num_steps,
             "warmup_share": warmup_share,
-            "b1": b1,
-            "b2": b2,
-            "e": e,
+            "b1": 0.9,
+            "b2": 0.98,
+            "e": 1e-6,
             "weight_decay": weight_decay,
-            "max_grad_norm": max_grad_norm,
+            "max_grad_norm": 1.0,
         }
         super().__init__(parameters, defaults)
         self._foreach = foreach
@@ -172,105 +173,52 @@ def rate_at(group: dict[str, Any], step: int) -> float:
     return float(group["lr"]) * warmup_cosine(step / group["num_steps"], group["warmup_share"])
 
 
-OptimizerKind = Literal["bert-adam", "adamw"]
 GROUP_NAMES = ("clip_decay", "other_decay", "clip_no_decay", "other_no_decay")
 """The four parameter groups, in the official order."""
 
 
-def make_optimizer(
-    model: XClip,
-    *,
-    kind: OptimizerKind = "bert-adam",
-    learning_rate: float = 1e-4,
-    clip_learning_rate_factor: float = 1e-3,
-    weight_decay: float = 0.2,
-    num_steps: int,
-    warmup_share: float = 0.1,
-) -> BertAdam | ScheduledAdamW:
+def make_optimizer(model: XClip, choices: OptimizerChoices, num_steps: int) -> BertAdam | ScheduledAdamW:
     """An optimizer over all parameters of `model`, frozen ones included (they are skipped), schedule inside.
-
-    kind: `bert-adam`, the official one: groups of `official_groups`, `warmup_cosine`; or `adamw`, PyTorch's
-        with the groups of `standard_groups` and `warmup_then_cosine`.
-    learning_rate: the peak rate of the new parts; CLIP's towers get it times `clip_learning_rate_factor`
-        (the official `--lr` and `--coef_lr`; the defaults are those of the official scripts).
-    num_steps: steps of the whole run; -1 keeps the rate constant, without warm-up.
-    warmup_share: share of the steps in which the rate rises, 0 to 1.
 
     Both kinds have `learning_rates()`, the rate of each group (`GROUP_NAMES`) at the next step, and a state
     of plain tensors and numbers: an optimizer that continues from it takes the same steps, bit for bit.
-    Raises ConfigError on values out of range.
+
+    Args:
+        model: What learns.
+        choices: `bert-adam` follows `warmup_cosine`, `adamw` `warmup_then_cosine`; see `parameter_groups`.
+        num_steps: Steps of the whole run; -1 keeps the rate constant, without warm-up.
+
+    Raises:
+        ValueError: Another number of steps below 1.
     """
-    values = {
-        "learning_rate": learning_rate,
-        "clip_learning_rate_factor": clip_learning_rate_factor,
-        "weight_decay": weight_decay,
-    }
-    for name, value in values.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ConfigError(f"{name} must be a number from 0 up, not {value}")
-    if not 0 <= warmup_share < 1:
-        raise ConfigError(f"warmup_share must be within 0 and 1, not {warmup_share}")
-    if num_steps != CONSTANT_RATE and num_steps < 1:
-        raise ConfigError(f"num_steps must be at least 1, or -1 for a constant rate, not {num_steps}")
-    if kind == "bert-adam":
-        groups = official_groups(model, learning_rate, clip_learning_rate_factor, weight_decay)
-        return BertAdam(groups, lr=learning_rate, num_steps=num_steps, warmup_share=warmup_share)
-    if kind == "adamw":
-        groups = standard_groups(model, learning_rate, clip_learning_rate_factor, weight_decay)
-        return ScheduledAdamW(groups, num_steps=num_steps, warmup_share=warmup_share)
-    raise ConfigError(f"unknown optimizer {kind!r}: bert-adam or adamw")
+    groups, share = parameter_groups(model, choices), choices.warmup_share
+    if choices.kind == "bert-adam":
+        return BertAdam(groups, lr=choices.learning_rate, num_steps=num_steps, warmup_share=share)
+    return ScheduledAdamW(groups, num_steps=num_steps, warmup_share=share)
 
 
-def official_groups(
-    model: XClip, learning_rate: float, clip_learning_rate_factor: float, weight_decay: float
-) -> list[dict[str, Any]]:
-    """The official groups (github.com/xuguohai/X-CLIP, main_xclip.py, `prep_optimizer`).
+def parameter_groups(model: XClip, choices: OptimizerChoices) -> list[dict[str, Any]]:
+    """The parameters by `GROUP_NAMES`, each group with its peak rate `lr` and its `weight_decay`.
 
-    By substring of the OFFICIAL name: with "clip." or without, with "bias" (not decayed) or without. So
-    weights of LayerNorms, embeddings, logit_scale and the matrices of AOSM are decayed, and the temporal
-    transformer ("transformerClip.") is not of CLIP. See `GROUP_NAMES` for the order.
+    CLIP's towers have the rate times `clip_learning_rate_factor` (the official `--lr` and `--coef_lr`).
+    For `bert-adam` the groups are the official ones (github.com/xuguohai/X-CLIP, main_xclip.py,
+    `prep_optimizer`): by substring of the OFFICIAL name, with "clip." or without, with "bias" (not decayed)
+    or without. So weights of LayerNorms, embeddings, logit_scale and the matrices of AOSM are decayed, and
+    the temporal transformer ("transformerClip.") is not of CLIP. For `adamw` vectors and scalars (biases,
+    gains, logit_scale) are not decayed, the usual rule for transformers (open_clip_train/main.py).
     """
-    return _groups(
-        model,
-        lambda name, parameter: "bias" not in _name_for_rules(name),
-        learning_rate,
-        clip_learning_rate_factor,
-        weight_decay,
-    )
-
-
-def standard_groups(
-    model: XClip, learning_rate: float, clip_learning_rate_factor: float, weight_decay: float
-) -> list[dict[str, Any]]:
-    """As `official_groups`, but vectors and scalars (biases, gains, logit_scale) are not decayed.
-
-    The usual rule for transformers (open_clip_train/main.py).
-    """
-    return _groups(
-        model,
-        lambda name, parameter: parameter.ndim >= 2,
-        learning_rate,
-        clip_learning_rate_factor,
-        weight_decay,
-    )
-
-
-def _groups(
-    model: XClip,
-    decays: Callable[[str, Tensor], bool],
-    learning_rate: float,
-    clip_learning_rate_factor: float,
-    weight_decay: float,
-) -> list[dict[str, Any]]:
     members: dict[str, list[Tensor]] = {name: [] for name in GROUP_NAMES}
     for name, parameter in model.named_parameters():
-        part = "clip" if "clip." in _name_for_rules(name) else "other"
-        members[f"{part}_{'decay' if decays(name, parameter) else 'no_decay'}"].append(parameter)
+        official = _name_for_rules(name)
+        decays = "bias" not in official if choices.kind == "bert-adam" else parameter.ndim >= 2
+        part = "clip" if "clip." in official else "other"
+        members[f"{part}_{'decay' if decays else 'no_decay'}"].append(parameter)
+    rate = choices.learning_rate
     return [
         {
             "params": parameters,
-            "lr": learning_rate * clip_learning_rate_factor if name.startswith("clip_") else learning_rate,
-            "weight_decay": 0.0 if name.endswith("no_decay") else weight_decay,
+            "lr": rate * choices.clip_learning_rate_factor if name.startswith("clip_") else rate,
+            "weight_decay": 0.0 if name.endswith("no_decay") else choices.weight_decay,
         }
         for name, parameters in members.items()
     ]
@@ -293,6 +241,8 @@ class ScheduledAdamW(torch.optim.AdamW):
 
     def __init__(self, groups: list[dict[str, Any]], *, num_steps: int, warmup_share: float) -> None:
         """groups: each with `params`, `lr` (the peak rate) and `weight_decay`. num_steps: -1 for constant."""
+        if num_steps != CONSTANT_RATE and num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, or -1 for a constant rate, not {num_steps}")
         for group in groups:
             group.update(
                 peak_lr=group["lr"], num_steps=num_steps, warmup_share=warmup_share, num_steps_done=0

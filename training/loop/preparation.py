@@ -1,16 +1,12 @@
-"""Everything that a run needs before its first step: data, model, optimizer, and how far it had come.
+"""Everything that a run needs before its first step: data, model, optimizer, and the progress so far.
 
-The model that training starts from: CLIP with new parts above it, or an X-CLIP to go on from.
-
-Which parameters do not learn.
-
-Memory for time: what the backward pass needs is computed again instead of kept.
+`prepare` composes it. The model starts from CLIP with new parts above it, or from an X-CLIP checkpoint
+(`starting_model`); some of its parameters do not learn (`freeze`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,7 +15,7 @@ import torch
 from model import XClip, XClipConfig
 from model.errors import CheckpointError, ShapeError
 from training.config import ModelChoices, TrainingConfig
-from training.data.batches import TrainingBatches, check_sharing, steps_of_epoch
+from training.data.batches import BatchPlan, FrameFeatures, TrainingBatches
 from training.data.frames import FrameReader
 from training.data.splits import (
     OnProgress,
@@ -37,13 +33,13 @@ from training.errors import ConfigError, RunError, explained_if_full
 from training.loop.checkpoint import Progress, check, seed_everything, unpack
 from training.loop.events import Note, OnEvent, Preparing
 from training.loop.optimizer import BertAdam, ScheduledAdamW, make_optimizer
-from training.loop.run_directory import RunDirectory
+from training.loop.run_directory import Existing, RunDirectory
 from training.scorers import apply_scorer, find_scorer, fixed_parameters, prepare_model
 
 
 @dataclass(frozen=True)
 class StartingModel:
-    """A model to train, which of its parameters the scorer leaves alone, and what a person should know."""
+    """A model to train, which of its parameters the scorer leaves alone, and notes for the user."""
 
     model: XClip
     fixed_parameters: Collection[str]
@@ -146,7 +142,7 @@ def freeze(
     towers: Collection[Tower] = (),
     names: Collection[str] = (),
 ) -> list[str]:
-    """Say for every parameter of `model` whether it learns; returns the names of those that do not.
+    """Set for every parameter of `model` whether it learns; returns the names of those that do not.
 
     num_layers: the official `--freeze_layer_num` (github.com/xuguohai/X-CLIP, main_xclip.py, `main`), -1 or 0
         up to the layers of the deeper tower. -1 freezes nothing; 0, which all official scripts use, what lies
@@ -201,7 +197,7 @@ def checkpoint_activations(model: XClip, enabled: bool = True) -> None:
         model.temporal.grad_checkpointing = enabled
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Prepared:
     """A run that can take its next step. num_steps: of the whole run. data_digest: `digest_of` the splits."""
 
@@ -220,28 +216,22 @@ def prepare(
     config: TrainingConfig,
     directory: RunDirectory,
     device: torch.device,
-    *,
-    resume: bool,
-    overwrite: bool,
+    existing: Existing,
     splits: TrainingSplits | None,
     tell: OnEvent,
-    at_end: ExitStack,
 ) -> Prepared:
-    """Begin a run or take one up again, see `training.loop.trainer.train`. at_end: closes what is opened
-    here."""
+    """Begin a run or resume one; arguments as in `training.loop.trainer.train`. Close its `batches`."""
     choices = config.training
-    state = _open(directory, resume, overwrite, tell)
+    state = _open(directory, existing, tell)
     splits = splits or load_splits(config)
-    start = _model(config, directory, splits, state, str(device))
-    model = start.model
-    for note in start.notes:
-        tell(Note(note))
-    # What can be refused is, before all clips are read.
-    _freeze(config, model, start)
+    # Whatever can be refused is refused before all clips are read.
+    model = _load_model(config, directory, splits, state, device, tell)
     if choices.cache_frame_features:
         require_frozen_vision(model, config)
-    check_sharing(choices.batch_size, rank(), world_size())
-    steps_of_epoch(splits.train, choices.batch_size, config.data.one_text_per_clip)
+    plan = BatchPlan(
+        choices.batch_size, choices.seed, config.data.one_text_per_clip, rank=rank(), world_size=world_size()
+    )
+    plan.num_steps(splits.train)
     reader, validation_reader = frame_readers(config, model.config.image_size)
     if (config.data.read_first and state is None) or config.data.missing == "warn":
         num_clips = sum(len(split.clips) for split in (splits.train, splits.validation) if split)
@@ -249,38 +239,16 @@ def prepare(
     for split in (splits.train, splits.validation):
         if split is not None and split.missing:
             tell(Note(f"{len(split.missing)} clips of {split} are missing and left out"))
-    checkpoint_activations(model, choices.gradient_checkpointing)
-    features = _frame_features(config, model, splits, reader, tell) if choices.cache_frame_features else None
-    batches = at_end.enter_context(
-        TrainingBatches(
-            splits.train,
-            model.tokenize,
-            reader if features is None else None,
-            batch_size=choices.batch_size,
-            seed=choices.seed,
-            rank=rank(),
-            world_size=world_size(),
-            num_workers=config.data.num_workers,
-            one_text_per_clip=config.data.one_text_per_clip,
-            frame_features=features,
-        )
-    )
+    frames = _frame_features(config, model, splits, reader, tell) if choices.cache_frame_features else reader
+    batches = TrainingBatches(splits.train, model.tokenize, frames, plan, config.data.num_workers)
     num_steps = batches.num_steps * choices.epochs
-    optimizer = make_optimizer(
-        model,
-        kind=config.optimizer.kind,
-        learning_rate=config.optimizer.learning_rate,
-        clip_learning_rate_factor=config.optimizer.clip_learning_rate_factor,
-        weight_decay=config.optimizer.weight_decay,
-        num_steps=num_steps,
-        warmup_share=config.optimizer.warmup_share,
-    )
+    optimizer = make_optimizer(model, config.optimizer, num_steps)
     scaler = torch.amp.GradScaler(device.type) if choices.precision == "float16" else None
     data_digest = digest_of(splits)
     progress = Progress()
     if state is None:
         if rank() == 0:
-            directory.begin(config, overwrite=overwrite or resume)
+            directory.begin(config, overwrite=existing != "refuse")
         seed_everything(choices.seed + rank())
     else:
         if note_of_change := check(state, config, data_digest):
@@ -293,56 +261,55 @@ def prepare(
     )
 
 
-def _open(directory: RunDirectory, resume: bool, overwrite: bool, tell: OnEvent) -> dict[str, Any] | None:
-    """The state to go on from, None for a new run."""
-    if not resume:
+def _open(directory: RunDirectory, existing: Existing, tell: OnEvent) -> dict[str, Any] | None:
+    """The state to resume from, None for a new run."""
+    if existing != "resume":
         if rank() == 0:
-            directory.require_free(overwrite=overwrite)
+            directory.require_free(overwrite=existing == "overwrite")
         return None
     if not directory.holds_a_run():
         raise RunError(f"{directory.path} holds no run to resume")
     if rank() == 0:
-        directory.mend()
+        directory.repair()
     wait_for_others()
     if directory.last.is_dir():
         return directory.read_state()
-    tell(Note(f"{directory.path} holds no checkpoint yet: the run begins anew"))
+    tell(Note(f"{directory.path} holds no checkpoint yet: the run starts from the beginning"))
     return None
 
 
-def _model(
+def _load_model(
     config: TrainingConfig,
     directory: RunDirectory,
     splits: TrainingSplits,
     state: dict[str, Any] | None,
-    device: str,
-) -> StartingModel:
-    if state is None:
-        start = starting_model(config.model, splits.train.texts, config.training.seed, device)
-    else:
-        model = XClip.load(directory.last, device)
-        start = StartingModel(model, fixed_parameters(config.model.scorer, model))
-    share_parameters(start.model)
-    return start
-
-
-def _freeze(config: TrainingConfig, model: XClip, start: StartingModel) -> None:
+    device: torch.device,
+    tell: OnEvent,
+) -> XClip:
+    """The model on its device, the same on every process, its frozen parameters marked."""
     choices = config.training
-    frozen = freeze(
-        model,
-        num_layers=choices.freeze_layers,
-        towers=choices.freeze_towers,
-        names={*choices.freeze_parameters, *start.fixed_parameters},
-    )
+    if state is None:
+        start = starting_model(config.model, splits.train.texts, choices.seed, str(device))
+        model, fixed = start.model, start.fixed_parameters
+        for note in start.notes:
+            tell(Note(note))
+    else:
+        model = XClip.load(directory.last, str(device))
+        fixed = fixed_parameters(config.model.scorer, model)
+    share_parameters(model)
+    names = {*choices.freeze_parameters, *fixed}
+    frozen = freeze(model, num_layers=choices.freeze_layers, towers=choices.freeze_towers, names=names)
     if len(frozen) == len(list(model.parameters())):
         raise ConfigError(
             f"nothing is left to learn: scorer {config.model.scorer} and what is frozen leave no parameter"
         )
+    checkpoint_activations(model, choices.gradient_checkpointing)
+    return model
 
 
 def _frame_features(
     config: TrainingConfig, model: XClip, splits: TrainingSplits, reader: FrameReader, tell: OnEvent
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> FrameFeatures:
     num_clips = len(splits.train.clips)
     size_mebibytes = feature_bytes(splits.train, model) / 2**20
     tell(
@@ -361,7 +328,7 @@ def _frame_features(
 
 
 def _counting(tell: OnEvent, what: str, num_total: int) -> OnProgress:
-    """Adds up progress, and tells it. Several processes share the work; the first one's is told."""
+    """Adds up progress and reports it: that of this process, where several share the work."""
     num_done = 0
 
     def count(num_new: int) -> None:

@@ -5,10 +5,8 @@
     best/            the model of the best epoch         tensorboard/    scalars
 
 A checkpoint is a model directory (`XClip.load` reads it) with the training config; `last/` also holds
-`training_state.pt`. It is written aside, brought to disk and renamed, so that whatever interrupts the run
-leaves the former one or the new one.
-
-`summary.json`: what a run that is done was, found and cost.
+`training_state.pt`. It is written under another name, synchronised to disk and renamed, so that whatever
+interrupts the run leaves the former one or the new one.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -37,8 +35,11 @@ from training.loop.run_log import times_of
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.toml", "metrics.jsonl", "summary.json"
 CHECKPOINT_CONFIG_FILE = "training_config.toml"
-"""In a checkpoint, beside the model's own config.json."""
+"""In a checkpoint, next to the model's own config.json."""
 STATE_FILE, BAD_BATCH_FILE = "training_state.pt", "bad_batch.json"
+Existing = Literal["refuse", "resume", "overwrite"]
+"""What becomes of a run that the directory holds."""
+
 LAST, BEST, TENSORBOARD = "last", "best", "tensorboard"
 _UNFINISHED, _FORMER = ".{}.unfinished", ".{}.former"
 
@@ -84,8 +85,8 @@ class RunDirectory:
         """Whether a run was begun here."""
         return (self.path / CONFIG_FILE).is_file()
 
-    def mend(self) -> None:
-        """Put right what an interrupted writing of a checkpoint left: the former one gets its name back."""
+    def repair(self) -> None:
+        """Undo an interrupted replacement of a checkpoint: the former one gets its name back."""
         for name in (LAST, BEST):
             former = self.path / _FORMER.format(name)
             if former.is_dir() and not (self.path / name).is_dir():
@@ -93,24 +94,23 @@ class RunDirectory:
 
     def write_last(self, model: XClip, config: TrainingConfig, state: Mapping[str, Any]) -> None:
         """Replace the newest checkpoint. state: tensors, numbers, texts and containers of them."""
-
-        def write_state(folder: Path) -> None:
-            torch.save(dict(state), folder / STATE_FILE)
-
-        self._write_checkpoint(LAST, model, config, write_state)
+        self._write_checkpoint(LAST, model, config, state)
 
     def write_best(self, model: XClip, config: TrainingConfig) -> None:
         """Replace the model of the best epoch."""
-        self._write_checkpoint(BEST, model, config, lambda folder: None)
+        self._write_checkpoint(BEST, model, config)
 
-    def _write_checkpoint(self, name: str, model: XClip, config: TrainingConfig, add: Any) -> None:
+    def _write_checkpoint(
+        self, name: str, model: XClip, config: TrainingConfig, state: Mapping[str, Any] | None = None
+    ) -> None:
         unfinished, former = self.path / _UNFINISHED.format(name), self.path / _FORMER.format(name)
         final = self.path / name
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             model.save(unfinished)
             (unfinished / CHECKPOINT_CONFIG_FILE).write_text(config.to_toml(), encoding="utf-8")
-            add(unfinished)
+            if state is not None:
+                torch.save(dict(state), unfinished / STATE_FILE)
             for file in unfinished.iterdir():
                 synchronize_file(file)
             synchronize_directory(unfinished)
@@ -119,7 +119,7 @@ class RunDirectory:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise RunError(f"{final} cannot be written, and is as it was before: {reason}") from error
         # A folder cannot be renamed onto another that holds files: between the two renamings the former
-        # checkpoint is the only one, and `mend` gives it its name back.
+        # checkpoint is the only one, and `repair` gives it its name back.
         shutil.rmtree(former, ignore_errors=True)
         if final.is_dir():
             final.rename(former)

@@ -1,7 +1,4 @@
-"""The training loop: `train` runs a config from its first step, or from its last checkpoint, to its end.
-
-What to say of a batch whose loss or gradient is no number.
-"""
+"""The training loop: `train` runs a config from its first step, or from its last checkpoint, to its end."""
 
 from __future__ import annotations
 
@@ -17,9 +14,8 @@ from typing import Any
 import torch
 
 from training.config import TrainingConfig
-from training.data.batches import Batch, batch_of, epoch_order
+from training.data.batches import Batch
 from training.data.splits import TrainingSplits
-from training.datasets.split import Split
 from training.distributed import process_group, rank, wait_for_others, world_size
 from training.errors import DatasetError, RunError, explained_if_full
 from training.evaluation.evaluation import evaluate_split
@@ -36,34 +32,12 @@ from training.loop.events import (
 from training.loop.loss import loss_and_gradients
 from training.loop.optimizer import GROUP_NAMES, update
 from training.loop.preparation import Prepared, prepare
-from training.loop.run_directory import BAD_BATCH_FILE, TENSORBOARD, RunDirectory, summarize
+from training.loop.run_directory import BAD_BATCH_FILE, TENSORBOARD, Existing, RunDirectory, summarize
 from training.loop.run_log import TensorBoardLog, clocked, figures_of, shared_figures, times_of
 from training.loop.stopping import StopRequest, TrainingStoppedError, stop_between_steps
 
 MAX_NAMED_CLIPS = 20
-"""Clips that the error names; the file lists all."""
-
-
-def bad_batch_error(
-    problem: str, config: TrainingConfig, split: Split, directory: RunDirectory, epoch: int, step: int
-) -> RunError:
-    """The error for step `step` of epoch `epoch`, both from 0; writes `bad_batch.json` with all of its pairs.
-
-    The batch is that of all processes together.
-    """
-    order = epoch_order(split.clip_of_text, config.training.seed, epoch, config.data.one_text_per_clip)
-    texts = batch_of(order, step, config.training.batch_size).tolist()
-    clips = [split.clips[split.clip_of_text[text]].id for text in texts]
-    if rank() == 0:
-        pairs = [{"clip": clip, "text": split.texts[text]} for clip, text in zip(clips, texts, strict=True)]
-        listing = {"epoch": epoch + 1, "step_of_epoch": step + 1, "problem": problem, "pairs": pairs}
-        directory.write_text(BAD_BATCH_FILE, json.dumps(listing, indent=2) + "\n")
-    more = f" and {len(clips) - MAX_NAMED_CLIPS} more" if len(clips) > MAX_NAMED_CLIPS else ""
-    return RunError(
-        f"{problem} at step {step + 1} of epoch {epoch + 1}, so training stops; the last checkpoint is"
-        f" as it was. Clips of this batch: {', '.join(clips[:MAX_NAMED_CLIPS])}{more} (with their texts in"
-        f" {directory.path / BAD_BATCH_FILE})"
-    )
+"""Clips that the error for a bad batch names; the file lists all."""
 
 
 @dataclass(frozen=True)
@@ -85,26 +59,35 @@ def train(
     config: TrainingConfig,
     output: Path,
     *,
-    resume: bool = False,
-    overwrite: bool = False,
+    existing: Existing = "refuse",
     device: str = "auto",
     splits: TrainingSplits | None = None,
     on_event: OnEvent | None = None,
 ) -> TrainingResult:
     """Train a model as a config says; under `torchrun` together with the other processes.
 
-    output: the run directory (`training.loop.run_directory`). resume: go on from its last checkpoint, or
-    begin
-    where there is none; on a CPU the result is bit for bit that of a run that was never stopped.
-    overwrite: remove the run that `output` holds.
-    splits: instead of those that the config names. on_event: called by the first process only.
+    Only the first process writes.
 
-    Only the first process writes. Raises ConfigError, DatasetError, model.ModelError where the run cannot
-    begin; RunError where `output` holds another run, and where a loss or gradient is not finite;
-    TrainingStoppedError after Ctrl-C or SIGTERM, when the checkpoint is written.
+    Args:
+        config: The run; it is saved in `output`.
+        output: The run directory (`training.loop.run_directory`).
+        existing: For a run that `output` holds: `refuse`; `resume` from its last checkpoint, or from the
+            beginning where there is none (on a CPU the result is bit for bit that of a run that was never
+            stopped); `overwrite` it.
+        device: See `training.distributed.process_group`.
+        splits: Instead of those that the config names.
+        on_event: Called by the first process only.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ConfigError, DatasetError, model.ModelError: The run cannot begin.
+        RunError: `output` holds another run, or a loss or gradient is not finite.
+        TrainingStoppedError: Ctrl-C or SIGTERM; the checkpoint is written.
     """
     directory = RunDirectory(output)
-    with process_group(device) as place, ExitStack() as at_end:
+    with process_group(device) as own_device, ExitStack() as at_end:
         listeners: list[OnEvent] = [on_event] if on_event is not None and rank() == 0 else []
 
         def tell(event: TrainingEvent) -> None:
@@ -112,20 +95,12 @@ def train(
                 listener(event)
 
         started = time.perf_counter()
-        prepared = prepare(
-            config,
-            directory,
-            place,
-            resume=resume,
-            overwrite=overwrite,
-            splits=splits,
-            tell=tell,
-            at_end=at_end,
-        )
+        prepared = prepare(config, directory, own_device, existing, splits, tell)
+        at_end.enter_context(prepared.batches)
         prepared.progress.add_seconds("preparation", time.perf_counter() - started)
-        # From here on there is something to lose.
+        # From here on there is work to lose.
         stop = at_end.enter_context(stop_between_steps())
-        run = _Run(config, directory, place, stop, prepared, tell)
+        run = _Run(config, directory, own_device, stop, prepared, tell)
         if config.log.tensorboard and rank() == 0:
             log = TensorBoardLog(directory.path / TENSORBOARD, config.log.every_steps, run.num_steps_done + 1)
             at_end.callback(log.close)
@@ -152,8 +127,6 @@ class _Run:
         self.batches = prepared.batches
         self.steps_per_epoch = prepared.batches.num_steps
         self.is_first = rank() == 0
-
-    # The loop
 
     @property
     def num_steps_done(self) -> int:
@@ -218,7 +191,7 @@ class _Run:
 
     @contextmanager
     def _ended_by_a_signal(self) -> Iterator[None]:
-        """Ctrl-C in a terminal ends the processes that read clips too; what they say then is no error."""
+        """Stop instead of failing after Ctrl-C in a terminal, which ends the reading processes too."""
         try:
             yield
         except DatasetError:
@@ -270,8 +243,23 @@ class _Run:
         )
 
     def _bad_batch(self, problem: str) -> RunError:
-        epoch, step = self.progress.epoch, self.progress.step
-        return bad_batch_error(problem, self.config, self.prepared.splits.train, self.directory, epoch, step)
+        """The error for this step; writes `bad_batch.json` with all pairs of the batch, of all processes."""
+        split, epoch, step = self.prepared.splits.train, self.progress.epoch, self.progress.step
+        plan = self.batches.plan
+        texts = plan.whole_batch(plan.order(split, epoch), step).tolist()
+        clips = [split.clips[split.clip_of_text[text]].id for text in texts]
+        if self.is_first:
+            pairs = [
+                {"clip": clip, "text": split.texts[text]} for clip, text in zip(clips, texts, strict=True)
+            ]
+            listing = {"epoch": epoch + 1, "step_of_epoch": step + 1, "problem": problem, "pairs": pairs}
+            self.directory.write_text(BAD_BATCH_FILE, json.dumps(listing, indent=2) + "\n")
+        more = f" and {len(clips) - MAX_NAMED_CLIPS} more" if len(clips) > MAX_NAMED_CLIPS else ""
+        return RunError(
+            f"{problem} at step {step + 1} of epoch {epoch + 1}, so training stops; the last checkpoint is"
+            f" as it was. Clips of this batch: {', '.join(clips[:MAX_NAMED_CLIPS])}{more} (with their texts"
+            f" in {self.directory.path / BAD_BATCH_FILE})"
+        )
 
     def _end_epoch(self) -> None:
         """Validate, keep the best model, write the row and the checkpoint."""
@@ -357,8 +345,6 @@ class _Run:
             if not is_saved:
                 self._save()
             raise TrainingStoppedError(number, self.directory.last, self.num_steps_done)
-
-    # After the last step
 
     def finish(self) -> TrainingResult:
         progress, directory = self.progress, self.directory

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from model import TextFeatures, VideoFeatures, XClip
 from tests.support.training_runs.training_pairs import double_precision, gradients, random_pairs, small_model
+from training.config import OptimizerChoices
 from training.distributed import (
     average_gradients,
     check_equal_parameters,
@@ -45,9 +46,7 @@ def trained_model() -> XClip:
 
 def take_steps(model: XClip, rows: slice, micro_batch_size: int | None = None) -> list[float]:
     """Train `model` on the given rows of each global batch; returns the losses."""
-    optimizer = make_optimizer(
-        model, learning_rate=1e-3, clip_learning_rate_factor=0.1, num_steps=10, warmup_share=0.1
-    )
+    optimizer = make_optimizer(model, OptimizerChoices("bert-adam", 1e-3, 0.1), num_steps=10)
     losses = []
     for step in range(NUM_STEPS):
         batch = random_pairs(model, GLOBAL_BATCH, seed=step)[rows]

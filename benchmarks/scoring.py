@@ -7,9 +7,8 @@ import time
 
 import torch
 
-from model import TextFeatures, VideoFeatures
-from model.features import SCORE_NAMES
-from model.scoring import ScoreMatrices, score_in_blocks
+from model import TextFeatures, VideoFeatures, XClipConfig
+from model.scoring import ScoreHead
 
 NUM_WORDS, NUM_FRAMES, DIMENSION, NUM_VIDEOS, NUM_ROUNDS = 32, 12, 512, 2000, 5
 BLOCKS = (1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
@@ -24,7 +23,11 @@ def unit(*shape: int) -> torch.Tensor:
 def main() -> None:
     """Print the table. Rounds of the block sizes alternate, so that noise falls on all alike."""
     torch.manual_seed(0)
-    matrices = ScoreMatrices(DIMENSION, NUM_WORDS, NUM_FRAMES)
+    clip = {**XClipConfig.tiny().clip, "embed_dim": DIMENSION}
+    head = ScoreHead(
+        XClipConfig.tiny(clip=clip, num_words=NUM_WORDS, num_frames=NUM_FRAMES, mask_padding=False)
+    )
+    scale = torch.tensor(100.0)
     text = TextFeatures(unit(1, DIMENSION), unit(1, NUM_WORDS, DIMENSION), torch.ones(1, NUM_WORDS).bool())
     video = VideoFeatures(
         unit(NUM_VIDEOS, DIMENSION),
@@ -36,15 +39,7 @@ def main() -> None:
     for round_number in range(NUM_ROUNDS + 1):
         for block in BLOCKS:
             started = time.perf_counter()
-            score_in_blocks(
-                text,
-                video,
-                matrices,
-                torch.tensor(100.0),
-                mask_padding=False,
-                score_names=SCORE_NAMES,
-                max_elements=block,
-            )
+            head.in_blocks(text, video, scale, max_elements=block)
             if round_number:
                 seconds[block].append(time.perf_counter() - started)
         started = time.perf_counter()

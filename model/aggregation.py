@@ -15,9 +15,8 @@ leaves of a matrix. The paper does not say how the names apply to vectors; that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, Self
+from typing import Literal
 
 from torch import Tensor
 
@@ -27,17 +26,18 @@ DEFAULT_TEMPERATURE = 0.01
 Aggregation = Literal["attention", "max-max", "mean-mean", "mean-max", "max-mean"]
 Reduction = Literal["attention", "max", "mean"]
 
-_OUTER_AND_INNER: Mapping[str, tuple[Reduction, Reduction]] = MappingProxyType(
+REDUCTIONS: Mapping[str, tuple[Reduction, Reduction]] = MappingProxyType(
     {
         "attention": ("attention", "attention"),
         "max-max": ("max", "max"),
         "mean-mean": ("mean", "mean"),
-        "mean-max": ("mean", "max"),
-        "max-mean": ("max", "mean"),
+        "mean-max": ("max", "mean"),
+        "max-mean": ("mean", "max"),
     }
 )
+"""The inner and the outer reduction of each aggregation: the name says the outer one first."""
 
-AGGREGATIONS: tuple[str, ...] = tuple(_OUTER_AND_INNER)
+AGGREGATIONS: tuple[str, ...] = tuple(REDUCTIONS)
 
 
 def attend(
@@ -93,52 +93,3 @@ def average(similarity: Tensor, mask: Tensor | None, dim: int, weights: Tensor |
     sum_of_weights = weights.sum(dim - similarity.ndim, keepdim=True)
     shares = weights / sum_of_weights.masked_fill(sum_of_weights == 0, 1.0)
     return (shares * similarity).sum(dim)
-
-
-@dataclass(frozen=True)
-class Aggregator:
-    """The two reductions of an aggregation, and the temperature where they are attention.
-
-    `first` is the inner one; `last` the outer one, after which one value is left.
-    """
-
-    inner: Reduction
-    outer: Reduction
-    temperature: float
-
-    @classmethod
-    def named(cls, aggregation: str, temperature: float = DEFAULT_TEMPERATURE) -> Self:
-        """One of `AGGREGATIONS`. temperature: above 0, used by "attention" alone."""
-        outer, inner = _OUTER_AND_INNER[aggregation]
-        return cls(inner, outer, temperature)
-
-    def first(
-        self, similarity: Tensor, matrix: Tensor, mask: Tensor | None, dim: int, weights: Tensor | None = None
-    ) -> Tensor:
-        """Reduce `dim` by the inner reduction.
-
-        matrix: that of attention. weights: those of a mean. Each is used by the one alone; see `attend`,
-        `largest` and `average` for shapes and masks.
-        """
-        return self._reduce(self.inner, similarity, matrix, mask, dim, weights)
-
-    def last(
-        self, similarity: Tensor, matrix: Tensor, mask: Tensor | None, dim: int, weights: Tensor | None = None
-    ) -> Tensor:
-        """Reduce `dim` by the outer reduction, like `first`."""
-        return self._reduce(self.outer, similarity, matrix, mask, dim, weights)
-
-    def _reduce(
-        self,
-        reduction: Reduction,
-        similarity: Tensor,
-        matrix: Tensor,
-        mask: Tensor | None,
-        dim: int,
-        weights: Tensor | None,
-    ) -> Tensor:
-        if reduction == "attention":
-            return attend(similarity, matrix, mask, dim, self.temperature)
-        if reduction == "max":
-            return largest(similarity, mask, dim)
-        return average(similarity, mask, dim, weights)

@@ -25,28 +25,29 @@ class _Rows:
     """
 
     def __len__(self) -> int:
-        return int(next(self._tensors()).shape[0])
+        return int(next(self.tensors()).shape[0])
 
     def __getitem__(self, rows: slice | Tensor | Sequence[int]) -> Self:
         if not isinstance(rows, slice | Tensor):
             rows = torch.as_tensor(rows, dtype=torch.long)
-        return type(self)(*(tensor[rows] for tensor in self._tensors()))
+        return type(self)(*(tensor[rows] for tensor in self.tensors()))
 
     def to(self, device: torch.device | str) -> Self:
         """The same features on `device`."""
-        return type(self)(*(tensor.to(device) for tensor in self._tensors()))
+        return type(self)(*(tensor.to(device) for tensor in self.tensors()))
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
         """Join `parts` along the first dimension."""
         if not parts:
             raise ShapeError(f"cannot join an empty list of {cls.__name__}")
-        columns = [list(part._tensors()) for part in parts]
+        columns = [list(part.tensors()) for part in parts]
         if len({len(column) for column in columns}) > 1:
             raise ShapeError(f"some of these {cls.__name__} have an optional tensor and some do not")
         return cls(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
-    def _tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> Iterator[Tensor]:
+        """Those that are not None, in the order of the fields."""
         return (tensor for _, tensor in self._named_tensors())
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -139,5 +140,5 @@ class Scores(_Rows):
     total: Tensor
 
     def __post_init__(self) -> None:
-        for tensor in self._tensors():
+        for tensor in self.tensors():
             _require(tensor.shape == self.total.shape and tensor.ndim == 2, self, "five tensors [T, V]")

@@ -10,8 +10,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from model.aggregation import DEFAULT_TEMPERATURE, Aggregator
-from model.aggregation import attend as attend
+from model.aggregation import REDUCTIONS, Reduction, attend, average, largest
+from model.config import XClipConfig
 from model.errors import ShapeError
 from model.features import SCORE_NAMES, Scores, TextFeatures, VideoFeatures
 
@@ -20,208 +20,224 @@ MAX_BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
 temporary stays within a processor's caches (benchmarks/scoring.py); a GPU wants large pieces."""
 
 
-class ScoreMatrices(nn.Module):
-    """The learned matrices of AOSM, identity at first. `[D, D]`: global, local.
+class ScoreHead(nn.Module):
+    """From features to scores: the learned matrices, and the config's choices of how to aggregate.
 
-    Those of words are `[W, W]`, those of frames `[F, F]`.
+    The matrices are those of the official code (modules/modeling_xclip.py), the identity at first:
+    `global_matrix` and `local_matrix` [D, D] map sentences and words; `word_logit` [W, W] and `frame_logit`
+    [F, F] are the AOSM matrices of `video_word` and `sentence_frame`; `word` and `frame` those of the first
+    aggregation of `frame_word`, `word_second` and `frame_second` those of its second.
 
-    `word_logit`, `frame_logit`: the cross-grained scores. `word`, `frame`: first aggregation of `frame_word`.
-    `word_second`, `frame_second`: its second aggregation.
+    Calling it scores: `head(text, video, scale)`. In evaluation mode the work is done in blocks, so that
+    memory does not grow with T x V; in training mode only the scores that the total needs are computed.
+
+    >>> import torch
+    >>> from model import TextFeatures, VideoFeatures, XClipConfig
+    >>> head = ScoreHead(XClipConfig.tiny(num_words=3, num_frames=2)).eval()
+    >>> text = TextFeatures(torch.eye(32)[:1], torch.eye(32)[None, :3], torch.ones(1, 3).bool())
+    >>> video = VideoFeatures(torch.eye(32)[:1], torch.eye(32)[None, :2], torch.ones(1, 2).bool())
+    >>> head(text, video, torch.tensor(100.0)).video_sentence
+    tensor([[100.]])
     """
 
-    def __init__(self, dimension: int, num_words: int, num_frames: int) -> None:
+    def __init__(self, config: XClipConfig) -> None:
         super().__init__()
-        self.global_matrix = nn.Parameter(torch.eye(dimension))
-        self.local_matrix = nn.Parameter(torch.eye(dimension))
-        self.word_logit = nn.Parameter(torch.eye(num_words))
-        self.frame_logit = nn.Parameter(torch.eye(num_frames))
-        self.word = nn.Parameter(torch.eye(num_words))
-        self.frame = nn.Parameter(torch.eye(num_frames))
-        self.word_second = nn.Parameter(torch.eye(num_words))
-        self.frame_second = nn.Parameter(torch.eye(num_frames))
+        self.config = config
+        self.global_matrix = _identity(config.embedding_dim)
+        self.local_matrix = _identity(config.embedding_dim)
+        self.word_logit = _identity(config.num_words)
+        self.frame_logit = _identity(config.num_frames)
+        self.word = _identity(config.num_words)
+        self.frame = _identity(config.num_frames)
+        self.word_second = _identity(config.num_words)
+        self.frame_second = _identity(config.num_frames)
 
-
-def matrices_in_use(
-    score_names: Collection[str], aggregation: str = "attention", frame_word_sides: str = "both"
-) -> frozenset[str]:
-    """Which of `ScoreMatrices` the mean of these scores depends on; arguments as in `XClipConfig`."""
-    found = set()
-    if "video_sentence" in score_names:
-        found.add("global_matrix")
-    if "frame_word" in score_names:
-        found.add("local_matrix")
-    if aggregation == "attention":
-        if "video_word" in score_names:
+    def matrices_in_use(self) -> frozenset[str]:
+        """Names of the matrices that the total depends on; the others get no gradient."""
+        config = self.config
+        attention = config.aggregation == "attention"
+        found = set()
+        if "video_sentence" in config.score_names:
+            found.add("global_matrix")
+        if "video_word" in config.score_names and attention:
             found.add("word_logit")
-        if "sentence_frame" in score_names:
+        if "sentence_frame" in config.score_names and attention:
             found.add("frame_logit")
-        if "frame_word" in score_names:
-            found |= {"frame", "word_second"}
-        if "frame_word" in score_names and frame_word_sides == "both":
-            found |= {"word", "frame_second"}
-    return frozenset(found)
+        if "frame_word" in config.score_names:
+            found.add("local_matrix")
+            if attention:
+                found |= {"frame", "word_second"}
+                if config.frame_word_sides == "both":
+                    found |= {"word", "frame_second"}
+        return frozenset(found)
 
+    def forward(self, text: TextFeatures, video: VideoFeatures, scale: Tensor) -> Scores:
+        """Every text with every video.
 
-def score_features(
-    text: TextFeatures,
-    video: VideoFeatures,
-    matrices: ScoreMatrices,
-    scale: Tensor,
-    *,
-    mask_padding: bool,
-    score_names: tuple[str, ...],
-    aggregation: str = "attention",
-    temperature: float = DEFAULT_TEMPERATURE,
-    frame_word_sides: str = "both",
-    only_named: bool = False,
-) -> Scores:
-    """Every text with every video, in one piece (see `score_in_blocks`).
+        Args:
+            text: T texts, encoded by a model of this config.
+            video: V videos, likewise.
+            scale: float [], the factor of every score, exp(logit_scale).
 
-    Shapes: text T x W x D, video V x F x D; scale: [] float, exp(logit_scale). Returns float32 [T, V] each.
-    mask_padding to frame_word_sides: as in `XClipConfig`.
-    only_named: leave out the work for scores that `score_names` does not hold; they come back as NaN.
-    """
-    num_words, num_frames = matrices.word.shape[0], matrices.frame.shape[0]
-    if text.words.shape[1] != num_words or video.frames.shape[1] != num_frames:
-        raise ShapeError(
-            f"this model scores {num_words} words with {num_frames} frames, "
-            f"not {text.words.shape[1]} with {video.frames.shape[1]}"
-        )
-    aggregator = Aggregator.named(aggregation, temperature)
-    words, sentence = text.words.float(), text.sentence.float()
-    frames, pooled = video.frames.float(), video.video.float()
-    word_mask = text.word_mask[:, :, None] if mask_padding else None  # [T, W, 1]
-    frame_mask = video.frame_mask if mask_padding else None  # [V, F]
-    weights = None if text.word_weights is None else text.word_weights[:, :, None]  # [T, W, 1]
+        Returns:
+            float32 [T, V] each. In training mode the scores that the total does not need are NaN.
 
-    wanted = score_names if only_named else SCORE_NAMES
-    scores: dict[str, Tensor] = {}
-    if "video_sentence" in wanted:
-        scores["video_sentence"] = sentence @ matrices.global_matrix @ pooled.T  # [T, V]
-    if "video_word" in wanted:
-        similarity = words @ pooled.T  # [T, W, V]
-        scores["video_word"] = aggregator.last(similarity, matrices.word_logit, word_mask, 1, weights)
-    if "sentence_frame" in wanted:
-        similarity = torch.einsum("td,vfd->tvf", sentence, frames)
-        scores["sentence_frame"] = aggregator.last(similarity, matrices.frame_logit, frame_mask, 2)
-    if "frame_word" in wanted:
-        similarity = torch.einsum("twd,vfd->twvf", words @ matrices.local_matrix, frames)
-        scores["frame_word"] = _frame_word(
-            similarity, word_mask, frame_mask, weights, matrices, aggregator, frame_word_sides
-        )
-    scores = {name: score * scale for name, score in scores.items()}
-    total = torch.stack([scores[name] for name in score_names]).mean(0)
-    missing = total.detach().new_full((), float("nan")).expand(total.shape)
-    return Scores(**{name: scores.get(name, missing) for name in SCORE_NAMES}, total=total)
+        Raises:
+            ShapeError: Features of other lengths, or word weights where the config has none, or none where it
+                has such.
+        """
+        if self.training:
+            return self.at_once(text, video, scale, self.config.score_names)
+        return self.in_blocks(text, video, scale)
 
+    def in_blocks(
+        self, text: TextFeatures, video: VideoFeatures, scale: Tensor, max_elements: int | None = None
+    ) -> Scores:
+        """`at_once` in blocks of texts and videos, so that memory does not grow with T x V.
 
-def _frame_word(
-    similarity: Tensor,
-    word_mask: Tensor | None,
-    frame_mask: Tensor | None,
-    weights: Tensor | None,
-    matrices: ScoreMatrices,
-    aggregator: Aggregator,
-    sides: str,
-) -> Tensor:
-    """similarity: [T, W, V, F]; word_mask and weights: [T, W, 1]; frame_mask: [V, F]. Returns [T, V]."""
-    per_word = aggregator.first(similarity, matrices.frame, frame_mask, 3)  # [T, W, V]
-    by_words = aggregator.last(per_word, matrices.word_second, word_mask, 1, weights)
-    if sides == "words":
-        return by_words
-    per_frame = aggregator.first(  # [T, V, F]
-        similarity, matrices.word, _one_more(word_mask), 1, _one_more(weights)
-    )
-    by_frames = aggregator.last(per_frame, matrices.frame_second, frame_mask, 2)
-    return (by_frames + by_words) / 2
+        Args:
+            text: T texts.
+            video: V videos.
+            scale: float [].
+            max_elements: Similarities held at once; None for `MAX_BLOCK_ELEMENTS` of the device.
+        """
+        if max_elements is None:
+            max_elements = MAX_BLOCK_ELEMENTS.get(video.video.device.type, MAX_BLOCK_ELEMENTS["cuda"])
+        # As many videos as fit, and as many texts as then still fit: the inner dimensions of a product are
+        # long, and one text with many videos, the case of a search, is one block or few.
+        per_pair = self.config.num_words * self.config.num_frames
+        videos_at_once = max(1, min(len(video), max_elements // per_pair))
+        texts_at_once = max(1, max_elements // (per_pair * videos_at_once))
+        rows = []
+        for first_text in range(0, len(text), texts_at_once):
+            some_texts = text[first_text : first_text + texts_at_once]
+            blocks = [
+                self.at_once(some_texts, video[first_video : first_video + videos_at_once], scale).tensors()
+                for first_video in range(0, len(video), videos_at_once)
+            ]
+            rows.append(Scores(*(torch.cat(columns, dim=1) for columns in zip(*blocks, strict=True))))
+        return Scores.cat(rows)
 
+    def at_once(
+        self,
+        text: TextFeatures,
+        video: VideoFeatures,
+        scale: Tensor,
+        wanted: Collection[str] = SCORE_NAMES,
+    ) -> Scores:
+        """Every text with every video in one piece, which holds T x W x V x F similarities.
 
-def _one_more(tensor: Tensor | None) -> Tensor | None:
-    """With one more dimension at the end."""
-    return None if tensor is None else tensor[..., None]
+        Args:
+            text: T texts.
+            video: V videos.
+            scale: float [].
+            wanted: The scores to compute, at least those of the total; the others come back as NaN.
+        """
+        self._require_fitting(text, video)
+        _, outer = REDUCTIONS[self.config.aggregation]
+        sentence, pooled = text.sentence.float(), video.video.float()
+        scores: dict[str, Tensor] = {}
+        if "video_sentence" in wanted:
+            scores["video_sentence"] = sentence @ self.global_matrix @ pooled.T  # [T, V]
+        if "video_word" in wanted:
+            similarity = text.words.float() @ pooled.T  # [T, W, V]
+            scores["video_word"] = self._over_words(outer, similarity, self.word_logit, text)
+        if "sentence_frame" in wanted:
+            similarity = _sentence_with_frames(text, video)  # [T, V, F]
+            scores["sentence_frame"] = self._over_frames(outer, similarity, self.frame_logit, video)
+        if "frame_word" in wanted:
+            scores["frame_word"] = self._frame_word(text, video)
+        scores = {name: score * scale for name, score in scores.items()}
+        total = torch.stack([scores[name] for name in self.config.score_names]).mean(0)
+        missing = total.detach().new_full((), float("nan")).expand(total.shape)
+        return Scores(**{name: scores.get(name, missing) for name in SCORE_NAMES}, total=total)
 
+    def match_frames(self, text: TextFeatures, video: VideoFeatures, scale: Tensor) -> Tensor:
+        """How well each frame matches each text: float32 [T, V, F], scaled; `-inf` for padding frames.
 
-def match_frames(
-    text: TextFeatures,
-    video: VideoFeatures,
-    matrices: ScoreMatrices,
-    scale: Tensor,
-    *,
-    mask_padding: bool,
-    score_names: tuple[str, ...],
-    aggregation: str = "attention",
-    temperature: float = DEFAULT_TEMPERATURE,
-    frame_word_sides: str = "both",
-) -> Tensor:
-    """How well each frame matches each text: float32 [T, V, F], scaled; `-inf` for padding frames.
+        The mean of the per-frame terms of the scores in the total: sentence with frame, and the words of the
+        text aggregated for that frame, which is the inner step of `frame_word`; where that score has the side
+        of the words alone, which has no such step, what it would be if the video were this frame. The
+        sentence alone where neither score is in the total.
+        """
+        self._require_fitting(text, video)
+        names = self.config.score_names
+        terms = []
+        if "sentence_frame" in names or "frame_word" not in names:
+            terms.append(_sentence_with_frames(text, video))
+        if "frame_word" in names:
+            inner, outer = REDUCTIONS[self.config.aggregation]
+            similarity = self.word_frame_similarity(text, video)
+            if self.config.frame_word_sides == "words":
+                terms.append(self._over_words(outer, similarity, self.word_second, text))
+            else:
+                terms.append(self._over_words(inner, similarity, self.word, text))
+        matches = torch.stack(terms).mean(0) * scale
+        return matches.masked_fill(~video.frame_mask, float("-inf"))
 
-    The mean of the per-frame terms of the scores in use: sentence with frame, and the words of the text
-    aggregated for that frame, which is the inner step of `frame_word`; where that score has the side of the
-    words alone, which has no such step, what it would be if the video were this frame. The sentence alone
-    where neither score is in use. Keyword arguments as in `XClipConfig`.
-    """
-    words, sentence = text.words.float(), text.sentence.float()
-    frames = video.frames.float()
-    terms = []
-    if "sentence_frame" in score_names or "frame_word" not in score_names:
-        terms.append(torch.einsum("td,vfd->tvf", sentence, frames))
-    if "frame_word" in score_names:
-        aggregator = Aggregator.named(aggregation, temperature)
-        word_mask = text.word_mask[:, :, None, None] if mask_padding else None
-        weights = None if text.word_weights is None else text.word_weights[:, :, None, None]
-        similarity = torch.einsum("twd,vfd->twvf", words @ matrices.local_matrix, frames)
-        if frame_word_sides == "words":
-            terms.append(aggregator.last(similarity, matrices.word_second, word_mask, 1, weights))
-        else:
-            terms.append(aggregator.first(similarity, matrices.word, word_mask, 1, weights))
-    matches = torch.stack(terms).mean(0) * scale
-    return matches.masked_fill(~video.frame_mask, float("-inf"))
+    def word_frame_similarity(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
+        """Inner product of each mapped word with each frame, float32 [T, W, V, F], not scaled."""
+        return torch.einsum("twd,vfd->twvf", text.words.float() @ self.local_matrix, video.frames.float())
 
+    def _frame_word(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
+        # Section 3.4: the matrix of similarities is reduced in both orders, frames first and words first,
+        # each time to one number, and the two numbers are averaged.
+        inner, outer = REDUCTIONS[self.config.aggregation]
+        similarity = self.word_frame_similarity(text, video)
+        per_word = self._over_frames(inner, similarity, self.frame, video)  # [T, W, V]
+        by_words = self._over_words(outer, per_word, self.word_second, text)  # [T, V]
+        if self.config.frame_word_sides == "words":
+            return by_words
+        per_frame = self._over_words(inner, similarity, self.word, text)  # [T, V, F]
+        by_frames = self._over_frames(outer, per_frame, self.frame_second, video)  # [T, V]
+        return (by_frames + by_words) / 2
 
-def score_in_blocks(
-    text: TextFeatures,
-    video: VideoFeatures,
-    matrices: ScoreMatrices,
-    scale: Tensor,
-    *,
-    mask_padding: bool,
-    score_names: tuple[str, ...],
-    aggregation: str = "attention",
-    temperature: float = DEFAULT_TEMPERATURE,
-    frame_word_sides: str = "both",
-    max_elements: int | None = None,
-) -> Scores:
-    """`score_features` in blocks of texts and videos, so that memory does not grow with T x V.
+    def _over_words(self, how: Reduction, similarity: Tensor, matrix: Tensor, text: TextFeatures) -> Tensor:
+        """Reduce dimension 1, the words, of [T, W, V] or [T, W, V, F]."""
+        shape = (*text.word_mask.shape, *[1] * (similarity.ndim - 2))
+        mask = text.word_mask.reshape(shape) if self.config.mask_padding else None
+        weights = None if text.word_weights is None else text.word_weights.reshape(shape)
+        return self._reduce(how, similarity, matrix, mask, 1, weights)
 
-    max_elements: similarities held at once; None for `MAX_BLOCK_ELEMENTS` of the device.
-    """
-    if max_elements is None:
-        max_elements = MAX_BLOCK_ELEMENTS.get(video.video.device.type, MAX_BLOCK_ELEMENTS["cuda"])
-    per_pair = matrices.word.shape[0] * matrices.frame.shape[0]
-    videos_at_once = max(1, min(len(video), max_elements // per_pair))
-    texts_at_once = max(1, max_elements // (per_pair * videos_at_once))
-    rows = []
-    for first_text in range(0, len(text), texts_at_once):
-        some_texts = text[first_text : first_text + texts_at_once]
-        blocks = [
-            score_features(
-                some_texts,
-                video[first_video : first_video + videos_at_once],
-                matrices,
-                scale,
-                mask_padding=mask_padding,
-                score_names=score_names,
-                aggregation=aggregation,
-                temperature=temperature,
-                frame_word_sides=frame_word_sides,
+    def _over_frames(
+        self, how: Reduction, similarity: Tensor, matrix: Tensor, video: VideoFeatures
+    ) -> Tensor:
+        """Reduce the last dimension, the frames, of [T, V, F] or [T, W, V, F]."""
+        mask = video.frame_mask if self.config.mask_padding else None
+        return self._reduce(how, similarity, matrix, mask, similarity.ndim - 1)
+
+    def _reduce(
+        self,
+        how: Reduction,
+        similarity: Tensor,
+        matrix: Tensor,
+        mask: Tensor | None,
+        dim: int,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        # The matrix is attention's alone, the weights are the mean's alone.
+        if how == "attention":
+            return attend(similarity, matrix, mask, dim, self.config.temperature)
+        if how == "max":
+            return largest(similarity, mask, dim)
+        return average(similarity, mask, dim, weights)
+
+    def _require_fitting(self, text: TextFeatures, video: VideoFeatures) -> None:
+        expected = (self.config.num_words, self.config.num_frames)
+        found = (text.words.shape[1], video.frames.shape[1])
+        if found != expected:
+            raise ShapeError(
+                f"this model scores {expected[0]} words with {expected[1]} frames, "
+                f"not {found[0]} with {found[1]}"
             )
-            for first_video in range(0, len(video), videos_at_once)
-        ]
-        rows.append(
-            Scores(*(torch.cat(columns, dim=1) for columns in zip(*map(_columns, blocks), strict=True)))
-        )
-    return Scores.cat(rows)
+        weighting = self.config.word_weighting
+        if (text.word_weights is None) != (weighting == "uniform"):
+            raise ShapeError(f"{text!r} was not encoded by a model whose word weighting is {weighting}")
 
 
-def _columns(scores: Scores) -> tuple[Tensor, ...]:
-    return scores.video_sentence, scores.video_word, scores.sentence_frame, scores.frame_word, scores.total
+def _identity(size: int) -> nn.Parameter:
+    return nn.Parameter(torch.eye(size))
+
+
+def _sentence_with_frames(text: TextFeatures, video: VideoFeatures) -> Tensor:
+    return torch.einsum("td,vfd->tvf", text.sentence.float(), video.frames.float())

@@ -11,23 +11,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 from numpy.typing import NDArray
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.checkpoints.loading import read, write_directory
+from model.checkpoints.official import read_official
+from model.checkpoints.tensors import Checkpoint, fill, place
 from model.config import XClipConfig
 from model.errors import ShapeError
 from model.features import Scores, TextFeatures, VideoFeatures
 from model.preprocessing import PREPROCESSING
-from model.scoring import ScoreMatrices, match_frames, score_features, score_in_blocks
+from model.scoring import ScoreHead
 from model.temporal import TemporalTransformer, normalize_real, pool_frames
 from model.tokenization import Tokenizer
+from model.towers import clip_towers
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """CLIP's bound on logit_scale (arXiv:2103.00020 section 2.5)."""
@@ -37,31 +38,33 @@ class XClip(nn.Module):
     """The network. `load` and `from_official` make one with weights; the constructor makes a random one.
 
     Gradients flow in training mode only; in evaluation mode, the mode that `load` returns, none are kept.
+
+    >>> import torch
+    >>> from model import XClip
+    >>> model = XClip.load("demo", device="cpu")
+    >>> text = model.encode_text(["a red car moves to the left", "two dogs"])
+    >>> F, R = model.config.num_frames, model.config.image_size
+    >>> video = model.encode_video(torch.zeros(1, F, 3, R, R), torch.ones(1, F))
+    >>> model.score(text, video).total.shape
+    torch.Size([2, 1])
     """
 
     def __init__(self, config: XClipConfig) -> None:
         super().__init__()
         self.config = config
         self.tokenizer = Tokenizer(config.num_words, config.vocabulary)
-        text_cfg = dict(config.clip["text_cfg"])
-        if config.vocabulary is not None:
-            text_cfg["vocab_size"] = self.tokenizer.size
-        self.clip = open_clip.CLIP(
-            embed_dim=config.embedding_dim,
-            vision_cfg=CLIPVisionCfg(**config.clip["vision_cfg"]),
-            text_cfg=CLIPTextCfg(**text_cfg),
-            quick_gelu=bool(config.clip.get("quick_gelu", False)),
-        )
+        self.clip = clip_towers(config)
         width = config.embedding_dim
         self.temporal = (
             TemporalTransformer(width, config.temporal_layers, max(1, width // 64), config.context_length)
             if config.temporal_layers
             else None
         )
-        self.matrices = ScoreMatrices(width, config.num_words, config.num_frames)
-        mean, deviation = torch.tensor(config.pixel_mean), torch.tensor(config.pixel_deviation)
+        # Named after what it holds; the name is in every saved checkpoint.
+        self.matrices = ScoreHead(config)
+        mean, std = torch.tensor(config.pixel_mean), torch.tensor(config.pixel_deviation)
         self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_deviation", deviation.view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
         if config.word_weighting != "uniform":
             # Saved with the model: texts cannot be scored without them.
             self.register_buffer("word_weights", torch.ones(self.clip.token_embedding.num_embeddings))
@@ -72,31 +75,40 @@ class XClip(nn.Module):
     def load(cls, spec: str | Path, device: str = "auto") -> XClip:
         """A model from a spec, in evaluation mode.
 
-        spec: `demo`; a directory that `save` wrote; an official checkpoint file;
-            `openclip:ARCHITECTURE/PRETRAINED`; `openclip:ARCHITECTURE/random?seed=0`; `hf-hub:OWNER/NAME`.
-        device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one.
-        Raises SpecError where the spec names nothing, CheckpointError where the weights do not fit.
-        """
-        from model.checkpoints.loading import load
+        Args:
+            spec: `demo`; a directory that `save` wrote; an official checkpoint file;
+                `openclip:ARCHITECTURE/PRETRAINED`; `openclip:ARCHITECTURE/random?seed=0`;
+                `hf-hub:OWNER/NAME`.
+            device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one.
 
-        return load(str(spec), device)
+        Raises:
+            SpecError: The spec names nothing, or there is no such device.
+            CheckpointError: The weights are damaged or do not fit.
+        """
+        return cls._from_checkpoint(read(str(spec)), device)
 
     @classmethod
     def from_official(cls, path: str | Path, device: str = "auto") -> XClip:
         """A model from an official `pytorch_model.bin.N`, or the same tensors as .safetensors.
 
-        All sizes are read off the weights; heads are width // 64. Raises CheckpointError, naming the tensor,
-        where one is missing, unexpected or misshapen.
-        """
-        from model.checkpoints.official import load_official
+        All sizes are read off the weights; heads are width // 64.
 
-        return load_official(Path(path), device)
+        Raises:
+            CheckpointError: A tensor is missing, unexpected or misshapen; the message names it.
+        """
+        return cls._from_checkpoint(read_official(Path(path)), device)
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: Checkpoint, device: str) -> XClip:
+        with torch.random.fork_rng(devices=[]):  # loading takes no random numbers from the caller
+            model = cls(checkpoint.config)
+        fill(model, checkpoint)
+        place(model, device)
+        return model
 
     def save(self, directory: str | Path) -> None:
         """Write `config.json` and `model.safetensors` (float32) into `directory`, made if absent."""
-        from model.checkpoints.loading import save
-
-        save(self, Path(directory))
+        write_directory(self.config, self.state_dict(), Path(directory))
 
     # Facts
 
@@ -129,7 +141,11 @@ class XClip(nn.Module):
     # Text
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids, int64 [T, W]: start, tokens cut to W - 2, end, zeros. Raises TokenError."""
+        """Token ids, int64 [T, W]: start, tokens cut to W - 2, end, zeros.
+
+        Raises:
+            TokenError: A text is not valid Unicode.
+        """
         return self.tokenizer(texts)
 
     def unknown_words(self, text: str) -> list[str]:
@@ -137,22 +153,29 @@ class XClip(nn.Module):
         return self.tokenizer.unknown_words(text)
 
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
-        """Features of T texts. Raises TokenError on text that is not valid Unicode."""
+        """Features of T texts.
+
+        Raises:
+            TokenError: A text is not valid Unicode.
+        """
         return self.encode_tokens(self.tokenize(texts))
 
     def encode_tokens(self, input_ids: Tensor) -> TextFeatures:
         """Features of T texts from token ids, int64 [T, W].
 
         The causal mask is the only mask. The sentence is read at the first highest id, the end token.
-        Where the config masks padding, the word features of padding are zeros, and positions after the
-        longest text are not computed (nothing before them can see them); elsewhere all are encoded.
-        Raises ShapeError where W is not `num_words`.
+        Where the config masks padding, the word features of padding are zeros; elsewhere they are what the
+        tower makes of padding.
+
+        Raises:
+            ShapeError: W is not `num_words`.
         """
         if input_ids.ndim != 2 or input_ids.shape[1] != self.config.num_words:
             raise ShapeError(f"token ids must be [T, {self.config.num_words}], not {list(input_ids.shape)}")
         input_ids = input_ids.to(self.device)
         end = input_ids.argmax(dim=1)  # [T], the first maximum
         word_mask = torch.arange(self.config.num_words, device=self.device) <= end[:, None]  # [T, W]
+        # Positions after the longest text are not computed: by the causal mask nothing before them sees them.
         length = int(end.max()) + 1 if self.config.mask_padding and len(end) else self.config.num_words
         clip = self.clip
         with self._gradients():
@@ -180,23 +203,31 @@ class XClip(nn.Module):
     # Video
 
     def normalize_pixels(self, pixels: Tensor | NDArray[np.uint8]) -> Tensor:
-        """uint8 [..., R, R, 3] RGB to float32 [..., 3, R, R] normalised, on our device."""
+        """uint8 [..., R, R, 3] RGB to float32 [..., 3, R, R] normalised, on the model's device.
+
+        Raises:
+            ShapeError: Another type or last dimension.
+        """
         if isinstance(pixels, np.ndarray):
             pixels = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
         if pixels.dtype != torch.uint8 or pixels.shape[-1] != 3:
             raise ShapeError(f"pixels must be uint8 [..., R, R, 3], not {pixels.dtype} {list(pixels.shape)}")
         unit = pixels.to(self.device).movedim(-1, -3).float() / 255
-        normal: Tensor = (unit - self.pixel_mean) / self.pixel_deviation  # type: ignore[operator]
+        normal: Tensor = (unit - self.pixel_mean) / self.pixel_std  # type: ignore[operator]
         return normal
 
     def encode_video(self, pixels: Tensor, frame_mask: Tensor) -> VideoFeatures:
         """Features of V videos.
 
-        pixels: float [V, F, 3, R, R], normalised; padding frames are zeros, or are taken to be.
-        frame_mask: bool or integer [V, F], non-zero for real frames, at least one in each row.
         The frame features of padding are zeros where the config masks padding, elsewhere the encoding of an
-        all-zero frame, which is encoded once.
-        Raises ShapeError on other shapes, and where a video has no real frame (its mean is undefined).
+        all-zero frame.
+
+        Args:
+            pixels: float [V, F, 3, R, R], normalised; padding frames are zeros, or are taken to be.
+            frame_mask: bool or integer [V, F], non-zero for real frames, at least one in each row.
+
+        Raises:
+            ShapeError: Other shapes, or a video without a real frame (its mean is undefined).
         """
         size = self.config.image_size
         if pixels.ndim != 5 or pixels.shape[1:] != (self.config.num_frames, 3, size, size):
@@ -207,6 +238,7 @@ class XClip(nn.Module):
             raise ShapeError(f"frame_mask must be {list(pixels.shape[:2])}, not {list(frame_mask.shape)}")
         frame_mask = _with_real_frames(frame_mask).to(pixels.device)
         with self._gradients():
+            # Only real frames go through the tower, and one all-zero frame for all of the padding.
             encoded = self.clip.visual(pixels[frame_mask].to(self.device)).float()  # [real frames, D]
             frames = self._padding_frame().expand(*frame_mask.shape, -1).clone()  # [V, F, D]
             frames[frame_mask.to(self.device)] = encoded
@@ -221,12 +253,19 @@ class XClip(nn.Module):
         return frame
 
     def encode_frames(self, frames: Tensor, frame_mask: Tensor) -> VideoFeatures:
-        """The part of `encode_video` above the vision tower, from its output, float [V, F, D].
+        """The part of `encode_video` above the vision tower.
 
-        Where the config masks padding, the frame features of padding come out as zeros.
+        Args:
+            frames: float [V, F, D], the tower's output, not normalised.
+            frame_mask: bool or integer [V, F], non-zero for real frames, at least one in each row.
+
+        Raises:
+            ShapeError: A video without a real frame.
         """
         frame_mask = _with_real_frames(frame_mask).to(self.device)
         with self._gradients():
+            # Frame features are those from before the temporal transformer (as in the official modules/
+            # modeling_xclip.py): only the video feature has seen the other frames.
             mixed = frames if self.temporal is None else self.temporal(frames, frame_mask)  # [V, F, D]
             video = pool_frames(mixed, frame_mask)  # [V, D]
             if self.config.mask_padding:
@@ -242,45 +281,35 @@ class XClip(nn.Module):
 
         In evaluation mode the work is done in blocks, so that memory does not grow with T x V. In training
         mode only the scores that the mean needs are computed; the others are NaN.
-        Raises ShapeError on features of other lengths, and on texts without the word weights of the config.
+
+        Raises:
+            ShapeError: Features of other lengths, or texts without the word weights of the config.
         """
-        self._require_word_weights(text)
-        choices = self._choices()
         with self._gradients():
-            scale = self.clip.logit_scale.exp()
-            if self.training:
-                return score_features(text, video, self.matrices, scale, only_named=True, **choices)
-            return score_in_blocks(text, video, self.matrices, scale, **choices)
+            scores: Scores = self.matrices(text, video, self.clip.logit_scale.exp())
+            return scores
 
     def coarse_query(self, text: TextFeatures) -> Tensor:
-        """float32 [T, D]: its inner product with `VideoFeatures.video`, times exp(logit_scale), is
-        `video_sentence`. Not normalised: that would keep the order within a text, and lose the score."""
+        """What the coarse index is asked for, float32 [T, D].
+
+        Its inner product with `VideoFeatures.video`, times exp(logit_scale), is `video_sentence`.
+        """
         with self._gradients():
+            # Not normalised: that would keep the order within a text, and lose the score.
             return text.sentence.float() @ self.matrices.global_matrix
 
     def frame_matches(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
         """How well each frame matches each text, float32 [T, V, F], scaled; -inf for padding frames.
 
-        See `model.scoring.match_frames`.
+        See `model.scoring.ScoreHead.match_frames`.
         """
-        self._require_word_weights(text)
         with self._gradients():
-            return match_frames(text, video, self.matrices, self.clip.logit_scale.exp(), **self._choices())
+            return self.matrices.match_frames(text, video, self.clip.logit_scale.exp())
 
     def word_frame_similarity(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
-        """Cosine-like similarity of each mapped word with each frame, float32 [T, V, W, F], not scaled."""
+        """Inner product of each mapped word with each frame, float32 [T, V, W, F], not scaled."""
         with self._gradients():
-            words = text.words.float() @ self.matrices.local_matrix
-            return torch.einsum("twd,vfd->tvwf", words, video.frames.float())
-
-    def _choices(self) -> dict[str, Any]:
-        names = ("mask_padding", "score_names", "aggregation", "temperature", "frame_word_sides")
-        return {name: getattr(self.config, name) for name in names}
-
-    def _require_word_weights(self, text: TextFeatures) -> None:
-        wanted = self.config.word_weighting
-        if (text.word_weights is None) != (wanted == "uniform"):
-            raise ShapeError(f"{text!r} was not encoded by a model whose word weighting is {wanted}")
+            return self.matrices.word_frame_similarity(text, video).transpose(1, 2)
 
     def _gradients(self) -> torch.set_grad_enabled:
         return torch.set_grad_enabled(self.training and torch.is_grad_enabled())
@@ -292,7 +321,9 @@ class XClip(nn.Module):
         """Start the parts above the towers from CLIP's weights, as official training does.
 
         Frame positions <- text positions; temporal block n <- text block n; AOSM <- identity.
-        Raises ShapeError where the text width is not D or the text tower has too few blocks.
+
+        Raises:
+            ShapeError: The text width is not D, or the text tower has too few blocks.
         """
         if self.temporal is not None:
             source = list(self.clip.transformer.resblocks)
@@ -307,10 +338,13 @@ class XClip(nn.Module):
 
     @torch.no_grad()
     def set_word_weights(self, weights: Tensor) -> None:
-        """What a word counts where words are averaged, by its token id: float [vocabulary size], 0 or more.
+        """Set what a word counts where words are averaged; it is saved with the model.
 
-        They are saved with the model. Raises ShapeError where the config weights words equally, and on
-        weights of another shape, below 0 or not finite.
+        Args:
+            weights: float [vocabulary size], 0 or more, by token id.
+
+        Raises:
+            ShapeError: The config weights words equally; weights of another shape, below 0 or not finite.
         """
         if self.config.word_weighting == "uniform":
             raise ShapeError("this model's config weights words equally: it has no place for word weights")

@@ -20,7 +20,6 @@ from model.aggregation import Aggregation
 from model.config import XClipConfig
 from model.errors import CheckpointError
 from model.features import SCORE_NAMES
-from model.scoring import matrices_in_use
 from training.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -211,8 +210,7 @@ def fixed_parameters(name: str, model: XClip) -> frozenset[str]:
     if not scorer.needs_training:
         return frozenset(parameter for parameter, _ in model.named_parameters())
     config = model.config
-    used = matrices_in_use(config.score_names, config.aggregation, config.frame_word_sides)
-    learning = used - set(scorer.identity)
+    learning = model.matrices.matrices_in_use() - set(scorer.identity)
     fixed = {
         f"matrices.{matrix}" for matrix, _ in model.matrices.named_parameters() if matrix not in learning
     }

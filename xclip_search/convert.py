@@ -60,7 +60,7 @@ def convert(
     A model that the official code would score otherwise is refused, with every reason.
     Exit status: 0 done, 1 not possible, 2 wrong use.
     """
-    from model.checkpoints.conversion import layout_of, require_free
+    from model.checkpoints.loading import layout_of, require_free
 
     layout = to.value if to else layout_of(destination)
     if layout is None:
@@ -82,10 +82,10 @@ def convert(
 
 
 def _write_official(model: XClip, destination: Path, dtype: PrecisionName) -> None:
-    from model.checkpoints.conversion import official_options, to_official, write_official
+    from model.checkpoints.official import official_options, to_official, write_official
     from model.xclip import XClip
 
-    official = to_official(model, dtype.value)
+    official = to_official(model.config, model.state_dict(), dtype.value)
     write_official(official.tensors, destination)
     num_float32 = len(official.tensors) - official.num_half
     typer.echo(f"{destination}: {official.num_half} tensors in float16, {num_float32} in float32")

@@ -57,11 +57,12 @@ def push(
         _stop(str(error), WRONG_USE)
     try:
         from model.checkpoints.hub import publish
-        from model.checkpoints.loading import CONFIG_FILE, WEIGHTS_FILE, load_directory
+        from model.checkpoints.loading import CONFIG_FILE, WEIGHTS_FILE
+        from model.xclip import XClip
         from training.publishing import card_text, model_directory
 
         folder = model_directory(directory)
-        model = load_directory(folder, "cpu")
+        model = XClip.load(folder.absolute(), "cpu")
         card = card_text(directory, model, repository, license=license, evaluations=evaluation or [])
         if dry_run:
             typer.echo(card, nl=False)

@@ -20,17 +20,35 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from model.errors import HubError, SpecError
 
-# The HTTP library beneath, whose errors of connection are not all OSError, differs between versions.
 _TRANSPORT: tuple[type[Exception], ...] = tuple(
     base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)
 )
+"""Errors of the HTTP library below, not all of them OSError; which library differs between versions."""
+
 _FAILURES: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError, *_TRANSPORT)
+_NAME_RULE = "letters, digits, '-', '_' and '.', 96 characters at most"
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+_REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (GatedRepoError, f"it is gated: ask for access on its page, then {_LOG_IN}"),
+    (RevisionNotFoundError, "it has no such revision"),
+    (
+        RepositoryNotFoundError,
+        f"there is no such repository, or it is private: {_LOG_IN} as someone who may see it",
+    ),
+    (OfflineModeIsEnabled, "huggingface_hub is set to stay offline, and it is not in the cache"),
+)
+"""In this order: a gated repository is also one that was not found."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A commit on the Hub. commit: its full hash. url: its page. spec: what loads exactly these weights."""
+    """A commit on the Hub.
+
+    Attributes:
+        commit: Its full hash.
+        url: Its page.
+        spec: What loads exactly these weights.
+    """
 
     commit: str
     url: str
@@ -38,10 +56,18 @@ class Published:
 
 
 def download(repository: str, files: Sequence[str], *, endpoint: str | None = None) -> Path:
-    """Fetch files of `OWNER/NAME` or `OWNER/NAME@REVISION` into the Hub's cache, or find them there.
+    """Fetch files of a repository into the Hub's cache, or find them there.
 
-    endpoint: the Hub's address, by default huggingface_hub's own. Returns the folder that holds them.
-    Raises SpecError, one line that holds no token.
+    Args:
+        repository: `OWNER/NAME` or `OWNER/NAME@REVISION`.
+        files: Names in the repository.
+        endpoint: The Hub's address, by default huggingface_hub's own.
+
+    Returns:
+        The folder that holds them.
+
+    Raises:
+        SpecError: One line that holds no token.
     """
     name, _, revision = repository.partition("@")
     try:
@@ -49,12 +75,9 @@ def download(repository: str, files: Sequence[str], *, endpoint: str | None = No
             name, revision=revision or None, allow_patterns=list(files), endpoint=endpoint
         )
     except HFValidationError:
-        raise SpecError(
-            f"{repository!r} is not OWNER/NAME or OWNER/NAME@REVISION: "
-            "letters, digits, '-', '_' and '.', 96 characters at most"
-        ) from None
+        raise SpecError(f"{repository!r} is not OWNER/NAME or OWNER/NAME@REVISION: {_NAME_RULE}") from None
     except _FAILURES as error:
-        raise SpecError(f"hf-hub:{repository} cannot be fetched: {explained(error, endpoint)}") from None
+        raise SpecError(f"hf-hub:{repository} cannot be fetched: {reason(error, endpoint)}") from None
     return Path(found)
 
 
@@ -65,9 +88,7 @@ def require_repository_name(name: str) -> None:
     except HFValidationError:
         name = ""
     if name.count("/") != 1:
-        raise HubError(
-            "a repository is named OWNER/NAME: letters, digits, '-', '_' and '.', 96 characters at most"
-        )
+        raise HubError(f"a repository is named OWNER/NAME: {_NAME_RULE}")
 
 
 def publish(
@@ -77,22 +98,26 @@ def publish(
     private: bool = False,
     revision: str | None = None,
     message: str = "Upload model",
-    endpoint: str | None = None,
-    token: str | None = None,
+    api: HfApi | None = None,
 ) -> Published:
     """Put files into the Hub repository `OWNER/NAME`, made if absent, in one commit.
 
-    files: by name in the repository, a path or the bytes themselves; other files there stay.
-    private: make the repository private. One that exists and is public is refused.
-    revision: the branch, made if absent; `main` by default.
-    endpoint, token: by default huggingface_hub's own, from its settings and its login.
-    Raises HubError, one line that holds no token.
+    Args:
+        files: By name in the repository, a path or the bytes themselves; other files there stay.
+        repository: `OWNER/NAME`.
+        private: Make the repository private. One that exists and is public is refused.
+        revision: The branch, made if absent; `main` by default.
+        message: Of the commit.
+        api: Address and token; by default huggingface_hub's own, from its settings and its login.
+
+    Raises:
+        HubError: One line that holds no token.
     """
     require_repository_name(repository)
+    api = api or HfApi(token=get_token())
+    if not api.token:
+        raise HubError(f"publishing needs a token: {_LOG_IN}")
     try:
-        api = HfApi(endpoint=endpoint, token=token or get_token())
-        if not api.token:
-            raise HubError(f"publishing needs a token: {_LOG_IN}")
         api.create_repo(repository, private=private or None, exist_ok=True)
         if private and not api.repo_info(repository).private:
             raise HubError(
@@ -107,46 +132,40 @@ def publish(
             revision=revision,
         )
     except _FAILURES as error:
-        raise HubError(f"{repository} cannot be published: {explained(error, endpoint, token)}") from None
+        why = reason(error, api.endpoint, str(api.token))
+        raise HubError(f"{repository} cannot be published: {why}") from None
     return Published(done.oid, done.commit_url, f"hf-hub:{repository}@{done.oid}")
 
 
-def explained(error: BaseException, endpoint: str | None = None, token: str | None = None) -> str:
+def reason(error: Exception, endpoint: str | None = None, token: str | None = None) -> str:
     """Why the Hub did not do it: one line, without address, request id or token."""
     causes = list(_causes(error))
+    for kind, why in _REASONS:
+        if any(isinstance(cause, kind) for cause in causes):
+            return why
     for cause in causes:
-        if isinstance(cause, GatedRepoError):
-            return "it is gated: ask for access on its page, then " + _LOG_IN
-        if isinstance(cause, RevisionNotFoundError):
-            return "it has no such revision"
-        if isinstance(cause, RepositoryNotFoundError):
-            return f"there is no such repository, or it is private: {_LOG_IN} as someone who may see it"
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
-            return _without_token(_answer(cause), token)
-    host = urlsplit(endpoint or constants.ENDPOINT).hostname
-    for cause in causes:
-        if isinstance(cause, OfflineModeIsEnabled):
-            return "huggingface_hub is set to stay offline, and it is not in the cache"
-        if isinstance(cause, ConnectionError | TimeoutError) or _is_transport(cause):
-            return f"{host} cannot be reached"
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return _without_token(next(iter(str(error).splitlines()), type(error).__name__), token)
+            status = cause.response.status_code
+            said = next(iter((cause.server_message or "").splitlines()), "")
+            if status == 401:
+                return f"the Hub does not accept the token: {_LOG_IN}"
+            refused = "permission is refused to this token" if status == 403 else f"the Hub answered {status}"
+            return _without_token(f"{refused}: {said}" if said else refused, token)
+    if is_unreachable(error):
+        return f"{urlsplit(endpoint or constants.ENDPOINT).hostname} cannot be reached"
+    first: BaseException = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    return _without_token(next(iter(str(first).splitlines()), type(first).__name__), token)
 
 
-def _answer(error: HfHubHTTPError) -> str:
-    status = error.response.status_code
-    said = next(iter((error.server_message or "").splitlines()), "")
-    if status == 401:
-        return f"the Hub does not accept the token: {_LOG_IN}"
-    if status == 403:
-        return "permission is refused to this token" + (f": {said}" if said else "")
-    return f"the Hub answered {status}" + (f": {said}" if said else "")
-
-
-def _is_transport(error: BaseException) -> bool:
-    """Whether an error is the HTTP library's own: no answer came."""
-    return isinstance(error, _TRANSPORT) and not isinstance(error, OSError)
+def is_unreachable(error: Exception) -> bool:
+    """Whether no answer came: no network, or huggingface_hub is set to stay offline."""
+    return any(
+        isinstance(cause, ConnectionError | TimeoutError)
+        or (isinstance(cause, _TRANSPORT) and not isinstance(cause, OSError))
+        for cause in _causes(error)
+    )
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

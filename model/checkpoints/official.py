@@ -1,17 +1,29 @@
-"""The official checkpoint layout (github.com/xuguohai/X-CLIP), read; `model.checkpoints.conversion` writes
-it."""
+"""The official checkpoint layout (github.com/xuguohai/X-CLIP), in and out: tensors in, tensors out.
+
+It is one file of tensors and nothing else. Reading infers every size from their shapes; writing refuses a
+config whose choices are not the ones that the official code takes by itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, Literal
 
+import torch
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
-from model.checkpoints.tensors import fill, place, read_tensors
+from model.atomic_files import write_durably
+from model.checkpoints.tensors import Checkpoint, read_tensors
 from model.config import XClipConfig
-from model.errors import CheckpointError
-from model.xclip import XClip
+from model.errors import CheckpointError, ConversionError
+
+Precision = Literal["auto", "float32", "float16"]
 
 HEAD_WIDTH = 64
 """Every transformer has width // 64 heads (official modules/modeling_xclip.py, modules/module_clip.py)."""
@@ -36,8 +48,7 @@ _BLOCK = (
     *("mlp.c_fc.weight", "mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias"),
     *("ln_2.weight", "ln_2.bias"),
 )
-_WRAPPERS = ("model_state_dict", "state_dict")
-_PARALLEL_PREFIX = "module."
+# Names
 
 
 def our_name(official: str) -> str | None:
@@ -98,28 +109,37 @@ def is_half_in_official(name: str) -> bool:
     )
 
 
-def load_official(path: Path, device: str = "auto") -> XClip:
-    """See `XClip.from_official`."""
-    tensors = without_parallel_prefix(read_tensors(path, wrapped_as=_WRAPPERS))
-    model = XClip(infer_config(tensors))
+# In
+
+_WRAPPERS = ("model_state_dict", "state_dict")
+"""Keys under which a training checkpoint may hold the weights next to other things."""
+
+_PARALLEL_PREFIX = "module."
+"""What torch's DistributedDataParallel puts before every name."""
+
+
+def read_official(path: Path) -> Checkpoint:
+    """An official checkpoint file, by our names.
+
+    Args:
+        path: `pytorch_model.bin.N`, any other torch archive of tensors, or the same as .safetensors.
+
+    Raises:
+        CheckpointError: A tensor has no place in an X-CLIP, or the sizes make no network; the message names
+            the tensor.
+    """
+    tensors = read_tensors(path, wrapped_as=_WRAPPERS)
+    # Where only some names have the prefix all stay as they are, and the first that does not belong is named.
+    if all(name.startswith(_PARALLEL_PREFIX) for name in tensors):
+        tensors = {name.removeprefix(_PARALLEL_PREFIX): tensor for name, tensor in tensors.items()}
+    config = infer_config(tensors)
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         ours = our_name(name)
         if ours is None:
             raise CheckpointError(f"unexpected tensor {name}")
         renamed[ours] = tensor
-    fill(model, renamed, official_name)
-    return place(model, device)
-
-
-def without_parallel_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the `module.` that torch's DistributedDataParallel puts before every name.
-
-    Where only some names have it they stay as they are, and loading names the first that does not belong.
-    """
-    if tensors and all(name.startswith(_PARALLEL_PREFIX) for name in tensors):
-        return {name.removeprefix(_PARALLEL_PREFIX): tensor for name, tensor in tensors.items()}
-    return dict(tensors)
+    return Checkpoint(config, renamed, official_name)
 
 
 def infer_config(tensors: Mapping[str, Tensor]) -> XClipConfig:
@@ -127,59 +147,252 @@ def infer_config(tensors: Mapping[str, Tensor]) -> XClipConfig:
 
     The towers are spelled as open_clip spells those of `ViT-B-32-quickgelu`, so that a model which was
     trained from there has the same config and fingerprint after a way through the official layout.
-    Raises CheckpointError, naming the tensor, where the sizes cannot be read or make no network.
+
+    Raises:
+        CheckpointError: The sizes cannot be read or make no network; the message names the tensor.
     """
-
-    def shape(name: str, num_dimensions: int) -> tuple[int, ...]:
-        if name not in tensors:
-            raise CheckpointError(f"missing tensor {name}")
-        found = tuple(tensors[name].shape)
-        if len(found) != num_dimensions:
-            raise CheckpointError(f"tensor {name} is {list(found)}, expected {num_dimensions} dimensions")
-        return found
-
-    def num_layers(prefix: str) -> int:
-        indices = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
-        for layer in range(len(indices)):
-            if str(layer) not in indices:
-                raise CheckpointError(f"missing tensor {prefix}{layer}.{_BLOCK[0]}")
-        return len(indices)
-
-    def divisible(name: str, width: int) -> int:
-        if width < HEAD_WIDTH or width % (width // HEAD_WIDTH):
-            raise CheckpointError(f"tensor {name} has width {width}, which width // 64 heads cannot share")
-        return width
-
-    vision_width, _, _, patch_size = shape("clip.visual.conv1.weight", 4)
-    divisible("clip.visual.conv1.weight", vision_width)
-    num_patches = shape("clip.visual.positional_embedding", 2)[0] - 1
+    vision_width, _, _, patch_size = _shape(tensors, "clip.visual.conv1.weight", 4)
+    _require_heads("clip.visual.conv1.weight", vision_width)
+    num_patches = _shape(tensors, "clip.visual.positional_embedding", 2)[0] - 1
     grid = round(num_patches**0.5)
     if grid * grid != num_patches:
         raise CheckpointError(
             f"tensor clip.visual.positional_embedding has {num_patches + 1} rows, expected a square plus one"
         )
-    context_length, text_width = shape("clip.positional_embedding", 2)
-    divisible("clip.positional_embedding", text_width)
+    context_length, text_width = _shape(tensors, "clip.positional_embedding", 2)
+    _require_heads("clip.positional_embedding", text_width)
     return XClipConfig(
         clip={
-            "embed_dim": shape("clip.text_projection", 2)[1],
+            "embed_dim": _shape(tensors, "clip.text_projection", 2)[1],
             "vision_cfg": {
                 "image_size": patch_size * grid,
                 "patch_size": patch_size,
                 "width": vision_width,
-                "layers": num_layers("clip.visual.transformer.resblocks."),
+                "layers": _num_layers(tensors, "clip.visual.transformer.resblocks."),
             },
             "text_cfg": {
                 "context_length": context_length,
-                "vocab_size": shape("clip.token_embedding.weight", 2)[0],
+                "vocab_size": _shape(tensors, "clip.token_embedding.weight", 2)[0],
                 "width": text_width,
                 "heads": text_width // HEAD_WIDTH,
-                "layers": num_layers("clip.transformer.resblocks."),
+                "layers": _num_layers(tensors, "clip.transformer.resblocks."),
             },
             "quick_gelu": True,
         },
-        num_words=shape("word_mat_weight", 2)[0],
-        num_frames=shape("frame_mat_weight", 2)[0],
-        temporal_layers=num_layers("transformerClip.resblocks."),
+        num_words=_shape(tensors, "word_mat_weight", 2)[0],
+        num_frames=_shape(tensors, "frame_mat_weight", 2)[0],
+        temporal_layers=_num_layers(tensors, "transformerClip.resblocks."),
         mask_padding=False,
     )
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str, num_dimensions: int) -> tuple[int, ...]:
+    if name not in tensors:
+        raise CheckpointError(f"missing tensor {name}")
+    found = tuple(tensors[name].shape)
+    if len(found) != num_dimensions:
+        raise CheckpointError(f"tensor {name} is {list(found)}, expected {num_dimensions} dimensions")
+    return found
+
+
+def _num_layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    indices = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
+    # Counted, not the highest number plus one: a name with a number far out builds no network of that depth.
+    for layer in range(len(indices)):
+        if str(layer) not in indices:
+            raise CheckpointError(f"missing tensor {prefix}{layer}.{_BLOCK[0]}")
+    return len(indices)
+
+
+def _require_heads(name: str, width: int) -> None:
+    if width < HEAD_WIDTH or width % (width // HEAD_WIDTH):
+        raise CheckpointError(f"tensor {name} has width {width}, which width // 64 heads cannot share")
+
+
+# Out
+
+MAX_POSITIONS = 128
+"""The official code stops where max_words + max_frames is more (modules/cross-base/cross_config.json)."""
+
+_SIZES = {
+    "width",
+    "heads",
+    "head_width",
+    "layers",
+    "patch_size",
+    "image_size",
+    "context_length",
+    "vocab_size",
+}
+_WITHOUT_EFFECT = {
+    *("patch_dropout", "attn_pooler_queries", "attn_pooler_heads"),
+    *("hf_tokenizer_name", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
+    *("tokenizer_mode", "tokenizer_kwargs", "pad_id", "eos_id"),
+    *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"),
+}
+"""Fields of open_clip's towers that change no score of ours: for training, or for other kinds of tower."""
+
+_REASONS = {
+    "mask_padding": "padding takes no part in the scores, in the official code it does",
+    "score_names": "only some of the four scores are averaged, the official code averages all",
+    "vocabulary": "it has a vocabulary of its own, the official tokenizer has all of CLIP's tokens",
+    "pixel_mean": "frames are normalised by other channel means than CLIP's",
+    "pixel_deviation": "frames are normalised by other channel standard deviations than CLIP's",
+    "quick_gelu": "the towers use GELU, the official code QuickGELU",
+    "aggregation": "similarities are aggregated otherwise than by attention (AOSM)",
+    "temperature": "the softmax of AOSM has another temperature than 0.01",
+    "word_weighting": "words are weighted, in the official code all count the same",
+    "frame_word_sides": "frame_word is the side of the words alone, the official code averages both",
+}
+
+
+@dataclass(frozen=True)
+class OfficialTensors:
+    """A model in the official layout.
+
+    Attributes:
+        tensors: By official name, in the order of the official `state_dict`.
+        num_half: How many are float16.
+        lossy: Official names of those that float16 cannot hold exactly.
+    """
+
+    tensors: Mapping[str, Tensor]
+    num_half: int
+    lossy: tuple[str, ...]
+
+
+def to_official(
+    config: XClipConfig, tensors: Mapping[str, Tensor], precision: Precision = "auto"
+) -> OfficialTensors:
+    """The tensors of an official checkpoint that scores as this model does.
+
+    Args:
+        config: The model's.
+        tensors: Its weights, by our names.
+        precision: `float16`: what the official code keeps in float16 is rounded to it; `float32`: nothing is;
+            `auto`: as `float16` if that loses nothing, otherwise `float32`.
+
+    Raises:
+        ConversionError: The official code would score otherwise; the message holds every reason.
+        CheckpointError: A tensor has no place in the official layout.
+    """
+    if found := differences(config):
+        raise ConversionError("the official layout cannot say this model: " + "; ".join(found))
+    named = {official_name(name): tensor.detach().cpu() for name, tensor in tensors.items()}
+    vision, text = config.clip["vision_cfg"], CLIPTextCfg(**config.clip["text_cfg"])
+    order = official_order(vision["layers"], text.layers, config.temporal_layers)
+    if unequal := sorted(named.keys() ^ set(order)):
+        raise ConversionError(
+            f"the official layout cannot say this model: tensor {unequal[0]} is not in both"
+        )
+    single = {name: named[name].float().contiguous().clone() for name in order}
+    halves = {name: tensor.half() for name, tensor in single.items() if is_half_in_official(name)}
+    lossy = tuple(name for name, half in halves.items() if not torch.equal(half.float(), single[name]))
+    if precision == "float16":
+        for name in lossy:
+            if not bool(halves[name].isfinite().all()):
+                raise ConversionError(f"tensor {name} has values beyond the range of float16; write float32")
+    if precision == "float16" or (precision == "auto" and not lossy):
+        return OfficialTensors({**single, **halves}, len(halves), lossy)
+    return OfficialTensors(single, 0, lossy)
+
+
+def write_official(tensors: Mapping[str, Tensor], destination: Path) -> None:
+    """Write a checkpoint file: safetensors by that suffix, else a torch archive of a plain dictionary.
+
+    The torch archive keeps the order of the tensors; safetensors has an order of its own.
+
+    Raises:
+        ConversionError: The file cannot be written; nothing is left behind then.
+    """
+    write = save_file if destination.suffix == ".safetensors" else torch.save
+    try:
+        write_durably(destination, lambda path: write(dict(tensors), path))
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConversionError(f"{destination} cannot be written: {reason}") from None
+
+
+def is_official_name(name: str) -> bool:
+    """Whether official checkpoints have such names: `*.bin`, `pytorch_model.bin.4`, or `*.safetensors`."""
+    return re.fullmatch(r".+\.(bin(\.[\w-]+)*|safetensors)", name) is not None
+
+
+def official_options(config: XClipConfig) -> str:
+    """The options with which the official `main_xclip.py` builds a network that such a checkpoint fits."""
+    temporal = (
+        f"--sim_header seqTransf --cross_num_hidden_layers {config.temporal_layers}"
+        if config.temporal_layers
+        else "--sim_header meanP"
+    )
+    lengths = f"--max_words {config.num_words} --max_frames {config.num_frames}"
+    return f"{lengths} {temporal} --loose_type --linear_patch 2d"
+
+
+def differences(config: XClipConfig) -> list[str]:
+    """Why the official code would score otherwise than this network, or not load it; empty if it would not.
+
+    The official layout holds tensors and nothing else, so every choice of a config must be the one that the
+    official code takes by itself. A field that this function does not know is a difference when it is not at
+    its default.
+    """
+    official = type(config)(
+        clip={**config.clip, "quick_gelu": True},
+        num_words=config.num_words,
+        num_frames=config.num_frames,
+        temporal_layers=config.temporal_layers,
+        mask_padding=False,
+    )
+    return [
+        *_size_differences(config),
+        *_choice_differences(_choices(config), _choices(official)),
+        *_tower_differences("vision tower", config.clip["vision_cfg"], CLIPVisionCfg),
+        *_tower_differences("text tower", config.clip["text_cfg"], CLIPTextCfg),
+    ]
+
+
+def _choices(config: XClipConfig) -> dict[str, Any]:
+    values = {one.name: getattr(config, one.name) for one in fields(config) if one.name != "description"}
+    towers = values.pop("clip")
+    # The order of the scores changes nothing.
+    return {**values, "score_names": sorted(config.score_names), "quick_gelu": bool(towers.get("quick_gelu"))}
+
+
+def _choice_differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in ours.items():
+        if value != theirs[name]:
+            yield _REASONS.get(name, f"{name} is {value!r}, in the official code {theirs[name]!r}")
+
+
+def _tower_differences(
+    tower: str, ours: Mapping[str, Any], kind: type[CLIPVisionCfg] | type[CLIPTextCfg]
+) -> Iterator[str]:
+    values, standard = asdict(kind(**ours)), asdict(kind())
+    for name in sorted(values.keys() - _SIZES - _WITHOUT_EFFECT):
+        if (values[name] or None) != (standard[name] or None):  # None, {} and False say the same
+            yield f"the {tower} has {name} {values[name]!r}, in the official code {standard[name]!r}"
+
+
+def _size_differences(config: XClipConfig) -> Iterator[str]:
+    vision = CLIPVisionCfg(**config.clip["vision_cfg"])
+    text = CLIPTextCfg(**config.clip["text_cfg"])
+    for tower, width, heads in (
+        ("vision", vision.width, vision.width // vision.head_width),
+        ("text", text.width, text.heads),
+    ):
+        if heads != width // HEAD_WIDTH:
+            official = f"width // 64 = {width // HEAD_WIDTH}"
+            yield f"the {tower} tower has {heads} heads, in the official code {official}"
+    if config.temporal_layers and text.width != config.embedding_dim:
+        yield (
+            f"the temporal transformer has width {config.embedding_dim}, "
+            f"in the official code that of the text tower, {text.width}"
+        )
+    side, patch = vision.image_size, vision.patch_size
+    if not isinstance(side, int) or not isinstance(patch, int) or side % patch:
+        yield f"frames of {side} pixels in patches of {patch} are no square of whole patches"
+    if config.num_words + config.num_frames > MAX_POSITIONS:
+        yield (
+            f"{config.num_words} words and {config.num_frames} frames are more than {MAX_POSITIONS} in all, "
+            "where the official code stops"
+        )

@@ -5,55 +5,72 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from model.config import XClipConfig
 from model.errors import CheckpointError, SpecError
-
-if TYPE_CHECKING:
-    from model.xclip import XClip
-
 
 EXACT_IN_FLOAT32 = (torch.float32, torch.float16, torch.bfloat16)
 """What becomes float32 without rounding."""
 
 
-def fill(model: XClip, tensors: Mapping[str, Tensor], spelling: Callable[[str], str] = str) -> None:
-    """Put `tensors`, by our names, into `model`; every one must fit and none be left over.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a model is made of, read from wherever it was.
 
-    spelling: from our names to those that an error message shows.
-    Raises CheckpointError naming the tensor.
+    Attributes:
+        config: Sizes and choices.
+        tensors: All weights, by our names.
+        name_in_file: From our name of a tensor to the one that an error message shows.
     """
-    expected = model.state_dict()
-    if missing := sorted(expected.keys() - tensors.keys()):
-        raise CheckpointError(f"missing tensor {spelling(missing[0])} ({len(missing)} missing in all)")
-    for name, tensor in tensors.items():
-        if name not in expected:
-            raise CheckpointError(f"unexpected tensor {spelling(name)}")
-        if tensor.shape != expected[name].shape:
+
+    config: XClipConfig
+    tensors: Mapping[str, Tensor]
+    name_in_file: Callable[[str], str] = str
+
+
+def fill(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's tensors into a network of its config.
+
+    Raises:
+        CheckpointError: A tensor is missing, left over, misshapen, not finite, or of a type that float32
+            cannot hold exactly; the message names it.
+    """
+    expected, found = model.state_dict(), checkpoint.tensors
+    if missing := sorted(expected.keys() - found.keys()):
+        first = checkpoint.name_in_file(missing[0])
+        raise CheckpointError(f"missing tensor {first} ({len(missing)} missing in all)")
+    for ours, tensor in found.items():
+        name = checkpoint.name_in_file(ours)
+        if ours not in expected:
+            raise CheckpointError(f"unexpected tensor {name}")
+        if tensor.shape != expected[ours].shape:
             raise CheckpointError(
-                f"tensor {spelling(name)} is {list(tensor.shape)}, expected {list(expected[name].shape)}"
+                f"tensor {name} is {list(tensor.shape)}, expected {list(expected[ours].shape)}"
             )
         if tensor.dtype not in EXACT_IN_FLOAT32:
-            raise CheckpointError(
-                f"tensor {spelling(name)} is {tensor.dtype}, expected float32, float16 or bfloat16"
-            )
+            raise CheckpointError(f"tensor {name} is {tensor.dtype}, expected float32, float16 or bfloat16")
         if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"tensor {spelling(name)} holds values that are not finite")
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+            raise CheckpointError(f"tensor {name} holds values that are not finite")
+    model.load_state_dict({name: tensor.float() for name, tensor in found.items()})
 
 
 def read_tensors(path: Path, wrapped_as: Sequence[str] = ()) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors file or a torch archive, which is read without running pickle code.
 
-    wrapped_as: keys under which a training checkpoint may hold the tensors beside other things; the first
-        that is there is taken.
-    Raises CheckpointError where the file is neither, or holds anything but tensors.
+    Args:
+        path: The file; one that ends in .safetensors is read as such.
+        wrapped_as: Keys under which a training checkpoint may hold the tensors next to other things; the
+            first that is there is taken.
+
+    Raises:
+        CheckpointError: The file is neither, or holds anything but tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -92,11 +109,15 @@ def _reason(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def place(model: XClip, device: str) -> XClip:
-    """Move `model` to `device` (`auto`: a GPU where there is one), in evaluation mode."""
+def place(model: nn.Module, device: str) -> None:
+    """Move a network to `device` (`auto`: a GPU where there is one) and set it to evaluation mode.
+
+    Raises:
+        SpecError: There is no such device.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return model.to(torch.device(device)).eval()
+        model.to(torch.device(device)).eval()
     except (RuntimeError, AssertionError) as error:
         raise SpecError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from None

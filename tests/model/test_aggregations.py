@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +17,27 @@ from safetensors.torch import load_file, save_file
 from model import CheckpointError, ShapeError, TextFeatures, VideoFeatures, XClip, XClipConfig
 from model.aggregation import AGGREGATIONS, average, largest
 from model.features import SCORE_NAMES
-from model.scoring import ScoreMatrices, match_frames, matrices_in_use, score_features, score_in_blocks
+from model.scoring import ScoreHead
 
 W, F, D = 6, 5, 8
 NUM_TEXTS, NUM_VIDEOS = 4, 3
 SCALE = 20.0
+WEIGHTED = "inverse-document-frequency"
 VARIANTS = [
-    {"aggregation": aggregation, "temperature": temperature, "frame_word_sides": sides}
+    {
+        "aggregation": aggregation,
+        "temperature": temperature,
+        "frame_word_sides": sides,
+        "word_weighting": weighting,
+    }
     for aggregation in AGGREGATIONS
     for temperature in ((0.01, 0.3) if aggregation == "attention" else (0.01,))
     for sides in ("both", "words")
+    for weighting in (("uniform", WEIGHTED) if "mean" in aggregation else ("uniform",))
 ]
+every_variant = pytest.mark.parametrize(
+    "variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values()))
+)
 SUBSETS = [names for size in range(1, 5) for names in combinations(SCORE_NAMES, size)]
 
 
@@ -45,6 +55,19 @@ def features(weighted: bool = False) -> tuple[TextFeatures, VideoFeatures]:
         TextFeatures(unit(NUM_TEXTS, D), unit(NUM_TEXTS, W, D), word_mask, weights),
         VideoFeatures(unit(NUM_VIDEOS, D), unit(NUM_VIDEOS, F, D), frame_mask),
     )
+
+
+def score_head(noise: float = 0.1, **choices: object) -> ScoreHead:
+    """Of D, W and F, in evaluation mode. noise: how far its matrices are from the identity."""
+    config = XClipConfig.tiny(
+        clip={**XClipConfig.tiny().clip, "embed_dim": D}, num_words=W, num_frames=F, **choices
+    )
+    torch.manual_seed(1)
+    head = ScoreHead(config).eval()
+    with torch.no_grad():
+        for matrix in head.parameters():
+            matrix.add_(noise * torch.randn_like(matrix))
+    return head
 
 
 def small_model(**changes: object) -> XClip:
@@ -69,29 +92,20 @@ def model() -> XClip:
     return small_model()
 
 
-@pytest.fixture(scope="module")
-def matrices():
-    torch.manual_seed(1)
-    made = ScoreMatrices(D, W, F)
-    with torch.no_grad():
-        for matrix in made.parameters():
-            matrix.add_(0.1 * torch.randn_like(matrix))
-    return made
-
-
 class Loops:
     """The scores of one text and one video in plain numbers, loop by loop."""
 
-    def __init__(self, text, video, matrices, *, mask_padding, aggregation, temperature, frame_word_sides):
+    def __init__(self, text, video, head):
+        config = head.config
         self.sentence, self.words = text.sentence.double().numpy(), text.words.double().numpy()
         self.video, self.frames = video.video.double().numpy(), video.frames.double().numpy()
-        self.real_words = text.word_mask.numpy() if mask_padding else np.ones(W, bool)
-        self.real_frames = video.frame_mask.numpy() if mask_padding else np.ones(F, bool)
+        self.real_words = text.word_mask.numpy() if config.mask_padding else np.ones(W, bool)
+        self.real_frames = video.frame_mask.numpy() if config.mask_padding else np.ones(F, bool)
         self.weights = np.ones(W) if text.word_weights is None else text.word_weights.double().numpy()
-        self.m = {name: one.detach().double().numpy() for name, one in matrices.named_parameters()}
-        self.temperature, self.sides = temperature, frame_word_sides
+        self.m = {name: one.detach().double().numpy() for name, one in head.named_parameters()}
+        self.temperature, self.sides = config.temperature, config.frame_word_sides
         self.outer, self.inner = (
-            ("attention", "attention") if aggregation == "attention" else aggregation.split("-")
+            ("attention", "attention") if config.aggregation == "attention" else config.aggregation.split("-")
         )
 
     def reduce(self, how, values, real, matrix, weights):
@@ -149,16 +163,16 @@ def every_pair(text, video):
             yield t, v, one_text, one_video
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values())))
-@pytest.mark.parametrize("weighted", [False, True])
+@every_variant
 @pytest.mark.parametrize("mask_padding", [True, False])
-def test_every_score_equals_its_definition_in_loops(matrices, mask_padding, weighted, variant):
-    text, video = features(weighted)
-    scale, settings = torch.tensor(SCALE), {**variant, "mask_padding": mask_padding}
-    scores = score_features(text, video, matrices, scale, score_names=SCORE_NAMES, **settings)
-    matches = match_frames(text, video, matrices, scale, score_names=("frame_word",), **settings)
+def test_every_score_equals_its_definition_in_loops(mask_padding, variant):
+    text, video = features(variant["word_weighting"] == WEIGHTED)
+    head = score_head(mask_padding=mask_padding, **variant)
+    scores = head(text, video, torch.tensor(SCALE))
+    matching = score_head(mask_padding=mask_padding, score_names=("frame_word",), **variant)
+    matches = matching.match_frames(text, video, torch.tensor(SCALE))
     for t, v, one_text, one_video in every_pair(text, video):
-        loops = Loops(one_text, one_video, matrices, **settings)
+        loops = Loops(one_text, one_video, head)
         for name in SCORE_NAMES:
             expected = SCALE * getattr(loops, name)()
             assert getattr(scores, name)[t, v].item() == pytest.approx(expected, abs=1e-4), (name, t, v)
@@ -170,44 +184,39 @@ def test_every_score_equals_its_definition_in_loops(matrices, mask_padding, weig
                 assert matches[t, v, f] == float("-inf")
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values())))
+@every_variant
 @pytest.mark.parametrize("mask_padding", [True, False])
 @pytest.mark.parametrize("max_elements", [1, W * F * 2, 1 << 20])
-def test_scoring_in_blocks_equals_scoring_at_once(matrices, max_elements, mask_padding, variant):
-    for weighted in (False, True):
-        text, video = features(weighted)
-        settings = {"mask_padding": mask_padding, "score_names": SCORE_NAMES, **variant}
-        at_once = score_features(text, video, matrices, torch.tensor(SCALE), **settings)
-        in_blocks = score_in_blocks(
-            text, video, matrices, torch.tensor(SCALE), max_elements=max_elements, **settings
-        )
-        for name in (*SCORE_NAMES, "total"):
-            torch.testing.assert_close(getattr(in_blocks, name), getattr(at_once, name), atol=1e-4, rtol=1e-5)
+def test_scoring_in_blocks_equals_scoring_at_once(max_elements, mask_padding, variant):
+    text, video = features(variant["word_weighting"] == WEIGHTED)
+    head = score_head(mask_padding=mask_padding, **variant)
+    at_once = head.at_once(text, video, torch.tensor(SCALE))
+    in_blocks = head.in_blocks(text, video, torch.tensor(SCALE), max_elements)
+    for name in (*SCORE_NAMES, "total"):
+        torch.testing.assert_close(getattr(in_blocks, name), getattr(at_once, name), atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values())))
-def test_with_masking_the_content_of_padding_changes_no_score_of_any_aggregation(matrices, variant):
-    for weighted in (False, True):
-        text, video = features(weighted)
-        words = torch.where(text.word_mask[..., None], text.words, 9.0)
-        frames = torch.where(video.frame_mask[..., None], video.frames, -9.0)
-        other_text = TextFeatures(text.sentence, words, text.word_mask, text.word_weights)
-        other_video = VideoFeatures(video.video, frames, video.frame_mask)
-        settings = {"score_names": SCORE_NAMES, **variant}
-        scale = torch.tensor(SCALE)
-        plain = score_features(text, video, matrices, scale, mask_padding=True, **settings)
-        changed = score_features(other_text, other_video, matrices, scale, mask_padding=True, **settings)
-        for name in SCORE_NAMES:
-            torch.testing.assert_close(getattr(changed, name), getattr(plain, name), atol=0, rtol=0)
-        unmasked = score_features(text, video, matrices, scale, mask_padding=False, **settings)
-        assert not torch.allclose(unmasked.frame_word, plain.frame_word)
+@every_variant
+def test_with_masking_the_content_of_padding_changes_no_score_of_any_aggregation(variant):
+    text, video = features(variant["word_weighting"] == WEIGHTED)
+    words = torch.where(text.word_mask[..., None], text.words, 9.0)
+    frames = torch.where(video.frame_mask[..., None], video.frames, -9.0)
+    other_text = TextFeatures(text.sentence, words, text.word_mask, text.word_weights)
+    other_video = VideoFeatures(video.video, frames, video.frame_mask)
+    scale = torch.tensor(SCALE)
+    masking = score_head(mask_padding=True, **variant)
+    plain, changed = masking(text, video, scale), masking(other_text, other_video, scale)
+    for name in SCORE_NAMES:
+        torch.testing.assert_close(getattr(changed, name), getattr(plain, name), atol=0, rtol=0)
+    unmasked = score_head(mask_padding=False, **variant)(text, video, scale)
+    assert not torch.allclose(unmasked.frame_word, plain.frame_word)
 
 
 @pytest.mark.parametrize("names", SUBSETS, ids="+".join)
 @pytest.mark.parametrize("aggregation", ["attention", "mean-max"])
 def test_the_total_is_the_mean_of_the_named_scores_in_both_modes(model, aggregation, names):
     text, video = model.encode_text(["a dog runs", "two red cars"]), random_video(3)
-    model.config = replace(model.config, score_names=names, aggregation=aggregation)
+    model.matrices.config = replace(model.config, score_names=names, aggregation=aggregation)
     scores = model.eval().score(text, video)
     expected = torch.stack([getattr(scores, name) for name in names]).mean(0)
     torch.testing.assert_close(scores.total, expected)
@@ -220,38 +229,26 @@ def test_the_total_is_the_mean_of_the_named_scores_in_both_modes(model, aggregat
         assert found.shape == scores.total.shape
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values())))
+@every_variant
 @pytest.mark.parametrize("mask_padding", [True, False])
-def test_gradients_are_finite_and_reach_exactly_the_matrices_in_use(matrices, mask_padding, variant):
-    for names, weighted in product(SUBSETS, (False, True)):
-        matrices.zero_grad(set_to_none=True)
-        text, video = features(weighted)
+def test_gradients_are_finite_and_reach_exactly_the_matrices_in_use(mask_padding, variant):
+    for names in SUBSETS:
+        head = score_head(mask_padding=mask_padding, score_names=names, **variant).train()
+        text, video = features(variant["word_weighting"] == WEIGHTED)
         # What a model that masks padding gives, which is where zeros meet a maximum.
         text.words.mul_(text.word_mask[..., None] | (not mask_padding))
         video.frames.mul_(video.frame_mask[..., None] | (not mask_padding))
         inputs = [text.sentence, text.words, video.video, video.frames]
         for tensor in inputs:
             tensor.requires_grad_()
-        scores = score_features(
-            text,
-            video,
-            matrices,
-            torch.tensor(SCALE),
-            mask_padding=mask_padding,
-            score_names=names,
-            only_named=True,
-            **variant,
-        )
-        scores.total.square().sum().backward()
+        head(text, video, torch.tensor(SCALE)).total.square().sum().backward()
         assert all(tensor.grad is None or tensor.grad.isfinite().all() for tensor in inputs)
         reached = set()
-        for name, matrix in matrices.named_parameters():
+        for name, matrix in head.named_parameters():
             if matrix.grad is not None:
                 assert matrix.grad.isfinite().all() and matrix.grad.abs().sum() > 0, name
                 reached.add(name)
-        used = matrices_in_use(names, variant["aggregation"], variant["frame_word_sides"])
-        assert reached == used, names
-    matrices.zero_grad(set_to_none=True)
+        assert reached == head.matrices_in_use(), names
 
 
 @pytest.mark.parametrize(("temperature", "limit"), [(1e-6, "max-max"), (1e6, "mean-mean")])
@@ -260,10 +257,9 @@ def test_attention_with_identity_matrices_has_the_maximum_and_the_mean_as_its_li
     mask_padding, temperature, limit
 ):
     text, video = features()
-    settings = {"mask_padding": mask_padding, "score_names": SCORE_NAMES}
     one = torch.tensor(1.0)
-    attention = score_features(text, video, ScoreMatrices(D, W, F), one, temperature=temperature, **settings)
-    other = score_features(text, video, ScoreMatrices(D, W, F), one, aggregation=limit, **settings)
+    attention = score_head(0, mask_padding=mask_padding, temperature=temperature)(text, video, one)
+    other = score_head(0, mask_padding=mask_padding, aggregation=limit)(text, video, one)
     for name in SCORE_NAMES:
         torch.testing.assert_close(getattr(attention, name), getattr(other, name), atol=1e-5, rtol=0)
 
@@ -274,16 +270,15 @@ def test_the_names_are_read_from_the_outside_in():
     video = VideoFeatures(torch.zeros(1, 3), grid.T[None].contiguous(), torch.ones(1, 2).bool())
 
     def score(aggregation, sides):
-        return score_features(
-            text,
-            video,
-            ScoreMatrices(3, 3, 2),
-            torch.tensor(1.0),
-            mask_padding=True,
+        config = XClipConfig.tiny(
+            clip={**XClipConfig.tiny().clip, "embed_dim": 3},
+            num_words=3,
+            num_frames=2,
             score_names=("frame_word",),
             aggregation=aggregation,
             frame_word_sides=sides,
-        ).total.item()
+        )
+        return ScoreHead(config)(text, video, torch.tensor(1.0)).total.item()
 
     by_words, by_frames = (3 + 8 + 5) / 3, (5 + 8) / 2
     assert score("mean-max", "words") == pytest.approx(by_words)
@@ -366,11 +361,11 @@ def test_choices_that_cannot_be_meant_are_refused(changes, message):
             XClipConfig.from_json(json.dumps({**values, **changes}))
 
 
-WEIGHTED = {"aggregation": "mean-max", "word_weighting": "inverse-document-frequency"}
+WEIGHTED_MEAN = {"aggregation": "mean-max", "word_weighting": WEIGHTED}
 
 
 def test_word_weights_are_saved_with_the_model_and_are_part_of_its_fingerprint(tmp_path):
-    model = small_model(**WEIGHTED)
+    model = small_model(**WEIGHTED_MEAN)
     before = model.fingerprint
     weights = torch.rand(49408)
     model.set_word_weights(weights)
@@ -395,7 +390,7 @@ def test_a_model_that_weights_words_equally_has_no_tensor_more_than_before():
 
 
 def test_word_weights_travel_with_the_features_and_are_not_forgotten_in_silence():
-    model = small_model(**WEIGHTED)
+    model = small_model(**WEIGHTED_MEAN)
     text = model.encode_text(["a dog runs", "two cats", ""])
     assert text.word_weights is not None
     again = TextFeatures.cat([text[:1], text[[1, 2]]]).to("cpu")
@@ -417,6 +412,6 @@ def test_word_weights_travel_with_the_features_and_are_not_forgotten_in_silence(
 @pytest.mark.parametrize("weights", [torch.ones(3), torch.full((49408,), -1.0), torch.full((49408,), np.nan)])
 def test_weights_that_do_not_fit_are_refused(weights):
     with pytest.raises(ShapeError, match="49408 finite numbers"):
-        small_model(**WEIGHTED).set_word_weights(weights)
+        small_model(**WEIGHTED_MEAN).set_word_weights(weights)
     with pytest.raises(ShapeError, match="weights words equally"):
         small_model().set_word_weights(weights)

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-import model.checkpoints.conversion
+import model.checkpoints.official
 import xclip_search
 from model import CheckpointError, XClip, XClipConfig
-from model.checkpoints.conversion import differences, layout_of, to_official
+from model.checkpoints.loading import layout_of
+from model.checkpoints.official import differences, to_official
 from tests.support.training_runs.b32_drawing import b32_tensors
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -127,15 +128,15 @@ def test_a_config_spelled_otherwise_gives_the_same_scores_and_the_other_fingerpr
 
 def test_one_value_that_float16_cannot_hold_makes_the_whole_file_float32():
     network = XClip.from_official(GOLDENS / "tiny_model.safetensors", device="cpu")
-    assert to_official(network).num_half == 35
+    assert to_official(network.config, network.state_dict()).num_half == 35
     name = "clip.visual.transformer.resblocks.1.mlp.c_fc.weight"
     with torch.no_grad():
         network.clip.visual.transformer.resblocks[1].mlp.c_fc.weight[2, 3] = 0.1
-    official = to_official(network)
+    official = to_official(network.config, network.state_dict())
     assert official.num_half == 0
     assert official.lossy == (name,)
     assert {tensor.dtype for tensor in official.tensors.values()} == {torch.float32}
-    rounded = to_official(network, "float16")
+    rounded = to_official(network.config, network.state_dict(), "float16")
     assert {each: tensor.dtype for each, tensor in rounded.tensors.items()} == OFFICIAL_DTYPES
     assert rounded.tensors[name][2, 3] == torch.tensor(0.1).half()
 
@@ -182,7 +183,7 @@ REFUSED = {
     "some scores": ({"score_names": ("video_sentence", "frame_word")}, "only some of the four scores"),
     "own vocabulary": ({"vocabulary": tuple(range(200))}, "vocabulary of its own"),
     "other means": ({"pixel_mean": (0.5, 0.5, 0.5)}, "other channel means"),
-    "other deviations": ({"pixel_deviation": (0.5, 0.5, 0.5)}, "other channel deviations"),
+    "other standard deviations": ({"pixel_deviation": (0.5, 0.5, 0.5)}, "other channel standard deviations"),
     "aggregation": ({"aggregation": "max-max"}, "aggregated otherwise than by attention"),
     "temperature": ({"temperature": 0.02}, "another temperature"),
     "one side": ({"frame_word_sides": "words"}, "the side of the words alone"),
@@ -239,7 +240,7 @@ def test_a_tensor_without_a_place_is_never_left_out_silently():
     network = trainable()
     network.register_buffer("loudness", torch.ones(3))
     with pytest.raises(CheckpointError, match="loudness has no place in the official layout"):
-        to_official(network)
+        to_official(network.config, network.state_dict())
 
 
 # What official files look like
@@ -436,7 +437,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
         path.write_bytes(b"half of it")
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
 
-    monkeypatch.setattr(model.checkpoints.conversion.torch, "save", fail)
+    monkeypatch.setattr(model.checkpoints.official.torch, "save", fail)
     status, output = convert(tmp_path / "ours", tmp_path / "model.bin", "--overwrite")
     assert status == 1
     assert "cannot be written: PytorchStreamWriter failed" in output.replace("\n", " ")
@@ -481,7 +482,7 @@ def test_a_checkpoint_of_the_published_teachers_size_loads_and_comes_back(num_wo
     mask[:, :3] = True
     scores = loaded.score(words, loaded.encode_video(pixels, mask))
     assert bool(scores.total.isfinite().all())
-    official = to_official(loaded)
+    official = to_official(loaded.config, loaded.state_dict())
     assert list(official.tensors) == list(before)
     assert_same_bits(dict(official.tensors), before)
     save_file(dict(official.tensors), tmp_path / "teacher.safetensors")

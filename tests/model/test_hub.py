@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 from typer.testing import CliRunner
 
@@ -188,7 +188,7 @@ def test_a_token_that_the_hub_says_back_is_not_shown(hub, tmp_path, monkeypatch)
         ),
     )
     with pytest.raises(HubError, match=r"bad Bearer \(token\)") as error:
-        publish({"a.txt": b"a"}, "me/films", token="hf_echo")
+        publish({"a.txt": b"a"}, "me/films", api=HfApi(token="hf_echo"))
     assert "hf_echo" not in str(error.value)
 
 
@@ -213,7 +213,7 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_without_a_network_the_host_is_named(nowhere, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(HubError, match=r"^me/films cannot be published: 127\.0\.0\.1 cannot be reached$"):
-        publish({"a.txt": b"a"}, "me/films", endpoint=nowhere, token="hf_secret")
+        publish({"a.txt": b"a"}, "me/films", api=HfApi(endpoint=nowhere, token="hf_secret"))
     with pytest.raises(
         SpecError, match=r"^hf-hub:me/films cannot be fetched: 127\.0\.0\.1 cannot be reached$"
     ):

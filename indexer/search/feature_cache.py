@@ -1,10 +1,10 @@
 """Features of segments where the model scores them: kept in memory up to a budget, else from the catalog.
 
-The memory is one block of equal slots on the model's device, processor or GPU. Searches fill it with what
-they read; once it is full, a segment that was not asked for again since the clock's hand last passed gives
-way (Corbato, A Paging Experiment with the Multics System, 1968). It follows the change log: what is deleted
-is forgotten. A search that looks at everything only fills what is free, or it would push out what others
-need.
+The cache is one block of equal slots on the model's device, processor or GPU. Searches fill it with what they
+read; once it is full, a segment that was not asked for again since the clock's hand last passed is evicted
+(second chance: Corbato, A Paging Experiment with the Multics System, 1968). Features of a segment never
+change, so only deletions have to be followed, by `sync`. A scan of everything only fills free slots, or it
+would evict what other searches need.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from indexer.store.records import SegmentFeatures
 from indexer.store.sqlite.catalog import Catalog
 from model.features import VideoFeatures
 
-_NOWHERE = -1
-_NOBODY = 0  # Segment ids begin at 1.
+_NOT_HELD = -1
+_NO_SEGMENT = 0  # In a free slot: segment ids begin at 1.
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +43,10 @@ class ScorableSegments:
     def __len__(self) -> int:
         return len(self.segment_ids)
 
+    def __getitem__(self, rows: NDArray[np.intp]) -> Self:
+        videos = self.videos[torch.from_numpy(rows).to(self.videos.video.device)]
+        return type(self)(self.segment_ids[rows], self.video_numbers[rows], videos)
+
     @classmethod
     def of(cls, features: SegmentFeatures, device: torch.device) -> Self:
         """What the catalog has read, on `device`."""
@@ -58,15 +62,20 @@ class ScorableSegments:
         )
 
 
-class FeatureMemory:
-    """Features of the segments of a catalog, as they are now. Safe to use from several threads."""
+class FeatureCache:
+    """Features of the segments of a catalog. Safe to use from several threads."""
 
     def __init__(self, catalog: Catalog, *, size_bytes: int, device: torch.device) -> None:
-        """An empty memory.
+        """Start empty.
 
-        size_bytes: what it may take on `device`; 0: nothing is kept. On a processor it takes as much as it
-        holds, on a GPU all at once. Beside it, on the processor, 4 bytes for each segment.
-        Raises torch.OutOfMemoryError where a GPU has less.
+        Args:
+            catalog: Where features are read that are not held.
+            size_bytes: What the cache may take on `device`; 0 keeps nothing. On a processor it takes as much
+                as it holds, on a GPU all at once. Additionally, on the processor, 4 bytes for each segment.
+            device: The model's.
+
+        Raises:
+            torch.OutOfMemoryError: A GPU has less.
         """
         if size_bytes < 0:
             raise ValueError("size_bytes is at least 0")
@@ -78,20 +87,20 @@ class FeatureMemory:
         self._video = torch.empty((num_slots, shape[2]), dtype=torch.float32, device=device)
         self._mask = torch.empty(shape[:2], dtype=torch.bool, device=device)
         self._video_numbers = np.zeros(num_slots, np.int64)
-        self._ids = np.zeros(num_slots, np.int64)  # _NOBODY in a slot that nobody has.
+        self._ids = np.zeros(num_slots, np.int64)  # [slot]
         self._asked_again = np.zeros(num_slots, bool)
-        self._slots = np.empty(0, np.int32)  # [segment id]: its slot, or _NOWHERE.
+        self._slots = np.empty(0, np.int32)  # [segment id]: its slot, or _NOT_HELD.
         self._num_begun = 0  # Slots from here on were never used.
-        self._left: list[int] = []  # Slots whose segments were deleted.
+        self._freed: list[int] = []  # Slots whose segments were deleted.
         self._hand = 0
-        self._num_readers = 0  # Sweeps that look at slots themselves, not at copies.
+        self._num_scans = 0  # Readers of the slots themselves, not of copies.
         self._sequence = self._last_deletion = catalog.sequence
         self._lock = threading.Lock()
 
     @property
     def num_held(self) -> int:
-        """Segments in memory."""
-        return self._num_begun - len(self._left)
+        """Segments held."""
+        return self._num_begun - len(self._freed)
 
     @property
     def held_bytes(self) -> int:
@@ -100,29 +109,27 @@ class FeatureMemory:
 
     @property
     def num_slots(self) -> int:
-        """Segments that there is room for."""
+        """Segments that fit."""
         return self._num_slots
 
     def get(self, segment_ids: NDArray[np.int64]) -> ScorableSegments:
-        """Features of `segment_ids`, in the order asked; ids that do not exist (any more) are left out.
+        """Features of `segment_ids`, in the order asked; ids that did not exist at the last `sync` or do not
+        exist any more may be left out.
 
         Raises IndexDamagedError.
         """
         if self._num_slots == 0:
             return self._read(segment_ids)
-        self._follow()
-        return self._gather(segment_ids, may_replace=True)
+        return self._gather(segment_ids, may_evict=True)
 
     def blocks(self, segment_ids: NDArray[np.int64], block_size: int) -> Iterator[ScorableSegments]:
         """Features of `segment_ids` in blocks of `block_size` of them; less what does not exist (any more).
 
         segment_ids: int64, ascending. A block is valid until the next one is asked for. What is deleted
-        after the first block may still come. Raises IndexDamagedError.
+        after the last `sync` may still come. Raises IndexDamagedError.
         """
-        if self._num_slots:
-            self._follow()
         with self._lock:
-            self._num_readers += 1
+            self._num_scans += 1
         try:
             for first in range(0, len(segment_ids), block_size):
                 some = segment_ids[first : first + block_size]
@@ -130,40 +137,40 @@ class FeatureMemory:
                     yield self._read(some)
                     continue
                 in_place = self._in_place(some)
-                yield in_place if in_place is not None else self._gather(some, may_replace=False)
+                yield in_place if in_place is not None else self._gather(some, may_evict=False)
         finally:
             with self._lock:
-                self._num_readers -= 1
+                self._num_scans -= 1
 
     def _read(self, segment_ids: NDArray[np.int64]) -> ScorableSegments:
         return ScorableSegments.of(self._catalog.segment_features(segment_ids), self._device)
 
-    # Out of memory
+    # Out of the cache
 
     def _in_place(self, segment_ids: NDArray[np.int64]) -> ScorableSegments | None:
-        """The slots themselves, where they follow one another; for readers only."""
+        """The slots themselves, without a copy, where they follow one another."""
         with self._lock:
             slots = self._slots_of(segment_ids)
             first, last = int(slots[0]), int(slots[-1])
-            if first == _NOWHERE or last - first != len(slots) - 1 or np.any(np.diff(slots) != 1):
+            if first == _NOT_HELD or last - first != len(slots) - 1 or np.any(np.diff(slots) != 1):
                 return None
             rows = slice(first, last + 1)
             # Not the video features: see `ScorableSegments.of`.
             videos = VideoFeatures(self._video[rows].clone(), self._frames[rows], self._mask[rows])
             return ScorableSegments(segment_ids, self._video_numbers[rows].copy(), videos)
 
-    def _gather(self, segment_ids: NDArray[np.int64], *, may_replace: bool) -> ScorableSegments:
-        """A copy. may_replace: whether what has to be read may take the place of other segments."""
+    def _gather(self, segment_ids: NDArray[np.int64], *, may_evict: bool) -> ScorableSegments:
+        """A copy. may_evict: whether what has to be read may evict other segments."""
         with self._lock:
             slots = self._slots_of(segment_ids)
-            is_held = slots != _NOWHERE
+            is_held = slots != _NOT_HELD
             held = self._copy(slots[is_held])
-            self._asked_again[slots[is_held]] |= may_replace
+            self._asked_again[slots[is_held]] |= may_evict
             sequence = self._sequence
         if is_held.all():
             return held
         read = self._read(segment_ids[~is_held])
-        self._keep(read, sequence, may_replace)
+        self._keep(read, sequence, may_evict)
         return _merged(segment_ids, is_held, held, read) if len(held) else read
 
     def _copy(self, slots: NDArray[np.int32]) -> ScorableSegments:
@@ -174,29 +181,29 @@ class FeatureMemory:
         return ScorableSegments(self._ids[slots], self._video_numbers[slots], videos)
 
     def _slots_of(self, segment_ids: NDArray[np.int64]) -> NDArray[np.int32]:
-        """int32 [N], _NOWHERE for what is not held."""
-        slots = np.full(len(segment_ids), _NOWHERE, np.int32)
+        """int32 [N], _NOT_HELD for what is not held."""
+        slots = np.full(len(segment_ids), _NOT_HELD, np.int32)
         known = (segment_ids > 0) & (segment_ids < len(self._slots))
         slots[known] = self._slots[segment_ids[known]]
         return slots
 
-    # Into memory
+    # Into the cache
 
-    def _keep(self, read: ScorableSegments, sequence: int, may_replace: bool) -> None:
-        """Put in what was read when the log had been followed to `sequence`."""
+    def _keep(self, read: ScorableSegments, sequence: int, may_evict: bool) -> None:
+        """Put in what was read when the cache was at change `sequence`."""
         with self._lock:
             if self._last_deletion > sequence:
-                return  # It may be deleted, and nobody would tell again.
+                return  # It may be deleted by now, and that change would not come again.
             _, rows = np.unique(read.segment_ids, return_index=True)
-            rows = rows[self._slots_of(read.segment_ids[rows]) == _NOWHERE]
-            slots = self._take_slots(len(rows), may_replace)
+            rows = rows[self._slots_of(read.segment_ids[rows]) == _NOT_HELD]
+            slots = self._take_slots(len(rows), may_evict)
             if not len(slots):
                 return
             rows = np.sort(rows)[: len(slots)]
             ids = read.segment_ids[rows]
             self._forget_ids(self._ids[slots])
             if ids.max() >= len(self._slots):
-                larger = np.full(max(int(ids.max()) + 1, len(self._slots) * 5 // 4), _NOWHERE, np.int32)
+                larger = np.full(max(int(ids.max()) + 1, len(self._slots) * 5 // 4), _NOT_HELD, np.int32)
                 larger[: len(self._slots)] = self._slots
                 self._slots = larger
             self._slots[ids], self._ids[slots], self._video_numbers[slots] = (
@@ -204,47 +211,45 @@ class FeatureMemory:
                 ids,
                 read.video_numbers[rows],
             )
-            videos = read.videos
-            if len(rows) < len(read):
-                videos = videos[torch.from_numpy(rows).to(self._device)]
+            videos = read.videos if len(rows) == len(read) else read[rows].videos
             to = torch.from_numpy(slots).to(self._device)
             self._video.index_copy_(0, to, videos.video)
             self._frames.index_copy_(0, to, videos.frames)
             self._mask.index_copy_(0, to, videos.frame_mask)
 
-    def _take_slots(self, count: int, may_replace: bool) -> NDArray[np.int64]:
+    def _take_slots(self, count: int, may_evict: bool) -> NDArray[np.int64]:
         """At most `count` slots to write into, ascending as far as they are new."""
         num_new = min(count, self._num_slots - self._num_begun)
         slots = [np.arange(self._num_begun, self._num_begun + num_new)]
         self._num_begun += num_new
         count -= num_new
-        if self._num_readers == 0:  # Readers look at those that were in use, even if they were left since.
-            num_left = min(count, len(self._left))
-            slots.append(np.array([self._left.pop() for _ in range(num_left)], np.int64))
-            if may_replace:
-                slots.append(self._victims(min(count - num_left, self._num_slots - num_new - num_left)))
+        if self._num_scans == 0:  # A scan may still read slots that were in use, even if freed since.
+            num_freed = min(count, len(self._freed))
+            slots.append(np.array([self._freed.pop() for _ in range(num_freed)], np.int64))
+            if may_evict:
+                slots.append(self._evict(min(count - num_freed, self._num_slots - num_new - num_freed)))
         return np.concatenate(slots)
 
-    def _victims(self, count: int) -> NDArray[np.int64]:
-        """`count` slots in use, there being as many, that were not asked for since the hand passed."""
+    def _evict(self, count: int) -> NDArray[np.int64]:
+        """Choose `count` slots in use (there are as many) that were not asked for since the hand passed."""
         chosen: list[NDArray[np.int64]] = []
         while count > 0:
             window = np.arange(self._hand, min(self._hand + count, self._num_slots))
-            free = window[~self._asked_again[window] & (self._ids[window] != _NOBODY)]
+            victims = window[~self._asked_again[window] & (self._ids[window] != _NO_SEGMENT)]
             self._asked_again[window] = False
-            self._asked_again[free] = True  # Not twice for one call.
-            chosen.append(free)
-            count -= len(free)
+            self._asked_again[victims] = True  # Not twice in one call.
+            chosen.append(victims)
+            count -= len(victims)
             self._hand = (self._hand + len(window)) % self._num_slots
         slots = np.concatenate([np.empty(0, np.int64), *chosen])
         self._asked_again[slots] = False
         return slots
 
-    # Following the catalog
+    # Deletions
 
-    def _follow(self) -> None:
-        """Forget what was deleted by now."""
-        if self._catalog.sequence == self._sequence:
+    def sync(self) -> None:
+        """Drop what was deleted from the catalog by now."""
+        if self._num_slots == 0 or self._catalog.sequence == self._sequence:
             return
         with self._lock:
             try:
@@ -256,17 +261,17 @@ class FeatureMemory:
                         self._last_deletion = self._sequence
             except ChangesForgottenError:
                 self._sequence = self._last_deletion = self._catalog.sequence
-                self._forget(self._ids[self._ids != _NOBODY])
+                self._forget(self._ids[self._ids != _NO_SEGMENT])
 
     def _forget(self, segment_ids: NDArray[np.int64]) -> None:
         slots = self._slots_of(segment_ids)
-        slots = slots[slots != _NOWHERE]
+        slots = slots[slots != _NOT_HELD]
         self._forget_ids(self._ids[slots])
-        self._ids[slots] = _NOBODY
-        self._left.extend(slots.tolist())
+        self._ids[slots] = _NO_SEGMENT
+        self._freed.extend(slots.tolist())
 
     def _forget_ids(self, segment_ids: NDArray[np.int64]) -> None:
-        self._slots[segment_ids[segment_ids != _NOBODY]] = _NOWHERE
+        self._slots[segment_ids[segment_ids != _NO_SEGMENT]] = _NOT_HELD
 
 
 def slot_bytes(num_frames: int, embedding_dim: int) -> int:

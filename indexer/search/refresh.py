@@ -1,7 +1,5 @@
-"""What an index that is searched needs now and then, done in a thread beside the searches.
-
-The background scores are made anew, the coarse index is compacted and saved, each when it is time for it.
-"""
+"""Housekeeping of a searched index, in a background thread: the baseline scores are remade, the coarse index
+is compacted and saved, each when it is due."""
 
 from __future__ import annotations
 
@@ -14,26 +12,26 @@ from typing import Final, Literal
 
 from indexer.coarse.building import leave_room_for_searches
 from indexer.coarse.index import CoarseIndex
-from indexer.search.background import BackgroundScores
+from indexer.search.baseline import BaselineScores
 
 logger = logging.getLogger(__name__)
 
 PAUSE_SECONDS: Final = 600.0
-"""What has failed is not tried again before: a damaged segment or a full disk stays so for a while."""
+"""What has failed is not retried sooner: a damaged segment or a full disk stays so for a while."""
 
-_Task = Literal["background scores", "compaction", "saving"]
+_Task = Literal["baseline scores", "compaction", "saving"]
 
 
-class IndexUpkeep:
-    """One thread at a time, started when there is something to do. Safe to use from several threads.
+class IndexRefresher:
+    """Runs one thread at a time, when there is something to do. Safe to use from several threads.
 
-    No answer depends on it: what fails is logged and tried again later.
+    No answer depends on it: what fails is logged and retried later.
     """
 
-    def __init__(self, index: CoarseIndex, background: BackgroundScores, directory: Path) -> None:
+    def __init__(self, index: CoarseIndex, baseline: BaselineScores, directory: Path) -> None:
         """directory: of the index, for the log."""
         self._index = index
-        self._background = background
+        self._baseline = baseline
         self._directory = directory
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -41,9 +39,9 @@ class IndexUpkeep:
         self._not_before: dict[_Task, float] = {}
 
     def start_where_needed(self, *, after_search: bool) -> None:
-        """after_search: scores are wanted, so there should be a background for them."""
+        """after_search: scores are wanted, so there should be a baseline for them."""
         is_needed = (
-            (after_search and self._background.is_stale and self._may("background scores"))
+            (after_search and self._baseline.is_stale and self._may("baseline scores"))
             or (self._index.needs_compaction and self._may("compaction"))
             or (self._index.needs_saving and self._may("saving"))
         )
@@ -52,13 +50,11 @@ class IndexUpkeep:
         with self._lock:
             if self._closed or (self._thread is not None and self._thread.is_alive()):
                 return
-            self._thread = threading.Thread(
-                target=self._work, args=(after_search,), name="coarse-index-upkeep"
-            )
+            self._thread = threading.Thread(target=self._work, args=(after_search,), name="index-refresh")
             self._thread.start()
 
     def wait(self) -> None:
-        """Until nothing is under way."""
+        """Block until nothing is under way."""
         with self._lock:
             thread = self._thread
         if thread is not None:
@@ -73,7 +69,7 @@ class IndexUpkeep:
     def _work(self, after_search: bool) -> None:
         leave_room_for_searches()
         if after_search:
-            self._do("background scores", self._background.is_stale, self._background.make)
+            self._do("baseline scores", self._baseline.is_stale, self._baseline.make)
         self._do("compaction", self._index.needs_compaction, self._index.compact)
         self._do("saving", self._index.needs_saving, self._index.save)
 
@@ -82,9 +78,9 @@ class IndexUpkeep:
             return
         try:
             do()
-        except Exception as error:  # Above is nobody who could do anything about it.
+        except Exception as error:  # The top of a thread: there is no caller to raise to.
             self._not_before[task] = time.monotonic() + PAUSE_SECONDS
-            logger.warning("upkeep of the index %s, %s: %s", self._directory, task, error)
+            logger.warning("refreshing the index %s, %s: %s", self._directory, task, error)
 
     def _may(self, task: _Task) -> bool:
         return task not in self._not_before or time.monotonic() >= self._not_before[task]

@@ -1,7 +1,5 @@
-"""From scored segments to what a client sees: records, times and features of a page, all still there.
-
-From stored features to scores, moments and explanations, by the model.
-"""
+"""From scored segments to results: what the catalog says of a page, and the model's scores, moments and
+explanations."""
 
 from __future__ import annotations
 
@@ -13,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from indexer.search.feature_cache import FeatureMemory, ScorableSegments
-from indexer.search.ordering import OrderedResults, ScoredSegments
-from indexer.search.types import NUM_MOMENTS, Explanation, Moment, SearchResult, Segment
+from indexer.search.feature_cache import FeatureCache, ScorableSegments
+from indexer.search.ordering import ScoredSegments
+from indexer.search.types import DEFAULT_MOMENTS, Explanation, Moment, SearchResult, Segment
 from indexer.store.records import SegmentInfo, VideoRecord
 from indexer.store.sqlite.catalog import Catalog
 from model.features import SCORE_NAMES, TextFeatures
@@ -26,12 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """What is needed to show the results of a page, all in its order."""
+    """What is needed to show the results of a page, all in its order.
+
+    has_gaps: results in front of the page's end were deleted, so that a page which is not full may have
+    missed some.
+    """
 
     hits: ScoredSegments
     features: ScorableSegments
     infos: Sequence[SegmentInfo]
     videos: Sequence[VideoRecord]
+    has_gaps: bool
 
     def __len__(self) -> int:
         return len(self.hits)
@@ -42,27 +45,22 @@ class Page:
         return [info.frame_times for info in self.infos]
 
 
-def read_page(
-    ordered: OrderedResults, offset: int, limit: int, catalog: Catalog, features: FeatureMemory
-) -> tuple[Page, OrderedResults, bool]:
-    """What the catalog says about results `offset` to `offset + limit`; those deleted by now give way to the
-    next. Also the results without those deleted, and whether any was.
-    """
-    num_before = len(ordered)
+def read_page(ordered: ScoredSegments, page: slice, catalog: Catalog, features: FeatureCache) -> Page:
+    """What the catalog says about the results of a page; those deleted by now give way to the next."""
+    has_gaps = False
     while True:
-        hits = ordered.scored[offset : offset + limit]
-        infos = catalog.segment_infos(hits.segment_ids)
-        read = features.get(hits.segment_ids)
+        hits = ordered[page]
+        ids = hits.segment_ids
+        infos = catalog.segment_infos(ids)
+        read = features.get(ids)
         videos = catalog.get_videos([info.video_id for info in infos.values()])
-        # Three readings, and a video may be deleted between any two of them.
-        deleted = set(hits.segment_ids.tolist()) - infos.keys()
-        deleted |= set(hits.segment_ids.tolist()) - set(read.segment_ids.tolist())
-        deleted |= {info.segment_id for info in infos.values() if info.video_id not in videos}
-        if not deleted:
-            in_order = [infos[segment_id] for segment_id in hits.segment_ids.tolist()]
-            page = Page(hits, read, in_order, [videos[info.video_id] for info in in_order])
-            return page, ordered, len(ordered) < num_before
-        ordered = ordered.without(list(deleted))
+        # Three reads, and a video may be deleted between any two of them.
+        present = [i for i in read.segment_ids.tolist() if i in infos and infos[i].video_id in videos]
+        if len(present) == len(ids):
+            in_order = [infos[segment_id] for segment_id in present]
+            return Page(hits, read, in_order, [videos[info.video_id] for info in in_order], has_gaps)
+        has_gaps = True
+        ordered = ordered.without(np.setdiff1d(ids, present))
 
 
 def make_results(
@@ -70,32 +68,27 @@ def make_results(
     moments: Sequence[Sequence[Moment]],
     *,
     first_rank: int,
-    percentiles: Sequence[float | None],
+    percentiles: Sequence[float | None] | None = None,
     explanations: Sequence[Explanation] | None = None,
 ) -> list[SearchResult]:
-    """The results of a page. moments, percentiles, explanations: in its order."""
-    results = [
+    """The results of a page. moments, percentiles, explanations: in its order; None where there are none."""
+    return [
         SearchResult(
             id=video.id,
             segment_id=info.segment_id,
-            rank=first_rank + place,
-            score=float(page.hits.total[place]),
-            scores=named_scores(page.hits.parts[place]),
+            rank=first_rank + row,
+            score=float(page.hits.total[row]),
+            scores=named_scores(page.hits.parts[row]),
             title=video.title,
             uri=video.uri,
             duration_seconds=video.duration_seconds,
             metadata=video.metadata,
             segment=Segment(info.start_seconds, info.end_seconds),
-            moments=moments[place],
-            percentile=percentiles[place],
+            moments=moments[row],
+            explanation=None if explanations is None else explanations[row],
+            percentile=None if percentiles is None else percentiles[row],
         )
-        for place, (info, video) in enumerate(zip(page.infos, page.videos, strict=True))
-    ]
-    if explanations is None:
-        return results
-    return [
-        replace(result, explanation=explanation)
-        for result, explanation in zip(results, explanations, strict=True)
+        for row, (info, video) in enumerate(zip(page.infos, page.videos, strict=True))
     ]
 
 
@@ -117,13 +110,24 @@ def score_segments(model: XClip, text: TextFeatures, features: ScorableSegments)
     return ScoredSegments(features.segment_ids, features.video_numbers, table[:, -1], table[:, :-1])
 
 
+def complete_scores(model: XClip, text: TextFeatures, page: Page) -> Page:
+    """The page with the full scores of its results from behind the rerank window, whose total is NaN."""
+    unknown = np.flatnonzero(np.isnan(page.hits.total))
+    if not len(unknown):
+        return page
+    scored = score_segments(model, text, page.features[unknown])
+    total, parts = page.hits.total.copy(), page.hits.parts.copy()
+    total[unknown], parts[unknown] = scored.total, scored.parts
+    return replace(page, hits=replace(page.hits, total=total, parts=parts))
+
+
 @torch.inference_mode()
 def find_moments(
     model: XClip,
     text: TextFeatures,
     features: ScorableSegments,
     frame_times: Sequence[NDArray[np.float64]],
-    num_moments: int = NUM_MOMENTS,
+    num_moments: int = DEFAULT_MOMENTS,
 ) -> list[list[Moment]]:
     """For each of N segments its best real frames, best first, no time twice, at most `num_moments`.
 
@@ -136,15 +140,15 @@ def find_moments(
 
 
 def best_moments(
-    times: NDArray[np.float64], matches: NDArray[np.float32], num_moments: int = NUM_MOMENTS
+    times: NDArray[np.float64], matches: NDArray[np.float32], num_moments: int = DEFAULT_MOMENTS
 ) -> list[Moment]:
     """The best of the frames at `times`, best first, no time twice, at most `num_moments`.
 
     matches: one for each time, and perhaps more for padding.
     """
     found: dict[float, float] = {}
-    for place in np.argsort(-matches[: len(times)], kind="stable"):
-        found.setdefault(float(times[place]), float(matches[place]))
+    for frame in np.argsort(-matches[: len(times)], kind="stable"):
+        found.setdefault(float(times[frame]), float(matches[frame]))
         if len(found) == num_moments:
             break
     return [Moment(time, score) for time, score in found.items()]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,34 +16,32 @@ from indexer.coarse.exact import KindChoice
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import FingerprintMismatchError
 from indexer.ingest.encoding import index_fingerprint
-from indexer.search.background import Background, BackgroundScores
+from indexer.search.baseline import Baseline, BaselineScores
 from indexer.search.cancellation import raise_if_cancelled
-from indexer.search.feature_cache import FeatureMemory
+from indexer.search.feature_cache import FeatureCache, ScorableSegments
 from indexer.search.filter_cache import FilterMatches
 from indexer.search.ordering import (
-    SPARE_CANDIDATES,
-    CandidateTiers,
+    CoarseHits,
     CoarseOrder,
-    ExhaustiveOrder,
-    Ordered,
-    OrderedResults,
     ScoredSegments,
-    first_num_tiers,
+    best_of_blocks,
+    num_coarse_hits,
     order_candidates,
 )
-from indexer.search.refresh import IndexUpkeep
+from indexer.search.refresh import IndexRefresher
 from indexer.search.results import (
     Page,
+    complete_scores,
     explain_segments,
     find_moments,
     make_results,
     read_page,
     score_segments,
 )
-from indexer.search.search_cursor import RELATIVE_TOLERANCE, Cursor, Horizon, Place
 from indexer.search.similar import find_similar
-from indexer.search.text_ranking import rank_texts, text_warnings
+from indexer.search.text_ranking import rank_texts, text_warnings, texts_warnings
 from indexer.search.types import (
+    DEFAULT_LIMIT,
     SearchAnswer,
     SearchAnswers,
     SearchQuery,
@@ -53,12 +50,13 @@ from indexer.search.types import (
     StageTimes,
     TextsAnswer,
     Timings,
+    as_filter,
     check_batch,
     check_page,
 )
-from indexer.store.filters import parse_filter
+from indexer.store.filters import Filter
 from indexer.store.sqlite.catalog import Catalog
-from model.features import SCORE_NAMES, TextFeatures
+from model.features import TextFeatures
 
 if TYPE_CHECKING:
     from model.xclip import XClip
@@ -66,17 +64,22 @@ if TYPE_CHECKING:
 __all__ = ["SearchAnswer", "SearchQuery", "SearchResult", "Searcher"]
 
 MAX_TRIES = 5
-"""Times a search starts again because videos that it found were deleted before the page was together."""
+"""Times a search is repeated because videos that it found were deleted before the page was read."""
 
 SPARE_RESULTS = 32
-"""Results kept beyond the page's end, to stand in for deleted ones."""
+"""Results kept beyond the page's end by an exhaustive search, to stand in for deleted ones."""
 
 
 class Searcher:
     """Searches one index with the model that made it. Safe to use from several threads.
 
-    Every search first follows the catalog: videos that any process has committed are found, deleted ones are
-        not.
+    Every search first takes in what has changed: videos that any process has committed are found, deleted
+    ones are not.
+
+    Example:
+        with Searcher("my-index", XClip.load("demo")) as searcher:
+            for result in searcher.search(SearchQuery("a red car", limit=3)).results:
+                print(result.id, result.score, result.moments[0].time_seconds)
     """
 
     def __init__(
@@ -90,12 +93,17 @@ class Searcher:
     ) -> None:
         """Open an index.
 
-        coarse_kind: of the coarse index, see `indexer.coarse.approximate`; `auto` goes by its size.
-        block_size: segments scored at once; bounds memory (at 12 frames x 512, about 40 KB each).
-        feature_memory_bytes: how much of what the full score reads is kept, see
-        `indexer.search.feature_cache`.
-        Raises IndexNotFoundError, IndexDamagedError, IndexVersionError, and FingerprintMismatchError where
-        the index was made by another model.
+        Args:
+            index_directory: Made by `Catalog.create` or `xclip-search index`.
+            model: The one that encoded the index.
+            coarse_kind: Of the coarse index, see `indexer.coarse.approximate`; `auto` goes by its size.
+            block_size: Segments scored at once; bounds memory (at 12 frames x 512, about 40 KB each).
+            feature_memory_bytes: How much of what the full score reads is kept in memory, see
+                `indexer.search.feature_cache`.
+
+        Raises:
+            IndexNotFoundError, IndexDamagedError, IndexVersionError: There is no index that can be used.
+            FingerprintMismatchError: The index was made by another model.
         """
         if block_size < 1:
             raise ValueError("block_size is at least 1")
@@ -107,18 +115,18 @@ class Searcher:
             if expected != self.catalog.fingerprint:
                 raise FingerprintMismatchError(expected=expected, found=self.catalog.fingerprint)
             self._index = CoarseIndex.open(self.catalog, kind=coarse_kind, device=model.device)
-            self._features = FeatureMemory(self.catalog, size_bytes=feature_memory_bytes, device=model.device)
+            self._features = FeatureCache(self.catalog, size_bytes=feature_memory_bytes, device=model.device)
             self._filter_matches = FilterMatches(self.catalog)
         except BaseException:
             self.catalog.close()
             raise
-        self._background = BackgroundScores(model, self._index, self._features)
-        self._upkeep = IndexUpkeep(self._index, self._background, self.catalog.directory)
-        self._upkeep.start_where_needed(after_search=False)
+        self._baseline = BaselineScores(model, self._index, self._features)
+        self._refresher = IndexRefresher(self._index, self._baseline, self.catalog.directory)
+        self._refresher.start_where_needed(after_search=False)
 
     def close(self) -> None:
         """Finish saving, close the catalog. Searches raise RuntimeError from now on."""
-        self._upkeep.close()
+        self._refresher.close()
         self.catalog.close()
 
     def __enter__(self) -> Self:
@@ -132,42 +140,46 @@ class Searcher:
     # Searching
 
     def search(self, query: SearchQuery) -> SearchAnswer:
-        """Answer a query. Raises InvalidCursorError, IndexDamagedError, and RuntimeError after `close`."""
+        """Answer a query. Raises IndexDamagedError, and RuntimeError after `close`."""
         return self.search_all([query]).answers[0]
 
     def search_all(self, queries: Sequence[SearchQuery]) -> SearchAnswers:
         """The answers that `search` gives to each query, quicker: the texts go through the model together.
 
-        queries: 1 to MAX_BATCH_TEXTS, which differ in their texts alone; one with a cursor stands alone. Each
-        answer's timings count an equal share of what was done for all. Raises InvalidQueryError and what
-        `search` raises.
+        Args:
+            queries: 1 to MAX_BATCH_TEXTS, which differ in their texts alone.
+
+        Returns:
+            An answer for each; its timings count an equal share of what was done for all.
+
+        Raises:
+            InvalidQueryError, and what `search` raises.
         """
         check_batch(queries)
-        together = StageTimes()
+        first, together = queries[0], StageTimes()
         with together.measuring("encode"), torch.inference_mode():
             texts = self.model.encode_text([query.text for query in queries])
             vectors = self.model.coarse_query(texts).float().cpu().numpy()
-        # Before following the catalog: whatever is below the horizon is then known to the coarse index.
-        start = self._start(queries[0])
-        first: Sequence[Ordered | None] = [None] * len(queries)
         with together.measuring("coarse"):
-            self._index.follow()
-            allowed = self._allowed(queries[0])
-            if len(queries) > 1 and queries[0].mode != "exhaustive":
-                num_tiers = first_num_tiers(queries[0].num_wanted + 1, queries[0].candidates)
-                count = self._tiers(queries[0], vectors[0], allowed, start).num_needed(num_tiers)
-                products, ids = self._index.search(vectors, count + SPARE_CANDIDATES, allowed)
-                first = list(zip(products, ids, strict=True))
-        shared = together.total_seconds / len(queries)
+            self._sync()
+            allowed = self._allowed(first.filter)
+            hits: list[CoarseHits | None] = [None] * len(queries)
+            if first.mode != "exhaustive":
+                products, ids = self._index.search(vectors, num_coarse_hits(first), allowed)
+                hits = list(zip(products, ids, strict=True))
+        baseline, least_score = self._least_score(first)
+        shared_seconds = together.total_seconds / len(queries)
         answers: list[SearchAnswer] = []
         for row, query in enumerate(queries):
             raise_if_cancelled()
             stages = StageTimes()
             for stage in ("encode", "coarse"):
                 stages.add(stage, together.seconds(stage) / len(queries))
-            one = _Search(query, texts[row : row + 1], vectors[row], allowed, start, stages)
-            answers.append(self._answer(one, first[row], shared))
-        self._upkeep.start_where_needed(after_search=True)
+            search = _Search(
+                query, texts[row : row + 1], vectors[row], allowed, least_score, hits[row], stages
+            )
+            answers.append(self._answer(search, baseline, shared_seconds))
+        self._refresher.start_where_needed(after_search=True)
         parts = [answer.timings for answer in answers]
         timings = Timings(
             encode_seconds=together.seconds("encode"),
@@ -177,39 +189,32 @@ class Searcher:
         )
         return SearchAnswers(answers, timings)
 
-    def _start(self, query: SearchQuery) -> _Start:
-        if query.cursor is not None:
-            cursor = Cursor.from_text(query.cursor, query, self.catalog)
-            return _Start(cursor.horizon, cursor.least_score, cursor.place, self._background.now)
-        background, least_score = self._background.now, query.min_score
-        horizon = Horizon.of(self.catalog)
-        if query.min_percentile is not None:
-            self._index.follow()
-            background = self._background.make(only_first=True)
-            of_percentile = background.least_score(query.mode, query.min_percentile)
-            if of_percentile is not None:
-                least_score = of_percentile if least_score is None else max(of_percentile, least_score)
-        return _Start(horizon, least_score, None, background)
+    def _sync(self) -> None:
+        """Take in what any process has committed."""
+        self._index.follow()
+        self._features.sync()
 
-    def _answer(self, search: _Search, known: Ordered | None, shared_seconds: float) -> SearchAnswer:
+    def _allowed(self, filter: Mapping[str, Any] | Filter | None) -> NDArray[np.int64] | None:
+        """Ids of the segments that a filter lets through, ascending; None where there is no filter."""
+        chosen = as_filter(filter)
+        return None if chosen is None else self._filter_matches.segment_ids(chosen)
+
+    def _least_score(self, query: SearchQuery) -> tuple[Baseline | None, float | None]:
+        """The baseline to compare with, and what min_score and min_percentile come to."""
+        if query.min_percentile is None:
+            return self._baseline.now, query.min_score
+        baseline = self._baseline.make(only_first=True)
+        bounds = (query.min_score, baseline.least_score(query.mode, query.min_percentile))
+        return baseline, max((bound for bound in bounds if bound is not None), default=None)
+
+    def _answer(self, search: _Search, baseline: Baseline | None, shared_seconds: float) -> SearchAnswer:
         query, stages = search.query, search.stages
-        for attempt in range(MAX_TRIES):
-            if attempt > 0:  # What was deleted left the page short: a new search may find more.
-                known = None
-                with stages.measuring("coarse"):
-                    search = self._anew(search)
-            ordered = self._order(search, known)
-            page, ordered, had_deleted = read_page(
-                ordered, query.offset, query.limit, self.catalog, self._features
-            )
-            if not had_deleted or len(page) == query.limit:
-                break
-        start = search.start
-        num_given = 0 if start.place is None else start.place.num_results
+        page = self._find_page(search)
+        if query.mode == "rerank":
+            with stages.measuring("rerank"):
+                page = complete_scores(self.model, search.text, page)
         moments = find_moments(self.model, search.text, page.features, page.frame_times, query.num_moments)
-        percentiles: Sequence[float | None] = [None] * len(page)
-        if start.background is not None:
-            percentiles = start.background.percentiles(query.mode, page.hits.total)
+        percentiles = None if baseline is None else baseline.percentiles(query.mode, page.hits.total)
         explanations = None
         if query.explain:
             explanations = explain_segments(
@@ -218,19 +223,19 @@ class Searcher:
         results = make_results(
             page,
             moments,
-            first_rank=num_given + query.offset + 1,
+            first_rank=query.offset + 1,
             percentiles=percentiles,
             explanations=explanations,
         )
         warnings = text_warnings(self.model, query.text)
-        if query.min_percentile is not None and start.background is not None and start.background.is_empty:
+        if query.min_percentile is not None and baseline is not None and baseline.is_empty:
             warnings.append("the index is too small for percentiles: nothing was left out by min_percentile")
         num_searched = self._index.num_segments if search.allowed is None else len(search.allowed)
         return SearchAnswer(
             query=query.text,
             mode=query.mode,
             num_videos=self.catalog.num_videos,
-            truncated=query.mode != "exhaustive" and ordered.num_looked_at < num_searched,
+            truncated=query.mode != "exhaustive" and query.candidates < num_searched,
             warnings=warnings,
             timings=Timings(
                 encode_seconds=stages.seconds("encode"),
@@ -239,121 +244,70 @@ class Searcher:
                 total_seconds=shared_seconds + stages.total_seconds,
             ),
             results=results,
-            next=self._next(search, ordered, page),
         )
 
-    def _anew(self, search: _Search) -> _Search:
-        """The search on what there is now. Further pages stay with what there was at the first."""
-        query, start = search.query, search.start
-        if query.cursor is None:
-            start = replace(start, horizon=Horizon.of(self.catalog))
-        self._index.follow()
-        return replace(search, start=start, allowed=self._allowed(query))
+    def _find_page(self, search: _Search) -> Page:
+        """The page of a query. Where deletions meanwhile left it short, the search is repeated."""
+        query = search.query
+        rows = slice(query.offset, query.num_wanted)
+        for _ in range(MAX_TRIES):
+            page = read_page(self._order(search), rows, self.catalog, self._features)
+            if not page.has_gaps or len(page) == query.limit:
+                break
+            with search.stages.measuring("coarse"):
+                self._sync()
+                search = replace(search, allowed=self._allowed(query.filter), hits=None)
+        return page
 
-    def _allowed(self, query: SearchQuery) -> NDArray[np.int64] | None:
-        """Ids of the segments that the query's filter lets through, or None where it has none."""
-        return None if query.filter is None else self._filter_matches.segment_ids(parse_filter(query.filter))
-
-    def _next(self, search: _Search, ordered: OrderedResults, page: Page) -> str | None:
-        num_given = search.query.offset + len(page)
-        if not len(page) or len(ordered) <= num_given:
-            return None
-        cursor = Cursor(search.start.horizon, search.start.least_score, ordered.place_behind(num_given))
-        return cursor.to_text(search.query, self.catalog.fingerprint)
-
-    # The order
-
-    def _order(self, search: _Search, known: Ordered | None) -> OrderedResults:
-        """Results best first, at least one more than the page's end where there are so many."""
-        query, start = search.query, search.start
-        tolerance = RELATIVE_TOLERANCE * self.model.logit_scale_exp
+    def _order(self, search: _Search) -> ScoredSegments:
+        """Results best first, to the page's end or all that there are."""
+        query, stages, size = search.query, search.stages, self._block_size
         if query.mode == "exhaustive":
-            # A few more than the page needs stand in for those that are deleted meanwhile.
-            keep = query.num_wanted + 1 + SPARE_RESULTS
-            everything = ExhaustiveOrder(keep, query.group_by, start.place, tolerance)
-            with search.stages.measuring("rerank"):
+            with stages.measuring("rerank"):
                 ids = self._index.segment_ids() if search.allowed is None else search.allowed
-                ids = ids[ids <= start.horizon.max_segment_id]
-                for features in self._features.blocks(ids, self._block_size):
-                    raise_if_cancelled()
-                    everything.add(score_segments(self.model, search.text, features))
-            return everything.result(start.least_score)
-        tiers = self._tiers(query, search.vector, search.allowed, start)
-        if query.mode == "coarse":
-            tolerance = self.model.logit_scale_exp * RELATIVE_TOLERANCE * float(np.linalg.norm(search.vector))
-        before = search.stages.seconds("rerank")
-        with search.stages.measuring("coarse"):
-            ordered = order_candidates(
-                tiers,
-                query.candidates,
-                partial(self._score_coarsely if query.mode == "coarse" else self._score_fully, search),
-                self.catalog,
-                num_wanted=query.num_wanted + 1,
-                group_by=query.group_by,
-                least_score=start.least_score,
-                place=start.place,
-                tolerance=tolerance,
-                known=known,
-            )
-        search.stages.add("coarse", before - search.stages.seconds("rerank"))
-        return ordered
+                scored = self._scored(search.text, self._features.blocks(ids, size))
+                keep = query.num_wanted + SPARE_RESULTS
+                return best_of_blocks(scored, keep, query.group_by).at_least(search.least_score)
+        coarse = CoarseOrder(
+            self._index, self.catalog, search.vector, search.allowed, self.model.logit_scale_exp
+        )
+        with stages.measuring("coarse"):
+            hits = search.hits or coarse.top(num_coarse_hits(query))
+        window = ScoredSegments.none()
+        if query.mode == "rerank":
+            with stages.measuring("rerank"):
+                ids = hits[1]
+                blocks = (self._features.get(ids[row : row + size]) for row in range(0, len(ids), size))
+                window = ScoredSegments.cat([window, *self._scored(search.text, blocks)])
+        with stages.measuring("coarse"):
+            return order_candidates(coarse, query, hits, window, search.least_score)
 
-    def _tiers(
-        self,
-        query: SearchQuery,
-        vector: NDArray[np.float32],
-        allowed: NDArray[np.int64] | None,
-        start: _Start,
-    ) -> CandidateTiers:
-        order = CoarseOrder(self._index, vector, allowed, start.horizon.max_segment_id)
-        return CandidateTiers(order, query.candidates, start.place)
-
-    def _score_coarsely(
-        self, search: _Search, segment_ids: NDArray[np.int64], products: NDArray[np.float32]
-    ) -> ScoredSegments:
-        infos = self.catalog.segment_infos(segment_ids)
-        exists = np.array([segment_id in infos for segment_id in segment_ids.tolist()], bool)
-        segment_ids = segment_ids[exists]
-        total = products[exists] * np.float32(self.model.logit_scale_exp)
-        parts = np.full((len(total), len(SCORE_NAMES)), np.nan, np.float32)
-        parts[:, SCORE_NAMES.index("video_sentence")] = total
-        numbers = np.array([infos[segment_id].video_number for segment_id in segment_ids.tolist()], np.int64)
-        return ScoredSegments(segment_ids, numbers, total, parts)
-
-    def _score_fully(
-        self, search: _Search, segment_ids: NDArray[np.int64], products: NDArray[np.float32]
-    ) -> ScoredSegments:
-        blocks = [ScoredSegments.none()]
-        with search.stages.measuring("rerank"):
-            for first in range(0, len(segment_ids), self._block_size):
-                raise_if_cancelled()
-                features = self._features.get(segment_ids[first : first + self._block_size])
-                blocks.append(score_segments(self.model, search.text, features))
-        return ScoredSegments.cat(blocks)
+    def _scored(self, text: TextFeatures, blocks: Iterable[ScorableSegments]) -> Iterator[ScoredSegments]:
+        for block in blocks:
+            raise_if_cancelled()
+            yield score_segments(self.model, text, block)
 
     # Other searches
 
     def similar(
-        self, video_id: str, *, limit: int = 10, offset: int = 0, filter: Mapping[str, Any] | None = None
+        self,
+        video_id: str,
+        *,
+        limit: int = DEFAULT_LIMIT,
+        offset: int = 0,
+        filter: Mapping[str, Any] | Filter | None = None,
     ) -> SimilarAnswer:
         """Videos that look like a video of the index, best first, see `indexer.search.similar`.
 
         limit, offset, filter: as in `SearchQuery`. Raises VideoNotFoundError, InvalidQueryError.
         """
         check_page(limit, offset)
-        chosen = None if filter is None else parse_filter(filter)
-        self._index.follow()
-        allowed = None if chosen is None else self._filter_matches.segment_ids(chosen)
-        answer = find_similar(
-            self.catalog,
-            self._index,
-            self._features,
-            video_id,
-            limit=limit,
-            offset=offset,
-            allowed=allowed,
-        )
-        self._upkeep.start_where_needed(after_search=False)
+        chosen = as_filter(filter)
+        self._sync()
+        page = slice(offset, offset + limit)
+        allowed = self._allowed(chosen)
+        answer = find_similar(self.catalog, self._index, self._features, video_id, page, allowed)
+        self._refresher.start_where_needed(after_search=False)
         return answer
 
     def rank_texts(
@@ -361,16 +315,20 @@ class Searcher:
     ) -> TextsAnswer:
         """Texts by how well they fit a video: each by the full score with the video's best segment for it.
 
-        texts: 1 to MAX_BATCH_TEXTS, each as in `SearchQuery`. warn_of: the texts that warnings are about, by
-        default these. Raises VideoNotFoundError, InvalidQueryError.
-        """
-        scored = (self.model, self.catalog, self._features, self._background.now)
-        answer = rank_texts(*scored, video_id, texts, texts if warn_of is None else warn_of)
-        self._index.follow()
-        self._upkeep.start_where_needed(after_search=True)
-        return answer
+        Args:
+            video_id: A video of the index.
+            texts: 1 to MAX_BATCH_TEXTS, each as in `SearchQuery`.
+            warn_of: The texts that warnings are about, by default these.
 
-    # Facts and upkeep
+        Raises:
+            VideoNotFoundError, InvalidQueryError.
+        """
+        self._sync()
+        answer = rank_texts(self.model, self.catalog, self._features, video_id, texts, self._baseline.now)
+        self._refresher.start_where_needed(after_search=True)
+        return replace(answer, warnings=texts_warnings(self.model, texts if warn_of is None else warn_of))
+
+    # Facts
 
     def stats(self) -> dict[str, Any]:
         """Numbers about the index, fit for JSON: num_videos, num_segments, sequence (last change),
@@ -399,28 +357,23 @@ class Searcher:
         }
 
     def prepare(self) -> None:
-        """Do now what the first searches would otherwise wait for or go without: the background scores."""
-        self._index.follow()
-        self._background.make(only_first=True)
-
-
-@dataclass(frozen=True, eq=False)
-class _Start:
-    """Where a search begins. least_score: what min_score and min_percentile come to."""
-
-    horizon: Horizon
-    least_score: float | None
-    place: Place | None
-    background: Background | None
+        """Make the baseline scores now, which the first searches would otherwise wait for or go without."""
+        self._sync()
+        self._baseline.make(only_first=True)
 
 
 @dataclass(frozen=True, eq=False)
 class _Search:
-    """One query on its way. vector: float32 [D], the coarse query. allowed: what its filter lets through."""
+    """One query in progress.
+
+    vector: float32 [D], the coarse query. allowed: ids that its filter lets through. least_score: what
+    min_score and min_percentile come to. hits: the first answer of the coarse index, where there is one.
+    """
 
     query: SearchQuery
     text: TextFeatures
     vector: NDArray[np.float32]
     allowed: NDArray[np.int64] | None
-    start: _Start
+    least_score: float | None
+    hits: CoarseHits | None
     stages: StageTimes

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import VideoNotFoundError
 from indexer.search.cancellation import raise_if_cancelled
-from indexer.search.feature_cache import FeatureMemory, ScorableSegments
-from indexer.search.ordering import OrderedResults, ScoredSegments, best
+from indexer.search.feature_cache import FeatureCache, ScorableSegments
+from indexer.search.ordering import ScoredSegments, best
 from indexer.search.results import Page, best_moments, make_results, read_page
 from indexer.search.types import Moment, SimilarAnswer
 from indexer.store.sqlite.catalog import Catalog, owners_of_segments
 from model.features import SCORE_NAMES
 
 MAX_ASKED_SEGMENTS: Final = 16
-"""A longer video is compared by so many of its segments, evenly spread: each is a search of its own."""
+"""A longer video is compared by this many of its segments, evenly spread: each is one search."""
 
 SPARE_SEGMENTS: Final = 32
 """Found beyond the wanted ones at first: a video may have several segments among the nearest."""
@@ -27,26 +27,33 @@ SPARE_SEGMENTS: Final = 32
 def find_similar(
     catalog: Catalog,
     index: CoarseIndex,
-    features: FeatureMemory,
+    features: FeatureCache,
     video_id: str,
-    *,
-    limit: int,
-    offset: int,
+    rows: slice,
     allowed: NDArray[np.int64] | None,
 ) -> SimilarAnswer:
     """The videos nearest to a video: by their nearest pair of segments, best first.
 
-    allowed: ids of the only segments to look at, ascending; None for all. Where the coarse index is
-    approximate some may be missed. Moments: the frames nearest to any of the video's, by their cosine.
-    Raises VideoNotFoundError.
+    Args:
+        catalog, index, features: Of the index.
+        video_id: The video, which is not among the results.
+        rows: Of all results, those of the page.
+        allowed: Ids of the only segments to look at, ascending; None for all.
+
+    Returns:
+        The page. Where the coarse index is approximate some videos may be missed. Moments are the frames
+        nearest to any of the video's, by their cosine.
+
+    Raises:
+        VideoNotFoundError: No video of this id.
     """
     own_ids = np.array([info.segment_id for info in catalog.video_segments(video_id)], np.int64)
     own = features.get(_evenly(own_ids, MAX_ASKED_SEGMENTS))
     if not len(own):
         raise VideoNotFoundError(video_id)
-    ordered = _nearest_videos(catalog, index, own, own_ids, offset + limit, allowed)
-    page, _, _ = read_page(ordered, offset, limit, catalog, features)
-    results = make_results(page, _moments(page, own), first_rank=offset + 1, percentiles=[None] * len(page))
+    ordered = _nearest_videos(catalog, index, own, own_ids, rows.stop, allowed)
+    page = read_page(ordered, rows, catalog, features)
+    results = make_results(page, _moments(page, own), first_rank=rows.start + 1)
     return SimilarAnswer(video_id, catalog.num_videos, results)
 
 
@@ -57,7 +64,7 @@ def _nearest_videos(
     own_ids: NDArray[np.int64],
     num_wanted: int,
     allowed: NDArray[np.int64] | None,
-) -> OrderedResults:
+) -> ScoredSegments:
     count = num_wanted + len(own_ids) + SPARE_SEGMENTS
     own_vectors = own.videos.video.cpu().numpy()
     while True:
@@ -67,10 +74,11 @@ def _nearest_videos(
         nearest = _nearest_segments(catalog, products.ravel(), ids.ravel(), own_ids)
         by_video = best(nearest, "video")
         if not is_all:
-            # What no search has found is farther from each asked segment than the last that it found.
+            # A segment that no search has found is farther from each asked one than the last that was found
+            # for it, so only what is nearer than all of those is surely in order.
             by_video = by_video[by_video.total >= products[:, -1].max()]
         if is_all or len(by_video) >= num_wanted:
-            return OrderedResults(by_video, np.zeros(len(by_video), np.int64), (), None, len(nearest), 0.0)
+            return by_video
         count *= 2
 
 
@@ -82,8 +90,8 @@ def _nearest_segments(
 ) -> ScoredSegments:
     """Each other segment once, with its highest product."""
     order = np.lexsort((-products, segment_ids))
-    ids, first_places = np.unique(segment_ids[order], return_index=True)
-    highest = products[order][first_places]
+    ids, first_rows = np.unique(segment_ids[order], return_index=True)
+    highest = products[order][first_rows]
     found, numbers = owners_of_segments(catalog, ids[~np.isin(ids, own_ids)])
     total = highest[np.searchsorted(ids, found)]
     return ScoredSegments(found, numbers, total, np.full((len(total), len(SCORE_NAMES)), np.nan, np.float32))
@@ -92,8 +100,8 @@ def _nearest_segments(
 def _moments(page: Page, own: ScorableSegments) -> list[list[Moment]]:
     own_frames = own.videos.frames[own.videos.frame_mask].float()  # [real frames, D]
     moments = []
-    for place, times in enumerate(page.frame_times):
-        frames = page.features.videos.frames[place, : len(times)].float()
+    for row, times in enumerate(page.frame_times):
+        frames = page.features.videos.frames[row, : len(times)].float()
         moments.append(best_moments(times, (frames @ own_frames.T).amax(dim=1).cpu().numpy()))
     return moments
 

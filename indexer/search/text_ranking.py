@@ -1,7 +1,5 @@
-"""Texts by how well they fit one video: the other direction of the paper's retrieval (video to text).
-
-What a person should know about texts that the model does not read as they were meant.
-"""
+"""Texts by how well they fit one video, the other direction of the paper's retrieval (video to text); and
+warnings about texts that the model does not read as they were meant."""
 
 from __future__ import annotations
 
@@ -13,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from indexer.errors import InvalidQueryError, VideoNotFoundError
-from indexer.search.background import Background
+from indexer.search.baseline import Baseline
 from indexer.search.cancellation import raise_if_cancelled
-from indexer.search.feature_cache import FeatureMemory, ScorableSegments
+from indexer.search.feature_cache import FeatureCache, ScorableSegments
 from indexer.search.results import best_moments, named_scores
 from indexer.search.types import (
     MAX_BATCH_TEXTS,
@@ -33,6 +31,116 @@ from model.features import SCORE_NAMES, TextFeatures
 
 if TYPE_CHECKING:
     from model.xclip import XClip
+
+
+_TEXTS_AT_ONCE: Final = 64
+_SEGMENTS_AT_ONCE: Final = 256
+
+
+def rank_texts(
+    model: XClip,
+    catalog: Catalog,
+    features: FeatureCache,
+    video_id: str,
+    texts: Sequence[str],
+    baseline: Baseline | None,
+) -> TextsAnswer:
+    """Every text with the video's best segment for it, by the full score.
+
+    Args:
+        model, catalog, features: Of the index.
+        video_id: The video.
+        texts: 1 to MAX_BATCH_TEXTS.
+        baseline: For the percentiles, None for results without them.
+
+    Returns:
+        The answer, without warnings.
+
+    Raises:
+        VideoNotFoundError: No video of this id.
+        InvalidQueryError: A text is no query, or there are too many; the message says which.
+    """
+    if not 1 <= len(texts) <= MAX_BATCH_TEXTS:
+        raise InvalidQueryError(f"texts must be 1 to {MAX_BATCH_TEXTS}")
+    for number, text in enumerate(texts):
+        check_text(f"texts[{number}]", text)
+    times = StageTimes()
+    infos = catalog.video_segments(video_id)
+    segments = features.get(np.array([info.segment_id for info in infos], np.int64))
+    if len(segments) < len(infos):
+        raise VideoNotFoundError(video_id)  # Deleted between the two reads.
+    with times.measuring("encode"), torch.inference_mode():
+        blocks = []
+        for first in range(0, len(texts), _TEXTS_AT_ONCE):
+            raise_if_cancelled()
+            blocks.append(model.encode_text(list(texts[first : first + _TEXTS_AT_ONCE])))
+        encoded = TextFeatures.cat(blocks)
+    with times.measuring("rerank"):
+        total, parts, positions = _best_segments(model, encoded, segments)
+        moments = _moments(model, encoded, segments, infos, positions)
+    percentiles: Sequence[float | None] = [None] * len(texts)
+    if baseline is not None:
+        percentiles = baseline.percentiles("exhaustive", total)
+    results = [
+        RankedText(
+            rank=rank,
+            index=row,
+            text=texts[row],
+            score=float(total[row]),
+            scores=named_scores(parts[row]),
+            percentile=percentiles[row],
+            segment=Segment(infos[positions[row]].start_seconds, infos[positions[row]].end_seconds),
+            moments=moments[row],
+        )
+        for rank, row in enumerate(np.argsort(-total, kind="stable").tolist(), start=1)
+    ]
+    timings = TextTimings(times.seconds("encode"), times.seconds("rerank"), times.total_seconds)
+    return TextsAnswer(video_id, [], timings, results)
+
+
+@torch.inference_mode()
+def _best_segments(
+    model: XClip, texts: TextFeatures, segments: ScorableSegments
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+    """For each of T texts its highest total float32 [T], the four scores [T, 4], its segment's position."""
+    best = np.full(len(texts), -np.inf, np.float32)
+    parts = np.zeros((len(texts), len(SCORE_NAMES)), np.float32)
+    positions = np.zeros(len(texts), np.int64)
+    rows = np.arange(len(texts))
+    for first in range(0, len(segments), _SEGMENTS_AT_ONCE):
+        raise_if_cancelled()
+        scores = model.score(texts, segments.videos[first : first + _SEGMENTS_AT_ONCE])
+        total = scores.total.float().cpu().numpy()  # [T, V]
+        four = np.stack([getattr(scores, name).float().cpu().numpy() for name in SCORE_NAMES], axis=2)
+        nearest = total.argmax(axis=1)
+        better = total[rows, nearest] > best
+        best[better] = total[rows, nearest][better]
+        parts[better] = four[rows, nearest][better]
+        positions[better] = first + nearest[better]
+    return best, parts, positions
+
+
+@torch.inference_mode()
+def _moments(
+    model: XClip,
+    texts: TextFeatures,
+    segments: ScorableSegments,
+    infos: Sequence[SegmentInfo],
+    positions: NDArray[np.int64],
+) -> list[list[Moment]]:
+    """For each text the best frames of its best segment, at its position."""
+    moments: list[list[Moment]] = [[] for _ in range(len(texts))]
+    for position in np.unique(positions).tolist():
+        rows = np.flatnonzero(positions == position).tolist()
+        matches = (
+            model.frame_matches(texts[rows], segments.videos[position : position + 1])[:, 0]
+            .float()
+            .cpu()
+            .numpy()
+        )
+        for row, of_frames in zip(rows, matches, strict=True):
+            moments[row] = best_moments(infos[position].frame_times, of_frames)
+    return moments
 
 
 def text_warnings(model: XClip, text: str) -> list[str]:
@@ -62,102 +170,3 @@ def _about_unknown_words(model: XClip, texts: Sequence[str]) -> list[str]:
         raise_if_cancelled()
         unknown |= dict.fromkeys(model.unknown_words(text))
     return [f"the model does not know these words: {', '.join(unknown)}"] if unknown else []
-
-
-_TEXTS_AT_ONCE: Final = 64
-_SEGMENTS_AT_ONCE: Final = 256
-
-
-def rank_texts(
-    model: XClip,
-    catalog: Catalog,
-    features: FeatureMemory,
-    background: Background | None,
-    video_id: str,
-    texts: Sequence[str],
-    warn_of: Sequence[str],
-) -> TextsAnswer:
-    """Every text with the video's best segment for it, by the full score.
-
-    texts: 1 to MAX_BATCH_TEXTS. warn_of: the texts that warnings are about. Raises VideoNotFoundError,
-    InvalidQueryError.
-    """
-    if not 1 <= len(texts) <= MAX_BATCH_TEXTS:
-        raise InvalidQueryError(f"texts must be 1 to {MAX_BATCH_TEXTS}")
-    for number, text in enumerate(texts):
-        check_text(f"texts[{number}]", text)
-    times = StageTimes()
-    infos = catalog.video_segments(video_id)
-    segments = features.get(np.array([info.segment_id for info in infos], np.int64))
-    if len(segments) < len(infos):
-        raise VideoNotFoundError(video_id)  # Deleted between the two readings.
-    with times.measuring("encode"), torch.inference_mode():
-        blocks = range(0, len(texts), _TEXTS_AT_ONCE)
-        features_of_blocks = []
-        for first in blocks:
-            raise_if_cancelled()
-            features_of_blocks.append(model.encode_text(list(texts[first : first + _TEXTS_AT_ONCE])))
-        encoded = TextFeatures.cat(features_of_blocks)
-    with times.measuring("rerank"):
-        total, parts, places = _best_segments(model, encoded, segments)
-        moments = _moments(model, encoded, segments, infos, places)
-    percentiles: Sequence[float | None] = [None] * len(texts)
-    if background is not None:
-        percentiles = background.percentiles("exhaustive", total)
-    results = [
-        RankedText(
-            rank=rank,
-            index=row,
-            text=texts[row],
-            score=float(total[row]),
-            scores=named_scores(parts[row]),
-            percentile=percentiles[row],
-            segment=Segment(infos[places[row]].start_seconds, infos[places[row]].end_seconds),
-            moments=moments[row],
-        )
-        for rank, row in enumerate(np.argsort(-total, kind="stable").tolist(), start=1)
-    ]
-    timings = TextTimings(times.seconds("encode"), times.seconds("rerank"), times.total_seconds)
-    return TextsAnswer(video_id, texts_warnings(model, warn_of), timings, results)
-
-
-@torch.inference_mode()
-def _best_segments(
-    model: XClip, texts: TextFeatures, segments: ScorableSegments
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """For each of T texts its highest total float32 [T], the four scores [T, 4] and its segment's place."""
-    best = np.full(len(texts), -np.inf, np.float32)
-    parts = np.zeros((len(texts), len(SCORE_NAMES)), np.float32)
-    places = np.zeros(len(texts), np.int64)
-    rows = np.arange(len(texts))
-    for first in range(0, len(segments), _SEGMENTS_AT_ONCE):
-        raise_if_cancelled()
-        scores = model.score(texts, segments.videos[first : first + _SEGMENTS_AT_ONCE])
-        total = scores.total.float().cpu().numpy()  # [T, V]
-        four = np.stack([getattr(scores, name).float().cpu().numpy() for name in SCORE_NAMES], axis=2)
-        nearest = total.argmax(axis=1)
-        better = total[rows, nearest] > best
-        best[better] = total[rows, nearest][better]
-        parts[better] = four[rows, nearest][better]
-        places[better] = first + nearest[better]
-    return best, parts, places
-
-
-@torch.inference_mode()
-def _moments(
-    model: XClip,
-    texts: TextFeatures,
-    segments: ScorableSegments,
-    infos: Sequence[SegmentInfo],
-    places: NDArray[np.int64],
-) -> list[list[Moment]]:
-    """For each text the best frames of its best segment, which is at its place."""
-    moments: list[list[Moment]] = [[] for _ in range(len(texts))]
-    for place in np.unique(places).tolist():
-        rows = np.flatnonzero(places == place).tolist()
-        matches = (
-            model.frame_matches(texts[rows], segments.videos[place : place + 1])[:, 0].float().cpu().numpy()
-        )
-        for row, of_frames in zip(rows, matches, strict=True):
-            moments[row] = best_moments(infos[place].frame_times, of_frames)
-    return moments

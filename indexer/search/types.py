@@ -1,7 +1,4 @@
-"""What a search takes and gives.
-
-Seconds spent in the stages of a search, which may come by turns.
-"""
+"""What a search takes and answers, with every bound of a query in one place."""
 
 from __future__ import annotations
 
@@ -14,59 +11,65 @@ from itertools import accumulate
 from typing import Any, Literal, Self, get_args
 
 from indexer.errors import InvalidQueryError
-from indexer.store.filters import parse_filter
+from indexer.store.filters import Filter, parse_filter
 
 SearchMode = Literal["rerank", "coarse", "exhaustive"]
 GroupBy = Literal["video", "segment"]
+Stage = Literal["encode", "coarse", "rerank"]
 
 MAX_TEXT_LENGTH = 10_000
 MAX_LIMIT = 1_000
 MAX_OFFSET = 10_000
 MAX_CANDIDATES = 100_000
 MAX_BATCH_TEXTS = 1_000
-NUM_MOMENTS = 3
 MAX_MOMENTS = 64
-MAX_CURSOR_CHARACTERS = 32_768
-"""Room for some 15,000 segments of equal score; where they are more, paging ends."""
+
+DEFAULT_LIMIT = 10
+DEFAULT_CANDIDATES = 200
+DEFAULT_MOMENTS = 3
 
 
 @dataclass(frozen=True)
 class SearchQuery:
-    """A search. Raises InvalidQueryError where a field is out of its range.
+    """A search by text.
 
-    text: 1 to 10,000 characters, not only white space; the model reads the first words (see
-        `SearchAnswer.warnings`).
-    limit: results on the page, 1 to 1,000. offset: results before the page, 0 to 10,000.
-    candidates: segments that the coarse stage hands on at a time, 1 to 100,000: the first so many are put in
-        order and come first, then the next so many, as far as the page needs. The order does not depend on
-        limit and offset.
-    mode: `rerank` the candidates by all scores; `coarse`, their order by `video_sentence` alone;
-        `exhaustive`, all scores of every segment.
-    group_by: a result is a `video` with its best segment (of the first candidates that hold one of it), or a
-        `segment`.
-    min_score: results below are left out, any finite number; and nothing is looked for beyond the first
-        `candidates` of which none reaches it. None for all.
-    explain: add an `Explanation` to each result. num_moments: in each result, at most, 1 to 64: how well each
-        sampled frame matches is known anyway.
-    filter: only videos that fulfil it, as `indexer.store.filters` describes; None for all.
-    min_percentile: the same as min_score, by `SearchResult.percentile`, 0 to 100.
-    cursor: `SearchAnswer.next` of the page before, to go on behind it: then offset is 0 and all other fields
-        but limit, explain and num_moments are as they were. Videos added since the first page do not come,
-        and what was deleted leaves no gap: nothing comes twice, nothing that was there throughout is missed.
+    Args:
+        text: 1 to 10,000 characters, not only white space; the model reads the first words (see
+            `SearchAnswer.warnings`).
+        limit: Results on the page, 1 to 1,000.
+        offset: Results before the page, 0 to 10,000. Pages of any size cut one and the same order, as long as
+            the index does not change.
+        candidates: Size of the rerank window, 1 to 100,000 segments: so many of the coarse stage's best are
+            ordered by the full score and come first; what lies behind them follows in coarse order.
+        mode: `rerank`, as above; `coarse`, the order by `video_sentence` alone, which `candidates` does not
+            change; `exhaustive`, the full score of every segment.
+        group_by: A result is a `video` with its best segment (of the window, or else its first one behind
+            it), or a `segment`. By `video`, a page is not shorter than `limit` while there are more videos.
+        min_score: Results below are left out, any finite number; in `rerank` mode also all that lies behind
+            the window. None for all.
+        explain: Add an `Explanation` to each result.
+        filter: Only videos that fulfil it, as `indexer.store.filters` describes; None for all. Kept parsed.
+        min_percentile: The same as `min_score` by `SearchResult.percentile`, 0 to 100.
+        num_moments: In each result at most, 1 to 64.
+
+    Raises:
+        InvalidQueryError: A field is out of its range; the message names it.
+
+    >>> SearchQuery("a dog runs", limit=5, filter={"duration_seconds": {"lt": 60}}).num_wanted
+    5
     """
 
     text: str
-    limit: int = 10
+    limit: int = DEFAULT_LIMIT
     offset: int = 0
-    candidates: int = 200
+    candidates: int = DEFAULT_CANDIDATES
     mode: SearchMode = "rerank"
     group_by: GroupBy = "video"
     min_score: float | None = None
     explain: bool = False
-    filter: Mapping[str, Any] | None = None
+    filter: Mapping[str, Any] | Filter | None = None
     min_percentile: float | None = None
-    cursor: str | None = None
-    num_moments: int = NUM_MOMENTS
+    num_moments: int = DEFAULT_MOMENTS
 
     def __post_init__(self) -> None:
         check_text("text", self.text)
@@ -81,13 +84,7 @@ class SearchQuery:
             is_finite(self.min_percentile) and 0 <= self.min_percentile <= 100
         ):
             raise InvalidQueryError("min_percentile must be a number from 0 to 100 or None")
-        if self.filter is not None:
-            parse_filter(self.filter)
-        if self.cursor is not None:
-            if not isinstance(self.cursor, str):
-                raise InvalidQueryError("cursor must be a text or None")
-            if self.offset:
-                raise InvalidQueryError("offset must be 0 where a cursor is given")
+        object.__setattr__(self, "filter", as_filter(self.filter))
 
     @property
     def num_wanted(self) -> int:
@@ -97,7 +94,7 @@ class SearchQuery:
 
 @dataclass(frozen=True)
 class Segment:
-    """The stretch of a video that a result is about."""
+    """The interval of a video that a result is about."""
 
     start_seconds: float
     end_seconds: float
@@ -129,12 +126,13 @@ class Explanation:
 class SearchResult:
     """One found video (or segment).
 
-    id: of the video. segment_id: of its best segment. rank: from 1, over all pages. score: what the order is
-        by.
+    id: of the video. segment_id: of its best segment. rank: from 1, over all pages.
+    score: the full score, which orders the rerank window (behind it the coarse order does); in `coarse` mode
+        `video_sentence`.
     scores: the four, scaled; None for those that the mode does not compute. moments: the best frames of the
         segment, best first, `num_moments` of them (fewer where it has fewer).
-    percentile: how much of the index's background scores lies below the score, 0 to 100, see
-        `indexer.search.background`; None where they are not known (yet).
+    percentile: how much of the index's baseline scores lies below the score, 0 to 100, see
+        `indexer.search.baseline`; None where they are not known (yet).
     """
 
     id: str
@@ -167,10 +165,9 @@ class Timings:
 class SearchAnswer:
     """A page of results.
 
-    query, mode: as asked. num_videos: in the index. truncated: up to this page not every segment (that
-    fulfils the filter) was looked at, so that what comes later, or never, may have a higher score than what
-    is here.
-    warnings: sentences for a person. next: `cursor` of the next page; None where nothing follows.
+    query, mode: as asked. num_videos: in the index. truncated: more segments (that fulfil the filter) than
+    `candidates`, so that one behind them may have a higher full score than what is here.
+    warnings: sentences for the user.
     """
 
     query: str
@@ -180,7 +177,6 @@ class SearchAnswer:
     warnings: Sequence[str]
     timings: Timings
     results: Sequence[SearchResult]
-    next: str | None = None
 
 
 @dataclass(frozen=True)
@@ -208,7 +204,7 @@ class SimilarAnswer:
 class RankedText:
     """A text and how well it fits a video.
 
-    rank: from 1. index: place among the texts that were given, from 0. score, scores, percentile: the full
+    rank: from 1. index: position among the texts that were given, from 0. score, scores, percentile: the full
     score with the video's best segment for this text, which `segment` says; moments: of that segment, as in
     `SearchResult`.
     """
@@ -236,7 +232,7 @@ class TextTimings:
 class TextsAnswer:
     """Texts by how well they fit a video, best first, equal ones in the order given.
 
-    id: of the video. warnings: sentences for a person.
+    id: of the video. warnings: sentences for the user.
     """
 
     id: str
@@ -285,8 +281,6 @@ def check_batch(queries: Sequence[SearchQuery]) -> None:
         raise InvalidQueryError(f"queries must be 1 to {MAX_BATCH_TEXTS}")
     if any(replace(query, text=queries[0].text) != queries[0] for query in queries[1:]):
         raise InvalidQueryError("queries must differ in their texts alone")
-    if len(queries) > 1 and queries[0].cursor is not None:
-        raise InvalidQueryError("cursor must be None where there are several queries")
 
 
 def check_page(limit: int, offset: int) -> None:
@@ -295,8 +289,13 @@ def check_page(limit: int, offset: int) -> None:
     _check_integer("offset", offset, 0, MAX_OFFSET)
 
 
+def as_filter(value: Mapping[str, Any] | Filter | None) -> Filter | None:
+    """The filter that a JSON object says; what is parsed already stays. Raises InvalidQueryError."""
+    return value if value is None or isinstance(value, Filter) else parse_filter(value)
+
+
 def is_finite(value: object) -> bool:
-    """Whether this is a number that float64 holds: of a larger whole number, math.isfinite cannot tell."""
+    """Whether this is a number that float64 holds (math.isfinite raises for larger whole numbers)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) <= sys.float_info.max
@@ -312,11 +311,8 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise InvalidQueryError(f"{name} must be one of {', '.join(choices)}")
 
 
-Stage = Literal["encode", "coarse", "rerank"]
-
-
 class StageTimes:
-    """A stop watch for each stage, and one for all together, which runs from the start."""
+    """Seconds spent in each stage, whose parts may alternate, and in all since the start."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()

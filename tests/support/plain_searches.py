@@ -32,7 +32,7 @@ class PlainSegment:
 
 @dataclass(eq=False)
 class PlainVideo:
-    """What the catalog is told of a video. segments: segment id to (start in seconds, features)."""
+    """What is in the catalog of a video. segments: segment id to (start in seconds, features)."""
 
     id: str
     title: str | None
@@ -43,9 +43,14 @@ class PlainVideo:
 
 @dataclass(frozen=True)
 class Expected:
-    """A result: the segments that may stand for it are those whose score is the best, within SAME_SCORE."""
+    """A result: segments of the same rank may stand for each other.
 
-    tier: int
+    is_reranked: in the rerank window. order_by: what results of its part are ordered by, the score or behind
+    the window the coarse product. segment_ids: those of the video that are the best, within SAME_SCORE.
+    """
+
+    is_reranked: bool
+    order_by: float
     score: float
     video_id: str
     segment_ids: frozenset[int]
@@ -135,32 +140,32 @@ def expected_results(
         if fulfils(video)
         for segment_id, (_, segment) in video.segments.items()
     }
-    product = {i: scores.coarse_product(query.text, segment) for i, (_, segment) in segments.items()}
+    product = {i: float(scores.coarse_product(query.text, segment)) for i, (_, segment) in segments.items()}
     by_product = sorted(segments, key=lambda i: (-product[i], i))
-    size = len(segments) + 1 if query.mode == "exhaustive" else query.candidates
+    num_reranked = query.candidates if query.mode == "rerank" else len(segments)
     name = "video_sentence" if query.mode == "coarse" else "total"
+    score = {i: scores.scores(query.text, segment)[name] for i, (_, segment) in segments.items()}
     found: list[Expected] = []
-    seen: set[str] = set()
-    for tier, first in enumerate(range(0, len(by_product), size)):
-        scored = {
-            i: scores.scores(query.text, segments[i][1])[name] for i in by_product[first : first + size]
-        }
-        if query.min_score is not None and max(scored.values()) < query.min_score:
+    for is_reranked, ids, order_by in (
+        (True, by_product[:num_reranked], score),
+        (False, by_product[num_reranked:], product),
+    ):
+        if not is_reranked and query.min_score is not None:
             break
+        seen = {result.video_id for result in found}
         groups: dict[Any, list[int]] = {}
-        for segment_id in scored:
-            group = segments[segment_id][0].id if query.group_by == "video" else segment_id
-            groups.setdefault(group, []).append(segment_id)
-        of_tier = []
-        for ids in groups.values():
-            video_id, score = segments[ids[0]][0].id, max(scored[i] for i in ids)
-            if query.group_by == "video" and video_id in seen:
-                continue
-            seen.add(video_id)
-            if query.min_score is None or score >= query.min_score:
-                best = frozenset(i for i in ids if scored[i] > score - SAME_SCORE)
-                of_tier.append(Expected(tier, score, video_id, best))
-        found += sorted(of_tier, key=lambda result: -result.score)
+        for segment_id in ids:
+            video_id = segments[segment_id][0].id
+            if query.group_by == "segment" or video_id not in seen:
+                group = video_id if query.group_by == "video" else segment_id
+                groups.setdefault(group, []).append(segment_id)
+        part = []
+        for of_group in groups.values():
+            first = max(of_group, key=order_by.__getitem__)
+            if query.min_score is None or score[first] >= query.min_score:
+                best = frozenset(i for i in of_group if order_by[i] > order_by[first] - SAME_SCORE)
+                part.append(Expected(is_reranked, order_by[first], score[first], segments[first][0].id, best))
+        found += sorted(part, key=lambda result: -result.order_by)
     return found
 
 
@@ -178,18 +183,19 @@ def assert_page(
     if query.mode == "exhaustive":
         assert not answer.truncated
     given: set[Any] = set()
-    for place, (result, right) in enumerate(zip(answer.results, wanted, strict=True)):
-        assert result.rank == query.offset + place + 1
-        assert abs(result.score - right.score) < SAME_SCORE, (query, place, result.score, right)
+    for rank, (result, right) in enumerate(zip(answer.results, wanted, strict=True), query.offset + 1):
+        assert result.rank == rank
+        assert abs(result.score - right.score) < SAME_SCORE, (query, rank, result.score, right)
         alike = [
-            other for other in expected
-            if other.tier == right.tier and abs(other.score - result.score) < 2 * SAME_SCORE
-        ]  # fmt: skip
-        assert any(result.segment_id in other.segment_ids for other in alike), (query, place, result, alike)
+            other
+            for other in expected
+            if other.is_reranked == right.is_reranked
+            and abs(other.order_by - right.order_by) < 2 * SAME_SCORE
+        ]
+        assert any(result.segment_id in other.segment_ids for other in alike), (query, rank, result, alike)
         given.add(result.id if query.group_by == "video" else result.segment_id)
         assert_result(result, query, scores, videos)
     assert len(given) == len(wanted), "nothing comes twice"
-    assert (answer.next is not None) == (len(expected) > query.offset + len(wanted) and bool(wanted))
 
 
 def assert_result(
@@ -202,17 +208,17 @@ def assert_result(
     assert (result.duration_seconds, result.segment.start_seconds) == (video.duration_seconds, start)
     of_segment = scores.scores(query.text, segment)
     for name in SCORE_NAMES:
-        told = result.scores[name]
+        reported = result.scores[name]
         if query.mode == "coarse" and name != "video_sentence":
-            assert told is None
+            assert reported is None
         else:
-            assert told is not None and abs(told - of_segment[name]) < SAME_SCORE, (name, told, of_segment)
+            assert reported is not None and abs(reported - of_segment[name]) < SAME_SCORE, (name, of_segment)
     assert (
         abs(result.score - of_segment["video_sentence" if query.mode == "coarse" else "total"]) < SAME_SCORE
     )
     matches = scores.frame_matches(query.text, segment)
-    told_times = [moment.time_seconds for moment in result.moments]
-    assert len(set(told_times)) == len(told_times) == min(query.num_moments, segment.num_frames)
+    reported_times = [moment.time_seconds for moment in result.moments]
+    assert len(set(reported_times)) == len(reported_times) == min(query.num_moments, segment.num_frames)
     for moment, best in zip(result.moments, sorted(matches, reverse=True), strict=False):
         assert abs(moment.score - best) < SAME_SCORE
         assert abs(matches[round(moment.time_seconds - start)] - moment.score) < SAME_SCORE

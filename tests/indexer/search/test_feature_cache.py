@@ -1,4 +1,4 @@
-"""The feature memory: always what the catalog says, whatever it holds, and never more than its budget."""
+"""The feature cache: always what the catalog says, whatever it holds, and never more than its budget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.ingest.encoding import index_fingerprint
-from indexer.search.feature_cache import FeatureMemory, ScorableSegments, slot_bytes
+from indexer.search.feature_cache import FeatureCache, ScorableSegments, slot_bytes
 from indexer.search.searcher import Searcher, SearchQuery
 from indexer.store.sqlite.catalog import Catalog
 from model import XClip, XClipConfig
@@ -35,8 +35,8 @@ def add(catalog, numbers):
         add_video(catalog, number, [make_segment(random, D, F, num_real_frames=1 + number % F)])
 
 
-def memory_of(catalog, num_slots, device=CPU):
-    return FeatureMemory(catalog, size_bytes=num_slots * slot_bytes(F, D), device=device)
+def cache_of(catalog, num_slots, device=CPU):
+    return FeatureCache(catalog, size_bytes=num_slots * slot_bytes(F, D), device=device)
 
 
 def bits(features: ScorableSegments) -> list[bytes]:
@@ -46,29 +46,28 @@ def bits(features: ScorableSegments) -> list[bytes]:
     return [array.tobytes() for array in arrays]
 
 
-def assert_as_in_catalog(memory, catalog, ids):
+def assert_as_in_catalog(cache, catalog, ids):
     ids = np.asarray(ids, np.int64)
+    cache.sync()
     expected = ScorableSegments.of(catalog.segment_features(ids), CPU)
-    assert bits(memory.get(ids)) == bits(expected)
+    assert bits(cache.get(ids)) == bits(expected)
 
 
-def held_ids(memory, catalog):
-    """Ids that the memory answers without asking the catalog for features."""
+def held_ids(cache, catalog):
+    """Ids that the cache answers without asking the catalog for features."""
     asked = []
 
     class Recording:
-        sequence = catalog.sequence
-
         def segment_features(self, ids):
             asked.extend(ids.tolist())
             return catalog.segment_features(np.empty(0, np.int64))
 
-    original, memory._catalog = memory._catalog, Recording()
+    original, cache._catalog = cache._catalog, Recording()
     try:
         everything = np.arange(1, 1000)
-        list(memory.blocks(everything, 1000))
+        list(cache.blocks(everything, 1000))
     finally:
-        memory._catalog = original
+        cache._catalog = original
     return set(everything.tolist()) - set(asked)
 
 
@@ -79,7 +78,7 @@ STEPS = st.lists(
         st.tuples(st.just("add"), st.integers(1, 5)),
         st.tuples(st.just("delete"), st.integers(0, 30)),
         st.tuples(st.just("get"), st.lists(st.integers(-2, 40), max_size=25)),
-        st.tuples(st.just("sweep"), st.integers(1, 12)),
+        st.tuples(st.just("scan"), st.integers(1, 12)),
         st.tuples(st.just("forget log"), st.just(0)),
     ),
     max_size=25,
@@ -92,7 +91,7 @@ def test_whatever_was_held_before_the_answer_is_the_catalogs(tmp_path_factory, n
     directory = tmp_path_factory.mktemp("steps") / "index"
     with create_catalog(directory, embedding_dim=D, num_frames=F) as catalog:
         add(catalog, range(8))
-        memory, next_number = memory_of(catalog, num_slots), 8
+        cache, next_number = cache_of(catalog, num_slots), 8
         for step, value in steps:
             ids = np.sort(np.concatenate([b.segment_ids for b in catalog.iterate_features()] or [[]]))
             if step == "add":
@@ -102,15 +101,16 @@ def test_whatever_was_held_before_the_answer_is_the_catalogs(tmp_path_factory, n
                 (info,) = catalog.segment_infos([int(ids[value % len(ids)])]).values()
                 catalog.delete_video(info.video_id)
             elif step == "get":
-                assert_as_in_catalog(memory, catalog, value)
-            elif step == "sweep":
-                for first, block in enumerate(memory.blocks(ids, value)):
+                assert_as_in_catalog(cache, catalog, value)
+            elif step == "scan":
+                cache.sync()
+                for first, block in enumerate(cache.blocks(ids, value)):
                     some = ids[first * value : (first + 1) * value]
                     assert bits(block) == bits(ScorableSegments.of(catalog.segment_features(some), CPU))
             elif step == "forget log":
                 catalog.forget_changes(catalog.sequence)
-            assert memory.num_held <= memory.num_slots == num_slots
-        assert_as_in_catalog(memory, catalog, np.arange(1, next_number + 3))
+            assert cache.num_held <= cache.num_slots == num_slots
+        assert_as_in_catalog(cache, catalog, np.arange(1, next_number + 3))
 
 
 @pytest.fixture(scope="module")
@@ -137,51 +137,52 @@ def scored(answer):
 
 @pytest.mark.parametrize("mode", ["rerank", "exhaustive"])
 @pytest.mark.parametrize("num_slots", [1, 50, 1000])
-def test_a_search_answers_the_same_to_the_last_bit_with_and_without_memory(
+def test_a_search_answers_the_same_to_the_last_bit_with_and_without_a_cache(
     index_directory, model, mode, num_slots
 ):
     size_bytes = num_slots * slot_bytes(model.config.num_frames, model.config.embedding_dim)
     query = SearchQuery("a dog runs", mode=mode, candidates=30, explain=True)
     with (
         Searcher(index_directory, model, block_size=16) as plain,
-        Searcher(index_directory, model, block_size=16, feature_memory_bytes=size_bytes) as remembering,
+        Searcher(index_directory, model, block_size=16, feature_memory_bytes=size_bytes) as caching,
     ):
         expected = plain.search(query)
         assert len(expected.results) == query.limit
         for text in ("a dog runs", "snow", "a dog runs"):
-            remembering.search(SearchQuery(text, mode=mode, candidates=30))
-        assert scored(remembering.search(query)) == scored(expected)
-        assert 0 < remembering._features.num_held <= num_slots
+            caching.search(SearchQuery(text, mode=mode, candidates=30))
+        assert scored(caching.search(query)) == scored(expected)
+        assert 0 < caching._features.num_held <= num_slots
         # Deleted by another catalog object, as by another process.
         with Catalog.open(index_directory) as other:
             other.delete_video(expected.results[0].id)
-        assert scored(remembering.search(query)) == scored(plain.search(query))
+        assert scored(caching.search(query)) == scored(plain.search(query))
 
 
 # Deletions
 
 
-def test_what_another_process_deleted_is_not_given_any_more(catalog):
+def test_what_another_process_deleted_is_dropped(catalog):
     add(catalog, range(6))
-    memory = memory_of(catalog, 6)
-    memory.get(np.arange(1, 7))
+    cache = cache_of(catalog, 6)
+    cache.get(np.arange(1, 7))
     with Catalog.open(catalog.directory) as other:
         other.delete_video("video-2")
-    assert memory.get(np.arange(1, 7)).segment_ids.tolist() == [1, 2, 4, 5, 6]
-    assert memory.num_held == 5
+    cache.sync()
+    assert cache.get(np.arange(1, 7)).segment_ids.tolist() == [1, 2, 4, 5, 6]
+    assert cache.num_held == 5
     # The slot that it left is used again.
     add(catalog, [9])
-    assert_as_in_catalog(memory, catalog, [7, 3, 1])
-    assert held_ids(memory, catalog) == {1, 2, 4, 5, 6, 7}
+    assert_as_in_catalog(cache, catalog, [7, 3, 1])
+    assert held_ids(cache, catalog) == {1, 2, 4, 5, 6, 7}
 
 
 def test_what_is_deleted_while_it_is_read_is_not_kept(catalog):
     add(catalog, range(3))
-    memory = memory_of(catalog, 3)
+    cache = cache_of(catalog, 3)
     read = catalog.segment_features
 
     class Meanwhile:
-        """Another thread follows a deletion after the features were read and before they are put in."""
+        """Another thread syncs with a deletion after the features were read and before they are put in."""
 
         def __getattr__(self, name):
             return getattr(catalog, name)
@@ -189,79 +190,80 @@ def test_what_is_deleted_while_it_is_read_is_not_kept(catalog):
         def segment_features(self, ids):
             features = read(ids)
             catalog.delete_video("video-1")
-            memory._follow()
+            cache.sync()
             return features
 
-    memory._catalog = Meanwhile()
-    memory.get(np.array([1, 2, 3]))
-    memory._catalog = catalog
-    assert memory.num_held == 0
-    assert memory.get(np.array([1, 2, 3])).segment_ids.tolist() == [1, 3]
+    cache._catalog = Meanwhile()
+    cache.get(np.array([1, 2, 3]))
+    cache._catalog = catalog
+    assert cache.num_held == 0
+    assert cache.get(np.array([1, 2, 3])).segment_ids.tolist() == [1, 3]
 
 
-def test_a_memory_that_cannot_follow_forgets_everything(catalog):
+def test_a_cache_whose_changes_are_forgotten_drops_everything(catalog):
     add(catalog, range(4))
-    memory = memory_of(catalog, 4)
-    memory.get(np.arange(1, 5))
+    cache = cache_of(catalog, 4)
+    cache.get(np.arange(1, 5))
     catalog.delete_video("video-0")
     catalog.forget_changes(catalog.sequence)
-    assert memory.get(np.array([1])).segment_ids.tolist() == []
-    assert memory.num_held == 0
+    cache.sync()
+    assert cache.get(np.array([1])).segment_ids.tolist() == []
+    assert cache.num_held == 0
 
 
 # What is held
 
 
-def test_what_is_asked_for_again_stays_and_the_rest_gives_way(catalog):
+def test_what_is_asked_for_again_stays_and_the_rest_is_evicted(catalog):
     add(catalog, range(20))
-    memory = memory_of(catalog, 6)
+    cache = cache_of(catalog, 6)
     often = np.array([1, 2, 3])
     for passing in range(4, 21):
-        memory.get(often)
-        memory.get(np.array([passing]))
-    held = held_ids(memory, catalog)
+        cache.get(often)
+        cache.get(np.array([passing]))
+    held = held_ids(cache, catalog)
     assert set(often.tolist()) <= held
-    assert len(held) == memory.num_held == 6
+    assert len(held) == cache.num_held == 6
 
 
-def test_a_sweep_fills_what_is_free_and_pushes_nothing_out(catalog):
+def test_a_scan_fills_free_slots_and_evicts_nothing(catalog):
     add(catalog, range(20))
-    memory = memory_of(catalog, 6)
-    memory.get(np.array([15, 16, 17]))
-    for _ in memory.blocks(np.arange(1, 21), 4):
+    cache = cache_of(catalog, 6)
+    cache.get(np.array([15, 16, 17]))
+    for _ in cache.blocks(np.arange(1, 21), 4):
         pass
-    assert held_ids(memory, catalog) == {15, 16, 17, 1, 2, 3}
+    assert held_ids(cache, catalog) == {15, 16, 17, 1, 2, 3}
 
 
 def test_a_block_keeps_its_features_while_others_replace_everything_else(catalog):
     add(catalog, range(40))
-    memory = memory_of(catalog, 8)
-    swept = np.arange(1, 9)
-    list(memory.blocks(swept, 8))
-    expected = bits(memory.get(swept))
-    for block in memory.blocks(swept, 8):
+    cache = cache_of(catalog, 8)
+    scanned = np.arange(1, 9)
+    list(cache.blocks(scanned, 8))
+    expected = bits(cache.get(scanned))
+    for block in cache.blocks(scanned, 8):
         catalog.delete_video("video-3")
-        memory.get(np.arange(9, 41))
+        cache.get(np.arange(9, 41))
         assert bits(block) == expected
-    memory.get(np.arange(9, 41))
-    assert not held_ids(memory, catalog) & set(swept.tolist())
+    cache.get(np.arange(9, 41))
+    assert not held_ids(cache, catalog) & set(scanned.tolist())
 
 
 def test_nothing_is_kept_without_a_budget_or_within_less_than_a_segment(catalog):
     add(catalog, range(3))
     for size_bytes in (0, slot_bytes(F, D) - 1):
-        memory = FeatureMemory(catalog, size_bytes=size_bytes, device=CPU)
-        assert_as_in_catalog(memory, catalog, [3, 1])
-        assert [len(block) for block in memory.blocks(np.array([1, 2, 3]), 2)] == [2, 1]
-        assert memory.num_slots == memory.num_held == 0
+        cache = FeatureCache(catalog, size_bytes=size_bytes, device=CPU)
+        assert_as_in_catalog(cache, catalog, [3, 1])
+        assert [len(block) for block in cache.blocks(np.array([1, 2, 3]), 2)] == [2, 1]
+        assert cache.num_slots == cache.num_held == 0
     with pytest.raises(ValueError, match="at least 0"):
-        FeatureMemory(catalog, size_bytes=-1, device=CPU)
+        FeatureCache(catalog, size_bytes=-1, device=CPU)
 
 
-def test_a_slot_takes_no_more_than_is_reckoned(catalog):
-    memory = memory_of(catalog, 100)
-    tensors = (memory._frames, memory._video, memory._mask)
-    arrays = (memory._video_numbers, memory._ids, memory._asked_again)
+def test_a_slot_takes_what_slot_bytes_says(catalog):
+    cache = cache_of(catalog, 100)
+    tensors = (cache._frames, cache._video, cache._mask)
+    arrays = (cache._video_numbers, cache._ids, cache._asked_again)
     taken = sum(tensor.nbytes for tensor in tensors) + sum(array.nbytes for array in arrays)
     assert taken == 100 * slot_bytes(F, D)
 
@@ -275,7 +277,7 @@ def test_threads_that_ask_while_others_delete_and_add_get_each_segments_own_feat
             zip(everything.segment_ids.tolist(), everything.video_numbers.tolist(), strict=True)
         )
     }
-    memory, stop = memory_of(catalog, 20), threading.Event()
+    cache, stop = cache_of(catalog, 20), threading.Event()
 
     def check(features):
         for row, segment_id in enumerate(features.segment_ids.tolist()):
@@ -286,8 +288,8 @@ def test_threads_that_ask_while_others_delete_and_add_get_each_segments_own_feat
     def ask(seed):
         random, count = np.random.default_rng(seed), 0
         while not stop.is_set() or count < 20:
-            check(memory.get(random.integers(1, 80, size=15)))
-            for block in memory.blocks(np.arange(1, 61), 7):
+            check(cache.get(random.integers(1, 80, size=15)))
+            for block in cache.blocks(np.arange(1, 61), 7):
                 check(block)
             count += 1
         return count
@@ -300,7 +302,7 @@ def test_threads_that_ask_while_others_delete_and_add_get_each_segments_own_feat
         stop.set()
         assert all(future.result() >= 20 for future in asking)
     for segment_id in range(1, 81):
-        assert_as_in_catalog(memory, catalog, [segment_id])
+        assert_as_in_catalog(cache, catalog, [segment_id])
 
 
 @pytest.mark.gpu
@@ -311,14 +313,14 @@ def test_features_kept_on_a_gpu_are_the_catalogs_and_score_the_same(index_direct
     size_bytes = 50 * slot_bytes(model.config.num_frames, model.config.embedding_dim)
     with (
         Searcher(index_directory, on_gpu) as plain,
-        Searcher(index_directory, on_gpu, feature_memory_bytes=size_bytes) as remembering,
+        Searcher(index_directory, on_gpu, feature_memory_bytes=size_bytes) as caching,
     ):
-        assert remembering._features._frames.device.type == "cuda"
+        assert caching._features._frames.device.type == "cuda"
         for mode in ("rerank", "exhaustive", "rerank"):
             query = SearchQuery("a dog runs", mode=mode, candidates=30)
-            results, expected = remembering.search(query).results, plain.search(query).results
+            results, expected = caching.search(query).results, plain.search(query).results
             assert [result.id for result in results] == [result.id for result in expected]
             assert [r.score for r in results] == pytest.approx([r.score for r in expected], abs=1e-4)
         ids = np.arange(1, 121)
-        expected_bits = bits(ScorableSegments.of(remembering.catalog.segment_features(ids), CPU))
-        assert bits(remembering._features.get(ids)) == expected_bits
+        expected_bits = bits(ScorableSegments.of(caching.catalog.segment_features(ids), CPU))
+        assert bits(caching._features.get(ids)) == expected_bits

@@ -1,30 +1,24 @@
-"""Pages of results: one order however it is cut, and nothing twice or missed while videos come and go."""
+"""Pages of results: one order however it is cut, the rerank window first, the coarse order behind it."""
 
 from __future__ import annotations
 
-import base64
-import itertools
-import json
-import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer.errors import InvalidCursorError, InvalidQueryError
-from indexer.search.search_cursor import Cursor, Edge, Horizon, Place
+from indexer.search.ordering import ScoredSegments, best, best_of_blocks
 from indexer.search.searcher import Searcher
 from indexer.search.types import GroupBy, SearchMode, SearchQuery, SearchResult
 from tests.support.small_searchers import fill, make_index, open_index
 
 MODES, GROUPS = get_args(SearchMode), get_args(GroupBy)
-TOO_MANY = 200
+EVERYTHING = SearchQuery("a dog runs", limit=1000, candidates=1000)
 
 
 @pytest.fixture
@@ -33,262 +27,135 @@ def searcher(tmp_path: Path) -> Iterator[Searcher]:
         yield searcher
 
 
-def pages(searcher: Searcher, query: SearchQuery) -> Iterator[Sequence[SearchResult]]:
-    """Page after page by cursor, to the end."""
-    for _ in range(TOO_MANY):
-        answer = searcher.search(query)
-        yield answer.results
-        if answer.next is None:
-            return
-        query = replace(query, cursor=answer.next, offset=0)
-    raise AssertionError("the pages have no end")
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searcher]:
+    """25 videos of two segments."""
+    with open_index(make_index(tmp_path_factory.mktemp("full") / "index")) as searcher:
+        fill(searcher.catalog, range(25), segments_each=2)
+        yield searcher
 
 
-def keys(results: Sequence[SearchResult], group_by: GroupBy) -> list[str | int]:
-    return [result.id if group_by == "video" else result.segment_id for result in results]
+def pages(searcher: Searcher, query: SearchQuery) -> list[SearchResult]:
+    """All pages by offset, one after the other."""
+    found: list[SearchResult] = []
+    while results := searcher.search(replace(query, offset=len(found))).results:
+        found += results
+    return found
+
+
+def segments(results: Sequence[SearchResult]) -> list[int]:
+    return [result.segment_id for result in results]
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("group_by", GROUPS)
 @pytest.mark.parametrize("candidates", [1, 4, 1000])
-def test_cut_by_cursor_by_offset_or_not_at_all_the_order_is_the_same(
-    searcher: Searcher, mode: SearchMode, group_by: GroupBy, candidates: int
+def test_pages_of_any_size_are_slices_of_one_long_page(
+    full: Searcher, mode: SearchMode, group_by: GroupBy, candidates: int
 ) -> None:
-    fill(searcher.catalog, range(25), segments_each=2, num_looks=13)
-    query = SearchQuery("a dog runs", limit=1000, mode=mode, group_by=group_by, candidates=candidates)
-    whole = searcher.search(query)
-    assert whole.next is None and len(whole.results) == (25 if group_by == "video" else 50)
-    for limit in (4, 50):
-        by_cursor = list(itertools.chain(*pages(searcher, replace(query, limit=limit))))
-        assert keys(by_cursor, "segment") == keys(whole.results, "segment")
-        assert [result.rank for result in by_cursor] == list(range(1, len(by_cursor) + 1))
-    by_offset = [
-        result
-        for offset in range(0, 51, 6)
-        for result in searcher.search(replace(query, limit=6, offset=offset)).results
-    ]
-    assert keys(by_offset, "segment") == keys(whole.results, "segment")
-    from_the_middle = pages(searcher, replace(query, limit=6, offset=9))
-    assert keys(list(itertools.chain(*from_the_middle)), "segment") == keys(whole.results[9:], "segment")
+    query = replace(EVERYTHING, mode=mode, group_by=group_by, candidates=candidates)
+    whole = full.search(query).results
+    assert len(whole) == (25 if group_by == "video" else 50)
+    for limit in (1, 4, 7, 50):
+        paged = pages(full, replace(query, limit=limit))
+        assert segments(paged) == segments(whole)
+        assert [result.rank for result in paged] == list(range(1, len(whole) + 1))
+        assert [r.score for r in paged] == pytest.approx([r.score for r in whole], abs=1e-4)
 
 
-@settings(max_examples=25, deadline=None)
-@given(data=st.data())
-def test_while_videos_come_and_go_nothing_comes_twice_and_nothing_that_stays_is_missed(
-    data: st.DataObject,
+@pytest.mark.parametrize("group_by", GROUPS)
+def test_a_window_that_holds_everything_answers_as_an_exhaustive_search(
+    full: Searcher, group_by: GroupBy
 ) -> None:
-    mode = data.draw(st.sampled_from(MODES), "mode")
-    group_by = data.draw(st.sampled_from(GROUPS), "group_by")
-    num_looks = data.draw(st.sampled_from([0, 1, 3]), "num_looks")  # Few looks: many equal scores.
-    may_delete = data.draw(st.booleans(), "may_delete")
-    query = SearchQuery(
-        "a dog runs",
-        limit=data.draw(st.integers(1, 7), "limit"),
-        mode=mode,
-        group_by=group_by,
-        candidates=data.draw(st.sampled_from([1, 3, 8, 1000]), "candidates"),
-    )
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        open_index(make_index(Path(directory) / "i")) as searcher,
-    ):
-        first = range(data.draw(st.integers(1, 12), "num_videos"))
-        numbers, left = itertools.count(len(first)), {f"video-{number}" for number in first}
-        for number in first:
-            segments_each = data.draw(st.integers(1, 3), "segments_each")
-            fill(searcher.catalog, [number], segments_each=segments_each, num_looks=num_looks)
-        before = searcher.search(replace(query, limit=1000)).results
-        found: list[SearchResult] = []
-        for page in pages(searcher, query):
-            found += page
-            for change in data.draw(st.lists(st.sampled_from(["add", "delete"]), max_size=3), "changes"):
-                if change == "add":
-                    fill(searcher.catalog, [next(numbers)], segments_each=2, num_looks=num_looks)
-                elif left and may_delete:
-                    victim = data.draw(st.sampled_from(sorted(left)), "victim")
-                    searcher.catalog.delete_video(victim)
-                    left.discard(victim)
-        after = [r for r in searcher.search(replace(query, limit=1000)).results if r.id in left]
-    given_keys = keys(found, group_by)
-    assert len(set(given_keys)) == len(given_keys), "nothing twice"
-    assert set(given_keys) <= set(keys(before, group_by)), "nothing that came later"
-    stayed = keys([result for result in found if result.id in left], group_by)
-    assert set(stayed) == set(keys([r for r in before if r.id in left], group_by)), "nothing missed"
-    assert [result.rank for result in found] == list(range(1, len(found) + 1))
-    # Equal looks have scores that differ in the last bits or not at all: their order is anything.
-    if not may_delete:
-        assert [r.score for r in found] == pytest.approx([r.score for r in before], abs=1e-3)
-        assert num_looks > 0 or given_keys == keys(before, group_by)
-    if num_looks == 0 and (mode != "rerank" or query.candidates == 1000):
-        assert stayed == keys(after, group_by)
+    for candidates in (50, 1000):
+        query = replace(EVERYTHING, group_by=group_by, candidates=candidates)
+        reranked, exhaustive = full.search(query), full.search(replace(query, mode="exhaustive"))
+        assert not reranked.truncated and not exhaustive.truncated
+        assert segments(reranked.results) == segments(exhaustive.results)
+        for one, other in zip(reranked.results, exhaustive.results, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-4)
+            assert one.moments == other.moments
 
 
-def test_many_results_of_one_score_come_once_each(searcher: Searcher) -> None:
+@pytest.mark.parametrize("candidates", [1, 4, 9, 49])
+def test_the_first_candidates_are_ordered_by_the_full_score_and_the_rest_coarsely(
+    full: Searcher, candidates: int
+) -> None:
+    by_segment = replace(EVERYTHING, group_by="segment")
+    coarse = segments(full.search(replace(by_segment, mode="coarse")).results)
+    exact = {r.segment_id: r for r in full.search(replace(by_segment, mode="exhaustive")).results}
+    answer = full.search(replace(by_segment, candidates=candidates))
+    assert answer.truncated
+    window = sorted(coarse[:candidates], key=lambda i: (-exact[i].score, i))
+    assert segments(answer.results) == window + coarse[candidates:]
+    for result in answer.results:
+        # Behind the window too a result shows its full score, though the order is not by it.
+        assert result.score == pytest.approx(exact[result.segment_id].score, abs=1e-4)
+        assert result.scores == pytest.approx(exact[result.segment_id].scores, abs=1e-4)
+
+    by_video = full.search(replace(EVERYTHING, candidates=candidates)).results
+    expected: dict[str, int] = {}
+    for segment_id in window + coarse[candidates:]:
+        expected.setdefault(exact[segment_id].id, segment_id)
+    assert [(r.id, r.segment_id) for r in by_video] == list(expected.items())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_many_results_of_one_score_come_once_each(searcher: Searcher, mode: SearchMode) -> None:
     fill(searcher.catalog, range(60), num_looks=1)
-    for mode in MODES:
-        query = SearchQuery("a dog", limit=17, mode=mode)
-        found = keys(list(itertools.chain(*pages(searcher, query))), "video")
-        assert len(found) == len(set(found)) == 60
+    found = [r.id for r in pages(searcher, SearchQuery("a dog", limit=17, mode=mode, candidates=8))]
+    assert len(found) == len(set(found)) == 60
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_least_score_holds_over_the_pages(searcher: Searcher, mode: SearchMode) -> None:
     fill(searcher.catalog, range(40))
-    query = SearchQuery("a dog", limit=100, mode=mode, candidates=1000)
+    query = replace(EVERYTHING, mode=mode)
     whole = searcher.search(query).results
-    query = replace(query, limit=4, min_score=whole[14].score - 1e-3)
-    found = list(itertools.chain(*pages(searcher, query)))
-    assert keys(found, "segment") == keys(whole[:15], "segment")
+    found = pages(searcher, replace(query, limit=4, min_score=whole[14].score - 1e-3))
+    assert segments(found) == segments(whole[:15])
 
 
-def test_candidates_of_which_none_is_good_enough_are_the_end(searcher: Searcher) -> None:
+def test_with_a_least_score_the_window_is_the_end(searcher: Searcher) -> None:
     fill(searcher.catalog, range(40))
-    ordered = searcher.search(SearchQuery("a dog", limit=40, candidates=10)).results
-    tiers = [ordered[first : first + 10] for first in range(0, 40, 10)]
-    least = max(result.score for result in tiers[1]) + 1e-3
-    answer = searcher.search(SearchQuery("a dog", limit=40, candidates=10, min_score=least))
-    assert keys(answer.results, "video") == keys([r for r in tiers[0] if r.score >= least], "video")
-    assert answer.next is None
+    query = SearchQuery("a dog", limit=40, candidates=10)
+    window = searcher.search(query).results[:10]
+    least = window[5].score - 1e-3
+    assert segments(pages(searcher, replace(query, limit=4, min_score=least))) == segments(window[:6])
+    # In coarse order all scores are known.
+    coarse = searcher.search(replace(query, mode="coarse")).results
+    cut = replace(query, mode="coarse", min_score=coarse[24].score - 1e-3)
+    assert segments(searcher.search(cut).results) == segments(coarse[:25])
 
 
-def test_truncated_until_all_was_looked_at(searcher: Searcher) -> None:
+def test_truncated_where_there_are_more_segments_than_candidates(searcher: Searcher) -> None:
     fill(searcher.catalog, range(30))
-    query = SearchQuery("a dog", limit=5, candidates=10)
-    seen = []
-    for _ in range(6):
-        answer = searcher.search(query)
-        seen.append(answer.truncated)
-        query = replace(query, cursor=answer.next)
-    # The fourth page ends with the second ten, and has to know whether anything follows.
-    assert seen == [True, True, True, False, False, False] and answer.next is None
-
-
-# Cursors that do not fit
-
-
-def first_cursor(searcher: Searcher, query: SearchQuery) -> str:
-    cursor = searcher.search(query).next
-    assert cursor is not None
-    return cursor
-
-
-def test_a_cursor_goes_with_its_own_search_alone(searcher: Searcher) -> None:
-    fill(searcher.catalog, range(10))
-    query = SearchQuery("a dog", limit=2, filter={"metadata.number": {"gte": 0}})
-    cursor = first_cursor(searcher, query)
-    again = replace(query, cursor=cursor)
-    assert len(searcher.search(replace(again, limit=5, explain=True)).results) == 5
-    for other in (
-        {"text": "a cat"},
-        {"mode": "coarse"},
-        {"group_by": "segment"},
-        {"candidates": 7},
-        {"min_score": 0.0},
-        {"min_percentile": 50.0},
-        {"filter": None},
+    query = SearchQuery("a dog", limit=5)
+    for candidates, filter, truncated in (
+        (29, None, True),
+        (30, None, False),
+        (10, {"metadata.number": {"lt": 10}}, False),
+        (9, {"metadata.number": {"lt": 10}}, True),
     ):
-        with pytest.raises(InvalidCursorError, match="another search"):
-            searcher.search(replace(again, **other))
-    with pytest.raises(InvalidQueryError, match="offset"):
-        replace(again, offset=1)
+        answer = searcher.search(replace(query, candidates=candidates, filter=filter))
+        assert answer.truncated is truncated, (candidates, filter)
 
 
-def test_a_cursor_goes_with_its_own_index_alone(searcher: Searcher, tmp_path: Path) -> None:
-    fill(searcher.catalog, range(10))
-    query = SearchQuery("a dog", limit=2)
-    cursor = first_cursor(searcher, query)
-    with open_index(make_index(tmp_path / "other")) as other:
-        fill(other.catalog, range(10))  # The same videos under the same numbers.
-        with pytest.raises(InvalidCursorError, match="no longer"):
-            other.search(replace(query, cursor=cursor))
-    fill(searcher.catalog, range(10, 20))
-    searcher.catalog.forget_changes(15)
-    with pytest.raises(InvalidCursorError, match="begin again"):
-        searcher.search(replace(query, cursor=cursor))
-
-
-def pack(fields: object) -> str:
-    return base64.urlsafe_b64encode(zlib.compress(json.dumps(fields).encode())).rstrip(b"=").decode()
-
-
-QUERY = SearchQuery("a dog", limit=1)
-
-
-@pytest.fixture(scope="module")
-def three_videos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Searcher, str]]:
-    """A searcher, and the cursor of its second page."""
-    with open_index(make_index(tmp_path_factory.mktemp("three") / "index")) as searcher:
-        fill(searcher.catalog, range(3))
-        yield searcher, first_cursor(searcher, QUERY)
-
-
-@settings(max_examples=200, deadline=None)
-@given(data=st.data())
-def test_no_text_is_taken_for_a_cursor_that_is_none(
-    three_videos: tuple[Searcher, str], data: st.DataObject
-) -> None:
-    searcher, cursor = three_videos
-    fields = json.loads(zlib.decompress(base64.urlsafe_b64decode(cursor + "==")))
-    place = data.draw(st.integers(0, len(fields) - 1))
-    broken = st.sampled_from(
-        [None, [], "x", -1, 2**70, 1.5, float("nan"), {}, [[1]], [None] * 3, True, 10**400]
-    )
-    fields[place] = data.draw(broken)
-    text = data.draw(
-        st.sampled_from(
-            [pack(fields), cursor[:-3], cursor + "A", cursor + "AAAA", pack([]), pack({}), "é" * 8]
-        )
-        | st.text(max_size=30)
-    )
-    try:
-        Cursor.from_text(text, QUERY, searcher.catalog)
-    except InvalidCursorError as error:
-        assert "begin again" in str(error)
-    else:
-        # A least score is anybody's choice, and none is one.
-        assert text == pack(fields) and place == 4 and fields[4] in (None, -1, 1.5)
-
-
-@pytest.mark.parametrize("changes", [{6: 2**61}, {7: 2**61}, {6: 0, 7: 0}, {4: 1e300}, {4: -1e300}])
-def test_a_cursor_that_was_tampered_with_answers_something(
-    three_videos: tuple[Searcher, str], changes: dict[int, Any]
-) -> None:
-    searcher, cursor = three_videos
-    fields = json.loads(zlib.decompress(base64.urlsafe_b64decode(cursor + "==")))
-    for place, value in changes.items():
-        fields[place] = value
-    assert len(searcher.search(replace(QUERY, cursor=pack(fields))).results) <= 1
-
-
-def test_a_bomb_is_no_cursor(searcher: Searcher) -> None:
-    bomb = base64.urlsafe_b64encode(zlib.compress(b"[" * 20_000_000, 9)).decode()
-    with pytest.raises(InvalidCursorError):
-        searcher.search(SearchQuery("a dog", cursor=bomb))
-
-
-def test_a_cursor_that_would_be_too_long_is_none(searcher: Searcher) -> None:
-    random = np.random.default_rng(0)
-    ids = tuple(np.cumsum(random.integers(1, 2**31, 30_000)).tolist())
-    cursor = Cursor(Horizon(10**15, 1, ""), None, Place(None, None, Edge(0.0, ids), 1, 1))
-    assert cursor.to_text(SearchQuery("a dog"), searcher.catalog.fingerprint) is None
-
-
-# Edges
-
-
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
-    scores=st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=30),
-    noise_seed=st.integers(0, 2**32 - 1),
-    cut=st.integers(1, 30),
+    videos=st.lists(st.integers(0, 6), max_size=40).map(sorted),
+    seed=st.integers(0, 2**32 - 1),
+    block_size=st.integers(1, 41),
+    keep=st.integers(1, 12),
+    group_by=st.sampled_from(GROUPS),
 )
-def test_an_edge_knows_what_is_before_it_from_scores_that_are_a_little_off(
-    scores: list[float], noise_seed: int, cut: int
+def test_the_best_of_blocks_are_the_best_of_all(
+    videos: list[int], seed: int, block_size: int, keep: int, group_by: GroupBy
 ) -> None:
-    tolerance = 1e-3
-    ordered = np.sort(np.array(scores, np.float32))[::-1]
-    ids = np.random.default_rng(noise_seed).permutation(len(ordered)).astype(np.int64) + 1
-    edge = Edge.behind(ordered[:cut], ids[:cut], tolerance)
-    noise = np.random.default_rng(noise_seed).uniform(-0.4 * tolerance, 0.4 * tolerance, len(ordered))
-    covered = edge.covers((ordered + noise).astype(np.float32), ids, tolerance)
-    assert covered.tolist() == [place < cut for place in range(len(ordered))]
+    count, random = len(videos), np.random.default_rng(seed)
+    total = random.integers(0, 9, count).astype(np.float32)
+    parts = np.zeros((count, 4), np.float32)
+    scored = ScoredSegments(np.arange(1, count + 1), np.array(videos, np.int64), total, parts)
+    blocks = [scored[first : first + block_size] for first in range(0, count, block_size)]
+    expected = best(scored, group_by)[:keep].segment_ids.tolist()
+    assert best_of_blocks(blocks, keep, group_by).segment_ids.tolist() == expected

@@ -1,4 +1,4 @@
-"""The whole searcher as a state machine: any order of changes, restarts and upkeep against plain searches."""
+"""The searcher as a state machine: any order of changes, restarts and maintenance against plain searches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from indexer.errors import DuplicateIdError, InvalidCursorError, VideoNotFoundError
+from indexer.errors import DuplicateIdError, VideoNotFoundError
 from indexer.ingest.encoding import index_fingerprint
 from indexer.maintenance.verification import rebuild, verify
 from indexer.search.searcher import Searcher
@@ -40,7 +40,6 @@ from tests.support.plain_searches import (
     PlainSegment,
     PlainVideo,
     assert_page,
-    assert_result,
     expected_results,
 )
 
@@ -128,8 +127,6 @@ class SearchesAndChanges(RuleBasedStateMachine):
         self.numbers: dict[str, int] = {}
         self.next_number = 0
         self.last_segment_id = 0
-        self.walk: Walk | None = None
-        self.walk_may_break = False
 
     @initialize(memory_bytes=st.sampled_from(MEMORY_BYTES), first=st.lists(new_videos, max_size=8))
     def start(self, memory_bytes: int, first: Sequence[NewVideo] = ()) -> None:
@@ -195,8 +192,6 @@ class SearchesAndChanges(RuleBasedStateMachine):
         video_id = self._any_id(data)
         self._writer(writer).delete_video(video_id)
         del self.videos[video_id]
-        if self.walk is not None:
-            self.walk.forget(video_id)
         with pytest.raises(VideoNotFoundError):
             self._writer("own" if writer == "other" else "other").get_video(video_id)
 
@@ -207,8 +202,6 @@ class SearchesAndChanges(RuleBasedStateMachine):
         video = self.videos[self._any_id(data)]
         self._writer(writer).update_video(video.id, title=title, metadata=metadata)
         video.title, video.metadata = title, metadata
-        if self.walk is not None and not self.walk.fulfils(video):
-            self.walk.forget(video.id)
 
     # Searches
 
@@ -238,31 +231,7 @@ class SearchesAndChanges(RuleBasedStateMachine):
             assert answer.query == query.text
             assert_page(answer, expected, query, plain_scores(), self.videos)
 
-    @rule(fields=queries, chosen=st.sampled_from(FILTERS), limit=st.integers(1, 3))
-    def begin_to_walk(self, fields: dict[str, Any], chosen: Any, limit: int) -> None:
-        self._count("begin to walk")
-        query = SearchQuery(filter=chosen[0], **{**fields, "limit": limit, "offset": 0})
-        self.walk, self.walk_may_break = Walk(query, chosen[1], self.videos), False
-        self.go_on()
-
-    @precondition(lambda self: self.walk is not None)
-    @rule()
-    def go_on(self) -> None:
-        self._count("go on")
-        walk = self.walk
-        assert walk is not None
-        try:
-            answer = self.searcher.search(walk.next_query())
-        except InvalidCursorError:
-            assert self.walk_may_break
-            self.walk = None
-            return
-        for result in answer.results:
-            assert_result(result, walk.query, plain_scores(), self.videos)
-        if walk.take(answer):
-            self.walk = None
-
-    # Upkeep
+    # Maintenance
 
     @rule(memory_bytes=st.sampled_from(MEMORY_BYTES))
     def restart(self, memory_bytes: int) -> None:
@@ -299,7 +268,6 @@ class SearchesAndChanges(RuleBasedStateMachine):
     def forget_changes(self) -> None:
         self._count("forget changes")
         self.other.forget_changes(self.other.sequence)
-        self.walk_may_break = True
 
     @invariant()
     def totals_are_right(self) -> None:
@@ -314,46 +282,6 @@ class SearchesAndChanges(RuleBasedStateMachine):
             self.other.close()
             assert verify(self.directory).is_clean
         shutil.rmtree(self.directory)
-
-
-class Walk:
-    """From page to page while videos come and go: nothing twice, nothing new, nothing left out."""
-
-    def __init__(
-        self, query: SearchQuery, fulfils: Callable[[PlainVideo], bool], videos: Mapping[str, PlainVideo]
-    ) -> None:
-        self.query = query
-        self.fulfils = fulfils
-        self._cursor: str | None = None
-        self._known = set(videos)
-        self._owed = {
-            key: video.id
-            for video in videos.values()
-            if fulfils(video)
-            for key in ([video.id] if query.group_by == "video" else video.segments)
-        }
-        self._given: set[Any] = set()
-
-    def next_query(self) -> SearchQuery:
-        fields = {name: getattr(self.query, name) for name in SearchQuery.__dataclass_fields__}
-        return SearchQuery(**{**fields, "cursor": self._cursor})
-
-    def forget(self, video_id: str) -> None:
-        """The video went away, or no longer fulfils the filter: it may be missing from now on."""
-        self._owed = {key: owner for key, owner in self._owed.items() if owner != video_id}
-
-    def take(self, answer: SearchAnswer) -> bool:
-        """Look at the next page; True where it was the last."""
-        for place, result in enumerate(answer.results):
-            key = result.id if self.query.group_by == "video" else result.segment_id
-            assert key not in self._given, "nothing comes twice"
-            assert result.id in self._known, "what was added later does not come"
-            assert result.rank == len(self._given) + 1, place
-            self._given.add(key)
-        self._cursor = answer.next
-        if answer.next is None:
-            assert set(self._owed) <= self._given, "nothing that was there throughout is missed"
-        return answer.next is None
 
 
 FAST = settings(
@@ -412,7 +340,6 @@ def _with_a_first_result(**changes: Any) -> Callable[[SearchAnswer], SearchAnswe
         _with_a_first_result(scores=dict.fromkeys(SCORE_NAMES, 1.0)),
         lambda answer: replace(answer, num_videos=7),
         lambda answer: replace(answer, truncated=True),
-        lambda answer: replace(answer, next="cursor"),
     ],
 )
 def test_a_wrong_answer_is_noticed(spoil: Callable[[SearchAnswer], SearchAnswer]) -> None:

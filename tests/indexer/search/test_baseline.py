@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.search.background import (
-    BACKGROUND_TEXTS,
+from indexer.search.baseline import (
     MIN_SEGMENTS,
-    Background,
-    BackgroundScores,
+    Baseline,
+    BaselineScores,
+    baseline_texts,
     sample_segments,
 )
 from indexer.search.searcher import Searcher
@@ -26,15 +26,15 @@ from tests.support.small_searchers import fill, make_index, open_index, tiny_mod
 
 @pytest.fixture(scope="module")
 def searcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searcher]:
-    with open_index(make_index(tmp_path_factory.mktemp("background") / "index")) as searcher:
+    with open_index(make_index(tmp_path_factory.mktemp("baseline") / "index")) as searcher:
         fill(searcher.catalog, range(30), segments_each=2)
         searcher.prepare()
         yield searcher
 
 
-def make_background(scores: list[float]) -> Background:
+def make_baseline(scores: list[float]) -> Baseline:
     ordered = np.sort(np.array(scores, np.float32))
-    return Background(1, 10, ordered, ordered)
+    return Baseline(1, 10, ordered, ordered)
 
 
 @given(
@@ -45,27 +45,27 @@ def make_background(scores: list[float]) -> Background:
 def test_the_least_score_lets_through_just_what_has_the_percentile(
     scores: list[float], others: list[float], percentile: float
 ) -> None:
-    background = make_background(scores)
+    baseline = make_baseline(scores)
     asked = np.array(scores + others, np.float32)
-    least = background.least_score("rerank", percentile)
+    least = baseline.least_score("rerank", percentile)
     for score in asked:
-        num_below = sum(other < score for other in background.total)
+        num_below = sum(other < score for other in baseline.total)
         enough = num_below >= percentile / 100 * len(scores) - 1e-6
         assert (least is None or score >= least) == enough
 
 
-def test_a_percentile_is_the_share_of_the_background_below() -> None:
-    background = make_background([1.0, 2.0, 2.0, 4.0])
+def test_a_percentile_is_the_share_of_the_baseline_below() -> None:
+    baseline = make_baseline([1.0, 2.0, 2.0, 4.0])
     asked = np.array([0.0, 1.0, 2.0, 3.0, 5.0], np.float32)
-    assert background.percentiles("rerank", asked) == [0.0, 0.0, 25.0, 75.0, 100.0]
-    assert make_background([]).percentiles("coarse", asked) == [None] * 5
+    assert baseline.percentiles("rerank", asked) == [0.0, 0.0, 25.0, 75.0, 100.0]
+    assert make_baseline([]).percentiles("coarse", asked) == [None] * 5
 
 
-def test_each_mode_has_the_background_of_its_own_scores(searcher: Searcher) -> None:
+def test_each_mode_has_the_baseline_of_its_own_scores(searcher: Searcher) -> None:
     """Brute force: every sentence with every segment, there being fewer than the sample."""
     model = tiny_model()
     features = searcher._features.get(searcher._index.segment_ids())
-    scores = model.score(model.encode_text(BACKGROUND_TEXTS), features.videos)
+    scores = model.score(model.encode_text(list(baseline_texts())), features.videos)
     for mode, expected in (("rerank", scores.total), ("coarse", scores.video_sentence)):
         table = np.sort(expected.detach().numpy().ravel())
         for result in searcher.search(SearchQuery("a dog", limit=30, mode=mode)).results:
@@ -94,11 +94,11 @@ def test_a_small_index_has_no_percentiles_and_says_so(tmp_path: Path) -> None:
         assert "too small" in answer.warnings[0]
 
 
-def test_the_background_is_made_anew_when_a_tenth_has_changed(tmp_path: Path) -> None:
+def test_the_baseline_is_remade_when_a_tenth_has_changed(tmp_path: Path) -> None:
     with open_index(make_index(tmp_path / "index")) as searcher:
         fill(searcher.catalog, range(40))
         searcher.prepare()
-        scores: BackgroundScores = searcher._background
+        scores: BaselineScores = searcher._baseline
         first = scores.now
         fill(searcher.catalog, range(40, 44))
         searcher._index.follow()
@@ -109,15 +109,15 @@ def test_the_background_is_made_anew_when_a_tenth_has_changed(tmp_path: Path) ->
         assert scores.make().num_segments == 45 and not scores.is_stale
 
 
-def test_a_first_search_makes_the_background_for_the_next(tmp_path: Path) -> None:
+def test_a_first_search_makes_the_baseline_for_the_next(tmp_path: Path) -> None:
     with open_index(make_index(tmp_path / "index")) as searcher:
         fill(searcher.catalog, range(20))
         assert {r.percentile for r in searcher.search(SearchQuery("a dog")).results} == {None}
-        searcher._upkeep.wait()
+        searcher._refresher.wait()
         assert None not in {r.percentile for r in searcher.search(SearchQuery("a dog")).results}
 
 
-def test_a_damaged_segment_stops_the_background_and_nothing_else(
+def test_a_damaged_segment_stops_the_baseline_and_nothing_else(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_index(make_index(tmp_path / "index")) as searcher:
@@ -127,8 +127,8 @@ def test_a_damaged_segment_stops_the_background_and_nothing_else(
         monkeypatch.setattr(searcher._index, "_max_pending", 5)
         for _ in range(3):
             searcher.search(SearchQuery("a dog", mode="coarse", limit=1))
-            searcher._upkeep.wait()
-        assert "segment 3" in caplog.text and caplog.text.count("background scores") == 1
+            searcher._refresher.wait()
+        assert "segment 3" in caplog.text and caplog.text.count("baseline scores") == 1
         assert searcher.stats()["coarse_num_pending"] == 0
         assert (searcher.catalog.directory / "coarse.json").exists()
 
@@ -144,12 +144,12 @@ def test_a_sample_is_fixed_and_changes_as_little_as_the_index(ids: set[int], cou
         assert set(sample.tolist()) - {gone} <= set(rest.tolist())
 
 
-def test_a_sample_is_no_stretch_of_the_index() -> None:
+def test_a_sample_is_spread_over_the_index() -> None:
     sample = sample_segments(np.arange(1, 10_001), 500)
     assert np.histogram(sample, bins=10, range=(1, 10_001))[0].min() > 25
 
 
 def test_the_sentences_serve_a_small_vocabulary_too() -> None:
     demo = XClip.load("demo")
-    known = [text for text in BACKGROUND_TEXTS if not demo.unknown_words(text)]
-    assert len(known) >= 24 and len(set(BACKGROUND_TEXTS)) == len(BACKGROUND_TEXTS)
+    known = [text for text in baseline_texts() if not demo.unknown_words(text)]
+    assert len(known) >= 24 and len(set(baseline_texts())) == len(baseline_texts())

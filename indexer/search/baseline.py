@@ -1,0 +1,162 @@
+"""The baseline (null) score distribution of an index: how far above chance a score lies.
+
+A set of everyday sentences (baseline.txt) is scored with a sample of the index's segments. Nearly all such
+pairs have nothing to do with each other, so the percentile of a score, the share of the baseline below it,
+says how rare such a score is for one pair taken at random. It is no probability that a result is right, and
+the best of many chance scores is high: among a hundred thousand segments, a hundred lie above the percentile
+99.9 by chance.
+
+The two scores that results are ordered by, the mean of the model's scores and (in `coarse` mode)
+`video_sentence` alone, have a baseline each.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from indexer.coarse.index import CoarseIndex
+from indexer.search.feature_cache import FeatureCache
+from indexer.search.types import SearchMode
+
+if TYPE_CHECKING:
+    from model.features import TextFeatures
+    from model.xclip import XClip
+
+NUM_SAMPLED_SEGMENTS: Final = 1024
+MIN_SEGMENTS: Final = 10
+MIN_TEXTS: Final = 12
+STALE_SHARE: Final = 0.1
+"""Changes since, as a share of the segments then, that make a baseline stale."""
+
+_SEGMENTS_AT_ONCE: Final = 128
+
+
+@functools.cache
+def baseline_texts() -> tuple[str, ...]:
+    """The sentences: as far from each other as a few dozen can be, half of them in few and plain words."""
+    lines = Path(__file__).with_name("baseline.txt").read_text(encoding="utf-8").splitlines()
+    return tuple(line for line in lines if line and not line.startswith("#"))
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """Scores of chance pairs of an index after the change `sequence`, with `num_segments` segments.
+
+    total, coarse: float32 [N], ascending: the mean of the model's scores, and `video_sentence` alone. Empty
+    where the index is too small, or the model knows too few of the sentences.
+    """
+
+    sequence: int
+    num_segments: int
+    total: NDArray[np.float32]
+    coarse: NDArray[np.float32]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no percentiles."""
+        return not len(self.total)
+
+    def _of(self, mode: SearchMode) -> NDArray[np.float32]:
+        return self.coarse if mode == "coarse" else self.total
+
+    def percentiles(self, mode: SearchMode, scores: NDArray[np.float32]) -> list[float] | list[None]:
+        """For each score the share of the baseline below it, 0 to 100; None where the baseline is empty."""
+        baseline = self._of(mode)
+        if not len(baseline):
+            return [None] * len(scores)
+        below = np.searchsorted(baseline, scores, side="left")
+        # Rounded down, so that a result's percentile given as `min_percentile` does not leave it out.
+        return [math.floor(1000 * share) / 1000 for share in (100.0 * below / len(baseline)).tolist()]
+
+    def least_score(self, mode: SearchMode, percentile: float) -> float | None:
+        """The lowest score of at least this percentile; None where every score is."""
+        baseline = self._of(mode)
+        num_below = math.ceil(percentile / 100 * len(baseline) - 1e-6)
+        if num_below == 0:
+            return None
+        return float(np.nextafter(baseline[num_below - 1], np.float32(np.inf)))
+
+
+class BaselineScores:
+    """The baseline of an index, remade when much of it has changed. Safe to use from several threads."""
+
+    def __init__(self, model: XClip, index: CoarseIndex, features: FeatureCache) -> None:
+        self._model = model
+        self._index = index
+        self._features = features
+        self._making = threading.Lock()
+        self._texts: TextFeatures | None = None
+        self._baseline: Baseline | None = None
+
+    @property
+    def now(self) -> Baseline | None:
+        """The last one made, perhaps stale; None where none was."""
+        return self._baseline
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether `make` has to be called: none was made yet, or much has changed since."""
+        made = self._baseline
+        if made is None:
+            return True
+        return abs(self._index.sequence - made.sequence) > STALE_SHARE * made.num_segments
+
+    def make(self, *, only_first: bool = False) -> Baseline:
+        """A baseline of the index as it is now. only_first: unless there is one."""
+        with self._making:
+            if self._baseline is None or (self.is_stale and not only_first):
+                self._baseline = self._make()
+            return self._baseline
+
+    def _make(self) -> Baseline:
+        sequence, num_segments = self._index.sequence, self._index.num_segments
+        empty = np.empty(0, np.float32)
+        texts = self._encode_texts()
+        if num_segments < MIN_SEGMENTS or texts is None:
+            return Baseline(sequence, num_segments, empty, empty)
+        total, coarse = [empty], [empty]
+        sample = sample_segments(self._index.segment_ids(), NUM_SAMPLED_SEGMENTS)
+        for features in self._features.blocks(sample, _SEGMENTS_AT_ONCE):
+            if not len(features):
+                continue
+            with torch.inference_mode():
+                scores = self._model.score(texts, features.videos)
+                total.append(scores.total.float().cpu().numpy().ravel())
+                coarse.append(scores.video_sentence.float().cpu().numpy().ravel())
+        return Baseline(
+            sequence, num_segments, np.sort(np.concatenate(total)), np.sort(np.concatenate(coarse))
+        )
+
+    def _encode_texts(self) -> TextFeatures | None:
+        """Features of the sentences of which the model knows all words; None where they are too few."""
+        if self._texts is None:
+            known = [text for text in baseline_texts() if not self._model.unknown_words(text)]
+            if len(known) < MIN_TEXTS:
+                return None
+            with torch.inference_mode():
+                self._texts = self._model.encode_text(known)
+        return self._texts
+
+
+def sample_segments(segment_ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """At most `count` of the ids, ascending: those that come first when their bits are mixed.
+
+    Which ids are taken depends on them alone, so the sample changes as little as the index does.
+    """
+    if len(segment_ids) <= count:
+        return np.sort(segment_ids)
+    # The finalizer of splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
+    mixed = segment_ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return np.sort(segment_ids[np.argpartition(mixed, count)[:count]])

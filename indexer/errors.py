@@ -14,7 +14,6 @@ IndexerError
 ├── InvalidRecordError         a video or job record that cannot be stored
 ├── ManifestError              a list of videos to index that cannot be understood
 ├── InvalidQueryError          a search that asks for something outside its ranges
-│   └── InvalidCursorError     a cursor of another search or index, or none at all
 ├── SearchCancelledError       the caller of a search cancelled it
 ├── VideoNotFoundError         no video of this id
 ├── DuplicateIdError           the id is taken by another video
@@ -123,10 +122,6 @@ class ManifestError(IndexerError, ValueError):
 
 class InvalidQueryError(IndexerError, ValueError):
     """A search that asks for something outside its ranges; the message names the field and its range."""
-
-
-class InvalidCursorError(InvalidQueryError):
-    """A cursor of another search, of an index that is no longer there, or none that we made: begin again."""
 
 
 class SearchCancelledError(IndexerError):

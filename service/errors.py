@@ -4,7 +4,7 @@ ServiceError
 ├── UnauthorizedError            401  no key, or one that opens nothing
 ├── ForbiddenError               403  the key does not allow this
 ├── InvalidRequestError          422  a field or parameter is missing, unknown or out of range
-├── InvalidCursorError           422  the cursor is of another search or index
+├── InvalidCursorError           422  the cursor is of another generation of the index
 ├── MalformedBodyError           400  the body is not JSON, or not a well-formed multipart form
 ├── UnsupportedContentTypeError  415  the body is neither of the kinds that the endpoint takes
 ├── BodyTooLargeError            413
@@ -95,10 +95,10 @@ class InvalidRequestError(ServiceError):
 
 
 class InvalidCursorError(ServiceError):
-    """A cursor that does not belong to this search or index."""
+    """A cursor of a list that does not belong to this index."""
 
     status, kind, title = 422, "invalid-cursor", "Invalid cursor"
-    default_detail = "The cursor does not belong to this search of this index. Begin again without it."
+    default_detail = "The cursor does not belong to this index. Begin again without it."
 
 
 class MalformedBodyError(ServiceError):

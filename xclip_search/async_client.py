@@ -16,6 +16,7 @@ import anyio
 import httpx
 from anyio import to_thread
 
+from indexer.search.types import DEFAULT_LIMIT, MAX_OFFSET
 from xclip_search import client_calls as calls
 from xclip_search import client_flows as flows
 from xclip_search.client import DEFAULT_SERVER, DEFAULT_TIMEOUT, UNCHANGED, changes, request_headers
@@ -72,27 +73,28 @@ class AsyncClient:
 
     # Searching
 
-    async def search(
-        self, query: str, *, cursor: str | None = None, **options: Unpack[SearchOptions]
-    ) -> SearchAnswer:
+    async def search(self, query: str, **options: Unpack[SearchOptions]) -> SearchAnswer:
         """See `Client.search`."""
-        return await self._do(calls.search(query, cursor, options))
+        return await self._do(calls.search(query, options))
 
     async def search_all(
         self, query: str, *, max_results: int | None = None, **options: Unpack[SearchOptions]
     ) -> AsyncIterator[Result]:
         """See `Client.search_all`."""
-        cursor: str | None = None
-        num_left = max_results
-        while num_left is None or num_left > 0:
-            answer = await self.search(query, cursor=cursor, **options)
-            for item in answer.results[:num_left]:
-                yield item
-            if answer.next is None:
+        offset, seen, num_left = options.get("offset", 0), set[str | int](), max_results
+        while (num_left is None or num_left > 0) and offset <= MAX_OFFSET:
+            options["offset"] = offset
+            answer = await self.search(query, **options)
+            for item in answer.results:
+                key = item.segment_id if options.get("group_by") == "segment" else item.id
+                # While videos come and go a result may shift to the next page.
+                if key not in seen and (num_left is None or num_left > 0):
+                    seen.add(key)
+                    num_left = None if num_left is None else num_left - 1
+                    yield item
+            if len(answer.results) < options.get("limit", DEFAULT_LIMIT):
                 return
-            cursor = answer.next
-            options.pop("offset", None)  # Counted in by the cursor.
-            num_left = None if num_left is None else num_left - len(answer.results)
+            offset += len(answer.results)
 
     async def search_many(
         self, queries: Sequence[str], **options: Unpack[SearchOptions]

@@ -22,6 +22,7 @@ from typing import Any, Final, Self, TypeVar, Unpack
 
 import httpx
 
+from indexer.search.types import DEFAULT_LIMIT, MAX_OFFSET
 from xclip_search import client_calls as calls
 from xclip_search import client_flows as flows
 from xclip_search.client_answers import (
@@ -89,29 +90,31 @@ class Client:
 
     # Searching
 
-    def search(
-        self, query: str, *, cursor: str | None = None, **options: Unpack[SearchOptions]
-    ) -> SearchAnswer:
-        """Find videos by what is to be seen. cursor: `next` of the page before, with the same options."""
-        return self._do(calls.search(query, cursor, options))
+    def search(self, query: str, **options: Unpack[SearchOptions]) -> SearchAnswer:
+        """Find videos by what is to be seen."""
+        return self._do(calls.search(query, options))
 
     def search_all(
         self, query: str, *, max_results: int | None = None, **options: Unpack[SearchOptions]
     ) -> Iterator[Result]:
         """All results of a search, best first, page by page; `limit` is the size of a page.
 
-        Nothing is repeated, and nothing that was there all the time is missed, while videos come and go.
+        Nothing is repeated while videos come and go. Ends at the offset that the server allows at most.
         """
-        cursor: str | None = None
-        num_left = max_results
-        while num_left is None or num_left > 0:
-            answer = self.search(query, cursor=cursor, **options)
-            yield from answer.results[:num_left]
-            if answer.next is None:
+        offset, seen, num_left = options.get("offset", 0), set[str | int](), max_results
+        while (num_left is None or num_left > 0) and offset <= MAX_OFFSET:
+            options["offset"] = offset
+            answer = self.search(query, **options)
+            for item in answer.results:
+                key = item.segment_id if options.get("group_by") == "segment" else item.id
+                # While videos come and go a result may shift to the next page.
+                if key not in seen and (num_left is None or num_left > 0):
+                    seen.add(key)
+                    num_left = None if num_left is None else num_left - 1
+                    yield item
+            if len(answer.results) < options.get("limit", DEFAULT_LIMIT):
                 return
-            cursor = answer.next
-            options.pop("offset", None)  # Counted in by the cursor.
-            num_left = None if num_left is None else num_left - len(answer.results)
+            offset += len(answer.results)
 
     def search_many(self, queries: Sequence[str], **options: Unpack[SearchOptions]) -> ManySearchAnswers:
         """Search for 1 to 32 texts in one request."""

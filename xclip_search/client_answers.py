@@ -59,7 +59,7 @@ class Explanation(_Answer):
 class Result(_Answer):
     """One found video (or segment).
 
-    percentile: share (0 to 100) of the index's background scores below this one; None where it is too small
+    percentile: share (0 to 100) of the index's baseline scores below this one; None where it is too small
     to say. The addresses are paths on the server.
     """
 
@@ -83,7 +83,7 @@ class Result(_Answer):
 
 
 class SearchAnswer(_Answer):
-    """A page of results, best first. next: the cursor of the next page; None on the last."""
+    """A page of results, best first."""
 
     query: str
     mode: Mode
@@ -92,7 +92,6 @@ class SearchAnswer(_Answer):
     warnings: list[str]
     timings: Timings
     results: list[Result]
-    next: str | None = None
 
 
 class ManySearchAnswers(_Answer):

@@ -133,12 +133,9 @@ class _CountedFile(io.RawIOBase):
         return self._file.tell()
 
 
-def search(query: str, cursor: str | None, options: SearchOptions) -> Call[SearchAnswer]:
-    """POST /search for one text. cursor: `next` of the page before."""
-    body: dict[str, Any] = {"query": query, **options}
-    if cursor is not None:
-        body["cursor"] = cursor
-    return Call("POST", "search", _reader(SearchAnswer), json=body)
+def search(query: str, options: SearchOptions) -> Call[SearchAnswer]:
+    """POST /search for one text."""
+    return Call("POST", "search", _reader(SearchAnswer), json={"query": query, **options})
 
 
 def search_many(queries: Sequence[str], options: SearchOptions) -> Call[ManySearchAnswers]:

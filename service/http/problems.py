@@ -17,7 +17,6 @@ from service.errors import (
     BodyTooLargeError,
     IdTakenError,
     InternalError,
-    InvalidCursorError,
     JobNotFoundError,
     MalformedBodyError,
     MethodNotAllowedError,
@@ -80,8 +79,6 @@ def from_indexer_error(error: Exception) -> ServiceError:
         return VideoNotFoundError()
     if isinstance(error, indexer_errors.JobNotFoundError):
         return JobNotFoundError()
-    if isinstance(error, indexer_errors.InvalidCursorError):
-        return InvalidCursorError()
     if isinstance(error, indexer_errors.DuplicateIdError):
         return IdTakenError()
     # A superseded catalog is one that the server is about to leave for the current one.

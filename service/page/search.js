@@ -10,8 +10,9 @@ import { focusCardAt, shownItems, showItems, showWaiting } from "./results.js";
 
 const PAGE_SIZE = 24;
 const MOST_MOMENTS = 64; // As many as frames are sampled, so that the timeline has all of them.
+const MOST_OFFSET = 10000; // As far as the server pages.
 const MOST_TRIES = 3;
-const LOOK_AGAIN_SECONDS = 3;
+const RETRY_SECONDS = 3;
 
 const statusLine = byId("status");
 const moreNote = byId("more-note");
@@ -58,17 +59,23 @@ const withFilter = (filters) => {
   return filter === null ? "" : `&filter=${encodeURIComponent(JSON.stringify(filter))}`;
 };
 
+// The offset of the next page, or null behind the last one.
+function offsetBehind(offset, found) {
+  const end = offset + PAGE_SIZE;
+  return found.length < PAGE_SIZE || end > MOST_OFFSET ? null : end;
+}
+
 async function searchPage(after, signal) {
-  const body = { query: state.query, limit: PAGE_SIZE, num_moments: MOST_MOMENTS };
+  const offset = after ?? 0;
+  const body = { query: state.query, limit: PAGE_SIZE, offset, num_moments: MOST_MOMENTS };
   const filter = toFilter(state.filters);
   if (filter !== null) body.filter = filter;
   if (state.filters.strong) body.min_percentile = Number(state.filters.strong);
-  if (after !== null) body.cursor = after;
   const answer = await send("search", "POST", body, signal);
   const milliseconds = Math.max(1, Math.round(1000 * answer.timings.total_seconds));
   return {
     found: answer.results,
-    next: answer.next ?? null,
+    next: offsetBehind(offset, answer.results),
     warnings: answer.warnings,
     status: `${count(answer.num_videos, "video")} searched in ${milliseconds} ms`,
     total: answer.num_videos,
@@ -80,10 +87,9 @@ async function similarPage(after, signal) {
   const offset = after ?? 0;
   const path = `${videoPath(state.like)}/similar?limit=${PAGE_SIZE}&offset=${offset}${withFilter(state.filters)}`;
   const answer = await call(path, { signal });
-  const isLast = answer.results.length < PAGE_SIZE;
   return {
     found: answer.results,
-    next: isLast ? null : offset + PAGE_SIZE,
+    next: offsetBehind(offset, answer.results),
     warnings: [],
     status: `Videos like “${nameOf(likeItem)}”`,
     total: answer.num_videos,
@@ -110,8 +116,8 @@ function loadPage(after, signal) {
 const again = ["Try again", () => load(state)];
 const newest = ["Show the newest videos", () => go({ query: "", like: "", filters: NO_FILTERS })];
 
-// Again and again while the server is starting or out of reach, a few times while it has too much to do.
-async function patiently(after, signal) {
+// Retries while the server is starting or out of reach, and a few times while it is busy.
+async function loadRetrying(after, signal) {
   for (let tries = 0; ; tries += 1) {
     try {
       return await loadPage(after, signal);
@@ -120,7 +126,7 @@ async function patiently(after, signal) {
       const isStarting = isFirst && error.kind === "not-ready";
       isOutOfReach = isFirst && error.kind === "offline";
       if (!isStarting && !isOutOfReach && !(error.isBusy && tries < MOST_TRIES)) throw error;
-      const seconds = Math.min(error.retryAfter ?? LOOK_AGAIN_SECONDS, 10);
+      const seconds = Math.min(error.retryAfter ?? RETRY_SECONDS, 10);
       if (isStarting) stop("Getting ready", "Model and index are being loaded. This page goes on by itself.");
       else if (isOutOfReach) stop("Out of reach", `${error.message} This page goes on by itself.`, [again], true);
       else (isFirst ? statusLine : moreNote).textContent = `The server is busy. Trying again in ${Math.ceil(seconds)} s…`;
@@ -163,11 +169,13 @@ async function run(isMore) {
   more.disabled = true;
   moreNote.textContent = "";
   try {
-    const page = await patiently(isMore ? next : null, signal);
+    const page = await loadRetrying(isMore ? next : null, signal);
     if (signal.aborted) return;
     isOutOfReach = false;
     const numBefore = isMore ? items.length : 0;
-    items = isMore ? items.concat(page.found) : page.found;
+    // While videos come and go, an offset may lead to some that are shown already.
+    const shown = new Set(isMore ? items.map((item) => item.id) : []);
+    items = (isMore ? items : []).concat(page.found.filter((item) => !shown.has(item.id)));
     next = page.next;
     hideNotice();
     say(page.status);

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from indexer.search.types import SearchAnswer, SearchQuery, Timings
 from service.auth.access import READ
-from service.errors import InvalidCursorError, OverloadedError
+from service.errors import OverloadedError
 from service.http.openapi import problems
 from service.routes.result_answers import to_response, to_result_answers
 from service.schemas import SearchAnswerBody, SearchAnswersBody, SearchRequest, TimingsAnswer
@@ -26,7 +26,7 @@ QUERIES_A_TURN = 8
 @router.post(
     "/search",
     response_model=SearchAnswerBody | SearchAnswersBody,
-    responses=problems(InvalidCursorError, OverloadedError),
+    responses=problems(OverloadedError),
 )
 async def search(request: Request, body: SearchRequest, service: Service) -> Response:
     """Find videos, and the moments in them, by text; or by several texts, each by itself."""
@@ -69,5 +69,4 @@ async def _to_body(answer: SearchAnswer, service: ReadyService, root_path: str) 
         warnings=list(answer.warnings),
         timings=TimingsAnswer.model_validate(answer.timings),
         results=await to_result_answers(answer.results, service, root_path),
-        next=answer.next,
     )

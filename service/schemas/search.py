@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from indexer.search.types import MAX_CURSOR_CHARACTERS
+from indexer.search.types import (
+    DEFAULT_CANDIDATES,
+    DEFAULT_LIMIT,
+    DEFAULT_MOMENTS,
+    MAX_BATCH_TEXTS,
+    MAX_MOMENTS,
+    MAX_OFFSET,
+    GroupBy,
+    SearchMode,
+)
 from service.schemas.fields import Answer, Filter, FilterText, Parameters, QueryText, Request, WholeNumber
 
 MAX_QUERIES = 32
-MAX_TEXTS = 1000
-
-
-_NULL, _TEXT = {"type": "null"}, {"type": "string"}
+MAX_TEXTS = MAX_BATCH_TEXTS
+MAX_LIMIT = 100
+MAX_CANDIDATES = 10_000
+"""These bound one request's work and the size of its answer; a `SearchQuery` in Python may ask for more."""
 
 _TOGETHER = {
     "oneOf": [
-        {"required": ["query"], "properties": {"query": _TEXT, "queries": _NULL, "cursor": _NULL}},
-        {
-            "required": ["query", "cursor"],
-            "properties": {"query": _TEXT, "queries": _NULL, "cursor": _TEXT, "offset": {"const": 0}},
-        },
-        {
-            "required": ["queries"],
-            "properties": {"query": _NULL, "queries": {"type": "array"}, "cursor": _NULL},
-        },
+        {"required": ["query"], "properties": {"query": {"type": "string"}, "queries": {"type": "null"}}},
+        {"required": ["queries"], "properties": {"query": {"type": "null"}, "queries": {"type": "array"}}},
     ]
 }
 """What `SearchRequest` demands of its fields together, as JSON Schema."""
@@ -47,36 +49,36 @@ class SearchRequest(Request):
         max_length=MAX_QUERIES,
         description="Several searches with the same other fields; the answer has an answer for each.",
     )
-    limit: WholeNumber = Field(default=10, ge=1, le=100, description="Results in the answer, at most.")
-    offset: WholeNumber = Field(default=0, ge=0, le=10_000, description="Results left out before the first.")
-    cursor: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=MAX_CURSOR_CHARACTERS,
-        description="`next` of the page before, with the same other fields (limit and explain may differ).",
+    limit: WholeNumber = Field(
+        default=DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="Results in the answer, at most."
+    )
+    offset: WholeNumber = Field(
+        default=0, ge=0, le=MAX_OFFSET, description="Results left out before the first."
     )
     candidates: WholeNumber = Field(
-        default=200,
+        default=DEFAULT_CANDIDATES,
         ge=1,
-        le=10_000,
-        description="Segments that the coarse stage hands to the reranking at a time.",
+        le=MAX_CANDIDATES,
+        description="Segments of the coarse stage that are ordered by the full score and come first.",
     )
-    mode: Literal["rerank", "coarse", "exhaustive"] = Field(
+    mode: SearchMode = Field(
         default="rerank",
         description="rerank: the full score on the candidates; coarse: the coarse stage alone; "
         "exhaustive: the full score on everything.",
     )
-    group_by: Literal["video", "segment"] = Field(
+    group_by: GroupBy = Field(
         default="video", description="Whether a result is a video with its best segment, or a segment."
     )
     min_score: float | None = Field(
         default=None,
-        description="Results below are left out; candidates of which none reaches it end the list.",
+        description="Results below are left out; in mode rerank also all behind the candidates.",
     )
     min_percentile: float | None = Field(
         default=None, ge=0, le=100, description="The same by the `percentile` of the results."
     )
-    num_moments: WholeNumber = Field(default=3, ge=1, le=64, description="Moments in each result, at most.")
+    num_moments: WholeNumber = Field(
+        default=DEFAULT_MOMENTS, ge=1, le=MAX_MOMENTS, description="Moments in each result, at most."
+    )
     explain: bool = Field(default=False, description="Add tokens, frame times and the word-by-frame matrix.")
     filter: Filter | None = Field(
         default=None,
@@ -89,15 +91,11 @@ class SearchRequest(Request):
     def _check_together(self) -> Self:
         if (self.query is None) == (self.queries is None):
             raise ValueError("Give either query or queries.")
-        if self.cursor is not None and self.queries is not None:
-            raise ValueError("A cursor goes with query, not with queries.")
-        if self.cursor is not None and self.offset:
-            raise ValueError("The offset must be 0 where a cursor is given.")
         return self
 
 
 class Span(Answer):
-    """A stretch of a video."""
+    """An interval of a video."""
 
     start_seconds: float
     end_seconds: float
@@ -144,7 +142,7 @@ class ResultAnswer(Answer):
     rank: int = Field(description="1 for the best of all results, `offset` counted in.")
     score: float
     percentile: float | None = Field(
-        description="How much of the index's background scores lies below, 0 to 100; null where not known."
+        description="How much of the index's baseline scores lies below, 0 to 100; null where not known."
     )
     scores: ScoresAnswer
     title: str | None
@@ -164,15 +162,14 @@ class SearchAnswerBody(Answer):
     """The answer to a search."""
 
     query: str
-    mode: Literal["rerank", "coarse", "exhaustive"]
+    mode: SearchMode
     num_videos: int = Field(description="Videos in the index.")
     truncated: bool = Field(
-        description="Whether segments are left that no candidate up to this page was: some may score higher."
+        description="Whether there are more segments than candidates: one behind them may score higher."
     )
     warnings: list[str]
     timings: TimingsAnswer
     results: list[ResultAnswer]
-    next: str | None = Field(description="Give it as `cursor` for the next page; null on the last.")
 
 
 class SearchAnswersBody(Answer):
@@ -185,8 +182,10 @@ class SearchAnswersBody(Answer):
 class SimilarParameters(Parameters):
     """Of GET /videos/{id}/similar."""
 
-    limit: int = Field(default=10, ge=1, le=100, description="Results in the answer, at most.")
-    offset: int = Field(default=0, ge=0, le=10_000, description="Results left out before the first.")
+    limit: int = Field(
+        default=DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="Results in the answer, at most."
+    )
+    offset: int = Field(default=0, ge=0, le=MAX_OFFSET, description="Results left out before the first.")
     filter: FilterText | None = Field(default=None, description="As in a search, as JSON text.")
 
 
@@ -208,7 +207,7 @@ class RankedTextAnswer(Answer):
     """A text and how well it fits the video's best segment for it."""
 
     rank: int = Field(description="1 for the best.")
-    index: int = Field(description="Place among the texts that were sent, from 0.")
+    index: int = Field(description="Position among the texts that were sent, from 0.")
     text: str
     score: float
     percentile: float | None

@@ -327,17 +327,11 @@ def find_things(client: httpx.Client, index: FuzzedIndex, keys: dict[str | None,
         wait_until(
             lambda id=id: client.get(f"/jobs/{id}", headers=headers).json()["finished_at"] is not None, 120
         )
-    searches = []
-    for fields in ({}, {"mode": "exhaustive", "group_by": "segment"}, {"mode": "coarse", "limit": 3}):
-        body = {"query": "a red guitar", "limit": 2, **fields}
-        cursor = client.post("/search", json=body, headers=headers).raise_for_status().json()["next"]
-        searches.append({**body, "cursor": cursor})
     page = client.get("/videos", params={"limit": 2}, headers=headers).raise_for_status().json()
     return KnownThings(
         ids=index.ids,
         spare_ids=index.spare_ids,
         job_ids=job_ids,
-        searches=searches,
         pages=[page["next"]],
         files=[path.read_bytes() for path in index.clips],
         uris=[str(path) for path in index.clips] + [path.as_uri() for path in index.clips],

@@ -1,4 +1,4 @@
-"""What a fuzzer cannot guess is filled in: ids, cursors and files that there are, in requests that are valid.
+"""What a fuzzer cannot guess is filled in: ids and files that there are, in requests that are valid.
 
 A schema says which requests are well-formed, not which videos there are. Without this nearly all answers to
 well-formed requests would be 404, and nothing behind that would be tested.
@@ -28,7 +28,7 @@ from indexer.errors import InvalidQueryError
 from indexer.store.filters import parse_filter
 
 REAL_SHARE = 0.7
-"""Of the ids, cursors and files in well-formed requests, so many are those of something that is there."""
+"""Of the ids and files in well-formed requests, so many are those of something that is there."""
 
 UNREACHABLE = "http://films.invalid/beach.mp4"
 """An address that may be asked for, of a name that is none (RFC 2606)."""
@@ -65,7 +65,7 @@ class KnownThings:
     """What there is to fill in.
 
     ids: videos that must stay. spare_ids: videos that may be deleted and changed. job_ids: jobs that ended.
-    searches: whole bodies of POST /search with a cursor. pages: values of `after` for GET /videos.
+    pages: values of `after` for GET /videos.
     files: contents of playable files that the index knows. uris: files that the server may read.
     keys: valid API keys.
     new_file: makes a playable file that the index does not know. put_back: adds what was deleted.
@@ -74,7 +74,6 @@ class KnownThings:
     ids: Sequence[str]
     spare_ids: Sequence[str]
     job_ids: Sequence[str] = ()
-    searches: Sequence[dict[str, Any]] = ()
     pages: Sequence[int] = ()
     files: Sequence[bytes] = ()
     uris: Sequence[str] = ()
@@ -141,13 +140,7 @@ class KnownThings:
         label = case.operation.label
         if _is_large(body.get("filter")):
             case.body = body = {**body, "filter": ANY_VIDEO}
-        if label == "POST /search" and body.get("cursor") is not None:
-            # A cursor that is not one of ours is well-formed and refused.
-            if is_real and self.searches:
-                case.body = choose.choice(self.searches)
-            else:
-                case.body = {name: value for name, value in body.items() if name != "cursor"}
-        elif label == "POST /session" and is_real and self.keys:
+        if label == "POST /session" and is_real and self.keys:
             case.body = {"key": choose.choice(self.keys)}
         elif label == "POST /videos" and "uri" in body and is_real and (self.uris or not _waits(case)):
             uris = list(self.uris) if _waits(case) else [*self.uris, UNREACHABLE]

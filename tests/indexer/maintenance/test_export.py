@@ -170,7 +170,7 @@ def test_a_search_in_the_imported_index_gives_the_same_answers(tmp_path, random)
             for mode in ("rerank", "coarse", "exhaustive"):
                 for query in ("a dog runs", "two people"):
                     answer = searcher.search(SearchQuery(query, limit=12, mode=mode))
-                    # Percentiles come when the background scores are ready, at their own time.
+                    # Percentiles come when the baseline scores are ready, at their own time.
                     answers.append(
                         [replace(result, segment_id=0, percentile=None) for result in answer.results]
                     )

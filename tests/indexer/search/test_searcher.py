@@ -394,7 +394,7 @@ def test_a_video_deleted_during_the_search_gives_way_to_the_next(
     waiting = list(victims)
 
     def delete_and_read(*arguments):
-        # The background scores are read in a thread of their own, whenever that gets round to it.
+        # The baseline scores are read in a thread of their own, at any time.
         while waiting and threading.current_thread() is threading.main_thread():
             searcher.catalog.delete_video(waiting.pop())
         return read(*arguments)

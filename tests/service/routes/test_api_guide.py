@@ -28,7 +28,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     (root / "beach.mp4").write_bytes(b"a film of a beach")
     directory = tmp_path_factory.mktemp("index")
     with running(directory, allowed_roots=(root,), url_ingest=True) as service:
-        service.searcher.next = "a-cursor"
         add_video(service.catalog, "valley", metadata={"year": 2024})
         add_video(service.catalog, "beach", metadata={"year": 2024})
         yield service

@@ -1,4 +1,4 @@
-"""Lists of queries, cursors, similar videos, texts for a video and patches over HTTP."""
+"""Lists of queries, similar videos, texts for a video and patches over HTTP."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from indexer.errors import InvalidCursorError
 from indexer.search.types import SearchQuery
 from service.schemas import SearchAnswersBody, SimilarAnswerBody, TextsAnswerBody
 from tests.support.servers.service_fakes import Service, add_video, running
@@ -46,10 +45,7 @@ def test_queries_are_answered_in_their_order(service: Service) -> None:
         {"queries": ["a"] * 33},
         {"queries": ["a", " "]},
         {"queries": "a"},
-        {"queries": ["a"], "cursor": "x"},
-        {"query": "a", "cursor": "x", "offset": 1},
-        {"query": "a", "cursor": ""},
-        {"query": "a", "cursor": 3},
+        {"query": "a", "cursor": "x"},
         {"query": "a", "min_percentile": 100.5},
         {"query": "a", "min_percentile": -1},
         {"query": "a", "min_percentile": "99"},
@@ -58,16 +54,6 @@ def test_queries_are_answered_in_their_order(service: Service) -> None:
 def test_searches_that_contradict_themselves_are_refused(service: Service, body: dict[str, Any]) -> None:
     assert problem(service.client.post("/search", json=body)) == (422, "invalid-request")
     assert service.searcher.queries == []
-
-
-def test_a_cursor_goes_to_the_searcher_and_the_next_comes_back(service: Service) -> None:
-    service.searcher.next = "the-next"
-    body = service.client.post("/search", json={"query": "a", "cursor": "the-first"}).json()
-    assert body["next"] == "the-next" and service.searcher.queries[-1].cursor == "the-first"
-    service.searcher.error = InvalidCursorError("secret detail")
-    response = service.client.post("/search", json={"query": "a", "cursor": "the-first"})
-    assert problem(response) == (422, "invalid-cursor")
-    assert "secret" not in response.text and "the-first" not in response.text
 
 
 def test_similar_videos_are_results_with_addresses(service: Service) -> None:

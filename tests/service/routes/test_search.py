@@ -44,7 +44,6 @@ def test_a_search_answers_as_the_contract_says(service: Service) -> None:
         "warnings",
         "timings",
         "results",
-        "next",
     ]
     assert body["timings"] == {
         "encode_seconds": 0.1,

@@ -36,17 +36,15 @@ class PageSearcher(FakeSearcher):
 
     def search(self, query: SearchQuery) -> SearchAnswer:
         self.filters.append(query.filter)
-        first = int(query.cursor or 0)
-        everything = super().search(replace(query, limit=1000, cursor=None))
+        everything = super().search(replace(query, limit=1000, offset=0))
         moments = [Moment(5.0, 3.0), Moment(0.0, 1.0), Moment(2.0, 2.0), Moment(8.0, 0.5)]
         found = [
             replace(result, moments=moments[: query.num_moments], percentile=PERCENTILE)
             for result in everything.results
             if _fulfils(result.id, query.filter)
         ]
-        page = found[first : first + query.limit]
-        next_page = str(first + query.limit) if first + query.limit < len(found) else None
-        return replace(everything, results=page, warnings=self.warnings, next=next_page)
+        page = found[query.offset : query.num_wanted]
+        return replace(everything, results=page, warnings=self.warnings)
 
     def similar(
         self, video_id: str, *, limit: int = 10, offset: int = 0, filter: Mapping[str, Any] | None = None

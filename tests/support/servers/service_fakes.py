@@ -90,17 +90,13 @@ def add_video(
 
 
 class FakeSearcher:
-    """Answers every search with the newest videos. `hold` makes searches wait, `error` makes them fail.
-
-    next: the cursor of every answer.
-    """
+    """Answers every search with the newest videos. `hold` makes searches wait, `error` makes them fail."""
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
         self.queries: list[SearchQuery] = []
         self.hold: threading.Event | None = None
         self.error: Exception | None = None
-        self.next: str | None = None
         self.ranked: list[list[str]] = []
         self.similar_calls: list[tuple[str, int, int, dict[str, Any] | None]] = []
 
@@ -129,9 +125,7 @@ class FakeSearcher:
             )
             for rank, record in enumerate(records, start=1)
         ]
-        return SearchAnswer(
-            query.text, query.mode, self.catalog.num_videos, False, [], TIMINGS, results, self.next
-        )
+        return SearchAnswer(query.text, query.mode, self.catalog.num_videos, False, [], TIMINGS, results)
 
     def search_all(self, queries: Sequence[SearchQuery]) -> SearchAnswers:
         return SearchAnswers([self.search(query) for query in queries], TIMINGS)

@@ -1,6 +1,6 @@
 """How far above chance scores lie: percentiles of true captions, and of questions without an answer.
 
-    python benchmarks/background_scores.py [--videos 200] [--seed 0]
+    python benchmarks/baseline_scores.py [--videos 200] [--seed 0]
 
 Draws the demo corpus of so many videos into a temporary folder, indexes it with the demo model, and asks for
 each caption (true of one video alone) and for sentences about things that no demo video shows. For an index

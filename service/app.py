@@ -41,8 +41,6 @@ from service.routes import (
     preview,
     search,
     session,
-    similar,
-    texts,
     videos,
 )
 from service.settings import ServiceSettings
@@ -64,8 +62,6 @@ ROUTERS = tuple(
     module.router
     for module in (
         search,
-        similar,
-        texts,
         ingest,
         videos,
         media,

@@ -36,8 +36,8 @@ from service.http.openapi import problems, schema_of
 from service.ingest.media_store import resolve_uri
 from service.ingest.upload import Upload, receive_json, receive_upload, title_from_filename
 from service.ingest.web.policy import AllowedHosts, DownloadError, is_web_address, parse_web_address
-from service.routes.addresses import job_url, video_url
 from service.routes.jobs import to_job_answer
+from service.routes.search import job_url, video_url
 from service.schemas import (
     MAX_TITLE_CHARACTERS,
     AddVideoAnswer,

@@ -22,8 +22,8 @@ from service.errors import (
     VideoNotFoundError,
 )
 from service.http.openapi import problems, schema_of
-from service.routes.addresses import media_url, preview_url, thumbnail_url
 from service.routes.list_cursors import from_cursor, to_cursor
+from service.routes.search import media_url, preview_url, thumbnail_url
 from service.schemas import ListVideosParameters, PatchVideoRequest, VideoAnswer, VideoPage, check_metadata
 from service.state import ReadyService, Service
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, get_args
 from model.aggregation import AGGREGATIONS, DEFAULT_TEMPERATURE, Aggregation
 from model.errors import CheckpointError
 from model.features import SCORE_NAMES
-from model.preprocessing import PIXEL_DEVIATION, PIXEL_MEAN
+from model.preprocessing import PIXEL_MEAN, PIXEL_STD
 
 FORMAT = "xclip-search/1"
 
@@ -27,21 +27,32 @@ text, and with it every fingerprint, stays what it was."""
 class XClipConfig:
     """Sizes and choices of one X-CLIP network.
 
-    clip: the towers as open_clip describes them: `embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`.
-    num_words, num_frames: lengths of every text and video; the AOSM matrices are of these sizes.
-    temporal_layers: blocks of the temporal transformer; 0 leaves the frames as they are (mean pooling).
-    mask_padding: leave padding words and frames out of AOSM. Official checkpoints were trained without.
-    score_names: which of the four scores are averaged into the total.
-    aggregation: how similarities become a score: by attention (AOSM), or by one of the aggregations that the
-        paper compares with it (see `model.aggregation`); the AOSM matrices are then not used.
-    temperature: of the softmax of attention, above 0.
-    word_weighting: what a word counts where words are averaged: all the same, or by the inverse document
-        frequency of its token in the training captions, which the model stores (`XClip.set_word_weights`).
-        Only for aggregations that average.
-    frame_word_sides: `frame_word` is the mean of two sides, words that were each reduced over the frames and
-        frames that were each reduced over the words; or the side of the words alone.
-    vocabulary: CLIP token ids that the embedding table holds (see `model.tokenization`), None for all.
-    pixel_mean, pixel_deviation: per channel, RGB, of pixels in 0..1.
+    Attributes:
+        clip: The towers as open_clip describes them: `embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`.
+        num_words: W, the length of every text; AOSM matrices of words are of this size.
+        num_frames: F, the length of every video; AOSM matrices of frames are of this size.
+        temporal_layers: Blocks of the temporal transformer; 0 leaves the frames as they are (mean pooling).
+        mask_padding: Leave padding words and frames out of AOSM. Official checkpoints were trained without.
+        score_names: Which of the four scores are averaged into the total.
+        aggregation: How similarities become a score: by attention (AOSM), or by one of the aggregations that
+            the paper compares with it (see `model.aggregation`); the AOSM matrices are then not used.
+        temperature: Of the softmax of attention, above 0.
+        word_weighting: What a word counts where words are averaged: all the same, or by the inverse document
+            frequency of its token in the training captions, which the model stores
+            (`XClip.set_word_weights`). Only for aggregations that average.
+        frame_word_sides: `frame_word` is the mean of two sides, words that were each reduced over the frames
+            and frames that were each reduced over the words; or the side of the words alone.
+        vocabulary: CLIP token ids that the embedding table holds (see `model.tokenization`), None for all.
+        pixel_mean: Per channel, RGB, of pixels in 0..1.
+        pixel_deviation: Standard deviation per channel, RGB, of pixels in 0..1; named as in every
+            `config.json` that was written.
+        description: Where the weights came from; no part of the fingerprint.
+
+    Raises:
+        CheckpointError: The values make no X-CLIP; the message names every reason.
+
+    >>> XClipConfig.from_json(XClipConfig.tiny(num_frames=4).to_json()).num_frames
+    4
     """
 
     clip: Mapping[str, Any]
@@ -56,7 +67,7 @@ class XClipConfig:
     frame_word_sides: FrameWordSides = "both"
     vocabulary: tuple[int, ...] | None = None
     pixel_mean: tuple[float, float, float] = PIXEL_MEAN
-    pixel_deviation: tuple[float, float, float] = PIXEL_DEVIATION
+    pixel_deviation: tuple[float, float, float] = PIXEL_STD
     description: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -140,7 +151,11 @@ class XClipConfig:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Inverse of `to_json`. Raises CheckpointError on anything else."""
+        """Inverse of `to_json`.
+
+        Raises:
+            CheckpointError: The text is anything else.
+        """
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:

@@ -38,7 +38,11 @@ class _Rows:
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
-        """Join `parts` along the first dimension."""
+        """Join `parts` along the first dimension.
+
+        Raises:
+            ShapeError: There are no parts, or only some have the optional tensor.
+        """
         if not parts:
             raise ShapeError(f"cannot join an empty list of {cls.__name__}")
         columns = [list(part.tensors()) for part in parts]
@@ -70,11 +74,16 @@ def _require(condition: bool, owner: Any, expected: str) -> None:
 class TextFeatures(_Rows):
     """Features of T texts, unit length.
 
-    sentence: float [T, D].
-    words: float [T, W, D], every position: start, words, end and padding (zeros where the model masks it).
-    word_mask: bool [T, W], true from the start token to the first end token.
-    word_weights: float [T, W], not negative, what each word counts where words are averaged, 0 for padding;
-        None where all count the same (`XClipConfig.word_weighting`).
+    Attributes:
+        sentence: float [T, D].
+        words: float [T, W, D], every position: start, words, end and padding (zeros where the model masks
+            it).
+        word_mask: bool [T, W], true from the start token to the first end token.
+        word_weights: float [T, W], not negative, what each word counts where words are averaged, 0 for
+            padding; None where all count the same (`XClipConfig.word_weighting`).
+
+    Raises:
+        ShapeError: Tensors of other shapes or types.
     """
 
     sentence: Tensor
@@ -102,10 +111,14 @@ class TextFeatures(_Rows):
 class VideoFeatures(_Rows):
     """Features of V videos (or segments of videos), unit length.
 
-    video: float [V, D].
-    frames: float [V, F, D], from before the temporal transformer; padding frames hold their encoding, or
-        zeros where the model masks padding.
-    frame_mask: bool [V, F], true for real frames.
+    Attributes:
+        video: float [V, D].
+        frames: float [V, F, D], from before the temporal transformer; padding frames hold their encoding, or
+            zeros where the model masks padding.
+        frame_mask: bool [V, F], true for real frames.
+
+    Raises:
+        ShapeError: Tensors of other shapes or types.
     """
 
     video: Tensor
@@ -129,8 +142,14 @@ class VideoFeatures(_Rows):
 class Scores(_Rows):
     """The four scores and their mean, each float32 [T, V], already times exp(logit_scale).
 
-    `total` is the mean of the scores that the model's config names (all four for X-CLIP checkpoints).
-    In training mode the scores that it does not name are not computed: they are NaN.
+    In training mode the scores that the total does not need are not computed: they are NaN.
+
+    Attributes:
+        video_sentence: The sentence, mapped by the global matrix, with the video.
+        video_word: The video with each word.
+        sentence_frame: The sentence with each frame.
+        frame_word: Each word, mapped by the local matrix, with each frame.
+        total: The mean of the scores that the model's config names (all four for X-CLIP checkpoints).
     """
 
     video_sentence: Tensor

@@ -1,5 +1,7 @@
-"""From a decoded picture to the network's square, as CLIP does it. NumPy and Pillow only: decoders use this
-in processes that never load torch."""
+"""From a decoded picture to the network's square, as CLIP does it.
+
+NumPy and Pillow only: decoders use this in processes that never load torch.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,24 @@ PREPROCESSING = "pil-bicubic-short-side, centre-crop, rgb/255"
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """CLIP's channel means, RGB, of pixels in 0..1 (openai/CLIP clip/clip.py)."""
 
-PIXEL_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's channel standard deviations, RGB, of pixels in 0..1 (openai/CLIP clip/clip.py)."""
 
 
 def resize_and_crop(rgb: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
     """Shorter side to `image_size` by antialiased bicubic, then the centre square.
 
-    rgb: uint8 [H, W, 3]. Returns uint8 [image_size, image_size, 3].
     Equal to torchvision's Resize(bicubic) and CenterCrop on a PIL image, which the official code uses.
+
+    Args:
+        rgb: uint8 [H, W, 3].
+        image_size: Side of the square, in pixels.
+
+    Returns:
+        uint8 [image_size, image_size, 3].
+
+    >>> resize_and_crop(np.zeros((48, 64, 3), np.uint8), 32).shape
+    (32, 32, 3)
     """
     height, width = rgb.shape[:2]
     if min(height, width) != image_size:

@@ -36,8 +36,8 @@ class ScoreHead(nn.Module):
     >>> head = ScoreHead(XClipConfig.tiny(num_words=3, num_frames=2)).eval()
     >>> text = TextFeatures(torch.eye(32)[:1], torch.eye(32)[None, :3], torch.ones(1, 3).bool())
     >>> video = VideoFeatures(torch.eye(32)[:1], torch.eye(32)[None, :2], torch.ones(1, 2).bool())
-    >>> head(text, video, torch.tensor(100.0)).video_sentence
-    tensor([[100.]])
+    >>> head(text, video, torch.tensor(100.0)).video_sentence.tolist()
+    [[100.0]]
     """
 
     def __init__(self, config: XClipConfig) -> None:

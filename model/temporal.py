@@ -17,8 +17,10 @@ class TemporalTransformer(nn.Module):
     """Position embeddings, residual attention blocks, and one outer residual; no final LayerNorm.
 
     LayerNorm epsilon is 1e-12 here and 1e-5 in the towers (official modules/module_cross.py).
-    `grad_checkpointing`, named as in open_clip's transformers, keeps only each block's input for the backward
-    pass and computes the rest again.
+
+    Attributes:
+        grad_checkpointing: Keep only each block's input for the backward pass and compute the rest again;
+            named as in open_clip's transformers.
     """
 
     def __init__(self, width: int, num_layers: int, num_heads: int, context_length: int) -> None:
@@ -34,7 +36,7 @@ class TemporalTransformer(nn.Module):
         self.grad_checkpointing = False
         nn.init.normal_(self.frame_position_embeddings.weight, std=0.01)
         # CLIP's own initialisation of its text tower (openai/CLIP clip/model.py).
-        deviations = {
+        stds = {
             "attn.in_proj_weight": width**-0.5,
             "attn.out_proj.weight": width**-0.5 * (2 * num_layers) ** -0.5,
             "mlp.c_fc.weight": (2 * width) ** -0.5,
@@ -42,11 +44,19 @@ class TemporalTransformer(nn.Module):
         }
         for block in self.resblocks:
             for name, parameter in block.named_parameters():
-                if name in deviations:
-                    nn.init.normal_(parameter, std=deviations[name])
+                if name in stds:
+                    nn.init.normal_(parameter, std=stds[name])
 
     def forward(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
-        """frames: float [V, F, D], not normalised. frame_mask: bool [V, F]. Returns float [V, F, D]."""
+        """Frames that have seen the others.
+
+        Args:
+            frames: float [V, F, D], not normalised.
+            frame_mask: bool [V, F], true for real frames.
+
+        Returns:
+            float [V, F, D].
+        """
         num_videos, num_frames, _ = frames.shape
         key_mask = torch.zeros(frame_mask.shape, dtype=frames.dtype, device=frames.device)
         key_mask = key_mask.masked_fill(~frame_mask, MASKED_LOGIT)  # [V, F]
@@ -58,14 +68,19 @@ class TemporalTransformer(nn.Module):
                 x = checkpoint(block, x, attn_mask=key_mask, use_reentrant=False)
             else:
                 x = block(x, attn_mask=key_mask)
-        out: Tensor = x + frames
+        out: Tensor = x + frames  # the outer residual of the official `seqTransf`
         return out
 
 
 def pool_frames(frames: Tensor, frame_mask: Tensor) -> Tensor:
     """Video feature: each frame to unit length, mean over the real ones, unit length again.
 
-    frames: float [V, F, D]; frame_mask: bool [V, F], at least one true per row. Returns float [V, D].
+    Args:
+        frames: float [V, F, D].
+        frame_mask: bool [V, F], at least one true per row.
+
+    Returns:
+        float [V, D].
     """
     unit = normalize_real(frames, frame_mask)
     mean = unit.sum(dim=1) / frame_mask.sum(dim=1, keepdim=True)
@@ -74,9 +89,18 @@ def pool_frames(frames: Tensor, frame_mask: Tensor) -> Tensor:
 
 
 def normalize_real(frames: Tensor, frame_mask: Tensor) -> Tensor:
-    """Real frames to unit length, padding to zeros. frames: float [V, F, D]; frame_mask: bool [V, F]."""
+    """Real frames to unit length, padding to zeros.
+
+    Args:
+        frames: float [V, F, D].
+        frame_mask: bool [V, F], true for real frames.
+
+    Returns:
+        float [V, F, D].
+    """
     padding = ~frame_mask[..., None]
-    # Padding may be all zeros: its length is not divided by, so that neither value nor gradient is NaN.
+    # Padding may be all zeros: its length is not divided by, so that neither value nor gradient is NaN. A
+    # mask after the division alone would not do: 0 times an infinite gradient is NaN.
     frames = frames.masked_fill(padding, 1.0)
     unit: Tensor = (frames / frames.norm(dim=-1, keepdim=True)).masked_fill(padding, 0.0)
     return unit

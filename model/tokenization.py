@@ -14,7 +14,8 @@ from model.errors import TokenError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 FULL_VOCABULARY_SIZE = 49408
-UNKNOWN = -1  # no token of CLIP's
+UNKNOWN = -1
+"""No token of CLIP's: the key under which a smaller vocabulary keeps the row of all others."""
 
 
 class _ClipTokenizer(SimpleTokenizer):  # type: ignore[misc]  # open_clip is untyped
@@ -28,7 +29,7 @@ class _ClipTokenizer(SimpleTokenizer):  # type: ignore[misc]  # open_clip is unt
         super().__init__()
         for name, token_id in zip((START, END), self.all_special_ids, strict=True):
             self.encoder[name] = token_id
-            self.cache[name] = name
+            self.cache[name] = name  # the merges are looked up here first, so the name is never cut up
         self.pat = regex.compile(
             regex.escape(START)
             + "|"
@@ -46,10 +47,15 @@ def _clip_tokenizer() -> _ClipTokenizer:
 class Tokenizer:
     """Text to token ids for one model.
 
-    num_words: length of every row, at least 3.
-    vocabulary: CLIP token ids that the model knows, ascending, or None for all 49,408. With a vocabulary,
-        row r of the embedding table is: 0 padding, 1..n the vocabulary's tokens, n+1 unknown, n+2 start,
-        n+3 end, so that the end token has the highest id in both cases.
+    With a vocabulary of n tokens, row r of the embedding table is: 0 padding, 1..n the vocabulary's tokens,
+    n+1 unknown, n+2 start, n+3 end.
+
+    Args:
+        num_words: Length of every row, at least 3.
+        vocabulary: CLIP token ids that the model knows, ascending, or None for all 49,408.
+
+    >>> Tokenizer(6)(["a dog"])
+    tensor([[49406,   320,  1929, 49407,     0,     0]])
     """
 
     def __init__(self, num_words: int, vocabulary: Sequence[int] | None = None) -> None:
@@ -61,6 +67,7 @@ class Tokenizer:
         if vocabulary is None:
             self.size, self.start_id, self.end_id = FULL_VOCABULARY_SIZE, start, end
         else:
+            # The end token keeps the highest id: the network finds the end of a text by its maximum.
             num_tokens = len(vocabulary)
             self.size = num_tokens + 4
             self.unknown_id = num_tokens + 1
@@ -71,7 +78,8 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` without start, end or padding.
 
-        Raises TokenError where the text is not valid Unicode (a lone surrogate).
+        Raises:
+            TokenError: The text is not valid Unicode (a lone surrogate).
         """
         try:
             text.encode("utf-8")

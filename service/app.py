@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,17 +19,15 @@ from service.admission import SearchGate
 from service.auth.access import AccessControl
 from service.auth.keys import KeyRing, keys_path
 from service.derived_media import MakeClip, Playability, Previews, TakePicture, Thumbnails
-from service.garbage import set_aside_what_stays
 from service.http.middleware import DeadlineMiddleware, HeadersMiddleware, RequestChecksMiddleware
 from service.http.observation import ObservationMiddleware, SearchObserver
 from service.http.openapi import install_openapi, problems
 from service.http.problems import install_error_handlers
-from service.http.shedding import SheddingMiddleware
 from service.index_switch import watch_generations
 from service.ingest.media_store import MediaStore, sweep
 from service.ingest.upload import FORM_OVERHEAD_BYTES
 from service.ingest.worker_process import keep_worker_running, worker_command
-from service.loading import load_searcher, log_failure
+from service.loading import freeze_loaded_objects, load_searcher, log_failure
 from service.observability.metrics import Metrics
 from service.observability.tracing import Tracing
 from service.routes import (
@@ -115,6 +114,7 @@ def create_app(
                 service, app.state.service = app.state.service, None
                 if service is not None and searcher is None:
                     await to_thread.run_sync(service.searcher.close)
+                gc.unfreeze()  # So that Python frees at its end what libraries would call leaked.
                 if tracing is not None:
                     await to_thread.run_sync(tracing.close)
 
@@ -150,17 +150,12 @@ def _add_middleware(app: FastAPI, settings: ServiceSettings, tracing: Tracing | 
     drain: Drain = app.state.drain
     access: AccessControl = app.state.access
 
-    def get_gate() -> SearchGate | None:
-        service: ReadyService | None = app.state.service
-        return None if service is None else service.search_gate
-
     app.add_middleware(
         DeadlineMiddleware,
         request_timeout_seconds=settings.request_timeout_seconds,
         body_timeout_seconds=settings.body_timeout_seconds,
         min_bytes_per_second=settings.min_upload_bytes_per_second,
     )
-    app.add_middleware(SheddingMiddleware, get_gate=get_gate, access=access)
     app.add_middleware(
         RequestChecksMiddleware,
         allowed_hosts=settings.allowed_hosts,
@@ -250,7 +245,7 @@ async def _load(
         if on_load_failure is not None:
             on_load_failure(error)
         return
-    set_aside_what_stays()
+    freeze_loaded_objects()
     app.state.service = service
     logger.info("ready")
     watch = asyncio.create_task(

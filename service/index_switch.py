@@ -12,8 +12,7 @@ from fastapi import FastAPI
 
 from indexer.errors import FingerprintMismatchError, IndexerError
 from indexer.store.sqlite.superseded import Succession
-from service.garbage import set_aside_what_stays
-from service.loading import log_failure
+from service.loading import freeze_loaded_objects, log_failure
 from service.state import ReadyService
 
 LOOK_SECONDS = 0.5
@@ -94,8 +93,7 @@ async def _retire(service: ReadyService, seconds: float) -> None:
     finally:
         with contextlib.suppress(IndexerError):
             await asyncio.shield(to_thread.run_sync(_close, last))
-    # Its model was set aside when it was loaded, or with the one before it.
-    set_aside_what_stays()
+    freeze_loaded_objects()
 
 
 def _close(last: list[ReadyService]) -> None:

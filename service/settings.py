@@ -91,9 +91,8 @@ class Environment(BaseSettings):
         default="127.0.0.1",
         description="Addresses or networks whose X-Forwarded-For and -Proto count, separated by commas.",
     )
-    max_connections: int = Field(default=1_000, ge=8, description="Connections that may be open at once.")
-    header_timeout_seconds: float = Field(
-        default=10.0, gt=0, description="Longest time from a request's first byte to the end of its headers."
+    max_connections: int = Field(
+        default=1_000, ge=8, description="Connections that may be open at once, then 503."
     )
     body_timeout_seconds: float = Field(
         default=20.0, gt=0, description="Longest silence while a body arrives, then 408."
@@ -104,14 +103,12 @@ class Environment(BaseSettings):
     request_timeout_seconds: float = Field(
         default=30.0, gt=0, description="Longest time to find an answer, then 504; uploads have no such end."
     )
-    keep_alive_seconds: float = Field(
-        default=75.0, gt=0, description="How long an idle connection stays open."
-    )
+    keep_alive_seconds: int = Field(default=75, gt=0, description="How long an idle connection stays open.")
     drain_delay_seconds: float = Field(
         default=0.0, ge=0, description="At shutdown: from not ready to no new connections."
     )
-    drain_timeout_seconds: float = Field(
-        default=30.0, ge=0, description="At shutdown: time for requests under way to be answered."
+    drain_timeout_seconds: int = Field(
+        default=30, ge=0, description="At shutdown: time for requests under way to be answered."
     )
     log_format: LogFormat = Field(
         default="auto", description="json, text, or auto: text on a terminal, else JSON."
@@ -204,13 +201,12 @@ class ServiceSettings:
     allowed_hosts: tuple[str, ...] = ()
     trusted_proxies: str = "127.0.0.1"
     max_connections: int = 1_000
-    header_timeout_seconds: float = 10.0
     body_timeout_seconds: float = 20.0
     min_upload_bytes_per_second: int = 4096
     request_timeout_seconds: float = 30.0
-    keep_alive_seconds: float = 75.0
+    keep_alive_seconds: int = 75
     drain_delay_seconds: float = 0.0
-    drain_timeout_seconds: float = 30.0
+    drain_timeout_seconds: int = 30
     log_format: LogFormat = "auto"
     log_level: LogLevel = "info"
     tracing: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import logging
@@ -10,17 +9,12 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from indexer.errors import SearchCancelledError
-from indexer.search.cancellation import raise_if_cancelled
 from indexer.store.sqlite.jobs import GAVE_UP_REASON, FailedJobs
-from service.admission import SearchGate
-from service.auth.limits import CLIENT
-from service.errors import ERROR_CLASSES, OverloadedError, TooManyRequestsError
+from service.errors import ERROR_CLASSES
 from service.ingest.failure_reasons import FAILURE_CLASSES, failure_class
 from service.ingest.worker import ID_TAKEN_REASON, INTERNAL_REASON, NO_ROOM_REASON
 from service.observability import logs
@@ -212,167 +206,6 @@ def test_logging_writes_json_or_text_and_a_line_break_breaks_no_line() -> None:
     assert "\n" not in line
     assert json.loads(line).items() >= {"message": "a\nb c", "level": "info", "job": "7"}.items()
     assert logs.TextFormatter().format(record).endswith("a\nb c job=7")
-
-
-# The queue of searches
-
-
-class Searches:
-    """Searches that end when they are let go."""
-
-    def __init__(self) -> None:
-        self.begun: list[str] = []
-        self.go = threading.Event()
-
-    def __call__(self, name: str) -> Any:
-        def search() -> str:
-            self.begun.append(name)
-            while not self.go.wait(0.005):
-                raise_if_cancelled()
-            return name
-
-        return search
-
-
-async def ask(gate: SearchGate, searches: Searches, client: str, name: str) -> str:
-    CLIENT.set(client)
-    answer: str = await gate.run(searches(name))
-    return answer
-
-
-def start(gate: SearchGate, searches: Searches, *names: str) -> list[asyncio.Task[str]]:
-    """One search for each name; its first letter is the client."""
-    return [asyncio.create_task(ask(gate, searches, name[0], name)) for name in names]
-
-
-async def settle() -> None:
-    for _ in range(20):
-        await asyncio.sleep(0.002)
-
-
-def test_clients_are_served_by_turns() -> None:
-    async def main() -> list[str]:
-        gate, searches = SearchGate(1, 10), Searches()
-        tasks = start(gate, searches, "a0", "a1", "a2", "a3", "b1", "c1", "b2")
-        await settle()
-        assert (gate.num_running, gate.num_waiting) == (1, 6)
-        searches.go.set()
-        await asyncio.gather(*tasks)
-        await settle()
-        assert gate.num_inside == 0
-        return searches.begun
-
-    assert asyncio.run(main()) == ["a0", "a1", "b1", "c1", "a2", "b2", "a3"]
-
-
-def test_a_full_queue_sends_away_the_last_of_whoever_has_most() -> None:
-    async def main() -> None:
-        gate, searches = SearchGate(1, 3), Searches()
-        tasks = start(gate, searches, "a0", "a1", "a2", "a3")
-        await settle()
-        with pytest.raises(OverloadedError):
-            await ask(gate, searches, "a", "a4")
-        newcomer = start(gate, searches, "b1")
-        await settle()
-        with pytest.raises(TooManyRequestsError):
-            await tasks[3]
-        with pytest.raises(TooManyRequestsError):
-            await ask(gate, searches, "a", "a5")
-        searches.go.set()
-        assert await asyncio.gather(*tasks[:3], *newcomer) == ["a0", "a1", "a2", "b1"]
-        assert dict(gate.num_shed) == {"overloaded": 1, "too-many-requests": 2}
-
-    asyncio.run(main())
-
-
-def test_a_search_that_nobody_waits_for_stops_and_holds_no_place() -> None:
-    async def main() -> None:
-        gate, searches = SearchGate(1, 3), Searches()
-        (first,) = start(gate, searches, "a0")
-        await settle()
-        waiting, next_one = start(gate, searches, "a1", "b1")
-        await settle()
-        waiting.cancel()
-        first.cancel()
-        await settle()
-        assert searches.begun == ["a0", "b1"] and gate.num_waiting == 0
-        searches.go.set()
-        assert await next_one == "b1"
-        for _ in range(200):
-            if gate.num_inside == 0:
-                break
-            await asyncio.sleep(0.01)
-        assert gate.num_inside == 0
-
-    asyncio.run(main())
-
-
-def test_thousands_that_go_away_at_once_hold_no_place() -> None:
-    async def main() -> None:
-        gate, searches = SearchGate(1, 3000), Searches()
-        tasks = start(gate, searches, "a0", *("b" for _ in range(2500)))
-        await settle()
-        assert gate.num_inside == 2501
-        for task in tasks:
-            task.cancel()
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        assert {type(outcome) for outcome in outcomes} == {asyncio.CancelledError}
-        searches.go.set()
-        (last,) = start(gate, searches, "c0")
-        assert await last == "c0"
-
-    asyncio.run(main())
-
-
-def test_no_more_searches_are_given_up_at_a_time_than_run_at_once() -> None:
-    async def main() -> None:
-        gate, go = SearchGate(1, 3), threading.Event()
-        begun: list[int] = []
-
-        def deaf(number: int) -> Any:
-            def search() -> None:
-                begun.append(number)
-                go.wait(10)
-
-            return search
-
-        for number in range(3):
-            task = asyncio.create_task(gate.run(deaf(number)))
-            await settle()
-            task.cancel()
-            await settle()
-        assert begun == [0, 1]
-        go.set()
-        for _ in range(200):
-            if gate.num_inside == 0:
-                break
-            await asyncio.sleep(0.01)
-        assert gate.num_inside == 0 and begun == [0, 1]
-
-    asyncio.run(main())
-
-
-def test_stopping_happens_only_where_somebody_said_so() -> None:
-    raise_if_cancelled()
-    event = threading.Event()
-    from indexer.search.cancellation import cancellable
-
-    with cancellable(event):
-        raise_if_cancelled()
-        event.set()
-        with pytest.raises(SearchCancelledError):
-            raise_if_cancelled()
-    raise_if_cancelled()
-
-
-def test_a_search_past_its_deadline_is_a_504_and_the_next_one_is_answered(tmp_path: Path) -> None:
-    with running(tmp_path, request_timeout_seconds=0.3, num_search_threads=1) as service:
-        service.searcher.hold = threading.Event()
-        response = service.client.post("/search", json={"query": "x"})
-        assert response.status_code == 504 and response.json()["type"].endswith("deadline-exceeded")
-        service.searcher.hold.set()
-        service.searcher.hold = None
-        assert service.client.post("/search", json={"query": "x"}).status_code == 200
 
 
 # Names of hosts, sizes

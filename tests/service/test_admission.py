@@ -1,0 +1,291 @@
+"""How many searches run and wait, whose turn it is, and who is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indexer.errors import SearchCancelledError
+from indexer.search.cancellation import cancellable, raise_if_cancelled
+from service.admission import SearchGate
+from service.auth.keys import add_key
+from service.auth.limits import CLIENT
+from service.errors import OverloadedError, TooManyRequestsError
+from tests.service.routes.test_errors import check_problem
+from tests.support.servers.server_process import wait_until
+from tests.support.servers.service_fakes import Service, add_video, running
+
+
+def has_inside(gate: SearchGate, count: int) -> bool:
+    return gate.num_inside == count
+
+
+@contextlib.contextmanager
+def full_queue(
+    directory: Path, *, headers: dict[str, str] | None = None, **settings: Any
+) -> Iterator[Service]:
+    """A service with one search that runs, until the end of the block, and one that waits behind it."""
+    with running(directory, num_search_threads=1, max_waiting_searches=1, **settings) as service:
+        add_video(service.catalog, "known")
+        service.searcher.hold = threading.Event()
+        gate = service.app.state.service.search_gate
+        with ThreadPoolExecutor() as pool:
+            try:
+                searches = []
+                for num_inside in (1, 2):
+                    ask = partial(service.client.post, "/search", json={"query": "a dog"}, headers=headers)
+                    searches.append(pool.submit(ask))
+                    wait_until(partial(has_inside, gate, num_inside), 10)
+                yield service
+            finally:
+                service.searcher.hold.set()
+            assert [search.result().status_code for search in searches] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/search", {"query": "a dog"}),
+        ("GET", "/videos/known/similar", None),
+        ("POST", "/videos/known/texts", {"texts": ["a dog"]}),
+    ],
+)
+def test_a_search_that_finds_the_queue_full_is_refused_at_once(
+    method: str, path: str, body: Any, tmp_path: Path
+) -> None:
+    with full_queue(tmp_path) as service:
+        response = service.client.request(method, path, json=body)
+        assert check_problem(response, 503)["type"].endswith(":overloaded")
+        assert response.headers["Retry-After"] == "1"
+        assert 'xclip_searches_shed_total{problem="overloaded"} 1.0' in service.client.get("/metrics").text
+
+
+def test_a_full_queue_keeps_nothing_else_waiting(tmp_path: Path) -> None:
+    with full_queue(tmp_path) as service:
+        assert service.client.get("/videos/known").status_code == 200
+        assert service.client.get("/search").status_code == 405
+        assert service.client.get("/readyz").status_code == 200
+
+
+def test_with_keys_only_those_who_may_search_are_told_that_the_queue_is_full(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    first, second = (
+        {"Authorization": f"Bearer {add_key(path, name, 'read')}"} for name in ("first", "second")
+    )
+    with full_queue(tmp_path / "index", headers=first, keys_file=path) as service:
+
+        def ask(headers: dict[str, str]) -> Any:
+            return service.client.post("/search", json={"query": "a cat"}, headers=headers)
+
+        assert check_problem(ask({}), 401)["type"].endswith(":unauthorized")
+        assert check_problem(ask({"Authorization": "Bearer wrong"}), 401)["type"].endswith(":unauthorized")
+        assert service.app.state.access.num_wrong_keys == 1
+        assert check_problem(ask(first), 503)["type"].endswith(":overloaded")
+        assert check_problem(ask(second), 503)["type"].endswith(":overloaded")
+
+
+def test_a_client_with_fewer_searches_waiting_still_gets_a_place(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    first, second = (
+        {"Authorization": f"Bearer {add_key(path, name, 'read')}"} for name in ("first", "second")
+    )
+    settings = {"num_search_threads": 1, "max_waiting_searches": 2, "keys_file": path}
+    with running(tmp_path / "index", **settings) as service, ThreadPoolExecutor() as pool:
+        service.searcher.hold = threading.Event()
+        gate = service.app.state.service.search_gate
+
+        def ask(headers: dict[str, str]) -> Any:
+            return pool.submit(service.client.post, "/search", json={"query": "a cat"}, headers=headers)
+
+        waiting = []
+        for num_inside in (1, 2, 3):
+            waiting.append(ask(first))
+            wait_until(partial(has_inside, gate, num_inside), 10)
+        newcomer = ask(second)
+        assert check_problem(waiting[2].result(10), 429)["type"].endswith(":too-many-requests")
+        service.searcher.hold.set()
+        assert [search.result(10).status_code for search in (*waiting[:2], newcomer)] == [200] * 3
+
+
+def test_a_request_that_had_a_turn_is_not_refused_its_next_one() -> None:
+    async def main() -> None:
+        gate, go = SearchGate(1, 1), threading.Event()
+        held = [asyncio.create_task(gate.run(partial(go.wait, 10))) for _ in range(2)]
+        while gate.num_inside < 2:
+            await asyncio.sleep(0.001)
+        next_turn = asyncio.create_task(gate.run(lambda: "answer", begun=True))
+        await asyncio.sleep(0.01)
+        assert gate.num_waiting == 2
+        with pytest.raises(OverloadedError):
+            await gate.run(lambda: "answer")
+        go.set()
+        assert await asyncio.gather(*held, next_turn) == [True, True, "answer"]
+
+    asyncio.run(main())
+
+
+# The queue of searches
+
+
+class Searches:
+    """Searches that end when they are let go."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.go = threading.Event()
+
+    def __call__(self, name: str) -> Any:
+        def search() -> str:
+            self.begun.append(name)
+            while not self.go.wait(0.005):
+                raise_if_cancelled()
+            return name
+
+        return search
+
+
+async def ask(gate: SearchGate, searches: Searches, client: str, name: str) -> str:
+    CLIENT.set(client)
+    answer: str = await gate.run(searches(name))
+    return answer
+
+
+def start(gate: SearchGate, searches: Searches, *names: str) -> list[asyncio.Task[str]]:
+    """One search for each name; its first letter is the client."""
+    return [asyncio.create_task(ask(gate, searches, name[0], name)) for name in names]
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0.002)
+
+
+def test_clients_are_served_by_turns() -> None:
+    async def main() -> list[str]:
+        gate, searches = SearchGate(1, 10), Searches()
+        tasks = start(gate, searches, "a0", "a1", "a2", "a3", "b1", "c1", "b2")
+        await settle()
+        assert (gate.num_running, gate.num_waiting) == (1, 6)
+        searches.go.set()
+        await asyncio.gather(*tasks)
+        await settle()
+        assert gate.num_inside == 0
+        return searches.begun
+
+    assert asyncio.run(main()) == ["a0", "b1", "c1", "a1", "b2", "a2", "a3"]
+
+
+def test_a_full_queue_sends_away_the_last_of_whoever_has_most() -> None:
+    async def main() -> None:
+        gate, searches = SearchGate(1, 3), Searches()
+        tasks = start(gate, searches, "a0", "a1", "a2", "a3")
+        await settle()
+        with pytest.raises(OverloadedError):
+            await ask(gate, searches, "a", "a4")
+        newcomer = start(gate, searches, "b1")
+        await settle()
+        with pytest.raises(TooManyRequestsError):
+            await tasks[3]
+        with pytest.raises(TooManyRequestsError):
+            await ask(gate, searches, "a", "a5")
+        searches.go.set()
+        assert await asyncio.gather(*tasks[:3], *newcomer) == ["a0", "a1", "a2", "b1"]
+        assert dict(gate.num_shed) == {"overloaded": 1, "too-many-requests": 2}
+
+    asyncio.run(main())
+
+
+def test_a_search_that_nobody_waits_for_stops_and_holds_no_place() -> None:
+    async def main() -> None:
+        gate, searches = SearchGate(1, 3), Searches()
+        (first,) = start(gate, searches, "a0")
+        await settle()
+        waiting, next_one = start(gate, searches, "a1", "b1")
+        await settle()
+        waiting.cancel()
+        first.cancel()
+        await settle()
+        assert searches.begun == ["a0", "b1"] and gate.num_waiting == 0
+        searches.go.set()
+        assert await next_one == "b1"
+        for _ in range(200):
+            if gate.num_inside == 0:
+                break
+            await asyncio.sleep(0.01)
+        assert gate.num_inside == 0
+
+    asyncio.run(main())
+
+
+def test_thousands_that_go_away_at_once_hold_no_place() -> None:
+    async def main() -> None:
+        gate, searches = SearchGate(1, 3000), Searches()
+        tasks = start(gate, searches, "a0", *("b" for _ in range(2500)))
+        await settle()
+        assert gate.num_inside == 2501
+        for task in tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {asyncio.CancelledError}
+        searches.go.set()
+        (last,) = start(gate, searches, "c0")
+        assert await last == "c0"
+
+    asyncio.run(main())
+
+
+def test_a_search_that_does_not_stop_keeps_its_place_until_it_ends() -> None:
+    async def main() -> None:
+        gate, go = SearchGate(1, 3), threading.Event()
+        begun: list[int] = []
+
+        def deaf(number: int) -> Any:
+            def search() -> None:
+                begun.append(number)
+                go.wait(10)
+
+            return search
+
+        for number in range(3):
+            task = asyncio.create_task(gate.run(deaf(number)))
+            await settle()
+            task.cancel()
+            await settle()
+        assert begun == [0] and gate.num_waiting == 0
+        go.set()
+        for _ in range(200):
+            if gate.num_inside == 0:
+                break
+            await asyncio.sleep(0.01)
+        assert gate.num_inside == 0 and begun == [0]
+
+    asyncio.run(main())
+
+
+def test_stopping_happens_only_where_somebody_said_so() -> None:
+    raise_if_cancelled()
+    event = threading.Event()
+    with cancellable(event):
+        raise_if_cancelled()
+        event.set()
+        with pytest.raises(SearchCancelledError):
+            raise_if_cancelled()
+    raise_if_cancelled()
+
+
+def test_a_search_past_its_deadline_is_a_504_and_the_next_one_is_answered(tmp_path: Path) -> None:
+    with running(tmp_path, request_timeout_seconds=0.3, num_search_threads=1) as service:
+        service.searcher.hold = threading.Event()
+        response = service.client.post("/search", json={"query": "x"})
+        assert response.status_code == 504 and response.json()["type"].endswith("deadline-exceeded")
+        service.searcher.hold.set()
+        service.searcher.hold = None
+        assert service.client.post("/search", json={"query": "x"}).status_code == 200

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -29,11 +30,8 @@ from xclip_search.console import (
 )
 
 if TYPE_CHECKING:
-    from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
-    from indexer.maintenance.reindexing import MakePipeline, Progress, ReindexReport
-    from indexer.media.sampling import Sampling
-    from indexer.store.sqlite.catalog import Catalog
-    from model import XClip
+    from indexer.ingest.pipeline import IndexEvent
+    from indexer.maintenance.reindexing import Encoder, Progress, ReindexReport
 
 app = make_app()
 
@@ -62,6 +60,9 @@ def reindex(
             "--discard-old", help="At the end, remove all other generations: there is no way back then."
         ),
     ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Go back without asking, whatever is found no more then.")
+    ] = False,
     allow_missing: Annotated[
         bool,
         typer.Option("--allow-missing", help="Switch though some videos cannot be read any more."),
@@ -73,10 +74,13 @@ def reindex(
     report: ReportOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Encode all videos anew, with another model or sampling, beside the index as it is, and switch to that.
+    """Encode all videos again, with another model or sampling, and switch the index to the result.
 
-    The index may be served and changed meanwhile: nothing that is added, changed or deleted is lost, and the
-    servers change over by themselves. After an interruption the same command goes on.
+    The index may be served and changed meanwhile: nothing that is added, changed or deleted before the switch
+    is lost, and the servers change over by themselves. After an interruption the same command goes on.
+    --rollback restores the index as it was at the last switch. What was added, changed or deleted since is
+    not carried back: the command says how many videos that hides, and asks. They stay in the generation that
+    is left: --rollback once more returns to it.
     Exit status: 0 switched, or there was nothing to do; 3 some videos cannot be read (they are listed), and
     without --allow-missing nothing was switched; 2 wrong use.
 
@@ -88,41 +92,30 @@ def reindex(
     """
     if rollback and (model or frames_per_second is not None or max_segment_seconds is not None):
         stop("--rollback goes back to what there was: it takes no model and no sampling")
+    if rollback and discard_old:
+        stop("--rollback keeps the generation that it leaves; look at the index, then run --discard-old")
     require_report_file(report)
-    kept = "what is encoded is kept, and the same command goes on from there"
-    with errors_explained(kept), _progress() as progress:
-        from dataclasses import replace
+    if rollback:
+        done = _roll_back(index, yes)
+    else:
+        kept = "what is encoded is kept, and the same command goes on from there"
+        with errors_explained(kept), _progress() as progress:
+            from indexer.maintenance.reindexing import reindex
 
-        from indexer.media.sampling import Sampling
-        from model import XClip
-
-        former_spec, sampling_json = _read_facts(index, of_former=rollback)
-        spec = model or former_spec
-        loaded = XClip.load(spec, device)
-        changes: dict[str, Any] = {"num_frames": loaded.config.num_frames}
-        if frames_per_second is not None:
-            changes["frames_per_second"] = frames_per_second
-        if max_segment_seconds is not None:
-            changes["max_segment_seconds"] = max_segment_seconds
-
-        def make_pipeline(catalog: Catalog) -> IndexingPipeline:
-            from indexer.ingest.pipeline import IndexingPipeline
-
-            return IndexingPipeline(
-                catalog,
-                loaded,
-                Sampling.from_json(catalog.sampling_json),
-                num_workers=workers,
-                batch_size=batch_size,
-                decode_timeout_seconds=decode_timeout_seconds,
-            )
-
-        sampling = replace(Sampling.from_json(sampling_json), **changes)
-        done = _run(index, loaded, spec, sampling, make_pipeline, allow_missing, rollback, progress)
+            encoding = _Encoding(model, frames_per_second, max_segment_seconds, device)
+            decoding = {
+                "num_workers": workers,
+                "batch_size": batch_size,
+                "decode_timeout_seconds": decode_timeout_seconds,
+            }
+            encoder = _make_encoder(index, encoding, decoding)
+            done = reindex(index, encoder, allow_missing=allow_missing, progress=progress)
     discarded = _discard(index) if discard_old and not (done.missing and not done.switched) else []
     content = {**done.to_dict(), "discarded": discarded}
     if as_json:
         typer.echo(json.dumps(content, indent=2))
+    elif rollback:
+        _print_rollback(done)
     else:
         _print(done, discarded)
     write_report(report, content)
@@ -130,46 +123,64 @@ def reindex(
         raise typer.Exit(SOME_FAILED)
 
 
-def _run(
-    index: Path,
-    model: XClip,
-    spec: str,
-    sampling: Sampling,
-    make_pipeline: MakePipeline,
-    allow_missing: bool,
-    rollback: bool,
-    progress: Progress,
-) -> ReindexReport:
-    from indexer.ingest.encoding import index_fingerprint
-    from indexer.maintenance.reindexing import reindex, roll_back
+class _Encoding(NamedTuple):
+    """What the user asked for; None for what the index has."""
 
-    if rollback:
-        return roll_back(index, make_pipeline=make_pipeline, allow_missing=allow_missing, progress=progress)
-    return reindex(
-        index,
-        fingerprint=index_fingerprint(model, sampling),
+    model: str | None
+    frames_per_second: float | None
+    max_segment_seconds: float | None
+    device: str
+
+
+def _make_encoder(index: Path, asked: _Encoding, decoding: dict[str, Any]) -> Encoder:
+    from dataclasses import replace
+
+    from indexer.ingest.encoding import index_fingerprint
+    from indexer.ingest.pipeline import IndexingPipeline
+    from indexer.maintenance.reindexing import Encoder
+    from indexer.media.sampling import Sampling
+    from indexer.store.sqlite.catalog import Catalog
+    from model import XClip
+
+    with Catalog.open(index) as current:
+        spec, sampling = asked.model or current.model_spec, Sampling.from_json(current.sampling_json)
+    loaded = XClip.load(spec, asked.device)
+    changes: dict[str, Any] = {"num_frames": loaded.config.num_frames}
+    if asked.frames_per_second is not None:
+        changes["frames_per_second"] = asked.frames_per_second
+    if asked.max_segment_seconds is not None:
+        changes["max_segment_seconds"] = asked.max_segment_seconds
+    sampling = replace(sampling, **changes)
+    return Encoder(
+        fingerprint=index_fingerprint(loaded, sampling),
         model_spec=stored_spec(spec),
-        embedding_dim=model.config.embedding_dim,
+        embedding_dim=loaded.config.embedding_dim,
         sampling=sampling,
-        make_pipeline=make_pipeline,
-        allow_missing=allow_missing,
-        progress=progress,
+        make_pipeline=lambda catalog: IndexingPipeline(catalog, loaded, sampling, **decoding),
     )
 
 
-def _read_facts(index: Path, *, of_former: bool) -> tuple[str, str]:
-    """Model spec and sampling of the current generation, or of the one before it."""
-    from indexer.maintenance.reindexing import former_generation
-    from indexer.store.sqlite.catalog import Catalog
+def _roll_back(index: Path, yes: bool) -> ReindexReport:
+    """Go back, once the user knows what that hides."""
+    with errors_explained():
+        from indexer.maintenance.reindexing import roll_back, rollback_effect
 
-    with Catalog.open(index) as current:
-        if not of_former:
-            return current.model_spec, current.sampling_json
-        number = former_generation(index, current)
-    if number is None:
-        stop(f"the index in {index} has no former generation to go back to")
-    with Catalog.open_generation(index, number) as former:
-        return former.model_spec, former.sampling_json
+        effect = rollback_effect(index)
+        typer.echo(
+            f"going back to generation {effect.generation}, as it was at the switch: {effect.num_hidden}"
+            " videos that it does not have will not be found any more,"
+            f" {effect.num_returned} that only it has will be found again,"
+            " and changes of titles and metadata made since will not be seen",
+            err=True,
+        )
+        if effect.num_hidden and not yes:
+            if not sys.stdin.isatty():
+                stop(
+                    f"{effect.num_hidden} videos would not be found any more; to go back all the same: --yes"
+                )
+            if not typer.confirm("Go back?", err=True):
+                stop("nothing was changed")
+        return roll_back(index)
 
 
 def _discard(index: Path) -> list[int]:
@@ -177,6 +188,19 @@ def _discard(index: Path) -> list[int]:
         from indexer.maintenance.reindexing import discard_others
 
         return discard_others(index)
+
+
+def _print_rollback(done: ReindexReport) -> None:
+    typer.echo(
+        f"generation {done.generation} is current again, as it was at the switch: {done.num_kept} videos,"
+        f" {done.num_jobs} jobs carried over"
+    )
+    typer.echo(f"fingerprint {done.fingerprint}, before {done.former_fingerprint}")
+    if done.num_hidden:
+        typer.echo(
+            f"{done.num_hidden} videos are in generation {done.former_generation} only:"
+            " --rollback once more returns to it, --discard-old removes it"
+        )
 
 
 def _print(done: ReindexReport, discarded: list[int]) -> None:

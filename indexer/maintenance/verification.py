@@ -17,7 +17,7 @@ from indexer.errors import IndexDamagedError
 from indexer.maintenance.backup import MANIFEST_FILE as BACKUP_MANIFEST_FILE
 from indexer.maintenance.backup import damages_of_backup
 from indexer.store.job import damaged_jobs
-from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.catalog import Catalog, read_successions
 from indexer.store.sqlite.changes import damaged_changes
 from indexer.store.sqlite.features import damaged_segments
 from indexer.store.sqlite.generations import (
@@ -29,7 +29,6 @@ from indexer.store.sqlite.generations import (
 )
 from indexer.store.sqlite.integrity import STRUCTURE, check_structure
 from indexer.store.sqlite.schema import CATALOG_FILE
-from indexer.store.sqlite.superseded import Succession
 from indexer.store.sqlite.video_rows import damaged_videos
 from indexer.store.sqlite.write_ahead_log import check_log
 
@@ -202,11 +201,7 @@ def _name_again(directory: Path) -> None:
         named_generation(directory)
         return
 
-    def succession_of(number: int) -> Succession | None:
-        with Catalog(directory, number, check=False) as catalog:
-            return catalog.succession
-
-    name_generation(directory, find_named_generation(directory, succession_of))
+    name_generation(directory, find_named_generation(directory, read_successions(directory)))
 
 
 def rebuild(directory: str | Path, coarse_kind: KindChoice = "auto") -> tuple[int, int]:

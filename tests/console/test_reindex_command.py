@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import xclip_search.index
 from indexer.ingest.encoding import index_fingerprint
 from indexer.ingest.pipeline import IndexingPipeline
-from indexer.maintenance.reindexing import reindex
+from indexer.maintenance.reindexing import Encoder, reindex
 from indexer.maintenance.verification import verify
 from indexer.media.sampling import Sampling
 from indexer.store.sqlite.catalog import Catalog
@@ -66,7 +66,7 @@ def index(tmp_path: Path, model_directory: Path, videos: list[Path]) -> Path:
 
 
 @pytest.mark.slow
-def test_there_and_back_with_what_was_added_in_between(
+def test_there_and_back_hides_what_was_added_in_between_and_says_so_before(
     index: Path, other_model: Path, videos: list[Path], tmp_path: Path
 ) -> None:
     before = facts(index)
@@ -82,14 +82,18 @@ def test_there_and_back_with_what_was_added_in_between(
     assert "1 added (1 segments)" in add(index, videos[2]).stdout
 
     report = tmp_path / "report.json"
-    back = run("reindex", "--index", index, "--rollback", "--json", "--report", report, "--workers", 1)
+    refused = run("reindex", "--index", index, "--rollback")
+    assert refused.exit_code == 2 and facts(index)["generation"] == 2
+    assert "1 videos that it does not have will not be found any more" in refused.stderr
+    assert "--yes" in refused.stderr
+    back = run("reindex", "--index", index, "--rollback", "--yes", "--json", "--report", report)
     assert back.exit_code == 0, back.output
-    told = json.loads(back.stdout)
-    assert told == json.loads(report.read_text())
-    assert (told["generation"], told["num_encoded"], told["num_kept"], told["switched"]) == (1, 1, 2, True)
-    assert facts(index)["fingerprint"] == before["fingerprint"] == told["fingerprint"]
+    done = json.loads(back.stdout)
+    assert done == json.loads(report.read_text())
+    assert (done["generation"], done["num_hidden"], done["num_kept"], done["switched"]) == (1, 1, 2, True)
+    assert facts(index)["fingerprint"] == before["fingerprint"] == done["fingerprint"]
     answer = json.loads(run("search", "blue", "--index", index, "--json").stdout)
-    assert {result["title"] for result in answer["results"]} == {"0", "1", "2"}
+    assert {result["title"] for result in answer["results"]} == {"0", "1"}
 
     discarded = run("reindex", "--index", index, "--discard-old", "--json")
     assert discarded.exit_code == 0 and json.loads(discarded.stdout)["discarded"] == [2]
@@ -121,6 +125,7 @@ def test_wrong_use_is_one_line_and_status_2(index: Path, tmp_path: Path) -> None
         (("--index", tmp_path / "none", "--model", "demo"), "there is no index"),
         (("--index", index, "--rollback"), "no former generation"),
         (("--index", index, "--rollback", "--model", "demo"), "no model"),
+        (("--index", index, "--rollback", "--discard-old"), "then run --discard-old"),
         (("--index", index, "--report", tmp_path / "no" / "r.json"), "no folder"),
         (("--index", index, "--frames-per-second", -1), "frames_per_second"),
         (("--index", index, "--model", "nothing-of-this-name"), "nothing-of-this-name"),
@@ -157,13 +162,12 @@ def overtaken(monkeypatch: pytest.MonkeyPatch, index: Path, other_model: Path) -
 def reindex_with(index: Path, spec: Path) -> None:
     model = XClip.load(str(spec))
     sampling = Sampling(model.config.num_frames)
+    fingerprint, dim = index_fingerprint(model, sampling), model.config.embedding_dim
     reindex(
         index,
-        fingerprint=index_fingerprint(model, sampling),
-        model_spec=str(spec),
-        embedding_dim=model.config.embedding_dim,
-        sampling=sampling,
-        make_pipeline=lambda catalog: IndexingPipeline(catalog, model, sampling, num_workers=1),
+        Encoder(
+            fingerprint, str(spec), dim, sampling, lambda catalog: IndexingPipeline(catalog, model, sampling)
+        ),
     )
 
 

@@ -15,10 +15,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from indexer.errors import FingerprintMismatchError, IndexBusyError, IndexSupersededError, MediaError
-from indexer.maintenance.reindexing import carry_jobs
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import name_generation
-from indexer.store.sqlite.jobs import JobQueue
+from indexer.store.sqlite.jobs import JobQueue, copy_jobs
 from indexer.store.sqlite.superseded import Succession, write_succession
 from service import app as application
 from service import index_switch as generation_watch
@@ -204,7 +203,7 @@ def test_a_worker_leaves_a_superseded_generation_and_the_job_under_way_is_done_i
             with former.connections.reading() as source:
                 later.append(switch(tmp_path, former))
                 with later[0].connections.transaction() as target:
-                    carry_jobs(source, target)
+                    copy_jobs(source, target)
             if fails:
                 raise MediaError("this reason must reach nobody")
             return read_by_rote(path)

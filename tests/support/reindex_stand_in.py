@@ -21,6 +21,7 @@ from indexer.ingest.pipeline import OTHER_BYTES_REASON, IndexEvent, IndexReport,
 from indexer.maintenance import reindexing
 from indexer.media.sampling import Sampling, segment_bounds
 from indexer.store.records import NewVideo, SegmentRecord
+from indexer.store.sqlite import catalog as catalog_module
 from indexer.store.sqlite.catalog import Catalog
 
 D, F = 8, 4
@@ -36,6 +37,12 @@ def fingerprint_of(sampling: Sampling) -> str:
 def write_clip(path: Path, content: bytes | None = None) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(path.name.encode() if content is None else content)
+
+
+def encoder_of(sampling: Sampling) -> reindexing.Encoder:
+    """What `reindex` needs to encode with a StandIn."""
+    make_pipeline: Any = StandIn
+    return reindexing.Encoder(fingerprint_of(sampling), "stand-in", D, sampling, make_pipeline)
 
 
 class StandIn:
@@ -101,29 +108,21 @@ def main() -> None:
     def end_before(owner: Any, name: str) -> None:
         setattr(owner, name, lambda *values, **named: os._exit(9))
 
-    switch: Any = reindexing._Switch
+    build: Any = reindexing._Build
     steps: dict[str, Callable[[], None]] = {
-        "begun": lambda: end_before(switch, "_encode"),
-        "encoded": lambda: end_after(switch, "_encode"),
-        "carried": lambda: end_after(reindexing, "carry_jobs"),
-        "row-written": lambda: end_after(reindexing, "write_succession"),
+        "begun": lambda: end_before(build, "_encode"),
+        "encoded": lambda: end_after(build, "_encode"),
+        "carried": lambda: end_after(catalog_module, "copy_jobs"),
+        "row-written": lambda: end_after(catalog_module, "write_succession"),
         "row-committed": lambda: end_before(Catalog, "take_over"),
         "taken-over": lambda: end_after(Catalog, "take_over"),
         "pointer-written": lambda: end_after(reindexing, "name_generation"),
     }
     steps[moment]()
-    make_pipeline: Any = StandIn
     if sys.argv[3:] == ["back"]:
-        reindexing.roll_back(index, make_pipeline=make_pipeline)
+        reindexing.roll_back(index)
     else:
-        reindexing.reindex(
-            index,
-            fingerprint=fingerprint_of(OTHER_SAMPLING),
-            model_spec="stand-in",
-            embedding_dim=D,
-            sampling=OTHER_SAMPLING,
-            make_pipeline=make_pipeline,
-        )
+        reindexing.reindex(index, encoder_of(OTHER_SAMPLING))
 
 
 if __name__ == "__main__":

@@ -62,25 +62,31 @@ from indexer.store.sqlite.changes import (
 )
 from indexer.store.sqlite.connections import ConnectionPool, ParallelReading, Transaction
 from indexer.store.sqlite.features import FeatureRows, read_segment_infos
-from indexer.store.sqlite.generations import FIRST_GENERATION, directory_of, index_exists, named_generation
+from indexer.store.sqlite.generations import (
+    FIRST_GENERATION,
+    directory_of,
+    generations,
+    index_exists,
+    named_generation,
+)
 from indexer.store.sqlite.integrity import check_structure
+from indexer.store.sqlite.jobs import copy_jobs
 from indexer.store.sqlite.schema import (
     CATALOG_FILE,
-    LEFT_BEHIND,
     check_catalog_file,
     check_facts,
     create_catalog_file,
 )
-from indexer.store.sqlite.superseded import LeftBehind, Succession, read_succession, write_succession
+from indexer.store.sqlite.superseded import Succession, read_succession, write_succession
 from indexer.store.sqlite.write_ahead_log import check_log
+from model.atomic_files import synchronize_directory
 
 
 class CatalogReader:
     """The reading half of `indexer.store.sqlite.catalog.Catalog`, which is what others use.
 
     index_directory: the whole index. generation: which of its generations this is. directory: where the files
-    of that generation lie, the catalog at `path` among them. left_behind: what the generation that took this
-    one's place lacks, as of when the catalog was opened.
+    of that generation lie, the catalog at `path` among them.
     """
 
     def __init__(
@@ -114,8 +120,6 @@ class CatalogReader:
             self.embedding_dim = int(facts["embedding_dim"])
             self.num_frames = int(facts["num_frames"])
             self.created_at = float(facts["created_at"])
-            left_behind = facts.get(LEFT_BEHIND)
-            self.left_behind = LeftBehind() if left_behind is None else LeftBehind.from_json(left_behind)
             check_facts(facts, self.path)
             self._features = FeatureRows(self.num_frames, self.embedding_dim, self.fingerprint)
         except (KeyError, ValueError, TypeError) as error:
@@ -397,6 +401,26 @@ class Catalog(CatalogReader):
             if read_succession(connection) == outdated:
                 write_succession(connection, None)
 
+    def hand_over(self, successor: Self, transaction: Transaction) -> int:
+        """Make another generation of the index the current one; returns how many jobs were carried over.
+
+        The successor gets all jobs. The commit is the switch: from then on this catalog takes no changes, and
+        `open` gives the successor.
+
+        Args:
+            successor: opened with `although_superseded`.
+            transaction: of this catalog, so that no other process can change it meanwhile.
+        """
+        with successor.connections.transaction() as into:
+            num_jobs = copy_jobs(transaction.connection, into)
+        # The commit must not reach the disk before the files that it leads to.
+        for directory in (successor.directory, successor.directory.parent, self.index_directory):
+            synchronize_directory(directory)
+        epochs = [row.epoch for row in read_successions(self.index_directory).values() if row is not None]
+        row = Succession(successor.generation, 1 + max([0, *epochs]))
+        write_succession(transaction.connection, row)
+        return num_jobs
+
     @classmethod
     def open_or_create(
         cls,
@@ -528,6 +552,15 @@ class Catalog(CatalogReader):
         """
         with self.connections.transaction() as connection:
             forget_changes(connection, before_sequence)
+
+
+def read_successions(index_directory: Path) -> dict[int, Succession | None]:
+    """For each generation of an index, which one takes the changes instead. Raises IndexDamagedError."""
+    successions = {}
+    for number in generations(index_directory):
+        with Catalog(index_directory, number, check=False) as catalog:
+            successions[number] = catalog.succession
+    return successions
 
 
 Metadata = Mapping[str, Any]

@@ -21,8 +21,9 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -64,6 +65,17 @@ def new_generation(index_directory: Path) -> int:
     return max([FIRST_GENERATION, *map(int, names)]) + 1
 
 
+def remove_generation(index_directory: Path, generation: int) -> None:
+    """Delete the files of a generation. Videos, uploads and the other generations stay. Raises OSError."""
+    directory = directory_of(index_directory, generation)
+    (directory / CATALOG_FILE).unlink()  # First: without it the rest is no generation.
+    if generation != FIRST_GENERATION:
+        shutil.rmtree(directory)
+        return
+    for path in (*directory.glob(f"{CATALOG_FILE}-*"), *directory.glob("coarse*")):
+        path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def locked_for_reindexing(index_directory: Path) -> Iterator[None]:
     """Only one process at a time makes, changes or removes other generations than the current one.
@@ -90,12 +102,16 @@ def locked_for_reindexing(index_directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def find_named_generation(index_directory: Path, succession_of: Callable[[int], Succession | None]) -> int:
+def find_named_generation(index_directory: Path, rows: Mapping[int, Succession | None]) -> int:
     """Which generation current.json should name, from what the catalogs say of each other.
 
-    succession_of: reads a catalog's row. Raises IndexDamagedError where they do not tell.
+    Args:
+        index_directory: named in the error.
+        rows: for each generation, the row that names another one.
+
+    Raises:
+        IndexDamagedError: the rows do not determine one.
     """
-    rows = {number: succession_of(number) for number in generations(index_directory)}
     switches = [row for row in rows.values() if row is not None and row.epoch > 0]
     if switches:
         last = max(switches, key=lambda row: row.epoch)

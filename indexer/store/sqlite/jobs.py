@@ -406,3 +406,30 @@ def _num_queued(connection: sqlite3.Connection, enough: int) -> int:
         "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE state = 'queued' LIMIT ?)", (enough,)
     ).fetchone()
     return int(number)
+
+
+def copy_jobs(source: sqlite3.Connection, target: sqlite3.Connection) -> int:
+    """Replace the jobs of one catalog by those of another, within transactions of both; returns how many.
+
+    Running jobs are queued there: their workers can no longer end them. The attempt counts, so that what such
+    a worker still does is told apart from what the next one does.
+    """
+    target.execute("DELETE FROM jobs")
+    # By name: an older catalog may have its columns in another order.
+    names = ", ".join(name for (name,) in source.execute("SELECT name FROM pragma_table_info('jobs')"))
+    marks = ", ".join("?" * len(names.split(", ")))
+    target.executemany(
+        f"INSERT INTO jobs ({names}) VALUES ({marks})", source.execute(f"SELECT {names} FROM jobs")
+    )
+    target.execute(
+        "UPDATE jobs SET state = 'queued', worker_name = NULL, started_at = NULL, lease_expires_at = NULL"
+        " WHERE state = 'running'"
+    )
+    # So that no number is given twice though the jobs that had the last ones are forgotten.
+    target.execute("DELETE FROM sqlite_sequence WHERE name = 'jobs'")
+    target.executemany(
+        "INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)",
+        source.execute("SELECT name, seq FROM sqlite_sequence WHERE name = 'jobs'"),
+    )
+    (num_jobs,) = target.execute("SELECT count(*) FROM jobs").fetchone()
+    return int(num_jobs)

@@ -28,9 +28,6 @@ all touches a third of the pages. Larger pages hold hardly more of them in propo
 more."""
 
 _FACTS_CHECKSUM = "checksum"
-LEFT_BEHIND = "left_behind"
-"""Name of the fact that says what the generation after this one lacks: a `LeftBehind`, as JSON."""
-
 MINIMUM_SQLITE = (3, 37, 0)
 """The first SQLite with STRICT tables."""
 
@@ -188,15 +185,6 @@ def check_facts(facts: Mapping[str, str], path: Path) -> None:
     checksum of them."""
     if _FACTS_CHECKSUM in facts and facts[_FACTS_CHECKSUM] != str(_checksum_of_facts(facts)):
         raise IndexDamagedError(f"the catalog {path} is damaged: a fact about itself is not what was written")
-
-
-def replace_fact(connection: sqlite3.Connection, name: str, value: str) -> None:
-    """Change a fact, or add one, and the checksum of all of them, within the caller's transaction."""
-    connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
-    facts = dict(connection.execute("SELECT name, value FROM facts"))
-    if _FACTS_CHECKSUM in facts:
-        checksum = str(_checksum_of_facts(facts))
-        connection.execute("UPDATE facts SET value = ? WHERE name = ?", (checksum, _FACTS_CHECKSUM))
 
 
 def _checksum_of_facts(facts: Mapping[str, str]) -> int:

@@ -7,10 +7,8 @@ about.
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from dataclasses import asdict, dataclass
-from typing import Self
+from dataclasses import dataclass
 
 from indexer.errors import IndexDamagedError
 from indexer.store.sqlite.row_checksums import checksum_of_row
@@ -32,29 +30,6 @@ class Succession:
 
     generation: int
     epoch: int
-
-
-@dataclass(frozen=True)
-class LeftBehind:
-    """What a generation has that its successor lacks, as a fact of its catalog.
-
-    video_ids: of videos that could not be encoded. generation, sequence: the successor, and its last change
-    before it became the current one.
-    """
-
-    video_ids: tuple[str, ...] = ()
-    generation: int = 0
-    sequence: int = 0
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Inverse of `to_json`. Raises ValueError, KeyError, TypeError."""
-        fields = json.loads(text)
-        return cls(tuple(fields["video_ids"]), int(fields["generation"]), int(fields["sequence"]))
-
-    def to_json(self) -> str:
-        """Stable text."""
-        return json.dumps(asdict(self), sort_keys=True)
 
 
 def read_succession(connection: sqlite3.Connection) -> Succession | None:

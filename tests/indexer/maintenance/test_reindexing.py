@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from indexer.errors import (
-    FingerprintMismatchError,
     IndexBusyError,
     IndexDamagedError,
     IndexNotFoundError,
@@ -25,9 +24,11 @@ from indexer.maintenance.reindexing import (
     NO_FILE_REASON,
     Progress,
     ReindexReport,
+    RollbackEffect,
     discard_others,
     reindex,
     roll_back,
+    rollback_effect,
 )
 from indexer.maintenance.verification import rebuild, verify
 from indexer.media.sampling import Sampling
@@ -35,7 +36,14 @@ from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import POINTER_FILE, generations, locked_for_reindexing
 from indexer.store.sqlite.jobs import JobQueue, NewJob, admit
 from tests.support.catalog_builders import create_catalog
-from tests.support.reindex_stand_in import OTHER_SAMPLING, SAMPLING, StandIn, fingerprint_of, write_clip
+from tests.support.reindex_stand_in import (
+    OTHER_SAMPLING,
+    SAMPLING,
+    StandIn,
+    encoder_of,
+    fingerprint_of,
+    write_clip,
+)
 
 TESTS = Path(__file__).resolve().parents[2]
 
@@ -55,15 +63,7 @@ def add(catalog: Catalog, name: str, **fields: Any) -> str:
 
 
 def run(index: Path, sampling: Sampling = OTHER_SAMPLING, **options: Any) -> ReindexReport:
-    return reindex(
-        index,
-        fingerprint=fingerprint_of(sampling),
-        model_spec="stand-in",
-        embedding_dim=8,
-        sampling=sampling,
-        make_pipeline=StandIn,
-        **options,
-    )
+    return reindex(index, encoder_of(sampling), **options)
 
 
 def content(catalog: Catalog) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def test_videos_whose_files_are_gone_or_changed_are_listed_and_nothing_is_switch
         assert {"v1", "v3"} <= set(former.video_ids())
 
 
-def test_going_back_takes_in_what_was_added_and_deleted_since(index: Path) -> None:
+def test_going_back_restores_the_index_as_it_was_at_the_switch_and_says_what_that_hides(index: Path) -> None:
     with Catalog.open(index) as catalog:
         before = content(catalog)
     run(index)
@@ -202,43 +202,45 @@ def test_going_back_takes_in_what_was_added_and_deleted_since(index: Path) -> No
         add(catalog, "new")
         catalog.delete_video("v0")
         catalog.update_video("v1", title="new title")
-        expected = {video_id: fields for video_id, (fields, *_) in content(catalog).items()}
-        report = roll_back(index, make_pipeline=StandIn)
-        assert (report.generation, report.num_encoded, report.num_deleted) == (1, 1, 1)
+        after = content(catalog)
+        assert rollback_effect(index) == RollbackEffect(1, num_hidden=1, num_returned=1)
+        report = roll_back(index)
+        assert (report.generation, report.former_generation, report.switched) == (1, 2, True)
+        assert (report.num_hidden, report.num_returned, report.num_kept) == (1, 1, 5)
         with pytest.raises(IndexSupersededError):
             catalog.delete_video("v1")
     with Catalog.open(index, fingerprint=fingerprint_of(SAMPLING)) as catalog:
-        after = content(catalog)
-        assert {video_id: fields for video_id, (fields, *_) in after.items()} == expected
-        assert all(after[video_id][1:] == before[video_id][1:] for video_id in after.keys() & before.keys())
-    # Forward again: the generation that there is already is used.
+        assert content(catalog) == before
+        catalog.delete_video("v2")
+    # Nothing is lost for good: going back once more returns to what was left, where v0 was deleted.
+    assert rollback_effect(index) == RollbackEffect(2, num_hidden=1, num_returned=2)
+    roll_back(index)
+    with Catalog.open(index, fingerprint=fingerprint_of(OTHER_SAMPLING)) as catalog:
+        assert content(catalog) == after
+    assert verify(index).is_clean
+
+
+def test_reindexing_after_going_back_builds_a_new_generation_of_what_the_index_has_now(index: Path) -> None:
+    run(index)
+    roll_back(index)
+    with Catalog.open(index) as catalog:
+        catalog.delete_video("v0")
     report = run(index)
-    assert (report.generation, report.num_encoded, generations(index)) == (2, 0, [1, 2])
+    assert (report.generation, report.num_encoded, generations(index)) == (3, 4, [1, 2, 3])
+    assert rollback_effect(index).generation == 1, "the generation that was left last"
 
 
 def test_there_is_no_way_back_without_a_former_generation(index: Path) -> None:
     with pytest.raises(IndexNotFoundError, match="no former generation"):
-        roll_back(index, make_pipeline=StandIn)
+        roll_back(index)
     run(index)
     assert discard_others(index) == [1] and generations(index) == [2]
     assert not list(index.glob("catalog*")) and not list(index.glob("coarse*"))
     with pytest.raises(IndexNotFoundError, match="no former generation"):
-        roll_back(index, make_pipeline=StandIn)
+        roll_back(index)
     with Catalog.open(index) as catalog:
         assert (catalog.generation, catalog.num_videos) == (2, 5)
     assert verify(index).is_clean
-
-
-def test_going_back_with_another_model_is_refused_and_both_fingerprints_are_named(index: Path) -> None:
-    run(index)
-
-    def of_another_model(catalog: Catalog) -> StandIn:
-        raise FingerprintMismatchError(expected="0" * 64, found=catalog.fingerprint)
-
-    with pytest.raises(FingerprintMismatchError, match=f"{fingerprint_of(SAMPLING)}.*{'0' * 64}"):
-        roll_back(index, make_pipeline=of_another_model)
-    with Catalog.open(index) as catalog:
-        assert catalog.generation == 2
 
 
 def test_jobs_come_along_and_running_jobs_wait_again(index: Path) -> None:
@@ -308,44 +310,80 @@ def test_rebuild_finds_out_which_generation_a_lost_pointer_named(index: Path) ->
 # Kills
 
 KILLED_AT = ("begun", "encoded", "carried", "row-written", "row-committed", "taken-over", "pointer-written")
+AFTER_THE_SWITCH = KILLED_AT[4:]
+
+
+def run_killed_at(index: Path, *arguments: str) -> None:
+    command = [sys.executable, str(TESTS / "support/reindex_stand_in.py"), str(index), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    status = subprocess.run(command, env=environment, check=False)
+    assert status.returncode == 9, "it ended by itself"
+
+
+def writable_generations(index: Path) -> list[int]:
+    """Numbers of the generations that take changes; the title of v1 is "after" in them."""
+    writable = []
+    for number in generations(index):
+        with Catalog.open_generation(index, number) as catalog:
+            try:
+                catalog.update_video("v1", title="after")
+            except IndexSupersededError:
+                continue
+            writable.append(number)
+    return writable
+
+
+def records(catalog: Catalog) -> dict[str, Any]:
+    return {video_id: fields for video_id, (fields, *_) in content(catalog).items()}
 
 
 @pytest.mark.parametrize("moment", KILLED_AT)
-@pytest.mark.parametrize("back", [False, True], ids=["forward", "back"])
 def test_a_run_that_is_killed_at_any_step_leaves_one_generation_that_takes_changes_and_has_all(
-    index: Path, moment: str, back: bool
+    index: Path, moment: str
 ) -> None:
-    if back:
-        run(index)
     with Catalog.open(index) as former:
         JobQueue(former).enqueue("job", "/job")
         add(former, "acknowledged")
-        expected = {video_id: fields for video_id, (fields, *_) in content(former).items()}
-        command = [sys.executable, str(TESTS / "support/reindex_stand_in.py"), str(index), moment]
-        environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
-        status = subprocess.run([*command, *(["back"] if back else [])], env=environment, check=False)
-        assert status.returncode == 9, "it ended by itself"
+        expected = records(former)
+        run_killed_at(index, moment)
+        has_switched = moment in AFTER_THE_SWITCH
         with Catalog.open(index) as current:
-            assert {video_id: fields for video_id, (fields, *_) in content(current).items()} == expected
+            assert records(current) == expected
             assert [job.video_id for job in JobQueue(current).list_jobs()] == ["job"]
-            has_switched = moment in ("row-committed", "taken-over", "pointer-written")
-            assert (current.fingerprint != former.fingerprint) == has_switched
-            writable = []
-            for number in generations(index):
-                with Catalog.open_generation(index, number) as catalog:
-                    try:
-                        catalog.update_video("v1", title="after")
-                    except IndexSupersededError:
-                        continue
-                    writable.append(number)
-            assert writable == [current.generation]
+            assert current.generation == (2 if has_switched else 1)
+            assert writable_generations(index) == [current.generation]
         if has_switched:
             with pytest.raises(IndexSupersededError):
                 former.delete_video("v1")
-    report = roll_back(index, make_pipeline=StandIn) if back else run(index)
-    assert report.switched != has_switched or back
+    assert run(index).switched != has_switched
     with Catalog.open(index) as current:
         assert current.get_video("v1").title == "after" and set(current.video_ids()) == set(expected)
+    assert verify(index).is_clean
+
+
+@pytest.mark.parametrize("moment", KILLED_AT[2:])
+def test_going_back_that_is_killed_at_any_step_leaves_the_one_generation_or_the_other_whole(
+    index: Path, moment: str
+) -> None:
+    with Catalog.open(index) as first:
+        before = content(first)
+    run(index)
+    with Catalog.open(index) as second:
+        JobQueue(second).enqueue("job", "/job")
+        add(second, "acknowledged")
+        after = content(second)
+        run_killed_at(index, moment, "back")
+        has_switched = moment in AFTER_THE_SWITCH
+        with Catalog.open(index) as current:
+            assert content(current) == (before if has_switched else after)
+            assert [job.video_id for job in JobQueue(current).list_jobs()] == ["job"]
+            assert writable_generations(index) == [current.generation]
+        if has_switched:
+            with pytest.raises(IndexSupersededError):
+                second.delete_video("v1")
+    assert roll_back(index).switched
+    with Catalog.open(index) as current:
+        assert set(current.video_ids()) == set(after if has_switched else before)
     assert verify(index).is_clean
 
 

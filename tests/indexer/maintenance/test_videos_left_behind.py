@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from indexer.errors import IndexDamagedError
 from indexer.maintenance.reindexing import ReindexReport, discard_others, reindex, roll_back
 from indexer.maintenance.verification import verify
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
 from service.ingest.media_store import MediaStore, sweep
 from tests.support.catalog_builders import create_catalog
-from tests.support.reindex_stand_in import OTHER_SAMPLING, SAMPLING, StandIn, fingerprint_of, write_clip
+from tests.support.reindex_stand_in import (
+    OTHER_SAMPLING,
+    SAMPLING,
+    StandIn,
+    encoder_of,
+    fingerprint_of,
+    write_clip,
+)
 
 LEFT, KEPT, ORPHAN = "a" * 32, "b" * 32, "c" * 32
 
 
 def run(index: Path) -> ReindexReport:
-    return reindex(
-        index,
-        fingerprint=fingerprint_of(OTHER_SAMPLING),
-        model_spec="stand-in",
-        embedding_dim=8,
-        sampling=OTHER_SAMPLING,
-        make_pipeline=StandIn,
-        allow_missing=True,
-    )
+    return reindex(index, encoder_of(OTHER_SAMPLING), allow_missing=True)
 
 
 def upload(catalog: Catalog, video_id: str, **fields: Any) -> Path:
@@ -78,59 +75,14 @@ def test_nothing_is_deleted_where_a_former_generation_cannot_be_read(index: Path
     assert len(swept(index)) == 3
 
 
-def test_a_video_left_behind_is_there_again_after_going_back(index: Path) -> None:
+def test_a_video_that_was_not_encoded_is_there_again_after_going_back(index: Path) -> None:
     with Catalog.open(index) as catalog:
         upload(catalog, "d" * 32)
-        catalog.delete_video(KEPT)
-    report = roll_back(index, make_pipeline=StandIn)
-    assert (report.switched, report.num_encoded, report.num_deleted) == (True, 1, 1)
+    report = roll_back(index)
+    assert (report.num_hidden, report.num_returned) == (1, 1)
     with Catalog.open(index) as catalog:
         assert catalog.get_video(LEFT).title == "left"
-        assert set(catalog.video_ids()) == {LEFT, "d" * 32}
+        assert set(catalog.video_ids()) == {LEFT, KEPT}
+    # The file of a video that only the other generation has stays too.
+    assert f"{'d' * 32}.bin" in swept(index)
     assert verify(index).is_clean
-    # Forward and back once more, with the file mended in between: it is left behind no longer.
-    write_clip(index / "media" / f"{LEFT}.bin", f"bytes of {LEFT}".encode())
-    assert run(index).missing == []
-    with Catalog.open(index) as catalog:
-        catalog.delete_video(LEFT)
-    assert roll_back(index, make_pipeline=StandIn).num_deleted == 1
-    # Under the id that was deleted there once, it is left behind again, and there after going back.
-    with Catalog.open(index) as catalog:
-        write_clip(upload(catalog, LEFT), b"other bytes")
-    assert [video_id for video_id, _ in run(index).missing] == [LEFT]
-    roll_back(index, make_pipeline=StandIn)
-    with Catalog.open(index) as catalog:
-        assert set(catalog.video_ids()) == {LEFT, "d" * 32}
-
-
-def test_a_video_left_behind_that_came_back_and_was_deleted_stays_deleted(index: Path) -> None:
-    with Catalog.open(index) as catalog:
-        write_clip(index / "media" / f"{LEFT}.bin", f"bytes of {LEFT}".encode())
-        upload(catalog, LEFT, title="again")
-        catalog.delete_video(LEFT)
-    roll_back(index, make_pipeline=StandIn)
-    with Catalog.open(index) as catalog:
-        assert catalog.video_ids() == [KEPT]
-
-
-def test_bytes_of_a_video_left_behind_that_came_in_again_are_one_video_after_going_back(index: Path) -> None:
-    with Catalog.open(index) as catalog:
-        path = index / "media" / f"{ORPHAN}.bin"
-        write_clip(path, f"bytes of {LEFT}".encode())
-        StandIn(catalog).add(path, id=ORPHAN, title="again")
-    roll_back(index, make_pipeline=StandIn)
-    with Catalog.open(index) as catalog:
-        assert set(catalog.video_ids()) == {KEPT, ORPHAN} and catalog.get_video(ORPHAN).title == "again"
-
-
-def test_what_is_said_of_videos_left_behind_is_covered_by_the_checksum_of_the_facts(index: Path) -> None:
-    with sqlite3.connect(index / "catalog.sqlite3") as connection:
-        assert (
-            connection.execute(
-                "UPDATE facts SET value = replace(value, 'aaa', 'bbb') WHERE name = 'left_behind'"
-            ).rowcount
-            == 1
-        )
-    connection.close()
-    with pytest.raises(IndexDamagedError):
-        Catalog.open_generation(index, 1)

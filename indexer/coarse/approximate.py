@@ -6,32 +6,22 @@
 | `ivf-pq` | IVF, 64 8-bit products | 72 bytes            | where memory is short |
 | `hnsw`   | HNSW, 8-bit scalars    | 780 bytes           | quick searches, slow to make |
 
-An approximate search asks FAISS for more than is wanted, and orders those by their exact products, read from
-the catalog: what it finds has the score that the exact search gives; it may miss some.
+An approximate search asks FAISS for more than is wanted, and orders those by their exact products with the
+vectors of the store: what it finds has the exact score; it may miss some.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.coarse.exact import (
-    MIN_MARGIN,
-    CoarseKind,
-    KindChoice,
-    MarkedIds,
-    Vectors,
-    canonical_products,
-)
-
-if TYPE_CHECKING:
-    from indexer.coarse.exact import GpuCopy
+from indexer.coarse.exact import CoarseKind, Found, GpuCopy, KindChoice, Selection
 
 _faiss: Any = faiss  # Its stubs describe the C++ signatures, not those that Python sees.
 
@@ -58,7 +48,9 @@ LOOKED_AT_A_STEP = HNSW_LINKS
 """About so many others each step of a search through the graph looks at. Where no more are alive than all of
 its steps would look at, as with a filter that lets few through, those are gone through one by one."""
 
-Blocks = Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]]
+FoundByOne = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""For one query, products float32 [k], descending, and ids int64 [k]."""
+
 Fetch = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.float32]]]
 """Ids to (ids that exist, ascending, and their vectors)."""
 
@@ -85,136 +77,137 @@ def num_lists(num_segments: int) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class ApproximateSnapshot:
-    """A filled FAISS index whose ids are segment ids, as the catalog had them after the change `sequence`.
+class ApproximateSearch:
+    """Searches of one filled index, `faiss.IndexIVF` or `faiss.IndexIDMap` of a `faiss.IndexHNSW`.
 
-    index: `faiss.IndexIVF` or `faiss.IndexIDMap` of a `faiss.IndexHNSW`. rows: the ids in it. gpu: a copy of
-    an IVF on a GPU.
+    ids: int64 [N], all of its ids, ascending. fetch: the exact vectors. gpu: a copy of an IVF on a GPU.
     """
 
     kind: CoarseKind
     index: Any
-    rows: MarkedIds
-    sequence: int
-    token: str
+    ids: NDArray[np.int64]
+    fetch: Fetch
     gpu: GpuCopy | None = None
-    _selector: Any = field(default=None, repr=False)
 
-    @classmethod
-    def of(
-        cls,
-        kind: CoarseKind,
-        blocks: Blocks,
-        sample: NDArray[np.float32] | None,
-        num_vectors: int,
-        sequence: int,
-        token: str,
-        trained: Any = None,
-    ) -> Self:
-        """A snapshot of blocks of (ids, vectors), ids ascending.
+    def search(self, queries: NDArray[np.float32], count: int, selection: Selection) -> Found:
+        """About the `count` selected vectors with the highest products for each query float32 [T, D], with
+        their exact products.
 
-        sample: float32 [S, D], vectors to learn the lists and the compression from, with FAISS's fixed seed;
-        S is `num_training_vectors(kind, num_vectors)`. trained: in place of it, an index of this kind to take
-        what it has learnt from; it is not changed.
+        count: at most `selection.num_selected`; as many come.
         """
-        if trained is not None:
-            index = faiss.clone_index(trained)
-            index.reset()
-        else:
-            assert sample is not None
-            index = _empty(kind, sample.shape[1], num_lists(num_vectors))
-            index.train(sample)
-        ids = [np.empty(0, np.int64)]
-        for some_ids, vectors in blocks:
-            index.add_with_ids(vectors, some_ids)
-            ids.append(some_ids)
-        return cls(kind, index, MarkedIds(np.concatenate(ids)), sequence, token)
+        # 8-bit scalars nearly keep the order; each vector more is read from the store
+        # (benchmarks/scaling.py).
+        wanted = 4 * count if self.kind == "ivf-pq" else count + count // 4
+        wanted = min(wanted + 64, selection.num_selected)
+        products = np.empty((len(queries), count), np.float32)
+        ids = np.empty((len(queries), count), np.int64)
+        for row, query in enumerate(queries if count else ()):
+            products[row], ids[row] = self._rescored(query, *self._nearest(query, wanted, selection), count)
+        return products, ids
 
-    @classmethod
-    def around(cls, kind: CoarseKind, index: Any, sequence: int, token: str) -> Self:
-        """A snapshot of a filled index that was read from a file. Raises ValueError where it is none such."""
-        # `index` itself is kept: what `downcast_index` gives does not keep the index alive.
-        if kind == "hnsw":
-            is_right = isinstance(index, faiss.IndexIDMap) and isinstance(
-                faiss.downcast_index(index.index), faiss.IndexHNSWSQ
-            )
-        else:
-            is_right = isinstance(
-                index, faiss.IndexIVFScalarQuantizer if kind == "ivf-sq" else faiss.IndexIVFPQ
-            )
-        if not is_right:
-            raise ValueError("it is another kind of FAISS index")
-        ids = faiss.vector_to_array(index.id_map) if kind == "hnsw" else _ids_of_lists(index)
-        is_wrong = len(ids) != index.ntotal or len(np.unique(ids)) != len(ids) or (len(ids) and ids.min() < 1)
-        if is_wrong or (kind == "hnsw" and np.any(np.diff(ids) < 0)):
-            raise ValueError("its ids do not fit its vectors")
-        return cls(kind, index, MarkedIds(np.sort(ids)), sequence, token)
+    def _rescored(
+        self, query: NDArray[np.float32], products: NDArray[np.float32], ids: NDArray[np.int64], count: int
+    ) -> FoundByOne:
+        order = np.argsort(ids)
+        ids, products = ids[order], products[order]
+        exact_ids, vectors = self.fetch(ids)
+        # What was deleted a moment ago keeps the product of its compressed vector: the page leaves it out.
+        products[np.searchsorted(ids, exact_ids)] = vectors @ query
+        best = np.lexsort((ids, -products))[:count]
+        return products[best], ids[best]
 
-    def without(self, deleted_ids: NDArray[np.int64]) -> Self:
-        """The same, with those of `deleted_ids` that are here marked."""
-        rows = self.rows.without(deleted_ids)
-        return self if rows is self.rows else self._with(rows)
-
-    def only(self, ids: NDArray[np.int64]) -> Self:
-        """The same, with all but those of `ids` marked as deleted. ids: ascending."""
-        return self._with(self.rows.only(ids))
-
-    def _with(self, rows: MarkedIds) -> Self:
-        bits = np.zeros(int(rows.ids[-1]) + 1 if len(rows.ids) else 1, bool)
-        bits[rows.ids if rows.alive is None else rows.ids[rows.alive]] = True
-        return replace(
-            self, rows=rows, _selector=_faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))
-        )
-
-    def nearest(
-        self, query: NDArray[np.float32], count: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """About the `count` highest products, descending, and their ids. Fewer only where no more are alive.
-
-        Products are those of the compressed vectors.
-        """
-        count = min(count, self.rows.num_alive)
-        if count == 0:
-            return np.empty(0, np.float32), np.empty(0, np.int64)
-        # Where few are alive, more has to be looked at to find as many.
-        effort = len(self.rows.ids) / self.rows.num_alive
-        products, ids = self._search(query, count, effort)
+    def _nearest(self, query: NDArray[np.float32], count: int, selection: Selection) -> FoundByOne:
+        """About the `count` highest products of compressed vectors, and their ids."""
+        # Where few are selected, more has to be looked at to find as many.
+        effort = selection.num_rows / selection.num_selected
+        products, ids = self._search(query, count, selection, effort)
         if len(ids) < count:
-            # A filter may leave a graph without a way to all that is alive.
-            is_graph = self.kind == "hnsw"
-            products, ids = self._scan(query, count) if is_graph else self._search(query, count, math.inf)
+            # A filter may leave a graph without a way to all that is selected.
+            if self.kind == "hnsw":
+                return self._scan(query, count, selection)
+            return self._search(query, count, selection, math.inf)
         return products, ids
 
     def _search(
-        self, query: NDArray[np.float32], count: int, effort: float
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        self, query: NDArray[np.float32], count: int, selection: Selection, effort: float
+    ) -> FoundByOne:
         if self.kind == "hnsw":
             beam = min(self.index.ntotal, max(256, math.ceil(effort * 2 * count)))
-            if self.rows.num_alive <= LOOKED_AT_A_STEP * beam:
-                return self._scan(query, count)
-            parameters = _faiss.SearchParametersHNSW(sel=self._selector, efSearch=beam)
+            if selection.num_selected <= LOOKED_AT_A_STEP * beam:
+                return self._scan(query, count, selection)
+            parameters = _faiss.SearchParametersHNSW(sel=selection.selector(), efSearch=beam)
         else:
             num_all = self.index.nlist
             probed = min(num_all, math.ceil(min(effort, num_all) * PROBED_FACTOR * math.sqrt(num_all)))
             if self.gpu is not None:
-                found_there = self.gpu.search(query, count, self.rows, num_probed=probed)
-                if found_there is not None:
-                    return found_there[0][:count], found_there[1][:count]
-            parameters = _faiss.SearchParametersIVF(sel=self._selector, nprobe=probed)
-        products, ids = self.index.search(query[None], count, params=parameters)
-        found = ids[0] >= 0
-        return products[0][found], ids[0][found]
+                on_gpu = self.gpu.search(query[None], count, selection, num_probed=probed)
+                if on_gpu is not None:
+                    return _only_found(*on_gpu)
+            parameters = _faiss.SearchParametersIVF(sel=selection.selector(), nprobe=probed)
+        return _only_found(*self.index.search(query[None], count, params=parameters))
 
-    def _scan(self, query: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """As `_search`, past the graph: the product of every living vector of an HNSW."""
+    def _scan(self, query: NDArray[np.float32], count: int, selection: Selection) -> FoundByOne:
+        """As `_search`, past the graph: the product of every selected vector of an HNSW."""
         graph: Any = faiss.downcast_index(self.index.index)
         storage = faiss.downcast_index(graph.storage)
-        alive = None
-        if self._selector is not None:
-            alive = _faiss.IDSelectorTranslated(self.index.id_map, self._selector)
-        products, places = storage.search(query[None], count, params=_faiss.SearchParameters(sel=alive))
-        found = places[0] >= 0
-        return products[0][found], self.rows.ids[places[0][found]]
+        selector = selection.selector()
+        if selector is not None:
+            selector = _faiss.IDSelectorTranslated(self.index.id_map, selector)
+        parameters = _faiss.SearchParameters(sel=selector)
+        products, places = _only_found(*storage.search(query[None], count, params=parameters))
+        return products, self.ids[places]
+
+
+def _only_found(products: NDArray[np.float32], ids: NDArray[np.int64]) -> FoundByOne:
+    """The answer to one query, [1, k], without the padding behind what was found."""
+    found = ids[0] >= 0
+    return products[0][found], ids[0][found]
+
+
+def ids_of(kind: CoarseKind, index: Any) -> NDArray[np.int64]:
+    """The ids of an index that was read from a file, int64 [N], ascending.
+
+    Raises ValueError where it is not an index of this kind or its ids do not fit its vectors.
+    """
+    # `index` itself is kept by the caller: what `downcast_index` gives does not keep the index alive.
+    if kind == "hnsw":
+        is_right = isinstance(index, faiss.IndexIDMap) and isinstance(
+            faiss.downcast_index(index.index), faiss.IndexHNSWSQ
+        )
+    else:
+        is_right = isinstance(index, faiss.IndexIVFScalarQuantizer if kind == "ivf-sq" else faiss.IndexIVFPQ)
+    if not is_right:
+        raise ValueError("it is another kind of FAISS index")
+    ids = faiss.vector_to_array(index.id_map) if kind == "hnsw" else _ids_of_lists(index)
+    is_wrong = len(ids) != index.ntotal or len(np.unique(ids)) != len(ids) or (len(ids) and ids.min() < 1)
+    if is_wrong or (kind == "hnsw" and np.any(np.diff(ids) < 0)):
+        raise ValueError("its ids do not fit its vectors")
+    return np.sort(ids)
+
+
+def still_fits(kind: CoarseKind, index: Any, num_segments: int) -> bool:
+    """Whether what an index of this kind has learned serves so many segments: its lists, twice or half as
+    many at most."""
+    return kind == "hnsw" or bool(0.5 <= index.nlist / num_lists(num_segments) <= 2.0)
+
+
+def empty_approximate_index(
+    kind: CoarseKind, sample: NDArray[np.float32] | None, num_vectors: int, trained: Any = None
+) -> Any:
+    """A trained, empty index for `num_vectors` vectors.
+
+    sample: float32 [S, D], vectors to learn the lists and the compression from, with FAISS's fixed seed; S is
+    `num_training_vectors(kind, num_vectors)`. trained: in place of it, an index of this kind to take over
+    what it has learned; it is not changed.
+    """
+    if trained is not None:
+        index = faiss.clone_index(trained)
+        index.reset()
+    else:
+        assert sample is not None
+        index = _untrained(kind, sample.shape[1], num_lists(num_vectors))
+        index.train(sample)
+    return index
 
 
 def num_training_vectors(kind: CoarseKind, num_vectors: int) -> int:
@@ -225,40 +218,7 @@ def num_training_vectors(kind: CoarseKind, num_vectors: int) -> int:
     return min(num_vectors, wanted)
 
 
-def search_approximately(
-    snapshot: ApproximateSnapshot, delta: Vectors, query: NDArray[np.float32], count: int, fetch: Fetch
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """About the best `count` of both: scores float32 [count], descending, equal ones by ascending id, and ids
-    int64.
-
-    `count` is at most the number of living vectors, and as many come. fetch: the exact vectors.
-    """
-    # 8-bit scalars nearly keep the order; each vector more is read from the catalog (benchmarks/scaling.py).
-    wanted = 4 * count if snapshot.kind == "ivf-pq" else count + count // 4
-    products, ids = snapshot.nearest(query, wanted + 64)
-    exact_ids, vectors = fetch(np.sort(ids))
-    exact = canonical_products(vectors, np.arange(len(exact_ids)), query)
-    # What was deleted a moment ago keeps the product of its compressed vector: the page leaves it out.
-    order = np.argsort(ids)
-    ids, products = ids[order], products[order]
-    products[np.searchsorted(ids, exact_ids)] = exact
-    later = _best_places(delta, query, count + MIN_MARGIN)
-    ids = np.concatenate([ids, delta.ids[later]])
-    products = np.concatenate([products, canonical_products(delta.vectors, later, query)])
-    best = np.lexsort((ids, -products))[:count]
-    return products[best], ids[best]
-
-
-def _best_places(delta: Vectors, query: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """Rows of the `count` living vectors with the highest products, up to rounding, in any order."""
-    products = delta.products(query)
-    places = np.flatnonzero(products > -np.inf)
-    if len(places) > count:
-        places = places[np.argpartition(-products[places], count)[:count]]
-    return places
-
-
-def _empty(kind: CoarseKind, dimension: int, lists: int) -> Any:
+def _untrained(kind: CoarseKind, dimension: int, lists: int) -> Any:
     metric = faiss.METRIC_INNER_PRODUCT
     if kind == "ivf-sq":
         return faiss.index_factory(dimension, f"IVF{lists},SQ8", metric)

@@ -1,37 +1,45 @@
-"""The coarse index: inner products with every segment's video feature, derived from the catalog.
+"""The coarse index: inner products with every segment's video feature, derived from the store.
 
-Searches see an immutable snapshot (FAISS), a small delta of later segments (numpy) and marks on deleted ones.
-Adding to a FAISS index beside searches is not safe, so nothing is ever added to one that is in use: `compact`
+Searches see an immutable snapshot (FAISS), small exact indexes of later segments, and which of the snapshot's
+segments were deleted. Adding to a FAISS index beside searches is not safe (an HNSW crashed in a trial), so
+nothing is added to one that is in use: later segments go into a copy of the last small index, and `compact`
 makes a new snapshot and then swaps it in. Up to `EXACT_LIMIT` segments it is exact, beyond it approximate.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.coarse.approximate import ApproximateSnapshot, choose_kind, search_approximately
-from indexer.coarse.building import make_snapshot
+from indexer.coarse.approximate import (
+    ApproximateSearch,
+    choose_kind,
+    empty_approximate_index,
+    num_training_vectors,
+    still_fits,
+)
 from indexer.coarse.exact import (
     ROWS_AT_ONCE,
     CoarseKind,
-    ExactSnapshot,
+    Found,
     KindChoice,
-    MarkedIds,
-    Vectors,
+    Selection,
     copy_to_gpu,
-    longest,
-    search_exactly,
+    empty_exact_index,
+    search_exact,
+    vector_blocks,
 )
 from indexer.coarse.snapshots import Snapshot, SnapshotUnusableError, load_snapshot, save_snapshot
-from indexer.errors import ChangesForgottenError
+from indexer.errors import ChangesForgottenError, IndexDamagedError
 from indexer.store.records import Change
 from indexer.store.sqlite.catalog import Catalog
 
@@ -40,23 +48,80 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DELTA_ROWS = 1024
+"""Later segments in one small index: what is copied, 2 MiB at D = 512, when another one comes."""
+
+_SAMPLE_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Delta:
+    """Segments that came after the snapshot: an exact index and its ids int64 [N], ascending. Never
+    changed."""
+
+    index: Any
+    ids: NDArray[np.int64]
+
+    def changed(
+        self,
+        gone: NDArray[np.int64],
+        ids: NDArray[np.int64] | None = None,
+        vectors: NDArray[np.float32] | None = None,
+    ) -> _Delta:
+        """A copy without those of `gone`, and with further rows, whose ids are higher than all here."""
+        index: Any = faiss.clone_index(self.index)
+        keep = ~np.isin(self.ids, gone)
+        if not keep.all():
+            index.remove_ids(self.ids[~keep])
+        if ids is None:
+            return _Delta(index, self.ids[keep])
+        index.add_with_ids(vectors, ids)
+        return _Delta(index, np.concatenate([self.ids[keep], ids]))
+
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """All that one search sees: the catalog after the change `sequence` (with that `token`)."""
+    """All that one search sees: the store after the change `sequence` (with that `token`).
+
+    deleted: ids of the snapshot that are deleted, ascending. deltas: later segments, ids ascending.
+    """
 
     snapshot: Snapshot
-    delta: Vectors
+    deleted: NDArray[np.int64]
+    deltas: tuple[_Delta, ...]
     sequence: int
     token: str
 
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Self:
+        return cls(snapshot, np.empty(0, np.int64), (), snapshot.sequence, snapshot.token)
+
+    @property
+    def num_later(self) -> int:
+        return sum(len(delta.ids) for delta in self.deltas)
+
     @property
     def num_segments(self) -> int:
-        return self.snapshot.rows.num_alive + self.delta.num_alive
+        return len(self.snapshot.ids) - len(self.deleted) + self.num_later
 
     @property
     def num_pending(self) -> int:
-        return len(self.delta.ids) + self.snapshot.rows.num_deleted
+        return self.num_later + len(self.deleted)
+
+    @cached_property
+    def living(self) -> Selection:
+        """Of the snapshot, what is not deleted; kept, because a search would take longer to make it."""
+        ids = self.snapshot.ids
+        return Selection(len(ids), len(ids)) if not len(self.deleted) else Selection.of(self.living_ids, ids)
+
+    @property
+    def living_ids(self) -> NDArray[np.int64]:
+        return np.delete(self.snapshot.ids, np.searchsorted(self.snapshot.ids, self.deleted))
+
+    @property
+    def last_id(self) -> int:
+        """The highest segment id that was ever taken in, or 0."""
+        return max(_last(self.snapshot.ids), *(_last(delta.ids) for delta in self.deltas), 0)
 
 
 class CoarseIndex:
@@ -87,7 +152,7 @@ class CoarseIndex:
         self._compacting = threading.Lock()
         self._saving = threading.Lock()
         self._saved_sequence = snapshot.sequence if saved else None
-        self._start_over(_first_state(self._placed(snapshot)))
+        self._state = _State.of(self._placed(snapshot))
 
     @classmethod
     def open(
@@ -169,14 +234,14 @@ class CoarseIndex:
         state = self._state
         if self._wanted_kind(state) != state.snapshot.kind:
             return True
-        return state.num_pending > max(self._max_pending, len(state.snapshot.rows.ids) // 10)
+        return state.num_pending > max(self._max_pending, len(state.snapshot.ids) // 10)
 
     @property
     def needs_saving(self) -> bool:
         """Whether the snapshot in use is worth a file and is not the one that this object last read or
         wrote."""
         snapshot = self._state.snapshot
-        return len(snapshot.rows.ids) > 0 and self._saved_sequence != snapshot.sequence
+        return len(snapshot.ids) > 0 and self._saved_sequence != snapshot.sequence
 
     # Searching
 
@@ -186,49 +251,67 @@ class CoarseIndex:
         num_candidates: int,
         allowed: NDArray[np.int64] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The best segments for each of T queries: scores float32 [T, k] and segment ids int64 [T, k].
+        """The best segments for each of T queries.
 
-        queries: float32 [T, D], of any length. k is `num_candidates`, or the number of segments where there
-        are fewer. allowed: ids of the only segments to look at, int64, ascending; None for all.
-        Higher scores first, equal scores by ascending id. A score does not depend on where a segment is
-        stored. Exact: the answer before and after `compact`, saving or a rebuild is the same to the last bit.
-        Approximate: some of the best may be missing, the last ones most likely.
+        Args:
+            queries: float32 [T, D], of any length.
+            num_candidates: how many are wanted.
+            allowed: ids of the only segments to look at, int64, ascending; None for all.
+
+        Returns:
+            Scores float32 [T, k], descending, equal ones by ascending id, and segment ids int64 [T, k]; k is
+            `num_candidates`, or the number of segments where there are fewer. Exact: scores are within
+            float32 rounding. Approximate: some of the best may be missing, the last ones most likely.
+
+        Raises:
+            ValueError: the queries have another shape.
         """
         state = self._state
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self._catalog.embedding_dim:
             raise ValueError(f"queries must be [T, {self._catalog.embedding_dim}], not {list(queries.shape)}")
-        snapshot, delta = state.snapshot, state.delta
+        parts = [self._search_snapshot(state, queries, num_candidates, allowed)]
+        for delta in state.deltas:
+            ids = delta.ids if allowed is None else _common(delta.ids, allowed)
+            count = max(0, min(num_candidates, len(ids)))
+            parts.append(search_exact(delta.index, queries, count, Selection.of(ids, delta.ids)))
+        scores = np.concatenate([scores for scores, _ in parts], axis=1)
+        ids = np.concatenate([ids for _, ids in parts], axis=1)
+        order = np.lexsort((ids, -scores), axis=-1)[:, : max(0, num_candidates)]
+        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
+
+    def _search_snapshot(
+        self, state: _State, queries: NDArray[np.float32], count: int, allowed: NDArray[np.int64] | None
+    ) -> Found:
+        snapshot, selection = state.snapshot, state.living
         if allowed is not None:
-            snapshot, delta = snapshot.only(allowed), delta.only(allowed)
-        count = max(0, min(num_candidates, snapshot.rows.num_alive + delta.num_alive))
-        scores = np.empty((len(queries), count), np.float32)
-        ids = np.empty((len(queries), count), np.int64)
-        for row, query in enumerate(queries if count else ()):
-            if isinstance(snapshot, ExactSnapshot):
-                scores[row], ids[row] = search_exactly(snapshot, delta, query, count)
-            else:
-                scores[row], ids[row] = search_approximately(
-                    snapshot, delta, query, count, self._catalog.video_features
-                )
-        return scores, ids
+            chosen = _common(snapshot.ids, allowed)
+            selection = Selection.of(chosen[~np.isin(chosen, state.deleted)], snapshot.ids)
+        count = max(0, min(count, selection.num_selected))
+        if snapshot.kind == "exact":
+            return search_exact(snapshot.index, queries, count, selection, snapshot.gpu)
+        approximate = ApproximateSearch(
+            snapshot.kind, snapshot.index, snapshot.ids, self._catalog.video_features, snapshot.gpu
+        )
+        return approximate.search(queries, count, selection)
 
     def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32] | None]]:
         """All that a search can find now, in blocks: ids int64 [N], ascending, and vectors float32 [N, D], or
         None where they are kept compressed."""
         state = self._state
-        if isinstance(state.snapshot, ExactSnapshot):
-            yield from state.snapshot.rows.living()
+        if state.snapshot.kind == "exact":
+            yield from _living_blocks(state.snapshot.index, state.snapshot.ids, state.deleted)
         else:
-            ids = state.snapshot.rows.ids[state.snapshot.rows.alive_places()]
+            ids = state.living_ids
             for first in range(0, len(ids), ROWS_AT_ONCE):
                 yield ids[first : first + ROWS_AT_ONCE], None
-        yield from state.delta.living()
+        for delta in state.deltas:
+            yield from _living_blocks(delta.index, delta.ids, np.empty(0, np.int64))
 
     def segment_ids(self) -> NDArray[np.int64]:
         """Ids of all that a search can find now, int64, ascending."""
         state = self._state
-        return np.concatenate([rows.ids[rows.alive_places()] for rows in (state.snapshot.rows, state.delta)])
+        return np.concatenate([state.living_ids, *(delta.ids for delta in state.deltas)])
 
     # Changing
 
@@ -251,13 +334,13 @@ class CoarseIndex:
                     "making the coarse index of %s from the catalog: %s", self._catalog.directory, error
                 )
                 kind = _quick_kind(self._catalog, self._kind)
-                self._start_over(_first_state(self._placed(make_snapshot(self._catalog, kind))))
+                self._state = _State.of(self._placed(make_snapshot(self._catalog, kind)))
                 changed = True
         return changed
 
     def compact(self) -> bool:
         """Make a new snapshot of everything, of the kind that it should be; False where another thread is at
-        it or the index was made anew.
+        it or the index was made again meanwhile.
 
         Searches and `follow` go on meanwhile; only the exchange at the end holds up `follow`.
         """
@@ -266,55 +349,24 @@ class CoarseIndex:
         try:
             old = self._state
             kind = self._wanted_kind(old)
-            if kind == "exact" and isinstance(old.snapshot, ExactSnapshot):
-                return self._compact_exact(old, old.snapshot)
-            former = old.snapshot if isinstance(old.snapshot, ApproximateSnapshot) else None
-            return self._exchange(old, self._placed(make_snapshot(self._catalog, kind, former)))
+            snapshot = self._placed(make_snapshot(self._catalog, kind, old.snapshot))
+            with self._writing:
+                if self._state.snapshot is not old.snapshot:
+                    return False
+                # What changed while it was made is in the change log.
+                state = _State.of(snapshot)
+                try:
+                    while changes := self._catalog.changes_since(state.sequence):
+                        state = self._advanced(state, changes)
+                except ChangesForgottenError:
+                    return False
+                self._state = state
+            return True
         finally:
             self._compacting.release()
 
     def _wanted_kind(self, state: _State) -> CoarseKind:
         return choose_kind(self._kind, state.num_segments, state.snapshot.kind)
-
-    def _compact_exact(self, old: _State, old_snapshot: ExactSnapshot) -> bool:
-        """From what is in memory, without reading the catalog."""
-        made = ExactSnapshot.of(
-            itertools.chain(old_snapshot.rows.living(), old.delta.living()),
-            old.num_segments,
-            self._catalog.embedding_dim,
-            old.sequence,
-            old.token,
-        )
-        snapshot = self._placed(made)
-        with self._writing:
-            now = self._state
-            if now.snapshot.index is not old.snapshot.index:
-                return False
-            deleted = np.concatenate(
-                [
-                    _deleted_since(old.snapshot.rows, now.snapshot.rows),
-                    _deleted_since(old.delta, now.delta),
-                ]
-            )
-            later = now.delta.alive_places(first=len(old.delta.ids))
-            delta = Vectors(now.delta.ids[later], now.delta.vectors[later], now.delta.max_norm)
-            self._start_over(_State(snapshot.without(deleted), delta, now.sequence, now.token))
-        return True
-
-    def _exchange(self, old: _State, snapshot: Snapshot) -> bool:
-        """Take a snapshot that was read from the catalog, with what has changed since it was."""
-        with self._writing:
-            now = self._state
-            if now.snapshot.index is not old.snapshot.index:
-                return False
-            state = _first_state(snapshot)
-            try:
-                while changes := self._catalog.changes_since(state.sequence):
-                    state = self._advanced(state, changes)
-            except ChangesForgottenError:
-                return False
-            self._start_over(state)
-        return True
 
     def save(self) -> None:
         """Write the snapshot beside the catalog; what is pending is in the change log already. Raises
@@ -326,56 +378,92 @@ class CoarseIndex:
 
     def _placed(self, snapshot: Snapshot) -> Snapshot:
         """The same, with a copy on the GPU where that is wanted and possible."""
-        index = snapshot.flat if isinstance(snapshot, ExactSnapshot) else snapshot.index
-        return replace(snapshot, gpu=copy_to_gpu(index, snapshot.kind, self._device))
-
-    def _start_over(self, state: _State) -> None:
-        """Take a state whose delta shares no memory with the one before."""
-        self._buffer, self._buffer_ids = state.delta.vectors, state.delta.ids
-        self._buffer_used = len(state.delta.ids)
-        self._state = state
+        gpu = copy_to_gpu(snapshot.index, snapshot.kind, snapshot.ids, self._device)
+        return replace(snapshot, gpu=gpu)
 
     def _advanced(self, state: _State, changes: Sequence[Change]) -> _State:
         """`state` with changes that follow on it."""
         added = [i for change in changes if change.kind == "add" for i in change.segment_ids]
         deleted = [i for change in changes if change.kind == "delete" for i in change.segment_ids]
         # Segment ids increase from commit to commit, so what is new has a higher id than all that is known.
-        # What a reading of the whole catalog has seen already comes here again, and is left out.
-        known = max(_last(state.snapshot.rows.ids), _last(state.delta.ids))
-        ids, vectors = self._catalog.video_features([i for i in added if i > known])
-        gone = np.array(deleted, np.int64)
+        # What a reading of the whole store has seen already comes here again, and is left out.
+        last_id = state.last_id
+        ids, vectors = self._catalog.video_features([i for i in added if i > last_id])
+        gone = np.unique(np.array(deleted, np.int64))
+        deltas = [d.changed(gone) if np.isin(d.ids, gone).any() else d for d in state.deltas]
         sequence = changes[-1].sequence
         return _State(
-            state.snapshot.without(gone),
-            self._extended(state.delta, ids, vectors).without(gone),
+            state.snapshot,
+            np.union1d(state.deleted, _common(state.snapshot.ids, gone)),
+            _with_rows(deltas, ids, vectors),
             sequence,
             self._catalog.change_token(sequence) or "",
         )
 
-    def _extended(self, delta: Vectors, ids: NDArray[np.int64], vectors: NDArray[np.float32]) -> Vectors:
-        """`delta` with more rows. It is the start of a larger buffer, whose rows are written once."""
-        if not len(ids):
-            return delta
-        size, needed = len(delta.ids), len(delta.ids) + len(ids)
-        # Rows of the buffer that another delta than its owner's last one shows must not be written again.
-        is_owner = size == self._buffer_used and np.shares_memory(delta.ids, self._buffer_ids)
-        if not (is_owner or size == 0 == self._buffer_used) or needed > len(self._buffer_ids):
-            capacity = max(needed, 2 * size, 64)
-            buffer, buffer_ids = (
-                np.empty((capacity, vectors.shape[1]), np.float32),
-                np.empty(capacity, np.int64),
-            )
-            buffer[:size], buffer_ids[:size] = delta.vectors, delta.ids
-            self._buffer, self._buffer_ids = buffer, buffer_ids
-        self._buffer[size:needed], self._buffer_ids[size:needed] = vectors, ids
-        self._buffer_used = needed
-        return Vectors(
-            self._buffer_ids[:needed],
-            self._buffer[:needed],
-            max(delta.max_norm, longest(vectors)),
-            alive=None if delta.alive is None else np.concatenate([delta.alive, np.ones(len(ids), bool)]),
-            num_deleted=delta.num_deleted,
+
+def _with_rows(
+    deltas: list[_Delta], ids: NDArray[np.int64], vectors: NDArray[np.float32]
+) -> tuple[_Delta, ...]:
+    """The small indexes with further rows: in a copy of the last one while it has room, then in new ones."""
+    while len(ids):
+        if not deltas or len(deltas[-1].ids) >= DELTA_ROWS:
+            deltas.append(_Delta(empty_exact_index(vectors.shape[1]), np.empty(0, np.int64)))
+        room = DELTA_ROWS - len(deltas[-1].ids)
+        deltas[-1] = deltas[-1].changed(np.empty(0, np.int64), ids[:room], vectors[:room])
+        ids, vectors = ids[room:], vectors[room:]
+    return tuple(delta for delta in deltas if len(delta.ids))
+
+
+def make_snapshot(catalog: Catalog, kind: CoarseKind, former: Snapshot | None = None) -> Snapshot:
+    """A snapshot of the whole store.
+
+    The number of the last change is read first: what changes during the reading may be seen or not, and comes
+    again when the log is followed from there.
+
+    Args:
+        catalog: the store.
+        kind: of the index.
+        former: what it replaces; of the same kind and about the same size, its lists and compression are
+        kept.
+
+    Raises:
+        IndexDamagedError: fewer or more segments are found than the store counts.
+    """
+    sequence = catalog.sequence
+    token = catalog.change_token(sequence) or ""
+    if kind == "exact":
+        index = empty_exact_index(catalog.embedding_dim)
+    else:
+        num_segments, trained, sample = catalog.num_segments, None, None
+        if former is not None and former.kind == kind and still_fits(kind, former.index, num_segments):
+            trained = former.index
+        else:
+            sample = _sample(catalog, num_training_vectors(kind, num_segments))
+        index = empty_approximate_index(kind, sample, num_segments, trained)
+    all_ids = [np.empty(0, np.int64)]
+    for ids, vectors in catalog.iterate_video_features():
+        index.add_with_ids(vectors, ids)
+        all_ids.append(ids)
+    snapshot = Snapshot(kind, index, np.concatenate(all_ids), sequence, token)
+    if len(snapshot.ids) != catalog.num_segments and catalog.sequence == sequence:
+        raise IndexDamagedError(
+            f"the catalog {catalog.path} is damaged: of its {catalog.num_segments} segments"
+            f" {len(snapshot.ids)} are found; run verify to learn more"
         )
+    return snapshot
+
+
+def leave_room_for_searches() -> None:
+    """Let FAISS use half of the processors for what this thread asks of it: searches want the others."""
+    faiss.omp_set_num_threads(max(1, (os.cpu_count() or 1) // 2))
+
+
+def _sample(catalog: Catalog, size: int) -> NDArray[np.float32]:
+    """Video features of about `size` segments, float32 [S, D], the same ones for the same store."""
+    ids = catalog.segment_ids()
+    chosen = np.random.default_rng(_SAMPLE_SEED).choice(ids, min(size, len(ids)), replace=False)
+    _, vectors = catalog.video_features(np.sort(chosen))
+    return vectors
 
 
 def _quick_kind(catalog: Catalog, kind: KindChoice) -> CoarseKind:
@@ -383,19 +471,24 @@ def _quick_kind(catalog: Catalog, kind: KindChoice) -> CoarseKind:
     return "exact" if kind == "auto" else choose_kind(kind, catalog.num_segments)
 
 
-def _first_state(snapshot: Snapshot) -> _State:
-    nothing = Vectors(np.empty(0, np.int64), np.empty((0, snapshot.index.d), np.float32), 0.0)
-    return _State(snapshot, nothing, snapshot.sequence, snapshot.token)
+def _living_blocks(
+    index: Any, ids: NDArray[np.int64], deleted: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Ids and vectors of an exact index, in blocks, without those deleted."""
+    first = 0
+    for vectors in vector_blocks(index):
+        some = ids[first : first + len(vectors)]
+        first += len(vectors)
+        living = ~np.isin(some, deleted)
+        yield some[living], vectors[living]
 
 
-def _deleted_since(old: MarkedIds, now: MarkedIds) -> NDArray[np.int64]:
-    """Ids that live in `old` and not in `now`, which has the same rows and perhaps more."""
-    if now.alive is None:
-        return np.empty(0, np.int64)
-    gone = ~now.alive[: len(old.ids)]
-    if old.alive is not None:
-        gone &= old.alive
-    return old.ids[gone]
+def _common(ids: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of `others` that are in `ids`; both ascending."""
+    places = np.searchsorted(ids, others)
+    inside = places < len(ids)
+    found: NDArray[np.int64] = others[inside][ids[places[inside]] == others[inside]]
+    return found
 
 
 def _last(ids: NDArray[np.int64]) -> int:

@@ -4,8 +4,8 @@
                              "kind", "file", "size_bytes", "sha256"}
     coarse-<16 hex>.faiss   a FAISS index of that kind; its ids are segment ids
 
-The manifest names the file and is replaced last, so the pair is always whole. Everything here can be lost
-without loss: it is made from the catalog again.
+The manifest names the file and is replaced last, so the pair is always whole. Everything here is derived:
+what is missing or damaged is made from the store again.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from indexer.atomic_files import sha256_of_file
-from indexer.coarse.approximate import ApproximateSnapshot
-from indexer.coarse.exact import ExactSnapshot
+from indexer.coarse.approximate import ids_of
+from indexer.coarse.exact import CoarseKind, GpuCopy, is_exact_index
 from model.atomic_files import publish_file
 
 if sys.platform != "win32":
@@ -37,7 +39,7 @@ _faiss: Any = faiss  # Its stubs do not know all of it.
 MANIFEST_FILE = "coarse.json"
 FORMAT = 2
 UNFINISHED_KEPT_SECONDS = 3600
-"""After that nobody is writing a file any more."""
+"""An unfinished file older than this is what a killed process left."""
 
 _FILE_NAME = re.compile(r"coarse-[0-9a-f]{16}\.faiss")
 
@@ -45,12 +47,24 @@ FILE_MODE = 0o640
 """As the catalog has it: vectors tell something of the videos too."""
 
 
-Snapshot = ExactSnapshot | ApproximateSnapshot
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A filled FAISS index of all segments after the change `sequence` (with that `token`). Never changed.
+
+    ids: int64 [N], of all its rows, ascending. gpu: its copy on a GPU.
+    """
+
+    kind: CoarseKind
+    index: Any
+    ids: NDArray[np.int64]
+    sequence: int
+    token: str
+    gpu: GpuCopy | None = None
 
 
 class SnapshotUnusableError(Exception):
     """Why a saved snapshot cannot be used; never leaves the coarse index, which is then made from the
-    catalog."""
+    store."""
 
 
 def save_snapshot(snapshot: Snapshot, directory: Path, fingerprint: str) -> None:
@@ -77,10 +91,10 @@ def save_snapshot(snapshot: Snapshot, directory: Path, fingerprint: str) -> None
         unfinished_manifest.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         for path in (unfinished, unfinished_manifest):
             path.chmod(FILE_MODE)
-        with _one_at_a_time(directory):
+        with _locked(directory):
             publish_file(unfinished, directory / name)
             publish_file(unfinished_manifest, directory / MANIFEST_FILE)
-            _clean_away_others(directory, name)
+            _remove_others(directory, name)
     except RuntimeError as error:  # How FAISS says that it cannot write.
         raise OSError(f"the snapshot cannot be written: {error}") from error
     finally:
@@ -89,9 +103,9 @@ def save_snapshot(snapshot: Snapshot, directory: Path, fingerprint: str) -> None
 
 
 @contextlib.contextmanager
-def _one_at_a_time(directory: Path) -> Iterator[None]:
-    """Of all processes: one that cleaned away between the two names of another would leave a manifest without
-    its file. Released when the process dies."""
+def _locked(directory: Path) -> Iterator[None]:
+    """One process at a time: one that removed files between the two renames of another would leave a manifest
+    without its file. Released when the process dies."""
     if sys.platform == "win32":
         yield
         return
@@ -104,7 +118,7 @@ def _one_at_a_time(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _clean_away_others(directory: Path, name: str) -> None:
+def _remove_others(directory: Path, name: str) -> None:
     """Remove older snapshots, and what processes that were killed left unfinished."""
     for path in directory.glob("coarse-*.faiss"):
         if path.name != name and _FILE_NAME.fullmatch(path.name):
@@ -147,20 +161,23 @@ def load_snapshot(directory: Path, fingerprint: str, embedding_dim: int) -> Snap
         raise SnapshotUnusableError(f"the saved snapshot cannot be read: {error}") from error
     if index.d != embedding_dim or index.ntotal != manifest.get("num_segments"):
         raise SnapshotUnusableError("the saved snapshot's vectors are not those that its manifest describes")
-    kind = manifest.get("kind")
+    kind: Any = manifest.get("kind")
+    try:
+        return Snapshot(kind, index, _ids(kind, index), sequence, token)
+    except ValueError as error:
+        raise SnapshotUnusableError(f"the saved snapshot is unusable: {error}") from None
+
+
+def _ids(kind: Any, index: Any) -> NDArray[np.int64]:
+    """Ids of an index that was read, ascending. Raises ValueError where it is not what `kind` says."""
     if kind in ("ivf-sq", "ivf-pq", "hnsw"):
-        try:
-            return ApproximateSnapshot.around(kind, index, sequence, token)
-        except ValueError as error:
-            raise SnapshotUnusableError(f"the saved snapshot is unusable: {error}") from None
-    # The inner index belongs to the outer one, which the snapshot keeps.
-    flat = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else None
-    if kind != "exact" or not isinstance(flat, faiss.IndexFlatIP):
-        raise SnapshotUnusableError("the saved snapshot is another kind of FAISS index")
-    ids = faiss.vector_to_array(index.id_map)
-    if len(ids) != flat.ntotal or np.any(np.diff(ids) <= 0):
-        raise SnapshotUnusableError("the saved snapshot's ids do not fit its vectors")
-    return ExactSnapshot.around(index, sequence, token)
+        return ids_of(kind, index)
+    if kind != "exact" or not is_exact_index(index):
+        raise ValueError("it is another kind of FAISS index")
+    ids: NDArray[np.int64] = faiss.vector_to_array(index.id_map)
+    if len(ids) != index.ntotal or np.any(np.diff(ids) <= 0):
+        raise ValueError("its ids do not fit its vectors")
+    return ids
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
-from indexer.coarse.building import leave_room_for_searches
-from indexer.coarse.index import CoarseIndex
+from indexer.coarse.index import CoarseIndex, leave_room_for_searches
 from indexer.search.baseline import BaselineScores
 
 logger = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import threading
 import time
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.coarse.exact import empty_exact_index
+from indexer.coarse.index import CoarseIndex
 from indexer.store.records import AddOutcome, NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import Job, JobQueue
@@ -108,3 +111,13 @@ def kept_changing(directory: Path, random: np.random.Generator) -> Iterator[None
     finally:
         stop.set()
         thread.join()
+
+
+def falsify_coarse_vector(index: CoarseIndex, row: int) -> None:
+    """Let a coarse index hold a vector that the catalog does not, as a mistake in our code would."""
+    snapshot = index._state.snapshot
+    vectors = snapshot.index.index.reconstruct_n(0, len(snapshot.ids))
+    vectors[row] *= -1
+    wrong = empty_exact_index(vectors.shape[1])
+    wrong.add_with_ids(vectors, snapshot.ids)
+    index._state = dataclasses.replace(index._state, snapshot=dataclasses.replace(snapshot, index=wrong))

@@ -183,6 +183,12 @@ class CatalogReader:
         with self.connections.reading() as connection:
             return [video_id for (video_id,) in connection.execute("SELECT id FROM videos ORDER BY sequence")]
 
+    def segment_ids(self) -> NDArray[np.int64]:
+        """Ids of all segments, int64, ascending."""
+        with self.connections.reading() as connection:
+            rows = connection.execute("SELECT id FROM segments ORDER BY id").fetchall()
+        return np.array(rows, np.int64).ravel()
+
     @property
     def num_videos(self) -> int:
         """Videos in the catalog."""

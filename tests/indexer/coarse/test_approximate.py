@@ -72,7 +72,7 @@ def test_what_is_found_has_the_exact_score_and_little_is_missed(pair, filled):
     assert scores.shape == ids.shape == (20, 50)
     assert (np.diff(scores, axis=1) <= 0).all()
     known = dict(zip(*[column[0].tolist() for column in exact.search(queries[:1], N)][::-1], strict=True))
-    assert scores[0].tolist() == [known[segment_id] for segment_id in ids[0].tolist()]
+    assert scores[0] == pytest.approx([known[segment_id] for segment_id in ids[0].tolist()], abs=1e-5)
     found = np.mean([np.isin(right_ids[row], ids[row]).mean() for row in range(20)])
     assert found >= RECALL_FLOORS[approximate.kind], found
     assert (ids[:, 0] == right_ids[:, 0]).mean() >= 0.95
@@ -97,8 +97,10 @@ def test_a_filter_never_gives_fewer_than_there_are(pair, filled, share):
         right_scores, right_ids = exact.search(queries[:3], wanted, allowed)
         assert ids.shape == right_ids.shape == (3, min(wanted, len(allowed)))
         assert all(len(set(row)) == len(row) and set(row) <= set(allowed.tolist()) for row in ids.tolist())
-        if wanted == N:  # All of them, so in the exact order.
-            assert ids.tolist() == right_ids.tolist() and scores.tolist() == right_scores.tolist()
+        if wanted == N:  # All of them, so with all scores.
+            assert np.allclose(
+                scores, right_scores, rtol=0, atol=2.0**-11 * 2
+            )  # Norms of queries are below 2.
         elif len(allowed):
             assert np.isin(right_ids, ids).mean() >= 0.9
 
@@ -120,21 +122,23 @@ def test_changes_are_seen_at_once_and_survive_compaction_saving_and_a_restart(tm
         exact.follow()
         assert index.num_segments == exact.num_segments == catalog.num_segments == 1394
 
-        def everything(found):
+        def assert_finds_everything(found):
             scores, ids = found.search(vectors[1500:1501], 2000)
-            return scores.tolist(), ids.tolist()
+            right_scores, right_ids = exact.search(vectors[1500:1501], 2000)
+            assert sorted(ids[0].tolist()) == sorted(right_ids[0].tolist())
+            assert np.allclose(scores, right_scores, rtol=0, atol=1e-5)
 
-        assert everything(index) == everything(exact)
+        assert_finds_everything(index)
         assert index.compact()
         assert index.num_pending == 0 and index.kind == kind
-        assert everything(index) == everything(exact)
+        assert_finds_everything(index)
         index.save()
         fill(catalog, random, vectors[1400:1410], first_number=2000)
         catalog.delete_video("video-9")
         exact.follow()
         again = CoarseIndex.open(catalog, kind=kind)
         assert again.kind == kind and not again.needs_saving and again.num_pending == 12
-        assert everything(again) == everything(exact)
+        assert_finds_everything(again)
         assert verify(tmp_path).is_clean
 
 
@@ -162,7 +166,7 @@ def test_what_changes_while_a_snapshot_is_made_is_in_it(tmp_path, kind, monkeypa
         exact = CoarseIndex.build(catalog, kind="exact")
         assert index.sequence == exact.sequence and index.num_segments == 1296
         query = vectors[1300:1301]
-        assert index.search(query, 2000)[1].tolist() == exact.search(query, 2000)[1].tolist()
+        assert sorted(index.search(query, 2000)[1][0]) == sorted(exact.search(query, 2000)[1][0])
 
 
 def test_an_index_grows_out_of_the_exact_kind_in_the_background(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from indexer.errors import IndexDamagedError, IndexNotFoundError
 from indexer.maintenance.verification import rebuild, verify
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
-from tests.support.catalog_builders import add_video, create_catalog, make_segment
+from tests.support.catalog_builders import add_video, create_catalog, falsify_coarse_vector, make_segment
 
 D, F = 8, 4
 
@@ -171,7 +171,7 @@ def test_a_coarse_index_that_lacks_a_segment_is_found(directory):
     with Catalog.open(directory) as catalog:
         index = CoarseIndex.open(catalog)
         index.compact()
-        index._state.snapshot.rows.vectors[4] += 1
+        falsify_coarse_vector(index, 4)
         index.save()
     report = verify(directory)
     assert parts(report) == {"coarse index"} and "segment" in report.findings[0].problem

@@ -21,7 +21,7 @@ from indexer.store.sqlite.catalog import Catalog
 from tests.conftest import REPOSITORY
 from tests.faults.crash_cycles import FAILURES, Ledger, compare
 from tests.faults.crash_worker import D, F, segments_of
-from tests.support.catalog_builders import add_video, create_catalog
+from tests.support.catalog_builders import add_video, create_catalog, falsify_coarse_vector
 
 
 def run_cycles(num_cycles: int, seed: int) -> dict:
@@ -174,7 +174,7 @@ def test_a_coarse_index_that_lacks_a_segment_is_seen(directory, ledger):
     with Catalog.open(directory) as catalog:
         index = CoarseIndex.open(catalog)
         index.compact()
-        index._state.snapshot.rows.vectors[2] *= -1
+        falsify_coarse_vector(index, 2)
         index.save()
     assert seen(directory, ledger) == {"wrong answers", "not clean"}
 

@@ -1,6 +1,13 @@
-"""The console command `xclip-search` and the HTTP client.
+"""Text-to-video search with X-CLIP: `Index` in Python, `Client` for a server, the command `xclip-search`.
 
-Mounts the sub-commands, each imported only when called. May import every other package; none imports it.
+    from xclip_search import Index
+
+    with Index.create("my-index", "demo") as index:
+        index.add_folder("videos")
+        print(index.search("a dog runs on the beach", limit=5).results)
+
+Each name, and each sub-command, is imported when it is first used: importing the package loads nothing heavy.
+It may import every other package; none imports it.
 """
 
 from __future__ import annotations
@@ -9,22 +16,39 @@ import importlib
 import inspect
 from difflib import get_close_matches
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 import typer.main
 
-ROOMS = {
+if TYPE_CHECKING:
+    from indexer.index import Index as Index
+    from indexer.search.searcher import Searcher as Searcher
+    from model.xclip import XClip as XClip
+    from xclip_search.client import AsyncClient as AsyncClient
+    from xclip_search.client import Client as Client
+
+_HOMES = {
+    "AsyncClient": "xclip_search.client",
+    "Client": "xclip_search.client",
+    "Index": "indexer.index",
+    "Searcher": "indexer.search.searcher",
+    "XClip": "model.xclip",
+}
+
+__all__ = ["AsyncClient", "Client", "Index", "Searcher", "XClip", "main"]
+
+COMMANDS = {
     "demo": "xclip_search.demo",
     "evaluate": "xclip_search.evaluate",
     "train": "xclip_search.train",
     "ablate": "xclip_search.ablate",
-    "index": "xclip_search.remote",
-    "search": "xclip_search.remote",
-    "list": "xclip_search.remote",
-    "delete": "xclip_search.remote",
-    "info": "xclip_search.remote",
+    "index": "xclip_search.index",
+    "search": "xclip_search.index",
+    "list": "xclip_search.videos",
+    "delete": "xclip_search.videos",
+    "info": "xclip_search.videos",
     "serve": "xclip_search.serve",
     "worker": "xclip_search.serve",
     "keys": "xclip_search.keys",
@@ -38,25 +62,25 @@ ROOMS = {
     "convert": "xclip_search.convert",
     "push": "xclip_search.push",
 }
-"""Which room's `cli.app` holds which sub-command. Those modules import nothing heavy themselves."""
+"""Which module's `app` holds which sub-command. Those modules import nothing heavy themselves."""
 
 
-class _Rooms(typer.core.TyperGroup):
-    """A group that imports a room's cli module when one of its commands is asked for."""
+class _LazyGroup(typer.core.TyperGroup):
+    """A group that imports the module of a command when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(ROOMS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in ROOMS:
+        if cmd_name not in COMMANDS:
             return None
-        command: Any = typer.main.get_command(importlib.import_module(ROOMS[cmd_name]).app)
+        command: Any = typer.main.get_command(importlib.import_module(COMMANDS[cmd_name]).app)
         command = command.commands[cmd_name] if hasattr(command, "commands") else command
         command.help = _unwrapped(command.help or "")
         return command
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in ROOMS and (close := get_close_matches(args[0], ROOMS)):
+        if args and args[0] not in COMMANDS and (close := get_close_matches(args[0], COMMANDS)):
             ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(close)}?")
         return super().resolve_command(ctx, args)
 
@@ -76,7 +100,7 @@ def _show_version(wanted: bool) -> None:
 
 
 app = typer.Typer(
-    cls=_Rooms,
+    cls=_LazyGroup,
     pretty_exceptions_enable=False,  # A traceback with all local values is no help, and may show a key.
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -99,3 +123,9 @@ def root(
 def main() -> None:
     """Entry point of the console command."""
     app(prog_name="xclip-search")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

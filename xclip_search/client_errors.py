@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 if TYPE_CHECKING:
-    from xclip_search.client_answers import Job
+    from service.schemas import JobAnswer
 
 PROBLEM_TYPE_PREFIX = "urn:xclip-search:problem:"
 
@@ -46,7 +46,7 @@ class UnexpectedAnswerError(ClientError):
 class JobFailedError(ClientError):
     """The server could not make a video of what it was given. job: as it ended, with its `reason`."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: JobAnswer) -> None:
         super().__init__(f"the job {job.id} failed: {job.reason}")
         self.job = job
 
@@ -54,7 +54,7 @@ class JobFailedError(ClientError):
 class WaitTimeoutError(ClientError):
     """A job did not end in time. job: as it was last seen; it goes on."""
 
-    def __init__(self, job: Job, timeout_seconds: float) -> None:
+    def __init__(self, job: JobAnswer, timeout_seconds: float) -> None:
         super().__init__(
             f"the job {job.id} is still {job.state} after {timeout_seconds:g} seconds; it goes on"
         )

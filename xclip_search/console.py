@@ -168,13 +168,6 @@ def video_progress(stage: str) -> Iterator[Callable[[int, bool], None]]:
         yield count
 
 
-def stored_spec(spec: str) -> str:
-    """A model spec as an index keeps it: a path whole, so that it is found again from any folder."""
-    is_named = spec == "demo" or spec.startswith(("openclip:", "hf-hub:"))
-    path = Path(spec).expanduser()
-    return str(path.resolve()) if not is_named and path.exists() else spec
-
-
 def require_report_file(report: Path | None) -> None:
     """End the command before it begins where its report could not be written."""
     if report is None:

@@ -36,16 +36,18 @@ def demo(
     manifest = make_corpus(folder / "videos", num_videos, seed, console)
     console.print(f"[bold]$ xclip-search index --manifest {manifest} --index {index} --model demo")
 
-    from indexer.search.searcher import Searcher
-    from model import XClip
-    from xclip_search.index import index as index_command
+    from indexer.index import Index
+    from indexer.ingest.manifest import read_manifest as read_sources
+    from xclip_search.console import GOES_ON, errors_explained, video_progress
 
-    index_command(index=index, manifest=manifest, model="demo")
-
-    videos = read_manifest(manifest)
-    with Searcher(index, XClip.load("demo")) as searcher:
-        show_searches(searcher, videos, console)
-        found = count_found_first(searcher, videos)
+    with errors_explained(GOES_ON), Index.open_or_create(index, "demo") as opened:
+        sources = read_sources(manifest)
+        with video_progress("indexing") as count:
+            opened.add_all(sources, lambda event: count(len(sources), event.outcome == "failed"))
+        console.print(f"{len(opened)} videos are in")
+        videos = read_manifest(manifest)
+        show_searches(opened.searcher, videos, console)
+        found = count_found_first(opened.searcher, videos)
     console.print(f"{found} of {len(videos)} captions find their own video first.")
     if serve:
         command = ["serve", "--index", str(index), "--port", str(port)]

@@ -6,7 +6,6 @@ Heavy imports happen inside the commands.
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import asdict
 from enum import StrEnum
 from functools import partial
@@ -183,12 +182,15 @@ def import_command(
       xclip-search import my-export --index other-index
     """
     with errors_explained(GOES_ON):
+        from indexer.index import save_coarse_index
         from indexer.maintenance.importing import import_index
+        from indexer.store.sqlite.catalog import Catalog
 
         with progress_bars() as on_progress:
             report = import_index(source, index, on_progress=on_progress)
         if report.num_added:
-            _save_coarse_index(index)
+            with Catalog.open(index) as catalog:
+                save_coarse_index(catalog)
     if as_json:
         typer.echo(json.dumps({**asdict(report), "num_failed": report.num_failed}, indent=2))
     else:
@@ -210,14 +212,3 @@ def _show(report: BackupReport | ExportReport, what: str, as_json: bool) -> None
         f"{what}: {report.num_videos} videos, {report.num_segments} segments, change {report.sequence},"
         f" {report.num_files} files, {report.size_bytes / 1e6:.1f} MB"
     )
-
-
-def _save_coarse_index(index: Path) -> None:
-    """So that the next search or server starts at once. It makes its own where this fails."""
-    from indexer.coarse.index import CoarseIndex
-    from indexer.store.sqlite.catalog import Catalog
-
-    with suppress(OSError), Catalog.open(index) as catalog:
-        coarse = CoarseIndex.open(catalog)
-        coarse.compact()
-        coarse.save()

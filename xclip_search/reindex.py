@@ -24,7 +24,6 @@ from xclip_search.console import (
     make_app,
     require_report_file,
     stop,
-    stored_spec,
     video_progress,
     write_report,
 )
@@ -135,6 +134,7 @@ class _Encoding(NamedTuple):
 def _make_encoder(index: Path, asked: _Encoding, decoding: dict[str, Any]) -> Encoder:
     from dataclasses import replace
 
+    from indexer.index import absolute_spec
     from indexer.ingest.encoding import index_fingerprint
     from indexer.ingest.pipeline import IndexingPipeline
     from indexer.maintenance.reindexing import Encoder
@@ -153,7 +153,7 @@ def _make_encoder(index: Path, asked: _Encoding, decoding: dict[str, Any]) -> En
     sampling = replace(sampling, **changes)
     return Encoder(
         fingerprint=index_fingerprint(loaded, sampling),
-        model_spec=stored_spec(spec),
+        model_spec=absolute_spec(spec),
         embedding_dim=loaded.config.embedding_dim,
         sampling=sampling,
         make_pipeline=lambda catalog: IndexingPipeline(catalog, loaded, sampling, **decoding),

@@ -259,4 +259,4 @@ class Parameters(BaseModel):
 class Answer(BaseModel):
     """A JSON answer."""
 
-    model_config = ConfigDict(from_attributes=True)
+    model_config = ConfigDict(from_attributes=True, frozen=True)

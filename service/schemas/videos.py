@@ -48,6 +48,11 @@ class JobAnswer(Answer):
     started_at: datetime | None
     finished_at: datetime | None
 
+    @property
+    def ended(self) -> bool:
+        """Whether the state is `done` or `failed`."""
+        return self.state in ("done", "failed")
+
 
 class JobPage(Answer):
     """A page of jobs, newest first."""
@@ -151,3 +156,8 @@ class AddVideoAnswer(Answer):
 
     job: JobAnswer | None
     video: VideoReference
+
+    @property
+    def was_known(self) -> bool:
+        """Whether the same bytes were in the index already."""
+        return self.job is None

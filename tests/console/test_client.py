@@ -8,21 +8,24 @@ import inspect
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, get_args
+from types import TracebackType
+from typing import Any, Self, get_args
 
 import httpx
 import pytest
 
 from tests.support.servers.service_fakes import Service, add_video
 from tests.support.servers.serving_thread import served
-from xclip_search import client_answers, client_errors, client_flows
-from xclip_search.async_client import AsyncClient
-from xclip_search.client import Client
+from xclip_search import AsyncClient, Client, client_errors
+from xclip_search import client as client_module
 from xclip_search.client_errors import (
     BusyError,
     ClientError,
@@ -63,16 +66,57 @@ def server(service: Service) -> Iterator[str]:
         yield url
 
 
+class Awaited:
+    """An `AsyncClient` whose every call is awaited here, so that the same tests run against both clients."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._runner = asyncio.Runner()
+        self._client = AsyncClient(*arguments, **options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._runner.run(self._client.close())
+        self._runner.close()
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            result = getattr(self._client, name)(*arguments, **options)
+            return self._iterate(result) if inspect.isasyncgen(result) else self._runner.run(result)
+
+        return call
+
+    def _iterate(self, items: Any) -> Iterator[Any]:
+        async def next_item() -> Any:
+            return await anext(items)
+
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                yield self._runner.run(next_item())
+
+
+MakeClient = Callable[..., Any]
+
+
+@pytest.fixture(params=[Client, Awaited], ids=["waiting", "awaiting"])
+def make_client(request: pytest.FixtureRequest) -> MakeClient:
+    """Either client, as something to call."""
+    return request.param  # type: ignore[no-any-return]
+
+
 @pytest.fixture
-def client(server: str) -> Iterator[Client]:
-    with Client(server, max_attempts=2) as client:
+def client(make_client: MakeClient, server: str) -> Iterator[Any]:
+    with make_client(server, max_attempts=2) as client:
         yield client
 
 
 @pytest.fixture(autouse=True)
 def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_flows, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(client_flows, "FIRST_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(client_module, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(client_module, "FIRST_POLL_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -129,9 +173,9 @@ def test_every_operation_of_the_api_is_reached_by_a_method_and_none_is_invalid(
     add_video(service.catalog, "contract")
     seen: list[tuple[str, str, int]] = []
 
-    class Recording(httpx.HTTPTransport):
-        def handle_request(self, request: httpx.Request) -> httpx.Response:
-            response = super().handle_request(request)
+    class Recording(httpx.AsyncHTTPTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            response = await super().handle_async_request(request)
             seen.append((request.method, request.url.path, response.status_code))
             return response
 
@@ -156,28 +200,9 @@ def test_every_operation_of_the_api_is_reached_by_a_method_and_none_is_invalid(
     assert refused == []
 
 
-ANSWERS = {
-    "SearchAnswerBody": client_answers.SearchAnswer,
-    "ResultAnswer": client_answers.Result,
-    "VideoAnswer": client_answers.Video,
-    "VideoPage": client_answers.VideoPage,
-    "JobAnswer": client_answers.Job,
-    "JobPage": client_answers.JobPage,
-    "AddVideoAnswer": client_answers.AddedVideo,
-    "StatsAnswer": client_answers.Stats,
-    "SessionAnswer": client_answers.Access,
-}
-
-
-@pytest.mark.parametrize("name", ANSWERS)
-def test_every_field_of_an_answer_is_an_attribute(service: Service, name: str) -> None:
-    schema = service.app.openapi()["components"]["schemas"][name]
-    assert set(schema["properties"]) == set(ANSWERS[name].model_fields)
-
-
 def test_the_options_of_a_search_are_those_of_the_api(service: Service) -> None:
     from service.schemas import SearchRequest
-    from xclip_search.client_calls import SearchOptions
+    from xclip_search.client import SearchOptions
 
     fields = set(SearchRequest.model_fields) - {"query", "queries"}
     assert set(SearchOptions.__annotations__) == fields
@@ -207,7 +232,7 @@ def test_the_tree_of_errors_is_drawn_with_every_class() -> None:
 
 def test_the_client_loads_neither_the_network_nor_the_server() -> None:
     code = (
-        "import sys, xclip_search.client, xclip_search.async_client\n"
+        "import sys, xclip_search.client\n"
         "heavy = {'torch', 'faiss', 'fastapi', 'av', 'numpy', 'uvicorn'}\n"
         "print([name for name in sys.modules if name in heavy])"
     )
@@ -219,7 +244,7 @@ def test_the_client_loads_neither_the_network_nor_the_server() -> None:
 
 
 def test_a_file_is_uploaded_with_its_fields_in_blocks_and_progress_is_told(
-    service: Service, client: Client, clip: Path
+    service: Service, client: Any, clip: Path
 ) -> None:
     progress: list[tuple[int, int]] = []
     added = client.add_video(
@@ -237,15 +262,13 @@ def test_a_file_is_uploaded_with_its_fields_in_blocks_and_progress_is_told(
     assert client.cancel_job(added.job.id).reason == "cancelled"
 
 
-def test_bytes_that_are_known_are_answered_without_a_job(
-    service: Service, client: Client, clip: Path
-) -> None:
-    add_video(service.catalog, "known", clip.read_bytes())
+def test_bytes_that_are_known_are_answered_without_a_job(service: Service, client: Any, clip: Path) -> None:
+    known = add_video(service.catalog, uuid.uuid4().hex, clip.read_bytes())
     added = client.add_video(clip)
-    assert added.was_known and added.video.id == "known"
+    assert added.was_known and added.video.id == known
 
 
-def test_a_file_too_large_is_refused_before_all_of_it_is_sent(client: Client, tmp_path: Path) -> None:
+def test_a_file_too_large_is_refused_before_all_of_it_is_sent(client: Any, tmp_path: Path) -> None:
     large = tmp_path / "large.mp4"
     with large.open("wb") as file:
         file.truncate(300_000_000)
@@ -254,7 +277,7 @@ def test_a_file_too_large_is_refused_before_all_of_it_is_sent(client: Client, tm
     assert refused.value.kind == "body-too-large" and refused.value.status == 413
 
 
-def test_a_job_is_waited_for(service: Service, client: Client, clip: Path) -> None:
+def test_a_job_is_waited_for(service: Service, client: Any, clip: Path) -> None:
     added = client.add_video(clip)
     assert added.job is not None
     with pytest.raises(WaitTimeoutError, match=r"is still queued after 0\.05 seconds"):
@@ -267,7 +290,7 @@ def test_a_job_is_waited_for(service: Service, client: Client, clip: Path) -> No
         client.wait_for_job("none")
 
 
-def test_videos_and_jobs_are_listed_over_all_pages(service: Service, client: Client) -> None:
+def test_videos_and_jobs_are_listed_over_all_pages(service: Service, client: Any) -> None:
     for number in range(230):
         add_video(service.catalog, f"page {number}".replace(" ", "-"))
     ids = [video.id for video in client.videos()]
@@ -278,7 +301,7 @@ def test_videos_and_jobs_are_listed_over_all_pages(service: Service, client: Cli
     assert len(client.list_videos(limit=3).videos) == 3
 
 
-def test_a_video_is_deleted_and_then_not_found(service: Service, client: Client) -> None:
+def test_a_video_is_deleted_and_then_not_found(service: Service, client: Any) -> None:
     add_video(service.catalog, "ä-id")
     assert client.get_video("ä-id").title == "title of ä-id"
     client.delete_video("ä-id")
@@ -290,7 +313,7 @@ def test_a_video_is_deleted_and_then_not_found(service: Service, client: Client)
             client.delete_video(wrong)
 
 
-def test_a_wrong_request_names_the_field(client: Client) -> None:
+def test_a_wrong_request_names_the_field(client: Any) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         client.search("a dog", limit=1000)
     assert refused.value.errors == [("limit", "Input should be less than or equal to 100.")]
@@ -300,7 +323,7 @@ def test_a_wrong_request_names_the_field(client: Client) -> None:
 
 
 def test_media_is_saved_whole_and_goes_on_where_it_stopped(
-    service: Service, client: Client, clip: Path, tmp_path: Path
+    service: Service, make_client: MakeClient, server: str, client: Any, clip: Path, tmp_path: Path
 ) -> None:
     video_id = keep(service, clip)
     target = tmp_path / "copy.mp4"
@@ -314,12 +337,12 @@ def test_media_is_saved_whole_and_goes_on_where_it_stopped(
     unfinished.write_bytes(content[:100_000])
     ranges: list[str | None] = []
 
-    class Recording(httpx.HTTPTransport):
-        def handle_request(self, request: httpx.Request) -> httpx.Response:
+    class Recording(httpx.AsyncHTTPTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
             ranges.append(request.headers.get("range"))
-            return super().handle_request(request)
+            return await super().handle_async_request(request)
 
-    with Client(str(client._http.base_url), transport=Recording()) as recording:
+    with make_client(server, transport=Recording()) as recording:
         recording.download_media(video_id, tmp_path / "again.mp4")
     assert ranges == [None, "bytes=100000-"] and (tmp_path / "again.mp4").read_bytes() == content
     unfinished.write_bytes(content)  # Whole already: nothing more is asked for.
@@ -332,7 +355,7 @@ def test_media_is_saved_whole_and_goes_on_where_it_stopped(
     assert (tmp_path / "again.mp4").read_bytes() == content and not unfinished.exists()
 
 
-def test_a_picture_is_bytes(service: Service, client: Client, clip: Path, tmp_path: Path) -> None:
+def test_a_picture_is_bytes(service: Service, client: Any, clip: Path, tmp_path: Path) -> None:
     clip.write_bytes(clip.read_bytes() + b"another")
     video_id = keep(service, clip)
     assert client.thumbnail(video_id, time_seconds=3.5, width=100).startswith(b"a picture of ")
@@ -380,22 +403,24 @@ ADDED = {"job": None, "video": {"id": "v"}}
         problem(503, **{"Retry-After": "soon"}),
     ],
 )
-def test_a_request_is_sent_again_as_the_same_request(first: httpx.Response | Exception, clip: Path) -> None:
+def test_a_request_is_sent_again_as_the_same_request(
+    make_client: MakeClient, first: httpx.Response | Exception, clip: Path
+) -> None:
     seen: list[httpx.Request] = []
     answers = transport(first, httpx.Response(200, json=ADDED), seen=seen)
-    with Client("http://server.example", transport=answers) as client:
+    with make_client("http://server.example", transport=answers) as client:
         assert client.add_video(clip).video.id == "v"
     assert len(seen) == 2
     bodies = [re.sub(rb"--[0-9a-f]{32}", b"--", request.content) for request in seen]
     assert bodies[0] == bodies[1] and clip.read_bytes() in bodies[0]
 
 
-def test_sending_again_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sending_again_ends(make_client: MakeClient) -> None:
     for answer, error in [(httpx.ConnectError("refused"), ConnectionFailedError), (problem(503), BusyError)]:
         seen: list[httpx.Request] = []
         answers = transport(answer, seen=seen)
         with (
-            Client("http://server.example", max_attempts=3, transport=answers) as client,
+            make_client("http://server.example", max_attempts=3, transport=answers) as client,
             pytest.raises(error),
         ):
             client.search("a dog")
@@ -419,42 +444,44 @@ def test_sending_again_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         (httpx.ReadTimeout("slow"), ConnectionFailedError),
     ],
 )
-def test_what_will_not_help_is_not_sent_again(answer: Any, error: type[ClientError]) -> None:
+def test_what_will_not_help_is_not_sent_again(
+    make_client: MakeClient, answer: Any, error: type[ClientError]
+) -> None:
     seen: list[httpx.Request] = []
     answers = transport(answer, seen=seen)
-    with Client("http://server.example", transport=answers) as client, pytest.raises(error):
+    with make_client("http://server.example", transport=answers) as client, pytest.raises(error):
         client.search("a dog")
     assert len(seen) == 1
 
 
-def test_a_deletion_whose_answer_was_lost_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deletion_whose_answer_was_lost_is_done(make_client: MakeClient) -> None:
     lost = transport(httpx.ReadError("reset"), problem(404, "video-not-found"))
-    with Client("http://server.example", transport=lost) as client:
+    with make_client("http://server.example", transport=lost) as client:
         client.delete_video("v")
     never_sent = transport(httpx.ConnectError("refused"), problem(404, "video-not-found"))
-    with Client("http://server.example", transport=never_sent) as client, pytest.raises(NotFoundError):
+    with make_client("http://server.example", transport=never_sent) as client, pytest.raises(NotFoundError):
         client.delete_video("v")
 
 
-def test_a_server_that_is_not_there_is_told_with_its_address() -> None:
+def test_a_server_that_is_not_there_is_named_with_its_address(make_client: MakeClient) -> None:
     with (
-        Client("http://127.0.0.1:9", max_attempts=1) as client,
+        make_client("http://127.0.0.1:9", max_attempts=1) as client,
         pytest.raises(
             ConnectionFailedError, match=r"nothing answers at http://127\.0\.0\.1:9: is the server"
         ),
     ):
         client.stats()
     with (
-        Client("127.0.0.1:8000", max_attempts=1) as client,
+        make_client("127.0.0.1:8000", max_attempts=1) as client,
         pytest.raises(ConnectionFailedError, match="http://"),
     ):
         client.stats()
 
 
-def test_the_key_goes_with_every_request_and_a_path_before_the_api_is_kept() -> None:
+def test_the_key_goes_with_every_request_and_a_path_before_the_api_is_kept(make_client: MakeClient) -> None:
     seen: list[httpx.Request] = []
     answers = transport(httpx.Response(200, json={"status": "ok"}), seen=seen)
-    with Client("https://server.example/search-api/", key="secret", transport=answers) as client:
+    with make_client("https://server.example/search-api/", key="secret", transport=answers) as client:
         assert client.is_alive() and client.is_ready()
     assert [str(request.url) for request in seen] == [
         "https://server.example/search-api/healthz",
@@ -463,42 +490,77 @@ def test_the_key_goes_with_every_request_and_a_path_before_the_api_is_kept() -> 
     assert {request.headers["authorization"] for request in seen} == {"Bearer secret"}
 
 
-def test_a_server_that_is_not_ready_is_not_an_error() -> None:
-    with Client("http://server.example", transport=transport(problem(503, "not-ready"))) as client:
+def test_a_server_that_is_not_ready_is_not_an_error(make_client: MakeClient) -> None:
+    with make_client("http://server.example", transport=transport(problem(503, "not-ready"))) as client:
         assert not client.is_ready()
 
 
-def search_page(first: int, num: int) -> httpx.Response:
+def search_page(*ranks: int) -> httpx.Response:
+    scores = dict.fromkeys(("video_sentence", "video_word", "sentence_frame", "frame_word"), 1.0)
     result = {
-        "segment_id": 1, "score": 1.0, "scores": {}, "title": None, "uri": None, "duration_seconds": 1.0,
-        "metadata": {}, "segment": {"start_seconds": 0, "end_seconds": 1}, "moments": [], "thumbnail_url": "",
-        "media_url": "",
+        "score": 1.0, "percentile": None, "scores": scores, "title": None, "uri": None,
+        "duration_seconds": 1.0, "metadata": {}, "segment": {"start_seconds": 0, "end_seconds": 1},
+        "moments": [], "thumbnail_url": "", "media_url": "", "preview_url": "", "playable": True,
     }  # fmt: skip
-    results = [{**result, "id": str(rank), "rank": rank} for rank in range(first, first + num)]
+    seconds = dict.fromkeys(("encode_seconds", "coarse_seconds", "rerank_seconds", "total_seconds"), 1.0)
     body = {
         "query": "q", "mode": "rerank", "num_videos": 9, "truncated": False, "warnings": [],
-        "results": results, "timings": {"total_seconds": 1.0}, "a field of a newer server": 1,
+        "results": [{**result, "id": str(rank), "segment_id": rank, "rank": rank} for rank in ranks],
+        "timings": seconds, "a field of a newer server": 1,
     }  # fmt: skip
     return httpx.Response(200, json=body)
 
 
-@pytest.mark.parametrize(("max_results", "num_pages"), [(None, 3), (4, 3), (3, 2), (2, 1), (0, 0)])
-def test_a_search_goes_over_all_pages_and_repeats_nothing(max_results: int | None, num_pages: int) -> None:
+@pytest.mark.parametrize(
+    ("max_results", "num_pages"), [(None, 3), (6, 3), (5, 2), (4, 2), (3, 1), (2, 1), (0, 0)]
+)
+def test_a_search_goes_over_all_pages_and_shows_nothing_twice(
+    make_client: MakeClient, max_results: int | None, num_pages: int
+) -> None:
     seen: list[httpx.Request] = []
-    # A video added meanwhile shifts result 3 to the second page as well.
-    pages = transport(search_page(2, 2), search_page(3, 2), search_page(5, 1), seen=seen)
-    with Client("http://server.example", transport=pages) as client:
-        found = [result.rank for result in client.search_all("q", max_results=max_results, limit=2, offset=1)]
-    assert found == [2, 3, 4, 5][:max_results]
-    assert [json.loads(request.content).get("offset") for request in seen] == [1, 3, 5][:num_pages]
+    # A video that is added meanwhile moves the third result to the next page.
+    pages = transport(
+        search_page(1, 2, 3), httpx.ReadError("reset"), search_page(3, 4, 5), search_page(6), seen=seen
+    )
+    with make_client("http://server.example", transport=pages) as client:
+        found = [result.rank for result in client.search_all("q", max_results=max_results, limit=3, offset=1)]
+    assert found == [1, 2, 3, 4, 5, 6][:max_results]
+    offsets = [json.loads(request.content)["offset"] for request in seen]
+    assert offsets == {3: [1, 4, 4, 7], 2: [1, 4, 4], 1: [1], 0: []}[num_pages]
 
 
-# The same, awaited
+def test_ctrl_c_ends_a_call_and_the_client_goes_on() -> None:
+    """A caller that stops waiting cancels the request."""
+    cancelled = threading.Event()
+
+    class Slow(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if request.url.path == "/healthz":
+                return httpx.Response(200, json={"status": "ok"})
+            await asyncio.sleep(0.1)  # The caller waits by then.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+            raise AssertionError("never")
+
+    with Client("http://server.example", transport=Slow()) as client:
+        with pytest.raises(KeyboardInterrupt):
+            client.stats()
+        assert cancelled.wait(10)
+        assert client.is_alive()
 
 
-def test_the_awaiting_client_does_the_same(service: Service, server: str, clip: Path, tmp_path: Path) -> None:
+def test_many_threads_may_use_one_client(server: str) -> None:
+    with Client(server) as client, ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda text: client.search(text, limit=2), "abcd"))
+    assert [answer.query for answer in answers] == ["a", "b", "c", "d"]
+
+
+def test_the_awaiting_client_does_many_things_at_once(service: Service, server: str, clip: Path) -> None:
     clip.write_bytes(clip.read_bytes() + b"awaited")
-
     for left_over in service.job_queue.list_jobs(1000, state="queued"):
         service.job_queue.cancel(left_over.id)
 
@@ -512,31 +574,15 @@ def test_the_awaiting_client_does_the_same(service: Service, server: str, clip: 
             service.app.state.service.media_store.keep(Path(job.source_path), job.video_id)
             add_video(service.catalog, job.video_id, clip.read_bytes(), finish_job=job.id)
             assert (await waiting).video_id == job.video_id
-            await client.download_media(job.video_id, tmp_path / "copy")
             first = await anext(video.id async for video in client.videos())
             answers = await asyncio.gather(*(client.search(text, limit=2) for text in "abc"))
             assert [answer.query for answer in answers] == ["a", "b", "c"] and first == job.video_id
-            assert await client.is_ready() and (await client.stats()).num_videos > 0
-            with pytest.raises(NotFoundError):
-                await client.get_job("none")
             await client.delete_video(job.video_id)
 
     asyncio.run(work())
-    assert (tmp_path / "copy").read_bytes() == clip.read_bytes()
 
 
-def test_the_awaiting_client_sends_again_and_pages_too() -> None:
-    async def work() -> list[int]:
-        pages = transport(httpx.ReadError("reset"), search_page(1, 2), problem(503), search_page(3, 1))
-        async with AsyncClient("http://server.example", transport=pages) as client:
-            return [result.rank async for result in client.search_all("q", limit=2)]
-
-    assert asyncio.run(work()) == [1, 2, 3]
-
-
-def test_states_and_modes_are_those_of_the_service() -> None:
-    from indexer.search.types import SearchMode
+def test_the_states_of_a_job_are_those_of_the_service() -> None:
     from indexer.store.sqlite.jobs import JOB_STATES
 
-    assert get_args(client_answers.JobState) == JOB_STATES
-    assert set(get_args(client_answers.Mode)) == set(get_args(SearchMode))
+    assert get_args(client_module.JobState) == JOB_STATES

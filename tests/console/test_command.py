@@ -30,13 +30,13 @@ def test_help_lists_every_command_and_is_quick():
     result = run("--help")
     seconds = processor_seconds_of_children() - before
     assert result.returncode == 0, result.stderr
-    for name in xclip_search.ROOMS:
+    for name in xclip_search.COMMANDS:
         assert name in result.stdout
     # About 0.4 s; torch alone would take more than two. On a busy machine the clock on the wall says nothing.
     assert seconds < 1.5
 
 
-@pytest.mark.parametrize("name", xclip_search.ROOMS)
+@pytest.mark.parametrize("name", xclip_search.COMMANDS)
 def test_every_command_explains_itself(name):
     result = run(name, "--help")
     assert result.returncode == 0, result.stderr
@@ -52,7 +52,7 @@ def told_by(command: Any) -> Iterator[str]:
         yield from told_by(inner)
 
 
-@pytest.mark.parametrize("name", xclip_search.ROOMS)
+@pytest.mark.parametrize("name", xclip_search.COMMANDS)
 def test_no_word_of_a_help_is_taken_for_markup(name):
     texts = list(told_by(typer.main.get_command(xclip_search.app).get_command(None, name)))
     assert texts

@@ -23,7 +23,7 @@ from indexer.ingest.pipeline import IndexingPipeline
 from indexer.store.sqlite.catalog import Catalog
 from model import XClip, XClipConfig
 from tests.support.video_files import write_coloured_video
-from xclip_search.index import app
+from xclip_search import app
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -225,7 +225,7 @@ def test_another_model_is_refused(indexed: Path, corpus: Path, tmp_path: Path) -
 
 def test_the_commands_explain_themselves_without_loading_anything_heavy() -> None:
     program = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom xclip_search.index import app\n"
+        "import sys\nfrom typer.testing import CliRunner\nfrom xclip_search import app\n"
         "for name in ('index', 'search', 'info'):\n"
         "    assert CliRunner().invoke(app, [name, '--help']).exit_code == 0\n"
         "heavy = {'torch', 'faiss', 'av', 'numpy', 'open_clip'} & set(sys.modules)\n"

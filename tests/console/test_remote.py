@@ -21,9 +21,9 @@ from service.settings import WorkerSettings
 from tests.faults.dying_worker import read_by_rote
 from tests.support.servers.service_fakes import Service, add_video, running
 from tests.support.servers.serving_thread import served
-from xclip_search import client_flows
-from xclip_search import remote as remote_cli
-from xclip_search.remote import app
+from xclip_search import app
+from xclip_search import client as client_module
+from xclip_search.videos import Uploads
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def server(service: Service) -> Iterator[str]:
 def settings_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("XCLIP_SERVER", "XCLIP_KEY", "XCLIP_INDEX"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(client_flows, "FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(client_flows, "FIRST_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(client_module, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(client_module, "FIRST_POLL_SECONDS", 0.01)
 
 
 def run(*arguments: object) -> Result:
@@ -247,6 +247,6 @@ def test_an_interruption_says_that_it_can_go_on(
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(remote_cli, "upload_all", interrupt)
+    monkeypatch.setattr(Uploads, "run", interrupt)
     result = run("index", corpus, "--server", server)
     assert result.exit_code == 130 and "goes on from there" in result.stderr

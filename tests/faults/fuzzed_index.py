@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from indexer.ingest.manifest import read_manifest
 from indexer.store.records import NewVideo, SegmentRecord, VideoRecord
 from indexer.store.sqlite.catalog import Catalog
 from training.demo_corpus.corpus import write_corpus
-from xclip_search.index import index as index_command
+from xclip_search import Index
 
 NUM_VIDEOS = 8
 NUM_SPARES = 24
@@ -29,7 +30,8 @@ class FuzzedIndex:
         self.directory = directory / "index"
         self.corpus = directory / "corpus"
         manifest = write_corpus(self.corpus, NUM_VIDEOS, seed)
-        index_command(index=self.directory, manifest=manifest, model="demo")
+        with Index.open_or_create(self.directory, "demo") as index:
+            index.add_all(read_manifest(manifest))
         self.clips = sorted(self.corpus.glob("**/*.mp4"))
         self._catalog = Catalog.open(self.directory)
         records = sorted(self._catalog.list_videos(NUM_VIDEOS), key=lambda record: record.id)

@@ -1,0 +1,245 @@
+"""`Index`: a store, the model that made it and its search engine, as one object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from indexer.coarse.index import CoarseIndex
+from indexer.errors import IndexExistsError, IndexNotFoundError, MediaError
+from indexer.ingest.encoding import encode_segments, index_fingerprint
+from indexer.ingest.manifest import VideoSource, find_videos
+from indexer.ingest.pipeline import IndexEvent, IndexingPipeline, IndexReport
+from indexer.media.decode_messages import DecodeRequest
+from indexer.media.decode_pool import DecodePool
+from indexer.media.sampling import Sampling
+from indexer.search.searcher import Searcher
+from indexer.search.types import SearchAnswer, SearchQuery
+from indexer.store.records import SegmentRecord
+from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.generations import index_exists
+from model.features import VideoFeatures
+from model.xclip import XClip
+
+
+class Index:
+    """A directory of videos that can be searched by text. Several processes may have the same one open.
+
+    Made by `create`, `open` or `open_or_create`; a context manager.
+
+    >>> with Index.create("my-index", "demo") as index:
+    ...     video_id = index.add("crown.mp4", title="A purple crown")
+    ...     best = index.search("a purple crown spins", limit=1).results[0]
+    >>> best.title, best.segment.start_seconds
+    ('A purple crown', 0.0)
+
+    model: that encodes texts and videos. catalog: the truth about the videos. sampling: which moments of a
+    video the model sees.
+    """
+
+    def __init__(self, catalog: Catalog, model: XClip) -> None:
+        self.catalog = catalog
+        self.model = model
+        self.sampling = Sampling.from_json(catalog.sampling_json)
+        self._searcher: Searcher | None = None
+        self._has_grown = False
+
+    @classmethod
+    def create(
+        cls, directory: str | Path, model: str | XClip, *, device: str = "auto", **sampling: float
+    ) -> Self:
+        """An empty index in `directory`, which is made where there is none.
+
+        Args:
+            directory: A folder of the index's own.
+            model: A model spec, see `XClip.load`; or a model, which `open` must then be given again.
+            device: cpu, cuda, cuda:1, ...; auto: a GPU where there is one.
+            **sampling: `frames_per_second` and `max_segment_seconds` of `Sampling`.
+
+        Raises:
+            IndexExistsError: An index is there.
+            ModelError: The model cannot be loaded.
+        """
+        if index_exists(Path(directory)):
+            raise IndexExistsError(f"an index is already in {directory}")
+        return cls.open_or_create(directory, model, device=device, **sampling)
+
+    @classmethod
+    def open(cls, directory: str | Path, model: str | XClip | None = None, *, device: str = "auto") -> Self:
+        """The index in `directory`. model: by default the one that made it.
+
+        Raises:
+            IndexNotFoundError: There is none.
+            FingerprintMismatchError: Another model made it.
+            IndexDamagedError: It is not what was written.
+        """
+        if not index_exists(Path(directory)):
+            raise IndexNotFoundError(f"there is no index in {directory}")
+        return cls.open_or_create(directory, model, device=device)
+
+    @classmethod
+    def open_or_create(
+        cls,
+        directory: str | Path,
+        model: str | XClip | None = None,
+        *,
+        device: str = "auto",
+        **sampling: float,
+    ) -> Self:
+        """`open` where there is an index, else `create`. Raises what they raise."""
+        model_spec, sampling_json = "", None
+        try:
+            with Catalog.open(directory) as existing:
+                model_spec, sampling_json = existing.model_spec, existing.sampling_json
+        except IndexNotFoundError:
+            if model is None:
+                raise
+        if isinstance(model, str):
+            model_spec = model
+        loaded = model if isinstance(model, XClip) else XClip.load(model_spec, device)
+        own = Sampling.from_json(sampling_json) if sampling_json else Sampling(loaded.config.num_frames)
+        chosen = replace(own, **sampling)  # type: ignore[arg-type]
+        catalog = Catalog.open_or_create(
+            directory,
+            fingerprint=index_fingerprint(loaded, chosen),
+            model_spec=absolute_spec(model_spec),
+            embedding_dim=loaded.config.embedding_dim,
+            num_frames=loaded.config.num_frames,
+            sampling_json=chosen.to_json(),
+        )
+        return cls(catalog, loaded)
+
+    def close(self) -> None:
+        """Save what makes the next start quick, and close the files."""
+        if self._searcher is not None:
+            self._searcher.close()
+        if self._has_grown:
+            save_coarse_index(self.catalog)
+        self.catalog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._has_grown = self._has_grown and kind is None  # The caller waits to hear of the error.
+        self.close()
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        return self.catalog.num_videos
+
+    def add(
+        self,
+        path: str | Path,
+        *,
+        id: str | None = None,
+        title: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Add a video file, which stays where it is; its id, also where the same bytes were there already.
+
+        Args:
+            path: The file.
+            id: By default one is made.
+            title: By default the file's name.
+            metadata: JSON values by name, for filters.
+
+        Raises:
+            MediaError: It cannot become a video of this index; `reason` says why.
+        """
+        events: list[IndexEvent] = []
+        source = VideoSource(Path(path), id=id, title=title, metadata=metadata or {})
+        self.add_all([source], events.append, num_workers=1)
+        if events[0].video_id is None:
+            raise MediaError(events[0].reason or "it could not be read")
+        return events[0].video_id
+
+    def add_folder(
+        self, folder: str | Path, on_event: Callable[[IndexEvent], None] = lambda event: None
+    ) -> IndexReport:
+        """Add the videos below a folder; a file that fails is reported, never raised.
+
+        on_event: called for each file. Raises FileNotFoundError where there is no such folder.
+        """
+        return self.add_all(find_videos([Path(folder)]), on_event)
+
+    def add_all(
+        self,
+        sources: Iterable[VideoSource],
+        on_event: Callable[[IndexEvent], None] = lambda event: None,
+        **options: Any,
+    ) -> IndexReport:
+        """Add files with their ids, titles and metadata. options: of `IndexingPipeline`."""
+        report = IndexingPipeline(self.catalog, self.model, self.sampling, **options).run(sources, on_event)
+        self._has_grown |= report.num_added > 0
+        return report
+
+    def delete(self, video_id: str) -> None:
+        """Remove a video; its file stays. Raises VideoNotFoundError."""
+        self.catalog.delete_video(video_id)
+
+    def search(self, text: str, *, limit: int = 10, **options: Any) -> SearchAnswer:
+        """Find videos, and the moments in them, by what is to be seen; best first.
+
+        options: other fields of `SearchQuery`, such as `filter={"metadata.camera": "north"}`. Raises
+        InvalidQueryError where one is out of its range.
+        """
+        return self.searcher.search(SearchQuery(text, limit=limit, **options))
+
+    @property
+    def searcher(self) -> Searcher:
+        """The search engine; started by the first search."""
+        if self._searcher is None:
+            self._searcher = Searcher(self.catalog.index_directory, self.model)
+        return self._searcher
+
+    def encode(self, path: str | Path) -> VideoFeatures:
+        """The features of a video file's S segments, as they would be stored; nothing is added.
+
+        Returns:
+            video [S, D], frames [S, F, D] and frame_mask [S, F], on the model's device.
+
+        Raises:
+            MediaError: It is not a video that can be read.
+        """
+        config, records = self.model.config, list[SegmentRecord]()
+        request = DecodeRequest(str(path), self.sampling, config.image_size, trusted=True)
+        with DecodePool(1) as pool:
+            num_segments = 1
+            while len(records) < num_segments:
+                decoded = pool.submit(replace(request, first_segment=len(records))).result()
+                records += encode_segments(self.model, decoded.segments)
+                num_segments = decoded.num_segments
+        counts = torch.tensor([record.num_frames for record in records])
+        return VideoFeatures(
+            torch.from_numpy(np.stack([record.video_feature for record in records])),
+            torch.from_numpy(np.stack([record.frame_features for record in records])).float(),
+            torch.arange(config.num_frames) < counts[:, None],
+        ).to(self.model.device)
+
+
+def absolute_spec(spec: str) -> str:
+    """A model spec as an index keeps it: a path whole, so that it is found again from any folder."""
+    is_named = spec == "demo" or spec.startswith(("openclip:", "hf-hub:"))
+    path = Path(spec).expanduser()
+    return str(path.resolve()) if spec and not is_named and path.exists() else spec
+
+
+def save_coarse_index(catalog: Catalog) -> None:
+    """Save the coarse index, so that the next search or server starts at once.
+
+    A disk that refuses is no error: the next search makes its own.
+    """
+    with suppress(OSError):
+        coarse = CoarseIndex.open(catalog)
+        coarse.compact()
+        coarse.save()

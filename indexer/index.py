@@ -35,10 +35,12 @@ class Index:
     Made by `create`, `open` or `open_or_create`; a context manager.
 
     >>> with Index.create("my-index", "demo") as index:
-    ...     video_id = index.add("crown.mp4", title="A purple crown")
-    ...     best = index.search("a purple crown spins", limit=1).results[0]
-    >>> best.title, best.segment.start_seconds
-    ('A purple crown', 0.0)
+    ...     video_id = index.add("videos/clip.mp4", title="A clip", metadata={"camera": "north"})
+    ...     answer = index.search("a red circle", limit=1, filter={"metadata.camera": "north"})
+    ...     text, video = index.model.encode_text(["a red circle"]), index.encode("videos/clip.mp4")
+    ...     scores = index.model.score(text, video)
+    >>> answer.results[0].title, answer.num_videos, scores.total.shape
+    ('A clip', 1, torch.Size([1, 1]))
 
     model: that encodes texts and videos. catalog: the truth about the videos. sampling: which moments of a
     video the model sees.

@@ -1,10 +1,11 @@
 """Text-to-video search with X-CLIP: `Index` in Python, `Client` for a server, the command `xclip-search`.
 
-    from xclip_search import Index
-
-    with Index.create("my-index", "demo") as index:
-        index.add_folder("videos")
-        print(index.search("a dog runs on the beach", limit=5).results)
+>>> from xclip_search import Index
+>>> with Index.create("my-index", "demo") as index:
+...     report = index.add_folder("videos")
+...     answer = index.search("a red circle moves to the left", limit=5)
+>>> report.num_added, answer.results[0].title
+(1, 'clip')
 
 Each name, and each sub-command, is imported when it is first used: importing the package loads nothing heavy.
 It may import every other package; none imports it.

@@ -13,12 +13,13 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal
 
 from indexer.errors import InvalidRecordError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 ChangeKind = Literal["add", "update", "delete"]
 
@@ -138,6 +139,8 @@ class SegmentFeatures:
     @property
     def frame_mask(self) -> NDArray[np.bool_]:
         """bool [N, F], true for real frames."""
+        import numpy as np  # Here, so that the limits below are read without loading it.
+
         return np.arange(self.frames.shape[1]) < self.num_frames[:, None]
 
 
@@ -238,6 +241,8 @@ def check_segments(segments: Sequence[SegmentRecord], num_frames: int, embedding
 
 
 def _problem(segment: SegmentRecord, num_frames: int, embedding_dim: int) -> str | None:
+    import numpy as np
+
     video, frames, times = segment.video_feature, segment.frame_features, segment.frame_times
     if video.shape != (embedding_dim,) or video.dtype != np.float32:
         return f"video_feature must be float32 [{embedding_dim}], not {video.dtype} {list(video.shape)}"

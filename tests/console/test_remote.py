@@ -6,8 +6,8 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import Result
@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from indexer.errors import NotAVideoError
 from indexer.ingest.pipeline import IndexReport
+from indexer.store.records import NewVideo
 from service.auth.keys import add_key
 from service.ingest.worker import Worker
 from service.settings import WorkerSettings
@@ -30,10 +31,10 @@ from xclip_search.videos import Uploads
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service whose worker takes every file that does not begin with `bad`."""
 
-    def read(path: Path) -> dict[str, Any]:
+    def read(path: Path) -> NewVideo:
         if path.read_bytes().startswith(b"bad"):
             raise NotAVideoError("text, not a video")
-        return {**read_by_rote(path), "partial": path.read_bytes().startswith(b"part"), "fraction_read": 0.5}
+        return replace(read_by_rote(path), partial=path.read_bytes().startswith(b"part"), fraction_read=0.5)
 
     service = Service(tmp_path_factory.mktemp("remote") / "index", upload_limit_bytes=5000, max_queued_jobs=3)
     stop = threading.Event()

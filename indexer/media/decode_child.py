@@ -1,8 +1,7 @@
 """What runs in a child of the decode pool: one file at a time, inside limits that the kernel keeps.
 
 Imports neither torch nor anything that opens a network connection. Run by `indexer.media.decode_pool` as a
-fresh
-interpreter, so nothing of the parent's memory is in it.
+fresh interpreter, so that nothing of the parent's memory is in it.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from indexer.media.sandbox import allow_processor_seconds, limit_resources, refu
 from model.preprocessing import resize_and_crop
 
 _GRACE_SECONDS = 10.0
-"""The kernel ends a child that is so late that the parent must be gone, or would have ended it."""
+"""How much later than the parent's own time limit the kernel ends a child, for where the parent is gone."""
 
 _JPEG_QUALITY = 85
 
@@ -50,7 +49,7 @@ class _ContentKnownError(Exception):
 
 
 class _ParentGoneError(Exception):
-    """Nobody listens any more."""
+    """The other end of the socket is closed."""
 
 
 def serve(descriptor: int) -> None:
@@ -77,7 +76,7 @@ def serve(descriptor: int) -> None:
 
 
 class _Files:
-    """Opens files, and remembers the last one for as long as requests go on with it."""
+    """Opens files, and keeps the last one open to further requests for it."""
 
     def __init__(self, limits: MediaLimits) -> None:
         self.limits = limits
@@ -85,10 +84,16 @@ class _Files:
         self._last_stamp: tuple[int, ...] = ()
 
     def open(self, path: Path, status: os.stat_result, *, goes_on: bool) -> VideoFile:
-        """Look at a file. Raises MediaError.
+        """Probe a file.
 
-        status: of the file now. goes_on: the request is for more of a file; looking at all packets of a film
-        once more for each few segments would take longer than decoding them.
+        Args:
+            path: the file.
+            status: of the file now.
+            goes_on: the request is for more of the same file. Reading all packets of a film again for each
+                few segments would take longer than decoding them.
+
+        Raises:
+            MediaError: the file cannot become a video.
         """
         stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         last = self._last
@@ -128,7 +133,7 @@ def _answer(
 
 
 def _out_of_memory() -> dict[str, Any]:
-    # What it left of memory, in pieces, may not be enough for the next file.
+    # What is left of its memory, fragmented, may not be enough for the next file.
     return {**error_to_message(MediaLimitError("decoding needs more memory than allowed")), "is_last": True}
 
 
@@ -193,7 +198,7 @@ def _read_segments(
         pixels, starts = [], []
         for _ in segment.times_seconds:
             frame = next(frames)
-            # Of a picture that stands still for seconds, one cutting serves all its times.
+            # One frame may be shown for seconds: it is resized once for all its times.
             if last is None or frame is not last:
                 square = resize_and_crop(frame.rgb, request.image_size)
             last = frame

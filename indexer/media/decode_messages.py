@@ -36,13 +36,16 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 class DecodeRequest:
     """Frames wanted from one file.
 
-    path: of the file. sampling: which frames. image_size: R, the side of the square they are cut to, in
-    pixels.
-    trusted: whether the operator vouches for the file, so that decord may read it.
-    backend: for trusted files, see `indexer.media.frame_reader.VideoFile.frames_at`; the rest is read by
-    PyAV.
-    first_segment, max_segments: which of the video's segments, so that a long film's answer stays small.
-    content_sha256: of the file, where an earlier answer told it; then it is not read once more for that.
+    Attributes:
+        path: the file.
+        sampling: which frames.
+        image_size: R, the side of the square that frames are resized and cropped to, in pixels.
+        trusted: whether the operator vouches for the file, so that decord may read it.
+        backend: for trusted files, see `indexer.media.frame_reader.VideoFile.frames_at`; others are read by
+            PyAV.
+        first_segment: the first of the video's segments that is wanted.
+        max_segments: how many are wanted at most, so that the answer for a long film stays small.
+        content_sha256: of the file, where an earlier answer gave it; it is not computed again then.
     """
 
     path: str
@@ -70,10 +73,13 @@ class DecodeRequest:
 
 @dataclass(frozen=True, eq=False)
 class DecodedSegment:
-    """A stretch of a video.
+    """An interval of a video and its sampled frames.
 
-    frames: uint8 [n, R, R, 3] RGB, upright, 1 <= n <= F. frame_times: float64 [n], seconds after the video's
-    first frame at which those frames start, ascending.
+    Attributes:
+        start_seconds: where it begins.
+        end_seconds: where it ends.
+        frames: uint8 [n, R, R, 3] RGB, upright, 1 <= n <= F.
+        frame_times: float64 [n], when they start, seconds after the first frame of the video, ascending.
     """
 
     start_seconds: float
@@ -84,11 +90,17 @@ class DecodedSegment:
 
 @dataclass(frozen=True, eq=False)
 class DecodedVideo:
-    """Segments `first_segment` and following of a file; `num_segments` are in all of it.
+    """Segments `first_segment` and following of a file.
 
-    content_sha256: 64 hex digits over the file's bytes. partial: the file ends early or is damaged.
-    fraction_read: of the promised length times the share of wanted frames that were whole, 0 to 1.
-    decode_seconds: what the child spent, hashing included.
+    Attributes:
+        info: what the file is.
+        content_sha256: 64 hex digits over the file's bytes.
+        segments: those that were asked for.
+        partial: the file ends early or is damaged.
+        fraction_read: of the promised length, times the share of wanted frames that were whole, 0 to 1.
+        first_segment: number of the first of `segments`.
+        num_segments: in the whole file.
+        decode_seconds: what the child spent, hashing included.
     """
 
     info: MediaInfo
@@ -132,7 +144,11 @@ def decoded_to_message(video: DecodedVideo) -> tuple[dict[str, Any], list[memory
 
 
 def decoded_from_message(header: dict[str, Any], payload: bytearray, request: DecodeRequest) -> DecodedVideo:
-    """The answer to `request`. Raises DecoderDiedError where it cannot be one."""
+    """The answer to `request`.
+
+    Raises:
+        DecoderDiedError: the message cannot be an answer to it.
+    """
     try:
         info = _checked_info(header["info"])
         size = request.image_size
@@ -192,7 +208,7 @@ def _check(holds: bool, what: str) -> None:
 
 
 def error_to_message(error: MediaError, detail: str = "") -> dict[str, Any]:
-    """Header of an answer that is a refusal. detail: for our log, not for whoever sent the file."""
+    """Header of an answer that is a refusal. detail: for our log, never shown to the client."""
     return {"kind": "error", "error": type(error).__name__, "reason": error.reason, "detail": detail}
 
 
@@ -208,7 +224,11 @@ def error_from_message(header: dict[str, Any]) -> MediaError:
 def send_message(
     connection: socket.socket, header: dict[str, Any], payload: list[memoryview] | None = None
 ) -> None:
-    """Write one message. Raises OSError where the other side is gone."""
+    """Write one message.
+
+    Raises:
+        OSError: the other side is gone.
+    """
     text = json.dumps(header).encode()
     parts = payload or []
     connection.sendall(_SIZES.pack(len(text), sum(part.nbytes for part in parts)) + text)
@@ -221,8 +241,15 @@ def receive_message(
 ) -> tuple[dict[str, Any], bytearray]:
     """Read one message: (header, payload).
 
-    deadline: of `time.monotonic`; TimeoutError from then on. Raises EOFError where the other side is gone,
-    ValueError where it does not keep to the form or sends more than `max_payload_bytes`.
+    Args:
+        connection: from the other side.
+        max_payload_bytes: more is refused.
+        deadline: of `time.monotonic`.
+
+    Raises:
+        TimeoutError: the deadline has passed.
+        EOFError: the other side is gone.
+        ValueError: the message is malformed or too large.
     """
     header_bytes, payload_bytes = _SIZES.unpack(_receive(connection, _SIZES.size, deadline))
     if header_bytes > _MAX_HEADER_BYTES or payload_bytes > max_payload_bytes:

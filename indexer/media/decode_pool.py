@@ -50,11 +50,11 @@ _CHILD_PROGRAM: Final = (
     "from indexer.media.decode_child import serve; serve(int(sys.argv[1]))"
 )
 _ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PATH": ""}
-"""All of a child's. Numerical libraries would start a thread per processor, each with memory of its own;
-decord wants a PATH to add to."""
+"""The whole environment of a child. Numerical libraries would start a thread per processor, each with memory
+of its own; decord needs a PATH to append to."""
 
 _START_SECONDS: Final = 120.0
-"""Importing takes well under a second; a machine may be busy."""
+"""Importing takes well under a second on an idle machine."""
 
 _MAX_REQUESTS_PER_CHILD: Final = 1000
 """Then it is replaced: what the decoders leak goes with it."""
@@ -67,10 +67,12 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 class DecodePool:
     """A fixed number of children. Use as a context manager, or `close` it. Safe to use from several threads.
 
-    num_workers: children, and files decoded at once.
-    timeout_seconds: the longest that one request may take, hashing the file included.
-    limits: what a file may be. memory_limit_bytes: that a child may use beyond what its libraries take (on
-    Linux). processor_seconds: that one request may use; as many as `timeout_seconds` where None.
+    Args:
+        num_workers: children, and files decoded at once.
+        timeout_seconds: the longest that one request may take, hashing the file included.
+        limits: what a file may be.
+        memory_limit_bytes: what a child may use beyond the memory that its libraries take (on Linux).
+        processor_seconds: what one request may use; as many as `timeout_seconds` where None.
     """
 
     def __init__(
@@ -245,7 +247,7 @@ class _Child:
                         [sys.executable, "-P", "-c", _CHILD_PROGRAM, str(theirs.fileno()), _PACKAGES],
                         stdin=subprocess.DEVNULL,
                         stdout=subprocess.DEVNULL,
-                        stderr=subprocess.DEVNULL,  # Decoders tell of each damaged packet.
+                        stderr=subprocess.DEVNULL,  # Decoders print a line for each damaged packet.
                         pass_fds=[theirs.fileno()],
                         cwd=scratch,
                         env=_ENVIRONMENT,

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from indexer.ingest.encoding import index_fingerprint
+from indexer.ingest.encoding import index_facts
 from indexer.ingest.manifest import read_manifest
 from indexer.ingest.pipeline import IndexingPipeline
 from indexer.media.sampling import Sampling
@@ -64,14 +64,7 @@ def main() -> None:
 def make_index(directory: Path, manifest: Path, model: XClip) -> None:
     """Index the videos of the manifest."""
     sampling = Sampling(num_frames=model.config.num_frames)
-    with Catalog.create(
-        directory,
-        fingerprint=index_fingerprint(model, sampling),
-        model_spec="demo",
-        embedding_dim=model.config.embedding_dim,
-        num_frames=model.config.num_frames,
-        sampling_json=sampling.to_json(),
-    ) as catalog:
+    with Catalog.create(directory, index_facts(model, "demo", sampling)) as catalog:
         IndexingPipeline(catalog, model, sampling).run(read_manifest(manifest))
 
 

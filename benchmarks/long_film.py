@@ -63,7 +63,7 @@ def draw_film(path: Path, num_seconds: int, frame_rate: int) -> None:
 
 def index_film(film: Path, index: Path, model_spec: str, segment_seconds: float) -> dict[str, Any]:
     """Index one film in this process and tell the figures. Call once a process: peaks do not fall."""
-    from indexer.ingest.encoding import index_fingerprint
+    from indexer.ingest.encoding import index_facts
     from indexer.ingest.manifest import VideoSource
     from indexer.ingest.pipeline import IndexingPipeline
     from indexer.media.sampling import Sampling
@@ -72,14 +72,7 @@ def index_film(film: Path, index: Path, model_spec: str, segment_seconds: float)
 
     model = XClip.load(model_spec, device="cpu")
     sampling = Sampling(model.config.num_frames, max_segment_seconds=segment_seconds)
-    catalog = Catalog.create(
-        index,
-        fingerprint=index_fingerprint(model, sampling),
-        model_spec=model_spec,
-        embedding_dim=model.config.embedding_dim,
-        num_frames=model.config.num_frames,
-        sampling_json=sampling.to_json(),
-    )
+    catalog = Catalog.create(index, index_facts(model, model_spec, sampling))
     peaks: dict[str, int] = {}
     stop = threading.Event()
     watch = threading.Thread(target=_watch_children, args=(peaks, stop))

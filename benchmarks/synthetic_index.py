@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.ingest.encoding import index_fingerprint
+from indexer.ingest.encoding import index_facts
 from indexer.media.sampling import Sampling
 from indexer.store.records import NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
@@ -118,14 +118,7 @@ def make_index(
     """
     sampling = Sampling(model.config.num_frames)
     started = time.perf_counter()
-    with Catalog.open_or_create(
-        directory,
-        fingerprint=index_fingerprint(model, sampling),
-        model_spec=model_spec,
-        embedding_dim=model.config.embedding_dim,
-        num_frames=model.config.num_frames,
-        sampling_json=sampling.to_json(),
-    ) as catalog:
+    with Catalog.open_or_create(directory, index_facts(model, model_spec, sampling)) as catalog:
         number = catalog.num_videos
         if not durable:
             # There is one thread, and so one connection, which keeps this.

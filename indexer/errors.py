@@ -19,6 +19,7 @@ IndexerError
 ├── DuplicateIdError           the id is taken by another video
 ├── ChangesForgottenError      the change log no longer reaches back that far
 ├── JobNotFoundError           no job of this id
+├── QueueFullError             as many jobs wait as may wait
 ├── LeaseLostError             a job that its worker no longer holds
 └── MediaError                 a file that cannot become a video; a person understands `reason`
     ├── NotAVideoError         something else than a video
@@ -163,6 +164,10 @@ class JobNotFoundError(IndexerError, LookupError):
 
     def __str__(self) -> str:
         return f"no job has the id {self.job_id!r}"
+
+
+class QueueFullError(IndexerError):
+    """As many jobs wait as may wait; nothing was added."""
 
 
 class LeaseLostError(IndexerError):

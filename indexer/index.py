@@ -14,7 +14,7 @@ import torch
 
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import IndexExistsError, IndexNotFoundError, MediaError
-from indexer.ingest.encoding import encode_segments, index_fingerprint
+from indexer.ingest.encoding import encode_segments, index_facts
 from indexer.ingest.manifest import VideoSource, find_videos
 from indexer.ingest.pipeline import IndexEvent, IndexingPipeline, IndexReport
 from indexer.media.decode_messages import DecodeRequest
@@ -108,14 +108,7 @@ class Index:
         loaded = model if isinstance(model, XClip) else XClip.load(model_spec, device)
         own = Sampling.from_json(sampling_json) if sampling_json else Sampling(loaded.config.num_frames)
         chosen = replace(own, **sampling)  # type: ignore[arg-type]
-        catalog = Catalog.open_or_create(
-            directory,
-            fingerprint=index_fingerprint(loaded, chosen),
-            model_spec=absolute_spec(model_spec),
-            embedding_dim=loaded.config.embedding_dim,
-            num_frames=loaded.config.num_frames,
-            sampling_json=chosen.to_json(),
-        )
+        catalog = Catalog.open_or_create(directory, index_facts(loaded, absolute_spec(model_spec), chosen))
         return cls(catalog, loaded)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from indexer.errors import IndexerError, IndexNotFoundError
-from indexer.ingest.encoding import index_fingerprint
+from indexer.ingest.encoding import index_facts, index_fingerprint
 from indexer.media.sampling import Sampling
 from indexer.search.types import SearchQuery
 from indexer.store.sqlite.catalog import Catalog
@@ -40,14 +40,7 @@ def load_model(
             raise IndexNotFoundError(f"there is no index in {index_directory}, and no model to make one with")
         model = XClip.load(model_spec, device)
         sampling = Sampling(num_frames=model.config.num_frames)
-        with Catalog.open_or_create(
-            index_directory,
-            fingerprint=index_fingerprint(model, sampling),
-            model_spec=model_spec,
-            embedding_dim=model.config.embedding_dim,
-            num_frames=model.config.num_frames,
-            sampling_json=sampling.to_json(),
-        ):
+        with Catalog.open_or_create(index_directory, index_facts(model, model_spec, sampling)):
             logger.info("made an empty index in %s", index_directory)
         return model
     with Catalog.open(index_directory) as catalog:

@@ -147,16 +147,19 @@ def test_a_model_that_does_not_belong_to_the_index_ends_the_server_with_a_messag
 ) -> None:
     import torch
 
+    from indexer.store.records import IndexFacts
     from indexer.store.sqlite.catalog import Catalog
     from model import XClip, XClipConfig
 
     Catalog.create(
         tmp_path / "index",
-        fingerprint="0" * 64,
-        model_spec=str(model_directory),
-        embedding_dim=32,
-        num_frames=8,
-        sampling_json='{"num_frames": 8}',
+        IndexFacts(
+            fingerprint="0" * 64,
+            model_spec=str(model_directory),
+            embedding_dim=32,
+            num_frames=8,
+            sampling_json='{"num_frames": 8}',
+        ),
     ).close()
     torch.manual_seed(1)
     XClip(XClipConfig.tiny()).save(tmp_path / "other")

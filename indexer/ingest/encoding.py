@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from indexer.media.decode_messages import DecodedSegment, DecodedVideo
-from indexer.store.records import NewVideo, SegmentRecord
+from indexer.store.records import IndexFacts, NewVideo, SegmentRecord
 
 if TYPE_CHECKING:
     from indexer.media.sampling import Sampling
@@ -68,6 +68,17 @@ def new_video(first: DecodedVideo, segments: Sequence[SegmentRecord], fraction_r
         size_bytes=info.size_bytes,
         partial=fraction_read < 1,
         fraction_read=fraction_read,
+    )
+
+
+def index_facts(model: XClip, model_spec: str, sampling: Sampling) -> IndexFacts:
+    """What an index made with this model and sampling is; model_spec: how to load the model again."""
+    return IndexFacts(
+        fingerprint=index_fingerprint(model, sampling),
+        model_spec=model_spec,
+        embedding_dim=model.config.embedding_dim,
+        num_frames=model.config.num_frames,
+        sampling_json=sampling.to_json(),
     )
 
 

@@ -10,10 +10,8 @@ What is derived is left out; the first start makes it again.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -23,14 +21,12 @@ from typing import Any, Final
 from indexer.atomic_files import appearing_whole, sha256_of_file, sha256_of_json
 from indexer.errors import (
     BackupDamagedError,
-    IndexDamagedError,
     IndexExistsError,
     IndexNotFoundError,
     IndexSupersededError,
 )
-from indexer.store.job import UNFETCHED, change_job
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.connections import translated
+from indexer.store.sqlite.jobs import JobQueue
 from indexer.store.sqlite.schema import CATALOG_FILE
 from model.atomic_files import synchronize_file
 
@@ -143,14 +139,8 @@ def restore(
             synchronize_file(target)
             on_progress(num_done, len(files))
         with Catalog.open(unfinished) as catalog:
-            with catalog.connections.transaction() as connection:
-                former = f"{manifest['index_directory']}/"
-                rows = connection.execute("SELECT id, source_path FROM jobs").fetchall()
-                for job_id, path in rows:
-                    # A job that was damaged when it was copied stays so; `verify` tells of it.
-                    with contextlib.suppress(IndexDamagedError):
-                        if path.startswith(former):
-                            change_job(connection, job_id, source_path=f"{index}/{path.removeprefix(former)}")
+            # A job that was damaged when it was copied stays so; `verify` reports it.
+            JobQueue(catalog).move_sources(Path(manifest["index_directory"]), index)
             report = BackupReport(
                 *catalog.totals(),
                 catalog.sequence,
@@ -198,24 +188,15 @@ def _copy_new_files(index: Path, unfinished: Path) -> None:
 
 def _copy_catalog(catalog: Catalog, target: Path) -> None:
     target.unlink(missing_ok=True)
-    with catalog.connections.reading() as connection:
-        connection.execute("VACUUM INTO ?", (str(target),))  # One reading transaction: it holds up no writer.
-    try:
-        with contextlib.closing(sqlite3.connect(target)) as copy:
-            copy.execute("PRAGMA journal_mode = WAL")
-    except sqlite3.DatabaseError as error:
-        raise translated(error, target) from error
+    catalog.copy_to(target)
 
 
 def _has_all_waiting_uploads(index: Path, unfinished: Path) -> bool:
     """Whether the file of every job that waits in the copied catalog was copied too. One that came after the
     first look at the files and was done before the second is in neither; the catalog of now says it is done.
     """
-    with contextlib.closing(sqlite3.connect(unfinished / CATALOG_FILE)) as copy:
-        rows = copy.execute(
-            f"SELECT source_path FROM jobs WHERE state IN ('queued', 'running') AND NOT {UNFETCHED}"
-        ).fetchall()
-    waiting = [Path(source_path) for (source_path,) in rows]
+    with Catalog.open(unfinished, check=False) as copy:
+        waiting = JobQueue(copy).waiting_sources()
     return all(
         (unfinished / path.relative_to(index)).exists() for path in waiting if path.is_relative_to(index)
     )

@@ -3,7 +3,6 @@ where."""
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,10 +24,7 @@ from indexer.maintenance.parquet import (
     video_schema,
 )
 from indexer.store.records import SegmentInfo, metadata_to_json
-from indexer.store.sqlite import video_rows as catalog_videos
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.changes import last_sequence
-from indexer.store.sqlite.features import FeatureRows, read_segment_infos
 from model.atomic_files import synchronize_file
 
 ROWS_PER_GROUP: Final = 1_024
@@ -80,9 +76,9 @@ def export_index(
     with (
         Catalog.open(index) as catalog,
         appearing_whole(destination, MANIFEST_FILE) as unfinished,
-        catalog.connections.snapshot() as connection,
+        catalog.snapshot() as snapshot,
     ):
-        blocks = _CatalogBlocks(catalog, connection, with_frames, on_progress)
+        blocks = _CatalogBlocks(snapshot, with_frames, on_progress)
         files = _write_parts(unfinished, "videos", video_schema(), blocks.videos())
         schema = segment_schema(catalog.embedding_dim, catalog.num_frames, with_frames)
         files |= _write_parts(unfinished, "segments", schema, blocks.segments(schema))
@@ -93,7 +89,7 @@ def export_index(
             sampling_json=catalog.sampling_json,
             embedding_dim=catalog.embedding_dim,
             num_frames=catalog.num_frames,
-            sequence=last_sequence(connection),
+            sequence=snapshot.sequence,
             num_videos=blocks.num_videos,
             num_segments=blocks.num_segments,
             with_frames=with_frames,
@@ -114,78 +110,65 @@ def export_index(
 class _CatalogBlocks:
     """The catalog of one moment as Arrow tables of at most ROWS_PER_GROUP rows, in the order of addition."""
 
-    def __init__(
-        self, catalog: Catalog, connection: sqlite3.Connection, with_frames: bool, on_progress: OnProgress
-    ) -> None:
-        self._connection = connection
+    def __init__(self, catalog: Catalog, with_frames: bool, on_progress: OnProgress) -> None:
+        """catalog: a snapshot."""
+        self._catalog = catalog
         self._with_frames = with_frames
         self._on_progress = on_progress
-        self._features = FeatureRows(catalog.num_frames, catalog.embedding_dim, catalog.fingerprint)
-        self.num_videos, self.num_segments = connection.execute(
-            "SELECT num_videos, num_segments FROM totals"
-        ).fetchone()
+        self.num_videos, self.num_segments = catalog.totals()
 
     def videos(self) -> Iterator[Any]:
         pa, _ = load_pyarrow()
         schema = video_schema()
-        last_sequence_read = num_done = 0
-        while True:
-            ids = [
-                video_id
-                for (video_id,) in self._connection.execute(
-                    "SELECT id FROM videos WHERE sequence > ? ORDER BY sequence LIMIT ?",
-                    (last_sequence_read, ROWS_PER_GROUP),
-                )
-            ]
-            if not ids:
-                break
-            records = catalog_videos.read_by_ids(self._connection, ids)
-            _check_all_there(len(records), len(ids))
-            rows = [
-                {**vars(records[video_id]), "metadata": metadata_to_json(records[video_id].metadata)}
-                for video_id in ids
-            ]
+        num_done = 0
+        for records in self._catalog.iterate_videos(ROWS_PER_GROUP):
+            rows = [{**vars(record), "metadata": metadata_to_json(record.metadata)} for record in records]
             yield pa.Table.from_pylist(rows, schema=schema)
-            last_sequence_read = records[ids[-1]].sequence
-            num_done += len(ids)
+            num_done += len(records)
             self._on_progress("videos", num_done, self.num_videos)
         _check_all_there(num_done, self.num_videos)
 
     def segments(self, schema: Any) -> Iterator[Any]:
-        last_id = num_done = 0
+        num_done = 0
         last_video_number, next_position = 0, 0
-        while True:
-            ids, columns = self._features_after(last_id, schema)
-            if not len(ids):
-                break
-            found = read_segment_infos(self._connection, segment_ids=ids.tolist())
+        for ids, columns in self._features(schema):
+            found = self._catalog.segment_infos(ids)
             _check_all_there(len(found), len(ids))
-            infos = sorted(found, key=lambda info: info.segment_id)
+            infos = [found[segment_id] for segment_id in ids.tolist()]
             positions = []
             for info in infos:  # Segments of a video follow each other: they were added together.
                 is_next = info.video_number == last_video_number
                 last_video_number, next_position = info.video_number, next_position + 1 if is_next else 0
                 positions.append(next_position)
             yield _segment_table(infos, positions, columns, schema)
-            last_id = int(ids[-1])
             num_done += len(ids)
             self._on_progress("segments", num_done, self.num_segments)
         _check_all_there(num_done, self.num_segments)
 
-    def _features_after(self, segment_id: int, schema: Any) -> tuple[NDArray[np.int64], dict[str, Any]]:
-        """Ids of the next segments, ascending, and Arrow columns of their features by name."""
+    def _features(self, schema: Any) -> Iterator[tuple[NDArray[np.int64], dict[str, Any]]]:
+        """Blocks of segments, ids ascending: the ids, and Arrow columns of their features by name."""
         pa, _ = load_pyarrow()
+        blocks: Iterator[tuple[NDArray[np.int64], dict[str, NDArray[Any]]]]
         if self._with_frames:
-            block = self._features.after(self._connection, segment_id, ROWS_PER_GROUP)
-            ids = block.segment_ids
-            arrays: dict[str, NDArray[Any]] = {"video_feature": block.video, "frame_features": block.frames}
+            blocks = (
+                (block.segment_ids, {"video_feature": block.video, "frame_features": block.frames})
+                for block in self._catalog.iterate_features(ROWS_PER_GROUP)
+            )
         else:
-            ids, video = self._features.video_features_after(self._connection, segment_id, ROWS_PER_GROUP)
-            arrays = {"video_feature": video}
-        return ids, {
-            name: pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), type=schema.field(name).type)
-            for name, array in arrays.items()
-        }
+            blocks = (
+                (ids, {"video_feature": video})
+                for ids, video in self._catalog.iterate_video_features(ROWS_PER_GROUP)
+            )
+        for ids, arrays in blocks:
+            yield (
+                ids,
+                {
+                    name: pa.FixedSizeListArray.from_arrays(
+                        pa.array(array.reshape(-1)), type=schema.field(name).type
+                    )
+                    for name, array in arrays.items()
+                },
+            )
 
 
 def _segment_table(

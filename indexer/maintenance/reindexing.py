@@ -20,8 +20,9 @@ from indexer.ingest.manifest import VideoSource
 from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
 from indexer.ingest.video_files import find_video_file
 from indexer.media.sampling import Sampling
-from indexer.store.records import VideoRecord
+from indexer.store.records import IndexFacts, VideoRecord
 from indexer.store.sqlite.catalog import Catalog, read_successions
+from indexer.store.sqlite.connections import Transaction
 from indexer.store.sqlite.generations import (
     generations,
     locked_for_reindexing,
@@ -30,6 +31,7 @@ from indexer.store.sqlite.generations import (
     new_generation,
     remove_generation,
 )
+from indexer.store.sqlite.jobs import JobQueue
 
 MAX_ROUNDS: Final = 10
 """Times that what changed meanwhile is encoded while others go on writing. After so many they wait until the
@@ -179,7 +181,7 @@ def roll_back(index: str | Path) -> ReindexReport:
         with Catalog.open_generation(index, former, although_superseded=True) as target:
             with source.transaction() as transaction:
                 effect = _effect_of_going_back(source, target)
-                report.num_jobs = source.hand_over(target, transaction)
+                report.num_jobs = _hand_over(source, target, transaction)
             report.num_hidden, report.num_returned = effect.num_hidden, effect.num_returned
             report.num_kept = target.num_videos
         _finish_switch(index, report)
@@ -270,11 +272,13 @@ def _open_unfinished(index: Path, source: Catalog, encoder: Encoder) -> Catalog:
         remove_generation(index, number)
     return Catalog.create(
         index,
-        fingerprint=encoder.fingerprint,
-        model_spec=encoder.model_spec,
-        embedding_dim=encoder.embedding_dim,
-        num_frames=encoder.sampling.num_frames,
-        sampling_json=encoder.sampling.to_json(),
+        IndexFacts(
+            fingerprint=encoder.fingerprint,
+            model_spec=encoder.model_spec,
+            embedding_dim=encoder.embedding_dim,
+            num_frames=encoder.sampling.num_frames,
+            sampling_json=encoder.sampling.to_json(),
+        ),
         generation=new_generation(index),
         successor_of=source.generation,
     )
@@ -290,6 +294,14 @@ def _require_former_generation(index: Path, current: Catalog) -> int:
     if not former:
         raise IndexNotFoundError(f"the index in {index} has no former generation to go back to")
     return max(former)[1]
+
+
+def _hand_over(source: Catalog, target: Catalog, transaction: Transaction) -> int:
+    """Carry the jobs over and make `target` the current generation; returns how many jobs there are."""
+    with target.transaction() as into:
+        num_jobs = JobQueue(target).replace_all(transaction, into)
+    source.hand_over(target, transaction)
+    return num_jobs
 
 
 def _effect_of_going_back(source: Catalog, target: Catalog) -> RollbackEffect:
@@ -336,7 +348,7 @@ class _Build:
                 if not to_encode or num_rounds == MAX_ROUNDS:
                     self._encode(to_encode)
                     if allow_missing or not self._missing:
-                        self._report.num_jobs = self._source.hand_over(self._target, transaction)
+                        self._report.num_jobs = _hand_over(self._source, self._target, transaction)
                         self._report.switched = True
                     break
             self._encode(to_encode)

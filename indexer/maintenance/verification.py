@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,39 +15,12 @@ from indexer.coarse.snapshots import MANIFEST_FILE, SnapshotUnusableError, load_
 from indexer.errors import IndexDamagedError
 from indexer.maintenance.backup import MANIFEST_FILE as BACKUP_MANIFEST_FILE
 from indexer.maintenance.backup import damages_of_backup
-from indexer.store.job import damaged_jobs
 from indexer.store.sqlite.catalog import Catalog, read_successions
-from indexer.store.sqlite.changes import damaged_changes
-from indexer.store.sqlite.features import damaged_segments
-from indexer.store.sqlite.generations import (
-    directory_of,
-    find_named_generation,
-    generations,
-    name_generation,
-    named_generation,
-)
-from indexer.store.sqlite.integrity import STRUCTURE, check_structure
-from indexer.store.sqlite.schema import CATALOG_FILE
-from indexer.store.sqlite.video_rows import damaged_videos
-from indexer.store.sqlite.write_ahead_log import check_log
+from indexer.store.sqlite.generations import find_named_generation, name_generation, named_generation
+from indexer.store.sqlite.jobs import JobQueue
 
 MAX_FINDINGS = 1000
 """A report that is longer helps nobody."""
-
-_INCONSISTENT = {
-    "SELECT 'video ' || id || ' has no segment' FROM videos"
-    " WHERE NOT EXISTS (SELECT 1 FROM segments WHERE video_number = number)": "catalog",
-    "SELECT 'segment ' || id || ' has no frame features' FROM segments"
-    " WHERE NOT EXISTS (SELECT 1 FROM segment_frames WHERE segment_id = id)": "catalog",
-    "SELECT 'a row of ' || \"table\" || ' belongs to nothing' FROM pragma_foreign_key_check": "catalog",
-    **STRUCTURE,
-    "SELECT 'change ' || (sequence - 1) || ' is missing' FROM changes AS later"
-    " WHERE sequence > (SELECT min(sequence) FROM changes)"
-    " AND NOT EXISTS (SELECT 1 FROM changes WHERE sequence = later.sequence - 1)": "change log",
-    "SELECT 'video ' || id || ' was added by a change that is not there' FROM videos"
-    " WHERE sequence > (SELECT coalesce(max(sequence), 0) FROM changes)": "change log",
-}
-"""Statements that give a row for each thing that is wrong, and the part that it is wrong in."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +72,7 @@ def verify(
         if report.findings:
             return report
     try:
-        # First, and alone: whoever opens a damaged log cuts off what might still be saved.
         named = named_generation(Path(directory))
-        for number in generations(Path(directory)):  # Which is the current one, only their content tells.
-            check_log(directory_of(Path(directory), number) / CATALOG_FILE)
         catalog = Catalog.open(directory, check=False)
     except IndexDamagedError as error:
         report.findings.append(Finding("catalog", str(error)))
@@ -129,31 +98,11 @@ def verify(
 def _findings(
     catalog: Catalog, num_segments: int, on_progress: Callable[[int, int], None]
 ) -> Iterator[Finding]:
-    with catalog.connections.snapshot() as connection:
-        for (problem,) in connection.execute("PRAGMA integrity_check"):
-            if problem != "ok":
-                yield Finding("catalog", problem)
-        yield from _inconsistencies(connection)
-        for number, problem in damaged_videos(connection):
-            yield Finding("catalog", f"video number {number}: {problem}")
-        for sequence in damaged_changes(connection):
-            yield Finding("change log", f"change {sequence} is not what was written")
-        for number in damaged_jobs(connection):
-            yield Finding("jobs", f"job number {number} is not what was written")
-        sizes = catalog.num_frames, catalog.embedding_dim
-        features = damaged_segments(connection, *sizes, catalog.fingerprint)
-        for num_done, (segment_id, problem) in enumerate(features, start=1):
-            if num_done % 1000 == 0 or num_done == num_segments:
-                on_progress(num_done, num_segments)
-            if problem:
-                yield Finding("catalog", f"segment {segment_id}: {problem}")
+    for damage in catalog.damages(lambda num_done: on_progress(num_done, num_segments)):
+        yield Finding(damage.part, damage.problem)
+    for number in JobQueue(catalog).damaged():
+        yield Finding("jobs", f"job number {number} is not what was written")
     yield from _coarse_findings(catalog)
-
-
-def _inconsistencies(connection: sqlite3.Connection) -> Iterator[Finding]:
-    for statement, part in _INCONSISTENT.items():
-        for (problem,) in connection.execute(statement):
-            yield Finding(part, problem)
 
 
 def _coarse_findings(catalog: Catalog) -> Iterator[Finding]:
@@ -214,15 +163,9 @@ def rebuild(directory: str | Path, coarse_kind: KindChoice = "auto") -> tuple[in
     """
     _name_again(Path(directory))
     with Catalog.open(directory, check=False) as catalog:
-        with catalog.connections.transaction() as connection:
-            connection.execute("REINDEX")
-            for number in list(damaged_jobs(connection)):
-                connection.execute("DELETE FROM jobs WHERE number = ?", (number,))
-            connection.execute("DELETE FROM totals")
-            connection.execute(
-                "INSERT INTO totals SELECT 1, (SELECT count(*) FROM videos), (SELECT count(*) FROM segments)"
-            )
-            check_structure(connection, catalog.path)
+        with catalog.transaction() as transaction:
+            catalog.repair(transaction)
+            JobQueue(catalog).forget_damaged(transaction)
         CoarseIndex.build(catalog, kind=coarse_kind).save()
         if named_generation(Path(directory)) != catalog.generation:
             name_generation(Path(directory), catalog.generation)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from indexer.coarse.index import CoarseIndex
 from indexer.search.cancellation import raise_if_cancelled
 from indexer.search.types import GroupBy, SearchQuery
-from indexer.store.sqlite.catalog import Catalog, owners_of_segments
+from indexer.store.sqlite.catalog import Catalog
 from model.features import SCORE_NAMES
 
 CoarseHits = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -114,7 +114,7 @@ class CoarseOrder:
         """The hits that still exist, with `video_sentence` as their total."""
         products, ids = hits
         by_id = np.argsort(ids)
-        found, video_numbers = owners_of_segments(self._catalog, ids)
+        found, video_numbers = self._catalog.owners_of_segments(ids)
         rows = by_id[np.searchsorted(ids, found, sorter=by_id)]
         total = products[rows] * self._scale
         parts = np.full((len(total), len(SCORE_NAMES)), np.nan, np.float32)

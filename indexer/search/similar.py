@@ -14,7 +14,7 @@ from indexer.search.feature_cache import FeatureCache, ScorableSegments
 from indexer.search.ordering import ScoredSegments, best
 from indexer.search.results import Page, best_moments, make_results, read_page
 from indexer.search.types import Moment, SimilarAnswer
-from indexer.store.sqlite.catalog import Catalog, owners_of_segments
+from indexer.store.sqlite.catalog import Catalog
 from model.features import SCORE_NAMES
 
 MAX_ASKED_SEGMENTS: Final = 16
@@ -92,7 +92,7 @@ def _nearest_segments(
     order = np.lexsort((-products, segment_ids))
     ids, first_rows = np.unique(segment_ids[order], return_index=True)
     highest = products[order][first_rows]
-    found, numbers = owners_of_segments(catalog, ids[~np.isin(ids, own_ids)])
+    found, numbers = catalog.owners_of_segments(ids[~np.isin(ids, own_ids)])
     total = highest[np.searchsorted(ids, found)]
     return ScoredSegments(found, numbers, total, np.full((len(total), len(SCORE_NAMES)), np.nan, np.float32))
 

@@ -1,4 +1,4 @@
-"""Which videos a search may find: conditions on what the catalog knows of them, as JSON, turned into SQL.
+"""Which videos a search may find: conditions on what the store knows of them, from JSON to a tree.
 
     filter    = {field: condition, ...}  all of them hold
               | {"and": [filter, ...]} | {"or": [filter, ...]} | {"not": filter}
@@ -14,13 +14,12 @@ nothing lies within a range, where the field is absent or of another type: 3 is 
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 from indexer.errors import InvalidQueryError
 
@@ -36,7 +35,8 @@ _COLUMNS: Final = {
     "added_at": float,
     "content_sha256": str,
 }
-_RANGES: Final = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+Comparison = Literal["gt", "gte", "lt", "lte"]
+COMPARISONS: Final[tuple[Comparison, ...]] = get_args(Comparison)
 _KEY: Final = re.compile(r'[^"\\\x00-\x1f\ud800-\udfff]+')
 """What SQLite's JSON paths take between quotation marks; no lone surrogate, which UTF-8 has no place for."""
 
@@ -44,21 +44,81 @@ Scalar = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
-class Filter:
-    """A condition on rows of the table `videos`: SQL that is 1 or 0, never NULL, and the values it binds.
+class Field:
+    """What a condition is about: a column of a video's record, or with `keys` a value in its metadata."""
 
-    Equal filters have equal fields.
+    column: str
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Exists:
+    """The field is there (`exists`) or absent."""
+
+    field: Field
+    exists: bool
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The field equals one of these values.
+
+    They stand apart by their JSON type: 1 equals True for Python, but not in JSON. constants: of null, true
+    and false.
     """
 
-    sql: str
-    values: tuple[str | int | float, ...]
+    field: Field
+    texts: tuple[str, ...] = ()
+    numbers: tuple[int | float, ...] = ()
+    constants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Within:
+    """The field fulfils all of these bounds, (comparison, value): numbers all of them, or texts."""
+
+    field: Field
+    bounds: tuple[tuple[Comparison, str | int | float], ...]
+
+
+@dataclass(frozen=True)
+class Not:
+    """The filter does not hold."""
+
+    part: Filter
+
+
+@dataclass(frozen=True)
+class And:
+    """All of the filters hold; there is at least one."""
+
+    parts: tuple[Filter, ...]
+
+
+@dataclass(frozen=True)
+class Or:
+    """One of the filters holds; there is at least one."""
+
+    parts: tuple[Filter, ...]
+
+
+Filter = Exists | OneOf | Within | Not | And | Or
+"""A condition on videos. Hashable: equal filters let the same videos through. Each store compiles it."""
 
 
 def parse_filter(value: object) -> Filter:
-    """The filter that this JSON value says.
+    """The filter that a JSON value says.
 
-    Raises InvalidQueryError, which names the place, where it says none, or more than MAX_CONDITIONS
-    conditions, MAX_DEPTH levels or MAX_VALUES values of one `in`.
+    Args:
+        value: see the head of this module.
+
+    Raises:
+        InvalidQueryError: it says none, or has more than MAX_CONDITIONS conditions, MAX_DEPTH levels or
+            MAX_VALUES values of one `in`; the message names the place and never repeats a value.
+
+    Example:
+        >>> parse_filter({"metadata.year": {"gte": 2020}})
+        Within(field=Field(column='metadata', keys=('year',)), bounds=(('gte', 2020),))
     """
     return _Parser().filter(value, "filter", 0)
 
@@ -78,24 +138,24 @@ class _Parser:
             self._part(name, inner, f"{place}.{_shown(name, number)}", depth)
             for number, (name, inner) in enumerate(value.items(), start=1)
         ]
-        return _joined(parts, " AND ")
+        return parts[0] if len(parts) == 1 else And(tuple(parts))
 
     def _part(self, name: str, value: object, place: str, depth: int) -> Filter:
         if name in ("and", "or"):
             if not isinstance(value, list) or not value:
                 raise InvalidQueryError(f"{place} must be a list of filters that is not empty")
             inner = [self.filter(one, f"{place}[{number}]", depth + 1) for number, one in enumerate(value)]
-            return _joined(inner, f" {name.upper()} ")
+            return And(tuple(inner)) if name == "and" else Or(tuple(inner))
         if name == "not":
-            negated = self.filter(value, place, depth + 1)
-            return Filter(f"NOT {negated.sql}", negated.values)
+            return Not(self.filter(value, place, depth + 1))
         self._num_conditions += 1
         if self._num_conditions > MAX_CONDITIONS:
             raise InvalidQueryError(f"the filter has more than {MAX_CONDITIONS} conditions")
         if name in _COLUMNS:
-            return _column_condition(name, _condition(value, place), place)
+            return _column_condition(Field(name), _condition(value, place), place)
         if name.startswith("metadata."):
-            return _metadata_condition(_json_path(name, place), _condition(value, place), place)
+            field = Field("metadata", _keys(name, place))
+            return _metadata_condition(field, _condition(value, place), place)
         raise InvalidQueryError(
             f"{place}: there is no such field; a field is {', '.join(_COLUMNS)} or metadata.KEY, "
             "and filters are joined by and, or, not"
@@ -110,57 +170,49 @@ def _shown(name: str, number: int) -> str:
     return "metadata.(key)" if name.startswith("metadata.") else f"(field {number})"
 
 
-def _joined(parts: Sequence[Filter], word: str) -> Filter:
-    return Filter(
-        f"({word.join(part.sql for part in parts)})", tuple(value for part in parts for value in part.values)
-    )
-
-
 def _condition(value: object, place: str) -> dict[str, Any]:
     """A condition in its long form, with operators that exist and may stand together."""
     if isinstance(value, list):
         raise InvalidQueryError(f'{place} is a list: say {{"in": [...]}} for any of several values')
     if not isinstance(value, dict):
         return {"eq": value}
-    allowed = ("eq", "in", "exists", *_RANGES)
+    allowed = ("eq", "in", "exists", *COMPARISONS)
     for name in value:
         if name not in allowed:
             raise InvalidQueryError(
                 f"{place} has a comparison that does not exist; there are {', '.join(allowed)}"
             )
-    if not value or (len(value) > 1 and not value.keys() <= _RANGES.keys()):
+    if not value or (len(value) > 1 and not value.keys() <= set(COMPARISONS)):
         raise InvalidQueryError(f"{place} must be one comparison, or bounds of one range")
     return value
 
 
-def _json_path(name: str, place: str) -> str:
-    keys = name.split(".")[1:]
+def _keys(name: str, place: str) -> tuple[str, ...]:
+    keys = tuple(name.split(".")[1:])
     if not all(_KEY.fullmatch(key) for key in keys):
         raise InvalidQueryError(
             f"{place}: a key of metadata is not empty and holds no quotation mark or backslash"
         )
-    return "$" + "".join(f'."{key}"' for key in keys)
+    return keys
 
 
-def _column_condition(column: str, condition: dict[str, Any], place: str) -> Filter:
+def _column_condition(field: Field, condition: dict[str, Any], place: str) -> Filter:
     ((operator, operand), *_) = condition.items()
     if operator == "exists":
-        return Filter(f"videos.{column} IS {'NOT ' if _truth(operand, place) else ''}NULL", ())
-    if operator == "eq":
-        if operand is None:
-            return Filter(f"videos.{column} IS NULL", ())
-        return Filter(f"videos.{column} IS ?", (_column_value(column, operand, place),))
-    if operator == "in":
-        wanted = [_column_value(column, one, place) for one in _values(operand, place)]
-        return Filter(
-            f"coalesce(videos.{column} IN (SELECT value FROM json_each(?)), 0)", (json.dumps(wanted),)
+        return Exists(field, _truth(operand, place))
+    if operator == "eq" and operand is None:
+        return Exists(field, exists=False)
+    if operator in ("eq", "in"):
+        wanted = [operand] if operator == "eq" else _values(operand, place)
+        values = [_column_value(field.column, one, place) for one in wanted]
+        return OneOf(
+            field,
+            texts=tuple(value for value in values if isinstance(value, str)),
+            numbers=tuple(value for value in values if not isinstance(value, str)),
         )
-    bounds = [
-        Filter(f"videos.{column} {_RANGES[name]} ?", (_column_value(column, bound, place),))
-        for name, bound in condition.items()
-    ]
-    inside = _joined(bounds, " AND ")
-    return Filter(f"coalesce({inside.sql}, 0)", inside.values)
+    return Within(
+        field, tuple((name, _column_value(field.column, bound, place)) for name, bound in _bounds(condition))
+    )
 
 
 def _column_value(column: str, value: object, place: str) -> str | float:
@@ -185,70 +237,42 @@ def _seconds_of(text: str, place: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _metadata_condition(path: str, condition: dict[str, Any], place: str) -> Filter:
+def _metadata_condition(field: Field, condition: dict[str, Any], place: str) -> Filter:
     ((operator, operand), *_) = condition.items()
     if operator == "exists":
-        wanted = "NOT NULL" if _truth(operand, place) else "NULL"
-        return Filter(f"json_type(videos.metadata, ?) IS {wanted}", (path,))
+        return Exists(field, _truth(operand, place))
     if operator in ("eq", "in"):
-        wanted_values = [operand] if operator == "eq" else _values(operand, place)
-        return _some_element(path, _equal_to_one_of(wanted_values, place))
-    texts = {isinstance(bound, str) for bound in condition.values()}
-    if len(texts) > 1:
+        return _one_of(field, [operand] if operator == "eq" else _values(operand, place), place)
+    if len({isinstance(bound, str) for bound in condition.values()}) > 1:
         raise InvalidQueryError(f"{place}: the bounds of a range must be all numbers or all text")
     bounds = []
-    for name, bound in condition.items():
+    for name, bound in _bounds(condition):
         value = _scalar(bound, place)
         if value is None or isinstance(value, bool):
             raise InvalidQueryError(f"{place}: the bounds of a range must be numbers or text")
-        bounds.append(Filter(f"item.atom {_RANGES[name]} ?", (value,)))
-    kind = "item.type = 'text'" if texts == {True} else "item.type IN ('integer', 'real')"
-    return _some_element(path, _joined([Filter(kind, ()), *bounds], " AND "))
+        bounds.append((name, value))
+    return Within(field, tuple(bounds))
 
 
-def _some_element(path: str, condition: Filter) -> Filter:
-    """`condition` on the value at `path`, or on one element of the list there.
-
-    `json_each` goes through the members of an object as well, which are other fields and not meant.
-    """
-    return Filter(
-        "(coalesce(json_type(videos.metadata, ?), '') != 'object' AND EXISTS"
-        f" (SELECT 1 FROM json_each(videos.metadata, ?) AS item WHERE {condition.sql}))",
-        (path, path, *condition.values),
-    )
+def _bounds(condition: dict[str, Any]) -> list[tuple[Comparison, object]]:
+    return [(name, condition[name]) for name in COMPARISONS if name in condition]
 
 
-def _equal_to_one_of(values: Iterable[object], place: str) -> Filter:
+def _one_of(field: Field, values: Iterable[object], place: str) -> OneOf:
     texts: list[str] = []
     numbers: list[int | float] = []
-    types: list[str] = []
+    constants: list[str] = []
     for value in values:
         match _scalar(value, place):
             case None:
-                types.append("null")
+                constants.append("null")
             case bool() as truth:
-                types.append("true" if truth else "false")
+                constants.append("true" if truth else "false")
             case str() as text:
                 texts.append(text)
             case int() | float() as number:
                 numbers.append(number)
-    parts = []
-    if texts:
-        parts.append(
-            Filter(
-                "(item.type = 'text' AND item.atom IN (SELECT value FROM json_each(?)))", (json.dumps(texts),)
-            )
-        )
-    if numbers:
-        parts.append(
-            Filter(
-                "(item.type IN ('integer', 'real') AND item.atom IN (SELECT value FROM json_each(?)))",
-                (json.dumps(numbers),),
-            )
-        )
-    if types:
-        parts.append(Filter("item.type IN (SELECT value FROM json_each(?))", (json.dumps(types),)))
-    return _joined(parts, " OR ")
+    return OneOf(field, tuple(texts), tuple(numbers), tuple(constants))
 
 
 def _values(value: object, place: str) -> list[object]:

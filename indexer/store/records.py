@@ -144,6 +144,18 @@ class SegmentFeatures:
         return np.arange(self.frames.shape[1]) < self.num_frames[:, None]
 
 
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """Segments whose videos a filter lets through, as of the change `sequence`, which had this `token`.
+
+    segment_ids: int64, ascending, not to be written to.
+    """
+
+    sequence: int
+    token: str | None
+    segment_ids: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Change:
     """One entry of the change log.
@@ -156,6 +168,48 @@ class Change:
     kind: ChangeKind
     video_id: str
     segment_ids: Sequence[int] = field(default=())
+
+
+@dataclass(frozen=True)
+class StoreState:
+    """The store at one moment.
+
+    sequence, token: of the last change, see `Catalog.change_token`. changes: those since the sequence number
+    asked with, in order.
+    """
+
+    sequence: int
+    token: str
+    num_videos: int
+    num_segments: int
+    changes: Sequence[Change] = ()
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something in the store that is not what was written.
+
+    part: `catalog` and `change log` are the truth, `totals` are derived from it, `jobs` are requests.
+    """
+
+    part: str
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexFacts:
+    """What an index is, fixed when it is made.
+
+    fingerprint: of model and sampling, 64 hex digits, see `indexer.ingest.encoding`. model_spec: how to load
+    that model again. embedding_dim, num_frames: D and F of every feature. sampling_json: from
+    `Sampling.to_json`.
+    """
+
+    fingerprint: str
+    model_spec: str
+    embedding_dim: int
+    num_frames: int
+    sampling_json: str
 
 
 MAX_ID_LENGTH = 200
@@ -202,6 +256,20 @@ def metadata_to_json(metadata: Mapping[str, Any] | None) -> str:
     if size_bytes > MAX_METADATA_BYTES:
         raise InvalidRecordError(f"metadata is longer than {MAX_METADATA_BYTES} bytes of JSON")
     return text
+
+
+def merge_patch(target: Any, patch: Mapping[str, Any]) -> dict[str, Any]:
+    """`target` with the members of `patch` set, those that it says null removed, objects merged likewise
+    (RFC 7396 section 2). Neither is changed."""
+    merged = dict(target) if isinstance(target, Mapping) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        elif isinstance(value, Mapping):
+            merged[name] = merge_patch(merged.get(name), value)
+        else:
+            merged[name] = value
+    return merged
 
 
 def check_number(name: str, value: float, least: float = 0.0, most: float = sys.float_info.max) -> float:

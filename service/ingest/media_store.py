@@ -25,9 +25,10 @@ from indexer.errors import IndexerError
 from indexer.ingest.video_files import MEDIA_FOLDER, local_path
 from indexer.maintenance.reindexing import find_in_others
 from indexer.media.probing import file_extension
+from indexer.store.job import Job
 from indexer.store.records import VideoRecord
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.jobs import Job, JobQueue
+from indexer.store.sqlite.jobs import JobQueue
 from model.atomic_files import synchronize_directory
 
 CONTENT_TYPES = {

@@ -7,8 +7,9 @@ import os
 import socket
 
 from indexer.errors import IndexBusyError, IndexStorageError, JobNotFoundError, LeaseLostError
+from indexer.store.job import FailureReason, Job
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.jobs import Job, JobQueue
+from indexer.store.sqlite.jobs import JobQueue
 from service.ingest.media_store import MediaStore, discard_upload
 
 logger = logging.getLogger("xclip_search.worker")
@@ -35,11 +36,17 @@ class JobEndings:
         self._store = media_store
         self._catalog = catalog
 
-    def fail(self, job: Job, reason: str) -> None:
-        """The job has failed, unless it is another worker's by now; its upload goes."""
+    def fail(self, job: Job, reason: str, failure: FailureReason) -> None:
+        """The job has failed, unless it is another worker's by now; its upload goes.
+
+        Args:
+            job: a leased job.
+            reason: a sentence for the client.
+            failure: the same in one of few classes.
+        """
         logger.info("job %s failed: %s", job.id, reason)
         try:
-            self._queue.fail(job.id, reason, attempt=job.attempts)
+            self._queue.fail(job.id, reason, failure, attempt=job.attempts)
         except (LeaseLostError, JobNotFoundError):
             self.discard_if_ended(job)
             return

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from indexer.errors import (
+    DecoderDiedError,
+    DecodeTimeoutError,
     DuplicateIdError,
     IndexerError,
     IndexSupersededError,
@@ -32,9 +34,10 @@ from indexer.errors import (
     MediaError,
 )
 from indexer.search.cancellation import cancellable
+from indexer.store.job import FailureReason, Job
 from indexer.store.records import NewVideo
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.jobs import Job, JobQueue
+from indexer.store.sqlite.jobs import JobQueue
 from service.ingest.media_store import MediaStore, sweep
 from service.ingest.outcomes import (
     NO_ROOM_REASON,
@@ -140,18 +143,23 @@ class Worker:
             logger.warning("job %s was cancelled, or taken over by another worker", job.id)
             self._endings.discard_if_ended(job)
         except MediaError as error:
-            self._endings.fail(job, error.reason)
+            is_decoder = isinstance(error, DecoderDiedError | DecodeTimeoutError)
+            failure = FailureReason.DECODER if is_decoder else FailureReason.MEDIA
+            self._endings.fail(job, error.reason, failure)
         except DuplicateIdError:
-            self._endings.fail(job, ID_TAKEN_REASON)
+            self._endings.fail(job, ID_TAKEN_REASON, FailureReason.ID_TAKEN)
         except (*UNWRITABLE, IndexSupersededError):
             raise  # Nothing is wrong with the video.
         except OSError as error:
             no_room = error.errno in (errno.ENOSPC, errno.EDQUOT)
             logger.error("job %s failed", job.id, exc_info=error)
-            self._endings.fail(job, NO_ROOM_REASON if no_room else INTERNAL_REASON)
+            if no_room:
+                self._endings.fail(job, NO_ROOM_REASON, FailureReason.NO_ROOM)
+            else:
+                self._endings.fail(job, INTERNAL_REASON, FailureReason.INTERNAL)
         except Exception as error:
             logger.error("job %s failed", job.id, exc_info=error)
-            self._endings.fail(job, INTERNAL_REASON)
+            self._endings.fail(job, INTERNAL_REASON, FailureReason.INTERNAL)
         else:
             seconds = time.monotonic() - started
             logger.info("job %s done in %.2f s: video %s", job.id, seconds, video_id)

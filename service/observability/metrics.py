@@ -146,21 +146,15 @@ def _queue_figures(service: ReadyService) -> Iterator[Metric]:
 
 
 def _job_figures(service: ReadyService) -> Iterator[Metric]:
-    from indexer.store.sqlite.jobs import count_failed_jobs
-    from service.ingest.failure_reasons import FAILURE_CLASSES, failure_class
-
     jobs = GaugeMetricFamily("xclip_jobs", "Ingest requests by state, of thirty days.", labels=["state"])
     for state, count in service.job_queue.counts().items():
         jobs.add_metric([state], count)
     yield jobs
-    by_class = dict.fromkeys(FAILURE_CLASSES, 0)
-    for failed in count_failed_jobs(service.catalog):
-        by_class[failure_class(failed)] += failed.count
     reasons = GaugeMetricFamily(
         "xclip_failed_jobs", "Failed ingest requests by kind of reason, of thirty days.", labels=["reason"]
     )
-    for name, count in by_class.items():
-        reasons.add_metric([name], count)
+    for failure, count in service.job_queue.failure_counts().items():
+        reasons.add_metric([failure], count)
     yield reasons
 
 

@@ -11,15 +11,8 @@ from typing import Annotated, Any
 from anyio import sleep, to_thread
 from fastapi import APIRouter, Query, Request, Response
 
-from indexer.errors import IndexFullError
-from indexer.store.sqlite.jobs import (
-    Admission,
-    Job,
-    NewJob,
-    QueueFullError,
-    admit,
-    may_admit,
-)
+from indexer.errors import IndexFullError, QueueFullError
+from indexer.store.job import Admission, Job, NewJob
 from service.auth.access import WRITE
 from service.errors import (
     BodyTooLargeError,
@@ -122,7 +115,7 @@ async def add_video(
             "or a uri as JSON with Content-Type: application/json."
         )
     # Before the body: gigabytes that would be refused in the end need not be sent.
-    may = partial(may_admit, service.catalog, max_queued=service.settings.max_queued_jobs)
+    may = partial(service.job_queue.has_room, max_queued=service.settings.max_queued_jobs)
     if not await to_thread.run_sync(may):
         raise _queue_full_problem()
     if kind == "multipart/form-data":
@@ -213,7 +206,7 @@ def _accept_web_address(service: ReadyService, body: AddVideoRequest) -> Admissi
 
 def _admit(service: ReadyService, new: NewJob) -> Admission:
     try:
-        return admit(service.catalog, new, max_queued=service.settings.max_queued_jobs)
+        return service.job_queue.admit(new, max_queued=service.settings.max_queued_jobs)
     except QueueFullError:
         raise _queue_full_problem() from None
     except IndexFullError as error:

@@ -8,7 +8,7 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import APIRouter, Query
 
-from indexer.store.sqlite.jobs import Job
+from indexer.store.job import Job
 from service.auth.access import READ, WRITE
 from service.errors import JobNotFoundError, OverloadedError, StorageFullError
 from service.http.openapi import problems

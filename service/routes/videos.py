@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 
-import indexer.store.sqlite.catalog
 from indexer.store.filters import parse_filter
 from indexer.store.records import VideoRecord
 from service.auth.access import READ, WRITE
@@ -75,9 +74,7 @@ async def patch_video(
 
 def _patch(service: ReadyService, video_id: str, patch: dict[str, Any]) -> VideoRecord:
     try:
-        return indexer.store.sqlite.catalog.patch_video(
-            service.catalog, video_id, patch, check=check_metadata
-        )
+        return service.catalog.patch_video(video_id, patch, check=check_metadata)
     except ValueError as error:
         # What came together is too large or too deep, though the patch itself may be small.
         raise InvalidRequestError(

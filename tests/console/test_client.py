@@ -583,6 +583,6 @@ def test_the_awaiting_client_does_many_things_at_once(service: Service, server: 
 
 
 def test_the_states_of_a_job_are_those_of_the_service() -> None:
-    from indexer.store.sqlite.jobs import JOB_STATES
+    from indexer.store.job import JOB_STATES
 
     assert get_args(client_module.JobState) == JOB_STATES

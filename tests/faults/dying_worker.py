@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from indexer.store.job import Job
 from indexer.store.records import NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.connections import Transaction
-from indexer.store.sqlite.jobs import Job, JobQueue
+from indexer.store.sqlite.jobs import JobQueue
 from service.ingest.media_store import MediaStore
 from service.ingest.worker import Worker
 from service.settings import WorkerSettings

@@ -15,10 +15,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from indexer.errors import FingerprintMismatchError, IndexBusyError, IndexSupersededError, MediaError
+from indexer.store.records import IndexFacts
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import name_generation
-from indexer.store.sqlite.jobs import JobQueue, copy_jobs
-from indexer.store.sqlite.superseded import Succession, write_succession
+from indexer.store.sqlite.jobs import JobQueue
+from indexer.store.sqlite.superseded import Succession
 from service import app as application
 from service import index_switch as generation_watch
 from service.app import create_app
@@ -26,6 +27,7 @@ from service.ingest.media_store import MediaStore
 from service.ingest.worker import Worker
 from service.settings import ServiceSettings, WorkerSettings
 from tests.faults.dying_worker import read_by_rote
+from tests.support.catalog_builders import enqueue
 from tests.support.servers.service_fakes import FakeSearcher, add_video, make_catalog
 
 OTHER = "e" * 64
@@ -36,18 +38,22 @@ def switch(index: Path, source: Catalog) -> Catalog:
     `indexer.maintenance.reindexing`."""
     later = Catalog.create(
         index,
-        fingerprint=OTHER,
-        model_spec="none",
-        embedding_dim=4,
-        num_frames=2,
-        sampling_json='{"num_frames": 2}',
+        IndexFacts(
+            fingerprint=OTHER,
+            model_spec="none",
+            embedding_dim=4,
+            num_frames=2,
+            sampling_json='{"num_frames": 2}',
+        ),
         generation=2,
         successor_of=1,
     )
     for name in ("first", "second"):
         add_video(later, name)
-    with source.connections.transaction() as connection:
-        write_succession(connection, Succession(2, epoch=1))
+    with source.transaction() as transaction:
+        with later.transaction() as into:
+            JobQueue(later).replace_all(transaction, into)
+        source.hand_over(later, transaction)
     later.take_over(Succession(1, epoch=0))
     name_generation(index, 2)
     return later
@@ -196,14 +202,11 @@ def test_a_worker_leaves_a_superseded_generation_and_the_job_under_way_is_done_i
         path = store.new_upload_path()
         path.write_bytes(content)
         sha256 = hashlib.sha256(content).hexdigest()
-        job = JobQueue(former).enqueue(None, str(path), content_sha256=sha256, delete_source=True)
+        job = enqueue(JobQueue(former), None, str(path), content_sha256=sha256, delete_source=True)
         later: list[Catalog] = []
 
         def read(path: Path) -> dict[str, Any]:
-            with former.connections.reading() as source:
-                later.append(switch(tmp_path, former))
-                with later[0].connections.transaction() as target:
-                    copy_jobs(source, target)
+            later.append(switch(tmp_path, former))
             if fails:
                 raise MediaError("this reason must reach nobody")
             return read_by_rote(path)

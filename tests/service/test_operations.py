@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from indexer.store.sqlite.jobs import GAVE_UP_REASON, FailedJobs
+from indexer.store.job import FailureReason
 from service.errors import ERROR_CLASSES
-from service.ingest.failure_reasons import FAILURE_CLASSES, failure_class
-from service.ingest.worker import ID_TAKEN_REASON, INTERNAL_REASON, NO_ROOM_REASON
 from service.observability import logs
 from service.observability.metrics import STATS_GAUGES
 from tests.service.routes.test_docs import DOCS, rows
+from tests.support.catalog_builders import enqueue
 from tests.support.servers.service_fakes import Service, add_video, running
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -80,8 +79,8 @@ def test_index_and_jobs_are_told_as_they_are_at_the_scrape(service: Service) -> 
     assert value(service, "xclip_index_videos") == 1
     add_video(service.catalog, "another")
     assert value(service, "xclip_index_videos") == 2
-    service.job_queue.enqueue(None, "/x")
-    job = service.job_queue.enqueue(None, "/y")
+    enqueue(service.job_queue, None, "/x")
+    job = enqueue(service.job_queue, None, "/y")
     service.job_queue.cancel(job.id)
     assert value(service, "xclip_jobs", state="queued") == 1
     assert value(service, "xclip_jobs", state="failed") == 1
@@ -89,25 +88,15 @@ def test_index_and_jobs_are_told_as_they_are_at_the_scrape(service: Service) -> 
     assert value(service, "xclip_index_info", fingerprint="f" * 64, coarse_kind="") == 1
 
 
-@pytest.mark.parametrize(
-    ("reason", "expected"),
-    [
-        ("cancelled", "cancelled"),
-        (GAVE_UP_REASON, "gave_up"),
-        (NO_ROOM_REASON, "no_room"),
-        (ID_TAKEN_REASON, "id_taken"),
-        (INTERNAL_REASON, "internal"),
-        ("the decoder crashed (signal 11)", "decoder"),
-        ("decoding took longer than 300 seconds", "decoder"),
-        ("the file is empty", "media"),
-        ("anything new", "media"),
-    ],
-)
-def test_reasons_fall_into_few_classes(reason: str, expected: str) -> None:
-    assert failure_class(FailedJobs(reason, False, 1)) == expected
-    of_the_web = failure_class(FailedJobs(reason, True, 1))
-    assert of_the_web == ("fetch" if expected in ("decoder", "media") else expected)
-    assert {expected, of_the_web} <= set(FAILURE_CLASSES)
+@pytest.mark.parametrize("failure", list(FailureReason))
+def test_failed_jobs_are_counted_by_the_reason_that_they_were_stored_with(
+    service: Service, failure: FailureReason
+) -> None:
+    job = enqueue(service.job_queue, None, "/x")
+    service.job_queue.lease("worker", 60.0)
+    service.job_queue.fail(job.id, "any sentence", failure)
+    assert service.job_queue.get(job.id).failure is failure
+    assert value(service, "xclip_failed_jobs", reason=failure) == 1
 
 
 def test_every_metric_is_documented_and_every_documented_one_is_there(

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from indexer.coarse.exact import empty_exact_index
 from indexer.coarse.index import CoarseIndex
-from indexer.store.records import AddOutcome, NewVideo, SegmentRecord
+from indexer.store.job import Job, NewJob
+from indexer.store.records import AddOutcome, IndexFacts, NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.jobs import Job, JobQueue
+from indexer.store.sqlite.jobs import JobQueue
 
 FINGERPRINT = "f" * 64
 
@@ -26,8 +27,10 @@ FINGERPRINT = "f" * 64
 def create_catalog(
     directory: Path, *, embedding_dim: int = 8, num_frames: int = 4, **changes: Any
 ) -> Catalog:
-    facts = {"fingerprint": FINGERPRINT, "model_spec": "demo", "sampling_json": "{}", **changes}
-    return Catalog.create(directory, embedding_dim=embedding_dim, num_frames=num_frames, **facts)
+    values = {"fingerprint": FINGERPRINT, "model_spec": "demo", "sampling_json": "{}"}
+    of_file = {name: changes.pop(name) for name in ("generation", "successor_of") if name in changes}
+    facts = IndexFacts(embedding_dim=embedding_dim, num_frames=num_frames, **{**values, **changes})
+    return Catalog.create(directory, facts, **of_file)
 
 
 def unit(vector: NDArray[Any]) -> NDArray[np.float32]:
@@ -87,6 +90,10 @@ def add_and_finish(
         outcome = catalog.add_video(new_video(number, segments, **changes), transaction)
         JobQueue(catalog).finish(job.id, outcome.video_id, attempt=job.attempts, transaction=transaction)
     return outcome
+
+
+def enqueue(queue: JobQueue, video_id: str | None, source_path: str, **fields: Any) -> Job:
+    return queue.enqueue(NewJob(video_id=video_id, source_path=source_path, **fields))
 
 
 @contextlib.contextmanager

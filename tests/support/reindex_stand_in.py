@@ -23,6 +23,7 @@ from indexer.media.sampling import Sampling, segment_bounds
 from indexer.store.records import NewVideo, SegmentRecord
 from indexer.store.sqlite import catalog as catalog_module
 from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.jobs import JobQueue
 
 D, F = 8, 4
 SECONDS = 25.0
@@ -112,7 +113,7 @@ def main() -> None:
     steps: dict[str, Callable[[], None]] = {
         "begun": lambda: end_before(build, "_encode"),
         "encoded": lambda: end_after(build, "_encode"),
-        "carried": lambda: end_after(catalog_module, "copy_jobs"),
+        "carried": lambda: end_after(JobQueue, "replace_all"),
         "row-written": lambda: end_after(catalog_module, "write_succession"),
         "row-committed": lambda: end_before(Catalog, "take_over"),
         "taken-over": lambda: end_after(Catalog, "take_over"),

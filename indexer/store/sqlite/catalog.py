@@ -1,15 +1,9 @@
-"""The catalog: one SQLite file that is the truth about an index. Everything else is derived from it.
-
-What can be read from a catalog: facts about itself, videos, segments and their features, changes.
-
-Changing what a person says about a video: a merge patch (RFC 7396), as one transaction.
-
-Which segments belong to which videos, without reading anything else of them.
-"""
+"""The catalog: one SQLite file that is the truth about an index. Everything else is derived from it."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import enum
 import json
 import sqlite3
@@ -38,10 +32,14 @@ from indexer.store.filters import Filter
 from indexer.store.records import (
     AddOutcome,
     Change,
+    Damage,
+    IndexFacts,
+    Matches,
     NewVideo,
     SegmentFeatures,
     SegmentInfo,
     SegmentRecord,
+    StoreState,
     VideoRecord,
     check_count,
     check_number,
@@ -49,10 +47,11 @@ from indexer.store.records import (
     check_sha256,
     check_text,
     check_video_id,
+    merge_patch,
     metadata_to_json,
 )
-from indexer.store.sqlite import video_rows as catalog_videos
 from indexer.store.sqlite.changes import (
+    damaged_changes,
     forget_changes,
     last_sequence,
     next_sequence,
@@ -60,8 +59,9 @@ from indexer.store.sqlite.changes import (
     read_token,
     write_change,
 )
-from indexer.store.sqlite.connections import ConnectionPool, ParallelReading, Transaction
-from indexer.store.sqlite.features import FeatureRows, read_segment_infos
+from indexer.store.sqlite.connections import ConnectionPool, PinnedConnection, Transaction, translated
+from indexer.store.sqlite.features import FeatureRows, damaged_segments, read_segment_infos
+from indexer.store.sqlite.filters import compile_filter, matching_segments
 from indexer.store.sqlite.generations import (
     FIRST_GENERATION,
     directory_of,
@@ -69,56 +69,83 @@ from indexer.store.sqlite.generations import (
     index_exists,
     named_generation,
 )
-from indexer.store.sqlite.integrity import check_structure
-from indexer.store.sqlite.jobs import copy_jobs
+from indexer.store.sqlite.integrity import check_structure, checksum_of_row, inconsistencies, is_checked
 from indexer.store.sqlite.schema import (
     CATALOG_FILE,
-    check_catalog_file,
     check_facts,
+    check_format,
     create_catalog_file,
 )
 from indexer.store.sqlite.superseded import Succession, read_succession, write_succession
-from indexer.store.sqlite.write_ahead_log import check_log
 from model.atomic_files import synchronize_directory
 
+_COLUMNS: Final = (
+    "id, content_sha256, uri, title, metadata, duration_seconds, width, height, frame_rate, codec,"
+    " size_bytes, partial, fraction_read, trusted, added_at, sequence"
+)
+"""Of a video, in the order of the fields of `VideoRecord`."""
 
-class CatalogReader:
-    """The reading half of `indexer.store.sqlite.catalog.Catalog`, which is what others use.
+_RECORDS_AT_ONCE: Final = 1_000
 
-    index_directory: the whole index. generation: which of its generations this is. directory: where the files
-    of that generation lie, the catalog at `path` among them.
+Owners = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Segment ids int64 [N], ascending, and the catalog's number of each one's video."""
+
+Metadata = Mapping[str, Any]
+
+
+class _Keep(enum.Enum):
+    KEEP = enum.auto()
+
+
+KEEP: Final = _Keep.KEEP
+"""Given to `Catalog.update_video` for what stays as it is (None would erase it)."""
+
+
+class Catalog:
+    """Videos, their segments and features, the change log and the jobs of one index directory.
+
+    Made by `create`, `open` or `open_or_create`. Several processes may have the same catalog open, each its
+    own object; one object may be used from several threads. Every change is one transaction and on disk when
+    the method returns. Methods raise IndexDamagedError where the file is not what was written, and those that
+    change something IndexSupersededError where another generation of the index has become the current one.
+
+    Attributes:
+        index_directory: the whole index.
+        generation: which of its generations this is.
+        directory: where the files of that generation lie, the catalog at `path` among them.
+        facts: what the index is.
+        clock: gives the time of changes, in seconds since 1970.
     """
 
+    # Opening and closing
+
     def __init__(
-        self,
-        index_directory: Path,
-        generation: int = FIRST_GENERATION,
-        *,
-        clock: Callable[[], float] = time.time,
-        check: bool = True,
-        although_superseded: bool = False,
+        self, index_directory: Path, generation: int = FIRST_GENERATION, *, although_superseded: bool = False
     ) -> None:
-        """See `Catalog.open` and `Catalog.open_generation`."""
+        """Connect to a catalog without looking at it; for the class methods below."""
         self.index_directory = index_directory
         self.generation = generation
         self.directory = directory_of(index_directory, generation)
         self.path = self.directory / CATALOG_FILE
         self.connections = ConnectionPool(self.path, although_superseded=although_superseded)
-        self._parallel = ParallelReading(self.connections)
-        self.clock = clock
-        if check:
-            check_log(self.path)  # Before SQLite, which would cut off what is damaged.
+        self.clock: Callable[[], float] = time.time
+
+    def _read_facts(self, check: bool) -> Self:
+        """Make sure that this is a catalog, read what it says of itself, and where `check` its structure."""
         try:
+            with self.connections.reading() as connection:
+                check_format(connection, self.path)
             with self.connections.snapshot() as connection:
-                check_catalog_file(connection, self.path)
                 facts = dict(connection.execute("SELECT name, value FROM facts"))
                 if check:
                     check_structure(connection, self.path)
-            self.fingerprint: str = facts["fingerprint"]
-            self.model_spec: str = facts["model_spec"]
-            self.sampling_json: str = facts["sampling_json"]
-            self.embedding_dim = int(facts["embedding_dim"])
-            self.num_frames = int(facts["num_frames"])
+            self.facts = IndexFacts(
+                fingerprint=facts["fingerprint"],
+                model_spec=facts["model_spec"],
+                embedding_dim=int(facts["embedding_dim"]),
+                num_frames=int(facts["num_frames"]),
+                sampling_json=facts["sampling_json"],
+            )
             self.created_at = float(facts["created_at"])
             check_facts(facts, self.path)
             self._features = FeatureRows(self.num_frames, self.embedding_dim, self.fingerprint)
@@ -128,11 +155,119 @@ class CatalogReader:
         except BaseException:
             self.connections.close()
             raise
+        # A damaged record might fulfil a filter, or not, without ever being read again: of a catalog that is
+        # small enough all are checked before the first filter is asked.
+        self._must_check_videos = is_checked(self.path)
+        return self
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | Path,
+        facts: IndexFacts,
+        *,
+        generation: int = FIRST_GENERATION,
+        successor_of: int | None = None,
+    ) -> Self:
+        """An empty catalog.
+
+        Args:
+            directory: of the index; made if absent.
+            facts: what the index shall be.
+            generation, successor_of: of a catalog that shall supersede another one. Until it does, only this
+                object, and what `open_generation` gives for that purpose, can change it.
+
+        Raises:
+            IndexExistsError: an index is there.
+            InvalidRecordError: the facts are not possible.
+        """
+        if facts.embedding_dim < 1 or facts.num_frames < 1:
+            raise InvalidRecordError("embedding_dim and num_frames are at least 1")
+        check_sha256(facts.fingerprint, "fingerprint")
+        if successor_of is None and index_exists(Path(directory)):
+            raise IndexExistsError(f"an index is already in {directory}")
+        create_catalog_file(directory_of(Path(directory), generation), facts, successor_of)
+        catalog = cls(Path(directory), generation, although_superseded=successor_of is not None)
+        return catalog._read_facts(check=True)
+
+    @classmethod
+    def open(cls, directory: str | Path, *, fingerprint: str | None = None, check: bool = True) -> Self:
+        """The current catalog of an index.
+
+        Args:
+            directory: of the index.
+            fingerprint: the one that the index must have, or None for any.
+            check: look first for what no row's checksum tells, see `indexer.store.sqlite.integrity`.
+
+        Raises:
+            IndexNotFoundError: there is no index.
+            IndexDamagedError: it is not what was written.
+            IndexVersionError: it is of a format that this version does not read.
+            FingerprintMismatchError: it has another fingerprint.
+        """
+        catalog = cls._open_current(Path(directory), check)
+        if fingerprint is not None and catalog.fingerprint != fingerprint:
+            catalog.close()
+            raise FingerprintMismatchError(expected=fingerprint, found=catalog.fingerprint)
+        return catalog
+
+    @classmethod
+    def _open_current(cls, index_directory: Path, check: bool) -> Self:
+        number, epoch = named_generation(index_directory), -1
+        while True:
+            catalog = cls(index_directory, number)._read_facts(check)
+            succession = catalog.succession
+            if succession is None:
+                return catalog
+            if succession.epoch <= epoch:
+                # Both rows are there: the switch that came last was cut short before it took this one away.
+                catalog.take_over(succession)
+                return catalog
+            catalog.close()
+            number, epoch = succession.generation, succession.epoch
+
+    @classmethod
+    def open_generation(
+        cls,
+        directory: str | Path,
+        generation: int,
+        *,
+        although_superseded: bool = False,
+        check: bool = True,
+    ) -> Self:
+        """A catalog of an index, the current one or not.
+
+        Args:
+            directory: of the index.
+            generation: which one.
+            although_superseded: whether it can be changed while another one is current; for the process that
+                brings it up to date.
+            check: as for `open`.
+
+        Raises:
+            IndexNotFoundError, IndexDamagedError, IndexVersionError: as `open` does.
+        """
+        catalog = cls(Path(directory), generation, although_superseded=although_superseded)
+        if not catalog.path.is_file():
+            raise IndexNotFoundError(f"the index in {directory} has no generation {generation}")
+        return catalog._read_facts(check)
+
+    @classmethod
+    def open_or_create(cls, directory: str | Path, facts: IndexFacts) -> Self:
+        """`open` with the fingerprint of `facts` where there is a catalog, else `create`; raises what they
+        raise."""
+        try:
+            return cls.open(directory, fingerprint=facts.fingerprint)
+        except IndexNotFoundError:
+            pass
+        try:
+            return cls.create(directory, facts)
+        except IndexExistsError:  # Another process was quicker.
+            return cls.open(directory, fingerprint=facts.fingerprint)
 
     def close(self) -> None:
         """Close all connections; other methods raise RuntimeError from now on."""
         self.connections.close()
-        self._parallel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -142,52 +277,317 @@ class CatalogReader:
     ) -> None:
         self.close()
 
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Self]:
+        """This catalog as it is at one moment, to be read by one thread until the end of the block.
+
+        It holds up no writer, but the write-ahead log grows until it ends.
+        """
+        with self.connections.snapshot() as connection:
+            pinned = copy.copy(self)
+            pinned.connections = PinnedConnection(self.path, connection)
+            yield pinned
+
+    # What it is
+
+    @property
+    def fingerprint(self) -> str:
+        """Of model and sampling, 64 hex digits."""
+        return self.facts.fingerprint
+
+    @property
+    def model_spec(self) -> str:
+        """How to load the model that made the features."""
+        return self.facts.model_spec
+
+    @property
+    def embedding_dim(self) -> int:
+        """D of every feature."""
+        return self.facts.embedding_dim
+
+    @property
+    def num_frames(self) -> int:
+        """F of every segment's frame features."""
+        return self.facts.num_frames
+
+    @property
+    def sampling_json(self) -> str:
+        """How frames were sampled, from `Sampling.to_json`."""
+        return self.facts.sampling_json
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file on disk, with the part of it that is still in the write-ahead log."""
+        log = self.path.with_name(f"{self.path.name}-wal")
+        return self.path.stat().st_size + (log.stat().st_size if log.exists() else 0)
+
+    # Generations
+
     @property
     def succession(self) -> Succession | None:
         """Which generation takes the changes instead of this one; None where this is the current one."""
         with self.connections.reading() as connection:
             return read_succession(connection)
 
-    # Videos
+    def hand_over(self, successor: Self, transaction: Transaction) -> None:
+        """Make another generation of the index the current one.
+
+        The commit is the switch: from then on this catalog takes no changes, and `open` gives the successor.
+
+        Args:
+            successor: opened with `although_superseded`.
+            transaction: of this catalog, so that no other process can change it meanwhile.
+        """
+        # The commit must not reach the disk before the files that it leads to.
+        for directory in (successor.directory, successor.directory.parent, self.index_directory):
+            synchronize_directory(directory)
+        epochs = [row.epoch for row in read_successions(self.index_directory).values() if row is not None]
+        row = Succession(successor.generation, 1 + max([0, *epochs]))
+        write_succession(transaction.connection, row)
+
+    def take_over(self, outdated: Succession) -> None:
+        """Take away the row that names a successor, now that this generation is the current one (again).
+
+        Does nothing where the row is not `outdated`. Where nothing can be written now, the next process that
+        opens the index does it.
+        """
+        with (
+            contextlib.suppress(IndexBusyError, IndexStorageError),
+            self.connections.transaction(although_superseded=True) as connection,
+        ):
+            if read_succession(connection) == outdated:
+                write_succession(connection, None)
+
+    # Changing videos
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Transaction]:
+        """Several changes, of videos and of jobs, as one: all are on disk at the end of the block, or none
+        where it raises.
+
+        Raises:
+            IndexSupersededError: another generation of the index is the current one.
+        """
+        with self.connections.transaction() as connection:
+            yield Transaction(connection)
+
+    def add_video(self, video: NewVideo, transaction: Transaction | None = None) -> AddOutcome:
+        """Store a video, wholly or not at all, and log the change.
+
+        The same content again changes nothing and answers the id it has (`created` false), whatever
+        `video.id` says.
+
+        Args:
+            video: with its segments.
+            transaction: from `transaction`, for changes that belong together; its own otherwise.
+
+        Raises:
+            DuplicateIdError: the id is taken by other content.
+            InvalidRecordError: something cannot be stored.
+        """
+        check_segments(video.segments, self.num_frames, self.embedding_dim)
+        row = {
+            "id": uuid.uuid4().hex if video.id is None else check_video_id(video.id),
+            "content_sha256": check_sha256(video.content_sha256),
+            "uri": check_text("uri", video.uri),
+            "title": check_text("title", video.title),
+            "metadata": metadata_to_json(video.metadata),
+            "duration_seconds": check_number("duration_seconds", video.duration_seconds),
+            "width": check_count("width", video.width),
+            "height": check_count("height", video.height),
+            "frame_rate": check_number("frame_rate", video.frame_rate),
+            "codec": check_text("codec", video.codec),
+            "size_bytes": check_count("size_bytes", video.size_bytes),
+            "partial": int(video.partial),
+            "fraction_read": check_number("fraction_read", video.fraction_read, most=1.0),
+            "trusted": int(video.trusted),
+            "added_at": check_number("added_at", self.clock() if video.added_at is None else video.added_at),
+        }
+        with self.connections.joined(transaction) as connection:
+            return self._add_or_find(connection, row, video.segments)
+
+    def _add_or_find(
+        self, connection: sqlite3.Connection, row: dict[str, Any], segments: Sequence[SegmentRecord]
+    ) -> AddOutcome:
+        same = _find_by_sha256(connection, row["content_sha256"])
+        if same is not None:
+            return AddOutcome(same.id, created=False)
+        if _records_by_ids(connection, [row["id"]]):
+            raise DuplicateIdError(row["id"])
+        row["sequence"] = next_sequence(connection)
+        values = [row[name] for name in _COLUMNS.split(", ")]
+        marks = ", ".join("?" * (len(values) + 1))
+        number = connection.execute(
+            f"INSERT INTO videos ({_COLUMNS}, row_crc32) VALUES ({marks})", (*values, checksum_of_row(values))
+        ).lastrowid
+        assert number is not None
+        segment_ids = [self._features.insert(connection, number, segment) for segment in segments]
+        write_change(connection, "add", row["id"], segment_ids, self.clock())
+        connection.execute(
+            "UPDATE totals SET num_videos = num_videos + 1, num_segments = num_segments + ?", (len(segments),)
+        )
+        return AddOutcome(row["id"], created=True)
+
+    def delete_video(self, video_id: str) -> None:
+        """Remove a video, its segments and features; log their ids. Raises VideoNotFoundError."""
+        with self.connections.transaction() as connection:
+            found = connection.execute("SELECT number FROM videos WHERE id = ?", (video_id,)).fetchone()
+            if found is None:
+                raise VideoNotFoundError(video_id)
+            rows = connection.execute("SELECT id FROM segments WHERE video_number = ? ORDER BY id", found)
+            segment_ids = [segment_id for (segment_id,) in rows]
+            connection.execute("DELETE FROM videos WHERE number = ?", found)
+            write_change(connection, "delete", video_id, segment_ids, self.clock())
+            connection.execute(
+                "UPDATE totals SET num_videos = num_videos - 1, num_segments = num_segments - ?",
+                (len(segment_ids),),
+            )
+
+    def update_video(
+        self,
+        video_id: str,
+        *,
+        title: str | _Keep | None = KEEP,
+        uri: str | _Keep | None = KEEP,
+        metadata: Metadata | _Keep | None = KEEP,
+    ) -> VideoRecord:
+        """Replace the given fields (None erases), log the change and return the new record.
+
+        Raises:
+            VideoNotFoundError: there is no such video.
+            InvalidRecordError: a value cannot be stored.
+        """
+        values: dict[str, str | None] = {}
+        if title is not KEEP:
+            values["title"] = check_text("title", title)
+        if uri is not KEEP:
+            values["uri"] = check_text("uri", uri)
+        if metadata is not KEEP:
+            values["metadata"] = metadata_to_json(metadata)
+        with self.connections.transaction() as connection:
+            return self._update(connection, video_id, values)
+
+    def patch_video(
+        self,
+        video_id: str,
+        patch: Metadata,
+        *,
+        check: Callable[[Metadata], Metadata] = lambda merged: merged,
+    ) -> VideoRecord:
+        """Apply a merge patch (RFC 7396) to the title and metadata of a video; returns the record as it then
+        is.
+
+        Read, merged and written in one transaction: of two patches at once neither undoes the other. Logged
+        as an `update`, unless nothing changes.
+
+        Args:
+            video_id: of the video.
+            patch: `title` and `metadata`, or one of them; None for a title erases it, for metadata makes it
+                empty.
+            check: called with the metadata to be stored; what it raises leaves the video as it was.
+
+        Raises:
+            VideoNotFoundError: there is no such video.
+            InvalidRecordError: the patch is not possible, or its result cannot be stored.
+        """
+        if unknown := patch.keys() - {"title", "metadata"}:
+            raise InvalidRecordError(f"{', '.join(sorted(unknown))} cannot be patched")
+        if not isinstance(patch.get("title"), str | None):
+            raise InvalidRecordError("title must be a text or None")
+        if not isinstance(patch.get("metadata"), Mapping | None):
+            raise InvalidRecordError("metadata must be an object or None")
+        with self.connections.transaction() as connection:
+            record = _record_by_id(connection, video_id)
+            values: dict[str, str | None] = {}
+            if "title" in patch and patch["title"] != record.title:
+                values["title"] = check_text("title", patch["title"])
+            if "metadata" in patch:
+                of_metadata = patch["metadata"]
+                merged = {} if of_metadata is None else merge_patch(record.metadata, of_metadata)
+                as_json = metadata_to_json(check(merged))
+                if as_json != metadata_to_json(record.metadata):
+                    values["metadata"] = as_json
+            return self._update(connection, video_id, values)
+
+    def _update(
+        self, connection: sqlite3.Connection, video_id: str, values: Mapping[str, str | None]
+    ) -> VideoRecord:
+        """Set columns of a video, named by us, never by a client, and log it."""
+        # Read first: the new checksum must not cover up that another column is not what was written.
+        record = _record_by_id(connection, video_id)
+        if not values:
+            return record
+        assignments = ", ".join(f"{name} = ?" for name in values)
+        connection.execute(f"UPDATE videos SET {assignments} WHERE id = ?", (*values.values(), video_id))
+        row = connection.execute(f"SELECT {_COLUMNS} FROM videos WHERE id = ?", (video_id,)).fetchone()
+        connection.execute("UPDATE videos SET row_crc32 = ? WHERE id = ?", (checksum_of_row(row), video_id))
+        write_change(connection, "update", video_id, (), self.clock())
+        return _record_by_id(connection, video_id)
+
+    # Reading videos
 
     def get_video(self, video_id: str) -> VideoRecord:
         """The record of a video. Raises VideoNotFoundError."""
-        records = self.get_videos([video_id])
-        if video_id not in records:
-            raise VideoNotFoundError(video_id)
-        return records[video_id]
+        with self.connections.reading() as connection:
+            return _record_by_id(connection, video_id)
 
     def get_videos(self, video_ids: Sequence[str]) -> dict[str, VideoRecord]:
         """Records of those of `video_ids` that exist, by id."""
         with self.connections.reading() as connection:
-            return catalog_videos.read_by_ids(connection, video_ids)
+            return _records_by_ids(connection, video_ids)
 
-    def find_by_sha256(self, content_sha256: str) -> VideoRecord | None:
-        """The video with these bytes, or None."""
+    def find_by_sha256(
+        self, content_sha256: str, transaction: Transaction | None = None
+    ) -> VideoRecord | None:
+        """The video with these bytes, or None; as the transaction sees it, where one is given."""
+        if transaction is not None:
+            return _find_by_sha256(transaction.connection, content_sha256)
         with self.connections.reading() as connection:
-            return catalog_videos.read_by_sha256(connection, content_sha256)
+            return _find_by_sha256(connection, content_sha256)
 
     def list_videos(
         self, limit: int = 100, after: int | None = None, *, chosen: Filter | None = None
     ) -> list[VideoRecord]:
-        """At most `limit` videos, the newest first; of those that `chosen` lets through.
+        """At most `limit` videos, the newest first.
 
-        after: `sequence` of the last video of the page before, for the next page; videos added or deleted in
-        between shift nothing.
+        Args:
+            limit: how many.
+            after: `sequence` of the last video of the page before, for the next page; videos added or deleted
+                in between shift nothing.
+            chosen: only those that this filter lets through.
         """
+        where, values = "1", tuple[Any, ...]()
+        if chosen is not None:
+            condition = compile_filter(chosen)
+            where, values = condition.sql, condition.values
         with self.connections.reading() as connection:
-            return catalog_videos.read_page(connection, limit, after, chosen)
+            rows = connection.execute(
+                f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE sequence < ? AND {where}"
+                " ORDER BY sequence DESC LIMIT ?",
+                (2**63 - 1 if after is None else after, *values, max(0, limit)),
+            )
+            return [_record(row) for row in rows]
+
+    def iterate_videos(self, block_size: int = _RECORDS_AT_ONCE) -> Iterator[list[VideoRecord]]:
+        """All videos in blocks, in the order in which they were added. Each block is read when it is asked
+        for."""
+        last = 0
+        while True:
+            with self.connections.reading() as connection:
+                rows = connection.execute(
+                    f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE sequence > ? ORDER BY sequence LIMIT ?",
+                    (last, block_size),
+                )
+                block = [_record(row) for row in rows]
+            if not block:
+                return
+            last = block[-1].sequence
+            yield block
 
     def video_ids(self) -> list[str]:
         """Ids of all videos, in the order in which they were added."""
         with self.connections.reading() as connection:
             return [video_id for (video_id,) in connection.execute("SELECT id FROM videos ORDER BY sequence")]
-
-    def segment_ids(self) -> NDArray[np.int64]:
-        """Ids of all segments, int64, ascending."""
-        with self.connections.reading() as connection:
-            rows = connection.execute("SELECT id FROM segments ORDER BY id").fetchall()
-        return np.array(rows, np.int64).ravel()
 
     @property
     def num_videos(self) -> int:
@@ -202,18 +602,49 @@ class CatalogReader:
     def totals(self) -> tuple[int, int]:
         """(num_videos, num_segments) of one moment."""
         with self.connections.reading() as connection:
-            row = connection.execute("SELECT num_videos, num_segments FROM totals").fetchone()
+            return self._totals(connection)
+
+    def _totals(self, connection: sqlite3.Connection) -> tuple[int, int]:
+        row = connection.execute("SELECT num_videos, num_segments FROM totals").fetchone()
         if row is None or None in row:
             raise IndexDamagedError(f"the catalog {self.path} is damaged: it has no totals; run rebuild")
         return row[0], row[1]
 
-    @property
-    def size_bytes(self) -> int:
-        """Size of the file on disk, with the part of it that is still in the write-ahead log."""
-        log = self.path.with_name(f"{self.path.name}-wal")
-        return self.path.stat().st_size + (log.stat().st_size if log.exists() else 0)
+    def matching(self, chosen: Filter, former: Matches | None = None) -> Matches:
+        """The segments whose videos fulfil a filter now.
+
+        Args:
+            chosen: the filter.
+            former: what this returned for the same filter before. It is brought up to date by the change log,
+                which is quicker; it is returned itself where nothing has changed.
+        """
+        with self.connections.snapshot() as connection:
+            if self._must_check_videos:
+                for number, problem in _damaged_videos(connection):
+                    raise IndexDamagedError(
+                        f"the catalog is damaged: video number {number}: {problem}; run verify, delete it and"
+                        " index it again, or restore a backup"
+                    )
+                self._must_check_videos = False
+            return matching_segments(connection, chosen, former)
 
     # Changes
+
+    def state(self, since: int | None = None, limit: int = 10_000) -> StoreState:
+        """The last change, the totals, and what has changed, all of one moment.
+
+        Args:
+            since: list the changes after this one; None for no list.
+            limit: how many at most.
+
+        Raises:
+            ChangesForgottenError: the log does not reach back to `since`, or never came to it.
+        """
+        with self.connections.snapshot() as connection:
+            sequence = last_sequence(connection)
+            changes = () if since is None or since == sequence else read_changes(connection, since, limit)
+            token = read_token(connection, sequence) or ""
+            return StoreState(sequence, token, *self._totals(connection), changes)
 
     @property
     def sequence(self) -> int:
@@ -224,8 +655,8 @@ class CatalogReader:
     def change_token(self, sequence: int) -> str | None:
         """Random text of this change, None where the log does not hold it; "" for 0, before the first change.
 
-        Whoever keeps something made at a sequence number keeps the token too: a catalog restored from a
-        backup may come to the same number by other changes.
+        Keep the token with what is made at a sequence number: a catalog restored from a backup may come to
+        the same number by other changes.
         """
         with self.connections.reading() as connection:
             return read_token(connection, sequence)
@@ -233,31 +664,53 @@ class CatalogReader:
     def changes_since(self, sequence: int, limit: int = 10_000) -> list[Change]:
         """At most `limit` changes after `sequence`, in order; call again with the last one's for more.
 
-        Raises ChangesForgottenError where the log does not reach back to `sequence`, or never came to it.
+        Raises:
+            ChangesForgottenError: the log does not reach back to `sequence`, or never came to it.
         """
         with self.connections.reading() as connection:
             return read_changes(connection, sequence, limit)
+
+    def forget_changes(self, before_sequence: int) -> None:
+        """Shorten the change log: drop entries below `before_sequence`, always keeping the last one.
+
+        Followers that are further behind get ChangesForgottenError and read everything again.
+        """
+        with self.connections.transaction() as connection:
+            forget_changes(connection, before_sequence)
 
     # Segments
 
     def segment_features(self, segment_ids: Sequence[int] | NDArray[np.int64]) -> SegmentFeatures:
         """Features of `segment_ids`, in the order asked; ids that do not exist (any more) are left out."""
         asked = list(map(int, segment_ids))
-        return self._features.features_of(self._parallel.rows(self._features.rows_by_ids, asked), asked)
+        return self._features.features_of(
+            self.connections.read_rows(self._features.rows_by_ids, asked), asked
+        )
 
     def video_features(
         self, segment_ids: Sequence[int] | NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids int64 [N] and video features float32 [N, D] of those of `segment_ids` that exist, ids
         ascending."""
-        rows = self._parallel.rows(self._features.video_rows_by_ids, list(map(int, segment_ids)))
-        return self._features.video_features_of(rows)
+        asked = list(map(int, segment_ids))
+        return self._features.video_features_of(
+            self.connections.read_rows(self._features.video_rows_by_ids, asked)
+        )
 
     def segment_infos(self, segment_ids: Sequence[int] | NDArray[np.int64]) -> dict[int, SegmentInfo]:
         """Those of `segment_ids` that exist, without features, by segment id."""
         with self.connections.reading() as connection:
             infos = read_segment_infos(connection, segment_ids=list(map(int, segment_ids)))
         return {info.segment_id: info for info in infos}
+
+    def segments_and_videos(
+        self, segment_ids: Sequence[int] | NDArray[np.int64]
+    ) -> dict[int, tuple[SegmentInfo, VideoRecord]]:
+        """Those of `segment_ids` that exist, with the records of their videos, by segment id."""
+        with self.connections.snapshot() as connection:
+            infos = read_segment_infos(connection, segment_ids=list(map(int, segment_ids)))
+            videos = _records_by_ids(connection, [info.video_id for info in infos])
+        return {info.segment_id: (info, videos[info.video_id]) for info in infos}
 
     def video_segments(self, video_id: str) -> list[SegmentInfo]:
         """Segments of a video in their order, without features. Raises VideoNotFoundError."""
@@ -266,6 +719,23 @@ class CatalogReader:
         if not infos:
             raise VideoNotFoundError(video_id)
         return infos
+
+    def segment_ids(self) -> NDArray[np.int64]:
+        """Ids of all segments, int64, ascending."""
+        with self.connections.reading() as connection:
+            rows = connection.execute("SELECT id FROM segments ORDER BY id")
+            return np.fromiter((segment_id for (segment_id,) in rows), np.int64)
+
+    def owners_of_segments(self, segment_ids: NDArray[np.int64]) -> Owners:
+        """Those of these segments that exist, with their videos."""
+        with self.connections.reading() as connection:
+            rows = connection.execute(
+                "SELECT id, video_number FROM segments WHERE id IN (SELECT value FROM json_each(?))"
+                " ORDER BY id",
+                (json.dumps(segment_ids.tolist()),),
+            ).fetchall()
+        table = np.array(rows, np.int64).reshape(-1, 2)
+        return table[:, 0], table[:, 1]
 
     def iterate_features(self, block_size: int = 1024) -> Iterator[SegmentFeatures]:
         """All segments in blocks of at most `block_size`, ids ascending.
@@ -295,359 +765,110 @@ class CatalogReader:
             last = int(ids[-1])
             yield ids, features
 
+    # Maintenance
 
-class _Keep(enum.Enum):
-    KEEP = enum.auto()
+    def copy_to(self, target: Path) -> None:
+        """Write the catalog of this moment to a new file; it holds up no writer. Raises IndexStorageError."""
+        with self.connections.reading() as connection:
+            connection.execute("VACUUM INTO ?", (str(target),))
+        try:
+            with contextlib.closing(sqlite3.connect(target)) as written:
+                written.execute(
+                    "PRAGMA journal_mode = WAL"
+                )  # The one setting that VACUUM does not carry over.
+        except sqlite3.DatabaseError as error:
+            raise translated(error, target) from error
 
-
-KEEP: Final = _Keep.KEEP
-"""Given to `Catalog.update_video` for what stays as it is (None would erase it)."""
-
-
-class Catalog(CatalogReader):
-    """Videos, their segments and features, the change log and the jobs of one index directory.
-
-    Made by `create`, `open` or `open_or_create`. Several processes may have the same catalog open, each its
-    own object; one object may be used from several threads. Every change is one transaction and on disk when
-    the method returns. Methods raise IndexDamagedError where the file is not what was written, and those that
-    change something IndexSupersededError where another generation of the index has become the current one.
-    """
-
-    # Opening and closing
-
-    @classmethod
-    def create(
-        cls,
-        directory: str | Path,
-        *,
-        fingerprint: str,
-        model_spec: str,
-        embedding_dim: int,
-        num_frames: int,
-        sampling_json: str,
-        generation: int = FIRST_GENERATION,
-        successor_of: int | None = None,
-    ) -> Self:
-        """An empty catalog in `directory`, made if absent. Raises IndexExistsError where one is there.
-
-        fingerprint: of model and sampling, see `indexer.ingest.encoding`. model_spec: how to load that model
-            again.
-        embedding_dim, num_frames: D and F of every feature. sampling_json: from `Sampling.to_json`.
-        generation, successor_of: of a catalog that shall take the place of another one. Until it does, only
-            this object, and what `open_generation` gives for that purpose, can change it.
-        """
-        if embedding_dim < 1 or num_frames < 1:
-            raise InvalidRecordError("embedding_dim and num_frames are at least 1")
-        check_sha256(fingerprint, "fingerprint")
-        if successor_of is None and index_exists(Path(directory)):
-            raise IndexExistsError(f"an index is already in {directory}")
-        facts = {
-            "fingerprint": fingerprint,
-            "model_spec": model_spec,
-            "embedding_dim": str(embedding_dim),
-            "num_frames": str(num_frames),
-            "sampling_json": sampling_json,
-        }
-        create_catalog_file(directory_of(Path(directory), generation), facts, successor_of)
-        return cls(Path(directory), generation, although_superseded=successor_of is not None)
-
-    @classmethod
-    def open(cls, directory: str | Path, *, fingerprint: str | None = None, check: bool = True) -> Self:
-        """The current catalog of the index in `directory`.
-
-        check: look first for what no checksum tells, see `indexer.store.sqlite.integrity` and
-        `write_ahead_log`.
-        Raises IndexNotFoundError, IndexDamagedError, IndexVersionError, and FingerprintMismatchError where a
-        `fingerprint` is given and the index has another.
-        """
-        catalog = cls._open_current(Path(directory), check)
-        if fingerprint is not None and catalog.fingerprint != fingerprint:
-            catalog.close()
-            raise FingerprintMismatchError(expected=fingerprint, found=catalog.fingerprint)
-        return catalog
-
-    @classmethod
-    def _open_current(cls, index_directory: Path, check: bool) -> Self:
-        number, epoch = named_generation(index_directory), -1
-        while True:
-            catalog = cls(index_directory, number, check=check)
-            succession = catalog.succession
-            if succession is None:
-                return catalog
-            if succession.epoch <= epoch:
-                catalog.take_over(succession)
-                return catalog
-            catalog.close()
-            number, epoch = succession.generation, succession.epoch
-
-    @classmethod
-    def open_generation(
-        cls, directory: str | Path, generation: int, *, although_superseded: bool = False
-    ) -> Self:
-        """A catalog of the index in `directory`, the current one or not.
-
-        although_superseded: whether it can be changed while another one is current; for whoever brings it up
-        to date. Raises IndexNotFoundError, IndexDamagedError, IndexVersionError.
-        """
-        path = directory_of(Path(directory), generation) / CATALOG_FILE
-        if not path.is_file():
-            raise IndexNotFoundError(f"the index in {directory} has no generation {generation}")
-        return cls(Path(directory), generation, although_superseded=although_superseded)
-
-    def take_over(self, outdated: Succession) -> None:
-        """Take away the row that names a successor, now that this generation is the current one (again).
-
-        Does nothing where the row is not `outdated`. Where nothing can be written now, whoever opens the
-        index next does it.
-        """
-        with (
-            contextlib.suppress(IndexBusyError, IndexStorageError),
-            self.connections.transaction(although_superseded=True) as connection,
-        ):
-            if read_succession(connection) == outdated:
-                write_succession(connection, None)
-
-    def hand_over(self, successor: Self, transaction: Transaction) -> int:
-        """Make another generation of the index the current one; returns how many jobs were carried over.
-
-        The successor gets all jobs. The commit is the switch: from then on this catalog takes no changes, and
-        `open` gives the successor.
+    def damages(self, on_progress: Callable[[int], None] = lambda num_segments: None) -> Iterator[Damage]:
+        """Read everything but the jobs, in one snapshot, and say what is not what was written.
 
         Args:
-            successor: opened with `although_superseded`.
-            transaction: of this catalog, so that no other process can change it meanwhile.
+            on_progress: called now and then with the number of segments read.
+
+        Raises:
+            IndexDamagedError: so damaged that SQLite cannot go on reading.
         """
-        with successor.connections.transaction() as into:
-            num_jobs = copy_jobs(transaction.connection, into)
-        # The commit must not reach the disk before the files that it leads to.
-        for directory in (successor.directory, successor.directory.parent, self.index_directory):
-            synchronize_directory(directory)
-        epochs = [row.epoch for row in read_successions(self.index_directory).values() if row is not None]
-        row = Succession(successor.generation, 1 + max([0, *epochs]))
-        write_succession(transaction.connection, row)
-        return num_jobs
+        with self.connections.snapshot() as connection:
+            yield from inconsistencies(connection)
+            for number, problem in _damaged_videos(connection):
+                yield Damage("catalog", f"video number {number}: {problem}")
+            for sequence in damaged_changes(connection):
+                yield Damage("change log", f"change {sequence} is not what was written")
+            segments = damaged_segments(connection, self.num_frames, self.embedding_dim, self.fingerprint)
+            num_done = 0
+            for num_done, (segment_id, problem) in enumerate(segments, start=1):
+                if num_done % 1000 == 0:
+                    on_progress(num_done)
+                if problem:
+                    yield Damage("catalog", f"segment {segment_id}: {problem}")
+            on_progress(num_done)
 
-    @classmethod
-    def open_or_create(
-        cls,
-        directory: str | Path,
-        *,
-        fingerprint: str,
-        model_spec: str,
-        embedding_dim: int,
-        num_frames: int,
-        sampling_json: str,
-    ) -> Self:
-        """`open` with this fingerprint where there is a catalog, else `create`. Raises what they raise."""
-        try:
-            return cls.open(directory, fingerprint=fingerprint)
-        except IndexNotFoundError:
-            pass
-        try:
-            return cls.create(
-                directory,
-                fingerprint=fingerprint,
-                model_spec=model_spec,
-                embedding_dim=embedding_dim,
-                num_frames=num_frames,
-                sampling_json=sampling_json,
-            )
-        except IndexExistsError:  # Another process was quicker.
-            return cls.open(directory, fingerprint=fingerprint)
+    def repair(self, transaction: Transaction) -> None:
+        """Make again what is derived from the rows: SQLite's own indexes and the totals.
 
-    # Changing
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[Transaction]:
-        """Several changes, of videos and of jobs, as one: all are on disk at the end of the block, or none
-        where it raises.
-
-        Raises IndexSupersededError where another generation of the index is the current one.
+        Raises:
+            IndexDamagedError: the rows themselves are damaged.
         """
-        with self.connections.transaction() as connection:
-            yield Transaction(connection)
-
-    def add_video(self, video: NewVideo, transaction: Transaction | None = None) -> AddOutcome:
-        """Store a video, wholly or not at all, and log the change.
-
-        The same content again changes nothing and answers the id it has (`created` false), whatever
-        `video.id` says.
-        transaction: from `transaction`, for changes that belong together; its own otherwise.
-        Raises DuplicateIdError (id taken by other content), InvalidRecordError (something cannot be stored).
-        """
-        check_segments(video.segments, self.num_frames, self.embedding_dim)
-        row = {
-            "id": uuid.uuid4().hex if video.id is None else check_video_id(video.id),
-            "content_sha256": check_sha256(video.content_sha256),
-            "uri": check_text("uri", video.uri),
-            "title": check_text("title", video.title),
-            "metadata": metadata_to_json(video.metadata),
-            "duration_seconds": check_number("duration_seconds", video.duration_seconds),
-            "width": check_count("width", video.width),
-            "height": check_count("height", video.height),
-            "frame_rate": check_number("frame_rate", video.frame_rate),
-            "codec": check_text("codec", video.codec),
-            "size_bytes": check_count("size_bytes", video.size_bytes),
-            "partial": int(video.partial),
-            "fraction_read": check_number("fraction_read", video.fraction_read, most=1.0),
-            "trusted": int(video.trusted),
-            "added_at": check_number("added_at", self.clock() if video.added_at is None else video.added_at),
-        }
-        with self.connections.joined(transaction) as connection:
-            return self._add_or_find(connection, row, video.segments)
-
-    def _add_or_find(
-        self, connection: sqlite3.Connection, row: Mapping[str, Any], segments: Sequence[SegmentRecord]
-    ) -> AddOutcome:
-        same = catalog_videos.read_by_sha256(connection, row["content_sha256"])
-        if same is not None:
-            return AddOutcome(same.id, created=False)
-        if catalog_videos.read_by_ids(connection, [row["id"]]):
-            raise DuplicateIdError(row["id"])
-        number = catalog_videos.insert_video(connection, {**row, "sequence": next_sequence(connection)})
-        segment_ids = [self._features.insert(connection, number, segment) for segment in segments]
-        write_change(connection, "add", row["id"], segment_ids, self.clock())
+        connection = transaction.connection
+        connection.execute("REINDEX")
+        connection.execute("DELETE FROM totals")
         connection.execute(
-            "UPDATE totals SET num_videos = num_videos + 1, num_segments = num_segments + ?", (len(segments),)
+            "INSERT INTO totals SELECT 1, (SELECT count(*) FROM videos), (SELECT count(*) FROM segments)"
         )
-        return AddOutcome(row["id"], created=True)
-
-    def delete_video(self, video_id: str) -> None:
-        """Remove a video, its segments and features; log their ids. Raises VideoNotFoundError."""
-        with self.connections.transaction() as connection:
-            number = catalog_videos.find_number(connection, video_id)
-            rows = connection.execute("SELECT id FROM segments WHERE video_number = ? ORDER BY id", (number,))
-            segment_ids = [segment_id for (segment_id,) in rows]
-            connection.execute("DELETE FROM videos WHERE number = ?", (number,))
-            write_change(connection, "delete", video_id, segment_ids, self.clock())
-            connection.execute(
-                "UPDATE totals SET num_videos = num_videos - 1, num_segments = num_segments - ?",
-                (len(segment_ids),),
-            )
-
-    def update_video(
-        self,
-        video_id: str,
-        *,
-        title: str | _Keep | None = KEEP,
-        uri: str | _Keep | None = KEEP,
-        metadata: Mapping[str, Any] | _Keep | None = KEEP,
-    ) -> VideoRecord:
-        """Replace the given fields (None erases), log the change and return the new record.
-
-        Raises VideoNotFoundError, InvalidRecordError.
-        """
-        values: dict[str, str | None] = {}
-        if title is not KEEP:
-            values["title"] = check_text("title", title)
-        if uri is not KEEP:
-            values["uri"] = check_text("uri", uri)
-        if metadata is not KEEP:
-            values["metadata"] = metadata_to_json(metadata)
-        with self.connections.transaction() as connection:
-            number = catalog_videos.find_number(connection, video_id)
-            if values:
-                catalog_videos.update_video(connection, number, values)
-                write_change(connection, "update", video_id, (), self.clock())
-        return self.get_video(video_id)
-
-    def forget_changes(self, before_sequence: int) -> None:
-        """Shorten the change log: drop entries below `before_sequence`, always keeping the last one.
-
-        Followers that are further behind get ChangesForgottenError and read everything again.
-        """
-        with self.connections.transaction() as connection:
-            forget_changes(connection, before_sequence)
+        check_structure(connection, self.path)
 
 
 def read_successions(index_directory: Path) -> dict[int, Succession | None]:
     """For each generation of an index, which one takes the changes instead. Raises IndexDamagedError."""
     successions = {}
     for number in generations(index_directory):
-        with Catalog(index_directory, number, check=False) as catalog:
+        with Catalog.open_generation(index_directory, number, check=False) as catalog:
             successions[number] = catalog.succession
     return successions
 
 
-Metadata = Mapping[str, Any]
+def _record_by_id(connection: sqlite3.Connection, video_id: str) -> VideoRecord:
+    records = _records_by_ids(connection, [video_id])
+    if video_id not in records:
+        raise VideoNotFoundError(video_id)
+    return records[video_id]
 
 
-def patch_video(
-    catalog: Catalog,
-    video_id: str,
-    patch: Mapping[str, Any],
-    *,
-    check: Callable[[Metadata], Metadata] = lambda merged: merged,
-) -> VideoRecord:
-    """Apply a merge patch to the title and metadata of a video; returns the record as it then is.
-
-    Read, merged and written in one transaction: of two patches at once neither undoes the other. Logged as an
-    `update`, unless nothing changes.
-    patch: `title` and `metadata`, or one of them; None for a title erases it, for metadata makes it empty.
-    check: called with the metadata to be stored; what it raises leaves the video as it was.
-    Raises VideoNotFoundError, InvalidRecordError.
-    """
-    if unknown := patch.keys() - {"title", "metadata"}:
-        raise InvalidRecordError(f"{', '.join(sorted(unknown))} cannot be patched")
-    if not isinstance(patch.get("title"), str | None):
-        raise InvalidRecordError("title must be a text or None")
-    if not isinstance(patch.get("metadata"), Mapping | None):
-        raise InvalidRecordError("metadata must be an object or None")
-    with catalog.connections.transaction() as connection:
-        record = catalog_videos.read_by_ids(connection, [video_id]).get(video_id)
-        if record is None:
-            raise VideoNotFoundError(video_id)
-        values: dict[str, str | None] = {}
-        if "title" in patch and patch["title"] != record.title:
-            values["title"] = check_text("title", patch["title"])
-        if "metadata" in patch:
-            of_metadata = patch["metadata"]
-            merged = {} if of_metadata is None else merge_patch(record.metadata, of_metadata)
-            as_json = metadata_to_json(check(merged))
-            if as_json != metadata_to_json(record.metadata):
-                values["metadata"] = as_json
-        if values:
-            number = catalog_videos.find_number(connection, video_id)
-            catalog_videos.update_video(connection, number, values)
-            write_change(connection, "update", video_id, (), catalog.clock())
-            record = catalog_videos.read_by_ids(connection, [video_id])[video_id]
-    return record
+def _records_by_ids(connection: sqlite3.Connection, video_ids: Sequence[str]) -> dict[str, VideoRecord]:
+    rows = connection.execute(
+        f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE id IN (SELECT value FROM json_each(?))",
+        (json.dumps(list(video_ids)),),
+    )
+    return {row[0]: _record(row) for row in rows}
 
 
-def merge_patch(target: Any, patch: Metadata) -> dict[str, Any]:
-    """`target` with the members of `patch` set, those that it says null removed, objects merged likewise
-    (RFC 7396 section 2). Neither is changed."""
-    merged = dict(target) if isinstance(target, Mapping) else {}
-    for name, value in patch.items():
-        if value is None:
-            merged.pop(name, None)
-        elif isinstance(value, Mapping):
-            merged[name] = merge_patch(merged.get(name), value)
-        else:
-            merged[name] = value
-    return merged
+def _find_by_sha256(connection: sqlite3.Connection, content_sha256: str) -> VideoRecord | None:
+    row = connection.execute(
+        f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE content_sha256 = ?", (content_sha256,)
+    ).fetchone()
+    return None if row is None else _record(row)
 
 
-Owners = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Segment ids int64 [N], ascending, and the catalog's number of each one's video."""
+def _damaged_videos(connection: sqlite3.Connection) -> Iterator[tuple[int, str]]:
+    """(number, what is wrong) of every video whose record is not what was written."""
+    for number, *row in connection.execute(
+        f"SELECT number, {_COLUMNS}, row_crc32 FROM videos ORDER BY number"
+    ):
+        try:
+            _record(row)
+        except (IndexDamagedError, ValueError):
+            yield number, "its record is not what was written"
 
 
-def segments_of_videos(catalog: Catalog, video_numbers: NDArray[np.int64]) -> Owners:
-    """All segments of these videos."""
-    return _read(catalog, "video_number", video_numbers)
-
-
-def owners_of_segments(catalog: Catalog, segment_ids: NDArray[np.int64]) -> Owners:
-    """Those of these segments that exist."""
-    return _read(catalog, "id", segment_ids)
-
-
-def _read(catalog: Catalog, column: str, values: NDArray[np.int64]) -> Owners:
-    with catalog.connections.reading() as connection:
-        rows = connection.execute(
-            "SELECT id, video_number FROM segments"
-            f" WHERE {column} IN (SELECT value FROM json_each(?)) ORDER BY id",
-            (json.dumps(values.tolist()),),
-        ).fetchall()
-    table = np.array(rows, np.int64).reshape(-1, 2)
-    return table[:, 0], table[:, 1]
+def _record(row: Sequence[Any]) -> VideoRecord:
+    """The record in the columns _COLUMNS and row_crc32."""
+    *values, checksum = row
+    if checksum_of_row(values) != checksum:
+        raise IndexDamagedError(
+            "the catalog is damaged: the record of a video is not what was written; run verify to learn"
+            " which, delete it and index it again, or restore a backup"
+        )
+    fields = dict(zip(_COLUMNS.split(", "), values, strict=True))
+    fields["metadata"] = json.loads(fields["metadata"])
+    fields["partial"], fields["trusted"] = bool(fields["partial"]), bool(fields["trusted"])
+    return VideoRecord(**fields)

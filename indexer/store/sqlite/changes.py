@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from indexer.errors import ChangesForgottenError, IndexDamagedError
 from indexer.store.records import Change, ChangeKind
-from indexer.store.sqlite.row_checksums import checksum_of_row
+from indexer.store.sqlite.integrity import checksum_of_row
 
 _COLUMNS = "sequence, kind, video_id, segment_ids, changed_at, token"
 

@@ -1,10 +1,4 @@
-"""Connections to one SQLite file for many threads: each is used by one thread at a time.
-
-Rows of many segments, read over several connections at once.
-
-What the operating system does not hold of a catalog comes from the disk, page after page, each waited for. A
-disk answers several readers in about the time of one.
-"""
+"""Connections to one SQLite file for many threads: each is used by one thread at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +6,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +48,16 @@ _REFUSED_CODES = (
 _UNWRITABLE_CODES = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
 _WAL_LIMIT_BYTES = 64 << 20
 
+NUM_READERS: Final = 4
+MIN_ROWS: Final = 64
+"""Fewer are read sooner than threads are woken."""
+
+Rows = dict[int, Sequence[Any]]
+"""Rows by the id of their segment."""
+
+Read = Callable[[sqlite3.Connection, Sequence[int]], Rows]
+"""Those of the ids that exist, as one connection sees them."""
+
 
 @dataclass(frozen=True)
 class Transaction:
@@ -66,17 +70,23 @@ class ConnectionPool:
     """Connections that are lent to a thread for one piece of work and then kept for the next.
 
     A pool, not one connection per thread: threads of a server come and go, and a connection that outlives its
-    thread would never be closed. What SQLite raises becomes an error of this room: IndexDamagedError,
+    thread would never be closed. What SQLite raises becomes an error of `indexer.errors`: IndexDamagedError,
     IndexBusyError, IndexFullError or IndexStorageError.
     """
 
     def __init__(self, path: Path, *, although_superseded: bool = False) -> None:
-        """although_superseded: whether `transaction` changes a catalog that another generation took the place
-        of; for whoever brings it up to date."""
+        """Open nothing yet.
+
+        Args:
+            path: the database.
+            although_superseded: whether `transaction` changes a catalog that another generation has
+                superseded; for the process that brings it up to date.
+        """
         self._path = path
         self._although_superseded = although_superseded
         self._lock = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
+        self._readers: ThreadPoolExecutor | None = None
         self._closed = False
         self._process_id = os.getpid()
 
@@ -129,13 +139,46 @@ class ConnectionPool:
         with self.transaction() as connection:
             yield connection
 
+    def read_rows(self, read: Read, ids: Sequence[int]) -> Rows:
+        """What `read` gives for all of the ids, read over several connections at once where they are many.
+
+        What the operating system does not hold of a catalog comes from the disk, page after page, each waited
+        for; a disk answers several readers in about the time of one. A video that is deleted meanwhile may
+        come in part.
+        """
+        if len(ids) < MIN_ROWS:
+            return self._read(read, ids)
+        in_order = sorted(set(ids))  # Neighbours share pages.
+        size = -(-len(in_order) // NUM_READERS)
+        first, *others = (in_order[start : start + size] for start in range(0, len(in_order), size))
+        read_by_others = [self._submit(read, part) for part in others]
+        found = self._read(read, first)
+        for part in read_by_others:
+            found.update(part.result())
+        return found
+
     def close(self) -> None:
-        """Close what is idle now, and what is lent out when it comes back."""
+        """Close what is idle now, and what is lent out when it comes back; let the reading threads end."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
+            readers, self._readers = self._readers, None
         for connection in idle:
             connection.close()
+        if readers is not None:
+            readers.shutdown()
+
+    def _submit(self, read: Read, ids: Sequence[int]) -> Future[Rows]:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this catalog is closed")
+            if self._readers is None:
+                self._readers = ThreadPoolExecutor(NUM_READERS - 1, thread_name_prefix="catalog-reading")
+            return self._readers.submit(self._read, read, ids)
+
+    def _read(self, read: Read, ids: Sequence[int]) -> Rows:
+        with self.reading() as connection:
+            return read(connection, ids)
 
     def _take(self) -> sqlite3.Connection:
         with self._lock:
@@ -178,8 +221,35 @@ class ConnectionPool:
         return connection
 
 
+class PinnedConnection(ConnectionPool):
+    """In the place of a pool: one connection in one reading transaction, so that all reading through it is of
+    one moment. For one thread."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        super().__init__(path)
+        self._pinned = connection
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """The connection. SQLite's errors are translated by the pool that it came from."""
+        yield self._pinned
+
+    snapshot = reading
+
+    @contextlib.contextmanager
+    def transaction(self, *, although_superseded: bool = False) -> Iterator[sqlite3.Connection]:
+        """Raises RuntimeError: a snapshot is only read."""
+        if self._pinned.in_transaction:
+            raise RuntimeError("a snapshot of a catalog cannot be changed")
+        yield self._pinned
+
+    def read_rows(self, read: Read, ids: Sequence[int]) -> Rows:
+        """What `read` gives for all of the ids."""
+        return read(self._pinned, ids)
+
+
 def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
-    """What SQLite says about the database in `path`, as an error of this room; misuse stays as it is."""
+    """What SQLite says about the database in `path`, as one of our errors; misuse stays as it is."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
         # Python itself says so little only of a text that is not UTF-8.
@@ -202,56 +272,3 @@ def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
             f"{advice if kind in _UNWRITABLE_CODES else ''}"
         )
     return error
-
-
-NUM_READERS: Final = 4
-MIN_ROWS: Final = 64
-"""Fewer are read sooner than threads are woken."""
-
-Rows = dict[int, Sequence[Any]]
-"""Rows by the id of their segment."""
-
-Read = Callable[[sqlite3.Connection, Sequence[int]], Rows]
-"""Those of the ids that exist, as one connection sees them."""
-
-
-class ParallelReading:
-    """The threads that read for a catalog, begun when they are first needed. For several threads."""
-
-    def __init__(self, connections: ConnectionPool) -> None:
-        self._connections = connections
-        self._lock = threading.Lock()
-        self._threads: ThreadPoolExecutor | None = None
-        self._closed = False
-
-    def rows(self, read: Read, segment_ids: Sequence[int]) -> Mapping[int, Sequence[Any]]:
-        """What `read` gives for all of the ids. A video that is deleted meanwhile may come in part."""
-        if len(segment_ids) < MIN_ROWS:
-            return self._read(read, segment_ids)
-        in_order = sorted(set(segment_ids))  # Neighbours share pages.
-        size = -(-len(in_order) // NUM_READERS)
-        first, *others = (in_order[start : start + size] for start in range(0, len(in_order), size))
-        read_by_others = [self._submit(read, part) for part in others]
-        found = self._read(read, first)
-        for part in read_by_others:
-            found.update(part.result())
-        return found
-
-    def close(self) -> None:
-        """Let the threads end."""
-        with self._lock:
-            threads, self._threads, self._closed = self._threads, None, True
-        if threads is not None:
-            threads.shutdown()
-
-    def _submit(self, read: Read, segment_ids: Sequence[int]) -> Future[Rows]:
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("this catalog is closed")
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(NUM_READERS - 1, thread_name_prefix="catalog-reading")
-            return self._threads.submit(self._read, read, segment_ids)
-
-    def _read(self, read: Read, segment_ids: Sequence[int]) -> Rows:
-        with self._connections.reading() as connection:
-            return read(connection, segment_ids)

@@ -1,17 +1,48 @@
-"""Is the structure of a catalog sound? What checksums over rows cannot tell: that a row is not found at all.
+"""Is a catalog what was written? Checksums over its rows, and a look at the structure that finds them.
 
-SQLite's trees and indexes have no checksum. A flipped bit in one can hide a row, and then a search would lack
-a video without anybody noticing. So a catalog is checked when it is opened: its counters whatever its size,
-up to CHECKED_SIZE_BYTES the tables that searches ask, with their indexes, up to WHOLE_SIZE_BYTES every page.
+SQLite checks its own pages, but not what a row says: each row has a checksum, so that a byte that changes on
+a disk is noticed where the row is read, and by `verify`, instead of being searched with or shown. SQLite's
+trees and indexes have no checksum either. A flipped bit in one can hide a row, and searches would lack a
+video without notice. So a catalog is checked when it is opened: its counters whatever its size, up to
+CHECKED_SIZE_BYTES the tables that searches ask, with their indexes, up to WHOLE_SIZE_BYTES every page.
 """
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from indexer.errors import IndexDamagedError
+from indexer.store.records import Damage
+
+NO_CHECKSUM = -1
+"""Of values of types that were never written: a damaged row can hold anything. No row's checksum is this."""
+
+
+def checksum_of_row(values: Sequence[str | int | float | None]) -> int:
+    """CRC-32 of a row's values in the order of its columns, booleans as the 0 or 1 that the catalog holds."""
+    try:
+        return zlib.crc32(json.dumps(list(values), ensure_ascii=False).encode())
+    except (TypeError, ValueError):
+        return NO_CHECKSUM
+
+
+def checksum_of_blob(
+    blob: bytes | bytearray | memoryview, *numbers: int | float, fingerprint: bytes = b""
+) -> int:
+    """CRC-32 of bytes together with numbers that say what they belong to, whole ones below 2^53, and with the
+    fingerprint that they were made with."""
+    try:
+        numbers_crc = zlib.crc32(struct.pack(f"<{len(numbers)}d", *numbers))
+        return zlib.crc32(blob, zlib.crc32(fingerprint, numbers_crc))
+    except (TypeError, struct.error, OverflowError):
+        return NO_CHECKSUM
+
 
 WHOLE_SIZE_BYTES: Final = 256 << 20
 CHECKED_SIZE_BYTES: Final = 2 << 30
@@ -43,8 +74,23 @@ _GIVEN_BEFORE: Final = (
 )
 _WITHOUT_ROW: Final = "SELECT 'it has no totals' WHERE (SELECT count(*) FROM totals) != 1"
 
-STRUCTURE: Final = {**_QUICK, _TOTALS: "totals", _WITHOUT_ROW: "totals", _GIVEN_BEFORE: "catalog"}
+_STRUCTURE: Final = {**_QUICK, _TOTALS: "totals", _WITHOUT_ROW: "totals", _GIVEN_BEFORE: "catalog"}
 """Statements that give a row for each thing that is wrong, and the part that it is wrong in."""
+
+_INCONSISTENT: Final = {
+    "SELECT 'video ' || id || ' has no segment' FROM videos"
+    " WHERE NOT EXISTS (SELECT 1 FROM segments WHERE video_number = number)": "catalog",
+    "SELECT 'segment ' || id || ' has no frame features' FROM segments"
+    " WHERE NOT EXISTS (SELECT 1 FROM segment_frames WHERE segment_id = id)": "catalog",
+    "SELECT 'a row of ' || \"table\" || ' belongs to nothing' FROM pragma_foreign_key_check": "catalog",
+    **_STRUCTURE,
+    "SELECT 'change ' || (sequence - 1) || ' is missing' FROM changes AS later"
+    " WHERE sequence > (SELECT min(sequence) FROM changes)"
+    " AND NOT EXISTS (SELECT 1 FROM changes WHERE sequence = later.sequence - 1)": "change log",
+    "SELECT 'video ' || id || ' was added by a change that is not there' FROM videos"
+    " WHERE sequence > (SELECT coalesce(max(sequence), 0) FROM changes)": "change log",
+}
+"""Those that take longer, for `inconsistencies` alone."""
 
 
 def check_structure(connection: sqlite3.Connection, path: Path) -> None:
@@ -56,7 +102,7 @@ def check_structure(connection: sqlite3.Connection, path: Path) -> None:
         (problem,) = connection.execute(f"PRAGMA integrity_check({what})").fetchone()
         if problem != "ok":
             raise _damaged(path, problem)
-    for statement in STRUCTURE if checked else _QUICK:
+    for statement in _STRUCTURE if checked else _QUICK:
         if wrong := connection.execute(statement).fetchone():
             raise _damaged(path, wrong[0])
 
@@ -71,3 +117,13 @@ def _damaged(path: Path, problem: str) -> IndexDamagedError:
         f"the catalog {path} is damaged: {problem}; rebuild repairs SQLite's own indexes and the totals,"
         " anything else needs a backup"
     )
+
+
+def inconsistencies(connection: sqlite3.Connection) -> Iterator[Damage]:
+    """Whatever contradicts something else in this catalog, and SQLite's own check of all its pages."""
+    for (problem,) in connection.execute("PRAGMA integrity_check"):
+        if problem != "ok":
+            yield Damage("catalog", problem)
+    for statement, part in _INCONSISTENT.items():
+        for (problem,) in connection.execute(statement):
+            yield Damage(part, problem)

@@ -1,4 +1,4 @@
-"""Ingest requests and their life, in the catalog's database: whoever may add a video may also own a job.
+"""The job queue, in the catalog's database, so that a video and the end of its job are one transaction.
 
 States: queued -> running -> done | failed. A worker holds a running job by a lease; a lease that expires (the
 worker died or hangs) puts the job back into the queue, and after three tries it fails.
@@ -6,61 +6,48 @@ worker died or hangs) puts the job back into the queue, and after three tries it
 A job whose file has still to be fetched from its uri runs twice: first to fetch it, then, queued again, as if
 the file had been uploaded. `lease` gives the two kinds to different workers.
 
-How many jobs failed, and why: for whoever watches over an index.
-
-Taking an ingest request in: once for the same bytes, and only while there is room. Whether there is something
-to do, and the job that does it, are one transaction: two requests at the same moment make one job.
+The checksum of a row is over what the job is made of. How far it has come changes often, and what is wrong
+there costs a try at most.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
-from indexer.errors import IndexerError, InvalidRecordError, LeaseLostError
-from indexer.store.job import (
-    COLUMNS,
-    JOB_STATES,
-    UNFETCHED,
-    Job,
-    JobState,
-    NewJob,
-    change_job,
-    find_open_fetch,
-    find_open_job,
-    insert_job,
-    is_whole,
-    job_of_row,
-    read_job,
+from indexer.errors import (
+    DuplicateIdError,
+    IndexDamagedError,
+    InvalidRecordError,
+    JobNotFoundError,
+    LeaseLostError,
+    QueueFullError,
 )
-from indexer.store.records import check_sha256
+from indexer.store.job import JOB_STATES, Admission, FailureReason, Job, JobState, NewJob
+from indexer.store.records import check_sha256, check_text, check_video_id, metadata_to_json
+from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.connections import Transaction
-from indexer.store.sqlite.video_rows import read_by_sha256
+from indexer.store.sqlite.integrity import checksum_of_row
 
-if TYPE_CHECKING:
-    from indexer.store.sqlite.catalog import Catalog
+MAX_ATTEMPTS: Final = 3
+GAVE_UP_REASON: Final = f"processing was started {MAX_ATTEMPTS} times and never came to an end"
+DAMAGED_REASON: Final = "the request is not what was written any more; send it again"
 
-__all__ = [
-    "JOB_STATES",
-    "UNFETCHED",
-    "Job",
-    "JobQueue",
-    "JobState",
-    "NewJob",
-    "find_open_fetch",
-    "find_open_job",
-    "insert_job",
-    "read_job",
-]
+_UNFETCHED: Final = "(content_sha256 IS NULL AND delete_source = 1 AND uri IS NOT NULL)"
+"""The job's file has still to be fetched; see `Job.is_unfetched`."""
 
-MAX_ATTEMPTS = 3
-GAVE_UP_REASON = f"processing was started {MAX_ATTEMPTS} times and never came to an end"
+_COLUMNS: Final = (
+    "number, id, state, video_id, content_sha256, source_path, uri, title, metadata, delete_source, reason,"
+    " failure, attempts, worker_name, lease_expires_at, created_at, started_at, finished_at, row_crc32"
+)
+"""In the order of the fields of `Job`."""
 
-DAMAGED_REASON = "the request is not what was written any more; send it again"
+_FIXED: Final = "id, video_id, content_sha256, source_path, uri, title, metadata, delete_source, created_at"
+_FIXED_POSITIONS: Final = [_COLUMNS.split(", ").index(name) for name in _FIXED.split(", ")]
 
 
 class JobQueue:
@@ -72,41 +59,67 @@ class JobQueue:
     def __init__(self, catalog: Catalog) -> None:
         self._connections = catalog.connections
         self._clock = catalog.clock
+        self._catalog = catalog
 
-    # Whoever asks
+    # For clients
 
-    def enqueue(
-        self,
-        video_id: str | None,
-        source_path: str,
-        *,
-        title: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        uri: str | None = None,
-        content_sha256: str | None = None,
-        delete_source: bool = False,
-    ) -> Job:
+    def enqueue(self, new: NewJob) -> Job:
         """Add a job, state `queued`.
 
-        video_id: the id that the video shall have, None for a new one.
-        Raises DuplicateIdError where a queued or running job or a video has this id, InvalidRecordError.
+        Raises:
+            DuplicateIdError: a queued or running job or a video has its id.
+            InvalidRecordError: a value cannot be stored.
         """
-        new = NewJob(
-            source_path=source_path,
-            video_id=video_id,
-            title=title,
-            metadata=metadata,
-            uri=uri,
-            content_sha256=content_sha256,
-            delete_source=delete_source,
-        )
         with self._connections.transaction() as connection:
-            return insert_job(connection, new, self._clock())
+            return _insert_job(connection, new, self._clock())
+
+    def admit(self, new: NewJob, *, max_queued: int) -> Admission:
+        """Answer a request by what is there, or else add a job.
+
+        In this order: the video with the same bytes, the open job for the same bytes, a new job. All is one
+        transaction: two requests at the same moment make one job.
+
+        Args:
+            new: with its content_sha256; or one to be fetched, where the open job for the same uri stands for
+                that of the same bytes.
+            max_queued: no job is added while so many are queued.
+
+        Raises:
+            QueueFullError: so many are queued.
+            DuplicateIdError, InvalidRecordError: as `enqueue` does.
+        """
+        if new.content_sha256 is None and not (new.delete_source and new.uri is not None):
+            raise InvalidRecordError(
+                "a request is admitted by its bytes, or by the uri they are fetched from"
+            )
+        with self._catalog.transaction() as transaction:
+            connection = transaction.connection
+            if new.content_sha256 is None:
+                # What is at the uri now need not be what was there when an older video was fetched: only an
+                # open job stands for it.
+                job = _find_open(connection, "uri = ? AND delete_source = 1", new.uri)
+            else:
+                video = self._catalog.find_by_sha256(new.content_sha256, transaction)
+                if video is not None:
+                    return Admission(None, video.id)
+                job = _find_open(connection, "content_sha256 = ?", new.content_sha256)
+            if job is not None:
+                return Admission(job, job.video_id)
+            if _num_queued(connection, max_queued) >= max_queued:
+                raise QueueFullError(f"{max_queued} jobs wait already")
+            job = _insert_job(connection, new, self._clock())
+            return Admission(job, job.video_id, is_new=True)
+
+    def has_room(self, max_queued: int) -> bool:
+        """Whether there is probably room for one more job: to ask before a large body is read. `admit`
+        decides."""
+        with self._connections.reading() as connection:
+            return _num_queued(connection, max_queued) < max_queued
 
     def get(self, job_id: str) -> Job:
         """The job of this id. Raises JobNotFoundError."""
         with self._connections.reading() as connection:
-            return read_job(connection, job_id)
+            return _read_job(connection, job_id)
 
     def list_jobs(
         self, limit: int = 100, *, state: JobState | None = None, after: int | None = None
@@ -121,10 +134,10 @@ class JobQueue:
             values.append(after)
         with self._connections.reading() as connection:
             rows = connection.execute(
-                f"SELECT {COLUMNS} FROM jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?",
+                f"SELECT {_COLUMNS} FROM jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?",
                 (*values, max(0, limit)),
             ).fetchall()
-        return [job_of_row(row) for row in rows]
+        return [_job_of_row(row) for row in rows]
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each of the four states."""
@@ -132,13 +145,23 @@ class JobQueue:
             found = dict(connection.execute("SELECT state, count(*) FROM jobs GROUP BY state"))
         return {state: found.get(state, 0) for state in JOB_STATES}
 
+    def failure_counts(self) -> dict[FailureReason, int]:
+        """How many jobs failed for each reason, of those that are not forgotten yet."""
+        with self._connections.reading() as connection:
+            found = dict(
+                connection.execute(
+                    "SELECT failure, count(*) FROM jobs WHERE state = 'failed' GROUP BY failure"
+                )
+            )
+        return {reason: found.get(reason, 0) for reason in FailureReason}
+
     def find_open(self, content_sha256: str) -> Job | None:
         """A queued or running job for a file with these bytes, or None."""
         with self._connections.reading() as connection:
-            return find_open_job(connection, content_sha256)
+            return _find_open(connection, "content_sha256 = ?", content_sha256)
 
     def ended_sources(self, paths: Sequence[Path]) -> list[Path]:
-        """Those of `paths` that were uploads of jobs which have ended: nobody needs them any more."""
+        """Those of `paths` that were uploads of jobs which have ended: they are not needed any more."""
         with self._connections.reading() as connection:
             rows = connection.execute(
                 "SELECT source_path FROM jobs WHERE state IN ('done', 'failed') AND delete_source"
@@ -150,13 +173,12 @@ class JobQueue:
     def cancel(self, job_id: str, reason: str = "cancelled") -> Job:
         """Make a queued or running job `failed`; one that has ended stays as it is. Raises JobNotFoundError.
 
-        The worker of a running job learns of it by LeaseLostError from its next heartbeat or when it
-        finishes.
+        The worker of a running job gets LeaseLostError from its next heartbeat or when it finishes.
         """
         with self._connections.transaction() as connection:
-            if not read_job(connection, job_id).ended:
-                _end(connection, job_id, "failed", self._clock(), reason=reason)
-            return read_job(connection, job_id)
+            if not _read_job(connection, job_id).ended:
+                _fail(connection, job_id, reason, FailureReason.CANCELLED, self._clock())
+            return _read_job(connection, job_id)
 
     def forget_ended(self, before: float) -> int:
         """Drop jobs that ended before this time (seconds since 1970); returns how many."""
@@ -165,20 +187,23 @@ class JobQueue:
                 "DELETE FROM jobs WHERE state IN ('done', 'failed') AND finished_at < ?", (before,)
             ).rowcount
 
-    # Whoever works
+    # For workers
 
     def lease(self, worker_name: str, lease_seconds: float, *, unfetched: bool = False) -> Job | None:
         """Take the next job for `lease_seconds`, or None where nothing waits.
 
-        unfetched: take one whose file has still to be fetched, or else one whose file is there.
-
         Jobs with the fewest attempts go first, then the oldest: one that kills its workers does not block the
         rest. Jobs whose lease has expired are put back first, or fail after MAX_ATTEMPTS attempts.
+
+        Args:
+            worker_name: of the process, with its host.
+            lease_seconds: more than 0.
+            unfetched: take one whose file has still to be fetched, or else one whose file is there.
         """
         if not lease_seconds > 0:
             raise InvalidRecordError("lease_seconds must be more than 0")
         now = self._clock()
-        of_this_kind = UNFETCHED if unfetched else f"NOT {UNFETCHED}"
+        of_this_kind = _UNFETCHED if unfetched else f"NOT {_UNFETCHED}"
         # Most calls find nothing: do not take the write lock for them.
         with self._connections.reading() as connection:
             waiting = connection.execute(
@@ -191,34 +216,40 @@ class JobQueue:
         with self._connections.transaction() as connection:
             _requeue_expired(connection, now)
             while row := connection.execute(
-                f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND {of_this_kind}"
+                f"SELECT {_COLUMNS} FROM jobs WHERE state = 'queued' AND {of_this_kind}"
                 " ORDER BY attempts, number LIMIT 1"
             ).fetchone():
                 job_id = row[1]
-                if is_whole(row):
+                if _is_whole(row):
                     connection.execute(
                         "UPDATE jobs SET state = 'running', attempts = attempts + 1, worker_name = ?,"
                         " started_at = ?, lease_expires_at = ? WHERE id = ?",
                         (worker_name, now, now + lease_seconds, job_id),
                     )
-                    return read_job(connection, job_id)
+                    return _read_job(connection, job_id)
                 # It must not stand in the way of the others.
-                _end(connection, job_id, "failed", now, reason=DAMAGED_REASON)
+                _fail(connection, job_id, DAMAGED_REASON, FailureReason.INTERNAL, now)
         return None
 
     def heartbeat(self, job_id: str, lease_seconds: float, *, attempt: int | None = None) -> Job:
         """Extend the lease to `lease_seconds` from now.
 
-        attempt, here and below: the `attempts` of the job as it was leased; with it a worker that was thought
-        dead cannot touch a job that another one has taken over.
-        Raises JobNotFoundError, LeaseLostError.
+        Args:
+            job_id: a running job.
+            lease_seconds: from now.
+            attempt: here and below, the `attempts` of the job as it was leased; with it a worker that was
+                thought dead cannot touch a job that another one has taken over.
+
+        Raises:
+            JobNotFoundError: there is no such job.
+            LeaseLostError: it is not running, or another worker has it.
         """
         with self._connections.transaction() as connection:
             _require_running(connection, job_id, attempt)
             connection.execute(
                 "UPDATE jobs SET lease_expires_at = ? WHERE id = ?", (self._clock() + lease_seconds, job_id)
             )
-            return read_job(connection, job_id)
+            return _read_job(connection, job_id)
 
     def finish(
         self,
@@ -230,43 +261,65 @@ class JobQueue:
     ) -> Job:
         """Make a running job `done`.
 
-        video_id: the id that the video has, possibly an older one of the same bytes. transaction: of the
-        change that ends the job, so that video and job are stored together or not at all.
-        Raises JobNotFoundError, LeaseLostError.
+        Args:
+            job_id: a running job.
+            video_id: the id that the video has, possibly an older one of the same bytes.
+            attempt: as for `heartbeat`.
+            transaction: of the change that ends the job, so that video and job are stored together or not at
+                all.
+
+        Raises:
+            JobNotFoundError, LeaseLostError: as `heartbeat` does.
         """
         with self._connections.joined(transaction) as connection:
             _require_running(connection, job_id, attempt)
-            _end(connection, job_id, "done", self._clock(), video_id=video_id)
-            return read_job(connection, job_id)
+            _change_job(connection, job_id, video_id=video_id)
+            connection.execute(
+                "UPDATE jobs SET state = 'done', finished_at = ?, lease_expires_at = NULL WHERE id = ?",
+                (self._clock(), job_id),
+            )
+            return _read_job(connection, job_id)
 
-    def fail(self, job_id: str, reason: str, *, attempt: int | None = None) -> Job:
-        """Make a running job `failed`, for good: `reason` tells a person why. Raises JobNotFoundError,
-        LeaseLostError."""
+    def fail(
+        self,
+        job_id: str,
+        reason: str,
+        failure: FailureReason = FailureReason.MEDIA,
+        *,
+        attempt: int | None = None,
+    ) -> Job:
+        """Make a running job `failed`, for good.
+
+        Args:
+            job_id: a running job.
+            reason: a sentence that tells the client why.
+            failure: the same in one of few classes.
+            attempt: as for `heartbeat`.
+
+        Raises:
+            JobNotFoundError, LeaseLostError: as `heartbeat` does.
+        """
         with self._connections.transaction() as connection:
             _require_running(connection, job_id, attempt)
-            _end(connection, job_id, "failed", self._clock(), reason=reason)
-            return read_job(connection, job_id)
+            _fail(connection, job_id, reason, failure, self._clock())
+            return _read_job(connection, job_id)
 
     def release(self, job_id: str, *, attempt: int | None = None) -> Job:
-        """Put a running job back as if it had not been taken (the worker is stopping).
-
-        Raises JobNotFoundError, LeaseLostError.
-        """
+        """Put a running job back as if it had not been taken (the worker is stopping); raises as `heartbeat`
+        does."""
         with self._connections.transaction() as connection:
             _require_running(connection, job_id, attempt)
             _put_back(connection, job_id)
-            return read_job(connection, job_id)
+            return _read_job(connection, job_id)
 
     def put_back_fetched(self, job_id: str, content_sha256: str, *, attempt: int | None = None) -> Job:
-        """Put a running job back as one whose file is at its `source_path` now and has these bytes.
-
-        Raises JobNotFoundError, LeaseLostError, InvalidRecordError.
-        """
+        """Put a running job back as one whose file is at its `source_path` now and has these bytes; raises as
+        `heartbeat` does."""
         with self._connections.transaction() as connection:
             _require_running(connection, job_id, attempt)
             _put_back(connection, job_id)
-            change_job(connection, job_id, content_sha256=check_sha256(content_sha256))
-            return read_job(connection, job_id)
+            _change_job(connection, job_id, content_sha256=check_sha256(content_sha256))
+            return _read_job(connection, job_id)
 
     def requeue_expired(self) -> int:
         """Put jobs with an expired lease back, or fail them after MAX_ATTEMPTS; returns how many changed.
@@ -275,6 +328,152 @@ class JobQueue:
         """
         with self._connections.transaction() as connection:
             return _requeue_expired(connection, self._clock())
+
+    # For maintenance
+
+    def waiting_sources(self) -> list[Path]:
+        """Files of the jobs that have not ended, of those whose file is there."""
+        with self._connections.reading() as connection:
+            rows = connection.execute(
+                f"SELECT source_path FROM jobs WHERE state IN ('queued', 'running') AND NOT {_UNFETCHED}"
+            )
+            return [Path(source_path) for (source_path,) in rows]
+
+    def move_sources(self, former: Path, folder: Path) -> None:
+        """Say of all files below `former` that they lie below `folder`. A damaged job stays as it is."""
+        with self._connections.transaction() as connection:
+            rows = connection.execute("SELECT id, source_path FROM jobs").fetchall()
+            for job_id, text in rows:
+                path = Path(text)
+                try:
+                    if path.is_relative_to(former):
+                        moved = folder / path.relative_to(former)
+                        _change_job(connection, job_id, source_path=str(moved))
+                except IndexDamagedError:
+                    continue
+
+    def replace_all(self, source: Transaction, transaction: Transaction) -> int:
+        """Replace all jobs by those of another catalog, rows as they are; returns how many.
+
+        Running jobs are queued: their workers can no longer end them. The attempt counts, so that what such a
+        worker still does is told apart from what the next one does.
+
+        Args:
+            source: of the other catalog, so that no job comes meanwhile.
+            transaction: of this queue's catalog.
+        """
+        into, out_of = transaction.connection, source.connection
+        marks = ", ".join("?" * len(_COLUMNS.split(", ")))
+        into.execute("DELETE FROM jobs")
+        into.executemany(
+            f"INSERT INTO jobs ({_COLUMNS}) VALUES ({marks})",
+            out_of.execute(f"SELECT {_COLUMNS} FROM jobs"),
+        )
+        into.execute(
+            "UPDATE jobs SET state = 'queued', worker_name = NULL, started_at = NULL, lease_expires_at = NULL"
+            " WHERE state = 'running'"
+        )
+        # So that no number is given twice though the jobs that had the last ones are forgotten.
+        into.execute("DELETE FROM sqlite_sequence WHERE name = 'jobs'")
+        into.executemany(
+            "INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)",
+            out_of.execute("SELECT name, seq FROM sqlite_sequence WHERE name = 'jobs'"),
+        )
+        (num_jobs,) = into.execute("SELECT count(*) FROM jobs").fetchone()
+        return int(num_jobs)
+
+    def damaged(self, transaction: Transaction | None = None) -> Iterator[int]:
+        """Numbers of the jobs that are not made of what was written."""
+        if transaction is not None:
+            yield from _damaged_jobs(transaction.connection)
+            return
+        with self._connections.snapshot() as connection:
+            yield from _damaged_jobs(connection)
+
+    def forget_damaged(self, transaction: Transaction) -> None:
+        """Drop the jobs that are not made of what was written."""
+        for number in list(_damaged_jobs(transaction.connection)):
+            transaction.connection.execute("DELETE FROM jobs WHERE number = ?", (number,))
+
+
+def _insert_job(connection: sqlite3.Connection, new: NewJob, now: float) -> Job:
+    video_id = uuid.uuid4().hex if new.video_id is None else check_video_id(new.video_id)
+    check_text("source_path", new.source_path)
+    values = (
+        uuid.uuid4().hex,
+        video_id,
+        None if new.content_sha256 is None else check_sha256(new.content_sha256),
+        new.source_path,
+        check_text("uri", new.uri),
+        check_text("title", new.title),
+        metadata_to_json(new.metadata),
+        int(new.delete_source),
+        float(now),
+    )
+    if connection.execute(
+        "SELECT 1 FROM videos WHERE id = ?1 UNION ALL"
+        " SELECT 1 FROM jobs WHERE video_id = ?1 AND state IN ('queued', 'running')",
+        (video_id,),
+    ).fetchone():
+        raise DuplicateIdError(video_id)
+    connection.execute(
+        f"INSERT INTO jobs (state, {_FIXED}, row_crc32) VALUES ('queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*values, checksum_of_row(values)),
+    )
+    return _read_job(connection, values[0])
+
+
+def _find_open(connection: sqlite3.Connection, condition: str, value: str | None) -> Job | None:
+    """The first queued or running job of this kind, or None."""
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM jobs WHERE {condition} AND state IN ('queued', 'running')"
+        " ORDER BY number LIMIT 1",
+        (value,),
+    ).fetchone()
+    return None if row is None else _job_of_row(row)
+
+
+def _read_job(connection: sqlite3.Connection, job_id: str) -> Job:
+    row = connection.execute(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise JobNotFoundError(job_id)
+    return _job_of_row(row)
+
+
+def _job_of_row(row: Sequence[Any]) -> Job:
+    if not _is_whole(row):
+        raise IndexDamagedError(
+            f"the catalog is damaged: job number {row[0]} is not what was written; rebuild forgets such jobs"
+        )
+    fields = dict(zip(_COLUMNS.split(", "), row, strict=True))
+    del fields["row_crc32"]
+    fields["metadata"] = json.loads(fields["metadata"])
+    fields["delete_source"] = bool(fields["delete_source"])
+    failure = fields["failure"]
+    fields["failure"] = None if failure is None else _failure(failure)
+    return Job(**fields)
+
+
+def _failure(value: str) -> FailureReason:
+    """Of a row that may be damaged in what no checksum is over."""
+    try:
+        return FailureReason(value)
+    except ValueError:
+        return FailureReason.UNKNOWN
+
+
+def _is_whole(row: Sequence[Any]) -> bool:
+    """Whether a row of _COLUMNS says what the job was made of."""
+    return bool(checksum_of_row([row[position] for position in _FIXED_POSITIONS]) == row[-1])
+
+
+def _change_job(connection: sqlite3.Connection, job_id: str, **values: str) -> None:
+    """Set what a job is made of: columns named by us, never by a client."""
+    _read_job(connection, job_id)  # Raises where it is damaged: the new checksum must not cover that up.
+    assignments = ", ".join(f"{name} = ?" for name in values)
+    connection.execute(f"UPDATE jobs SET {assignments} WHERE id = ?", (*values.values(), job_id))
+    row = connection.execute(f"SELECT {_FIXED} FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    connection.execute("UPDATE jobs SET row_crc32 = ? WHERE id = ?", (checksum_of_row(row), job_id))
 
 
 def _put_back(connection: sqlite3.Connection, job_id: str) -> None:
@@ -285,28 +484,21 @@ def _put_back(connection: sqlite3.Connection, job_id: str) -> None:
     )
 
 
-def _end(
-    connection: sqlite3.Connection,
-    job_id: str,
-    state: JobState,
-    now: float,
-    *,
-    video_id: str | None = None,
-    reason: str | None = None,
+def _fail(
+    connection: sqlite3.Connection, job_id: str, reason: str, failure: FailureReason, now: float
 ) -> None:
-    if video_id is not None:
-        change_job(connection, job_id, video_id=video_id)
     connection.execute(
-        "UPDATE jobs SET state = ?, reason = ?, finished_at = ?, lease_expires_at = NULL WHERE id = ?",
-        (state, reason, now, job_id),
+        "UPDATE jobs SET state = 'failed', reason = ?, failure = ?, finished_at = ?, lease_expires_at = NULL"
+        " WHERE id = ?",
+        (reason, failure, now, job_id),
     )
 
 
 def _requeue_expired(connection: sqlite3.Connection, now: float) -> int:
     failed = connection.execute(
-        "UPDATE jobs SET state = 'failed', reason = ?, finished_at = ?, lease_expires_at = NULL"
+        "UPDATE jobs SET state = 'failed', reason = ?, failure = ?, finished_at = ?, lease_expires_at = NULL"
         " WHERE state = 'running' AND lease_expires_at <= ? AND attempts >= ?",
-        (GAVE_UP_REASON, now, now, MAX_ATTEMPTS),
+        (GAVE_UP_REASON, FailureReason.GAVE_UP, now, now, MAX_ATTEMPTS),
     ).rowcount
     queued = connection.execute(
         "UPDATE jobs SET state = 'queued', worker_name = NULL, lease_expires_at = NULL"
@@ -317,87 +509,11 @@ def _requeue_expired(connection: sqlite3.Connection, now: float) -> int:
 
 
 def _require_running(connection: sqlite3.Connection, job_id: str, attempt: int | None) -> None:
-    job = read_job(connection, job_id)
+    job = _read_job(connection, job_id)
     if job.state != "running":
         raise LeaseLostError(f"the job {job_id} is not running any more, it is {job.state}")
     if attempt is not None and attempt != job.attempts:
         raise LeaseLostError(f"the job {job_id} was taken over by another worker")
-
-
-@dataclass(frozen=True)
-class FailedJobs:
-    """Jobs that failed for one reason. is_unfetched: their file never came here."""
-
-    reason: str
-    is_unfetched: bool
-    count: int
-
-
-def count_failed_jobs(catalog: Catalog) -> list[FailedJobs]:
-    """All failed jobs that are not forgotten yet, by reason."""
-    with catalog.connections.reading() as connection:
-        rows = connection.execute(
-            f"SELECT coalesce(reason, ''), {UNFETCHED}, count(*) FROM jobs"
-            " WHERE state = 'failed' GROUP BY 1, 2"
-        ).fetchall()
-    return [FailedJobs(reason, bool(unfetched), count) for reason, unfetched, count in rows]
-
-
-class QueueFullError(IndexerError):
-    """As many jobs wait as may wait; nothing was added."""
-
-
-@dataclass(frozen=True)
-class Admission:
-    """What became of a request.
-
-    job: its job, as it is now; None where the bytes were in the index already. video_id: of its video.
-    is_new: whether the job was made for this very request, so that the file it names now belongs to the job.
-    """
-
-    job: Job | None
-    video_id: str
-    is_new: bool = False
-
-
-def admit(catalog: Catalog, new: NewJob, *, max_queued: int) -> Admission:
-    """Answer a request by what is there, or else add a job.
-
-    In this order: the video with the same bytes, the open job for the same bytes, a new job. new: with its
-    content_sha256; or one to be fetched, where the open job for the same uri stands for that of the same
-    bytes. max_queued: no job is added while so many are queued.
-    Raises QueueFullError, DuplicateIdError, InvalidRecordError.
-    """
-    if new.content_sha256 is None and not (new.delete_source and new.uri is not None):
-        raise InvalidRecordError("a request is admitted by its bytes, or by the uri they are fetched from")
-    with catalog.connections.transaction() as connection:
-        return _admit(connection, new, max_queued, catalog.clock())
-
-
-def may_admit(catalog: Catalog, *, max_queued: int) -> bool:
-    """Whether there is probably room for one more job. Changes nothing.
-
-    For a look before a large body is read; `admit` decides.
-    """
-    with catalog.connections.reading() as connection:
-        return _num_queued(connection, max_queued) < max_queued
-
-
-def _admit(connection: sqlite3.Connection, new: NewJob, max_queued: int, now: float) -> Admission:
-    if new.content_sha256 is None:
-        # What is there now need not be what was there when an older video was fetched: only who waits knows.
-        job = find_open_fetch(connection, new.uri or "")
-    else:
-        video = read_by_sha256(connection, new.content_sha256)
-        if video is not None:
-            return Admission(None, video.id)
-        job = find_open_job(connection, new.content_sha256)
-    if job is not None:
-        return Admission(job, job.video_id)
-    if _num_queued(connection, max_queued) >= max_queued:
-        raise QueueFullError(f"{max_queued} jobs wait already")
-    job = insert_job(connection, new, now)
-    return Admission(job, job.video_id, is_new=True)
 
 
 def _num_queued(connection: sqlite3.Connection, enough: int) -> int:
@@ -408,28 +524,7 @@ def _num_queued(connection: sqlite3.Connection, enough: int) -> int:
     return int(number)
 
 
-def copy_jobs(source: sqlite3.Connection, target: sqlite3.Connection) -> int:
-    """Replace the jobs of one catalog by those of another, within transactions of both; returns how many.
-
-    Running jobs are queued there: their workers can no longer end them. The attempt counts, so that what such
-    a worker still does is told apart from what the next one does.
-    """
-    target.execute("DELETE FROM jobs")
-    # By name: an older catalog may have its columns in another order.
-    names = ", ".join(name for (name,) in source.execute("SELECT name FROM pragma_table_info('jobs')"))
-    marks = ", ".join("?" * len(names.split(", ")))
-    target.executemany(
-        f"INSERT INTO jobs ({names}) VALUES ({marks})", source.execute(f"SELECT {names} FROM jobs")
-    )
-    target.execute(
-        "UPDATE jobs SET state = 'queued', worker_name = NULL, started_at = NULL, lease_expires_at = NULL"
-        " WHERE state = 'running'"
-    )
-    # So that no number is given twice though the jobs that had the last ones are forgotten.
-    target.execute("DELETE FROM sqlite_sequence WHERE name = 'jobs'")
-    target.executemany(
-        "INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)",
-        source.execute("SELECT name, seq FROM sqlite_sequence WHERE name = 'jobs'"),
-    )
-    (num_jobs,) = target.execute("SELECT count(*) FROM jobs").fetchone()
-    return int(num_jobs)
+def _damaged_jobs(connection: sqlite3.Connection) -> Iterator[int]:
+    for row in connection.execute(f"SELECT {_COLUMNS} FROM jobs ORDER BY number"):
+        if not _is_whole(row):
+            yield row[0]

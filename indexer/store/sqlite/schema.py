@@ -9,19 +9,22 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
 from indexer.errors import IndexDamagedError, IndexExistsError, IndexVersionError
+from indexer.store.records import IndexFacts
 from indexer.store.sqlite import superseded as succession
 from indexer.store.sqlite.connections import translated
-from indexer.store.sqlite.row_checksums import checksum_of_row
+from indexer.store.sqlite.integrity import checksum_of_row
 from model.atomic_files import make_directories, synchronize_directory, synchronize_file
 
 CATALOG_FILE = "catalog.sqlite3"
 APPLICATION_ID = 0x58434C50
 """`XCLP`, in the header of the file: tells our catalog from any other SQLite database."""
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 PAGE_SIZE_BYTES = 8_192
 """Three video features (512 x 4 bytes) fit in a page of 8 KiB, only one in SQLite's usual 4 KiB: reading them
 all touches a third of the pages. Larger pages hold hardly more of them in proportion, and each commit writes
@@ -110,6 +113,7 @@ CREATE TABLE jobs (
     metadata TEXT NOT NULL,
     delete_source INTEGER NOT NULL CHECK (delete_source IN (0, 1)),
     reason TEXT,
+    failure TEXT,
     attempts INTEGER NOT NULL DEFAULT 0,
     worker_name TEXT,
     lease_expires_at REAL,
@@ -121,27 +125,30 @@ CREATE TABLE jobs (
 ) STRICT;
 CREATE INDEX jobs_by_state ON jobs (state, attempts, number);
 CREATE UNIQUE INDEX one_open_job_for_a_video ON jobs (video_id) WHERE state IN ('queued', 'running');
-
--- What requests with a key were answered: the job, or none where the bytes were in the index already.
-CREATE TABLE idempotency_keys (
-    key TEXT PRIMARY KEY,
-    request_sha256 TEXT NOT NULL CHECK (length(request_sha256) = 64),
-    job_id TEXT REFERENCES jobs (id) ON DELETE CASCADE,
-    video_id TEXT NOT NULL,
-    expires_at REAL NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE INDEX idempotency_keys_by_job ON idempotency_keys (job_id);
-CREATE INDEX idempotency_keys_by_expiry ON idempotency_keys (expires_at);
 """
 
+_MIGRATIONS: Final = {
+    3: """
+ALTER TABLE jobs ADD COLUMN failure TEXT;
+UPDATE jobs SET failure = 'unknown' WHERE state = 'failed';
+DROP TABLE idempotency_keys;
+""",
+}
+"""Statements that bring a catalog of this format to the next one. 3 is the format of version 0.1.0."""
 
-def create_catalog_file(directory: Path, facts: Mapping[str, str], successor_of: int | None = None) -> Path:
-    """Make an empty catalog in `directory`, made if absent; the file appears whole or not at all.
 
-    successor_of: the generation that stays the current one until this one takes its place; None where there
-        is no other.
+def create_catalog_file(directory: Path, facts: IndexFacts, successor_of: int | None = None) -> Path:
+    """Make an empty catalog; the file appears whole or not at all.
 
-    Raises IndexExistsError where one is there, IndexStorageError, OSError.
+    Args:
+        directory: made if absent.
+        facts: what the index shall be.
+        successor_of: the generation that stays the current one until this one supersedes it; None where there
+            is no other.
+
+    Raises:
+        IndexExistsError: one is there.
+        IndexStorageError, OSError: it cannot be written.
     """
     if sqlite3.sqlite_version_info < MINIMUM_SQLITE:
         raise IndexVersionError(
@@ -158,10 +165,11 @@ def create_catalog_file(directory: Path, facts: Mapping[str, str], successor_of:
     try:
         with contextlib.closing(sqlite3.connect(unfinished, isolation_level=None)) as connection:
             connection.execute(f"PRAGMA page_size = {PAGE_SIZE_BYTES}")
-            # Nobody sees the file yet: it is brought to disk once, as a whole.
+            # The file has no name yet: it is brought to disk once, as a whole.
             connection.execute("PRAGMA synchronous = OFF")
             connection.executescript(f"BEGIN; {SCHEMA}")
-            rows = {**facts, "created_at": repr(time.time())}
+            rows = {name: str(value) for name, value in asdict(facts).items()}
+            rows["created_at"] = repr(time.time())
             rows[_FACTS_CHECKSUM] = str(_checksum_of_facts(rows))
             connection.executemany("INSERT INTO facts VALUES (?, ?)", rows.items())
             if successor_of is not None:
@@ -209,15 +217,36 @@ def _publish(unfinished: Path, path: Path) -> None:
         unfinished.rename(path)
 
 
-def check_catalog_file(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise IndexDamagedError or IndexVersionError where this is not a catalog that we read."""
+def check_format(connection: sqlite3.Connection, path: Path) -> None:
+    """Make sure that this is a catalog of our format; bring one of an older format to it, in one transaction.
+
+    Raises:
+        IndexDamagedError: it is no catalog.
+        IndexVersionError: it is of a format that this version does not read.
+    """
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     if application_id != APPLICATION_ID:
         raise IndexDamagedError(f"{path} is not a catalog of xclip-search")
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version != SCHEMA_VERSION:
+    if _version(connection) in _MIGRATIONS:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            # Another process may have done it meanwhile.
+            while (version := _version(connection)) in _MIGRATIONS:
+                for statement in _MIGRATIONS[version].split(";"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {version + 1}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.rollback()
+            raise
+    if (version := _version(connection)) != SCHEMA_VERSION:
         raise IndexVersionError(
             f"{path} is of format {version}, this version of xclip-search reads format {SCHEMA_VERSION};"
             " bring it over with `export` of the version that made it and `import` of this one, or index the"
             " videos again"
         )
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)

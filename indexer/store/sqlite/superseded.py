@@ -11,7 +11,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from indexer.errors import IndexDamagedError
-from indexer.store.sqlite.row_checksums import checksum_of_row
+from indexer.store.sqlite.integrity import checksum_of_row
 
 SCHEMA = """
 CREATE TABLE succession (

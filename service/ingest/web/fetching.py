@@ -18,8 +18,9 @@ from indexer.errors import (
     JobNotFoundError,
     LeaseLostError,
 )
+from indexer.store.job import FailureReason, Job
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.jobs import Job, JobQueue
+from indexer.store.sqlite.jobs import JobQueue
 from model.atomic_files import synchronize_directory
 from service.ingest.media_store import MediaStore, unfinished_download
 from service.ingest.outcomes import (
@@ -80,7 +81,7 @@ class Fetcher:
 
     def _process(self, job: Job, stop: threading.Event) -> None:
         if not self._settings.url_ingest:  # Turned off since the job was made.
-            self._endings.fail(job, TURNED_OFF)
+            self._endings.fail(job, TURNED_OFF, FailureReason.FETCH)
             return
         started = time.monotonic()
         unfinished = unfinished_download(job.source_path, job.attempts)
@@ -98,16 +99,19 @@ class Fetcher:
             logger.warning("job %s was cancelled, or taken over by another worker", job.id)
             self._endings.discard_if_ended(job)
         except DownloadError as error:
-            self._endings.fail(job, error.reason)
+            self._endings.fail(job, error.reason, FailureReason.FETCH)
         except (*UNWRITABLE, IndexSupersededError):
             raise  # Nothing is wrong with the file.
         except OSError as error:
             no_room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             logger.error("fetching for job %s failed", job.id, exc_info=error)
-            self._endings.fail(job, NO_ROOM_REASON if no_room else INTERNAL)
+            if no_room:
+                self._endings.fail(job, NO_ROOM_REASON, FailureReason.NO_ROOM)
+            else:
+                self._endings.fail(job, INTERNAL, FailureReason.FETCH)
         except Exception as error:
             logger.error("fetching for job %s failed", job.id, exc_info=error)
-            self._endings.fail(job, INTERNAL)
+            self._endings.fail(job, INTERNAL, FailureReason.FETCH)
         else:
             seconds = time.monotonic() - started
             logger.info("job %s: fetched %d bytes in %.1f s", job.id, fetched.size_bytes, seconds)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from indexer.errors import FingerprintMismatchError
-from indexer.ingest.encoding import index_fingerprint
+from indexer.ingest.encoding import index_facts
 from indexer.ingest.pipeline import IndexEvent, IndexingPipeline, VideoSource
 from indexer.media import decode_pool
 from indexer.media.frame_reader import VideoFile
@@ -37,14 +37,7 @@ def catalog(tmp_path: Path, model: XClip) -> Iterator[Catalog]:
 
 
 def _create(directory: Path, model: XClip, sampling: Sampling = SAMPLING) -> Catalog:
-    return Catalog.create(
-        directory,
-        fingerprint=index_fingerprint(model, sampling),
-        model_spec="tiny",
-        embedding_dim=model.config.embedding_dim,
-        num_frames=model.config.num_frames,
-        sampling_json=sampling.to_json(),
-    )
+    return Catalog.create(directory, index_facts(model, "tiny", sampling))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from indexer.maintenance.verification import verify
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.connections import BUSY_TIMEOUT_SECONDS
 from indexer.store.sqlite.jobs import JobQueue
-from tests.support.catalog_builders import add_video, create_catalog, kept_changing, make_segment
+from tests.support.catalog_builders import add_video, create_catalog, enqueue, kept_changing, make_segment
 from xclip_search import app
 
 run = CliRunner().invoke
@@ -94,8 +94,8 @@ def test_uploads_that_wait_are_found_at_their_new_place(index, tmp_path):
     elsewhere = tmp_path / "elsewhere.mp4"
     with Catalog.open(index) as catalog:
         queue = JobQueue(catalog)
-        queue.enqueue(video_id="waiting", source_path=str(upload.resolve()), delete_source=True)
-        queue.enqueue(video_id="placed", source_path=str(elsewhere), delete_source=False)
+        enqueue(queue, video_id="waiting", source_path=str(upload.resolve()), delete_source=True)
+        enqueue(queue, video_id="placed", source_path=str(elsewhere), delete_source=False)
     backup(index, tmp_path / "backup")
     restore(tmp_path / "backup", tmp_path / "new")
     with Catalog.open(tmp_path / "new") as catalog:

@@ -32,10 +32,11 @@ from indexer.maintenance.reindexing import (
 )
 from indexer.maintenance.verification import rebuild, verify
 from indexer.media.sampling import Sampling
+from indexer.store.job import NewJob
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import POINTER_FILE, generations, locked_for_reindexing
-from indexer.store.sqlite.jobs import JobQueue, NewJob, admit
-from tests.support.catalog_builders import create_catalog
+from indexer.store.sqlite.jobs import JobQueue
+from tests.support.catalog_builders import create_catalog, enqueue
 from tests.support.reindex_stand_in import (
     OTHER_SAMPLING,
     SAMPLING,
@@ -246,13 +247,13 @@ def test_there_is_no_way_back_without_a_former_generation(index: Path) -> None:
 def test_jobs_come_along_and_running_jobs_wait_again(index: Path) -> None:
     with Catalog.open(index) as former:
         queue = JobQueue(former)
-        done = queue.enqueue("d", "/done", metadata={"é": 1})
+        done = enqueue(queue, "d", "/done", metadata={"é": 1})
         queue.lease("worker", 60)
         queue.finish(done.id, "v1")
-        running = queue.enqueue("r", "/running")
+        running = enqueue(queue, "r", "/running")
         queue.lease("worker", 60)
         new = NewJob(source_path="/queued", content_sha256="b" * 64, title="t", delete_source=True)
-        queued = admit(former, new, max_queued=9).job
+        queued = JobQueue(former).admit(new, max_queued=9).job
         assert queued is not None
         finished = queue.get(done.id)
         report = run(index)
@@ -269,8 +270,8 @@ def test_jobs_come_along_and_running_jobs_wait_again(index: Path) -> None:
         assert queue.get(done.id) == finished and queue.get(queued.id) == queued
         again = queue.get(running.id)
         assert (again.state, again.attempts, again.lease_expires_at) == ("queued", 1, None)
-        assert admit(catalog, new, max_queued=9).job == queued
-        assert queue.enqueue(None, "/x").number > queued.number
+        assert JobQueue(catalog).admit(new, max_queued=9).job == queued
+        assert enqueue(queue, None, "/x").number > queued.number
         leased = queue.lease("next", 60)
         assert leased is not None and leased.id == queued.id, "fewest attempts first"
 
@@ -342,7 +343,7 @@ def test_a_run_that_is_killed_at_any_step_leaves_one_generation_that_takes_chang
     index: Path, moment: str
 ) -> None:
     with Catalog.open(index) as former:
-        JobQueue(former).enqueue("job", "/job")
+        enqueue(JobQueue(former), "job", "/job")
         add(former, "acknowledged")
         expected = records(former)
         run_killed_at(index, moment)
@@ -369,7 +370,7 @@ def test_going_back_that_is_killed_at_any_step_leaves_the_one_generation_or_the_
         before = content(first)
     run(index)
     with Catalog.open(index) as second:
-        JobQueue(second).enqueue("job", "/job")
+        enqueue(JobQueue(second), "job", "/job")
         add(second, "acknowledged")
         after = content(second)
         run_killed_at(index, moment, "back")

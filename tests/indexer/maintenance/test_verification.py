@@ -12,7 +12,13 @@ from indexer.errors import IndexDamagedError, IndexNotFoundError
 from indexer.maintenance.verification import rebuild, verify
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
-from tests.support.catalog_builders import add_video, create_catalog, falsify_coarse_vector, make_segment
+from tests.support.catalog_builders import (
+    add_video,
+    create_catalog,
+    enqueue,
+    falsify_coarse_vector,
+    make_segment,
+)
 
 D, F = 8, 4
 
@@ -227,8 +233,8 @@ def test_a_job_that_is_not_what_was_written_is_never_done_and_holds_up_no_other(
     fields = {"title": "t", "metadata": {"n": 1}, "content_sha256": "a" * 64, "delete_source": True}
     with Catalog.open(directory) as catalog:
         queue = JobQueue(catalog)
-        queue.enqueue("first", "/first", **fields)
-        queue.enqueue("second", "/second")
+        enqueue(queue, "first", "/first", **fields)
+        enqueue(queue, "second", "/second")
         change(directory, f"UPDATE jobs SET {name} = {JOB_COLUMNS[name]} WHERE number = 1")
         with pytest.raises(IndexDamagedError, match="job number 1"):
             queue.list_jobs()

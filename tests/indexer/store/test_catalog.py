@@ -28,6 +28,7 @@ from indexer.errors import (
     VideoNotFoundError,
 )
 from indexer.maintenance.verification import verify
+from indexer.store.records import IndexFacts
 from indexer.store.sqlite import catalog as catalog_module
 from indexer.store.sqlite import connections as catalog_connections
 from indexer.store.sqlite.catalog import Catalog
@@ -451,13 +452,13 @@ def test_of_many_that_create_at_once_one_does(tmp_path):
 
 def test_open_or_create_does_the_one_or_the_other(tmp_path, random):
     facts = {"model_spec": "demo", "embedding_dim": 8, "num_frames": 4, "sampling_json": "{}"}
-    with Catalog.open_or_create(tmp_path, fingerprint="a" * 64, **facts) as catalog:
+    with Catalog.open_or_create(tmp_path, IndexFacts(fingerprint="a" * 64, **facts)) as catalog:
         add_video(catalog, 1, [make_segment(random)])
-    with Catalog.open_or_create(tmp_path, fingerprint="a" * 64, **facts) as catalog:
+    with Catalog.open_or_create(tmp_path, IndexFacts(fingerprint="a" * 64, **facts)) as catalog:
         assert catalog.num_videos == 1
         assert (catalog.model_spec, catalog.embedding_dim, catalog.num_frames) == ("demo", 8, 4)
     with pytest.raises(FingerprintMismatchError):
-        Catalog.open_or_create(tmp_path, fingerprint="b" * 64, **facts)
+        Catalog.open_or_create(tmp_path, IndexFacts(fingerprint="b" * 64, **facts))
 
 
 def test_another_fingerprint_is_refused_by_both_names(catalog):

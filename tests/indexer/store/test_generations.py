@@ -28,7 +28,7 @@ from indexer.store.sqlite.generations import (
 )
 from indexer.store.sqlite.jobs import JobQueue
 from indexer.store.sqlite.superseded import Succession, write_succession
-from tests.support.catalog_builders import FINGERPRINT, add_video, create_catalog, make_segment
+from tests.support.catalog_builders import FINGERPRINT, add_video, create_catalog, enqueue, make_segment
 
 OTHER = "0123456789abcdef" * 4
 
@@ -101,7 +101,7 @@ WRITINGS: dict[str, Callable[[Catalog], Any]] = {
     "delete": lambda catalog: catalog.delete_video("video-1"),
     "update": lambda catalog: catalog.update_video("video-1", title="x"),
     "forget": lambda catalog: catalog.forget_changes(1),
-    "enqueue": lambda catalog: JobQueue(catalog).enqueue(None, "/x"),
+    "enqueue": lambda catalog: enqueue(JobQueue(catalog), None, "/x"),
     "requeue": lambda catalog: JobQueue(catalog).requeue_expired(),
 }
 

@@ -15,7 +15,14 @@ import pytest
 from indexer.errors import DuplicateIdError, InvalidRecordError, JobNotFoundError, LeaseLostError
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import GAVE_UP_REASON, JobQueue
-from tests.support.catalog_builders import add_and_finish, add_video, create_catalog, make_segment, sha256_of
+from tests.support.catalog_builders import (
+    add_and_finish,
+    add_video,
+    create_catalog,
+    enqueue,
+    make_segment,
+    sha256_of,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -53,7 +60,8 @@ def segment():
 
 
 def test_a_job_lives_from_queued_over_running_to_done(queue, clock):
-    queued = queue.enqueue(
+    queued = enqueue(
+        queue,
         "video-1",
         "/inbox/a.mp4",
         title="A dog",
@@ -82,7 +90,7 @@ def test_a_job_lives_from_queued_over_running_to_done(queue, clock):
 
 
 def test_a_failed_job_keeps_its_reason(queue):
-    job = queue.enqueue("v", "/a")
+    job = enqueue(queue, "v", "/a")
     queue.lease("worker", 30.0)
     failed = queue.fail(job.id, "the file is not a video")
     assert (failed.state, failed.reason, failed.ended) == ("failed", "the file is not a video", True)
@@ -90,7 +98,7 @@ def test_a_failed_job_keeps_its_reason(queue):
 
 
 def test_the_video_and_the_end_of_its_job_are_one_change(queue, catalog, segment):
-    job = queue.enqueue("video-1", "/a")
+    job = enqueue(queue, "video-1", "/a")
     with pytest.raises(LeaseLostError):
         add_and_finish(catalog, 1, [segment], job)  # Not leased: nothing is added.
     assert catalog.num_videos == 0
@@ -104,20 +112,20 @@ def test_the_video_and_the_end_of_its_job_are_one_change(queue, catalog, segment
 
 def test_a_job_for_known_bytes_ends_with_the_id_they_have(queue, catalog, segment):
     add_video(catalog, 1, [segment])
-    job = queue.enqueue("another", "/a")
+    job = enqueue(queue, "another", "/a")
     leased = queue.lease("worker", 30.0)
     assert not add_and_finish(catalog, 1, [segment], leased, id="another").created
     assert queue.get(job.id).video_id == "video-1"
 
 
 def test_jobs_come_in_order_each_once(queue):
-    jobs = [queue.enqueue(None, f"/{n}") for n in range(3)]
+    jobs = [enqueue(queue, None, f"/{n}") for n in range(3)]
     assert [queue.lease("worker", 30.0).id for _ in jobs] == [job.id for job in jobs]
     assert queue.lease("worker", 30.0) is None
 
 
 def test_an_expired_job_is_tried_three_times_behind_the_others(queue, clock):
-    bad, good = queue.enqueue(None, "/bad"), queue.enqueue(None, "/good")
+    bad, good = enqueue(queue, None, "/bad"), enqueue(queue, None, "/good")
     assert queue.lease("a", 30.0).id == bad.id
     clock.now += 29.0
     assert queue.requeue_expired() == 0
@@ -134,14 +142,14 @@ def test_an_expired_job_is_tried_three_times_behind_the_others(queue, clock):
 
 
 def test_expired_jobs_come_back_without_a_worker_too(queue, clock):
-    job = queue.enqueue(None, "/a")
+    job = enqueue(queue, None, "/a")
     queue.lease("a", 30.0)
     clock.now += 31.0
     assert queue.requeue_expired() == 1 and queue.get(job.id).state == "queued"
 
 
 def test_a_heartbeat_keeps_the_lease(queue, clock):
-    job = queue.enqueue(None, "/a")
+    job = enqueue(queue, None, "/a")
     queue.lease("a", 30.0)
     for _ in range(5):
         clock.now += 25.0
@@ -150,7 +158,7 @@ def test_a_heartbeat_keeps_the_lease(queue, clock):
 
 
 def test_a_worker_thought_dead_cannot_touch_what_another_took_over(queue, catalog, clock, segment):
-    job = queue.enqueue("v", "/a")
+    job = enqueue(queue, "v", "/a")
     first = queue.lease("a", 30.0)
     clock.now += 31.0
     second = queue.lease("b", 30.0)
@@ -168,16 +176,16 @@ def test_a_worker_thought_dead_cannot_touch_what_another_took_over(queue, catalo
 
 
 def test_a_released_job_has_lost_no_try(queue):
-    job = queue.enqueue(None, "/a")
+    job = enqueue(queue, None, "/a")
     for _ in range(5):
         assert queue.lease("a", 30.0).attempts == 1
         assert queue.release(job.id).state == "queued"
 
 
 def test_a_cancelled_job_is_lost_to_its_worker(queue):
-    waiting, running = queue.enqueue(None, "/b"), None
+    waiting, running = enqueue(queue, None, "/b"), None
     assert queue.cancel(waiting.id).reason == "cancelled"
-    running = queue.enqueue(None, "/a")
+    running = enqueue(queue, None, "/a")
     queue.lease("a", 30.0)
     queue.cancel(running.id, "no longer wanted")
     for report in (queue.heartbeat, queue.finish):
@@ -214,7 +222,7 @@ def release_once(queue, job):
     ids=["queued", "running", "released", "cancelled", "failed", "done"],
 )
 def test_a_cancel_ends_what_has_not_ended_and_is_final(queue, clock, bring_about, state, reason):
-    job = queue.enqueue("v", "/a")
+    job = enqueue(queue, "v", "/a")
     bring_about(queue, job)
     clock.now += 1
     cancelled = queue.cancel(job.id)
@@ -225,7 +233,7 @@ def test_a_cancel_ends_what_has_not_ended_and_is_final(queue, clock, bring_about
 
 
 def test_a_job_whose_lease_expired_can_be_cancelled_before_anyone_takes_it(queue, clock):
-    job = queue.enqueue("v", "/a")
+    job = enqueue(queue, "v", "/a")
     queue.lease("a", 30.0)
     clock.now += 31
     assert queue.cancel(job.id).state == "failed"
@@ -237,7 +245,7 @@ def test_a_cancel_and_the_end_at_the_same_moment_have_one_outcome(queue, catalog
     with Catalog.open(catalog.directory) as other, ThreadPoolExecutor(2) as pool:
         other_queue = JobQueue(other)
         for number in range(60):
-            job = queue.enqueue(f"video-{number}", "/a")
+            job = enqueue(queue, f"video-{number}", "/a")
             leased = queue.lease("a", 1e12)
             together = threading.Barrier(2)
 
@@ -266,20 +274,20 @@ def test_a_cancel_and_the_end_at_the_same_moment_have_one_outcome(queue, catalog
 
 
 def test_an_id_that_is_waited_for_is_taken(queue, catalog, segment):
-    job = queue.enqueue("v", "/a")
+    job = enqueue(queue, "v", "/a")
     with pytest.raises(DuplicateIdError):
-        queue.enqueue("v", "/b")
+        enqueue(queue, "v", "/b")
     queue.cancel(job.id)
-    queue.enqueue("v", "/b")
+    enqueue(queue, "v", "/b")
     add_video(catalog, 1, [segment])
     with pytest.raises(DuplicateIdError):
-        queue.enqueue("video-1", "/c")
+        enqueue(queue, "video-1", "/c")
 
 
 @pytest.mark.parametrize("changes", [{"video_id": "a b"}, {"title": "\ud800"}, {"content_sha256": "x"}])
 def test_what_cannot_be_stored_is_refused(queue, changes):
     with pytest.raises(InvalidRecordError):
-        queue.enqueue(**{"video_id": None, "source_path": "/a", **changes})
+        enqueue(queue, **{"video_id": None, "source_path": "/a", **changes})
     with pytest.raises(InvalidRecordError):
         queue.lease("a", 0.0)
     assert queue.list_jobs() == []
@@ -292,7 +300,7 @@ def test_unknown_jobs_are_not_found(queue):
 
 
 def test_lists_are_newest_first_by_state_and_page(queue):
-    jobs = [queue.enqueue(None, f"/{n}") for n in range(5)]
+    jobs = [enqueue(queue, None, f"/{n}") for n in range(5)]
     queue.lease("a", 30.0)
     assert [job.number for job in queue.list_jobs()] == [5, 4, 3, 2, 1]
     assert [job.id for job in queue.list_jobs(state="running")] == [jobs[0].id]
@@ -301,7 +309,7 @@ def test_lists_are_newest_first_by_state_and_page(queue):
 
 
 def test_ended_jobs_can_be_forgotten(queue, clock):
-    ended, waiting = queue.enqueue(None, "/a"), queue.enqueue(None, "/b")
+    ended, waiting = enqueue(queue, None, "/a"), enqueue(queue, None, "/b")
     queue.cancel(ended.id)
     assert queue.forget_ended(before=clock.now) == 0
     assert queue.forget_ended(before=clock.now + 1) == 1
@@ -309,7 +317,7 @@ def test_ended_jobs_can_be_forgotten(queue, clock):
 
 
 def test_uploads_of_ended_jobs_are_known_and_no_others(queue):
-    jobs = [queue.enqueue(None, f"/{name}", delete_source=name != "theirs") for name in ("a", "theirs", "b")]
+    jobs = [enqueue(queue, None, f"/{name}", delete_source=name != "theirs") for name in ("a", "theirs", "b")]
     for job in jobs[:2]:
         queue.cancel(job.id)
     paths = [Path(job.source_path) for job in jobs] + [Path("/c")]
@@ -327,7 +335,7 @@ def test_no_two_workers_get_the_same_job(queue, catalog):
         "while job := JobQueue(catalog).lease('process', 30.0):\n"
         "    sys.stdout.write(job.id + '\\n')\n"
     )
-    jobs = {queue.enqueue(None, f"/{n}").id for n in range(60)}
+    jobs = {enqueue(queue, None, f"/{n}").id for n in range(60)}
     other = subprocess.Popen(
         [sys.executable, "-c", program, str(catalog.directory)],
         cwd=REPOSITORY,

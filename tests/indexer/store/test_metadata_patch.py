@@ -13,7 +13,8 @@ import pytest
 
 from indexer.errors import InvalidRecordError, VideoNotFoundError
 from indexer.store.filters import parse_filter
-from indexer.store.sqlite.catalog import Catalog, merge_patch, patch_video
+from indexer.store.records import merge_patch
+from indexer.store.sqlite.catalog import Catalog
 from tests.support.catalog_builders import add_video, create_catalog, make_segment
 
 
@@ -50,21 +51,21 @@ def test_merging_is_that_of_rfc_7396(target: Any, patch: dict[str, Any], result:
 
 def test_a_patch_changes_what_it_names_and_is_logged(catalog: Catalog) -> None:
     before = catalog.get_video("video-1")
-    record = patch_video(catalog, "video-1", {"metadata": {"a": None, "b": {"c": True}}})
+    record = catalog.patch_video("video-1", {"metadata": {"a": None, "b": {"c": True}}})
     assert record == catalog.get_video("video-1")
     assert record.title == "one" and record.metadata == {"b": {"c": True, "d": [1]}}
     assert record.sequence == before.sequence, "its place in lists stays"
     (change,) = catalog.changes_since(2)
     assert (change.kind, change.video_id, change.segment_ids) == ("update", "video-1", ())
-    assert patch_video(catalog, "video-1", {"title": None, "metadata": None}).metadata == {}
+    assert catalog.patch_video("video-1", {"title": None, "metadata": None}).metadata == {}
     assert catalog.get_video("video-1").title is None
 
 
 def test_a_patch_that_changes_nothing_is_not_logged(catalog: Catalog) -> None:
     for patch in ({}, {"title": "one"}, {"metadata": {}}, {"metadata": {"a": 1, "zebra": None}}):
-        patch_video(catalog, "video-1", patch)
+        catalog.patch_video("video-1", patch)
     assert catalog.sequence == 2
-    patch_video(catalog, "video-1", {"metadata": {"a": True}})  # Equal to 1 for Python, not in JSON.
+    catalog.patch_video("video-1", {"metadata": {"a": True}})  # Equal to 1 for Python, not in JSON.
     assert catalog.sequence == 3
 
 
@@ -73,12 +74,12 @@ def test_a_patch_that_is_refused_changes_nothing(catalog: Catalog) -> None:
         raise ValueError(f"{len(merged)} members")
 
     with pytest.raises(ValueError, match="3 members"):
-        patch_video(catalog, "video-1", {"title": "new", "metadata": {"z": 1}}, check=refuse)
+        catalog.patch_video("video-1", {"title": "new", "metadata": {"z": 1}}, check=refuse)
     for patch in ({"uri": "x"}, {"metadata": []}, {"title": 3}, {"metadata": {"x": float("nan")}}):
         with pytest.raises(InvalidRecordError):
-            patch_video(catalog, "video-1", patch)
+            catalog.patch_video("video-1", patch)
     with pytest.raises(VideoNotFoundError):
-        patch_video(catalog, "nobody", {"title": "x"})
+        catalog.patch_video("nobody", {"title": "x"})
     assert catalog.sequence == 2 and catalog.get_video("video-1").title == "one"
 
 
@@ -87,7 +88,7 @@ def test_patches_at_once_undo_nothing_of_each_other(catalog: Catalog) -> None:
 
     def patch(number: int) -> None:
         barrier.wait()
-        patch_video(catalog, "video-1", {"metadata": {f"key {number}": number}})
+        catalog.patch_video("video-1", {"metadata": {f"key {number}": number}})
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(patch, range(8)))

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from indexer.errors import IndexFullError
-from indexer.store.sqlite.jobs import Job
+from indexer.store.job import Job
 from service.ingest.media_store import STALE_UPLOAD_SECONDS, MediaStore, resolve_uri, sweep
 from service.ingest.upload import FORM_OVERHEAD_BYTES, title_from_filename
+from tests.support.catalog_builders import enqueue
 from tests.support.servers.service_fakes import Service, add_video, running
 
 LIMIT_BYTES = 300_000
@@ -381,10 +382,10 @@ def test_what_crashes_left_is_swept_up_and_nothing_else(service: Service) -> Non
         path.write_bytes(b"x")
     os.utime(names["stale"], (old, old))
     os.utime(names["waiting"], (old, old))
-    service.job_queue.enqueue("2" * 32, str(names["waiting"]))
+    enqueue(service.job_queue, "2" * 32, str(names["waiting"]))
     names["ended"] = store.new_upload_path()
     names["ended"].write_bytes(b"x")
-    ended = service.job_queue.enqueue(None, str(names["ended"]), delete_source=True)
+    ended = enqueue(service.job_queue, None, str(names["ended"]), delete_source=True)
     service.job_queue.cancel(ended.id)
     for number in "012":
         (store.media_directory / f"{number * 32}.mp4").write_bytes(b"x")

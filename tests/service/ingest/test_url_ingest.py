@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from indexer.maintenance.backup import backup, restore
+from indexer.store.job import Job
 from indexer.store.records import NewVideo
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.jobs import Job, JobQueue
+from indexer.store.sqlite.jobs import JobQueue
 from service.ingest.web import download as url_download
 from service.ingest.web import fetching as url_fetching
 from service.ingest.web.fetching import Fetcher, fetching
@@ -23,6 +24,7 @@ from service.ingest.web.policy import REFUSED
 from service.ingest.worker import Worker
 from service.settings import WorkerSettings
 from tests.faults.dying_worker import read_by_rote
+from tests.support.catalog_builders import enqueue
 from tests.support.servers.service_fakes import Service, add_video, running
 from tests.support.servers.web_server import WebServer, by_path, dripping, reply, serving
 
@@ -271,7 +273,7 @@ def test_a_slow_download_is_seen_in_the_job_and_holds_up_no_upload(bench: Bench)
     bench.wait(lambda: bench.queue.get(slow.id).state == "running")
     upload = bench.store.new_upload_path()
     upload.write_bytes(MP4)
-    here = bench.queue.enqueue(None, str(upload), delete_source=True)
+    here = enqueue(bench.queue, None, str(upload), delete_source=True)
     bench.wait(lambda: bench.queue.get(here.id).state == "done")
     client = bench.service.client
     bench.wait(lambda: client.get(f"/jobs/{slow.id}").json()["received_bytes"] is not None)

@@ -22,14 +22,16 @@ import pytest
 from indexer.errors import IndexBusyError, IndexDamagedError, IndexFullError, NotAVideoError
 from indexer.maintenance.verification import verify
 from indexer.search.cancellation import raise_if_cancelled
+from indexer.store.job import Job
 from indexer.store.records import NewVideo
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.jobs import GAVE_UP_REASON, Job, JobQueue
+from indexer.store.sqlite.jobs import GAVE_UP_REASON, JobQueue
 from service.ingest.media_store import MediaStore, sweep
 from service.ingest.worker import ID_TAKEN_REASON, INTERNAL_REASON, NO_ROOM_REASON, Worker
 from service.ingest.worker_process import keep_worker_running, worker_command
 from service.settings import ServiceSettings, WorkerSettings
 from tests.faults.dying_worker import POISON, read_by_rote
+from tests.support.catalog_builders import enqueue
 from tests.support.servers.service_fakes import add_video, make_catalog
 from tests.support.video_files import write_numbered_video
 
@@ -53,7 +55,7 @@ class Bench:
         path = self.store.new_upload_path()
         path.write_bytes(content)
         digest = hashlib.sha256(content).hexdigest()
-        return self.queue.enqueue(None, str(path), content_sha256=digest, delete_source=True, **fields)
+        return enqueue(self.queue, None, str(path), content_sha256=digest, delete_source=True, **fields)
 
     def start(self) -> threading.Thread:
         worker = Worker(self.settings, self.catalog, self.store, lambda path: self.read(path))
@@ -102,7 +104,7 @@ def test_an_upload_becomes_a_video_and_its_file_is_kept_under_the_videos_id(benc
 def test_a_video_in_place_stays_in_place(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "corpus.mp4"
     path.write_bytes(MP4)
-    bench.queue.enqueue("mine", str(path), uri=str(path))
+    enqueue(bench.queue, "mine", str(path), uri=str(path))
     bench.run()
     media = bench.store.locate(bench.catalog.get_video("mine"))
     assert media is not None and media.path == path and bench.files() == []
@@ -111,7 +113,7 @@ def test_a_video_in_place_stays_in_place(bench: Bench, tmp_path: Path) -> None:
 def test_a_link_that_took_the_place_of_a_file_is_not_read(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(MP4)
     (tmp_path / "corpus.mp4").symlink_to(tmp_path / "secret")
-    job = bench.queue.enqueue("mine", str(tmp_path / "corpus.mp4"))
+    job = enqueue(bench.queue, "mine", str(tmp_path / "corpus.mp4"))
     bench.run()
     assert bench.queue.get(job.id).reason == "the file is no longer where it was"
 
@@ -179,7 +181,7 @@ def test_an_id_that_was_taken_meanwhile_fails_the_job(bench: Bench, tmp_path: Pa
         return read_by_rote(path)
 
     bench.read = read
-    job = bench.queue.enqueue("mine", str(tmp_path / "a.mp4"))
+    job = enqueue(bench.queue, "mine", str(tmp_path / "a.mp4"))
     bench.run()
     assert bench.queue.get(job.id).reason == ID_TAKEN_REASON
 
@@ -512,7 +514,7 @@ def test_a_real_worker_killed_while_it_decodes_takes_its_decoder_along_and_the_n
         queue = JobQueue(catalog)
         upload = store.new_upload_path()
         upload.write_bytes(film.read_bytes())
-        job = queue.enqueue(None, str(upload), delete_source=True)
+        job = enqueue(queue, None, str(upload), delete_source=True)
         worker = start()
         try:
             wait_until(lambda: queue.get(job.id).state == "running", 240)

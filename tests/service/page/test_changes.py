@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.auth.keys import KEYS_FILE, add_key
+from tests.support.catalog_builders import enqueue
 from tests.support.servers.browser import Browser
 from tests.support.servers.page_site import HOSTILE, Site, click, text, wait_for_cards
 from tests.support.servers.service_fakes import add_video
@@ -98,7 +99,7 @@ def test_an_upload_that_is_refused_says_why_and_can_be_tried_again(
 
 def test_jobs_are_listed_and_cancelled(site: Site, browser: Browser) -> None:
     for number in range(25):
-        site.job_queue.enqueue(None, f"/somewhere/{number}", title=f"{HOSTILE} {number}")
+        enqueue(site.job_queue, None, f"/somewhere/{number}", title=f"{HOSTILE} {number}")
     browser.open(site.address)
     browser.wait_for("document.querySelector('#num-running').innerText === '20'")
     click(browser, "#open-jobs")

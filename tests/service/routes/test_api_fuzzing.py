@@ -11,6 +11,7 @@ import schemathesis
 
 from tests.faults.api_fuzzing import ROUNDS, Tally, configuration, fuzz, run_rounds
 from tests.faults.fuzzed_cases import KnownThings
+from tests.support.catalog_builders import enqueue
 from tests.support.servers.service_fakes import add_video, running
 
 
@@ -25,7 +26,7 @@ def test_few_requests_to_every_endpoint_find_nothing(tmp_path: Path) -> None:
         content = b"\0\0\0\x20ftypisom"
         add_video(service.catalog, "known", content)
         assert hashlib.sha256(content).hexdigest() == service.catalog.get_video("known").content_sha256
-        job = service.job_queue.enqueue(None, str(tmp_path / "film.mp4"))
+        job = enqueue(service.job_queue, None, str(tmp_path / "film.mp4"))
         tallies: dict[str, Tally] = {}
         only_some = {"coverage": {"enabled": False}, "stateful": {"enabled": False}}
         config = configuration(3, seed=1, phases=only_some)

@@ -11,6 +11,7 @@ import pytest
 from indexer.errors import DecodeTimeoutError
 from service.routes.page import PARTS
 from service.schemas import JobAnswer, VideoAnswer
+from tests.support.catalog_builders import enqueue
 from tests.support.servers.service_fakes import Service, add_video, running
 
 MP4 = b"\x00\x00\x00\x18ftypmp42" + bytes(range(256)) * 8
@@ -199,7 +200,7 @@ def test_thumbnails_beyond_the_bound_drop_the_least_recently_used(tmp_path: Path
 
 def test_jobs_are_listed_shown_and_cancelled_without_their_paths(service: Service) -> None:
     queue = service.job_queue
-    jobs = [queue.enqueue(None, f"/secret/place/{number}", title=f"🐈 {number}") for number in range(3)]
+    jobs = [enqueue(queue, None, f"/secret/place/{number}", title=f"🐈 {number}") for number in range(3)]
     leased = queue.lease("a worker", 60)
     assert leased is not None
     queue.fail(leased.id, "the file is empty")

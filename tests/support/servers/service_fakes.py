@@ -28,7 +28,7 @@ from indexer.search.types import (
     TextTimings,
     Timings,
 )
-from indexer.store.records import NewVideo, SegmentRecord
+from indexer.store.records import IndexFacts, NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
 from service.app import create_app
@@ -42,11 +42,13 @@ def make_catalog(directory: Path) -> Catalog:
     """An empty catalog of tiny features."""
     return Catalog.create(
         directory,
-        fingerprint="f" * 64,
-        model_spec="none",
-        embedding_dim=EMBEDDING_DIM,
-        num_frames=NUM_FRAMES,
-        sampling_json='{"num_frames": 2}',
+        IndexFacts(
+            fingerprint="f" * 64,
+            model_spec="none",
+            embedding_dim=EMBEDDING_DIM,
+            num_frames=NUM_FRAMES,
+            sampling_json='{"num_frames": 2}',
+        ),
     )
 
 

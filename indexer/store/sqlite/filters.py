@@ -1,0 +1,144 @@
+"""Filters as SQL, and the segments that they let through, kept up to date by the change log."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.errors import ChangesForgottenError
+from indexer.store.filters import And, Exists, Field, Filter, Not, OneOf, Or, Within
+from indexer.store.records import Change, Matches
+from indexer.store.sqlite.changes import last_sequence, read_changes, read_token
+
+MAX_CHANGES_TO_FOLLOW: Final = 10_000
+"""Where more has changed since a filter was last asked, all videos are asked again."""
+
+_OPERATORS: Final = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_MATCHING: Final = (
+    "SELECT segments.id FROM segments JOIN videos ON videos.number = segments.video_number WHERE "
+)
+_OF_VIDEOS: Final = "videos.id IN (SELECT value FROM json_each(?))"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition on rows of the table `videos`: SQL that is 1 or 0, never NULL, and the values it binds."""
+
+    sql: str
+    values: tuple[str | int | float, ...] = ()
+
+
+def compile_filter(chosen: Filter) -> Condition:
+    """The filter as a condition."""
+    match chosen:
+        case And(parts):
+            return _joined([compile_filter(part) for part in parts], " AND ")
+        case Or(parts):
+            return _joined([compile_filter(part) for part in parts], " OR ")
+        case Not(part):
+            negated = compile_filter(part)
+            return Condition(f"NOT {negated.sql}", negated.values)
+        case Exists() | OneOf() | Within():
+            return _of_metadata(chosen) if chosen.field.keys else _of_column(chosen)
+
+
+def _joined(parts: Sequence[Condition], word: str) -> Condition:
+    values = tuple(value for part in parts for value in part.values)
+    return Condition(f"({word.join(part.sql for part in parts)})", values)
+
+
+def _of_column(chosen: Exists | OneOf | Within) -> Condition:
+    column = f"videos.{chosen.field.column}"
+    match chosen:
+        case Exists(_, exists):
+            return Condition(f"{column} IS {'NOT ' if exists else ''}NULL")
+        case OneOf(_, texts, numbers):
+            values = (*texts, *numbers)
+            if len(values) == 1:
+                return Condition(f"{column} IS ?", values)
+            return Condition(
+                f"coalesce({column} IN (SELECT value FROM json_each(?)), 0)", (json.dumps(values),)
+            )
+        case Within(_, bounds):
+            inside = _joined(
+                [Condition(f"{column} {_OPERATORS[name]} ?", (to,)) for name, to in bounds], " AND "
+            )
+            return Condition(f"coalesce({inside.sql}, 0)", inside.values)
+
+
+def _of_metadata(chosen: Exists | OneOf | Within) -> Condition:
+    path = _json_path(chosen.field)
+    match chosen:
+        case Exists(_, exists):
+            return Condition(f"json_type(videos.metadata, ?) IS {'NOT NULL' if exists else 'NULL'}", (path,))
+        case OneOf(_, texts, numbers, constants):
+            listed = "(SELECT value FROM json_each(?))"
+            parts = [
+                (texts, f"(item.type = 'text' AND item.atom IN {listed})"),
+                (numbers, f"(item.type IN ('integer', 'real') AND item.atom IN {listed})"),
+                (constants, f"item.type IN {listed}"),
+            ]
+            equal = [Condition(sql, (json.dumps(values),)) for values, sql in parts if values]
+            return _some_element(path, _joined(equal, " OR "))
+        case Within(_, bounds):
+            is_text = isinstance(bounds[0][1], str)
+            kind = "item.type = 'text'" if is_text else "item.type IN ('integer', 'real')"
+            inside = [Condition(f"item.atom {_OPERATORS[name]} ?", (to,)) for name, to in bounds]
+            return _some_element(path, _joined([Condition(kind), *inside], " AND "))
+
+
+def _json_path(field: Field) -> str:
+    return "$" + "".join(f'."{key}"' for key in field.keys)
+
+
+def _some_element(path: str, condition: Condition) -> Condition:
+    """`condition` on the value at `path`, or on one element of the list there."""
+    # `json_each` goes through the members of an object as well, which are other fields and not meant.
+    return Condition(
+        "(coalesce(json_type(videos.metadata, ?), '') != 'object' AND EXISTS"
+        f" (SELECT 1 FROM json_each(videos.metadata, ?) AS item WHERE {condition.sql}))",
+        (path, path, *condition.values),
+    )
+
+
+def matching_segments(connection: sqlite3.Connection, chosen: Filter, former: Matches | None) -> Matches:
+    """What the filter lets through as this snapshot sees it, from what it let through before, if possible."""
+    condition = compile_filter(chosen)
+    sequence = last_sequence(connection)
+    token = read_token(connection, sequence)
+    changes = None if former is None else _changes_since(connection, former)
+    if former is None or changes is None:
+        rows = connection.execute(_MATCHING + condition.sql, condition.values)
+        ids = np.fromiter((segment_id for (segment_id,) in rows), np.int64)
+        ids.sort()
+        return Matches(sequence, token, ids)
+    if not changes:
+        return former
+    touched = json.dumps(sorted({change.video_id for change in changes if change.kind != "delete"}))
+    # Segments that changed videos have now, or had when they were deleted.
+    gone = [segment_id for change in changes for segment_id in change.segment_ids]
+    gone += [row[0] for row in connection.execute(_MATCHING + _OF_VIDEOS, (touched,))]
+    sql = f"{_MATCHING}{_OF_VIDEOS} AND {condition.sql}"
+    new = [row[0] for row in connection.execute(sql, (touched, *condition.values))]
+    return Matches(sequence, token, _replaced(former.segment_ids, gone, new))
+
+
+def _replaced(ids: NDArray[np.int64], gone: list[int], new: list[int]) -> NDArray[np.int64]:
+    return np.union1d(ids[~np.isin(ids, np.array(gone, np.int64))], np.array(new, np.int64))
+
+
+def _changes_since(connection: sqlite3.Connection, former: Matches) -> Sequence[Change] | None:
+    """What has changed since; None where that is not known, or too much."""
+    try:
+        changes = read_changes(connection, former.sequence, MAX_CHANGES_TO_FOLLOW + 1)
+    except ChangesForgottenError:
+        return None
+    # Another token: the catalog came to this number by other changes, before a backup was restored.
+    is_known = read_token(connection, former.sequence) == former.token
+    return changes if is_known and len(changes) <= MAX_CHANGES_TO_FOLLOW else None

@@ -1,4 +1,4 @@
-// Talking to the server. Every failure is a Failure with words for a person; a missing key asks for one.
+// Talking to the server. Every failure is a Failure with a message for the user; a missing key asks for one.
 
 import { sentence } from "./format.js";
 
@@ -6,12 +6,12 @@ import { sentence } from "./format.js";
 const WORDS = {
   forbidden: "Your key allows looking, not changing.",
   "invalid-cursor": "The index has changed in the meantime. Search once more.",
-  "job-not-found": "This job is not known any more.",
-  overloaded: "The server has too much to do. Try again in a moment.",
-  "storage-full": "The server has no room left for more videos.",
-  "too-many-requests": "This was too much at once. Try again in a moment.",
+  "job-not-found": "This job no longer exists.",
+  overloaded: "The server is busy. Try again in a moment.",
+  "storage-full": "The server has no space left for more videos.",
+  "too-many-requests": "These were too many requests at once. Try again in a moment.",
   unauthorized: "This server asks for a key.",
-  "video-not-found": "This video is not in the index any more.",
+  "video-not-found": "This video is no longer in the index.",
 };
 
 export class Failure extends Error {
@@ -41,9 +41,9 @@ export function onMissingKey(handler) {
 export function toFailure(status, body, retryAfter) {
   const kind = typeof body?.type === "string" ? body.type.split(":").pop() : "";
   const seconds = Number.parseFloat(retryAfter ?? "");
-  // The detail names the fields that the messages are about; a person has chosen them and knows.
-  const told = body?.errors?.map((error) => sentence(error.message)).join(" ") || body?.detail;
-  return new Failure(WORDS[kind] || told || `The server answered ${status}.`, {
+  // The detail names the fields that the messages are about; the user has chosen them and knows.
+  const detail = body?.errors?.map((error) => sentence(error.message)).join(" ") || body?.detail;
+  return new Failure(WORDS[kind] || detail || `The server answered ${status}.`, {
     status,
     kind,
     retryAfter: Number.isFinite(seconds) ? seconds : null,

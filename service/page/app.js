@@ -24,8 +24,8 @@ function go(changes) {
   follow(wanted);
 }
 
-async function follow(wanted, anew = false) {
-  const isNewList = anew || !sameList(wanted, state);
+async function follow(wanted, reload = false) {
+  const isNewList = reload || !sameList(wanted, state);
   state = wanted;
   showView();
   if (document.activeElement !== query || isNewList) query.value = state.query;

@@ -8,7 +8,7 @@ const form = byId("filters");
 const chips = byId("chips");
 const toggle = byId("open-filters");
 
-// A value typed by a person stands for the text and, where it looks like one, for the number or truth as well.
+// A value typed by a user stands for the text and, where it looks like one, for the number or truth as well.
 function meant(text) {
   const trimmed = text.trim();
   if (trimmed === "true" || trimmed === "false") return { in: [trimmed, trimmed === "true"] };
@@ -53,8 +53,8 @@ function chipTexts(filters) {
   if (filters.max) found.push([`At most ${clock(Number(filters.max))} long`, without(filters, "max")]);
   if (filters.since) found.push([`Added since ${filters.since}`, without(filters, "since")]);
   if (filters.strong) found.push([`Match in the top ${100 - Number(filters.strong)} %`, without(filters, "strong")]);
-  filters.metadata.forEach((pair, place) => {
-    const rest = filters.metadata.filter((_, other) => other !== place);
+  filters.metadata.forEach((pair, index) => {
+    const rest = filters.metadata.filter((_, other) => other !== index);
     found.push([`${pair.key} = ${pair.value}`, { ...filters, metadata: rest }]);
   });
   return found;

@@ -28,13 +28,13 @@ export function count(number, one, many = `${one}s`) {
 
 export function size(bytes) {
   const units = ["bytes", "kB", "MB", "GB", "TB"];
-  let place = 0;
+  let index = 0;
   let value = bytes;
-  while (value >= 1000 && place < units.length - 1) {
+  while (value >= 1000 && index < units.length - 1) {
     value /= 1000;
-    place += 1;
+    index += 1;
   }
-  return `${place && value < 10 ? value.toFixed(1) : Math.round(value)} ${units[place]}`;
+  return `${index && value < 10 ? value.toFixed(1) : Math.round(value)} ${units[index]}`;
 }
 
 export function day(text) {

@@ -60,8 +60,8 @@ function jump(seconds) {
 function momentLinks(item) {
   const moments = item.moments || [];
   const times = clocks(moments.map((moment) => moment.time_seconds));
-  return moments.slice(0, 3).map((moment, place) => {
-    const made = button(times[place], () => jump(moment.time_seconds), place ? "" : "best");
+  return moments.slice(0, 3).map((moment, index) => {
+    const made = button(times[index], () => jump(moment.time_seconds), index ? "" : "best");
     made.title = capital(namedScore(moment.score, item));
     return element("li", "", made);
   });
@@ -158,9 +158,9 @@ export function openPlayer(item, seconds, query) {
   showWords(byId("player-words"), item, query, jump);
   loadDetails();
   const ids = hooks.items().map((other) => other.id);
-  const place = ids.indexOf(item.id);
-  byId("player-previous").disabled = place <= 0;
-  byId("player-next").disabled = place < 0 || place === ids.length - 1;
+  const index = ids.indexOf(item.id);
+  byId("player-previous").disabled = index <= 0;
+  byId("player-next").disabled = index < 0 || index === ids.length - 1;
   // Where nothing can be played, the picture of the moment is at least there.
   video.poster = at(item.thumbnail_url, seconds, "&width=960");
   if (!dialog.open) {
@@ -180,8 +180,8 @@ export const playedId = () => (dialog.open ? shown?.id ?? null : null);
 
 function step(by) {
   const all = hooks.items();
-  const place = all.findIndex((item) => item.id === shown?.id) + by;
-  if (shown && all[place]) hooks.onStep(all[place]);
+  const index = all.findIndex((item) => item.id === shown?.id) + by;
+  if (shown && all[index]) hooks.onStep(all[index]);
 }
 
 export function setUpPlayer(given) {

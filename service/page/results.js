@@ -69,9 +69,9 @@ export function showItems(items) {
   cards = items.map((item) => before.get(item) ?? { item, part: card(item, ranges) });
   const parts = new Set(cards.map((made) => made.part));
   for (const part of [...results.children]) if (!parts.has(part)) part.remove();
-  cards.forEach(({ item, part }, place) => {
+  cards.forEach(({ item, part }, index) => {
     if (before.has(item)) fillBars(part.querySelector(".bars"), item, ranges);
-    else results.insertBefore(part, results.children[place] ?? null);
+    else results.insertBefore(part, results.children[index] ?? null);
   });
   setCurrent(Math.max(cards.indexOf(currentBefore), 0), false);
   results.removeAttribute("aria-busy");
@@ -91,17 +91,17 @@ export function shownItems() {
 }
 
 export function removeItem(id) {
-  const place = cards.findIndex((made) => made.item.id === id);
-  if (place < 0) return;
-  cards[place].part.remove();
-  cards.splice(place, 1);
-  setCurrent(Math.min(place, cards.length - 1), false);
+  const index = cards.findIndex((made) => made.item.id === id);
+  if (index < 0) return;
+  cards[index].part.remove();
+  cards.splice(index, 1);
+  setCurrent(Math.min(index, cards.length - 1), false);
 }
 
 export function replaceItem(id, fields) {
-  const place = cards.findIndex((made) => made.item.id === id);
-  if (place < 0) return;
-  const made = cards[place];
+  const index = cards.findIndex((made) => made.item.id === id);
+  if (index < 0) return;
+  const made = cards[index];
   Object.assign(made.item, fields);
   const part = card(made.item, scoreRanges(shownItems()));
   made.part.replaceWith(part);
@@ -111,26 +111,26 @@ export function replaceItem(id, fields) {
 
 // To the card of a video, or the current one; to the search box where there is none.
 export function focusCard(id = null) {
-  const place = id === null ? current : cards.findIndex((made) => made.item.id === id);
-  if (place >= 0 && place < cards.length) setCurrent(place, true);
+  const index = id === null ? current : cards.findIndex((made) => made.item.id === id);
+  if (index >= 0 && index < cards.length) setCurrent(index, true);
   else if (cards.length) setCurrent(0, true);
   else byId("query").focus();
 }
 
-export function focusCardAt(place) {
-  setCurrent(place, true);
+export function focusCardAt(index) {
+  setCurrent(index, true);
 }
 
-function setCurrent(place, withFocus) {
-  if (place < 0 || place >= cards.length) return;
+function setCurrent(index, withFocus) {
+  if (index < 0 || index >= cards.length) return;
   cards.forEach(({ part }, other) => {
-    for (const control of part.querySelectorAll(".picture, .similar")) control.tabIndex = other === place ? 0 : -1;
+    for (const control of part.querySelectorAll(".picture, .similar")) control.tabIndex = other === index ? 0 : -1;
   });
-  current = place;
+  current = index;
   if (!withFocus) return;
-  const picture = cards[place].part.querySelector(".picture");
+  const picture = cards[index].part.querySelector(".picture");
   picture.focus();
-  cards[place].part.scrollIntoView({ block: "nearest" });
+  cards[index].part.scrollIntoView({ block: "nearest" });
 }
 
 function numColumns() {
@@ -143,15 +143,15 @@ export function setUpResults(play, similar) {
   onPlay = play;
   onSimilar = similar;
   results.addEventListener("focusin", (event) => {
-    const place = cards.findIndex((made) => made.part.contains(event.target));
-    if (place >= 0 && place !== current) setCurrent(place, false);
+    const index = cards.findIndex((made) => made.part.contains(event.target));
+    if (index >= 0 && index !== current) setCurrent(index, false);
     else if (event.target === results) focusCard();
   });
   results.addEventListener("keydown", (event) => {
     if (!cards.length || event.altKey || event.ctrlKey || event.metaKey) return;
     const columns = numColumns();
     const last = cards.length - 1;
-    const places = {
+    const targets = {
       ArrowLeft: current - 1,
       ArrowRight: current + 1,
       ArrowUp: current - columns,
@@ -159,12 +159,12 @@ export function setUpResults(play, similar) {
       Home: 0,
       End: last,
     };
-    if (!(event.key in places)) return;
+    if (!(event.key in targets)) return;
     event.preventDefault();
-    const place = places[event.key];
+    const index = targets[event.key];
     const isInLastRow = Math.floor(current / columns) === Math.floor(last / columns);
-    if (event.key === "ArrowUp" && place < 0) byId("query").focus();
+    if (event.key === "ArrowUp" && index < 0) byId("query").focus();
     else if (event.key === "ArrowDown" && isInLastRow && !byId("more").hidden) byId("more").focus();
-    else setCurrent(Math.min(Math.max(place, 0), last), true);
+    else setCurrent(Math.min(Math.max(index, 0), last), true);
   });
 }

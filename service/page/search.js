@@ -103,7 +103,7 @@ async function newestPage(after, signal) {
     found: answer.videos,
     next: answer.next,
     warnings: [],
-    status: toFilter(state.filters) === null ? "Newest videos" : "Newest videos that fulfil the filters",
+    status: toFilter(state.filters) === null ? "Newest videos" : "Newest videos that match the filters",
     total: answer.videos.length,
   };
 }
@@ -127,8 +127,8 @@ async function loadRetrying(after, signal) {
       isOutOfReach = isFirst && error.kind === "offline";
       if (!isStarting && !isOutOfReach && !(error.isBusy && tries < MOST_TRIES)) throw error;
       const seconds = Math.min(error.retryAfter ?? RETRY_SECONDS, 10);
-      if (isStarting) stop("Getting ready", "Model and index are being loaded. This page goes on by itself.");
-      else if (isOutOfReach) stop("Out of reach", `${error.message} This page goes on by itself.`, [again], true);
+      if (isStarting) stop("Getting ready", "Model and index are being loaded. This page continues by itself.");
+      else if (isOutOfReach) stop("Server not reachable", `${error.message} This page continues by itself.`, [again], true);
       else (isFirst ? statusLine : moreNote).textContent = `The server is busy. Trying again in ${Math.ceil(seconds)} s…`;
       await pause(1000 * seconds);
       signal.throwIfAborted();
@@ -138,7 +138,7 @@ async function loadRetrying(after, signal) {
 
 function nothingFound(total) {
   if (numActive(state.filters)) {
-    stop("Nothing fulfils the filters", "Remove one of them above, or all:", [
+    stop("Nothing matches the filters", "Remove one of them above, or all:", [
       ["Clear all filters", () => go({ filters: NO_FILTERS })], newest,
     ]);
   } else if (state.like) {
@@ -156,8 +156,8 @@ function failed(error, isMore) {
   const text = error instanceof Failure ? error.message : "Something went wrong on this page.";
   if (isMore) moreNote.textContent = text;
   else if (error.status === 401) stop("A key is needed", text, [["Sign in", () => load(state)]], true);
-  else if (error.kind === "video-not-found") stop("Not here any more", text, [newest], true);
-  else stop(error.isBusy ? "Too much to do" : "This did not work", text, [again], true);
+  else if (error.kind === "video-not-found") stop("No longer available", text, [newest], true);
+  else stop(error.isBusy ? "The server is busy" : "Something went wrong", text, [again], true);
   if (!(error instanceof Failure)) throw error;
 }
 

@@ -9,9 +9,9 @@ const WIDEST_SHARE = 0.12;
 // only some frames are known, the time between them belongs to none.
 function spans(moments, segment) {
   const widest = WIDEST_SHARE * (segment.end_seconds - segment.start_seconds);
-  return moments.map((moment, place) => {
-    const before = moments[place - 1];
-    const after = moments[place + 1];
+  return moments.map((moment, index) => {
+    const before = moments[index - 1];
+    const after = moments[index + 1];
     const left = before ? (before.time_seconds + moment.time_seconds) / 2 : segment.start_seconds;
     const right = after ? (after.time_seconds + moment.time_seconds) / 2 : segment.end_seconds;
     const time = moment.time_seconds;
@@ -37,13 +37,13 @@ export function timeline(item, onPick, { inTabOrder }) {
   }
   const edges = spans(moments, segment);
   const times = clocks(moments.map((moment) => moment.time_seconds));
-  moments.forEach((moment, place) => {
+  moments.forEach((moment, index) => {
     const share = high > low ? (moment.score - low) / (high - low) : 1;
     const bar = button("", (event) => {
       event.stopPropagation();
       onPick(moment.time_seconds);
     }, moment.score === high ? "best" : "");
-    const [left, right] = edges[place];
+    const [left, right] = edges[index];
     bar.style.left = percent(left);
     bar.style.width = percent(right - left);
     const mark = element("span");
@@ -51,8 +51,8 @@ export function timeline(item, onPick, { inTabOrder }) {
     mark.style.opacity = String(0.35 + 0.65 * share);
     bar.append(mark);
     const score = namedScore(moment.score, item);
-    bar.title = `${times[place]} · ${score}`;
-    bar.setAttribute("aria-label", `Play from ${times[place]}, ${score}`);
+    bar.title = `${times[index]} · ${score}`;
+    bar.setAttribute("aria-label", `Play from ${times[index]}, ${score}`);
     if (!inTabOrder) bar.tabIndex = -1;
     strip.append(bar);
   });

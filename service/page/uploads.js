@@ -62,7 +62,7 @@ function transfer(file, shown, control) {
       if (request.status >= 200 && request.status < 300 && request.response) resolve(request.response);
       else reject(toFailure(request.status, request.response, request.getResponseHeader("Retry-After")));
     });
-    request.addEventListener("error", () => reject(new Failure("The upload broke off.", { kind: "offline" })));
+    request.addEventListener("error", () => reject(new Failure("The upload was interrupted.", { kind: "offline" })));
     request.addEventListener("abort", () => reject(new Cancelled()));
     control.abort = () => request.abort();
     request.send(body);
@@ -103,7 +103,7 @@ async function upload(file, shown, control, onSent) {
   const answer = await onceSignedIn(() => transfer(file, shown, control));
   onSent(); // The next one may be sent while this one is read.
   hooks.onAccepted();
-  if (!answer.job) return [answer.video.id, "Was there already"];
+  if (!answer.job) return [answer.video.id, "Already in the index"];
   return [await follow(answer.job, shown, control), "Ready to be found"];
 }
 

@@ -6,12 +6,12 @@ import { clocks } from "./format.js";
 
 function table(explanation, onPick) {
   const { tokens, frame_times: times, similarity } = explanation;
-  const rows = tokens.map((token, place) => [token, similarity[place]]).slice(1, -1); // Without start and end.
+  const rows = tokens.map((token, index) => [token, similarity[index]]).slice(1, -1); // Without start and end.
   const values = rows.flatMap(([, row]) => row);
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const names = clocks(times);
-  const head = element("tr", "", element("td", ""), ...times.map((time, place) => {
-    const cell = element("th", "", button(names[place], () => onPick(time)));
+  const head = element("tr", "", element("td", ""), ...times.map((time, index) => {
+    const cell = element("th", "", button(names[index], () => onPick(time)));
     cell.scope = "col";
     return cell;
   }));

@@ -143,7 +143,7 @@ def test_texts_stand_out_and_parts_have_names(site: Site, browser: Browser, widt
     assert len(ids) == len(set(ids))
 
 
-def test_what_happens_is_told_to_who_cannot_see_it(site: Site, browser: Browser) -> None:
+def test_what_happens_is_announced_to_screen_readers(site: Site, browser: Browser) -> None:
     browser.open(f"{site.address}/?q=x")
     wait_for_cards(browser, 9)
     for selector in ("#status", "#video-note", "#jobs-note"):
@@ -153,7 +153,7 @@ def test_what_happens_is_told_to_who_cannot_see_it(site: Site, browser: Browser)
     )
 
 
-def test_the_colours_follow_the_system_until_somebody_chooses(site: Site, browser: Browser) -> None:
+def test_the_colours_follow_the_system_until_the_user_chooses(site: Site, browser: Browser) -> None:
     ground = "getComputedStyle(document.body).backgroundColor"
     seen = {}
     for dark in (False, True):

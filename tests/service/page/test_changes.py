@@ -1,4 +1,4 @@
-"""What a person changes through the page, in a real browser: uploads, jobs, titles, deleting, signing in."""
+"""What a user changes through the page, in a real browser: uploads, jobs, titles, deleting, signing in."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from indexer.store.filters import parse_filter
 from service.auth.keys import KEYS_FILE, add_key
 from tests.support.catalog_builders import enqueue
 from tests.support.servers.browser import Browser
@@ -153,7 +154,7 @@ def test_metadata_of_a_video_becomes_a_filter(site: Site, browser: Browser) -> N
     browser.wait_for("document.querySelector('.chip')?.innerText.includes('year = 2024')")
     browser.wait_for("!document.querySelector('#player').open")
     browser.wait_for("document.querySelector('#results').getAttribute('aria-busy') !== 'true'")
-    assert site.searcher.filters[-1] == {"metadata.year": {"in": ["2024", 2024]}}
+    assert site.searcher.filters[-1] == parse_filter({"metadata.year": {"in": ["2024", 2024]}})
 
 
 def test_who_has_a_key_signs_in_and_out(site: Site, browser: Browser) -> None:

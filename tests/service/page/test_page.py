@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from indexer.store.filters import parse_filter
 from tests.support.servers.browser import Browser
 from tests.support.servers.page_site import HOSTILE, Site, click, text, wait_for_cards
 from tests.support.servers.service_fakes import add_video
@@ -84,15 +85,14 @@ def test_filters_become_chips_an_address_and_a_filter_and_go_again(site: Site, b
     browser.evaluate("document.querySelector('#filters').requestSubmit()")
     browser.wait_for("document.querySelectorAll('.chip').length === 6")
     browser.wait_for("document.querySelector('#results').getAttribute('aria-busy') !== 'true'")
-    assert site.searcher.filters[-1] == {
-        "and": [
-            {"or": [{"title": {"gte": begin, "lt": f"{begin}\U0010ffff"}} for begin in ("A", "a")]},
-            {"duration_seconds": {"gte": 2.5}},
-            {"duration_seconds": {"lte": 90}},
-            {"added_at": {"gte": "2026-01-31"}},
-            {"metadata.year": {"in": ["2024", 2024]}},
-        ]
-    }
+    wanted = [
+        {"or": [{"title": {"gte": begin, "lt": f"{begin}\U0010ffff"}} for begin in ("A", "a")]},
+        {"duration_seconds": {"gte": 2.5}},
+        {"duration_seconds": {"lte": 90}},
+        {"added_at": {"gte": "2026-01-31"}},
+        {"metadata.year": {"in": ["2024", 2024]}},
+    ]
+    assert site.searcher.filters[-1] == parse_filter({"and": wanted})
     assert site.searcher.queries[-1].min_percentile == 99
     assert "meta=year%3D2024" in browser.evaluate("location.search")
     browser.evaluate("[...document.querySelectorAll('.chip button')][0].click()")
@@ -132,7 +132,7 @@ def test_the_words_and_frames_of_a_match_can_be_looked_at(site: Site, browser: B
     browser.wait_for("document.querySelector('#player').open")
     click(browser, "#player-words button")
     browser.wait_for("document.querySelector('#player-words table')")
-    assert site.searcher.queries[-1].explain and site.searcher.filters[-1] == {"id": "a"}
+    assert site.searcher.queries[-1].explain and site.searcher.filters[-1] == parse_filter({"id": "a"})
 
 
 def test_a_file_that_browsers_cannot_play_is_shown_as_a_preview(site: Site, browser: Browser) -> None:
@@ -220,12 +220,12 @@ def test_an_index_without_videos_says_what_to_do(browser: Browser, tmp_path: Pat
 
 def test_where_nothing_is_found_there_is_a_way_on(site: Site, browser: Browser) -> None:
     browser.open(f"{site.address}/?title=nothing-begins-so")
-    browser.wait_for("document.querySelector('#notice h2')?.innerText === 'Nothing fulfils the filters'")
+    browser.wait_for("document.querySelector('#notice h2')?.innerText === 'Nothing matches the filters'")
     click(browser, "#notice button")
     wait_for_cards(browser, 3)
 
 
-def test_an_error_is_told_and_the_next_search_works(site: Site, browser: Browser) -> None:
+def test_an_error_is_shown_and_the_next_search_works(site: Site, browser: Browser) -> None:
     site.searcher.error = RuntimeError("broken")
     try:
         browser.open(f"{site.address}/?q=x")
@@ -238,12 +238,12 @@ def test_an_error_is_told_and_the_next_search_works(site: Site, browser: Browser
     assert browser.evaluate("document.querySelector('#notice').hidden")
 
 
-def test_a_server_out_of_reach_is_told_and_found_again(site: Site, browser: Browser) -> None:
+def test_an_unreachable_server_is_shown_and_found_again(site: Site, browser: Browser) -> None:
     browser.open(f"{site.address}/?q=x")
     wait_for_cards(browser, 3)
     browser.go_offline()
     search(browser, "y")
-    browser.wait_for("document.querySelector('#notice h2')?.innerText === 'Out of reach'")
+    browser.wait_for("document.querySelector('#notice h2')?.innerText === 'Server not reachable'")
     browser.go_offline(False)
     wait_for_cards(browser, 3)  # It looks again by itself.
 

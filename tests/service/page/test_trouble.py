@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from indexer.store.filters import parse_filter
 from tests.support.servers.browser import Browser
 from tests.support.servers.page_site import Site, click, text, wait_for_cards
 from tests.support.servers.service_fakes import add_video
@@ -72,7 +73,7 @@ def test_of_an_address_changed_by_hand_only_what_makes_sense_filters(site: Site,
     browser.wait_for("document.querySelectorAll('.chip').length === 2")
     wait_for_cards(browser, 24)
     wanted = {"and": [{"duration_seconds": {"lte": 100}}, {"metadata.a.b": "c=d"}]}
-    assert site.searcher.filters[-1] == wanted
+    assert site.searcher.filters[-1] == parse_filter(wanted)
 
 
 @pytest.mark.parametrize(
@@ -140,12 +141,12 @@ def test_a_new_list_begins_at_its_top_and_has_the_focus(site: Site, browser: Bro
     browser.wait_for("document.activeElement === document.querySelector('.picture') && scrollY < 200")
 
 
-def test_what_is_gone_is_told_and_there_is_a_way_on(site: Site, browser: Browser) -> None:
+def test_what_is_gone_is_shown_with_a_way_on(site: Site, browser: Browser) -> None:
     browser.open(f"{site.address}/?q=x&video=nobody")
-    browser.wait_for("document.querySelector('#warnings').innerText.includes('not in the index any more')")
+    browser.wait_for("document.querySelector('#warnings').innerText.includes('no longer in the index')")
     assert browser.evaluate("location.search") == "?q=x"
     browser.open(f"{site.address}/?like=nobody")
-    browser.wait_for("document.querySelector('#notice h2')?.innerText === 'Not here any more'")
+    browser.wait_for("document.querySelector('#notice h2')?.innerText === 'No longer available'")
     click(browser, "#notice button")
     wait_for_cards(browser, 24)
 
@@ -155,14 +156,14 @@ def test_a_server_that_comes_back_is_found_without_help(site: Site, browser: Bro
     wait_for_cards(browser, 24)
     browser.evaluate(REFUSE)
     browser.evaluate("query.value = 'y'; document.querySelector('#search').requestSubmit()")
-    browser.wait_for("document.querySelector('#notice h2')?.innerText === 'Out of reach'")
+    browser.wait_for("document.querySelector('#notice h2')?.innerText === 'Server not reachable'")
     assert ids(browser) == []
     browser.evaluate("window.fetch = window.realFetch")
     wait_for_cards(browser, 24)
     assert browser.evaluate("document.querySelector('#notice').hidden")
 
 
-def test_a_next_page_that_fails_is_told_where_it_was_asked_for(site: Site, browser: Browser) -> None:
+def test_a_next_page_that_fails_is_shown_at_the_button(site: Site, browser: Browser) -> None:
     browser.open(f"{site.address}/?q=x")
     wait_for_cards(browser, 24)
     site.searcher.error = RuntimeError("broken")
@@ -201,14 +202,14 @@ def test_a_picture_that_is_higher_than_wide_is_shown_whole(site: Site, browser: 
     browser.wait_for(f"{fit} === 'contain'")
 
 
-def test_times_are_told_apart(site: Site, browser: Browser) -> None:
+def test_times_are_distinguishable(site: Site, browser: Browser) -> None:
     browser.open(f"{site.address}/docs")
-    told = browser.evaluate(
+    shown = browser.evaluate(
         f"import('{site.address}/page/format.js').then(({{clock, clocks, lengthText}}) => "
         "[clock(0), clock(61.9), clock(3661), clock(59.99, true), ...clocks([0, 1, 2.9]),"
         " ...clocks([0.2, 0.95, 61.04]), lengthText(0.1), lengthText(75)])"
     )
-    assert told == [
+    assert shown == [
         *("0:00", "1:01", "1:01:01", "0:59.9", "0:00", "0:01", "0:02"),
         *("0:00.2", "0:00.9", "1:01.0", "0.1 s", "1:15"),
     ]
@@ -226,6 +227,17 @@ def small_site(tmp_path: Path) -> Iterator[Site]:
 def choose_file(browser: Browser, path: Path, content: bytes = b"content") -> None:
     path.write_bytes(content)
     browser.choose_files("#files", [path])
+
+
+def test_a_next_page_repeats_nothing_though_videos_came_meanwhile(small_site: Site, browser: Browser) -> None:
+    browser.open(f"{small_site.address}/?q=x")
+    wait_for_cards(browser, 24)
+    for number in range(100, 103):
+        add_video(small_site.catalog, f"video-{number}")  # Before all others: the offsets shift.
+    click(browser, "#more")
+    wait_for_cards(browser, 30)
+    assert sorted(ids(browser)) == sorted(f"video-{number}" for number in range(30))
+    assert browser.evaluate("document.querySelector('#more').hidden")
 
 
 def test_an_upload_that_is_done_comes_before_the_others_and_moves_nothing(
@@ -290,16 +302,19 @@ def test_what_is_sent_twice_by_hand_is_sent_once(small_site: Site, browser: Brow
     assert not browser.evaluate(f"{save}.disabled")
 
 
-def test_a_click_beside_closes_what_nothing_was_written_in(small_site: Site, browser: Browser) -> None:
+def test_a_click_outside_closes_a_dialog_in_which_nothing_was_written(
+    small_site: Site, browser: Browser
+) -> None:
     browser.open(f"{small_site.address}/?video=video-1")
     browser.wait_for("document.querySelectorAll('#player-actions button').length === 4")
     browser.evaluate("document.querySelectorAll('#player-actions button')[2].click()")
     browser.wait_for("document.querySelector('#edit').open")
-    beside = "dispatchEvent(new MouseEvent('mousedown', {{clientX: 1, clientY: 1, detail: {}}}))"
-    browser.evaluate(f"document.querySelector('#edit').{beside.format(1)}")
+    outside = "dispatchEvent(new MouseEvent('mousedown', {{clientX: 1, clientY: 1, detail: {}}}))"
+    browser.evaluate(f"document.querySelector('#edit').{outside.format(1)}")
     assert browser.evaluate("document.querySelector('#edit').open")
     browser.evaluate("document.querySelector('#edit').close()")
-    browser.evaluate(f"document.querySelector('#player').{beside.format(2)}")  # The second of a double click.
+    # The second of a double click.
+    browser.evaluate(f"document.querySelector('#player').{outside.format(2)}")
     assert browser.evaluate("document.querySelector('#player').open")
-    browser.evaluate(f"document.querySelector('#player').{beside.format(1)}")
+    browser.evaluate(f"document.querySelector('#player').{outside.format(1)}")
     assert not browser.evaluate("document.querySelector('#player').open")

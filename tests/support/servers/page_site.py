@@ -1,4 +1,4 @@
-"""A served page for tests in a browser: real files, catalog and queue, a searcher that answers by rote."""
+"""A served page for tests in a browser: real files, catalog and queue, a searcher with fixed answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 
 import uvicorn
 
-from indexer.search.types import Moment, SearchAnswer, SearchQuery, SimilarAnswer
+from indexer.search.types import Moment, SearchAnswer, SearchQuery, SimilarAnswer, as_filter
+from indexer.store.filters import Filter, parse_filter
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
 from service.app import create_app
@@ -32,16 +33,18 @@ class PageSearcher(FakeSearcher):
     def __init__(self, catalog: Catalog) -> None:
         super().__init__(catalog)
         self.warnings: list[str] = []
-        self.filters: list[Mapping[str, Any] | None] = []
+        self.filters: list[Filter | None] = []
 
     def search(self, query: SearchQuery) -> SearchAnswer:
-        self.filters.append(query.filter)
+        self.filters.append(as_filter(query.filter))
         everything = super().search(replace(query, limit=1000, offset=0))
+        # Of all filters, only that of one id is applied.
+        only = {parse_filter({"id": r.id}): r.id for r in everything.results}.get(as_filter(query.filter))
         moments = [Moment(5.0, 3.0), Moment(0.0, 1.0), Moment(2.0, 2.0), Moment(8.0, 0.5)]
         found = [
             replace(result, moments=moments[: query.num_moments], percentile=PERCENTILE)
             for result in everything.results
-            if _fulfils(result.id, query.filter)
+            if only is None or result.id == only
         ]
         page = found[query.offset : query.num_wanted]
         return replace(everything, results=page, warnings=self.warnings)
@@ -56,10 +59,6 @@ class PageSearcher(FakeSearcher):
             replace(result, score=0.5, scores=nothing) for result in answer.results if result.id != video_id
         ]
         return SimilarAnswer(video_id, answer.num_videos, others[offset : offset + limit])
-
-
-def _fulfils(video_id: str, filter: Mapping[str, Any] | None) -> bool:
-    return filter is None or "id" not in filter or filter["id"] == video_id
 
 
 class Site:

@@ -65,7 +65,7 @@ def make_index(directory: Path, manifest: Path, model: XClip) -> None:
     """Index the videos of the manifest."""
     sampling = Sampling(num_frames=model.config.num_frames)
     with Catalog.create(directory, index_facts(model, "demo", sampling)) as catalog:
-        IndexingPipeline(catalog, model, sampling).run(read_manifest(manifest))
+        IndexingPipeline(catalog, model).run(read_manifest(manifest))
 
 
 def report(searcher: Searcher, own: dict[str, str]) -> None:

@@ -77,7 +77,7 @@ def index_film(film: Path, index: Path, model_spec: str, segment_seconds: float)
     stop = threading.Event()
     watch = threading.Thread(target=_watch_children, args=(peaks, stop))
     with catalog:
-        pipeline = IndexingPipeline(catalog, model, sampling, num_workers=1)
+        pipeline = IndexingPipeline(catalog, model, num_workers=1)
         watch.start()
         try:
             report = pipeline.run([VideoSource(film, id="film", trusted=True)])

@@ -14,15 +14,12 @@ import torch
 
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import IndexExistsError, IndexNotFoundError, MediaError
-from indexer.ingest.encoding import encode_segments, index_facts
+from indexer.ingest.encoding import index_facts
 from indexer.ingest.manifest import VideoSource, find_videos
 from indexer.ingest.pipeline import IndexEvent, IndexingPipeline, IndexReport
-from indexer.media.decode_messages import DecodeRequest
-from indexer.media.decode_pool import DecodePool
 from indexer.media.sampling import Sampling
 from indexer.search.searcher import Searcher
 from indexer.search.types import SearchAnswer, SearchQuery
-from indexer.store.records import SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import index_exists
 from model.features import VideoFeatures
@@ -174,7 +171,7 @@ class Index:
         **options: Any,
     ) -> IndexReport:
         """Add files with their ids, titles and metadata. options: of `IndexingPipeline`."""
-        report = IndexingPipeline(self.catalog, self.model, self.sampling, **options).run(sources, on_event)
+        report = IndexingPipeline(self.catalog, self.model, **options).run(sources, on_event)
         self._has_grown |= report.num_added > 0
         return report
 
@@ -206,19 +203,13 @@ class Index:
         Raises:
             MediaError: It is not a video that can be read.
         """
-        config, records = self.model.config, list[SegmentRecord]()
-        request = DecodeRequest(str(path), self.sampling, config.image_size, trusted=True)
-        with DecodePool(1) as pool:
-            num_segments = 1
-            while len(records) < num_segments:
-                decoded = pool.submit(replace(request, first_segment=len(records))).result()
-                records += encode_segments(self.model, decoded.segments)
-                num_segments = decoded.num_segments
+        with IndexingPipeline(self.catalog, self.model, num_workers=1).encoder() as encoder:
+            records = encoder.encode_file(Path(path), trusted=True).segments
         counts = torch.tensor([record.num_frames for record in records])
         return VideoFeatures(
             torch.from_numpy(np.stack([record.video_feature for record in records])),
             torch.from_numpy(np.stack([record.frame_features for record in records])).float(),
-            torch.arange(config.num_frames) < counts[:, None],
+            torch.arange(self.model.config.num_frames) < counts[:, None],
         ).to(self.model.device)
 
 

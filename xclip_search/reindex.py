@@ -156,7 +156,7 @@ def _make_encoder(index: Path, asked: _Encoding, decoding: dict[str, Any]) -> En
         model_spec=absolute_spec(spec),
         embedding_dim=loaded.config.embedding_dim,
         sampling=sampling,
-        make_pipeline=lambda catalog: IndexingPipeline(catalog, loaded, sampling, **decoding),
+        make_pipeline=lambda catalog: IndexingPipeline(catalog, loaded, **decoding),
     )
 
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from indexer.media.decode_messages import DecodedSegment, DecodedVideo
 from indexer.store.records import IndexFacts, NewVideo, SegmentRecord
 
 if TYPE_CHECKING:
+    from indexer.media.decode_messages import DecodedSegment
+    from indexer.media.probing import MediaInfo
     from indexer.media.sampling import Sampling
     from model import XClip
 
@@ -50,15 +51,19 @@ def encode_segments(model: XClip, segments: Sequence[DecodedSegment]) -> list[Se
     ]
 
 
-def new_video(first: DecodedVideo, segments: Sequence[SegmentRecord], fraction_read: float) -> NewVideo:
+def new_video(
+    content_sha256: str, info: MediaInfo, segments: Sequence[SegmentRecord], fraction_read: float
+) -> NewVideo:
     """What a file itself says of its video; its id, title and so on are for the caller to add.
 
-    first: the first answer about the file. segments: all of it, encoded. fraction_read: the least of all
-    answers.
+    Args:
+        content_sha256: 64 hex digits over the file's bytes.
+        info: what the file says.
+        segments: all of it, encoded.
+        fraction_read: how much of the file could be read, 0 to 1.
     """
-    info = first.info
     return NewVideo(
-        content_sha256=first.content_sha256,
+        content_sha256=content_sha256,
         segments=segments,
         duration_seconds=info.duration_seconds,
         width=info.width,

@@ -1,10 +1,9 @@
-"""Videos into an index: decoding ahead in child processes, encoding in batches here, each video one
-transaction.
+"""Videos into an index: hashed and decoded ahead in child processes, encoded in batches here.
 
-    sources -> decode pool (a bounded number in flight) -> segments waiting -> batch -> model -> catalog
-                 child  child  child ...                    of any videos
+    sources -> hash -> known? -> decode -> segments waiting -> batch -> model -> store
+               child             child     of any videos                         one transaction a video
 
-A slow or hanging file keeps one child busy and nothing else. What is in the catalog is whole: ending the
+A slow or hanging file keeps one child busy and nothing else. What is in the store is whole: ending the
 process at any moment, by kill -9 too, loses at most the videos in flight, and the next run skips the rest
 by content.
 """
@@ -15,36 +14,45 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from indexer.errors import DuplicateIdError, FingerprintMismatchError, InvalidRecordError, MediaError
-from indexer.ingest.encoding import index_fingerprint
+from indexer.ingest.encoding import encode_segments, index_fingerprint, new_video
 from indexer.ingest.manifest import VideoSource
 from indexer.media.decode_messages import (
+    FILE_CHANGED,
     MAX_SEGMENTS_PER_ANSWER,
     DecodedSegment,
     DecodedVideo,
     DecodeRequest,
-    KnownContent,
+    HashedFile,
 )
 from indexer.media.decode_pool import DecodePool
-from indexer.media.probing import MediaLimits
-from indexer.store.records import SegmentRecord
+from indexer.media.sampling import Sampling
+from indexer.store.records import AddOutcome, NewVideo, SegmentRecord, VideoRecord
 
 if TYPE_CHECKING:
+    import threading
+    from pathlib import Path
+    from types import TracebackType
+
     from indexer.media.frame_reader import Backend
-    from indexer.media.sampling import Sampling
     from indexer.store.sqlite.catalog import Catalog
     from model import XClip
 
-__all__ = ["IndexEvent", "IndexReport", "IndexingPipeline", "VideoSource"]
+__all__ = ["IndexEvent", "IndexReport", "IndexingPipeline", "VideoEncoder", "VideoSource"]
 
 Outcome = Literal["added", "skipped", "failed"]
 
-_WAIT_FOR_FULL_BATCH_SECONDS: Final = 0.5
-"""Decoded segments wait so long for company before they are encoded as a smaller batch."""
+Encoded = NewVideo | AddOutcome | MediaError
+"""What became of a file: its video, ready to be stored; the video that has the same bytes; or why there is
+none."""
+
+WAIT_SECONDS: Final = 0.5
+"""Decoded segments wait at most this long for others before they are encoded as a smaller batch; a cancelled
+run ends this soon."""
 
 OTHER_BYTES_REASON: Final = "its bytes are not those that were indexed"
 
@@ -88,29 +96,132 @@ class IndexReport:
         return {**vars(self), "failures": failures}
 
 
-class IndexingPipeline:
-    """Adds videos to a catalog.
+class VideoEncoder:
+    """The way of every file to features: hashed, looked up, decoded in a child process, encoded in batches.
 
-    catalog: made for this model and sampling. num_workers: decoding children; None for `default_num_workers`.
-    batch_size: segments encoded at once; None for 8 on a CPU, 32 on a GPU.
-    decode_timeout_seconds: the longest that decoding one file, or 16 segments of a long one, may take.
-    backend: how trusted files are read, see `indexer.media.frame_reader.VideoFile.frames_at`.
-    Raises FingerprintMismatchError where the catalog holds features of another model or sampling, ValueError
-    where the sampling does not fit the model.
+    Use as a context manager: it owns the decoding children.
+
+    Attributes:
+        decode_seconds: spent by all children together.
+        encode_seconds: spent in the model.
     """
+
+    def __init__(
+        self,
+        model: XClip,
+        sampling: Sampling,
+        *,
+        num_workers: int,
+        batch_size: int,
+        decode_timeout_seconds: float,
+        backend: Backend = "auto",
+    ) -> None:
+        """Start the children; they import while the caller goes on.
+
+        Args:
+            model: encodes; its number of frames must be that of the sampling.
+            sampling: which frames of a file.
+            num_workers: decoding children.
+            batch_size: segments encoded at once.
+            decode_timeout_seconds: the longest that hashing a file may take, or decoding it, or decoding 16
+                segments of a long one.
+            backend: how trusted files are read, see `indexer.media.frame_reader.VideoFile.frames_at`.
+        """
+        self.model = model
+        self.sampling = sampling
+        self.num_workers = num_workers
+        self.batch_size = batch_size
+        self.backend: Backend = backend
+        self.decode_seconds = 0.0
+        self.encode_seconds = 0.0
+        self.pool = DecodePool(num_workers, decode_timeout_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.pool.close()
+
+    def encode(
+        self,
+        sources: Iterable[VideoSource],
+        find_known: Callable[[str], VideoRecord | None] = lambda content_sha256: None,
+        cancelled: threading.Event | None = None,
+    ) -> Iterator[tuple[VideoSource, Encoded]]:
+        """Encode files, in about their order, and yield each as soon as it is done.
+
+        Args:
+            sources: read as they are needed.
+            find_known: called here with the sha256 of a file's bytes (64 hex digits) before it is decoded;
+                gives the video that has the same bytes, or None.
+            cancelled: when it is set, the rest is left.
+
+        Raises:
+            CancelledError: `cancelled` was set.
+        """
+        run = _Run(self, iter(sources), find_known)
+        try:
+            while run.advance():
+                yield from run.take_done()
+                if cancelled is not None and cancelled.is_set():
+                    raise CancelledError
+        finally:
+            run.cancel()
+
+    def encode_file(
+        self, path: Path, cancelled: threading.Event | None = None, *, trusted: bool = False
+    ) -> NewVideo:
+        """Encode one file.
+
+        Args:
+            path: of the file.
+            cancelled: when it is set, the rest of the file is left.
+            trusted: whether the operator vouches for the file, so that decord may read it.
+
+        Returns:
+            What the file itself says of its video: no id, uri, title or metadata.
+
+        Raises:
+            MediaError: it cannot become a video.
+            CancelledError: `cancelled` was set.
+        """
+        ((_, encoded),) = self.encode([VideoSource(path, trusted=trusted)], cancelled=cancelled)
+        if isinstance(encoded, MediaError):
+            raise encoded
+        assert isinstance(encoded, NewVideo)
+        return encoded
+
+
+class IndexingPipeline:
+    """Adds videos to a catalog, with the model and the sampling that it was made for."""
 
     def __init__(
         self,
         catalog: Catalog,
         model: XClip,
-        sampling: Sampling,
         *,
         num_workers: int | None = None,
         batch_size: int | None = None,
         decode_timeout_seconds: float = 300.0,
-        limits: MediaLimits | None = None,
         backend: Backend = "auto",
     ) -> None:
+        """Check that the model is that of the catalog. For the other arguments see `VideoEncoder`.
+
+        Args:
+            catalog: where the videos go.
+            model: the one that the catalog was made for.
+            num_workers: None for `default_num_workers`.
+            batch_size: None for 8 on a CPU, 32 on a GPU.
+            decode_timeout_seconds: for each file.
+            backend: for trusted files.
+
+        Raises:
+            FingerprintMismatchError: the catalog holds features of another model.
+            ValueError: the catalog's sampling does not fit the model.
+        """
+        sampling = Sampling.from_json(catalog.sampling_json)
         if sampling.num_frames != model.config.num_frames:
             raise ValueError(f"the model takes {model.config.num_frames} frames, not {sampling.num_frames}")
         expected = index_fingerprint(model, sampling)
@@ -123,34 +234,77 @@ class IndexingPipeline:
         self.num_workers = num_workers or default_num_workers(is_gpu)
         self.batch_size = batch_size or (32 if is_gpu else 8)
         self.decode_timeout_seconds = decode_timeout_seconds
-        self.limits = limits
         self.backend: Backend = backend
 
     def run(
         self, sources: Iterable[VideoSource], on_event: Callable[[IndexEvent], None] = lambda event: None
     ) -> IndexReport:
-        """Index `sources`, in about their order. A file that fails is reported, never raised.
+        """Index files, in about their order. A file that fails is reported, never raised.
 
-        sources: read as they are needed. on_event: called in this thread, once for each source.
-        Raises what concerns the index as a whole: IndexDamagedError, sqlite3.Error, torch's out of memory.
+        Args:
+            sources: read as they are needed.
+            on_event: called in this thread, once for each source.
+
+        Raises:
+            IndexerError, OSError, RuntimeError: what concerns the index as a whole: a full disk, a damaged
+                catalog, a GPU without memory.
         """
         started = time.perf_counter()
-        with DecodePool(self.num_workers, self.decode_timeout_seconds, limits=self.limits) as pool:
-            run = _Run(self, pool, iter(sources), on_event)
-            run.work()
-        run.report.seconds = time.perf_counter() - started
-        return run.report
+        report = IndexReport()
+        with self.encoder() as encoder:
+            for source, encoded in encoder.encode(sources, self.catalog.find_by_sha256):
+                on_event(self._store(source, encoded, report))
+        report.decode_seconds, report.encode_seconds = encoder.decode_seconds, encoder.encode_seconds
+        report.seconds = time.perf_counter() - started
+        return report
+
+    def encoder(self) -> VideoEncoder:
+        """A new encoder of this model, sampling and sizes, for the caller to close."""
+        return VideoEncoder(
+            self.model,
+            self.sampling,
+            num_workers=self.num_workers,
+            batch_size=self.batch_size,
+            decode_timeout_seconds=self.decode_timeout_seconds,
+            backend=self.backend,
+        )
+
+    def _store(self, source: VideoSource, encoded: Encoded, report: IndexReport) -> IndexEvent:
+        try:
+            outcome = self._add(source, encoded)
+        except (MediaError, DuplicateIdError, InvalidRecordError) as error:
+            report.num_failed += 1
+            report.failures.append((str(source.path), str(error)))
+            return IndexEvent(source, "failed", None, str(error))
+        if not isinstance(encoded, NewVideo) or not outcome.created:
+            report.num_skipped += 1
+            return IndexEvent(source, "skipped", outcome.video_id)
+        report.num_added += 1
+        report.num_segments += len(encoded.segments)
+        if not encoded.partial:
+            return IndexEvent(source, "added", outcome.video_id)
+        report.num_partial += 1
+        return IndexEvent(
+            source, "added", outcome.video_id, f"only {encoded.fraction_read:.0%} could be read"
+        )
+
+    def _add(self, source: VideoSource, encoded: Encoded) -> AddOutcome:
+        if isinstance(encoded, MediaError):
+            raise encoded
+        if isinstance(encoded, AddOutcome):
+            return encoded
+        return self.catalog.add_video(replace(encoded, **_fields_of_source(source)))
 
 
 def default_num_workers(is_gpu: bool) -> int:
-    """Decoding children beside an encoder: all processors but one beside a GPU, half of them where the
-    encoder needs processors itself."""
+    """Decoding children next to an encoder: all processors but one with a GPU, half of them where the encoder
+    needs processors itself."""
     num_processors = os.cpu_count() or 1
     return max(1, min(32, num_processors - 1 if is_gpu else num_processors // 2))
 
 
 def _fields_of_source(source: VideoSource) -> dict[str, Any]:
-    """The arguments of `Catalog.add_video` that do not come out of the file."""
+    """The fields of `NewVideo` that do not come out of the file."""
     if source.record is not None:
         names = ("id", "uri", "title", "metadata", "trusted", "added_at")
         return {name: getattr(source.record, name) for name in names}
@@ -168,10 +322,11 @@ def _fields_of_source(source: VideoSource) -> dict[str, Any]:
 
 
 class _Video:
-    """A source on its way through."""
+    """A file that is being decoded and encoded."""
 
-    def __init__(self, source: VideoSource) -> None:
+    def __init__(self, source: VideoSource, hashed: HashedFile) -> None:
         self.source = source
+        self.hashed = hashed
         self.first: DecodedVideo | None = None
         self.records: dict[int, SegmentRecord] = {}
         self.fraction_read = 1.0
@@ -179,103 +334,123 @@ class _Video:
 
 
 class _Run:
-    """One call of `IndexingPipeline.run`."""
+    """One call of `VideoEncoder.encode`: what is in flight, from sources to features."""
 
     def __init__(
         self,
-        pipeline: IndexingPipeline,
-        pool: DecodePool,
+        encoder: VideoEncoder,
         sources: Iterator[VideoSource],
-        on_event: Callable[[IndexEvent], None],
+        find_known: Callable[[str], VideoRecord | None],
     ) -> None:
-        self.pipeline = pipeline
-        self.pool = pool
+        self.encoder = encoder
         self.sources = sources
-        self.on_event = on_event
-        self.report = IndexReport()
+        self.find_known = find_known
         # Each worker has one request at hand and one waiting; a few more cover the time of one encoding.
-        self.max_in_flight = 2 * pipeline.num_workers + 2
-        self.max_segments = max(1, min(MAX_SEGMENTS_PER_ANSWER, pipeline.batch_size))
-        self.in_flight: dict[Future[DecodedVideo | KnownContent], _Video] = {}
-        self.continuations: deque[tuple[_Video, int]] = deque()
+        self.max_in_flight = 2 * encoder.num_workers + 2
+        self.max_segments = min(MAX_SEGMENTS_PER_ANSWER, encoder.batch_size)
+        self.hashing: dict[Future[HashedFile], VideoSource] = {}
+        self.requests: deque[tuple[_Video, int]] = deque()
+        self.decoding: dict[Future[DecodedVideo], _Video] = {}
         self.waiting: deque[tuple[_Video, int, DecodedSegment]] = deque()
+        self.done: deque[tuple[VideoSource, Encoded]] = deque()
         self.last_progress = time.monotonic()
 
-    def work(self) -> None:
-        while True:
-            self._refill()
-            if not self.in_flight and not self.waiting:
-                return
-            if self.in_flight:
-                self._collect()
-            is_late = time.monotonic() - self.last_progress >= _WAIT_FOR_FULL_BATCH_SECONDS
-            while len(self.waiting) >= self.pipeline.batch_size:
-                self._encode()
-            if self.waiting and (is_late or not self.in_flight):
-                self._encode()
+    def advance(self) -> bool:
+        """Hand out work, take what has been decoded, encode a batch where one is due; false at the end."""
+        self._refill()
+        if self.hashing or self.decoding:
+            self._collect()
+        is_late = time.monotonic() - self.last_progress >= WAIT_SECONDS
+        if len(self.waiting) >= self.encoder.batch_size or (
+            self.waiting and (is_late or not (self.hashing or self.decoding or self.requests))
+        ):
+            self._encode()
+        return bool(self.hashing or self.requests or self.decoding or self.waiting or self.done)
+
+    def take_done(self) -> Iterator[tuple[VideoSource, Encoded]]:
+        """The files that are done since the last call."""
+        while self.done:
+            yield self.done.popleft()
+
+    def cancel(self) -> None:
+        """Take back what no child has begun."""
+        for futures in (self.hashing, self.decoding):
+            for future in futures:
+                future.cancel()
 
     def _refill(self) -> None:
         # Decoded segments wait in memory: no more of them than the encoder will soon take.
-        while len(self.in_flight) < self.max_in_flight and len(self.waiting) < 4 * self.pipeline.batch_size:
-            if self.continuations:
-                video, first_segment = self.continuations.popleft()
-                if not video.failed:
-                    self._submit(video, first_segment)
-            elif (source := next(self.sources, None)) is not None:
-                self._submit(_Video(source), 0)
-            else:
+        if len(self.waiting) >= 4 * self.encoder.batch_size:
+            return
+        while self.requests and len(self.decoding) < self.max_in_flight:
+            video, first_segment = self.requests.popleft()
+            if not video.failed:
+                request = self._request(video, first_segment)
+                self.decoding[self.encoder.pool.submit(request)] = video
+        # Counted apart from what is decoded: hashes are quick, and children must not idle while we encode.
+        while len(self.hashing) + len(self.requests) < self.max_in_flight:
+            source = next(self.sources, None)
+            if source is None:
                 return
+            self.hashing[self.encoder.pool.submit_hash(source.path)] = source
 
-    def _submit(self, video: _Video, first_segment: int) -> None:
-        request = DecodeRequest(
+    def _request(self, video: _Video, first_segment: int) -> DecodeRequest:
+        return DecodeRequest(
             path=str(video.source.path),
-            sampling=self.pipeline.sampling,
-            image_size=self.pipeline.model.config.image_size,
+            sampling=self.encoder.sampling,
+            image_size=self.encoder.model.config.image_size,
             trusted=video.source.trusted,
-            backend=self.pipeline.backend,
+            backend=self.encoder.backend,
             first_segment=first_segment,
             max_segments=self.max_segments,
-            content_sha256=video.first.content_sha256 if video.first else None,
+            stamp=video.hashed.stamp,
         )
-        self.in_flight[self.pool.submit_new(request, self._is_known)] = video
-
-    def _is_known(self, content_sha256: str) -> bool:
-        return self.pipeline.catalog.find_by_sha256(content_sha256) is not None
 
     def _collect(self) -> None:
-        """Take what has been decoded; wait for something where the encoder has nothing to do."""
-        timeout = None
-        if self.waiting:
-            timeout = max(0.0, self.last_progress + _WAIT_FOR_FULL_BATCH_SECONDS - time.monotonic())
-        done, _ = wait(self.in_flight, timeout, FIRST_COMPLETED)
-        for future in done:
-            video = self.in_flight.pop(future)
-            try:
-                answer = future.result()
-            except MediaError as error:
-                self._fail(video, error.reason)
-                continue
-            expected = video.source.record
-            if expected is not None and answer.content_sha256 != expected.content_sha256:
-                self._fail(video, OTHER_BYTES_REASON)
-            elif isinstance(answer, KnownContent):
-                record = self.pipeline.catalog.find_by_sha256(answer.content_sha256)
-                self._finish(video, "skipped", record.id if record else None)
+        """Take what the children have done; wait for something where the encoder has nothing to do."""
+        timeout = WAIT_SECONDS
+        if len(self.waiting) >= self.encoder.batch_size:
+            timeout = 0.0
+        elif self.waiting:
+            timeout = max(0.0, self.last_progress + WAIT_SECONDS - time.monotonic())
+        in_flight: list[Future[Any]] = [*self.hashing, *self.decoding]
+        for future in wait(in_flight, timeout, FIRST_COMPLETED).done:
+            if future in self.hashing:
+                self._look_up(self.hashing.pop(future), future)
             else:
-                self._take(video, answer)
+                self._take(self.decoding.pop(future), future)
 
-    def _take(self, video: _Video, answer: DecodedVideo) -> None:
-        self.report.decode_seconds += answer.decode_seconds
+    def _look_up(self, source: VideoSource, future: Future[HashedFile]) -> None:
+        """Decode a file only where its bytes are new, and those that are expected."""
+        try:
+            hashed = future.result()
+        except MediaError as error:
+            self.done.append((source, error))
+            return
+        if source.record is not None and hashed.content_sha256 != source.record.content_sha256:
+            self.done.append((source, MediaError(OTHER_BYTES_REASON)))
+        elif (known := self.find_known(hashed.content_sha256)) is not None:
+            self.done.append((source, AddOutcome(known.id, created=False)))
+        else:
+            self.requests.append((_Video(source, hashed), 0))
+
+    def _take(self, video: _Video, future: Future[DecodedVideo]) -> None:
+        try:
+            answer = future.result()
+        except MediaError as error:
+            self._fail(video, error)
+            return
+        self.encoder.decode_seconds += answer.decode_seconds
         if video.failed:
             return
         if video.first is None:
             video.first = answer
-            self.continuations.extend(
+            self.requests.extend(
                 (video, first)
                 for first in range(len(answer.segments), answer.num_segments, self.max_segments)
             )
         elif (answer.info, answer.num_segments) != (video.first.info, video.first.num_segments):
-            self._fail(video, "the file changed while it was read")
+            self._fail(video, MediaError(FILE_CHANGED))
             return
         video.fraction_read = min(video.fraction_read, answer.fraction_read)
         if not self.waiting:
@@ -285,56 +460,26 @@ class _Run:
         answer.segments.clear()  # The pixels go when they are encoded.
 
     def _encode(self) -> None:
-        from indexer.ingest.encoding import encode_segments
-
         started = time.perf_counter()
-        size = min(self.pipeline.batch_size, len(self.waiting))
+        size = min(self.encoder.batch_size, len(self.waiting))
         batch = [self.waiting.popleft() for _ in range(size)]
         batch = [item for item in batch if not item[0].failed]
         if batch:
-            records = encode_segments(self.pipeline.model, [segment for _, _, segment in batch])
-            self.report.encode_seconds += time.perf_counter() - started
+            records = encode_segments(self.encoder.model, [segment for _, _, segment in batch])
+            self.encoder.encode_seconds += time.perf_counter() - started
             for (video, number, _), record in zip(batch, records, strict=True):
                 video.records[number] = record
-                if video.first is not None and len(video.records) == video.first.num_segments:
-                    self._store(video, video.first)
+                first = video.first
+                if first is not None and len(video.records) == first.num_segments:
+                    segments = [video.records[number] for number in range(first.num_segments)]
+                    encoded = new_video(
+                        video.hashed.content_sha256, first.info, segments, video.fraction_read
+                    )
+                    self.done.append((video.source, encoded))
         self.last_progress = time.monotonic()
-        self._refill()
 
-    def _store(self, video: _Video, first: DecodedVideo) -> None:
-        from indexer.ingest.encoding import new_video
-
-        try:
-            segments = [video.records[number] for number in range(first.num_segments)]
-            of_file = new_video(first, segments, video.fraction_read)
-            outcome = self.pipeline.catalog.add_video(replace(of_file, **_fields_of_source(video.source)))
-        except (DuplicateIdError, InvalidRecordError) as error:
-            self._fail(video, str(error))
-            return
-        if not outcome.created:
-            self._finish(video, "skipped", outcome.video_id)
-            return
-        self.report.num_segments += first.num_segments
-        reason = None
-        if video.fraction_read < 1:
-            self.report.num_partial += 1
-            reason = f"only {video.fraction_read:.0%} could be read"
-        self._finish(video, "added", outcome.video_id, reason)
-
-    def _fail(self, video: _Video, reason: str) -> None:
+    def _fail(self, video: _Video, error: MediaError) -> None:
         if not video.failed:
             video.failed = True
-            self.report.failures.append((str(video.source.path), reason))
-            self._finish(video, "failed", None, reason)
-
-    def _finish(
-        self, video: _Video, outcome: Outcome, video_id: str | None, reason: str | None = None
-    ) -> None:
-        if outcome == "added":
-            self.report.num_added += 1
-        elif outcome == "skipped":
-            self.report.num_skipped += 1
-        else:
-            self.report.num_failed += 1
-        video.records.clear()
-        self.on_event(IndexEvent(video.source, outcome, video_id, reason))
+            video.records.clear()
+            self.done.append((video.source, error))

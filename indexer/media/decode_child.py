@@ -23,6 +23,7 @@ from PIL import Image
 
 from indexer.errors import DecoderDiedError, MediaError, MediaLimitError, UnsupportedMediaError
 from indexer.media.decode_messages import (
+    FILE_CHANGED,
     DecodedSegment,
     DecodedVideo,
     DecodeRequest,
@@ -44,14 +45,6 @@ _GRACE_SECONDS = 10.0
 _JPEG_QUALITY = 85
 
 
-class _ContentKnownError(Exception):
-    """The parent has this content already."""
-
-
-class _ParentGoneError(Exception):
-    """The other end of the socket is closed."""
-
-
 def serve(descriptor: int) -> None:
     """Answer requests from the socket `descriptor` until the parent closes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent decides when to stop.
@@ -68,10 +61,10 @@ def serve(descriptor: int) -> None:
                 # A decoder that hangs may hold the interpreter lock: only the kernel's own timer is sure.
                 signal.setitimer(signal.ITIMER_REAL, float(header["timeout_seconds"]) + _GRACE_SECONDS)
                 allow_processor_seconds(float(header["processor_seconds"]))
-                answer, payload = _answer(connection, header, files)
+                answer, payload = _answer(header, files)
                 send_message(connection, answer, payload)
                 signal.setitimer(signal.ITIMER_REAL, 0)
-        except (EOFError, OSError, _ParentGoneError):
+        except (EOFError, OSError):
             return
 
 
@@ -83,19 +76,18 @@ class _Files:
         self._last: VideoFile | None = None
         self._last_stamp: tuple[int, ...] = ()
 
-    def open(self, path: Path, status: os.stat_result, *, goes_on: bool) -> VideoFile:
+    def open(self, path: Path, stamp: tuple[int, ...], *, goes_on: bool) -> VideoFile:
         """Probe a file.
 
         Args:
             path: the file.
-            status: of the file now.
+            stamp: of the file now.
             goes_on: the request is for more of the same file. Reading all packets of a film again for each
                 few segments would take longer than decoding them.
 
         Raises:
             MediaError: the file cannot become a video.
         """
-        stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         last = self._last
         if goes_on and last is not None and last.path == path and self._last_stamp == stamp:
             return last
@@ -104,20 +96,17 @@ class _Files:
         return self._last
 
 
-def _answer(
-    connection: socket.socket, header: dict[str, Any], files: _Files
-) -> tuple[dict[str, Any], list[memoryview]]:
+def _answer(header: dict[str, Any], files: _Files) -> tuple[dict[str, Any], list[memoryview]]:
     try:
+        if header["kind"] == "hash":
+            return {"kind": "hash", **_hash(Path(header["path"]), files.limits)}, []
         if header["kind"] == "picture":
             picture = _take_picture(header, files.limits)
             return {"kind": "picture"}, [memoryview(picture)]
         if header["kind"] == "clip":
             clip = make_clip(Path(header["path"]), float(header["time_seconds"]), files.limits)
             return {"kind": "clip"}, [memoryview(clip)]
-        request = DecodeRequest.from_dict(header["request"])
-        return decoded_to_message(_decode(connection, request, files))
-    except _ContentKnownError:
-        return {"kind": "known"}, []
+        return decoded_to_message(_decode(DecodeRequest.from_dict(header["request"]), files))
     except MediaError as error:
         return error_to_message(error), []
     except MemoryError:
@@ -126,8 +115,6 @@ def _answer(
         if error.errno in (errno.ENOMEM, errno.EAGAIN):  # No memory for a thread's stack is EAGAIN.
             return _out_of_memory(), []
         return error_to_message(MediaError(f"the file cannot be read ({error.strerror})")), []
-    except _ParentGoneError:
-        raise
     except Exception:
         return error_to_message(DecoderDiedError("the decoder failed"), traceback.format_exc()), []
 
@@ -137,22 +124,29 @@ def _out_of_memory() -> dict[str, Any]:
     return {**error_to_message(MediaLimitError("decoding needs more memory than allowed")), "is_last": True}
 
 
-def _decode(connection: socket.socket, request: DecodeRequest, files: _Files) -> DecodedVideo:
+def _hash(path: Path, limits: MediaLimits) -> dict[str, Any]:
+    _, before = check_file(path, limits)  # Refuses what is not a video before reading all of it.
+    with path.open("rb") as stream:
+        content_sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    _require_unchanged(path, _stamp(before))
+    return {"content_sha256": content_sha256, "stamp": _stamp(before)}
+
+
+def _decode(request: DecodeRequest, files: _Files) -> DecodedVideo:
     started = time.perf_counter()
     path = Path(request.path)
-    _, before = check_file(path, files.limits)  # Refuses what is none of ours before reading all of it.
-    content_sha256 = request.content_sha256 or _hash_unless_known(connection, path)
-    file = files.open(path, before, goes_on=request.content_sha256 is not None)
+    _, before = check_file(path, files.limits)
+    stamp = _stamp(before)
+    if request.stamp not in (None, stamp):
+        raise MediaError(FILE_CHANGED)
+    file = files.open(path, stamp, goes_on=request.stamp is not None)
     planned = _plan(file, request)
     chosen = planned[request.first_segment : request.first_segment + request.max_segments]
     segments, exact_share = _read_segments(file, chosen, request)
-    after = path.stat()
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise MediaError("the file changed while it was read")
+    _require_unchanged(path, stamp)
     fraction_read = file.timeline.fraction_present * exact_share
     return DecodedVideo(
         info=file.info,
-        content_sha256=content_sha256,
         segments=segments,
         partial=fraction_read < 1,
         fraction_read=fraction_read,
@@ -162,18 +156,13 @@ def _decode(connection: socket.socket, request: DecodeRequest, files: _Files) ->
     )
 
 
-def _hash_unless_known(connection: socket.socket, path: Path) -> str:
-    """sha256 of the file, shown to the parent, who may have had enough with it."""
-    with path.open("rb") as stream:
-        content_sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    try:
-        send_message(connection, {"kind": "hash", "content_sha256": content_sha256})
-        reply, _ = receive_message(connection, 0)
-    except (EOFError, OSError):
-        raise _ParentGoneError from None
-    if reply["kind"] != "go":
-        raise _ContentKnownError
-    return content_sha256
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _require_unchanged(path: Path, stamp: tuple[int, ...]) -> None:
+    if _stamp(path.stat()) != stamp:
+        raise MediaError(FILE_CHANGED)
 
 
 def _plan(file: VideoFile, request: DecodeRequest) -> list[PlannedSegment]:
@@ -183,7 +172,7 @@ def _plan(file: VideoFile, request: DecodeRequest) -> list[PlannedSegment]:
     except ValueError as error:
         raise UnsupportedMediaError(str(error)) from None
     if request.first_segment >= len(planned):
-        raise MediaError("the file changed while it was read")
+        raise MediaError(FILE_CHANGED)
     return planned
 
 

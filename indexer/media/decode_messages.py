@@ -27,6 +27,8 @@ from indexer.media.sampling import Sampling
 MAX_SEGMENTS_PER_ANSWER: Final = 16
 """Bounds the memory of one answer: 16 segments of 12 frames of 224 x 224 pixels are 29 MB."""
 
+FILE_CHANGED: Final = "the file changed while it was read"
+
 _SIZES: Final = struct.Struct("!IQ")  # bytes of the header, bytes of the payload
 _MAX_HEADER_BYTES: Final = 4 << 20
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -45,7 +47,7 @@ class DecodeRequest:
             PyAV.
         first_segment: the first of the video's segments that is wanted.
         max_segments: how many are wanted at most, so that the answer for a long film stays small.
-        content_sha256: of the file, where an earlier answer gave it; it is not computed again then.
+        stamp: of the file when it was hashed (see `HashedFile`); a file that has changed since is refused.
     """
 
     path: str
@@ -55,7 +57,7 @@ class DecodeRequest:
     backend: Backend = "auto"
     first_segment: int = 0
     max_segments: int = MAX_SEGMENTS_PER_ANSWER
-    content_sha256: str | None = None
+    stamp: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_segments <= MAX_SEGMENTS_PER_ANSWER or self.first_segment < 0:
@@ -68,7 +70,20 @@ class DecodeRequest:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DecodeRequest:
         """What `to_dict` gave."""
-        return cls(**{**values, "sampling": Sampling.from_json(values["sampling"])})
+        stamp = None if values["stamp"] is None else tuple(values["stamp"])
+        return cls(**{**values, "sampling": Sampling.from_json(values["sampling"]), "stamp": stamp})
+
+
+@dataclass(frozen=True)
+class HashedFile:
+    """Which bytes a file holds.
+
+    content_sha256: 64 hex digits over them. stamp: device, inode, size in bytes and time of modification in
+    nanoseconds; all four stay what they are while the file does.
+    """
+
+    content_sha256: str
+    stamp: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,17 +109,15 @@ class DecodedVideo:
 
     Attributes:
         info: what the file is.
-        content_sha256: 64 hex digits over the file's bytes.
         segments: those that were asked for.
         partial: the file ends early or is damaged.
         fraction_read: of the promised length, times the share of wanted frames that were whole, 0 to 1.
         first_segment: number of the first of `segments`.
         num_segments: in the whole file.
-        decode_seconds: what the child spent, hashing included.
+        decode_seconds: what the child spent.
     """
 
     info: MediaInfo
-    content_sha256: str
     segments: list[DecodedSegment] = field(repr=False)
     partial: bool
     fraction_read: float
@@ -113,19 +126,11 @@ class DecodedVideo:
     decode_seconds: float
 
 
-@dataclass(frozen=True)
-class KnownContent:
-    """The answer where the caller knew the content already and nothing was decoded."""
-
-    content_sha256: str
-
-
 def decoded_to_message(video: DecodedVideo) -> tuple[dict[str, Any], list[memoryview]]:
     """Header and payload parts of an answer."""
     header = {
-        "kind": "decoded",
+        "kind": "decode",
         "info": video.info.to_dict(),
-        "content_sha256": video.content_sha256,
         "partial": video.partial,
         "fraction_read": video.fraction_read,
         "first_segment": video.first_segment,
@@ -170,11 +175,8 @@ def decoded_from_message(header: dict[str, Any], payload: bytearray, request: De
         num_answered = min(request.max_segments, num_segments - request.first_segment)
         _check(used == len(pixels) and len(segments) == num_answered >= 1, "number of frames")
         _check(fraction_read <= 1 and header["partial"] is (fraction_read < 1), "fraction_read")
-        _check(bool(_SHA256.fullmatch(header["content_sha256"])), "content_sha256")
-        _check(request.content_sha256 in (None, header["content_sha256"]), "content_sha256")
         return DecodedVideo(
             info=info,
-            content_sha256=header["content_sha256"],
             segments=segments,
             partial=header["partial"],
             fraction_read=fraction_read,
@@ -183,6 +185,17 @@ def decoded_from_message(header: dict[str, Any], payload: bytearray, request: De
             decode_seconds=_number(header["decode_seconds"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DecoderDiedError("the decoder gave an answer that makes no sense") from error
+
+
+def hashed_from_message(header: dict[str, Any]) -> HashedFile:
+    """The answer to a question for a file's hash. Raises DecoderDiedError where it cannot be one."""
+    try:
+        _check(bool(_SHA256.fullmatch(header["content_sha256"])), "content_sha256")
+        stamp = header["stamp"]
+        _check(len(stamp) == 4 and all(type(number) is int for number in stamp), "stamp")
+        return HashedFile(header["content_sha256"], tuple(stamp))
+    except (KeyError, TypeError, ValueError) as error:
         raise DecoderDiedError("the decoder gave an answer that makes no sense") from error
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-import re
 import signal
 import socket
 import subprocess
@@ -19,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,16 +30,17 @@ from indexer.media.decode_messages import (
     DecodedSegment,
     DecodedVideo,
     DecodeRequest,
-    KnownContent,
+    HashedFile,
     decoded_from_message,
     error_from_message,
+    hashed_from_message,
     receive_message,
     send_message,
 )
 from indexer.media.preview import MAX_CLIP_BYTES, MP4_START
 from indexer.media.probing import MediaLimits, check_duration
 
-__all__ = ["DecodePool", "DecodeRequest", "DecodedSegment", "DecodedVideo", "KnownContent"]
+__all__ = ["DecodePool", "DecodeRequest", "DecodedSegment", "DecodedVideo", "HashedFile"]
 
 _logger = logging.getLogger(__name__)
 
@@ -61,7 +61,6 @@ _MAX_REQUESTS_PER_CHILD: Final = 1000
 
 _MAX_PICTURE_BYTES: Final = 64 << 20
 _JPEG_START: Final = b"\xff\xd8\xff"
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class DecodePool:
@@ -69,7 +68,7 @@ class DecodePool:
 
     Args:
         num_workers: children, and files decoded at once.
-        timeout_seconds: the longest that one request may take, hashing the file included.
+        timeout_seconds: the longest that one request may take.
         limits: what a file may be.
         memory_limit_bytes: what a child may use beyond the memory that its libraries take (on Linux).
         processor_seconds: what one request may use; as many as `timeout_seconds` where None.
@@ -100,17 +99,15 @@ class DecodePool:
 
     def submit(self, request: DecodeRequest) -> Future[DecodedVideo]:
         """Decode a file. The future raises MediaError: what the file is not, or how the decoder ended."""
-        return self._threads.submit(self._decode_all, request)
+        return self._threads.submit(self._decode, request)
 
-    def submit_new(
-        self, request: DecodeRequest, is_known: Callable[[str], bool]
-    ) -> Future[DecodedVideo | KnownContent]:
-        """Decode a file unless its content is known.
+    def submit_hash(self, path: str | Path) -> Future[HashedFile]:
+        """Hash a file whose first bytes are those of a video, so that what is known need not be decoded.
 
-        is_known: called with the content's sha256 (64 hex digits), in a thread of the pool, before anything
-        is decoded.
+        The future raises MediaError. Give the answer's stamp to the requests that follow: then what is
+        decoded is what was hashed.
         """
-        return self._threads.submit(self._decode, request, is_known)
+        return self._threads.submit(self._hash, str(path))
 
     def submit_picture(self, path: str | Path, time_seconds: float, max_width: int) -> Future[bytes]:
         """A JPEG of the frame shown at `time_seconds`, at most `max_width` pixels wide. Raises MediaError."""
@@ -137,43 +134,26 @@ class DecodePool:
     ) -> None:
         self.close()
 
-    def _decode_all(self, request: DecodeRequest) -> DecodedVideo:
-        video = self._decode(request, lambda content_sha256: False)
-        assert isinstance(video, DecodedVideo)
-        return video
+    def _hash(self, path: str) -> HashedFile:
+        header, _ = self._ask({"kind": "hash", "path": str(Path(path).absolute())}, 0)
+        return hashed_from_message(header)
 
-    def _decode(self, request: DecodeRequest, is_known: Callable[[str], bool]) -> DecodedVideo | KnownContent:
+    def _decode(self, request: DecodeRequest) -> DecodedVideo:
         try:
-            return self._decode_once(request, is_known)
+            return self._decode_once(request)
         except (DecoderDiedError, DecodeTimeoutError):
             if not request.trusted or request.backend == "pyav":
                 raise
         # decord may have hung or crashed on a file that PyAV reads.
-        return self._decode_once(replace(request, backend="pyav"), is_known)
+        return self._decode_once(replace(request, backend="pyav"))
 
-    def _decode_once(
-        self, request: DecodeRequest, is_known: Callable[[str], bool]
-    ) -> DecodedVideo | KnownContent:
+    def _decode_once(self, request: DecodeRequest) -> DecodedVideo:
         size = request.image_size
         max_bytes = request.max_segments * request.sampling.num_frames * size * size * 3
-        known, told = False, request.content_sha256
-
-        def on_hash(header: dict[str, Any]) -> dict[str, Any]:
-            nonlocal known, told
-            if told is not None or not _SHA256.fullmatch(str(header.get("content_sha256"))):
-                raise ValueError("content_sha256")
-            told = str(header["content_sha256"])
-            known = is_known(told)
-            return {"kind": "stop" if known else "go"}
-
         # A child has no folder of its own that a relative path could start from.
         wanted = replace(request, path=str(Path(request.path).absolute()))
-        header, payload = self._ask({"kind": "decode", "request": wanted.to_dict()}, max_bytes, on_hash)
-        if told is None:
-            raise DecoderDiedError("the decoder gave an answer that makes no sense")
-        if header.get("kind") == "known" and known:
-            return KnownContent(told)
-        video = decoded_from_message(header, payload, replace(request, content_sha256=told))
+        header, payload = self._ask({"kind": "decode", "request": wanted.to_dict()}, max_bytes)
+        video = decoded_from_message(header, payload, request)
         check_duration(video.info.duration_seconds, self.limits)
         return video
 
@@ -184,29 +164,24 @@ class DecodePool:
             "time_seconds": time_seconds,
             "max_width": max_width,
         }
-        header, payload = self._ask(question, _MAX_PICTURE_BYTES, lambda header: {"kind": "stop"})
-        if header.get("kind") != "picture" or not payload.startswith(_JPEG_START):
+        _, payload = self._ask(question, _MAX_PICTURE_BYTES)
+        if not payload.startswith(_JPEG_START):
             raise DecoderDiedError("the decoder gave an answer that makes no sense")
         return bytes(payload)
 
     def _make_clip(self, path: str, time_seconds: float) -> bytes:
         question = {"kind": "clip", "path": str(Path(path).absolute()), "time_seconds": time_seconds}
-        header, payload = self._ask(question, MAX_CLIP_BYTES, lambda header: {"kind": "stop"})
-        if header.get("kind") != "clip" or payload[4:8] != MP4_START:
+        _, payload = self._ask(question, MAX_CLIP_BYTES)
+        if payload[4:8] != MP4_START:
             raise DecoderDiedError("the decoder gave an answer that makes no sense")
         return bytes(payload)
 
-    def _ask(
-        self,
-        question: dict[str, Any],
-        max_payload_bytes: int,
-        on_hash: Callable[[dict[str, Any]], dict[str, Any]],
-    ) -> tuple[dict[str, Any], bytearray]:
+    def _ask(self, question: dict[str, Any], max_payload_bytes: int) -> tuple[dict[str, Any], bytearray]:
         child = self._idle.get()  # There are as many children as threads.
         timeout = self.timeout_seconds
         question["processor_seconds"] = timeout if self.processor_seconds is None else self.processor_seconds
         try:
-            return child.ask(question, max_payload_bytes, timeout, on_hash)
+            return child.ask(question, max_payload_bytes, timeout)
         finally:
             self._idle.put(child)
 
@@ -260,11 +235,7 @@ class _Child:
             self._num_requests = 0
 
     def ask(
-        self,
-        question: dict[str, Any],
-        max_payload_bytes: int,
-        timeout_seconds: float,
-        on_hash: Callable[[dict[str, Any]], dict[str, Any]],
+        self, question: dict[str, Any], max_payload_bytes: int, timeout_seconds: float
     ) -> tuple[dict[str, Any], bytearray]:
         """Send a question and give the answer; the process is gone after any failure but a refusal.
 
@@ -286,9 +257,8 @@ class _Child:
             deadline = time.monotonic() + timeout_seconds
             send_message(connection, {**question, "timeout_seconds": timeout_seconds})
             header, payload = receive_message(connection, max_payload_bytes, deadline)
-            if header.get("kind") == "hash":
-                send_message(connection, on_hash(header))
-                header, payload = receive_message(connection, max_payload_bytes, deadline)
+            if header.get("kind") not in (question["kind"], "error"):
+                raise ValueError("kind")
             answered = True
         except TimeoutError:
             raise DecodeTimeoutError(f"decoding took longer than {timeout_seconds:g} seconds") from None

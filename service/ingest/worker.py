@@ -33,7 +33,6 @@ from indexer.errors import (
     LeaseLostError,
     MediaError,
 )
-from indexer.search.cancellation import cancellable
 from indexer.store.job import FailureReason, Job
 from indexer.store.records import NewVideo
 from indexer.store.sqlite.catalog import Catalog
@@ -64,9 +63,11 @@ UPKEEP_SECONDS = 600.0
 INTERNAL_REASON = "something went wrong inside while the video was read; the server's log says what"
 ID_TAKEN_REASON = "another video has the id that was asked for"
 
-ReadVideo = Callable[[Path], NewVideo]
-"""From a file to what it says of its video: content_sha256, segments, duration_seconds and so on. Blocks,
-and looks now and then at whether anybody still waits (`indexer.search.cancellation`); raises MediaError."""
+ReadVideo = Callable[[Path, threading.Event], NewVideo]
+"""As `VideoEncoder.encode_file`."""
+
+SEGMENTS_AT_ONCE = 4
+"""Encoded together: few, so that a stop is noticed soon and a film of hours takes little memory."""
 
 
 class Worker:
@@ -110,7 +111,7 @@ class Worker:
                     logger.warning("the catalog cannot be written to, trying again: %s", error)
                     stop.wait(UNWRITABLE_PAUSE_SECONDS)
         finally:
-            # Nobody waits for what is still read. Its decoder ends with the `VideoReader`.
+            # What is still being read was cancelled. Its decoder ends with the `VideoEncoder`.
             executor.shutdown(wait=False, cancel_futures=True)
 
     def _clean_up(self) -> None:
@@ -213,8 +214,7 @@ class Worker:
         # A client's uri was resolved when it was checked. A link that is there now was put there since.
         if not job.delete_source and source.resolve() != source:
             raise MediaError("the file is no longer where it was")
-        with cancellable(cancelled):
-            video = self._read_video(source)
+        video = self._read_video(source, cancelled)
         # The decoder said this: one that was taken over could take the place of a file that is yet to come.
         if job.content_sha256 not in (None, video.content_sha256):
             raise MediaError("the file is not the one that was sent")
@@ -285,7 +285,7 @@ def _work_on_current(settings: WorkerSettings, stop: threading.Event, ready: thr
 
     ready: set when all is loaded.
     """
-    from service.ingest.video_reading import VideoReader
+    from indexer.ingest.pipeline import IndexingPipeline
     from service.loading import load_model
 
     model = load_model(
@@ -299,9 +299,15 @@ def _work_on_current(settings: WorkerSettings, stop: threading.Event, ready: thr
     store.prepare()
     with (
         Catalog.open(settings.index_directory) as catalog,
-        VideoReader(model, catalog.sampling_json, settings.decode_timeout_seconds) as reader,
+        IndexingPipeline(
+            catalog,
+            model,
+            num_workers=1,
+            batch_size=SEGMENTS_AT_ONCE,
+            decode_timeout_seconds=settings.decode_timeout_seconds,
+        ).encoder() as encoder,
     ):
         logger.info("ready for jobs")
         with contextlib.suppress(IndexSupersededError), fetching(settings, catalog, store, stop):
-            Worker(settings, catalog, store, reader.read).run(stop)
+            Worker(settings, catalog, store, encoder.encode_file).run(stop)
         return catalog.succession is not None

@@ -165,9 +165,7 @@ def reindex_with(index: Path, spec: Path) -> None:
     fingerprint, dim = index_fingerprint(model, sampling), model.config.embedding_dim
     reindex(
         index,
-        Encoder(
-            fingerprint, str(spec), dim, sampling, lambda catalog: IndexingPipeline(catalog, model, sampling)
-        ),
+        Encoder(fingerprint, str(spec), dim, sampling, lambda catalog: IndexingPipeline(catalog, model)),
     )
 
 

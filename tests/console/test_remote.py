@@ -31,7 +31,7 @@ from xclip_search.videos import Uploads
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service whose worker takes every file that does not begin with `bad`."""
 
-    def read(path: Path) -> NewVideo:
+    def read(path: Path, cancelled: threading.Event) -> NewVideo:
         if path.read_bytes().startswith(b"bad"):
             raise NotAVideoError("text, not a video")
         return replace(read_by_rote(path), partial=path.read_bytes().startswith(b"part"), fraction_read=0.5)

@@ -37,7 +37,7 @@ NUM_FRAMES, EMBEDDING_DIM = 2, 4
 """As in service_fakes, which loads much more."""
 
 
-def read_by_rote(path: Path) -> NewVideo:
+def read_by_rote(path: Path, cancelled: threading.Event | None = None) -> NewVideo:
     """A video whose file has any bytes."""
     content = path.read_bytes()
     if content.startswith(POISON):
@@ -87,7 +87,7 @@ def main(directory: Path, moment: str, lease_seconds: float) -> None:
             hold("finished" if transaction is None else "transaction")
             return job
 
-    def read(path: Path) -> NewVideo:
+    def read(path: Path, cancelled: threading.Event) -> NewVideo:
         hold("decode")
         return read_by_rote(path)
 

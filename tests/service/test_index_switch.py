@@ -15,7 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from indexer.errors import FingerprintMismatchError, IndexBusyError, IndexSupersededError, MediaError
-from indexer.store.records import IndexFacts
+from indexer.store.records import IndexFacts, NewVideo
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import name_generation
 from indexer.store.sqlite.jobs import JobQueue
@@ -205,7 +205,7 @@ def test_a_worker_leaves_a_superseded_generation_and_the_job_under_way_is_done_i
         job = enqueue(JobQueue(former), None, str(path), content_sha256=sha256, delete_source=True)
         later: list[Catalog] = []
 
-        def read(path: Path) -> dict[str, Any]:
+        def read(path: Path, cancelled: threading.Event) -> NewVideo:
             later.append(switch(tmp_path, former))
             if fails:
                 raise MediaError("this reason must reach nobody")

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from indexer.errors import FingerprintMismatchError
+from indexer.errors import FingerprintMismatchError, MediaError
 from indexer.ingest.encoding import index_facts
-from indexer.ingest.pipeline import IndexEvent, IndexingPipeline, VideoSource
+from indexer.ingest.pipeline import IndexEvent, IndexingPipeline, VideoEncoder, VideoSource
 from indexer.media import decode_pool
+from indexer.media.decode_pool import DecodePool
 from indexer.media.frame_reader import VideoFile
 from indexer.media.sampling import Sampling, plan_segments
+from indexer.store.records import NewVideo
 from indexer.store.sqlite.catalog import Catalog
 from model import XClip, XClipConfig
 from model.preprocessing import resize_and_crop
@@ -93,7 +99,7 @@ def test_batches_of_any_size_give_what_one_video_at_a_time_gives(
     tmp_path: Path, model: XClip, corpus: Path, batch_size: int
 ) -> None:
     with _create(tmp_path / "index", model) as catalog:
-        pipeline = IndexingPipeline(catalog, model, SAMPLING, num_workers=2, batch_size=batch_size)
+        pipeline = IndexingPipeline(catalog, model, num_workers=2, batch_size=batch_size)
         report = pipeline.run(_sources(corpus))
         assert (report.num_added, report.num_failed, report.num_segments) == (7, 0, 10)
         stored = _stored(catalog)
@@ -114,7 +120,7 @@ def test_a_record_says_what_the_file_is_and_where(catalog: Catalog, model: XClip
         VideoSource(corpus / "1.mp4", uri="https://example.org/1", trusted=False),
     ]
     events: list[IndexEvent] = []
-    report = IndexingPipeline(catalog, model, SAMPLING, num_workers=1).run(sources, events.append)
+    report = IndexingPipeline(catalog, model, num_workers=1).run(sources, events.append)
     assert report.num_added == 2
     assert {(event.source.path.name, event.outcome) for event in events} == {
         ("5.mkv", "added"),
@@ -132,7 +138,7 @@ def test_a_record_says_what_the_file_is_and_where(catalog: Catalog, model: XClip
 
 
 def test_what_is_in_already_is_skipped_by_content(catalog: Catalog, model: XClip, corpus: Path) -> None:
-    pipeline = IndexingPipeline(catalog, model, SAMPLING, num_workers=1)
+    pipeline = IndexingPipeline(catalog, model, num_workers=1)
     assert pipeline.run(_sources(corpus)).num_added == 7
     sequence = catalog.sequence
     renamed = corpus.parent / "renamed"
@@ -162,7 +168,7 @@ def test_bad_files_are_counted_and_reported_and_stop_nothing(
         VideoSource(corpus / "6.webm"),
         VideoSource(corpus / "6.webm"),
     ]
-    report = IndexingPipeline(catalog, model, SAMPLING, num_workers=2, batch_size=4).run(sources)
+    report = IndexingPipeline(catalog, model, num_workers=2, batch_size=4).run(sources)
     assert (report.num_added, report.num_skipped, report.num_failed, report.num_partial) == (3, 1, 5, 1)
     reasons = dict(report.failures)
     assert "not a video" in reasons[str(tmp_path / "words.mp4")]
@@ -181,11 +187,11 @@ import os, sys, time
 sys.path.insert(0, sys.argv[2])
 import indexer.media.decode_child as child
 plain = child._decode
-def decode(connection, request, limits):
+def decode(request, files):
     if request.path.endswith('slow.mp4'):
         while not os.path.exists(os.path.dirname(request.path) + '/go on'):
             time.sleep(0.01)
-    return plain(connection, request, limits)
+    return plain(request, files)
 child._decode = decode
 child.serve(int(sys.argv[1]))
 """
@@ -205,14 +211,14 @@ def test_a_slow_file_holds_up_nobody(
             assert catalog.num_videos == len(others), "those before it are committed already"
             (tmp_path / "go on").touch()
 
-    pipeline = IndexingPipeline(catalog, model, SAMPLING, num_workers=2, batch_size=32)
+    pipeline = IndexingPipeline(catalog, model, num_workers=2, batch_size=32)
     report = pipeline.run([VideoSource(tmp_path / "slow.mp4"), *others], on_event)
     assert report.num_added == 7
     assert order[-1] == "slow.mp4"
 
 
 def test_sources_are_read_no_further_than_needed(catalog: Catalog, model: XClip, corpus: Path) -> None:
-    pipeline = IndexingPipeline(catalog, model, SAMPLING, num_workers=1, batch_size=2)
+    pipeline = IndexingPipeline(catalog, model, num_workers=1, batch_size=2)
     num_read, num_done, ahead = 0, 0, []
 
     def sources() -> Iterator[VideoSource]:
@@ -233,18 +239,101 @@ def test_sources_are_read_no_further_than_needed(catalog: Catalog, model: XClip,
 
 
 def test_nothing_to_do_is_done_at_once(catalog: Catalog, model: XClip) -> None:
-    report = IndexingPipeline(catalog, model, SAMPLING, num_workers=1).run([])
+    report = IndexingPipeline(catalog, model, num_workers=1).run([])
     assert (report.num_added, report.num_skipped, report.num_failed) == (0, 0, 0)
 
 
-def test_another_model_or_sampling_is_refused(catalog: Catalog, model: XClip) -> None:
-    with pytest.raises(FingerprintMismatchError):
-        IndexingPipeline(catalog, model, Sampling(8))
-    with pytest.raises(ValueError, match="takes 8 frames"):
-        IndexingPipeline(catalog, model, Sampling(12))
+def test_another_model_or_sampling_is_refused(catalog: Catalog, model: XClip, tmp_path: Path) -> None:
     torch.manual_seed(1)
     with pytest.raises(FingerprintMismatchError):
-        IndexingPipeline(catalog, XClip(XClipConfig.tiny()).eval(), SAMPLING)
+        IndexingPipeline(catalog, XClip(XClipConfig.tiny()).eval())
+    with (
+        _create(tmp_path / "twelve", model, Sampling(12)) as of_twelve_frames,
+        pytest.raises(ValueError, match="takes 8 frames"),
+    ):
+        IndexingPipeline(of_twelve_frames, model)
+
+
+def _encoder(model: XClip) -> VideoEncoder:
+    return VideoEncoder(
+        model, Sampling(8, max_segment_seconds=4), num_workers=1, batch_size=4, decode_timeout_seconds=60
+    )
+
+
+def _requests(monkeypatch: pytest.MonkeyPatch, after: Callable[[Future[Any]], None]) -> list[str]:
+    """What is asked of decoding children from now on, by name of the method; `after` sees each answer."""
+    asked = []
+
+    def record(name: str) -> None:
+        really = getattr(DecodePool, name)
+
+        def submit(*arguments: Any) -> Future[Any]:
+            asked.append(name)
+            future: Future[Any] = really(*arguments)
+            after(future)
+            return future
+
+        monkeypatch.setattr(DecodePool, name, submit)
+
+    record("submit")
+    record("submit_hash")
+    return asked
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """30 seconds: 8 segments of at most 4."""
+    return write_numbered_video(tmp_path_factory.mktemp("film") / "long.mp4", 150, 5)
+
+
+def test_an_upload_is_hashed_once_and_encoded_as_an_indexed_file_is(
+    model: XClip, film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = _requests(monkeypatch, lambda future: None)
+    with _encoder(model) as encoder:
+        upload = encoder.encode_file(film)
+    assert asked == ["submit_hash", "submit", "submit"] and len(upload.segments) == 8
+    assert (upload.id, upload.uri, upload.title, upload.metadata, upload.trusted) == (*[None] * 4, False)
+    added: list[NewVideo] = []
+    with _create(tmp_path / "index", model, Sampling(8, max_segment_seconds=4)) as catalog:
+        add_video = catalog.add_video
+        monkeypatch.setattr(catalog, "add_video", lambda video: (added.append(video), add_video(video))[1])
+        assert IndexingPipeline(catalog, model).run([VideoSource(film)]).num_added == 1
+    (indexed,) = added
+    of_source = {"id", "uri", "title", "metadata", "trusted", "added_at"}
+    for name in {field.name for field in fields(upload)} - {"segments", *of_source}:
+        assert getattr(upload, name) == getattr(indexed, name), name
+    for ours, theirs in zip(upload.segments, indexed.segments, strict=True):
+        assert (ours.start_seconds, ours.end_seconds) == (theirs.start_seconds, theirs.end_seconds)
+        np.testing.assert_array_equal(ours.frame_times, theirs.frame_times)
+        np.testing.assert_allclose(ours.video_feature, theirs.video_feature, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_answers", [1, 2])
+def test_a_file_replaced_between_two_answers_is_refused(
+    model: XClip, film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_answers: int
+) -> None:
+    path = Path(shutil.copy(film, tmp_path))
+
+    def replace_file(future: Future[Any]) -> None:
+        future.result()
+        if len(asked) == num_answers:
+            path.unlink()
+            shutil.copy(film, path)
+
+    asked = _requests(monkeypatch, replace_file)
+    with _encoder(model) as encoder, pytest.raises(MediaError, match="changed while it was read"):
+        encoder.encode_file(path)
+
+
+def test_a_cancelled_film_is_not_read_to_its_end(
+    model: XClip, film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled = threading.Event()
+    asked = _requests(monkeypatch, lambda future: cancelled.set() if len(asked) == 2 else None)
+    with _encoder(model) as encoder, pytest.raises(CancelledError):
+        encoder.encode_file(film, cancelled)
+    assert asked == ["submit_hash", "submit"]
 
 
 def test_an_error_of_the_index_itself_ends_the_run_and_its_children(
@@ -255,14 +344,14 @@ def test_an_error_of_the_index_itself_ends_the_run_and_its_children(
 
     monkeypatch.setattr(catalog, "add_video", fail)
     with pytest.raises(OSError, match="the disk is full"):
-        IndexingPipeline(catalog, model, SAMPLING, num_workers=2).run(_sources(corpus))
+        IndexingPipeline(catalog, model, num_workers=2).run(_sources(corpus))
 
 
 def test_no_broken_file_stops_the_pipeline(catalog: Catalog, model: XClip, clips_directory: Path) -> None:
     from tests.indexer.media.test_probing import ACCEPTED
 
     paths = [path for path in sorted((clips_directory / "broken").iterdir()) if path.suffix != ".json"]
-    pipeline = IndexingPipeline(catalog, model, SAMPLING, num_workers=2, decode_timeout_seconds=100)
+    pipeline = IndexingPipeline(catalog, model, num_workers=2, decode_timeout_seconds=100)
     outcomes = {}
     report = pipeline.run(
         [VideoSource(path, trusted=number % 2 == 0) for number, path in enumerate(paths)],
@@ -278,7 +367,7 @@ def test_a_gpu_stores_the_features_of_the_cpu(tmp_path: Path, model: XClip, corp
     stored = {}
     for device in ("cpu", "cuda"):
         with _create(tmp_path / device, model) as catalog:
-            pipeline = IndexingPipeline(catalog, model.to(device), SAMPLING, num_workers=2)
+            pipeline = IndexingPipeline(catalog, model.to(device), num_workers=2)
             assert pipeline.run(_sources(corpus)).num_added == 7
             stored[device] = _stored(catalog)
     model.to("cpu")

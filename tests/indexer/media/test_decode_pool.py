@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,7 +29,7 @@ from indexer.errors import (
 )
 from indexer.media import decode_child, decode_pool
 from indexer.media.decode_messages import MAX_SEGMENTS_PER_ANSWER, decoded_from_message, decoded_to_message
-from indexer.media.decode_pool import DecodedVideo, DecodePool, DecodeRequest, KnownContent
+from indexer.media.decode_pool import DecodePool, DecodeRequest, HashedFile
 from indexer.media.frame_reader import VideoFile
 from indexer.media.probing import MediaLimits
 from indexer.media.sampling import Sampling
@@ -56,7 +56,6 @@ def test_an_answer_holds_the_sampled_frames(pool: DecodePool, tmp_path: Path, tr
     video = pool.submit(_request(path, trusted=trusted)).result()
     assert video.info == VideoFile(path).info
     assert (video.num_segments, video.partial, video.fraction_read) == (1, False, 1.0)
-    assert len(video.content_sha256) == 64
     (segment,) = video.segments
     assert (segment.start_seconds, segment.end_seconds) == (0, pytest.approx(5))
     assert segment.frame_times.tolist() == [0, 1, 2, 4]
@@ -68,10 +67,7 @@ def test_a_long_video_comes_in_several_answers(pool: DecodePool, tmp_path: Path)
     path = write_numbered_video(tmp_path / "a.mp4", 200, rate=1, keyframe_interval=10)
     sampling = Sampling(3, max_segment_seconds=10)
     first = pool.submit(_request(path, sampling=sampling)).result()
-    second = pool.submit(
-        _request(path, sampling=sampling, first_segment=16, content_sha256=first.content_sha256)
-    ).result()
-    assert first.content_sha256 == second.content_sha256
+    second = pool.submit(_request(path, sampling=sampling, first_segment=16)).result()
     assert first.num_segments == second.num_segments == 20
     assert (len(first.segments), len(second.segments)) == (MAX_SEGMENTS_PER_ANSWER, 4)
     starts = [segment.start_seconds for segment in first.segments + second.segments]
@@ -82,19 +78,28 @@ def test_a_long_video_comes_in_several_answers(pool: DecodePool, tmp_path: Path)
         pool.submit(_request(path, sampling=sampling, first_segment=20)).result()
 
 
-def test_known_content_is_not_decoded(pool: DecodePool, tmp_path: Path) -> None:
+def test_a_file_is_hashed_and_then_decoded_as_it_was_hashed(pool: DecodePool, tmp_path: Path) -> None:
     path = write_numbered_video(tmp_path / "a.mp4", 10)
-    asked = []
+    status = path.stat()
+    hashed = pool.submit_hash(path).result()
+    assert hashed == HashedFile(
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+        (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns),
+    )
+    assert pool.submit(_request(path, stamp=hashed.stamp)).result().num_segments == 1
+    same = path.read_bytes()
+    path.unlink()
+    path.write_bytes(same)
+    with pytest.raises(MediaError, match="changed while it was read"):
+        pool.submit(_request(path, stamp=hashed.stamp)).result()
 
-    def is_known(content_sha256: str) -> bool:
-        asked.append(content_sha256)
-        return len(asked) == 1
 
-    answer = pool.submit_new(_request(path), is_known).result()
-    assert answer == KnownContent(asked[0])
-    again = pool.submit_new(_request(path), is_known).result()
-    assert isinstance(again, DecodedVideo)
-    assert again.content_sha256 == asked[0] == asked[1]
+def test_a_file_that_is_no_video_is_not_hashed(pool: DecodePool, tmp_path: Path) -> None:
+    (tmp_path / "words.mp4").write_text("words")
+    with pytest.raises(NotAVideoError, match="not a video"):
+        pool.submit_hash(tmp_path / "words.mp4").result()
+    with pytest.raises(MediaError, match="cannot be read"):
+        pool.submit_hash(tmp_path / "absent.mp4").result()
 
 
 def test_the_official_rule_works_through_the_pool(pool: DecodePool, tmp_path: Path) -> None:
@@ -168,7 +173,7 @@ import signal, sys, os
 sys.path.insert(0, sys.argv[2])
 import indexer.media.decode_child as child
 plain = child._decode
-def decode(connection, request, limits):
+def decode(request, files):
     name = os.path.basename(request.path)
     if 'hang' in name:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -180,7 +185,7 @@ def decode(connection, request, limits):
     if 'nonsense' in name:
         os.write(int(sys.argv[1]), b'\\xff' * 100)
         import time; time.sleep(1000)
-    return plain(connection, request, limits)
+    return plain(request, files)
 child._decode = decode
 child.serve(int(sys.argv[1]))
 """
@@ -346,11 +351,12 @@ def test_a_film_that_is_asked_for_in_parts_is_looked_at_once_and_again_where_it_
         looked.append(arguments)
         return VideoFile(*arguments)
 
+    def stamp() -> tuple[int, ...]:
+        return decode_child._stamp(path.stat())
+
     def numbers(files: decode_child._Files, first_segment: int) -> list[int]:
-        request = _request(path, first_segment=first_segment, max_segments=1, content_sha256="0" * 64)
-        with socket.socket() as unused:
-            video = decode_child._decode(unused, request, files)
-        (segment,) = video.segments
+        request = _request(path, first_segment=first_segment, max_segments=1, stamp=stamp())
+        (segment,) = decode_child._decode(request, files).segments
         return [round(time) for time in segment.frame_times]
 
     monkeypatch.setattr(decode_child, "VideoFile", look)
@@ -358,7 +364,7 @@ def test_a_film_that_is_asked_for_in_parts_is_looked_at_once_and_again_where_it_
     parts = [numbers(files, number) for number in (0, 1, 0)]
     assert parts[0] == parts[2] == [0, 19, 39, 59] and parts[1] == [60, 79, 99, 119]
     assert len(looked) == 1
-    files.open(path, path.stat(), goes_on=False)
+    files.open(path, stamp(), goes_on=False)
     assert len(looked) == 2, "a new request looks for itself"
     write_numbered_video(path, 40, rate=2)
     assert numbers(files, 0) == [0, 6, 12, 19] and len(looked) == 3

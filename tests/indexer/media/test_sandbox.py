@@ -13,7 +13,13 @@ import pytest
 
 from indexer.errors import DecoderDiedError, DecodeTimeoutError, MediaError, MediaLimitError
 from indexer.media import decode_pool
-from indexer.media.decode_messages import decoded_from_message, decoded_to_message, error_from_message
+from indexer.media.decode_messages import (
+    HashedFile,
+    decoded_from_message,
+    decoded_to_message,
+    error_from_message,
+    hashed_from_message,
+)
 from indexer.media.decode_pool import DecodePool, DecodeRequest
 from indexer.media.sampling import Sampling
 from tests.support.video_files import write_numbered_video
@@ -67,7 +73,7 @@ def look():
     limits = {name: resource.getrlimit(getattr(resource, 'RLIMIT_' + name))[0] for name in names}
     seen = {'limits': limits, 'folder': os.listdir('.'), 'environment': dict(os.environ)}
     raise MediaError(json.dumps(seen))
-def decode(connection, request, limits):
+def decode(request, files):
     try:
         globals()[os.path.basename(request.path)]()
     except OSError as error:
@@ -172,8 +178,6 @@ def test_answers_that_cannot_be_are_refused(tmp_path: Path) -> None:
         {"info": {**good["info"], "codec": "<script>"}},
         {"info": {**good["info"], "container": ["mp4"]}},
         {"info": {**good["info"], "rotation_degrees": 45}},
-        {"content_sha256": "../../etc/passwd"},
-        {"content_sha256": None},
         {"num_segments": 10**9},
         {"num_segments": 0},
         {"num_segments": True},
@@ -191,6 +195,17 @@ def test_answers_that_cannot_be_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(DecoderDiedError, match="no sense"):
             decoded_from_message({**good, **change}, payload, request)
+    hashed = {"content_sha256": "0" * 64, "stamp": [1, 2, 3, 4]}
+    assert hashed_from_message(hashed) == HashedFile("0" * 64, (1, 2, 3, 4))
+    for change in (
+        {"content_sha256": "../../etc/passwd"},
+        {"content_sha256": None},
+        {"stamp": [1, 2, 3]},
+        {"stamp": [1, 2, 3, 4.5]},
+        {"stamp": None},
+    ):
+        with pytest.raises(DecoderDiedError, match="no sense"):
+            hashed_from_message({**hashed, **change})
     odd = error_from_message({"error": "IndexDamagedError", "reason": "a\x1b[2Jb\n" + "c" * 5000})
     assert type(odd) is DecoderDiedError
     assert odd.reason.startswith("a [2Jb c")
@@ -198,12 +213,12 @@ def test_answers_that_cannot_be_are_refused(tmp_path: Path) -> None:
 
 
 LIES = """
-import os, struct, sys
+import os, socket, struct, sys
 sys.path.insert(0, sys.argv[2])
 import indexer.media.decode_child as child
 from indexer.media.decode_messages import send_message
-from dataclasses import replace
-def decode(connection, request, limits):
+connection = socket.socket(fileno=os.dup(int(sys.argv[1])))
+def decode(request, files):
     name = os.path.basename(request.path)
     if name == 'nested':
         text = b'{"a":' * 300000
@@ -211,13 +226,10 @@ def decode(connection, request, limits):
     if name == 'large':
         connection.sendall(struct.pack('!IQ', 2, 1 << 40) + b'{}')
     if name == 'hash':
-        send_message(connection, {'kind': 'hash', 'content_sha256': 'x' * 64})
-    if name == 'another.mp4':
-        return replace(plain(connection, request, limits), content_sha256='0' * 64)
-    if name == 'unasked.mp4':
-        return plain(connection, replace(request, content_sha256='0' * 64), limits)
+        send_message(connection, {'kind': 'hash', 'content_sha256': '0' * 64, 'stamp': [1, 2, 3, 4]})
     connection.recv(1)
-plain, child._decode = child._decode, decode
+child._decode = decode
+child._hash = lambda path, limits: {'content_sha256': 'x' * 64, 'stamp': [1, 2, 3, 4]}
 child._take_picture = lambda header, limits: b'<html>'
 child.serve(int(sys.argv[1]))
 """
@@ -226,10 +238,10 @@ child.serve(int(sys.argv[1]))
 def test_messages_that_cannot_be_end_the_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(decode_pool, "_CHILD_PROGRAM", LIES)
     with DecodePool(1, 20) as pool:
-        for name in ("another.mp4", "unasked.mp4"):
-            write_numbered_video(tmp_path / name, 10)
-        for name in ("nested", "large", "hash", "another.mp4", "unasked.mp4"):
+        for name in ("nested", "large", "hash"):
             with pytest.raises(DecoderDiedError, match="no sense"):
                 pool.submit(_request(tmp_path / name)).result()
+        with pytest.raises(DecoderDiedError, match="no sense"):
+            pool.submit_hash(tmp_path / "a.mp4").result()
         with pytest.raises(DecoderDiedError, match="no sense"):
             pool.submit_picture(tmp_path / "a.mp4", 0, 64).result()

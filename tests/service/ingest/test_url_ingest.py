@@ -148,7 +148,9 @@ class Bench:
     def start(self) -> threading.Thread:
         def work() -> None:
             with fetching(self.settings, self.service.catalog, self.store, self.stop):
-                worker = Worker(self.settings, self.service.catalog, self.store, lambda path: self.read(path))
+                worker = Worker(
+                    self.settings, self.service.catalog, self.store, lambda path, cancelled: self.read(path)
+                )
                 worker.run(self.stop)
 
         thread = threading.Thread(target=work)

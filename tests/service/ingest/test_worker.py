@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ import pytest
 
 from indexer.errors import IndexBusyError, IndexDamagedError, IndexFullError, NotAVideoError
 from indexer.maintenance.verification import verify
-from indexer.search.cancellation import raise_if_cancelled
 from indexer.store.job import Job
 from indexer.store.records import NewVideo
 from indexer.store.sqlite.catalog import Catalog
@@ -49,6 +49,7 @@ class Bench:
         self.store.prepare()
         self.settings = WorkerSettings(directory, poll_seconds=0.01, worker_grace_seconds=0.1)
         self.read: Callable[[Path], NewVideo] = read_by_rote
+        self.cancelled = threading.Event()
         self.stop = threading.Event()
 
     def upload(self, content: bytes = MP4, **fields: Any) -> Job:
@@ -58,7 +59,11 @@ class Bench:
         return enqueue(self.queue, None, str(path), content_sha256=digest, delete_source=True, **fields)
 
     def start(self) -> threading.Thread:
-        worker = Worker(self.settings, self.catalog, self.store, lambda path: self.read(path))
+        def read(path: Path, cancelled: threading.Event) -> NewVideo:
+            self.cancelled = cancelled
+            return self.read(path)
+
+        worker = Worker(self.settings, self.catalog, self.store, read)
         thread = threading.Thread(target=worker.run, args=(self.stop,))
         thread.start()
         return thread
@@ -252,17 +257,19 @@ def test_a_stop_gives_the_job_back_after_the_grace_period_and_keeps_its_file(ben
     assert bench.queue.get(job.id).state == "done"
 
 
-def read_until_cancelled(path: Path) -> NewVideo:
-    """As `VideoReader` reads a film: looks now and then at whether anybody still waits."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        raise_if_cancelled()
-        time.sleep(0.01)
-    return read_by_rote(path)
+def reading_until_cancelled(bench: Bench) -> Callable[[Path], NewVideo]:
+    """As `VideoEncoder` reads a film: ends soon after it was cancelled."""
+
+    def read(path: Path) -> NewVideo:
+        if bench.cancelled.wait(30):
+            raise CancelledError
+        return read_by_rote(path)
+
+    return read
 
 
-def test_a_film_that_nobody_waits_for_is_left_when_its_worker_ends(bench: Bench) -> None:
-    bench.read = read_until_cancelled
+def test_a_film_is_left_unfinished_when_its_worker_ends(bench: Bench) -> None:
+    bench.read = reading_until_cancelled(bench)
     job = bench.upload()
     thread = bench.start()
     wait_until(lambda: bench.queue.get(job.id).state == "running")
@@ -287,7 +294,7 @@ def test_a_file_whose_reading_cannot_be_ended_does_not_keep_its_worker(bench: Be
 def test_a_film_that_was_cancelled_does_not_hold_up_the_next_job(bench: Bench) -> None:
     def read(path: Path) -> NewVideo:
         bench.read = read_by_rote
-        return read_until_cancelled(path)
+        return reading_until_cancelled(bench)(path)
 
     bench.read = read
     bench.settings = WorkerSettings(bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.3)

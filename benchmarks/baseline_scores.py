@@ -16,14 +16,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from indexer.ingest.encoding import index_facts
 from indexer.ingest.manifest import read_manifest
-from indexer.ingest.pipeline import IndexingPipeline
-from indexer.media.sampling import Sampling
 from indexer.search.searcher import Searcher
 from indexer.search.types import SearchQuery
-from indexer.store.sqlite.catalog import Catalog
-from model import XClip
+from xclip_search import Index
 from xclip_search.demo_run import make_corpus
 from xclip_search.demo_run import read_manifest as read_captions
 
@@ -53,19 +49,11 @@ def main() -> None:
         manifest = make_corpus(
             Path(directory) / "corpus", arguments.videos, arguments.seed, Console(stderr=True)
         )
-        model = XClip.load("demo", "cpu")
-        make_index(Path(directory) / "index", manifest, model)
-        with Searcher(Path(directory) / "index", model) as searcher:
-            searcher.prepare()
+        with Index.create(Path(directory) / "index", "demo", device="cpu") as index:
+            index.add_all(read_manifest(manifest))
+            index.searcher.prepare()
             own = {video.caption: video.id for video in read_captions(manifest)}
-            report(searcher, own)
-
-
-def make_index(directory: Path, manifest: Path, model: XClip) -> None:
-    """Index the videos of the manifest."""
-    sampling = Sampling(num_frames=model.config.num_frames)
-    with Catalog.create(directory, index_facts(model, "demo", sampling)) as catalog:
-        IndexingPipeline(catalog, model).run(read_manifest(manifest))
+            report(index.searcher, own)
 
 
 def report(searcher: Searcher, own: dict[str, str]) -> None:

@@ -63,24 +63,16 @@ def draw_film(path: Path, num_seconds: int, frame_rate: int) -> None:
 
 def index_film(film: Path, index: Path, model_spec: str, segment_seconds: float) -> dict[str, Any]:
     """Index one film in this process and tell the figures. Call once a process: peaks do not fall."""
-    from indexer.ingest.encoding import index_facts
     from indexer.ingest.manifest import VideoSource
-    from indexer.ingest.pipeline import IndexingPipeline
-    from indexer.media.sampling import Sampling
-    from indexer.store.sqlite.catalog import Catalog
-    from model import XClip
+    from xclip_search import Index
 
-    model = XClip.load(model_spec, device="cpu")
-    sampling = Sampling(model.config.num_frames, max_segment_seconds=segment_seconds)
-    catalog = Catalog.create(index, index_facts(model, model_spec, sampling))
     peaks: dict[str, int] = {}
     stop = threading.Event()
     watch = threading.Thread(target=_watch_children, args=(peaks, stop))
-    with catalog:
-        pipeline = IndexingPipeline(catalog, model, num_workers=1)
+    with Index.create(index, model_spec, device="cpu", max_segment_seconds=segment_seconds) as opened:
         watch.start()
         try:
-            report = pipeline.run([VideoSource(film, id="film", trusted=True)])
+            report = opened.add_all([VideoSource(film, id="film")], num_workers=1)
         finally:
             stop.set()
             watch.join()

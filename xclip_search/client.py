@@ -50,21 +50,15 @@ from anyio import to_thread
 from pydantic import BaseModel, ValidationError
 
 from indexer.search.types import DEFAULT_LIMIT, MAX_OFFSET
-from service.schemas import (
-    AddVideoAnswer,
-    HealthAnswer,
-    JobAnswer,
-    JobPage,
+from service.schemas.operation import HealthAnswer, SessionAnswer, StatsAnswer
+from service.schemas.search import (
     ResultAnswer,
     SearchAnswerBody,
     SearchAnswersBody,
-    SessionAnswer,
     SimilarAnswerBody,
-    StatsAnswer,
     TextsAnswerBody,
-    VideoAnswer,
-    VideoPage,
 )
+from service.schemas.videos import AddVideoAnswer, JobAnswer, JobPage, VideoAnswer, VideoPage
 from xclip_search.client_errors import (
     BusyError,
     DamagedDownloadError,

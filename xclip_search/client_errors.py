@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 if TYPE_CHECKING:
-    from service.schemas import JobAnswer
+    from service.schemas.videos import JobAnswer
 
 PROBLEM_TYPE_PREFIX = "urn:xclip-search:problem:"
 

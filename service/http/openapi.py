@@ -37,8 +37,9 @@ from service.errors import (
     problems_of_dependency,
 )
 from service.http.middleware import SAFE_METHODS, has_deadline
-from service.schemas import AddVideoRequest, Problem
 from service.schemas.fields import FILTER_REFERENCE, FILTER_SCHEMAS
+from service.schemas.operation import Problem
+from service.schemas.videos import AddVideoRequest
 
 ALWAYS: tuple[type[ServiceError], ...] = (
     InvalidRequestError,

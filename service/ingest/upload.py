@@ -28,7 +28,7 @@ from service.errors import (
     StorageFullError,
     validation_problem,
 )
-from service.schemas import MAX_TITLE_CHARACTERS, Metadata, Title
+from service.schemas.fields import MAX_TITLE_CHARACTERS, Metadata, Title
 
 BLOCK_BYTES = 1024 * 1024
 """Written to disk, and hashed, at a time."""

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 
 from service.auth.access import OPEN, READ
 from service.errors import NotReadyError
-from service.schemas import HealthAnswer, StatsAnswer
+from service.schemas.operation import HealthAnswer, StatsAnswer
 from service.state import ReadyService, Service
 
 router = APIRouter(tags=["operation"])

@@ -31,14 +31,8 @@ from service.ingest.upload import Upload, receive_json, receive_upload, title_fr
 from service.ingest.web.policy import AllowedHosts, DownloadError, is_web_address, parse_web_address
 from service.routes.jobs import to_job_answer
 from service.routes.search import job_url, video_url
-from service.schemas import (
-    MAX_TITLE_CHARACTERS,
-    AddVideoAnswer,
-    AddVideoParameters,
-    AddVideoRequest,
-    VideoReference,
-)
-from service.schemas.fields import METADATA_SCHEMA, TITLE_PATTERN
+from service.schemas.fields import MAX_TITLE_CHARACTERS, METADATA_SCHEMA, TITLE_PATTERN
+from service.schemas.videos import AddVideoAnswer, AddVideoParameters, AddVideoRequest, VideoReference
 from service.state import Drain, ReadyService, Service, get_service
 
 router = APIRouter(tags=["videos"], dependencies=[WRITE, WITHOUT_DEADLINE])

@@ -13,7 +13,7 @@ from service.auth.access import READ, WRITE
 from service.errors import JobNotFoundError, OverloadedError, StorageFullError
 from service.http.openapi import problems
 from service.ingest.media_store import discard_upload, unfinished_download
-from service.schemas import JobAnswer, JobPage, ListJobsParameters
+from service.schemas.videos import JobAnswer, JobPage, ListJobsParameters
 from service.state import ReadyService, Service
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[READ])

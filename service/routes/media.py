@@ -1,7 +1,8 @@
-"""GET /videos/{id}/media and /videos/{id}/thumbnail."""
+"""The file of a video, pictures of its moments, and short clips of it that every browser plays."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -9,21 +10,23 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import FileResponse, Response
 
 from service.auth.access import READ
+from service.derived_media import PREVIEW_CONTENT_TYPE
 from service.errors import (
     MediaNotFoundError,
     OverloadedError,
     RangeNotSatisfiableError,
     VideoNotFoundError,
 )
-from service.http.files import answer_file
+from service.http.files import answer_file, not_modified, wanted_part
 from service.http.openapi import problems
 from service.ingest.media_store import MediaFile
-from service.schemas import ThumbnailParameters
+from service.schemas.videos import PreviewParameters, ThumbnailParameters
 from service.state import ReadyService, Service
 
 router = APIRouter(prefix="/videos/{video_id}", tags=["videos"], dependencies=[READ])
 
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+_CLIP: dict[str, Any] = {PREVIEW_CONTENT_TYPE: _BINARY}
 
 
 @router.get(
@@ -38,7 +41,7 @@ _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 )
 async def get_media(request: Request, video_id: str, service: Service) -> Response:
     """The video's file. Takes a Range header with one range, so that a player can jump."""
-    media = await to_thread.run_sync(find_media, service, video_id)
+    media = await to_thread.run_sync(_find_media, service, video_id)
     return answer_file(request, media.path, media.stat_result, media.content_type, "private, max-age=3600")
 
 
@@ -57,12 +60,43 @@ async def get_thumbnail(
     video_id: str, parameters: Annotated[ThumbnailParameters, Query()], service: Service
 ) -> Response:
     """The picture that the video shows at a moment; the last one for any moment after its end."""
-    media = await to_thread.run_sync(find_media, service, video_id)
+    media = await to_thread.run_sync(_find_media, service, video_id)
     picture = await service.thumbnails.get(video_id, media, parameters.time_seconds, parameters.width)
     return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
 
 
-def find_media(service: ReadyService, video_id: str) -> MediaFile:
+@router.get(
+    "/preview",
+    response_class=Response,
+    responses={
+        **problems(VideoNotFoundError, MediaNotFoundError, RangeNotSatisfiableError, OverloadedError),
+        200: {"description": "A silent MP4 of a few seconds", "content": _CLIP},
+        206: {"description": "The part that the Range header asked for", "content": _CLIP},
+        304: {"description": "It is the one that If-None-Match names"},
+    },
+)
+async def get_preview(
+    request: Request, video_id: str, parameters: Annotated[PreviewParameters, Query()], service: Service
+) -> Response:
+    """A few seconds from a moment on, in a form that every browser plays. Takes a Range header."""
+    media = await to_thread.run_sync(_find_media, service, video_id)
+    clip = await service.previews.get(video_id, media, parameters.time_seconds)
+    etag = f'"{hashlib.sha256(clip).hexdigest()[:32]}"'
+    headers = {"cache-control": "private, max-age=86400", "etag": etag, "accept-ranges": "bytes"}
+    if (known := not_modified(request, headers)) is not None:
+        return known
+    wanted = wanted_part(request, headers, len(clip))
+    if wanted is None:
+        return Response(clip, media_type=PREVIEW_CONTENT_TYPE, headers=headers)
+    headers["content-range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{len(clip)}"
+    part = clip[wanted.start : wanted.stop]
+    return Response(part, 206, media_type=PREVIEW_CONTENT_TYPE, headers=headers)
+
+
+router.add_api_route("/preview", get_preview, methods=["HEAD"], include_in_schema=False)
+
+
+def _find_media(service: ReadyService, video_id: str) -> MediaFile:
     """The file of a video that the index knows. Raises VideoNotFoundError, MediaNotFoundError."""
     media = service.media_store.locate(service.catalog.get_video(video_id))
     if media is None:

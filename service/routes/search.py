@@ -17,8 +17,8 @@ from indexer.search.types import SearchAnswer, SearchQuery, SearchResult, TextsA
 from service.auth.access import READ
 from service.errors import OverloadedError, VideoNotFoundError
 from service.http.openapi import problems
-from service.schemas import (
-    Answer,
+from service.schemas.fields import Answer
+from service.schemas.search import (
     RankTextsRequest,
     ResultAnswer,
     SearchAnswerBody,

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from service.auth.access import COOKIE, OPEN, AccessControl, make_session
 from service.errors import TooManyRequestsError, UnauthorizedError
 from service.http.openapi import problems
-from service.schemas import SessionAnswer, SessionRequest
+from service.schemas.operation import SessionAnswer, SessionRequest
 from service.settings import ServiceSettings
 
 router = APIRouter(prefix="/session", tags=["session"], dependencies=[OPEN])

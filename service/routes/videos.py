@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query, Request
 
 from indexer.store.filters import parse_filter
 from indexer.store.records import VideoRecord
+from indexer.store.sqlite.catalog import Catalog
 from service.auth.access import READ, WRITE
 from service.errors import (
     InvalidCursorError,
@@ -21,12 +22,15 @@ from service.errors import (
     VideoNotFoundError,
 )
 from service.http.openapi import problems, schema_of
-from service.routes.list_cursors import from_cursor, to_cursor
 from service.routes.search import media_url, preview_url, thumbnail_url
-from service.schemas import ListVideosParameters, PatchVideoRequest, VideoAnswer, VideoPage, check_metadata
+from service.schemas.fields import check_metadata
+from service.schemas.videos import ListVideosParameters, PatchVideoRequest, VideoAnswer, VideoPage
 from service.state import ReadyService, Service
 
 MERGE_PATCH = "application/merge-patch+json"
+
+_NUMBERS_OF_ONE = 1 << 40
+"""Cursors of one generation of the index. JavaScript's numbers, exact up to 2^53, hold 8,192 generations."""
 
 router = APIRouter(prefix="/videos", tags=["videos"], dependencies=[READ])
 
@@ -37,7 +41,7 @@ async def list_videos(
 ) -> VideoPage:
     """Videos of the index, newest first. Videos added or deleted in between shift no page."""
     chosen = None if parameters.filter is None else parse_filter(json.loads(parameters.filter))
-    after = from_cursor(service.catalog, parameters.after)
+    after = _from_cursor(service.catalog, parameters.after)
     read = partial(service.catalog.list_videos, parameters.limit + 1, after, chosen=chosen)
     records = await to_thread.run_sync(read)
     page = records[: parameters.limit]
@@ -45,7 +49,7 @@ async def list_videos(
     playable = await to_thread.run_sync(service.playability.of_ids, [record.id for record in page])
     return VideoPage(
         videos=[to_video_answer(record, playable[record.id], root_path) for record in page],
-        next=to_cursor(service.catalog, page[-1].sequence) if len(records) > len(page) else None,
+        next=_to_cursor(service.catalog, page[-1].sequence) if len(records) > len(page) else None,
     )
 
 
@@ -123,3 +127,19 @@ def to_video_answer(record: VideoRecord, playable: bool, root_path: str) -> Vide
         preview_url=root_path + preview_url(record.id, 0.0),
         playable=playable,
     )
+
+
+def _to_cursor(catalog: Catalog, sequence: int) -> int:
+    """`next` of a list: the change that added its last video, and the generation in which it did so."""
+    return (catalog.generation - 1) * _NUMBERS_OF_ONE + sequence
+
+
+def _from_cursor(catalog: Catalog, cursor: int | None) -> int | None:
+    """The number of the change. Raises InvalidCursorError where the cursor is of another generation: the same
+    numbers are of other videos there."""
+    if cursor is None:
+        return None
+    number, sequence = divmod(cursor, _NUMBERS_OF_ONE)
+    if number + 1 != catalog.generation:
+        raise InvalidCursorError("The index was encoded again since the page before: begin without `after`.")
+    return sequence

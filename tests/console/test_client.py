@@ -201,7 +201,7 @@ def test_every_operation_of_the_api_is_reached_by_a_method_and_none_is_invalid(
 
 
 def test_the_options_of_a_search_are_those_of_the_api(service: Service) -> None:
-    from service.schemas import SearchRequest
+    from service.schemas.search import SearchRequest
     from xclip_search.client import SearchOptions
 
     fields = set(SearchRequest.model_fields) - {"query", "queries"}

@@ -10,7 +10,7 @@ import pytest
 
 from service.app import create_app
 from service.errors import ERROR_CLASSES
-from service.schemas import SearchRequest
+from service.schemas.search import SearchRequest
 from service.settings import Environment, ServiceSettings
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"

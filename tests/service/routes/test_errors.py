@@ -15,8 +15,8 @@ from indexer.errors import IndexDamagedError
 from service.app import create_app
 from service.errors import ERROR_CLASSES, PROBLEM_MEDIA_TYPE, TYPE_PREFIX, ServiceError
 from service.http.problems import from_indexer_error
-from service.schemas import Problem
 from service.schemas.fields import MAX_FIELDS
+from service.schemas.operation import Problem
 from service.settings import ServiceSettings
 from tests.support.servers.service_fakes import Service, add_video, running
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from indexer.search.types import SearchQuery
-from service.schemas import SearchAnswersBody, SimilarAnswerBody, TextsAnswerBody
+from service.schemas.search import SearchAnswersBody, SimilarAnswerBody, TextsAnswerBody
 from tests.support.servers.service_fakes import Service, add_video, running
 
 

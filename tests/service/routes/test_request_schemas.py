@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from indexer.errors import InvalidQueryError
 from indexer.store.filters import MAX_VALUES, parse_filter
 from service.app import create_app
-from service.schemas import SearchRequest
 from service.schemas.fields import QueryText, Title, VideoId
+from service.schemas.search import SearchRequest
 from service.settings import ServiceSettings
 
 COMPONENTS: dict[str, Any] = create_app(ServiceSettings(Path("nowhere"))).openapi()["components"]

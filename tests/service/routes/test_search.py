@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from indexer.search.types import SearchQuery
-from service.schemas import SearchAnswerBody
+from service.schemas.search import SearchAnswerBody
 from tests.support.servers.service_fakes import Service, add_video, running
 
 

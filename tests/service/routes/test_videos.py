@@ -10,7 +10,7 @@ import pytest
 
 from indexer.errors import DecodeTimeoutError
 from service.routes.page import PARTS
-from service.schemas import JobAnswer, VideoAnswer
+from service.schemas.videos import JobAnswer, VideoAnswer
 from tests.support.catalog_builders import enqueue
 from tests.support.servers.service_fakes import Service, add_video, running
 

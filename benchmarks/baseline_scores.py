@@ -14,14 +14,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from indexer.ingest.manifest import read_manifest
 from indexer.search.searcher import Searcher
 from indexer.search.types import SearchQuery
 from xclip_search import Index
-from xclip_search.demo_run import make_corpus
-from xclip_search.demo_run import read_manifest as read_captions
+from xclip_search.demo import make_corpus
+from xclip_search.demo import read_manifest as read_captions
 
 # Only words that the demo model knows, of scenes that the demo corpus does not draw.
 NONSENSE = (
@@ -46,9 +45,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        manifest = make_corpus(
-            Path(directory) / "corpus", arguments.videos, arguments.seed, Console(stderr=True)
-        )
+        manifest = make_corpus(Path(directory) / "corpus", arguments.videos, arguments.seed)
         with Index.create(Path(directory) / "index", "demo", device="cpu") as index:
             index.add_all(read_manifest(manifest))
             index.searcher.prepare()

@@ -1,7 +1,7 @@
-"""Memory and time of judging 5,000 texts with 5,000 clips, ViT-B/32 shaped: 32 words x 12 frames x 512.
+"""Memory and time of evaluating 5,000 texts with 5,000 clips, ViT-B/32 shaped: 32 words x 12 frames x 512.
 
 Features are drawn, so nothing is decoded or encoded. All is done in a child process, which reports after each
-stage its peak resident memory so far, as the system counts it, and processor time beside the clock's.
+stage its peak resident memory so far, as the system counts it, and processor time next to the clock's.
 
     python -m benchmarks.evaluation_memory [NUM_TEXTS NUM_CLIPS]
 """
@@ -20,11 +20,11 @@ NUM_WORDS, NUM_FRAMES, DIMENSION = 32, 12, 512
 MEBIBYTE = 1 << 20
 
 
-def judge_drawn(answer: Connection, num_texts: int, num_clips: int) -> None:
-    """In the child: all stages, each told as (label, seconds, processor seconds, peak resident bytes)."""
+def evaluate_drawn(answer: Connection, num_texts: int, num_clips: int) -> None:
+    """In the child: all stages, each reported as (label, seconds, processor seconds, peak resident bytes)."""
     started, spent = time.perf_counter(), time.process_time()
 
-    def tell(label: str) -> None:
+    def report(label: str) -> None:
         nonlocal started, spent
         unit_bytes = 1 if sys.platform == "darwin" else 1024  # what ru_maxrss counts in
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
@@ -53,7 +53,7 @@ def judge_drawn(answer: Connection, num_texts: int, num_clips: int) -> None:
         tuple(map(str, range(num_texts))),
         tuple(sorted(place % num_clips for place in range(num_texts))),
     )
-    tell("libraries and model loaded")
+    report("libraries and model loaded")
 
     def unit(*shape: int) -> Any:
         drawn = torch.randn(*shape)
@@ -63,17 +63,17 @@ def judge_drawn(answer: Connection, num_texts: int, num_clips: int) -> None:
     frames = torch.ones(num_clips, NUM_FRAMES, dtype=torch.bool)
     text = TextFeatures(unit(num_texts, DIMENSION), unit(num_texts, NUM_WORDS, DIMENSION), words)
     video = VideoFeatures(unit(num_clips, DIMENSION), unit(num_clips, NUM_FRAMES, DIMENSION), frames)
-    tell("features drawn")
+    report("features drawn")
     total = similarity(model, text, video)
-    tell("every pair scored")
+    report("every pair scored")
     exhaustive_rows(total, split)
-    tell("metrics, both directions")
+    report("metrics, both directions")
     coarse = coarse_similarity(model, text, video)
     two_stage_rows(coarse, total, split, (50, 100, 200, 500))
     del coarse
-    tell("two-stage rows, four shortlists")
+    report("two-stage rows, four shortlists")
     dual_softmax_rows(total, split)
-    tell("dual softmax, both directions")
+    report("dual softmax, both directions")
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def main() -> None:
     print("| stage | seconds | processor seconds | peak resident MiB so far |\n| --- | ---: | ---: | ---: |")
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=judge_drawn, args=(theirs, num_texts, num_clips))
+    child = context.Process(target=evaluate_drawn, args=(theirs, num_texts, num_clips))
     child.start()
     theirs.close()
     while True:

@@ -1,8 +1,6 @@
-"""Every choice of a training run in one frozen record, read from TOML and saved beside the checkpoint.
+"""Every choice of a training run in one frozen record, read strictly from TOML and saved with the checkpoint.
 
-Reading, writing and finding configs is in `training.config`.
-
-Training configs on disk: TOML read strictly and written, single values changed, the configs we ship.
+The configs that ship with us are in `training/configs`.
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import difflib
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -30,7 +28,7 @@ SAME_UP_TO_ROUNDING = "the result depends on it by rounding only"
 """Mark of a field that may differ when a run is resumed, which then says so."""
 
 SCORE_NAMES = ("video_sentence", "video_word", "sentence_frame", "frame_word")
-"""Those of `model.features`, written again so that reading a config does not load torch."""
+"""Those of `model.features`, repeated so that reading a config does not load torch."""
 
 _CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -240,14 +238,14 @@ class TrainingChoices:
     ] = "text_to_video.recall_at_1"
     checkpoint_every_steps: Annotated[
         int | None,
-        Field(ge=1, description="steps between checkpoints beside those of each epoch"),
+        Field(ge=1, description="steps between checkpoints, besides those of each epoch"),
         SAME_RESULT,
     ] = None
 
 
 @dataclass(frozen=True, config=_CHECKED)
 class LogChoices:
-    """What is written down."""
+    """What is logged."""
 
     tensorboard: Annotated[
         bool, Field(description="write TensorBoard scalars, which needs the extra `train`"), SAME_RESULT
@@ -273,16 +271,18 @@ class TrainingConfig:
         if len(set(names)) < len(names):
             raise ConfigError("[model].score_names: a score is named twice")
 
-    @classmethod
-    def from_toml(cls, path: Path) -> TrainingConfig:
-        """A config from a file. Raises ConfigError naming the file, the section and the field."""
-
-        return read_config(path)
-
     def to_toml(self) -> str:
-        """Every field with its value; the same config gives the same bytes."""
-
-        return to_toml(self)
+        """Every field with its value, absent ones left out; the same config gives the same bytes."""
+        lines = []
+        for section in fields(self):
+            chosen = getattr(self, section.name)
+            lines.append(f"[{section.name}]")
+            for field in fields(chosen):
+                value = getattr(chosen, field.name)
+                if value is not None:
+                    lines.append(f"{field.name} = {_toml_value(value)}")
+            lines.append("")
+        return "\n".join(lines)
 
     def what_counts(self) -> dict[str, object]:
         """The fields that the result depends on, by `section.field`: a resumed run must have the same."""
@@ -302,20 +302,25 @@ class TrainingConfig:
 
 
 def information(section: object, name: str) -> FieldInfo:
-    """What pydantic knows of a field of a section (or of its class): description, bounds, marks."""
+    """What pydantic knows about a field of a section (or of its class): description, bounds, marks."""
     known: dict[str, FieldInfo] = section.__pydantic_fields__  # type: ignore[attr-defined]
     return known[name]
 
 
-_ENDING = ".toml"
+_SUFFIX = ".toml"
 _KINDS: dict[str, type] = get_type_hints(TrainingConfig)
 
 
 def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
-    """A config from a TOML file. changes: `section.field=value`, as in `--set`.
+    """A config from a TOML file.
 
-    Raises ConfigError naming the file, the section and the field: one that is unknown, of another type, out
-    of range, or in contradiction with another.
+    Args:
+        path: The file.
+        changes: `section.field=value`, as in `--set`.
+
+    Raises:
+        ConfigError: A field that is unknown, of another type, out of range, or in contradiction with another;
+            the message names the file, the section and the field.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -325,7 +330,11 @@ def read_config(path: Path, changes: Iterable[str] = ()) -> TrainingConfig:
 
 
 def parse_config(text: str, changes: Iterable[str] = (), source: str = "config") -> TrainingConfig:
-    """As `read_config`, from TOML text. source: what error messages call it."""
+    """As `read_config`, from TOML text.
+
+    Args:
+        source: What error messages call it.
+    """
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -355,7 +364,7 @@ def parse_config(text: str, changes: Iterable[str] = (), source: str = "config")
 
 def change_config(config: TrainingConfig, changes: Iterable[str]) -> TrainingConfig:
     """The config with `section.field=value` applied. Raises ConfigError like `read_config`."""
-    return parse_config(to_toml(config), changes, "config")
+    return parse_config(config.to_toml(), changes)
 
 
 def _apply(values: dict[str, Any], change: str) -> None:
@@ -378,15 +387,15 @@ def _apply(values: dict[str, Any], change: str) -> None:
 
 
 def _explain(section: str, problem: ErrorDetails) -> str:
-    """One problem that pydantic found, as a person would say it."""
+    """One problem that pydantic found, in the terms of the config file."""
     field, *rest = (str(part) for part in problem["loc"])
     if problem["type"] == "unexpected_keyword_argument":
         return _unknown(section, field)
     if problem["type"] == "missing":
         return f"[{section}].{field} is missing"
-    place = "".join(f"[{part}]" for part in rest)
+    index = "".join(f"[{part}]" for part in rest)
     message = problem["msg"].removeprefix("Input ").replace("should", "must")
-    return f"[{section}].{field}{place}: {message}, not {problem['input']!r}"
+    return f"[{section}].{field}{index}: {message}, not {problem['input']!r}"
 
 
 def _unknown(section: str, field: str) -> str:
@@ -401,21 +410,6 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
-
-
-def to_toml(config: TrainingConfig) -> str:
-    """Every field with its value, absent ones left out; the same config gives the same bytes."""
-    lines = []
-    for section in fields(config):
-        chosen = getattr(config, section.name)
-        assert is_dataclass(chosen)
-        lines.append(f"[{section.name}]")
-        for field in fields(chosen):
-            value = getattr(chosen, field.name)
-            if value is not None:
-                lines.append(f"{field.name} = {_toml_value(value)}")
-        lines.append("")
-    return "\n".join(lines)
 
 
 def _toml_value(value: object) -> str:
@@ -435,16 +429,16 @@ def shipped_configs() -> Mapping[str, str]:
     """The TOML text of every config that ships with us, by name, such as `msrvtt-9k-vit-b-32`."""
     folder = resources.files("training") / "configs"
     found = {
-        entry.name.removesuffix(_ENDING): entry.read_text(encoding="utf-8")
+        entry.name.removesuffix(_SUFFIX): entry.read_text(encoding="utf-8")
         for entry in folder.iterdir()
-        if entry.name.endswith(_ENDING)
+        if entry.name.endswith(_SUFFIX)
     }
     return dict(sorted(found.items()))
 
 
 def find_config(name: str, changes: Iterable[str] = ()) -> TrainingConfig:
     """A config by the path of a TOML file or the name of a shipped one. Raises ConfigError."""
-    if name.endswith(_ENDING) or Path(name).is_file():
+    if name.endswith(_SUFFIX) or Path(name).is_file():
         return read_config(Path(name), changes)
     shipped = shipped_configs()
     if name not in shipped:

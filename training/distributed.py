@@ -1,8 +1,6 @@
-"""Several processes that train one model: start, same weights, averaged gradients.
+"""Several processes that train one model: start, equal weights, gathered features, averaged gradients.
 
 Collectives carry tensors only; nothing is pickled.
-
-Features of the global batch on every process, with a backward pass.
 """
 
 from __future__ import annotations
@@ -23,18 +21,22 @@ from training.errors import RunError
 BUCKET_BYTES = 25 * 2**20
 """Gradients averaged in one message, the default of DistributedDataParallel."""
 
-PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others, who may be decoding or evaluating; then it fails."""
+TIMEOUT = timedelta(hours=2)
+"""How long a process waits for the others, which may be decoding or evaluating; then it fails."""
 
 
 @contextmanager
-def process_group(device: str = "auto", patience: timedelta = PATIENCE) -> Iterator[torch.device]:
+def process_group(device: str = "auto", timeout: timedelta = TIMEOUT) -> Iterator[torch.device]:
     """Join the processes that `torchrun` started, for the duration; alone where it did not.
 
-    device: `cpu`; `cuda`, one GPU a process by its local rank; `cuda:1`, only for a process alone; `auto`
-        takes GPUs where there are any. Gives the device of this process. NCCL speaks between GPUs, Gloo
-        elsewhere.
-    Raises RunError where a process finds no GPU of its own.
+    Gives the device of this process. The backend is NCCL between GPUs, Gloo elsewhere.
+
+    Args:
+        device: `cpu`; `cuda`, one GPU a process by its local rank; `cuda:1`, only for a process alone; `auto`
+            takes GPUs where there are any.
+
+    Raises:
+        RunError: A process finds no GPU of its own.
     """
     wanted = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     if not distributed.is_available() or not distributed.is_torchelastic_launched():
@@ -45,13 +47,13 @@ def process_group(device: str = "auto", patience: timedelta = PATIENCE) -> Itera
         if local_rank >= torch.cuda.device_count():
             raise RunError(
                 f"{torch.cuda.device_count()} GPUs are too few for process {local_rank + 1} of this machine: "
-                "start fewer processes, or train on the processor"
+                "start fewer processes, or train on the CPU"
             )
         wanted = torch.device("cuda", local_rank)
         torch.cuda.set_device(wanted)
-        distributed.init_process_group("nccl", timeout=patience, device_id=wanted)
+        distributed.init_process_group("nccl", timeout=timeout, device_id=wanted)
     else:
-        distributed.init_process_group("gloo", timeout=patience)
+        distributed.init_process_group("gloo", timeout=timeout)
     try:
         yield wanted
     finally:
@@ -79,7 +81,7 @@ def wait_for_others() -> None:
 
 
 def share_parameters(model: nn.Module) -> None:
-    """Give every process the weights of process 0, and make sure that they have them.
+    """Give every process the weights of process 0, and check that they arrived.
 
     Raises RunError, see `check_equal_parameters`.
     """
@@ -114,8 +116,9 @@ def check_equal_parameters(model: nn.Module) -> None:
 def average_gradients(parameters: Iterable[Tensor], bucket_bytes: int = BUCKET_BYTES) -> None:
     """Replace the gradient of every parameter by its mean over the processes, the same bits on each.
 
-    parameters: the same, in the same order, on every process. One without a gradient anywhere keeps none; one
-    with a gradient on some processes counts as zero on the others.
+    Args:
+        parameters: The same, in the same order, on every process. One without a gradient anywhere keeps none;
+            one with a gradient on some processes counts as zero on the others.
     """
     learning = [parameter for parameter in parameters if parameter.requires_grad]
     if world_size() == 1 or not learning:
@@ -137,7 +140,7 @@ def average_gradients(parameters: Iterable[Tensor], bucket_bytes: int = BUCKET_B
 
 
 def _buckets(tensors: list[Tensor], bucket_bytes: int) -> Iterator[list[Tensor]]:
-    """Neighbours of one dtype, up to `bucket_bytes` together or a single larger one."""
+    """Consecutive tensors of one dtype, up to `bucket_bytes` together or a single larger one."""
     bucket: list[Tensor] = []
     size_bytes = 0
     for tensor in tensors:
@@ -159,8 +162,6 @@ def gather_features(
 ) -> tuple[TextFeatures, VideoFeatures]:
     """The features of all processes, in the order of their ranks; with one process, the same ones.
 
-    text, video: N each, as many on every process. Returns P x N each, P processes; masks are gathered too.
-
     Every process computes the same loss L of the global batch from what is returned, and afterwards averages
     the gradients over the processes (`training.distributed.average_gradients`). Let E_p be a feature that
     process p encoded and w an encoder weight, so that the true gradient is
@@ -176,6 +177,12 @@ def gather_features(
     process, and the average of equal values is that value, in both modes. So `official` gives the encoders
     1/P of the gradient against these: with clipping to a common norm, that is not the same as a rate P times
     lower.
+
+    Args:
+        text, video: N each, as many on every process.
+
+    Returns:
+        P x N each, P processes; masks are gathered too.
     """
     if world_size() == 1:
         return text, video
@@ -190,7 +197,7 @@ def _gather(features: Features, factor: float) -> Features:
         if not isinstance(value, Tensor):
             columns.append(value)
         elif value.dtype == torch.bool:
-            # One byte each in every backend.
+            # Not every backend gathers bools.
             columns.append(_gather_rows(value.to(torch.uint8)).bool())
         else:
             columns.append(_Gather.apply(value, factor))

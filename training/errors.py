@@ -1,14 +1,12 @@
-"""What can go wrong in this room.
+"""The errors of this package. Each message says what to do; it is shown without a traceback.
 
 TrainingError
-├── ConfigError           a training config that cannot be meant
+├── ConfigError           an invalid training config
 ├── DatasetError          annotations or videos that are missing or not as their layout says
-├── RunError              a run that cannot begin, go on or be written down
+├── RunError              a run that cannot begin, resume or be written
 ├── FullMemoryError       more memory needed than there is
-├── EvaluationError       scores that cannot be judged
+├── EvaluationError       scores that cannot be evaluated
 └── TrainingStoppedError  a run that was asked to stop, and did (`training.loop.stopping`)
-
-Memory that is full, told with what takes less of it.
 """
 
 from __future__ import annotations
@@ -18,11 +16,11 @@ from contextlib import contextmanager
 
 
 class TrainingError(Exception):
-    """Anything that this room refuses. The message says what to do; it is shown without a traceback."""
+    """Anything that this package refuses."""
 
 
 class ConfigError(TrainingError):
-    """A training config that cannot be meant: an unknown field, a value out of range, two that contradict."""
+    """An invalid training config: an unknown field, a value out of range, two that contradict."""
 
 
 class DatasetError(TrainingError):
@@ -30,7 +28,7 @@ class DatasetError(TrainingError):
 
 
 class RunError(TrainingError):
-    """A run that cannot begin, go on or be written: another config, other data, a damaged checkpoint."""
+    """A run that cannot begin, resume or be written: another config, other data, a damaged checkpoint."""
 
 
 class FullMemoryError(TrainingError):
@@ -38,7 +36,7 @@ class FullMemoryError(TrainingError):
 
 
 class EvaluationError(TrainingError):
-    """Scores that cannot be judged: not finite, or not one row a text and one column a video."""
+    """Scores that cannot be evaluated: not finite, or not one row a text and one column a video."""
 
 
 _SIGNS = ("out of memory", "DefaultCPUAllocator")
@@ -47,7 +45,7 @@ _SIGNS = ("out of memory", "DefaultCPUAllocator")
 
 @contextmanager
 def explained_if_full(doing: str, advice: str) -> Iterator[None]:
-    """Turn an allocation that fails inside into FullMemoryError, which says both."""
+    """Turn an allocation that fails inside into FullMemoryError with what was done and what to do."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

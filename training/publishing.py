@@ -1,12 +1,7 @@
 """The model card: a README.md that says what a published model is, was trained on, scores, and cannot do.
 
-`training.publishing` gathers what it says; here it becomes YAML metadata and Markdown.
-
-What a model card says, gathered from a run directory, a model directory and evaluation reports.
-
-The shapes of `summary.json` (`training.loop.run_directory`), `metrics.jsonl` (`training.loop.trainer`) and
-of evaluation
-reports (`training.evaluation.report`) are known here and nowhere else in what is published.
+`make_card` gathers it from a run directory (`training.loop.run_directory`), a model directory and evaluation
+reports (`training.evaluation.report`); `ModelCard` makes YAML metadata and Markdown of it.
 """
 
 from __future__ import annotations
@@ -17,15 +12,15 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from model import XClip, XClipConfig
 from model.features import SCORE_NAMES
 from training.errors import EvaluationError, RunError
-
-Direction = Literal["text to video", "video to text"]
+from training.evaluation.metrics import DIRECTIONS, FIGURES
+from training.evaluation.paper_results import Direction
 
 LIBRARY = "xclip-search"
 PAPER = "https://arxiv.org/abs/2207.07285"
@@ -47,9 +42,11 @@ BASE_MODELS = {
 
 @dataclass(frozen=True)
 class Figures:
-    """How well one direction of a split was searched; recalls in percent, ranks from 1.
+    """The metrics of one direction of a split; recalls in percent, ranks from 1.
 
-    num_items: what each query was ranked among. chose_the_epoch: whether these figures chose the best epoch.
+    Attributes:
+        num_items: What each query was ranked among.
+        chose_the_epoch: Whether these figures chose the best epoch.
     """
 
     dataset: str
@@ -74,8 +71,11 @@ class Figures:
 class TrainingFacts:
     """What a training run was.
 
-    start: the model spec that it started from. settings: of the training config, by `section.field`, without
-        folders of the machine. facts: what else is known of the run, for people. versions: of software.
+    Attributes:
+        start: The model spec that it started from.
+        settings: Of the training config, by `section.field`, without folders of the machine.
+        facts: What else is known of the run.
+        versions: Of software.
     """
 
     start: str
@@ -93,10 +93,12 @@ class TrainingFacts:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """All that a card says. Texts may hold anything: they are escaped here.
+    """The content of a card. Texts may hold anything: they are escaped here.
 
-    repository: `OWNER/NAME`. license: an identifier of the Hub's, or `other`.
-    training: None for a model that came without its run.
+    Attributes:
+        repository: `OWNER/NAME`.
+        license: An identifier of the Hub's, or `other`.
+        training: None for a model that came without its run.
     """
 
     repository: str
@@ -191,7 +193,7 @@ class ModelCard:
     def _limits(self) -> list[str]:
         config = self.config
         limits = [
-            f"Of a text, {config.num_words - 2} tokens are read; of a stretch of video, "
+            f"Of a text, {config.num_words - 2} tokens are read; of a segment of video, "
             f"{config.num_frames} frames. What happens between frames, and all sound, is not seen.",
             "Scores rank videos for one text. They are no probabilities, compare nothing across texts, "
             "and there is always a first result, also where no video fits.",
@@ -279,7 +281,7 @@ def _eval_results(figures: Iterable[Figures]) -> Iterator[EvalResult]:
 
 
 def _public_datasets(training: TrainingFacts | None) -> list[str] | None:
-    """`captions` and `demo` are no data set that anybody else has."""
+    """The data sets with a public name; `captions` and `demo` are the user's own."""
     return [training.dataset] if training and training.dataset not in ("captions", "demo") else None
 
 
@@ -308,8 +310,6 @@ def _fenced(text: str, language: str) -> list[str]:
     return [f"{fence}{language}", text, fence]
 
 
-_FIGURES = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank")
-_DIRECTIONS: dict[Direction, str] = {"text to video": "text_to_video", "video to text": "video_to_text"}
 _OF_THE_MACHINE = {"data.directory", "data.videos", "data.cache", "data.num_workers"}
 
 
@@ -335,17 +335,16 @@ def card_text(
     license: str | None = None,
     evaluations: Sequence[Path] = (),
 ) -> str:
-    """The README.md to publish: the one in `directory` or beside the model, else one written by `make_card`.
+    """The README.md to publish: the one in `directory` or next to the model, else one written by `make_card`.
 
-    Raises RunError where there is one already and `license` or `evaluations` ask for another.
+    Raises:
+        RunError: There is one already and `license` or `evaluations` ask for another.
     """
     for folder in (directory, model_directory(directory)):
         path = folder / "README.md"
         if path.is_file():
             if license or evaluations:
-                raise RunError(
-                    f"{path} is published as it is: change it there, or remove it for a card made anew"
-                )
+                raise RunError(f"{path} is published as it is: change it there, or remove it for a new card")
             return path.read_text(encoding="utf-8")
     card = make_card(directory, model, repository, license=license or "other", evaluations=evaluations)
     return card.to_markdown()
@@ -361,8 +360,12 @@ def make_card(
 ) -> ModelCard:
     """The card of a model and, where `directory` is of its run, of the run.
 
-    model: loaded from `model_directory(directory)`. evaluations: JSON reports of `xclip-search evaluate`.
-    Raises RunError and EvaluationError where a file is not as it should be, or is of another model.
+    Args:
+        model: Loaded from `model_directory(directory)`.
+        evaluations: JSON reports of `xclip-search evaluate`.
+
+    Raises:
+        RunError, EvaluationError: A file is not as it should be, or is of another model.
     """
     training, figures = read_run(directory, model.fingerprint) if is_run(directory) else (None, [])
     # A report says more than the run's own validation of the same split.
@@ -383,9 +386,13 @@ def make_card(
 
 
 def read_run(directory: Path, fingerprint: str) -> tuple[TrainingFacts, list[Figures]]:
-    """What a run directory says of its best model.
+    """What a run directory records of its best model.
 
-    fingerprint: of that model. Raises RunError where the run is not done, damaged, or of another model.
+    Args:
+        fingerprint: Of that model.
+
+    Raises:
+        RunError: The run is not done, damaged, or of another model.
     """
     path = directory / "summary.json"
     if not path.is_file():
@@ -444,19 +451,23 @@ def _validation_figures(summary: Mapping[str, Any]) -> list[Figures]:
             split["dataset"],
             split["split"],
             direction,
-            **{name: found[key][name] for name in _FIGURES},
+            **{name: found[key][name] for name in FIGURES},
             num_queries=found[key]["num_queries"],
             num_items=found["num_clips"],
             chose_the_epoch=True,
         )
-        for direction, key in _DIRECTIONS.items()
+        for direction, key in zip(get_args(Direction), DIRECTIONS, strict=True)
     ]
 
 
 def read_evaluation(path: Path, fingerprint: str) -> list[Figures]:
     """The exhaustive rows of a report that `xclip-search evaluate` wrote as JSON.
 
-    fingerprint: of the model that the report must be of. Raises EvaluationError.
+    Args:
+        fingerprint: Of the model that the report must be of.
+
+    Raises:
+        EvaluationError: It is of another model, or no report of an evaluation.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -467,7 +478,7 @@ def read_evaluation(path: Path, fingerprint: str) -> list[Figures]:
                 report["dataset"],
                 report["split"],
                 row["direction"],
-                **{name: row["metrics"][name] for name in (*_FIGURES, "num_queries", "num_items")},
+                **{name: row["metrics"][name] for name in (*FIGURES, "num_queries", "num_items")},
             )
             for row in report["rows"]
             if row["kind"] == "exhaustive"
@@ -480,7 +491,7 @@ def read_evaluation(path: Path, fingerprint: str) -> list[Figures]:
 
 
 def _without_folders(value: object) -> str:
-    """A setting as text. Of a path on somebody's machine the name alone is anyone's business."""
+    """A setting as text. Of a local path only the last part is published."""
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     if isinstance(value, bool):
         return text.lower()

@@ -29,11 +29,16 @@ if TYPE_CHECKING:
 def inverse_document_frequencies(input_ids: Tensor, vocabulary_size: int) -> Tensor:
     """log((1 + T) / (1 + captions that hold the token)) of every token, float32 [vocabulary_size].
 
-    input_ids: int64 [T, W], captions as the model's tokenizer gives them; what stands after the first end
-    token, the highest id, is padding and does not count. A caption is a document (Spärck Jones 1972).
-    Start and end, which every caption holds, weigh 0, so only words are left; a token that no caption holds
-    weighs most. The added ones, as in scikit-learn's `TfidfTransformer(smooth_idf=True)`, keep that finite.
-    Raises ValueError without captions and where an id lies outside the vocabulary.
+    A caption is a document (Spärck Jones 1972). Start and end, which every caption holds, weigh 0, so only
+    words are left; a token that no caption holds weighs most. The added ones, as in scikit-learn's
+    `TfidfTransformer(smooth_idf=True)`, keep that finite.
+
+    Args:
+        input_ids: int64 [T, W], captions as the model's tokenizer gives them; what stands after the first end
+            token, the highest id, is padding and does not count.
+
+    Raises:
+        ValueError: There are no captions, or an id lies outside the vocabulary.
     """
     if not len(input_ids):
         raise ValueError("no captions to count words in")
@@ -57,11 +62,15 @@ OFFICIAL_TEMPORAL_LAYERS = 4
 class Scorer:
     """One way to score.
 
-    name: what configs call it. description: one line. source: paper, and code where there is some.
-    changes: the fields of `XClipConfig` that it sets, beside the paper's own for those of scoring.
-    temporal: whether it has a temporal transformer; None leaves that to the config.
-    identity: matrices that stay the identity, because the method has no such matrix.
-    needs_training: false for one that is judged with CLIP's own weights; all its parameters stay fixed.
+    Attributes:
+        name: What configs call it.
+        description: One line.
+        source: Paper, and code where there is some.
+        changes: The fields of `XClipConfig` that it sets, on top of the paper's for those of scoring.
+        temporal: Whether it has a temporal transformer; None leaves that to the config.
+        identity: Matrices that stay the identity, because the method has no such matrix.
+        needs_training: False for one that is evaluated with CLIP's own weights; all its parameters stay
+            fixed.
     """
 
     name: str
@@ -146,7 +155,11 @@ _OF_THE_PAPER: Mapping[str, Any] = MappingProxyType(
 
 
 def find_scorer(name: str) -> Scorer:
-    """The scorer of that name. Raises ConfigError, which lists all, where there is none."""
+    """The scorer of that name.
+
+    Raises:
+        ConfigError: There is none; the message lists all.
+    """
     if name not in SCORERS:
         raise ConfigError(f"unknown scorer {name!r}; there are {', '.join(SCORERS)}")
     return SCORERS[name]
@@ -167,7 +180,9 @@ def apply_scorer(
     What neither sets stays as `config` has it: sizes, towers, padding, temperature, temporal layers. A scorer
     with a temporal transformer gives a config without one the official four layers, or as many as the text
     tower has if that is fewer.
-    Raises ConfigError on an unknown scorer and on choices that make no model.
+
+    Raises:
+        ConfigError: An unknown scorer or choices that make no model.
     """
     scorer = find_scorer(name)
     changes = {**_OF_THE_PAPER, **scorer.changes}
@@ -204,7 +219,10 @@ def fixed_parameters(name: str, model: XClip) -> frozenset[str]:
     """Which of `model.named_parameters()` do not learn under scorer `name`.
 
     Matrices that stay the identity, parameters that the total does not depend on (their gradient is None),
-    and all where the scorer needs no training. Raises ConfigError on an unknown scorer.
+    and all where the scorer needs no training.
+
+    Raises:
+        ConfigError: An unknown scorer.
     """
     scorer = find_scorer(name)
     if not scorer.needs_training:
@@ -224,9 +242,14 @@ def prepare_model(name: str, model: XClip, input_ids: Tensor | None = None) -> f
     """Ready `model`, of a config that `apply_scorer` made, for scorer `name`; returns `fixed_parameters`.
 
     Sets the matrices that stay the identity to it, whatever the model started from, and stores the word
-    weights where the config has such. input_ids: int64 [T, W], all captions to learn from; needed for those
-    weights alone. Parameters are not marked as fixed: hand what this returns to whatever trains.
-    Raises ConfigError on an unknown scorer and where captions are needed and not given.
+    weights where the config has such. Parameters are not marked as fixed: hand what this returns to whatever
+    trains.
+
+    Args:
+        input_ids: int64 [T, W], all captions to learn from; needed for those weights alone.
+
+    Raises:
+        ConfigError: An unknown scorer, or captions are needed and not given.
     """
     for matrix_name in find_scorer(name).identity:
         matrix: Tensor = getattr(model.matrices, matrix_name)

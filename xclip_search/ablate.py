@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from xclip_search.console import FAILED, DeviceOption, errors_explained, make_app, progress_bars
+
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from training.ablation.runner import RunOptions
+    from training.ablation.variants import RunPlan
 
-    from training.ablation.settings import AblationSettings, Folders
-    from training.ablation.variants import RunPlan, Table
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
-"""Exit statuses; 0 where every run is done."""
+app = make_app()
 
 STANDARD_SEEDS = 3
+_SPEED_SECONDS = 900.0
+"""A run ends with its evaluation, which counts no steps."""
 
 
 @app.command()
@@ -44,7 +41,7 @@ def ablate(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A miniature of everything, in seconds; its figures say nothing.")
+        bool, typer.Option("--quick", help="A miniature of everything, in seconds; its figures mean nothing.")
     ] = False,
     prepare: Annotated[
         bool,
@@ -53,19 +50,19 @@ def ablate(
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Leave every trained model in OUTPUT/runs.")
     ] = False,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")
-    ] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
-    """Train and judge what X-CLIP is made of on the drawn corpus, beside the paper's own tables.
+    """Train and evaluate variants of X-CLIP on the drawn corpus, next to the paper's own tables.
 
-    Called again, it goes on where it was: runs that are done are not done again. docs/ablations.md tells how
-    it is done and what was found. Exit status: 0 all runs are done, 1 some failed (each is named), 2 wrong
-    use, 130 stopped by Ctrl-C.
+    Called again, it continues: runs that are done are not done again. docs/ablations.md has the method and
+    the findings. Exit status: 0 all runs are done, 1 some failed (each is named), 2 wrong use, 130 stopped by
+    Ctrl-C.
     """
-    with _errors_explained(output):
+    with errors_explained(f"the same command continues with {output}", failed=FAILED):
+        from training.ablation.report import write_reports
+        from training.ablation.runner import RunOptions, prepare_folder
         from training.ablation.settings import Folders, claim_folder, quick_settings, standard_settings
-        from training.ablation.variants import select_tables
+        from training.ablation.variants import distinct_variants, plan_runs, select_tables
 
         chosen = select_tables(None if tables is None else [one.strip() for one in tables.split(",")])
         settings = quick_settings() if quick else standard_settings()
@@ -74,66 +71,39 @@ def ablate(
         claim_folder(output, settings)
         folders = Folders(output)
         num_processors = os.cpu_count() or 1
-        _prepare(folders, settings, min(num_processors, max(2, jobs)) if not quick else 1)
+        with progress_bars() as on_progress:
+            num_processes = 1 if quick else min(num_processors, max(2, jobs))
+            prepare_folder(folders, settings, num_processes, on_progress)
         if prepare:
             typer.echo(f"{folders.corpus} and {folders.start} are ready")
             return
-        failures = _run(
-            chosen,
-            settings,
-            folders,
-            num_seeds=seeds or (1 if quick else STANDARD_SEEDS),
-            jobs=jobs,
-            num_threads=max(1, num_processors // jobs),
-            device=device,
-            keep_models=keep_models,
-        )
+        plans = plan_runs(distinct_variants(chosen), seeds or (1 if quick else STANDARD_SEEDS))
+        options = RunOptions(settings, folders, max(1, num_processors // jobs), device, keep_models)
+        failures = _run(plans, options, jobs)
+        if written := write_reports(chosen, plans, settings, folders, failures):
+            typer.echo(", ".join(map(str, written)))
     if failures:
-        _stop("\n".join(f"failed: {run}: {reason}" for run, reason in failures.items()), FAILED)
+        for run, reason in failures.items():
+            typer.echo(f"failed: {run}: {reason}", err=True)
+        raise typer.Exit(FAILED)
 
 
-def _prepare(folders: Folders, settings: AblationSettings, num_processes: int) -> None:
-    from training.ablation.runner import prepare_folder
+def _run(plans: tuple[RunPlan, ...], options: RunOptions, jobs: int) -> dict[str, str]:
+    """Do what is not done; returns the reasons of runs that failed."""
+    from training.ablation.runner import run_grid
 
-    with _progress() as progress:
-        tasks = {}
-
-        def show(what: str, num_done: int, num_all: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=num_all)
-            progress.update(tasks[what], completed=num_done)
-
-        prepare_folder(folders, settings, num_processes, show)
-
-
-def _run(
-    tables: tuple[Table, ...],
-    settings: AblationSettings,
-    folders: Folders,
-    *,
-    num_seeds: int,
-    jobs: int,
-    num_threads: int,
-    device: str,
-    keep_models: bool,
-) -> dict[str, str]:
-    """Do what is not done, then write the tables and the plot; returns the reasons of runs that failed."""
-    from training.ablation.runner import WorkerOptions, run_grid
-    from training.ablation.variants import distinct_variants, plan_runs
-
-    plans = plan_runs(distinct_variants(tables), num_seeds)
-    waiting = [plan for plan in plans if not folders.record(plan.name).is_file()]
+    pending = [plan for plan in plans if not options.folders.record(plan.name).is_file()]
+    num_steps = options.settings.num_steps
     failures: dict[str, str] = {}
-    with _progress() as progress:
-        task = progress.add_task("", total=len(waiting) * settings.num_steps)
-        steps: dict[str, int] = {}
-        num_ended = 0
+    steps: dict[str, int] = {}
+    num_ended = len(plans) - len(pending)
+    with progress_bars(speed_seconds=_SPEED_SECONDS) as on_progress:
 
         def show() -> None:
-            described = f"{len(plans) - len(waiting) + num_ended} of {len(plans)} runs"
+            facts = f"{num_ended} of {len(plans)} runs done"
             if failures:
-                described += f", {len(failures)} failed"
-            progress.update(task, completed=sum(steps.values()), description=described)
+                facts += f", {len(failures)} failed"
+            on_progress("steps", sum(steps.values()), len(pending) * num_steps, facts)
 
         def on_steps(plan: RunPlan, num_done: int) -> None:
             steps[plan.name] = num_done
@@ -142,84 +112,12 @@ def _run(
         def on_end(plan: RunPlan, reason: str | None) -> None:
             nonlocal num_ended
             num_ended += 1
-            steps[plan.name] = settings.num_steps
+            steps[plan.name] = num_steps
             if reason is not None:
                 failures[plan.name] = reason
-                progress.console.print(f"failed: {plan.name}: {reason}", markup=False)
             show()
 
         show()
-        if waiting:
-            options = WorkerOptions(settings, folders, num_threads, device, keep_models)
-            run_grid(waiting, options, jobs, on_steps, on_end)
-    _report(tables, settings, folders, plans, failures)
+        if pending:
+            run_grid(pending, options, jobs, on_steps, on_end)
     return failures
-
-
-def _report(
-    tables: tuple[Table, ...],
-    settings: AblationSettings,
-    folders: Folders,
-    plans: tuple[RunPlan, ...],
-    failures: dict[str, str],
-) -> None:
-    from training.ablation.corpus import HELD_OUT_SETS
-    from training.ablation.report import draw_plot, preface, told_sets, write_results, write_tables
-    from training.ablation.variants import read_records
-
-    records = read_records(plans, folders)
-    if not records:
-        return
-    output, names = folders.output, list(HELD_OUT_SETS)
-    write_results(output / "results.json", tables, names, records, settings.as_json())
-    write_tables(
-        output / "tables.md", tables, told_sets(settings.corpus), records, failures, preface(settings)
-    )
-    draw_plot(output / "ablations.png", tables, names, records)
-    typer.echo(f"{output / 'tables.md'}, {output / 'results.json'}, {output / 'ablations.png'}")
-
-
-def _progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as RichProgress
-
-    return RichProgress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        speed_estimate_period=900.0,  # A run ends with its evaluation, which counts no steps.
-    )
-
-
-@contextmanager
-def _errors_explained(output: Path) -> Iterator[None]:
-    from model.errors import ModelError
-    from training.errors import ConfigError, TrainingError
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        _stop(f"stopped; the same command goes on with {output}", INTERRUPTED)
-    except ConfigError as error:
-        _stop(f"error: {error}", WRONG_USE)
-    except (TrainingError, ModelError) as error:
-        _stop(f"error: {error}", FAILED)
-    except OSError as error:
-        told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        _stop(f"error: {told}", FAILED)
-
-
-def _stop(message: str, status: int) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(status)

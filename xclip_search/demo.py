@@ -1,15 +1,31 @@
-"""`xclip-search demo`. Heavy imports happen inside the command."""
+"""`xclip-search demo`: a corpus to look at, indexed and searched as any other would be.
+
+Heavy imports happen inside the functions.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+from xclip_search.console import GOES_ON, errors_explained, make_app, progress_bars, video_progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from indexer.search.searcher import Searcher
+
+app = make_app()
+
+NUM_SHOWN = 3
+NUM_CAPTIONS_SHOWN = 2
 
 
 @app.command()
@@ -28,18 +44,14 @@ def demo(
     """
     from rich.console import Console
 
-    from xclip_search.demo_run import count_found_first, make_corpus, read_manifest, show_searches
+    from indexer.index import Index
+    from indexer.ingest.manifest import read_manifest as read_sources
 
     console = Console()
     folder = directory / f"{num_videos}-videos-seed-{seed}"  # Another corpus is another index.
     index = folder / "index"
-    manifest = make_corpus(folder / "videos", num_videos, seed, console)
+    manifest = make_corpus(folder / "videos", num_videos, seed)
     console.print(f"[bold]$ xclip-search index --manifest {manifest} --index {index} --model demo")
-
-    from indexer.index import Index
-    from indexer.ingest.manifest import read_manifest as read_sources
-    from xclip_search.console import GOES_ON, errors_explained, video_progress
-
     with errors_explained(GOES_ON), Index.open_or_create(index, "demo") as opened:
         sources = read_sources(manifest)
         with video_progress("indexing") as count:
@@ -52,6 +64,80 @@ def demo(
     if serve:
         command = ["serve", "--index", str(index), "--port", str(port)]
         console.print(f"\n[bold]$ xclip-search {' '.join(command)}")
-        # In place of this process, so that Ctrl-C reaches the server as if it had been started by hand.
+        # In place of this process, so that Ctrl-C reaches the server as if the user had started it.
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, "-m", "xclip_search", *command])
+
+
+@dataclass(frozen=True)
+class CaptionedVideo:
+    """A line of the demo manifest: `caption` is true of this video alone in the corpus."""
+
+    id: str
+    caption: str
+    kinds: tuple[str, ...]
+
+
+def make_corpus(directory: Path, num_videos: int, seed: int) -> Path:
+    """Write the corpus with a progress bar and return its manifest; clips already there are kept."""
+    from training.demo_corpus.corpus import write_corpus
+
+    with progress_bars() as on_progress:
+        return write_corpus(
+            directory,
+            num_videos,
+            seed,
+            lambda num_done, total: on_progress("drawing videos", num_done, total),
+        )
+
+
+def read_manifest(manifest: Path) -> list[CaptionedVideo]:
+    """The videos of a manifest that `make_corpus` wrote."""
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    return [
+        CaptionedVideo(
+            row["id"],
+            row["metadata"]["caption"],
+            tuple(event["kind"] for event in row["metadata"]["events"]),
+        )
+        for row in rows
+    ]
+
+
+def queries_to_show(videos: Sequence[CaptionedVideo]) -> list[str]:
+    """Captions of two videos, a kind of thing alone, and one with a word that the model does not know."""
+    captions = [video.caption for video in videos[-NUM_CAPTIONS_SHOWN:]]
+    kind = videos[0].kinds[0]
+    return [*captions, f"a {kind}", f"a {kind} and an elephant"]
+
+
+def show_searches(searcher: Searcher, videos: Sequence[CaptionedVideo], console: Console) -> None:
+    """Print a few searches with their scores and moments."""
+    from rich.markup import escape
+
+    from indexer.search.types import SearchQuery
+
+    own_video = {video.caption: video.id for video in videos}
+    for text in queries_to_show(videos):
+        answer = searcher.search(SearchQuery(text=text, limit=NUM_SHOWN))
+        console.print(f"\n[bold]{escape(text)}")
+        for warning in answer.warnings:
+            console.print(f"   [yellow]{escape(warning)}")
+        for result in answer.results:
+            mark = "→" if result.id == own_video.get(text) else " "
+            parts = ", ".join(
+                f"{name.replace('_', '-')} {score:.1f}"
+                for name, score in result.scores.items()
+                if score is not None
+            )
+            moments = ", ".join(f"{moment.time_seconds:.0f} s" for moment in result.moments)
+            console.print(f" {mark} {result.rank}. {escape(result.title or result.id)}")
+            console.print(f"      [dim]{result.score:.1f} ({parts}), best at {moments}", highlight=False)
+
+
+def count_found_first(searcher: Searcher, videos: Sequence[CaptionedVideo]) -> int:
+    """How many captions have their own video as the first result."""
+    from indexer.search.types import SearchQuery
+
+    answers = (searcher.search(SearchQuery(text=video.caption, limit=1)) for video in videos)
+    return sum(answer.results[0].id == video.id for answer, video in zip(answers, videos, strict=True))

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+from xclip_search.console import FAILED, errors_explained, make_app, stop
 
-FAILED, WRONG_USE = 1, 2
-"""Exit statuses; 0 where all is well."""
+app = make_app()
 
 
 @app.command()
@@ -44,19 +39,13 @@ def push(
     then loads as hf-hub:OWNER/NAME. A token comes from `hf auth login` or HF_TOKEN.
     Exit status: 0 done, 1 failed, 2 wrong use.
     """
-    from model.errors import HubError, ModelError
-    from training.errors import TrainingError
-
     if not directory.is_dir():
-        _stop(f"there is no directory {directory}", WRONG_USE)
-    try:
-        from model.checkpoints.hub import require_repository_name
+        stop(f"there is no directory {directory}")
+    with errors_explained():
+        from model.checkpoints.hub import publish, require_repository_name
 
         require_repository_name(repository)
-    except HubError as error:
-        _stop(str(error), WRONG_USE)
-    try:
-        from model.checkpoints.hub import publish
+    with errors_explained(failed=FAILED):
         from model.checkpoints.loading import CONFIG_FILE, WEIGHTS_FILE
         from model.xclip import XClip
         from training.publishing import card_text, model_directory
@@ -67,25 +56,15 @@ def push(
         if dry_run:
             typer.echo(card, nl=False)
             return
+        files = {name: folder / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
         done = publish(
-            {
-                CONFIG_FILE: folder / CONFIG_FILE,
-                WEIGHTS_FILE: folder / WEIGHTS_FILE,
-                "README.md": card.encode(),
-            },
+            {**files, "README.md": card.encode()},
             repository,
             private=private,
             revision=revision,
             message=message or f"Upload model {model.fingerprint[:12]}",
         )
-    except (ModelError, TrainingError, OSError) as error:
-        _stop(str(error), FAILED)
     typer.echo(done.url)
     typer.echo(f"fingerprint {model.fingerprint}")
     typer.echo(f"loads as hf-hub:{repository}" + (f"@{revision}" if revision else ""))
     typer.echo(f"and always as {done.spec}")
-
-
-def _stop(message: str, status: int) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(status)

@@ -17,9 +17,10 @@ from model import XClip, XClipConfig
 from tests.support.video_files import write_coloured_video
 from training.data.frames import FrameRecipe
 from training.datasets.split import Clip, Split
-from training.evaluation.evaluation import EXTRAS, Evaluation, exhaustive_rows
+from training.evaluation import EXTRAS
+from training.evaluation.evaluation import Evaluation, exhaustive_rows
 from training.evaluation.report import EvaluationReport, print_report, to_json
-from xclip_search.evaluate import ALL_EXTRAS, app
+from xclip_search.evaluate import app
 
 COLOURS = ("red", "green", "blue", "grey", "white", "black")
 
@@ -55,7 +56,7 @@ def finished(folder, common):
     """One whole run: what it printed and what it wrote."""
     cache = folder / "cache"
     result = run(
-        *common, "--workers", 0, "--candidates", "2,4,50", "--extra", ",".join(ALL_EXTRAS),
+        *common, "--workers", 0, "--candidates", "2,4,50", "--extra", ",".join(EXTRAS),
         "--single-scores", "--frame-cache", cache, "--json", folder / "out.json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -245,7 +246,3 @@ def test_rows_with_ties_show_both_bounds(report):
     tied = tuple(exhaustive_rows(np.zeros((3, 3), np.float32), report.split))
     text = shown(replace(report, evaluation=replace(report.evaluation, rows=tied)))
     assert text.count("if ties rank last") == text.count("if ties rank first") == 2
-
-
-def test_the_command_knows_every_extra_row():
-    assert ALL_EXTRAS == EXTRAS

@@ -60,10 +60,10 @@ def test_the_command_trains_and_resumes(corpus, tmp_path):
     assert [row["epoch"] for row in metrics(output)] == [1, 2]
     again = run(corpus / "small.toml", *where)
     assert again.exit_code == 1
-    assert "--resume goes on with it, --overwrite removes it" in again.output
+    assert "--resume continues it, --overwrite removes it" in again.output
     resumed = run("--resume", "--output", output, "--device", "cpu")
     assert resumed.exit_code == 0, resumed.output
-    assert "going on after step 8" in resumed.output
+    assert "resuming after step 8" in resumed.output
 
 
 @pytest.mark.parametrize(

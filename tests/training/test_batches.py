@@ -378,7 +378,7 @@ def test_beside_a_gpu_frames_come_in_pinned_memory(split: Split, num_workers: in
 
 @pytest.fixture
 def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_loading, "_LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(batch_loading, "_CHECK_SECONDS", 0.3)
     # How long torch waits for a worker to end by itself.
     monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.3)
 

@@ -1,4 +1,4 @@
-"""Frames of clips: the official choice from its own outputs, stretches, orders, and what cannot be read."""
+"""Frames of clips: the official choice from its own outputs, intervals, orders, and what cannot be read."""
 
 from __future__ import annotations
 
@@ -125,9 +125,9 @@ STRETCHES = [
 ]
 
 
-@pytest.mark.parametrize(("stretch", "seconds"), STRETCHES)
-def test_official_stretches_are_whole_seconds_with_the_last_one_included(stretch, seconds) -> None:
-    clip = Clip("a", Path("a.mp4"), *stretch)
+@pytest.mark.parametrize(("interval", "seconds"), STRETCHES)
+def test_official_stretches_are_whole_seconds_with_the_last_one_included(interval, seconds) -> None:
+    clip = Clip("a", Path("a.mp4"), *interval)
     for rate in (1, 2):
         positions = frame_positions(_constant(300, 30.0), clip, FrameRecipe(100, 32, rate))
         assert positions == [second * 30 + part * (30 // rate) for second in seconds for part in range(rate)]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import training.loop.trainer
 from model import XClip
 from tests.support.training_runs.small_training import small_config, write_small_corpus, write_tiny_clip
-from training.config import TrainingConfig, change_config
+from training.config import TrainingConfig, change_config, read_config
 from training.data.splits import TrainingSplits
 from training.datasets.registry import load_split
 from training.errors import ConfigError, DatasetError, RunError
@@ -150,8 +150,8 @@ def test_a_finished_run_leaves_models_config_rows_and_a_summary(config, finished
     assert {path.name for path in directory.iterdir()} == {
         "config.toml", "metrics.jsonl", "summary.json", "last", "best",
     }  # fmt: skip
-    assert TrainingConfig.from_toml(directory / "config.toml") == config
-    assert TrainingConfig.from_toml(directory / "best" / "training_config.toml") == config
+    assert read_config(directory / "config.toml") == config
+    assert read_config(directory / "best" / "training_config.toml") == config
     summary = json.loads((directory / "summary.json").read_text())
     assert summary == finished.summary
     assert summary["best"]["fingerprint"] == XClip.load(finished.best, "cpu").fingerprint
@@ -240,7 +240,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_by_mistake(config, tmp_path):
         train(config, output, device="cpu", existing="resume")
     short = change_config(config, ["training.epochs=1"])
     train(short, output, device="cpu")
-    with pytest.raises(RunError, match="--resume goes on with it, --overwrite removes it"):
+    with pytest.raises(RunError, match="--resume continues it, --overwrite removes it"):
         train(short, output, device="cpu")
     with pytest.raises(RunError, match=r"training\.seed: 42 before, 7 now"):
         train(change_config(short, ["training.seed=7"]), output, device="cpu", existing="resume")

@@ -1,4 +1,4 @@
-"""The drawn corpus as a data set like any other: mp4 files, and manifests of captions for each split.
+"""The drawn corpus as a data set like any other, and a CLIP of the drawn world that all variants start from.
 
     DIR/train.jsonl          groups of siblings, full descriptions in several wordings
     DIR/val.jsonl            held-out scenes at random, to watch a training run by
@@ -9,10 +9,9 @@
 `load_split("captions", DIR, ...)` reads the first three, `load_split("captions", DIR / "sibling-hard.jsonl",
 "test")` the last.
 
-A CLIP of the drawn world: towers that learned from single pictures and their captions, and saw no video.
-
-It is to the variants what CLIP is to CLIP4Clip and X-CLIP: what they all start from, and what `clip` is
-judged as. Its recipe is the first stage of the demo model's, shortened (`training.demo_model.recipe`).
+The towers of that CLIP learned from single pictures and their captions, and saw no video. They are to the
+variants what CLIP is to CLIP4Clip and X-CLIP. The recipe is the first stage of the demo model's, shortened
+(`training.demo_model.recipe`).
 """
 
 from __future__ import annotations
@@ -26,16 +25,20 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from training.demo_corpus.captions import full_description, say
+import numpy as np
+import torch
+
+from model import XClip
+from training.demo_corpus.captions import full_description, say, vocabulary
 from training.demo_corpus.corpus import video_id
 from training.demo_corpus.held_out import random_set, sibling_hard_set
 from training.demo_corpus.rendering import write_video
 from training.demo_corpus.scene import Scene
-from training.demo_model.recipe import Recipe, Stage
+from training.demo_model.recipe import Recipe, Stage, learn_pictures, make_groups, make_training_set
 from training.errors import ConfigError
 
 HELD_OUT_SETS = {"random": "test.jsonl", "sibling-hard": "sibling-hard.jsonl"}
-"""What models are judged by, and the manifest of each."""
+"""The sets that models are evaluated on, and the manifest of each."""
 
 _CLIPS_FOLDER = "clips"
 _CLIPS_AT_ONCE = 16
@@ -45,11 +48,13 @@ _CLIPS_AT_ONCE = 16
 class CorpusRecipe:
     """What is drawn.
 
-    num_groups, group_size: training scenes, a scene and its siblings in each group.
-    captions_per_clip: wordings of the full description of each training clip.
-    num_validation, num_held_out: clips of the held-out sets.
-    seed: of the training scenes and their wordings. validation_seed, held_out_seed: of those sets.
-    size_pixels, frame_rate: of the mp4 files.
+    Attributes:
+        num_groups, group_size: Training scenes, a scene and its siblings in each group.
+        captions_per_clip: Wordings of the full description of each training clip.
+        num_validation, num_held_out: Clips of the held-out sets.
+        seed: Of the training scenes and their wordings.
+        validation_seed, held_out_seed: Of those sets.
+        size_pixels, frame_rate: Of the mp4 files.
     """
 
     num_groups: int = 750
@@ -125,8 +130,6 @@ def _rows(recipe: CorpusRecipe) -> dict[str, list[tuple[Scene, list[str]]]]:
 
 def training_scenes(seed: int, num_groups: int, group_size: int) -> list[Scene]:
     """Scenes of `num_groups` groups of siblings (`training.demo_model.recipe.make_groups`)."""
-    from training.demo_model.recipe import Recipe, make_groups
-
     groups = make_groups(Recipe(seed=seed, num_groups=num_groups, group_size=group_size))
     return [scene for group in groups for scene in group]
 
@@ -160,11 +163,14 @@ def _write_piece(folder: Path, scenes: list[Scene], size_pixels: int, frame_rate
 
 @dataclass(frozen=True)
 class StartRecipe:
-    """How the towers are made.
+    """How the towers are trained.
 
-    num_groups, group_size: scenes of whose frames the pictures are, none of a held-out set. seed: of those
-    scenes, of the weights and of the order. num_steps, batch_size, learning_rate: see `recipe.Stage`.
     The sizes are those of `training.demo_model.recipe.Recipe`; every tower has `width` channels.
+
+    Attributes:
+        num_groups, group_size: Scenes of whose frames the pictures are, none of a held-out set.
+        seed: Of those scenes, of the weights and of the order.
+        num_steps, batch_size, learning_rate: See `recipe.Stage`.
     """
 
     num_groups: int = 1000
@@ -212,19 +218,12 @@ def make_starting_point(
 ) -> None:
     """Train the towers and save them as a model directory; nothing happens where it is there already.
 
-    num_threads: of the processor, for drawing and for training. on_progress: what is done, how much of it,
-    of how much.
+    Args:
+        num_threads: Of the processor, for drawing and for training.
+        on_progress: What is done, how much of it, of how much.
     """
     if directory.is_dir():
         return
-    import numpy as np
-    import torch
-
-    from model import XClip
-    from training.demo_corpus.captions import vocabulary
-    from training.demo_model import recipe as stages
-    from training.demo_model.recipe import make_groups, make_training_set
-
     demo_recipe = recipe.demo_recipe()
     num_threads_before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
@@ -242,7 +241,7 @@ def make_starting_point(
         data = make_training_set(
             demo_recipe, make_groups(demo_recipe), model.tokenizer, num_threads, on_drawn
         )
-        stages.learn_pictures(
+        learn_pictures(
             model,
             data,
             demo_recipe,

@@ -1,4 +1,4 @@
-"""The paper's own figures that the ablations stand beside: all on MSR-VTT, R@k in percent.
+"""The paper's own figures that the ablations are compared with: all on MSR-VTT, R@k in percent.
 
 Every figure was read from the LaTeX source of arXiv:2207.07285 (`sample-base.tex`, tables
 `tab:mstvtt_performance`, `tab:module`, `tab:attention`, `tab:tau` and `tab:temporal`), in the copy that
@@ -38,8 +38,9 @@ class PaperRow:
 class PaperTable:
     """One of the paper's tables, or the rows of it that concern us.
 
-    rows: keyed by the name of our variant that the row answers to.
-    note: what a reader must know of it.
+    Attributes:
+        rows: Keyed by the name of our variant that the row answers to.
+        note: What a reader must know of it.
     """
 
     title: str

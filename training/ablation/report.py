@@ -1,8 +1,6 @@
-"""`results.json` and `tables.md`: our tables, each beside the paper's own.
+"""From runs to `results.json`, `tables.md` and `ablations.png`: our tables, each next to the paper's own.
 
-Runs to rows: mean and sample standard deviation over seeds, for every table, set and direction.
-
-`ablations.png`: one row of panels a table, our two held-out sets and the paper's figures side by side.
+Every figure is a mean with its sample standard deviation over seeds.
 """
 
 from __future__ import annotations
@@ -14,14 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from training.ablation.corpus import CorpusRecipe
+from training.ablation.corpus import HELD_OUT_SETS, CorpusRecipe
 from training.ablation.paper_tables import PaperFigures, PaperTable
-from training.ablation.settings import AblationSettings
-from training.ablation.variants import FULL, Table
+from training.ablation.settings import AblationSettings, Folders, replace_text
+from training.ablation.variants import FULL, RunPlan, Table, read_records
 from training.errors import RunError
+from training.evaluation.metrics import DIRECTIONS, FIGURES
 
-METRICS = ("recall_at_1", "recall_at_5", "recall_at_10", "mean_rank")
-DIRECTIONS = ("text_to_video", "video_to_text")
+METRICS = tuple(name for name in FIGURES if name != "median_rank")
 
 Record = Mapping[str, Any]
 """What one variant with one seed left behind, as `training.ablation.runner` writes it."""
@@ -29,7 +27,11 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Spread:
-    """mean of `num_seeds` values; deviation: their sample standard deviation, None for one value."""
+    """mean of `num_seeds` values;
+
+    Attributes:
+        deviation: Their sample standard deviation, None for one value.
+    """
 
     mean: float
     deviation: float | None
@@ -45,7 +47,11 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """A variant on one held-out set. figures: direction, then metric; empty where no run of it is there."""
+    """A variant on one held-out set.
+
+    Attributes:
+        figures: Direction, then metric; empty where no run of it is there.
+    """
 
     variant: str
     label: str
@@ -87,20 +93,35 @@ _HEADINGS = ("R@1", "R@5", "R@10", "MnR")
 _NOTHING = "-"
 
 
-def write_results(
-    path: Path,
+def write_reports(
     tables: Sequence[Table],
-    held_out_sets: Sequence[str],
-    records: Sequence[Record],
-    settings: Any,
-) -> None:
-    """Write everything as JSON: settings, tables with their spreads, the paper's figures, and each run."""
+    plans: Sequence[RunPlan],
+    settings: AblationSettings,
+    folders: Folders,
+    failures: Mapping[str, str],
+) -> list[Path]:
+    """Write the results of all runs that are done as JSON, Markdown and a plot; nothing where none is done.
+
+    Args:
+        failures: Run and its reason.
+
+    Returns:
+        The files.
+    """
+    records = read_records(plans, folders)
+    if not records:
+        return []
+    names = list(HELD_OUT_SETS)
+    files = [folders.output / name for name in ("tables.md", "results.json", "ablations.png")]
     facts = {
-        "settings": settings,
-        "tables": [summary_as_json(table, held_out_sets, records) for table in tables],
-        "runs": list(records),
+        "settings": settings.as_json(),
+        "tables": [summary_as_json(table, names, records) for table in tables],
+        "runs": records,
     }
-    _replace(path, json.dumps(facts, indent=2) + "\n")
+    write_tables(files[0], tables, described_sets(settings.corpus), records, failures, preface(settings))
+    replace_text(files[1], json.dumps(facts, indent=2) + "\n")
+    draw_plot(files[2], tables, names, records)
+    return files
 
 
 def write_tables(
@@ -113,7 +134,9 @@ def write_tables(
 ) -> None:
     """Write the Markdown page.
 
-    held_out_sets: name and what is said of it. failures: run and its reason, listed where there are any.
+    Args:
+        held_out_sets: Name and description.
+        failures: Run and its reason, listed where there are any.
     """
     parts = [f"# Ablations on the drawn corpus\n\n{preface}"]
     if failures:
@@ -122,11 +145,11 @@ def write_tables(
         )
     for table in tables:
         parts.append(f"## {table.title}")
-        for name, told in held_out_sets.items():
+        for name, description in held_out_sets.items():
             rows = summarize(table, name, records)
-            parts.append(f"Drawn corpus, {told}:\n\n{_our_table(rows, table.paper)}")
+            parts.append(f"Drawn corpus, {description}:\n\n{_our_table(rows, table.paper)}")
         parts.append(_paper_table(table.paper))
-    _replace(path, "\n\n".join(parts) + "\n")
+    replace_text(path, "\n\n".join(parts) + "\n")
 
 
 def preface(settings: AblationSettings) -> str:
@@ -142,8 +165,8 @@ def preface(settings: AblationSettings) -> str:
     )
 
 
-def told_sets(corpus: CorpusRecipe) -> dict[str, str]:
-    """The held-out sets and what is said of each."""
+def described_sets(corpus: CorpusRecipe) -> dict[str, str]:
+    """The held-out sets, each with its description."""
     return {
         "random": f"{corpus.num_held_out} held-out clips at random",
         "sibling-hard": f"{corpus.num_held_out} held-out clips in groups that differ in one thing only",
@@ -164,7 +187,7 @@ def _our_table(rows: Sequence[SummaryRow], paper: PaperTable) -> str:
     ]
     for row in rows:
         ours = [
-            _told(row.figures[direction][metric]) if row.figures else _NOTHING
+            _shown(row.figures[direction][metric]) if row.figures else _NOTHING
             for direction in DIRECTIONS
             for metric in METRICS
         ]
@@ -181,7 +204,7 @@ def _our_table(rows: Sequence[SummaryRow], paper: PaperTable) -> str:
     return "\n".join(lines)
 
 
-def _told(value: Spread) -> str:
+def _shown(value: Spread) -> str:
     return f"{value.mean:.1f}" if value.deviation is None else f"{value.mean:.1f} ± {value.deviation:.1f}"
 
 
@@ -194,8 +217,8 @@ def _paper_table(paper: PaperTable) -> str:
         _line(row.label, *_paper_cells(row.text_to_video), *_paper_cells(row.video_to_text))
         for row in paper.rows.values()
     ]
-    told = f"The paper's {paper.title}:\n\n" + "\n".join(lines) + f"\n\nRead in the {paper.source}."
-    return f"{told} {paper.note}" if paper.note else told
+    text = f"The paper's {paper.title}:\n\n" + "\n".join(lines) + f"\n\nRead in the {paper.source}."
+    return f"{text} {paper.note}" if paper.note else text
 
 
 def _paper_cells(figures: PaperFigures) -> list[str]:
@@ -205,13 +228,6 @@ def _paper_cells(figures: PaperFigures) -> list[str]:
 
 def _line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _replace(path: Path, text: str) -> None:
-    """The file appears under its name only when it is complete."""
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
 
 
 _OURS, _OURS_FULL = "#9bb8d3", "#2f6ca3"
@@ -260,14 +276,14 @@ def draw_plot(
             _bars(
                 panel,
                 labels,
-                {place: one.mean for place, one in enumerate(shown) if one is not None},
-                {place: one.deviation or 0.0 for place, one in enumerate(shown) if one is not None},
+                {row: one.mean for row, one in enumerate(shown) if one is not None},
+                {row: one.deviation or 0.0 for row, one in enumerate(shown) if one is not None},
                 [_OURS_FULL if row.variant == FULL else _OURS for row in rows],
             )
             panel.set_title(f"{table.title}\ndrawn corpus, {name}", fontsize=9)
         paper = {
-            place: table.paper.rows[variant.name].text_to_video.recall_at_1
-            for place, (variant, _) in enumerate(table.rows)
+            row: table.paper.rows[variant.name].text_to_video.recall_at_1
+            for row, (variant, _) in enumerate(table.rows)
             if variant.name in table.paper.rows
         }
         colours = [_PAPER_FULL if variant.name == FULL else _PAPER for variant in table.variants]
@@ -283,16 +299,16 @@ def _bars(
     deviations: Mapping[int, float],
     colours: Sequence[str],
 ) -> None:
-    """Horizontal bars from zero, the first label on top; a place without a value stays empty."""
+    """Horizontal bars from zero, the first label on top; a row without a value stays empty."""
     from matplotlib.axes import Axes
 
     assert isinstance(panel, Axes)
-    places = list(values)
+    positions = list(values)
     panel.barh(
-        places,
-        [values[place] for place in places],
-        xerr=[deviations.get(place, 0.0) for place in places] if deviations else None,
-        color=[colours[place] for place in places],
+        positions,
+        [values[position] for position in positions],
+        xerr=[deviations.get(position, 0.0) for position in positions] if deviations else None,
+        color=[colours[position] for position in positions],
         error_kw={"elinewidth": 1, "capsize": 2},
     )
     panel.set_yticks(range(len(labels)), labels, fontsize=8)
@@ -300,12 +316,12 @@ def _bars(
     panel.tick_params(axis="x", labelsize=8)
     panel.grid(axis="x", linewidth=0.4, alpha=0.6)
     panel.set_axisbelow(True)
-    highest = max((values[place] + deviations.get(place, 0.0) for place in places), default=100.0)
+    highest = max((values[position] + deviations.get(position, 0.0) for position in positions), default=100.0)
     panel.set_xlim(0.0, max(1.0, 1.2 * highest))
-    for place in places:
+    for position in positions:
         panel.annotate(
-            f"{values[place]:.1f}",
-            (values[place] + deviations.get(place, 0.0), place),
+            f"{values[position]:.1f}",
+            (values[position] + deviations.get(position, 0.0), position),
             xytext=(3, 0),
             textcoords="offset points",
             va="center",

@@ -1,8 +1,7 @@
-"""What all variants share, made once: the corpus, the towers that they start from, the decoded frames.
+"""Runs of a grid: what all variants share is made once, then each is trained and evaluated with each seed.
 
-One variant with one seed: trained by the trainer, judged by the evaluation, of every other data set.
-
-All runs of a grid, several at once in processes of their own; one that fails stops no other.
+Trainer and evaluation are those of every other data set. Several runs go on at once in processes of their
+own; one that fails stops no other.
 """
 
 from __future__ import annotations
@@ -25,15 +24,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model import XClip
 from training.ablation.corpus import HELD_OUT_SETS, make_starting_point, write_training_corpus
-from training.ablation.settings import AblationSettings, Folders
+from training.ablation.settings import AblationSettings, Folders, replace_text
 from training.ablation.variants import RunPlan
 from training.config import TrainingConfig
+from training.data.clip_checks import readable
 from training.data.splits import frame_readers
 from training.datasets.registry import load_split
+from training.evaluation.encoding import EncodingOptions
 from training.evaluation.evaluation import evaluate_split
 from training.loop.events import StepDone, TrainingEvent
 from training.loop.preparation import starting_model
 from training.loop.run_directory import RunDirectory
+from training.loop.stopping import TrainingStoppedError
 from training.loop.trainer import train
 
 if TYPE_CHECKING:
@@ -42,18 +44,23 @@ if TYPE_CHECKING:
 OnProgress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
-_MARK = "complete"
+_COMPLETE = "complete"
+"""The file that says that all frames are decoded."""
 
 
 def prepare_folder(
     folders: Folders, settings: AblationSettings, num_processes: int, on_progress: OnProgress
 ) -> None:
-    """Make what is not there yet. num_processes: processes, and threads of training, at once.
+    """Make what is not there yet.
 
-    Raises DatasetError where a clip that was written cannot be read again.
+    Args:
+        num_processes: Processes, and threads of training, at once.
+
+    Raises:
+        DatasetError: A clip that was written cannot be read again.
     """
-    mark = folders.frames / _MARK
-    if mark.is_file() and folders.start.is_dir():
+    complete = folders.frames / _COMPLETE
+    if complete.is_file() and folders.start.is_dir():
         return
     write_training_corpus(
         folders.corpus,
@@ -64,16 +71,12 @@ def prepare_folder(
     make_starting_point(folders.start, settings.start, num_processes, on_progress)
     _decode_all(folders, settings, num_processes, on_progress)
     folders.frames.mkdir(exist_ok=True)
-    mark.touch()
+    complete.touch()
 
 
 def _decode_all(
     folders: Folders, settings: AblationSettings, num_processes: int, on_progress: OnProgress
 ) -> None:
-    from training.data.clip_checks import readable
-    from training.data.splits import frame_readers
-    from training.datasets.registry import load_split
-
     config = replace(
         settings.config,
         data=replace(settings.config.data, directory=folders.corpus, cache=folders.frames),
@@ -98,6 +101,25 @@ OnStep = Callable[[int], None]
 """Called with the number of optimizer steps done in this run."""
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """What every run of a grid is given.
+
+    Attributes:
+        settings: What all of its figures depend on.
+        folders: Where it reads and writes.
+        num_threads: Of the processor, for one run.
+        device: See `training.distributed.process_group`.
+        keep_models: Leave the trained models in `folders.run(...)`.
+    """
+
+    settings: AblationSettings
+    folders: Folders
+    num_threads: int = 1
+    device: str = "auto"
+    keep_models: bool = False
+
+
 def variant_config(settings: AblationSettings, plan: RunPlan, folders: Folders) -> TrainingConfig:
     """The config that `xclip-search train` would take for this run."""
     config = settings.config
@@ -116,51 +138,23 @@ def variant_config(settings: AblationSettings, plan: RunPlan, folders: Folders) 
     )
 
 
-def execute(
-    plan: RunPlan,
-    settings: AblationSettings,
-    folders: Folders,
-    *,
-    device: str = "auto",
-    keep_model: bool = False,
-    on_step: OnStep = lambda num_done: None,
-) -> dict[str, Any]:
-    """Train, judge on both held-out sets, write the record and return it.
+def execute(plan: RunPlan, options: RunOptions, on_step: OnStep = lambda num_done: None) -> dict[str, Any]:
+    """Train, evaluate on both held-out sets, write the record and return it.
 
-    A run that was interrupted goes on from its last checkpoint. keep_model: leave the trained model in
-    `folders.run(...)`. Raises what training and evaluation raise.
+    An interrupted run resumes from its last checkpoint. Raises what training and evaluation raise.
     """
     started = time.perf_counter()
-    config = variant_config(settings, plan, folders)
-    run_folder = folders.run(plan.name)
-    facts: dict[str, Any] = {}
+    folders = options.folders
+    config = variant_config(options.settings, plan, folders)
     if plan.variant.trained:
-        with _quick_attention(config):
-            result = train(
-                config,
-                run_folder,
-                existing="resume" if RunDirectory(run_folder).holds_a_run() else "refuse",
-                device=device,
-                on_event=lambda event: _tell(event, on_step),
-            )
-        summary = result.summary
-        training_seconds = (
-            summary["times"]["forward_backward_seconds"] + summary["times"]["optimizer_seconds"]
-        )
-        facts = {
-            "num_steps": summary["num_steps"],
-            "seconds_per_step": training_seconds / summary["num_steps"],
-            "training_seconds": summary["wall_seconds"],
-            "losses": [row["loss"] for row in result.rows],
-        }
-        model = XClip.load(result.best, device)
+        model, facts = _train(plan, config, options, on_step)
     else:
-        train_split = load_split("captions", folders.corpus, "train")
-        model = starting_model(config.model, train_split.texts, plan.seed, device).model.eval()
+        facts, texts = {}, load_split("captions", folders.corpus, "train").texts
+        model = starting_model(config.model, texts, plan.seed, options.device).model.eval()
     _, reader = frame_readers(config, model.config.image_size)
     evaluation_started = time.perf_counter()
     sets = {
-        name: _judge(model, folders.corpus / manifest, reader, config)
+        name: _evaluate(model, folders.corpus / manifest, reader, config)
         for name, manifest in HELD_OUT_SETS.items()
     }
     record = {
@@ -175,15 +169,45 @@ def execute(
         "torch": torch.__version__,
         "sets": sets,
     }
-    _write(folders.record(plan.name), record)
-    if not keep_model:
-        shutil.rmtree(run_folder, ignore_errors=True)
+    path = folders.record(plan.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(record, indent=2) + "\n")
+    if not options.keep_models:
+        shutil.rmtree(folders.run(plan.name), ignore_errors=True)
     return record
 
 
-def _judge(model: XClip, manifest: Path, reader: FrameReader, config: TrainingConfig) -> dict[str, Any]:
+def _train(
+    plan: RunPlan, config: TrainingConfig, options: RunOptions, on_step: OnStep
+) -> tuple[XClip, dict[str, Any]]:
+    """The trained model, and what its record says of the training."""
+
+    def on_event(event: TrainingEvent) -> None:
+        if isinstance(event, StepDone):
+            on_step(event.step)
+
+    run_folder = options.folders.run(plan.name)
+    with _fast_attention(config):
+        result = train(
+            config,
+            run_folder,
+            existing="resume" if RunDirectory(run_folder).holds_a_run() else "refuse",
+            device=options.device,
+            on_event=on_event,
+        )
+    summary = result.summary
+    seconds = summary["times"]["forward_backward_seconds"] + summary["times"]["optimizer_seconds"]
+    return XClip.load(result.best, options.device), {
+        "num_steps": summary["num_steps"],
+        "seconds_per_step": seconds / summary["num_steps"],
+        "training_seconds": summary["wall_seconds"],
+        "losses": [row["loss"] for row in result.rows],
+    }
+
+
+def _evaluate(model: XClip, manifest: Path, reader: FrameReader, config: TrainingConfig) -> dict[str, Any]:
     split = load_split("captions", manifest, "test")
-    result = evaluate_split(model, split, reader, batch_size=config.training.validation_batch_size)
+    result = evaluate_split(model, split, reader, EncodingOptions(config.training.validation_batch_size))
     return {
         "text_to_video": asdict(result.text_to_video),
         "video_to_text": asdict(result.video_to_text),
@@ -192,24 +216,12 @@ def _judge(model: XClip, manifest: Path, reader: FrameReader, config: TrainingCo
     }
 
 
-def _quick_attention(config: TrainingConfig) -> Any:
+def _fast_attention(config: TrainingConfig) -> Any:
     """On a processor the backward pass of torch 2.15's fused attention is slow in bfloat16, that of the
     written-out one is not (benchmarks/tower_training.py). Both compute the same."""
     if torch.cuda.is_available() or config.training.precision == "float32":
         return nullcontext()
     return sdpa_kernel([SDPBackend.MATH])
-
-
-def _tell(event: TrainingEvent, on_step: OnStep) -> None:
-    if isinstance(event, StepDone):
-        on_step(event.step)
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
 
 
 OnSteps = Callable[[RunPlan, int], None]
@@ -223,40 +235,27 @@ _STOP_SECONDS = 60.0
 """A run that is interrupted writes its checkpoint first."""
 
 
-@dataclass(frozen=True)
-class WorkerOptions:
-    """What every run of a grid is given. threads: of the processor, for one run."""
-
-    settings: AblationSettings
-    folders: Folders
-    threads: int = 1
-    device: str = "auto"
-    keep_models: bool = False
-
-
 def run_grid(
     plans: Sequence[RunPlan],
-    options: WorkerOptions,
+    options: RunOptions,
     jobs: int,
     on_steps: OnSteps,
     on_end: OnEnd,
 ) -> None:
     """Do all runs, `jobs` at once; with one job in this process.
 
-    KeyboardInterrupt stops all of them; what was done so far is kept, and the next time goes on from there.
+    KeyboardInterrupt stops all of them; what was done so far is kept, and the next call resumes from there.
     """
     if jobs == 1:
-        import torch
-
-        torch.set_num_threads(options.threads)
+        torch.set_num_threads(options.num_threads)
         for plan in plans:
             on_end(plan, _attempt(plan, options, partial(on_steps, plan)))
         return
-    waiting = deque(plans)
+    pending = deque(plans)
     workers = [_Worker(options) for _ in range(min(jobs, len(plans)))]
     try:
         for worker in workers:
-            worker.give(waiting.popleft())
+            worker.give(pending.popleft())
         while any(worker.plan for worker in workers):
             busy = {worker.connection: worker for worker in workers if worker.plan}
             for connection in wait(list(busy)):
@@ -269,17 +268,17 @@ def run_grid(
                     continue
                 on_end(ended, message)
                 worker.plan = None
-                if waiting:
-                    worker.give(waiting.popleft())
+                if pending:
+                    worker.give(pending.popleft())
     finally:
         for worker in workers:
             worker.end()
 
 
 class _Worker:
-    """A process that does one run after another. plan: the run it is at."""
+    """A process that does one run after another. plan: the current one."""
 
-    def __init__(self, options: WorkerOptions) -> None:
+    def __init__(self, options: RunOptions) -> None:
         self._options = options
         self.plan: RunPlan | None = None
         self._start()
@@ -308,7 +307,7 @@ class _Worker:
         return message
 
     def end(self) -> None:
-        """Let the process end; one that is at a run after `_STOP_SECONDS` is ended."""
+        """Let the process end; one that is still running after `_STOP_SECONDS` is terminated."""
         with suppress(OSError):
             self.connection.send(None)
         self._process.join(_STOP_SECONDS if self.plan else 5.0)
@@ -318,36 +317,25 @@ class _Worker:
         self.connection.close()
 
 
-def _work(connection: Connection[Any, Any], options: WorkerOptions) -> None:
-    """The worker's own life: runs come in, step counts and endings go out."""
-    import torch
-
-    torch.set_num_threads(options.threads)
+def _work(connection: Connection[Any, Any], options: RunOptions) -> None:
+    """What a worker does: runs come in, step counts and endings go out."""
+    torch.set_num_threads(options.num_threads)
     with suppress(KeyboardInterrupt, EOFError, BrokenPipeError):
         while (plan := connection.recv()) is not None:
             connection.send(_attempt(plan, options, connection.send))
 
 
-def _attempt(plan: RunPlan, options: WorkerOptions, on_step: Callable[[int], None]) -> str | None:
+def _attempt(plan: RunPlan, options: RunOptions, on_step: Callable[[int], None]) -> str | None:
     """Do a run; returns why it failed, None where it did not. Raises KeyboardInterrupt where stopped."""
 
-    from training.loop.stopping import TrainingStoppedError
-
-    def tell(num_done: int) -> None:
+    def report_some(num_done: int) -> None:
         if num_done % _STEPS_BETWEEN_MESSAGES == 0:
             on_step(num_done)
 
     try:
-        execute(
-            plan,
-            options.settings,
-            options.folders,
-            device=options.device,
-            keep_model=options.keep_models,
-            on_step=tell,
-        )
+        execute(plan, options, report_some)
     except TrainingStoppedError:
         raise KeyboardInterrupt from None
-    except Exception as error:  # Whatever it is, it is this run's own, and is told.
+    except Exception as error:  # Whatever it is, it stops this run alone and is reported.
         return f"{type(error).__name__}: {error}"
     return None

@@ -1,6 +1,4 @@
-"""Everything that the figures depend on, in one record that is saved beside them.
-
-Where everything lies in the output folder.
+"""Everything that the figures depend on, in one record, and the output folder that it is saved in.
 
 settings.json   corpus/   start/   frames/   runs/NAME/ (while it trains)   records/NAME.json
 results.json    tables.md   ablations.png
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from training.ablation.corpus import CorpusRecipe, StartRecipe
-from training.config import TrainingConfig, find_config, to_toml
+from training.config import TrainingConfig, find_config
 from training.errors import RunError
 
 SETTINGS_FILE = "settings.json"
@@ -57,7 +55,7 @@ class AblationSettings:
             "format": FORMAT,
             "corpus": asdict(self.corpus),
             "start": asdict(self.start),
-            "config": tomllib.loads(to_toml(self.config)),
+            "config": tomllib.loads(self.config.to_toml()),
         }
 
 
@@ -67,7 +65,7 @@ def standard_settings() -> AblationSettings:
 
 
 def quick_settings() -> AblationSettings:
-    """A miniature that runs the same code in seconds; its figures say nothing."""
+    """A miniature that runs the same code in seconds; its figures mean nothing."""
     standard = standard_settings()
     config = standard.config
     return AblationSettings(
@@ -99,9 +97,10 @@ def quick_settings() -> AblationSettings:
 
 
 def claim_folder(output: Path, settings: AblationSettings) -> None:
-    """Make `output`, or see that it was made by the same settings, so that figures of one kind meet there.
+    """Make `output`, or check that it was made by the same settings, so that its figures are comparable.
 
-    Raises RunError where it holds another kind, or something else altogether.
+    Raises:
+        RunError: It holds results of other settings, or something else altogether.
     """
     path = output / SETTINGS_FILE
     known = settings.as_json()
@@ -162,3 +161,10 @@ class Folders:
     def record(self, name: str) -> Path:
         """What that run found; there once it is done."""
         return self.output / "records" / f"{name}.json"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that appears under its name only when it is complete."""
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)

@@ -1,6 +1,6 @@
-"""What is compared: variants, and the tables that they stand in. One of several tables is trained once.
+"""What is compared: variants, the tables that they are in, and the runs of a grid.
 
-Which runs a grid has: every variant with every seed.
+A grid has every variant with every seed; a variant of several tables is trained once.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ ABBREVIATIONS = MappingProxyType(dict(zip(SCORE_NAMES, ("VS", "VW", "SF", "FW"),
 
 @dataclass(frozen=True)
 class Variant:
-    """A model to train and judge.
+    """A model to train and evaluate.
 
-    name: what its files are called. choices: fields of `training.config.ModelChoices` that differ from the
-    full model's. trained: false for a model that is judged as it starts.
+    Attributes:
+        name: What its files are called.
+        choices: Fields of `training.config.ModelChoices` that differ from the full model's.
+        trained: False for a model that is evaluated as it starts.
     """
 
     name: str
@@ -45,7 +47,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the report. rows: variant and its label, in order. paper: the paper's that it answers to."""
+    """A table of the report.
+
+    Attributes:
+        rows: Variant and its label, in order.
+        paper: The paper's that it answers to.
+    """
 
     name: str
     title: str
@@ -137,7 +144,11 @@ TABLES: Mapping[str, Table] = MappingProxyType(
 
 
 def select_tables(names: Sequence[str] | None) -> tuple[Table, ...]:
-    """The tables of these names in the order of `TABLES`; all where None. Raises ConfigError on others."""
+    """The tables of these names in the order of `TABLES`; all where None.
+
+    Raises:
+        ConfigError: An unknown name, or none at all.
+    """
     if names is None:
         return tuple(TABLES.values())
     if unknown := set(names) - TABLES.keys():
@@ -178,7 +189,8 @@ def plan_runs(variants: Sequence[Variant], num_seeds: int) -> tuple[RunPlan, ...
 def read_records(plans: Sequence[RunPlan], folders: Folders) -> list[dict[str, Any]]:
     """The records of those runs that are done, in the order of the plans.
 
-    Raises RunError, naming the file, where one cannot be read or is another run's.
+    Raises:
+        RunError: One cannot be read or is another run's; the message names the file.
     """
     records = []
     for plan in plans:

@@ -97,7 +97,8 @@ def read_all(
 ) -> Iterator[tuple[Clip, str | None]]:
     """Read all clips; yields each with why it cannot be read, None where it can, in the order they end.
 
-    timeout_seconds: the longest that one clip may take.
+    Args:
+        timeout_seconds: The longest that one clip may take.
     """
     if num_processes < 1 or timeout_seconds <= 0:
         raise ValueError("num_processes is at least 1 and timeout_seconds above 0")

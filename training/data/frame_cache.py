@@ -2,9 +2,9 @@
 
     DIR/3f/3f9a...c1.safetensors     one clip: `frames` uint8 [n, R, R, 3], and in the header what they are of
 
-The name is a hash of a description: the file's path, size and time of change, the stretch, how frames are
-chosen and cut. Whatever of that changes has another name, so that nothing stale is ever found. Entries appear
-under their names when they are whole (written aside, then renamed); several processes may fill one folder.
+The name is a hash of a description: the file's path, size and time of change, the interval, how frames are
+chosen and cut. Whatever of that changes gives another name, so that nothing stale is ever found. An entry is
+written under a temporary name and renamed when it is complete; several processes may fill one folder.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ _FORMAT: Final = 1
 class FrameCache:
     """Entries in one folder, which is made when the first is written.
 
-    directory: where. corpus: a folder of videos. Files below it are known by their path inside it, so that
-    the entries still fit when the corpus is mounted elsewhere; all others are known by their full path.
+    Args:
+        directory: Where.
+        corpus: A folder of videos. Files below it are known by their path inside it, so that the entries
+            still fit when the corpus is mounted elsewhere; all others are known by their full path.
     """
 
     def __init__(self, directory: Path, corpus: Path | None = None) -> None:
@@ -45,7 +47,7 @@ class FrameCache:
         self._warned = False
 
     def describe_file(self, path: Path) -> dict[str, Any]:
-        """What tells a video file from every other and from its own later versions. Raises OSError."""
+        """What identifies a version of a video file. Raises OSError."""
         resolved = path.resolve()
         status = resolved.stat()
         name = str(resolved)
@@ -58,8 +60,11 @@ class FrameCache:
     ) -> NDArray[np.uint8] | None:
         """The frames of this description, uint8 [n, R, R, 3] with R = image_size and 1 <= n <= max_frames.
 
-        description: JSON values. None where there is no entry, or one that is damaged: that is logged, and
-        the next `write` replaces it.
+        None where there is no entry, or one that is damaged: that is logged, and the next `write` replaces
+        it.
+
+        Args:
+            description: JSON values.
         """
         text, path = self._entry(description)
         try:
@@ -85,8 +90,11 @@ class FrameCache:
     def write(self, description: Mapping[str, Any], frames: NDArray[np.uint8]) -> bool:
         """Keep frames, uint8 [n, R, R, 3], under a description; replaces what is there.
 
-        Returns whether it worked. Where the disk is full or may not be written to, a warning says so once
-        in this process, and nothing half written stays.
+        Where the disk is full or may not be written to, a warning says so once in this process, and nothing
+        half written stays.
+
+        Returns:
+            Whether it worked.
         """
         text, path = self._entry(description)
         unfinished = path.with_name(f".{path.stem}.{os.getpid()}.{uuid.uuid4().hex}.unfinished")
@@ -120,6 +128,6 @@ class FrameCache:
 
 
 def _header(text: str, frames: NDArray[np.uint8]) -> dict[str, str]:
-    """What stands in an entry beside its frames. One value: safetensors writes several in any order."""
+    """What an entry holds besides its frames. One value: safetensors writes several in any order."""
     checksum = zlib.crc32(np.ascontiguousarray(frames).data)
     return {"entry": json.dumps({"description": text, "crc32": f"{checksum:08x}"})}

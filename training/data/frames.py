@@ -1,7 +1,7 @@
 """The frames of a clip as the network sees them: chosen, decoded, resized and cropped.
 
-The official rule is that of github.com/xuguohai/X-CLIP, dataloaders/rawvideo_util.py and the loaders beside
-it: frames by number with the truncated frame rate, seconds of a stretch as whole numbers, its last second
+The official rule is that of github.com/xuguohai/X-CLIP, dataloaders/rawvideo_util.py and the loaders next to
+it: frames by number with the truncated frame rate, seconds of an interval as whole numbers, its last second
 included. The rule by time is this project's own (`indexer.media.sampling`).
 """
 
@@ -45,11 +45,17 @@ _DECODING: Final = 1
 class FrameRecipe:
     """Which frames stand for a clip, in which order and size.
 
-    num_frames: F, the most that are kept. image_size: R, pixels.
-    frames_per_second: candidates a second, of which F are kept; a whole number for the official rule.
-    slice_mode: which F of more candidates: the first, the last, or evenly spread (official slice_framepos 0,
-    1, 2). order: official frame_order 0, 1, 2. rule: `official` or `time`, see `frame_positions`.
-    Raises ConfigError where a value is out of its range.
+    Attributes:
+        num_frames: F, the most that are kept.
+        image_size: R, pixels.
+        frames_per_second: Candidates a second, of which F are kept; a whole number for the official rule.
+        slice_mode: Which F of more candidates: the first, the last, or evenly spread (official slice_framepos
+            0, 1, 2).
+        order: Official frame_order 0, 1, 2.
+        rule: `official` or `time`, see `frame_positions`.
+
+    Raises:
+        ConfigError: A value is out of its range.
     """
 
     num_frames: int
@@ -78,10 +84,11 @@ class FrameRecipe:
 class FrameReader:
     """Reads clips by one recipe, from the cache where it holds them. Light to send to other processes.
 
-    cache: where decoded frames are kept, or None. seed: of the shuffled order, 0 or more.
-    backend: what decodes, see `indexer.media.frame_reader.VideoFile.frames_at`. Its pixels differ between
-    backends
-    by rounding, so that each has its own entries in the cache.
+    Args:
+        cache: Where decoded frames are kept, or None.
+        seed: Of the shuffled order, 0 or more.
+        backend: What decodes, see `indexer.media.frame_reader.VideoFile.frames_at`. Its pixels differ between
+            backends by rounding, so that each has its own entries in the cache.
     """
 
     def __init__(
@@ -100,8 +107,11 @@ class FrameReader:
     def read(self, clip: Clip, epoch: int = 0) -> NDArray[np.uint8]:
         """RGB uint8 [n, R, R, 3], 1 <= n <= F, ready for `model` but for the scaling of its values.
 
-        epoch: decides the shuffled order together with the seed and the clip's id; nothing else.
-        Raises DatasetError, naming the clip, where its file cannot be read or has no frame in the stretch.
+        Args:
+            epoch: Decides the shuffled order together with the seed and the clip's id; nothing else.
+
+        Raises:
+            DatasetError: Its file cannot be read or has no frame in the interval; the message names the clip.
         """
         frames = self._read_forward(clip)
         if self.recipe.order == "reversed":
@@ -170,11 +180,13 @@ def unreadable(clip: Clip, reason: str) -> str:
 def frame_positions(timeline: Timeline, clip: Clip, recipe: FrameRecipe) -> list[int]:
     """Which frames of a file, by their positions in its timeline, ascending; a position may come twice.
 
-    By the official rule, or by time: `frames_per_second` from the start of the stretch up to before its end.
+    By the official rule, or by time: `frames_per_second` from the start of the interval up to before its end.
     The official rule has no answer for a video with fewer frames a second than that (the official code fails
-    there): such a video is read by time. Of all candidates the recipe's slice is kept.
-    Empty where the stretch starts after the video's end. Raises DatasetError for a start or end that is no
-    number.
+    there): such a video is read by time. Of all candidates the recipe's slice is kept. Empty where the
+    interval starts after the video's end.
+
+    Raises:
+        DatasetError: A start or end that is no number.
     """
     for bound in (clip.start_seconds, clip.end_seconds):
         if bound is not None and not math.isfinite(bound):
@@ -197,12 +209,12 @@ def has_official_answer(timeline: Timeline, recipe: FrameRecipe) -> bool:
 
 
 def official_seconds(start_seconds: float | None, end_seconds: float | None) -> tuple[int, int | None]:
-    """The first and the last second that the official loaders read of a stretch; None: to the end.
+    """The first and the last second that the official loaders read of an interval; None: to the end.
 
     Truncated to whole seconds, not below 0, swapped if reversed, the end one later if they are equal
     (dataloaders/dataloader_activitynet_retrieval.py, dataloader_didemo_retrieval.py: `_get_rawvideo`). The
-    last second is read too. A stretch that goes on after the video's end needs no capping here: reading stops
-    at the last frame.
+    last second is read too. An interval that extends beyond the video's end needs no capping here:
+    reading stops at the last frame.
     """
     start = max(0, int(start_seconds or 0))
     if end_seconds is None:

@@ -1,8 +1,8 @@
 """Clips to padded tensors, by worker processes if wanted, in the order of the requests.
 
-A worker that cannot read a clip says so as data, and the error is raised where the batch is awaited, as it
-was. A worker that a decoder takes down, or one that hangs, is named with the clip it had: each notes on a
-shared board what it is reading, and since when.
+A worker that cannot read a clip sends the reason as data, and the error is raised where the batch is awaited.
+A worker that a decoder crashes, or one that hangs, is reported with the clip it had: each records in a shared
+tensor what it is reading, and since when.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from training.data.frames import FrameReader
 from training.datasets.split import Clip
 from training.errors import DatasetError
 
-_LOOK_SECONDS: Final = 10.0
-"""How often to look whether a worker hangs or is gone, while a batch is awaited."""
+_CHECK_SECONDS: Final = 10.0
+"""How often to check whether a worker hangs or is gone, while a batch is awaited."""
 
-_LOOK_FOR_TRAINER_SECONDS: Final = 1.0
+_CHECK_TRAINER_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,12 @@ class _Unreadable:
 class ClipLoader:
     """Loads batches of clips. Keep it for several epochs: its workers stay. Close it, or let go of it.
 
-    reader: what reads a clip. num_workers: processes that do, 0 for this one. They start when first needed.
-    clip_timeout_seconds: a worker that is longer at one clip counts as hung (workers only).
     On a machine with CUDA, what is loaded lies in pinned memory.
+
+    Args:
+        reader: What reads a clip.
+        num_workers: Processes that do, 0 for this one. They start when first needed.
+        clip_timeout_seconds: A worker that is longer at one clip counts as hung (workers only).
     """
 
     def __init__(
@@ -79,7 +82,10 @@ class ClipLoader:
         """For each request pixels, uint8 [N, F, R, R, 3], and frame_mask, bool [N, F], in their order.
 
         Padding is zeros with mask false. Only one `load` at a time: a new one ends the one before, which then
-        raises RuntimeError. Raises DatasetError where a clip cannot be read, a worker dies or hangs.
+        raises RuntimeError.
+
+        Raises:
+            DatasetError: A clip cannot be read, a worker dies or hangs.
         """
         self._turn += 1
         turn = self._turn
@@ -90,7 +96,7 @@ class ClipLoader:
             pixels, frame_mask = item
             yield pixels, frame_mask
             if turn != self._turn:
-                raise RuntimeError("these batches ended when later ones of the same loader were begun")
+                raise RuntimeError("these batches ended when later ones of the same loader were started")
 
     def close(self) -> None:
         """End the workers."""
@@ -127,16 +133,16 @@ class ClipLoader:
         self._requests.pending = requests
         if self._loader is not None and not self._is_busy:
             try:
-                return iter(self._loader)  # The workers are idle, and go on.
+                return iter(self._loader)  # The workers are idle and can be used again.
             except RuntimeError:
                 pass  # One of them was ended meanwhile.
-        # Workers that still have requests of a `load` that was given up would first have to finish them.
+        # Workers with requests of an abandoned `load` would first have to finish them.
         self._loader = self._start()
         return iter(self._loader)
 
     def _start(self) -> DataLoader[Any]:
         with warnings.catch_warnings():
-            # How many suit this machine is said by the share of time that training waits for data.
+            # The share of time that training waits for data says how many suit this machine.
             warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
             return DataLoader(
                 self._frames,
@@ -145,7 +151,7 @@ class ClipLoader:
                 num_workers=self._num_workers,
                 collate_fn=_as_it_is,
                 pin_memory=torch.cuda.is_available(),
-                timeout=_LOOK_SECONDS,
+                timeout=_CHECK_SECONDS,
                 multiprocessing_context=_process_context(),
                 persistent_workers=True,
                 worker_init_fn=_WorkerStart(os.getpid()),
@@ -184,8 +190,8 @@ class ClipLoader:
 class _WorkerStart:
     """What a worker does first.
 
-    Ctrl-C in a terminal reaches every process of it: the one that trains decides when to stop. And when that
-    one is killed, nobody is left to end the workers, so each looks after it by itself.
+    Ctrl-C in a terminal reaches every process in it, but the one that trains decides when to stop. When that
+    one is killed nothing is left to end the workers, so each watches for it by itself.
     """
 
     trainer_process_id: int
@@ -196,7 +202,7 @@ class _WorkerStart:
 
     def _end_with_trainer(self) -> None:
         while _is_alive(self.trainer_process_id):
-            time.sleep(_LOOK_FOR_TRAINER_SECONDS)
+            time.sleep(_CHECK_TRAINER_SECONDS)
         os._exit(1)
 
 
@@ -243,8 +249,11 @@ class _Requests(Sampler[LoadRequest]):
 def pad_frames(frames: Sequence[NDArray[np.uint8]], num_frames: int) -> tuple[Tensor, Tensor]:
     """Clips of one size in one tensor.
 
-    frames: N arrays uint8 [n, R, R, 3], n <= num_frames. Returns pixels, uint8 [N, F, R, R, 3], zeros where
-    there is no frame, and frame_mask, bool [N, F].
+    Args:
+        frames: N arrays uint8 [n, R, R, 3], n <= num_frames.
+
+    Returns:
+        Pixels, uint8 [N, F, R, R, 3], zeros where there is no frame, and frame_mask, bool [N, F].
     """
     pixels = torch.zeros(len(frames), num_frames, *frames[0].shape[1:], dtype=torch.uint8)
     frame_mask = torch.zeros(len(frames), num_frames, dtype=torch.bool)

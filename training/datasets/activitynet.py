@@ -67,7 +67,7 @@ def _clip(video: str, entry: Any, path: Path) -> AnnotatedClip:
 def _whole_seconds(duration: object, where: str) -> float:
     """The duration, rounded up, as the official loader hands it to its extractor."""
     try:
-        seconds = float(duration)  # type: ignore[arg-type]  # what is not a number fails and is told
+        seconds = float(duration)  # type: ignore[arg-type]  # what is not a number fails below
     except (TypeError, ValueError):
         raise DatasetError(f"{where}: the duration {duration!r} is not a number") from None
     if not (math.isfinite(seconds) and seconds > 0):

@@ -18,10 +18,12 @@ from training.errors import DatasetError
 class AnnotatedClip:
     """What annotations say of one clip, before its video is looked for.
 
-    id: unique within the split. texts: at least one, none of them empty.
-    names: names that its file may have in the folder of videos, best first, each whole (`x.mov`) or without
-    its ending (`x`). Empty where `path` names the file itself.
-    start_seconds, end_seconds: the stretch that is read, None for the whole file.
+    Attributes:
+        id: Unique within the split.
+        texts: At least one, none of them empty.
+        names: Names that its file may have in the folder of videos, best first, each whole (`x.mov`) or
+            without its ending (`x`). Empty where `path` names the file itself.
+        start_seconds, end_seconds: The interval that is read, None for the whole file.
     """
 
     id: str
@@ -33,7 +35,11 @@ class AnnotatedClip:
 
 
 def read_text(path: Path) -> str:
-    """All of a file. Raises DatasetError where it is not there or not UTF-8."""
+    """All of a file.
+
+    Raises:
+        DatasetError: It is not there or not UTF-8.
+    """
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -55,7 +61,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_id_list(path: Path) -> list[str]:
-    """One id a line. Raises DatasetError where an id is there twice or none at all."""
+    """One id a line.
+
+    Raises:
+        DatasetError: An id is there twice or none at all.
+    """
     lines: dict[str, int] = {}
     for number, line in read_lines(path):
         if line in lines:
@@ -67,7 +77,11 @@ def read_id_list(path: Path) -> list[str]:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON value. Raises DatasetError, naming the line, where it is not one."""
+    """A JSON value.
+
+    Raises:
+        DatasetError: It is not one; the message names the line.
+    """
     return parse_json(read_text(path), str(path))
 
 

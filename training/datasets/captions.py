@@ -1,12 +1,12 @@
-"""One's own captioned videos: a manifest of paths and texts.
+"""The user's own captioned videos: a manifest of paths and texts.
 
 JSONL, one object a line, or CSV with a header line:
 
     path              the video, relative to the manifest (or to the folder of videos, where one is named)
-    caption           the text of the clip; rows of one path and stretch are several texts of one clip
+    caption           the text of the clip; rows of one path and interval are several texts of one clip
     captions          a list of texts (in CSV, its JSON)
-    id                unique; else the path, with its stretch
-    start_seconds     the stretch of the file that is the clip; else all of it
+    id                unique; else the path, with its interval
+    start_seconds     the interval of the file that is the clip; else all of it
     end_seconds
     split             train, val or test; where no row has one, every row is in the split that is asked for
 
@@ -53,7 +53,7 @@ class _Row:
 def find_manifest(directory: Path, split: SplitName) -> Path:
     """`directory` itself where it is a file; in a folder SPLIT.jsonl, SPLIT.csv, or manifest.jsonl, .csv.
 
-    Raises DatasetError, which tells where it looked.
+    Raises DatasetError with the places where it looked.
     """
     if directory.is_file():
         return directory
@@ -69,10 +69,14 @@ def find_manifest(directory: Path, split: SplitName) -> Path:
 
 
 def read_captions(manifest: Path, split: SplitName, videos: Path | None = None) -> list[AnnotatedClip]:
-    """The clips of a split. videos: where paths begin, the manifest's folder by default.
+    """The clips of a split.
 
-    Raises DatasetError, naming the line, where the manifest is not of the form above, or where nothing in it
-    belongs to the split.
+    Args:
+        videos: Where paths begin, the manifest's folder by default.
+
+    Raises:
+        DatasetError: The manifest is not of the form above, or nothing in it belongs to the split; the
+            message names the line.
     """
     is_csv = manifest.suffix.lower() == ".csv"
     raw = _read_csv(manifest) if is_csv else _read_json_lines(manifest)
@@ -156,7 +160,7 @@ def _seconds(value: object, name: str, where: str) -> float | None:
     if value is None:
         return None
     try:
-        seconds = float(value)  # type: ignore[arg-type]  # what is not a number fails and is told
+        seconds = float(value)  # type: ignore[arg-type]  # what is not a number fails below
     except (TypeError, ValueError):
         seconds = math.nan
     if isinstance(value, bool) or not (math.isfinite(seconds) and seconds >= 0):

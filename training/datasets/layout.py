@@ -1,6 +1,6 @@
-"""Where a benchmark's files lie on disk, and what to say when they do not.
+"""Where a benchmark's files lie on disk, and how annotations and video files are joined to a split.
 
-Annotations and video files put together to a split; what is missing is told, never dropped in silence.
+What is missing is reported, never dropped silently.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from training.errors import DatasetError
 class Layout:
     """One benchmark on disk.
 
-    title: the benchmark's own name.
-    tree: the folder as it should look, for people.
-    roots: where the data set may begin, relative to the folder that the user names.
-    annotation_folders, video_folders: where those files may lie, relative to the root, best first.
-    files: the annotation files that each split needs.
-    read: the clips of a split, from the folder that holds those files. Raises DatasetError.
-    known_missing: ids whose video nobody has; they are left out without complaint.
+    Attributes:
+        title: The benchmark's own name.
+        tree: The folder as it should look, for messages.
+        roots: Where the data set may begin, relative to the folder that the user names.
+        annotation_folders, video_folders: Where those files may lie, relative to the root, best first.
+        files: The annotation files that each split needs.
+        read: The clips of a split, from the folder that holds those files. Raises DatasetError.
+        known_missing: Ids whose video is known to be unavailable; they are left out without a warning.
     """
 
     title: str
@@ -64,9 +65,9 @@ class Layout:
         )
 
     def find_videos(self, root: Path, videos: Path | None) -> Path:
-        """The folder of videos: the one named, else the first known place that is there and not empty.
+        """The folder of videos: the one named, else the first known place that exists and is not empty.
 
-        Raises DatasetError, which tells where it looked.
+        Raises DatasetError with the places where it looked.
         """
         if videos is not None:
             if not videos.is_dir():
@@ -99,9 +100,10 @@ def assemble(
 ) -> Split:
     """A split of the clips whose videos are there.
 
-    folder: where files are looked for by their names; None where each clip says its path.
-    missing: what becomes of the others: DatasetError, or DatasetWarning and `Split.missing`.
-    known_missing: ids that are left out without either, and counted in `Split.missing`.
+    Args:
+        folder: Where files are looked for by their names; None where each clip says its path.
+        missing: What becomes of the others: DatasetError, or DatasetWarning and `Split.missing`.
+        known_missing: Ids that are left out without either, and counted in `Split.missing`.
     """
     videos = None if folder is None else VideoFolder(folder)
     paths: dict[str, Path] = {}
@@ -115,7 +117,7 @@ def assemble(
             paths[entry.id] = path
     where = "" if folder is None else f" in {folder}"
     unexpected = {name: problem for name, problem in problems.items() if name not in known_missing}
-    _tell_of_missing(f"{dataset} {split}", unexpected, len(annotated), where, missing)
+    _report_missing(f"{dataset} {split}", unexpected, len(annotated), where, missing)
     if videos is not None and videos.several:
         _warn_of_several(f"{dataset} {split}", videos)
     kept = [entry for entry in annotated if entry.id in paths]
@@ -126,19 +128,19 @@ def assemble(
             Clip(entry.id, paths[entry.id], entry.start_seconds, entry.end_seconds) for entry in kept
         ),
         texts=tuple(text for entry in kept for text in entry.texts),
-        clip_of_text=tuple(place for place, entry in enumerate(kept) for _ in entry.texts),
+        clip_of_text=tuple(position for position, entry in enumerate(kept) for _ in entry.texts),
         missing=tuple(problems),
     )
 
 
-def _tell_of_missing(
+def _report_missing(
     split: str, problems: Mapping[str, str], num_clips: int, where: str, missing: MissingPolicy
 ) -> None:
     """problems: what is wrong, by id. where: appended to the sentence, such as ` in FOLDER`."""
     if not problems:
         return
-    told = first_few(f"{name} ({problem})" for name, problem in problems.items())
-    count = f"{split}: {len(problems)} of {num_clips} videos are missing or empty{where}: {told}"
+    named = first_few(f"{name} ({problem})" for name, problem in problems.items())
+    count = f"{split}: {len(problems)} of {num_clips} videos are missing or empty{where}: {named}"
     if len(problems) == num_clips:
         raise DatasetError(f"{count}. Is this the folder of the videos?")
     if missing == "error":

@@ -33,7 +33,7 @@ DIRECTORY
     └── ..."""
 
 _UNREADABLE: Final = "1012_Unbreakable_00.05.16.065-00.05.21.941"
-"""Of the training clips, one cannot be read by anybody (layer6ai-labs/xpool, datasets/lsmdc_dataset.py)."""
+"""The one training clip that cannot be read (layer6ai-labs/xpool, datasets/lsmdc_dataset.py)."""
 
 
 def _read(folder: Path, split: SplitName) -> list[AnnotatedClip]:

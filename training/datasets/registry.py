@@ -23,7 +23,7 @@ LAYOUTS: Final[dict[str, Layout]] = {
 """The paper's benchmarks, as CLIP4Clip's data guide lays them out."""
 
 NAMES: Final = (*LAYOUTS, "captions")
-"""What `load_split` knows; `captions` is a manifest of one's own."""
+"""What `load_split` knows; `captions` is the user's own manifest."""
 
 
 def load_split(
@@ -40,15 +40,19 @@ def load_split(
     DiDeMo and ActivityNet one paragraph a clip. `val` is the test in MSR-VTT and ActivityNet, where the
     official training has no other; in `captions` it is what the manifest says.
 
-    dataset: one of NAMES. directory: where the data set lies; docs/datasets.md shows each layout. For
-    `captions` the manifest or the folder that holds it.
-    videos: the folder of videos; by default the places that the official scripts and the guide name.
-    missing: `error` raises DatasetError for videos that have no file or an empty one and lists them; `warn`
-    leaves them out with one DatasetWarning, and `Split.missing` names them.
+    A DatasetWarning says where a full-size copy has not the official number of clips and pairs.
 
-    Raises DatasetError for an unknown data set or split, annotations that are not as their layout says (with
-    file and line), and missing videos. DatasetWarning where a full-size copy has not the official number of
-    clips and pairs.
+    Args:
+        dataset: One of NAMES.
+        directory: Where the data set lies; docs/datasets.md shows each layout. For `captions` the manifest or
+            the folder that holds it.
+        videos: The folder of videos; by default the places that the official scripts and the guide name.
+        missing: `error` raises DatasetError for videos that have no file or an empty one and lists them;
+            `warn` leaves them out with one DatasetWarning, and `Split.missing` names them.
+
+    Raises:
+        DatasetError: An unknown data set or split, annotations that are not as their layout says (with file
+            and line), and missing videos.
     """
     _check_choices(dataset, split)
     if missing not in get_args(MissingPolicy):

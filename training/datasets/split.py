@@ -1,7 +1,4 @@
-"""Part of a data set: its clips and the texts that describe them.
-
-How many clips and pairs the splits of the paper's benchmarks have, so that a hole in one's copy shows.
-"""
+"""Part of a data set: its clips and the texts that describe them, checked against the official counts."""
 
 from __future__ import annotations
 
@@ -23,10 +20,12 @@ class DatasetWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Clip:
-    """A video as a data set names it, or a stretch of one.
+    """A video as a data set names it, or an interval of one.
 
-    id: unique within its split. path: the video file.
-    start_seconds, end_seconds: the stretch, None for the whole file.
+    Attributes:
+        id: Unique within its split.
+        path: The video file.
+        start_seconds, end_seconds: The interval, None for the whole file.
     """
 
     id: str
@@ -39,11 +38,14 @@ class Clip:
 class Split:
     """V clips and T texts, T >= V >= 1, every clip with at least one text.
 
-    dataset, name: as in `msrvtt-9k`, `train`.
-    texts: grouped by clip: the texts of a clip stand together, clips in their order.
-    clip_of_text: for each text the position of its clip, ascending.
-    missing: ids of clips that were left out because their video is not there or cannot be read.
-    Raises DatasetError where these do not fit together.
+    Attributes:
+        dataset, name: As in `msrvtt-9k`, `train`.
+        texts: Grouped by clip: the texts of a clip stand together, clips in their order.
+        clip_of_text: For each text the position of its clip, ascending.
+        missing: Ids of clips that were left out because their video is not there or cannot be read.
+
+    Raises:
+        DatasetError: These do not fit together.
     """
 
     dataset: str
@@ -77,12 +79,16 @@ class Split:
 
 
 _SAMPLE_SHARE: Final = 0.1
-"""A data set below this share of the official one is a sample that somebody made, not one with holes."""
+"""A data set below this share of the official one is a sample, not an incomplete copy."""
 
 
 @dataclass(frozen=True)
 class OfficialCount:
-    """Clips and pairs of a split, and who says so. num_clips: None where no source tells."""
+    """Clips and pairs of a split, and the source.
+
+    Attributes:
+        num_clips: None where no source has it.
+    """
 
     num_clips: int | None
     num_pairs: int
@@ -127,7 +133,7 @@ OFFICIAL_COUNTS: Final[dict[tuple[str, SplitName], OfficialCount]] = {
 
 
 def warn_of_other_count(dataset: str, split: SplitName, num_clips: int, num_pairs: int) -> None:
-    """A DatasetWarning where annotations of a full-size data set count otherwise than the official ones."""
+    """A DatasetWarning where annotations of a full-size data set differ in number from the official ones."""
     official = OFFICIAL_COUNTS.get((dataset, split))
     if official is None or num_pairs < _SAMPLE_SHARE * official.num_pairs:
         return

@@ -21,7 +21,8 @@ _PREFERRED_ENDINGS: Final = (".mp4", ".webm", ".avi", ".mkv", ".mov")
 class VideoFolder:
     """The files of a folder and its sub-folders, links to folders followed, hidden ones left out.
 
-    Raises DatasetError where the folder, or one in it, cannot be listed.
+    Raises:
+        DatasetError: The folder, or one in it, cannot be listed.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from training.demo_corpus.pictograms import Point, Rgb, mixed
 from training.demo_corpus.scene import BACKGROUNDS
 
-NUM_VARIANTS = 24  # kept small so that a training run finds its scenery in the cache
+NUM_VARIANTS = 24  # few, so that a training run finds its scenery in the cache
 _SIDE = 512  # pixels drawn; reduced to what is asked for
 
 
@@ -53,7 +53,7 @@ class _Canvas:
 
 
 def _hills(rng: random.Random, level: float, swell: float) -> Callable[[float], float]:
-    """A rolling line about a height: two waves with chance phases."""
+    """A rolling line about a height: two waves with random phases."""
     first, second = rng.uniform(0, 6.28), rng.uniform(0, 6.28)
     slow, quick = rng.uniform(4.0, 6.5), rng.uniform(8.0, 12.0)
     return lambda x: level + swell * (math.sin(slow * x + first) + 0.4 * math.sin(quick * x + second))

@@ -32,7 +32,7 @@ def write_corpus(
     drawn at random, the other half comes in groups that differ in one thing only, the order of events among
     them: what makes a search worth looking at. Rows are `{"path", "id", "title", "metadata"}`, the path
     relative to the manifest. `metadata["caption"]` is true of that video alone in the corpus;
-    `metadata["captions"]` are full wordings; `background` and `events` say what is to be seen.
+    `metadata["captions"]` are full wordings; `background` and `events` say what it shows.
 
     A clip that is already there is not written again, so a second call is quick. `on_progress(num_done,
     num_total)` is called from this thread after each clip.
@@ -47,14 +47,14 @@ def write_corpus(
     chosen = mixed_set(num_videos - num_siblings, num_siblings, seed)
     rows = [_row(scene, caption) for scene, caption in chosen]
     with ThreadPoolExecutor(num_threads) as pool:
-        waiting = [
+        futures = [
             pool.submit(_write_if_absent, directory / str(row["path"]), scene)
             for row, (scene, _) in zip(rows, chosen, strict=True)
         ]
-        for num_done, future in enumerate(as_completed(waiting), start=1):
+        for num_done, future in enumerate(as_completed(futures), start=1):
             future.result()
             if on_progress is not None:
-                on_progress(num_done, len(waiting))
+                on_progress(num_done, len(futures))
     manifest = directory / MANIFEST_NAME
     unfinished = manifest.with_name(f"{MANIFEST_NAME}.part")
     unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -69,8 +69,8 @@ def _write_if_absent(path: Path, scene: Scene) -> None:
 
 def video_id(scene: Scene) -> str:
     """A name that depends on the scene alone, its variation included."""
-    told = "\n".join((*scene_key(scene), str(scene.variation_seed)))
-    return f"demo-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    text = "\n".join((*scene_key(scene), str(scene.variation_seed)))
+    return f"demo-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _row(scene: Scene, caption: str) -> dict[str, object]:

@@ -1,7 +1,7 @@
-"""Sets to judge a model by: scenes that no training run may see, each with a caption true of it alone.
+"""Sets to evaluate a model on: scenes that no training run may see, each with a caption true of it alone.
 
 Which scenes are held out is a property of the scene, not of a list: a tenth of all, by a hash of what a
-caption can speak of. Whatever the seed, a held-out set and a training run therefore never share a
+caption can describe. Whatever the seed, a held-out set and a training run therefore never share a
 scene. Both orders of two events fall on the same side, so a model cannot tell one from the other by having
 seen one of them.
 """

@@ -1,13 +1,8 @@
-"""Pictograms as images: drawn large, outlined and haloed, reduced, and kept.
+"""Pictograms as images: drawn large, outlined and haloed, reduced, and cached.
 
-A dark outline and a white halo are grown from the silhouette, so that every colour stands out on every
-background and a white thing is seen in the snow.
-
-A pen for drawing pictograms: shapes on a grid of 100 x 100 units, y downwards, turned at will.
-
-Vehicles, plants, animals and signs: each function draws one pictogram with a `Pen`, main colour first.
-
-Things made by people: each function draws one pictogram with a `Pen`, main colour first.
+A `Pen` draws shapes on a grid of 100 x 100 units, y downwards; each of the functions named after a kind of
+thing draws one pictogram with it, main colour first. A dark outline and a white halo are grown from the
+silhouette, so that every colour stands out on every background and a white thing is seen in the snow.
 """
 
 from __future__ import annotations
@@ -80,7 +75,7 @@ class Pen:
         self, x: float, y: float, radius_x: float, radius_y: float, fill: Rgb, turn: float = 0.0
     ) -> None:
         """A filled ellipse about (x, y), turned clockwise by `turn` degrees."""
-        self.polygon(arc_points(x, y, radius_x, radius_y, 0, 360, turn), fill)
+        self.polygon(arc_points((x, y), (radius_x, radius_y), 0, 360, turn), fill)
 
     def circle(self, x: float, y: float, radius: float, fill: Rgb) -> None:
         """A filled circle about (x, y)."""
@@ -100,7 +95,7 @@ class Pen:
             (left + corner, bottom - corner, 90),
             (left + corner, top + corner, 180),
         ):
-            points += arc_points(x, y, corner, corner, start, start + 90)
+            points += arc_points((x, y), (corner, corner), start, start + 90)
         self.polygon(points, fill)
 
     def line(self, points: Sequence[Point], width: float, fill: Rgb) -> None:
@@ -118,14 +113,13 @@ class Pen:
 
     def ring(self, x: float, y: float, radius: float, width: float, fill: Rgb) -> None:
         """A circle's line: its middle lies at `radius`; what is inside stays as it was."""
-        points = arc_points(x, y, radius, radius, 0, 360)
+        points = arc_points((x, y), (radius, radius), 0, 360)
         self.line([*points, points[0]], width, fill)
 
 
-def arc_points(
-    x: float, y: float, radius_x: float, radius_y: float, start: float, stop: float, turn: float = 0.0
-) -> list[Point]:
+def arc_points(centre: Point, radii: Point, start: float, stop: float, turn: float = 0.0) -> list[Point]:
     """Points along an ellipse from `start` to `stop` degrees (0 to the right, clockwise), then turned."""
+    (x, y), (radius_x, radius_y) = centre, radii
     num = max(6, math.ceil(abs(stop - start) / 6.0))
     cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
     points: list[Point] = []
@@ -239,7 +233,7 @@ def flower(pen: Pen) -> None:
     pen.ellipse(33, 80, 17, 7, STALK, turn=28)
     pen.ellipse(67, 80, 17, 7, STALK, turn=-28)
     for index in range(6):
-        x, y = arc_points(50, 34, 20, 20, index * 60 + 30, index * 60 + 390)[0]
+        x, y = arc_points((50, 34), (20, 20), index * 60 + 30, index * 60 + 390)[0]
         pen.circle(x, y, 14.5, pen.main if index % 2 else pen.shade)
     pen.circle(50, 34, 11, CREAM)
     pen.circle(50, 34, 7, WOOD)
@@ -257,7 +251,7 @@ def mushroom(pen: Pen) -> None:
         CREAM,
     )
     pen.polygon(
-        [*arc_points(50, 56, 46, 50, 180, 360), *curve((96, 56), (80, 66), (20, 66), (4, 56))], pen.main
+        [*arc_points((50, 56), (46, 50), 180, 360), *curve((96, 56), (80, 66), (20, 66), (4, 56))], pen.main
     )
     for x, y, radius in ((50, 24, 9), (25, 42, 7), (75, 42, 7), (50, 50, 6)):
         pen.ellipse(x, y, radius, radius * 0.85, CREAM)
@@ -280,7 +274,7 @@ def fish(pen: Pen) -> None:
         [*curve((22, 50), (38, 20), (78, 16), (98, 50)), *curve((98, 50), (78, 84), (38, 80), (22, 50))],
         pen.main,
     )
-    pen.line(arc_points(60, 50, 10, 18, -70, 70), 3.5, pen.shade)
+    pen.line(arc_points((60, 50), (10, 18), -70, 70), 3.5, pen.shade)
     pen.circle(82, 44, 6.5, CREAM)
     pen.circle(83, 44, 3.8, INK)
 
@@ -294,7 +288,7 @@ def bird(pen: Pen) -> None:
     pen.polygon(
         [
             *curve((16, 56), (40, 50), (52, 40), (56, 24)),
-            *arc_points(72, 24, 16, 16, 180, 360),
+            *arc_points((72, 24), (16, 16), 180, 360),
             *curve((88, 26), (90, 62), (74, 80), (50, 80)),
             *curve((50, 80), (34, 80), (22, 72), (16, 56)),
         ],
@@ -318,7 +312,7 @@ def cat(pen: Pen) -> None:
         pen.ellipse(50 + side * 18, 52, 4, 8, INK)
         pen.line([(50 + side * 20, 72), (50 + side * 42, 68)], 2.6, INK)
         pen.line([(50 + side * 20, 77), (50 + side * 40, 81)], 2.6, INK)
-        pen.line(arc_points(50 + side * 6.5, 74, 6.5, 6, 0, 180), 2.8, INK)
+        pen.line(arc_points((50 + side * 6.5, 74), (6.5, 6), 0, 180), 2.8, INK)
     pen.polygon([(43, 66), (57, 66), (50, 74)], INK)
 
 
@@ -357,7 +351,7 @@ def star(pen: Pen) -> None:
     points = []
     for index in range(10):
         radius = 52 if index % 2 == 0 else 22
-        points.append(arc_points(50, 54, radius, radius, index * 36 - 90, index * 36 + 270)[0])
+        points.append(arc_points((50, 54), (radius, radius), index * 36 - 90, index * 36 + 270)[0])
     pen.polygon(points, pen.main)
     pen.polygon([(50, 54), points[0], points[1]], pen.tint)
     for index in (3, 5, 7):
@@ -403,12 +397,12 @@ def key(pen: Pen) -> None:
 
 def umbrella(pen: Pen) -> None:
     """Open, with a hooked handle."""
-    pen.line([(50, 4), (50, 82), *arc_points(60, 82, 10, 12, 180, 20)], 5, WOOD)
+    pen.line([(50, 4), (50, 82), *arc_points((60, 82), (10, 12), 180, 20)], 5, WOOD)
     lower = []
     for centre in (83, 61, 39, 17):
-        lower += arc_points(centre, 54, 11, 7, 0, -180)
-    pen.polygon([*arc_points(50, 54, 46, 46, 180, 360), *lower], pen.main)
-    middle = [*arc_points(61, 54, 11, 7, 0, -180), *arc_points(39, 54, 11, 7, 0, -180)]
+        lower += arc_points((centre, 54), (11, 7), 0, -180)
+    pen.polygon([*arc_points((50, 54), (46, 46), 180, 360), *lower], pen.main)
+    middle = [*arc_points((61, 54), (11, 7), 0, -180), *arc_points((39, 54), (11, 7), 0, -180)]
     pen.polygon(
         [
             *curve((28, 54), (30, 30), (38, 14), (50, 8)),
@@ -439,7 +433,7 @@ def lamp(pen: Pen) -> None:
     """A table lamp."""
     pen.ellipse(50, 55, 20, 7, CREAM)
     pen.line([(50, 56), (50, 88)], 7, STEEL)
-    pen.polygon([*arc_points(50, 96, 28, 14, 180, 360)], pen.shade)
+    pen.polygon([*arc_points((50, 96), (28, 14), 180, 360)], pen.shade)
     pen.polygon([(34, 4), (66, 4), (92, 54), (8, 54)], pen.main)
     pen.polygon([(56, 4), (66, 4), (92, 54), (70, 54)], pen.shade)
 
@@ -475,7 +469,7 @@ def ball(pen: Pen) -> None:
     pen.circle(50, 50, 47, pen.main)
     pole = (40.0, 32.0)
     for start in (-10, 110, 230):
-        rim = arc_points(50, 50, 47, 47, start, start + 60)
+        rim = arc_points((50, 50), (47, 47), start, start + 60)
         out = curve(pole, _between(pole, rim[0], 0.4, 7), _between(pole, rim[0], 0.8, 7), rim[0])
         back = curve(rim[-1], _between(pole, rim[-1], 0.8, 7), _between(pole, rim[-1], 0.4, 7), pole)
         pen.polygon([*out, *rim, *back], CREAM)
@@ -504,7 +498,7 @@ def clock(pen: Pen) -> None:
     """An alarm clock with two bells."""
     for side in (1, -1):
         pen.line([(50 + side * 24, 84), (50 + side * 34, 96)], 8, INK)
-        pen.polygon(arc_points(50 + side * 27, 18, 20, 15, 180, 360, turn=side * 38), pen.main)
+        pen.polygon(arc_points((50 + side * 27, 18), (20, 15), 180, 360, turn=side * 38), pen.main)
     pen.circle(50, 54, 40, pen.main)
     pen.circle(50, 54, 28, CREAM)
     pen.line([(50, 54), (50, 34)], 5, INK)
@@ -537,7 +531,7 @@ def anchor(pen: Pen) -> None:
     pen.ring(50, 14, 9, 8, pen.main)
     pen.line([(50, 24), (50, 90)], 11, pen.main)
     pen.line([(26, 36), (74, 36)], 10, pen.main)
-    pen.line(arc_points(50, 56, 36, 36, 10, 170), 11, pen.main)
+    pen.line(arc_points((50, 56), (36, 36), 10, 170), 11, pen.main)
     for side in (1, -1):
         pen.polygon([(50 + side * 47, 44), (50 + side * 48, 72), (50 + side * 22, 62)], pen.main)
 
@@ -552,38 +546,20 @@ def chair(pen: Pen) -> None:
 
 
 _DRAWERS: dict[str, Callable[[Pen], None]] = {
-    **{
-        drawer.__name__: drawer
-        for drawer in (
-            car, boat, rocket, plane, bicycle, tree, flower,
-            mushroom, fish, bird, cat, butterfly, apple,
-            star, heart,
-        )
-    },
-    **{
-        drawer.__name__: drawer
-        for drawer in (
-            house, balloon, key, umbrella, cup, lamp, book,
-            guitar, ball, hat, clock, bell, crown, anchor,
-            chair,
-        )
-    },
+    drawer.__name__: drawer
+    for drawer in (
+        car, boat, rocket, plane, bicycle, tree, flower, mushroom, fish, bird, cat, butterfly, apple, star,
+        heart, house, balloon, key, umbrella, cup, lamp, book, guitar, ball, hat, clock, bell, crown, anchor,
+        chair,
+    )
 }  # fmt: skip
 
 _CANVAS_PIXELS = 560
 _MARGIN = 9.0  # grid units around the 100 for outline and halo
 _OUTLINE = 2.6  # grid units
 _HALO = 5.0  # grid units, outline included
-LEVELS = (
-    280,
-    192,
-    128,
-    96,
-    64,
-    44,
-    30,
-    20,
-)  # kept sizes in pixels; frames use the next larger
+LEVELS = (280, 192, 128, 96, 64, 44, 30, 20)
+"""Cached sizes in pixels; frames use the next larger."""
 
 
 def _paint(kind: str, colour: Rgb) -> Image.Image:
@@ -595,8 +571,8 @@ def _paint(kind: str, colour: Rgb) -> Image.Image:
 def _grown(mask: Image.Image, units: float) -> Image.Image:
     """The mask widened by about `units` with round corners: a blur, cut where it has faded."""
     pixels = units * _CANVAS_PIXELS / (100.0 + 2.0 * _MARGIN)
-    # A straight edge blurred with deviation s is at 12 % (30 of 255) 1.2 s outside and at 5 % (12) 1.7 s
-    # outside, so with s = 0.7 units the new edge fades out about one `units` away.
+    # A straight edge blurred with standard deviation s is at 12 % (30 of 255) 1.2 s outside and at 5 % (12)
+    # 1.7 s outside, so with s = 0.7 units the new edge fades out about one `units` away.
     blurred = mask.filter(ImageFilter.GaussianBlur(pixels * 0.7))
     low, high = 12, 30
     return blurred.point([min(255, max(0, (value - low) * 255 // (high - low))) for value in range(256)])
@@ -622,7 +598,7 @@ def _master(kind: str, colour: str) -> Image.Image:
 
 @lru_cache(maxsize=len(KINDS) * len(COLOURS) * len(LEVELS))
 def premultiplied_pictogram(kind: str, colour: str, level: int) -> Image.Image:
-    """The pictogram at `LEVELS[level]` pixels in mode "RGBa". Kept and shared: do not draw on it."""
+    """The pictogram at `LEVELS[level]` pixels in mode "RGBa". Cached and shared: do not draw on it."""
     master = _master(kind, colour)
     size = LEVELS[level]
     return (

@@ -1,6 +1,6 @@
-"""Frames of a scene: the scenery with the active actor placed on it, smooth in time and in place.
+"""Frames of a scene: the scenery with the active actor on it, smooth in time and position; and mp4 files.
 
-A scene as an mp4 file that every browser plays: H.264, yuv420p, no sound, index at the front.
+The files play in every browser: H.264, yuv420p, no sound, index at the front.
 """
 
 from __future__ import annotations
@@ -66,11 +66,13 @@ def _paste(frame: Image.Image, placement: Placement) -> None:
     frame.paste(box.convert("RGB"), (left, top), mask)
 
 
-_SMPTE_170M = 6  # the matrix that conversion from RGB uses below; said in the file, so that colours come back
+_SMPTE_170M = (
+    6  # the matrix that conversion from RGB uses below; declared in the file, so that colours come back
+)
 _LIMITED_RANGE = 1
 
 _MACROBLOCK_TREE_PIXELS = 128
-"""In rows that are no multiple of eight macroblocks x264's macroblock tree reads memory that nobody wrote
+"""In rows that are no multiple of eight macroblocks x264's macroblock tree reads uninitialised memory
 (seen with its vector code at 64 and 96 pixels, not at 128 and 256), so bytes differ from run to run."""
 
 

@@ -56,7 +56,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """A whole clip. `variation_seed` decides what no caption speaks of: jitter of place and size, scenery."""
+    """A whole clip. `variation_seed` decides what no caption describes: jitter of place and size, scenery."""
 
     background: str
     events: tuple[Event, ...]
@@ -85,7 +85,7 @@ SceneKey = tuple[str, ...]
 
 
 def scene_key(scene: Scene) -> SceneKey:
-    """Everything that a caption can speak of: two scenes with equal keys differ only in `variation_seed`."""
+    """Everything that a caption can describe: two scenes with equal keys differ only in `variation_seed`."""
     parts = [scene.background]
     for event in scene.events:
         parts += [event.actor.kind, event.actor.colour, event.action]
@@ -111,7 +111,7 @@ def sample_scene(rng: random.Random) -> Scene:
 
 
 def swapped_order(scene: Scene) -> Scene:
-    """The same two events the other way round."""
+    """The same two events in the other order."""
     if len(scene.events) != 2:
         raise ValueError("only a scene of two events has an order")
     return replace(scene, events=(scene.events[1], scene.events[0]))
@@ -132,7 +132,7 @@ def siblings(
 
     The thing is the background, or the kind, colour or action of one event, or (with two events) their order
     or which actor does which action. An actor that does both actions changes in both. The order sibling,
-    where there is one, comes first; the others are drawn so that each sort of change is as frequent as
+    where there is one, comes first; the others are drawn so that each kind of change is as frequent as
     another. At most `num` come back, fewer only where no more exist; their keys differ from each other and
     from the scene's. `keep`, where given, says which may come back at all.
     """
@@ -148,7 +148,7 @@ def siblings(
         rng.shuffle(choices)
     found: dict[SceneKey, Scene] = {}
     order = [swapped_order(scene)] if len(scene.events) == 2 else []
-    for candidate in chain(order, _in_turns(scene, changes, rng)):
+    for candidate in chain(order, _interleaved(scene, changes, rng)):
         if len(found) == num:
             break
         key = scene_key(candidate)
@@ -162,8 +162,10 @@ def _positions_and_values(scene: Scene, values: tuple[str, ...], together: bool)
     return [(position, value) for position in range(1 if together else len(scene.events)) for value in values]
 
 
-def _in_turns(scene: Scene, changes: dict[str, list[tuple[int, str]]], rng: random.Random) -> Iterator[Scene]:
-    """Scenes with one change each, the sorts of change taking turns in chance order; uses `changes` up."""
+def _interleaved(
+    scene: Scene, changes: dict[str, list[tuple[int, str]]], rng: random.Random
+) -> Iterator[Scene]:
+    """Scenes with one change each, the kinds of change taking turns in random order; consumes `changes`."""
     while changes:
         for change in rng.sample(list(changes), len(changes)):
             position, value = changes[change].pop()

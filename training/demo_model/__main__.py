@@ -1,7 +1,4 @@
-"""`python -m training.demo_model train | evaluate`.
-
-Commands that make the demo checkpoint and measure it.
-"""
+"""`python -m training.demo_model train | evaluate`: make the demo checkpoint, and measure it."""
 
 from __future__ import annotations
 
@@ -46,7 +43,6 @@ def train(
 
     from model import XClip
     from training.demo_corpus.captions import vocabulary
-    from training.demo_corpus.held_out import random_set, sibling_hard_set
     from training.demo_model import recipe as stages
     from training.demo_model.recipe import Recipe, make_groups, make_training_set
 
@@ -65,18 +61,13 @@ def train(
     (output / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
     log = _Log(output / "log.jsonl")
 
-    selection = {
-        "random": random_set(NUM_HELD_OUT, SELECTION_SEED),
-        "sibling-hard": sibling_hard_set(NUM_HELD_OUT, SELECTION_SEED),
-    }
-
+    selection = _held_out_sets(NUM_HELD_OUT, SELECTION_SEED)
     model = XClip(recipe.model_config(sorted(vocabulary()))).train()
     stages.start_softly(model, recipe.matrix_identity)
     with _progress() as progress:
-        scenes = make_groups(recipe)
         task = progress.add_task("drawing", total=recipe.num_groups * recipe.group_size)
         data = make_training_set(
-            recipe, scenes, model.tokenizer, threads, lambda count: progress.advance(task, count)
+            recipe, make_groups(recipe), model.tokenizer, threads, lambda count: progress.advance(task, count)
         )
         held_out = {
             name: _draw(pairs, recipe.num_frames, recipe.image_size) for name, pairs in selection.items()
@@ -112,25 +103,28 @@ def evaluate(
     By default each video is written as an mp4 and read back as the indexer reads it.
     """
     from model import XClip
-    from training.demo_corpus.held_out import random_set, sibling_hard_set
     from training.demo_model.evaluation import brief_markdown, brief_table, markdown, score_set, table
 
     model = XClip.load(model_spec)
     rows: dict[str, list[dict[str, Any]]] = {}
-    for name, pairs in (
-        ("Random", random_set(num_videos, seed)),
-        ("Sibling-hard", sibling_hard_set(num_videos, seed)),
-    ):
+    for name, pairs in _held_out_sets(num_videos, seed).items():
         take = _draw if drawn else _write_and_decode
         frames = take(pairs, model.config.num_frames, model.config.image_size)
-        rows[name] = table(score_set(model, frames, [caption for _, caption in pairs]))
-        typer.echo(markdown(f"{name}, {num_videos} videos, seed {seed}", rows[name]))
-        if name == "Random":
+        title = name.capitalize()
+        rows[title] = table(score_set(model, frames, [caption for _, caption in pairs]))
+        typer.echo(markdown(f"{title}, {num_videos} videos, seed {seed}", rows[title]))
+        if name == "random":
             rows["Brief"] = brief_table(model, [scene for scene, _ in pairs], frames, seed)
     typer.echo(brief_markdown(num_videos, rows["Brief"]))
     if report is not None:
         facts = {"fingerprint": model.fingerprint, "seed": seed, "num_videos": num_videos, "sets": rows}
         report.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _held_out_sets(num_videos: int, seed: int) -> dict[str, list[tuple[Scene, str]]]:
+    from training.demo_corpus.held_out import random_set, sibling_hard_set
+
+    return {"random": random_set(num_videos, seed), "sibling-hard": sibling_hard_set(num_videos, seed)}
 
 
 def _draw(pairs: list[tuple[Scene, str]], num_frames: int, image_size: int) -> NDArray[np.uint8]:
@@ -162,12 +156,13 @@ def _write_and_decode(pairs: list[tuple[Scene, str]], num_frames: int, image_siz
 def _selection_recall(
     model: XClip, selection: dict[str, list[tuple[Scene, str]]], held_out: dict[str, NDArray[np.uint8]]
 ) -> dict[str, float]:
+    from model.features import SCORE_NAMES
     from training.demo_model.evaluation import recall, score_set, table
 
     found = {}
     for name, pairs in selection.items():
         rows = table(score_set(model, held_out[name], [caption for _, caption in pairs]))
-        for scores in ("total", "video_sentence", "video_word", "sentence_frame", "frame_word"):
+        for scores in ("total", *SCORE_NAMES):
             found[f"{name} {scores}"] = recall(rows, scores)
     return found
 

@@ -1,11 +1,8 @@
-"""Every choice of the demo model's training, in one frozen record that is saved beside the checkpoint.
+"""How the demo model is trained: every choice in one frozen record, the training set, and the two stages.
 
-The two stages: pictures, then videos on frozen frame features.
-
-Learning from videos at once stays at chance on a corpus this small: a frame must mean something before its
-order in time can. All scores are computed in float32.
-
-The training set: scenes with their siblings, drawn once at the model's size, and captions as tokens.
+The stages are pictures, then videos on frozen frame features: learning from videos from the start stays at
+chance on a corpus this small, because a frame must mean something before its order in time can. All scores
+are computed in float32.
 """
 
 from __future__ import annotations
@@ -29,11 +26,18 @@ from model import Scores, XClip, XClipConfig
 from model.features import SCORE_NAMES
 from model.preprocessing import resize_and_crop
 from model.tokenization import Tokenizer, vocabulary_of
-from training.demo_corpus.captions import describe, describe_frame, say
+from training.demo_corpus.captions import (
+    claims_of,
+    describe,
+    describe_briefly,
+    describe_frame,
+    facts_of,
+    say,
+    true_of,
+)
 from training.demo_corpus.held_out import sample_training_scene, training_siblings
 from training.demo_corpus.rendering import render_frame
 from training.demo_corpus.scene import Scene, SceneKey, scene_key
-from training.demo_model.evaluation import claims_of, describe_briefly, facts_of, true_of
 from training.loop.loss import contrastive_loss
 
 
@@ -41,7 +45,9 @@ from training.loop.loss import contrastive_loss
 class Stage:
     """One stage of training: AdamW, linear warm-up, cosine to a tenth.
 
-    num_steps: optimizer steps. batch_size: pictures in the first stage, videos in the second.
+    Attributes:
+        num_steps: Optimizer steps.
+        batch_size: Pictures in the first stage, videos in the second.
     """
 
     num_steps: int
@@ -58,14 +64,16 @@ class Stage:
 class Recipe:
     """The demo model and how it is trained.
 
-    pictures: single frames with captions of their own; only the towers learn.
-    videos: whole videos on cached frame features; everything but the vision tower learns.
-    group_size: a scene and its siblings, all in the same batch in the second stage.
-    captions_per_video, captions_per_frame: paraphrases drawn once.
-    brief_captions_per_video: of the former, those that say little, as people who search do.
-    unknown_word_share: of the captions, those with a word put in that the vocabulary lacks, to be ignored.
-    matrix_identity: AOSM matrices [W, W] and [F, F] start at this much identity, the rest spread evenly.
-    single_score_weight: of the mean of the four scores' own losses, beside the loss of the total.
+    Attributes:
+        pictures: Single frames with captions of their own; only the towers learn.
+        videos: Whole videos on cached frame features; everything but the vision tower learns.
+        group_size: A scene and its siblings, all in the same batch in the second stage.
+        captions_per_video, captions_per_frame: Paraphrases drawn once.
+        brief_captions_per_video: Of these, the short ones, like search queries.
+        unknown_word_share: Of the captions, those with a word put in that the vocabulary lacks, to be
+            ignored.
+        matrix_identity: AOSM matrices [W, W] and [F, F] start at this much identity, the rest spread evenly.
+        single_score_weight: Of the mean of the four scores' own losses, added to the loss of the total.
     """
 
     seed: int = 1
@@ -127,9 +135,12 @@ class Recipe:
 class TrainingSet:
     """N videos in groups of G siblings: video g * G + m is member m of group g.
 
-    frames: uint8 [N, F, R, R, 3]. video_ids: int64 [N, C, W], C paraphrases.
-    claims: int64 [N, C, 9], what each caption claims; facts: int64 [N, 9], what each video shows (see
-    `training.demo_model.evaluation`). frame_ids: int64 [N, F, C', W].
+    Attributes:
+        frames: uint8 [N, F, R, R, 3].
+        video_ids: int64 [N, C, W], C paraphrases.
+        claims: int64 [N, C, 9], what each caption claims.
+        facts: int64 [N, 9], what each video shows (see `training.demo_corpus.captions.true_of`).
+        frame_ids: int64 [N, F, C', W].
     """
 
     frames: NDArray[np.uint8]
@@ -157,10 +168,10 @@ def make_groups(recipe: Recipe) -> list[list[Scene]]:
     return groups
 
 
-def draw_frames(scene: Scene, recipe_frames: int, image_size: int) -> NDArray[np.uint8]:
+def draw_frames(scene: Scene, num_frames: int, image_size: int) -> NDArray[np.uint8]:
     """The frames that the indexer would sample (one a second from 0), uint8 [F, R, R, 3]."""
     return np.stack(
-        [resize_and_crop(render_frame(scene, float(second)), image_size) for second in range(recipe_frames)]
+        [resize_and_crop(render_frame(scene, float(second)), image_size) for second in range(num_frames)]
     )
 
 
@@ -229,8 +240,13 @@ def put_in_unknown_words(
 ) -> NDArray[np.int64]:
     """Put a word of one to three unknown tokens into a `share` of the captions, where there is room.
 
-    rows: int64 [N, W], from `tokenizer`, which must have a vocabulary of its own. The captions stay true, so
-    the model learns to pass over what it does not know. Returns int64 [N, W].
+    The captions stay true, so the model learns to pass over what it does not know.
+
+    Args:
+        rows: int64 [N, W], from `tokenizer`, which must have a vocabulary of its own.
+
+    Returns:
+        int64 [N, W].
     """
     assert tokenizer.unknown_id is not None
     changed = rows.copy()
@@ -336,14 +352,18 @@ def total_loss(scores: Scores, ignore: Tensor, single_score_weight: float) -> Te
 def true_of_others(claims: NDArray[np.int64], facts: NDArray[np.int64]) -> Tensor:
     """Pairs of a batch to leave out of the loss: the caption is true of a video that is not its own.
 
-    claims: int64 [N, 9]; facts: int64 [N, 9], of caption n and its video. Returns bool [N, N], false on the
-    diagonal.
+    Args:
+        claims: int64 [N, 9].
+        facts: int64 [N, 9], of caption n and its video.
+
+    Returns:
+        bool [N, N], false on the diagonal.
     """
     return torch.from_numpy(true_of(claims, facts)).fill_diagonal_(False)
 
 
 class _Shuffled:
-    """Endless numbers 0..size-1, a fresh order each time round."""
+    """Endless numbers 0..size-1, reshuffled each time they run out."""
 
     def __init__(self, size: int, rng: np.random.Generator) -> None:
         self._size, self._rng = size, rng

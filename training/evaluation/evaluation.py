@@ -1,10 +1,7 @@
-"""Everything that `xclip-search evaluate` says of one model on one split.
+"""Evaluation of one model on one split: metrics, and the rows of the table of `xclip-search evaluate`.
 
-Which metrics a split is judged by.
-
-What a shortlist costs: candidates by the coarse score, reranked by the full one, as a search does it.
-
-The rows of an evaluation's table: one ranking in one direction each.
+From one matrix of scores to the metrics of both directions (`compute_metrics`), through shortlists as in a
+search (`two_stage_metrics`), to all rows (`evaluate_fully`).
 """
 
 from __future__ import annotations
@@ -16,15 +13,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from model import TextFeatures, VideoFeatures, XClip
 from training.datasets.split import Split
 from training.errors import EvaluationError
+from training.evaluation import BANK_EXTRAS, DEFAULT_CANDIDATES, EXTRAS
 from training.evaluation.encoding import (
-    SCORED_TEXTS_AT_ONCE,
+    BLOCK_SHAPE,
+    DEFAULT_ENCODING,
     SCORES,
+    EncodingOptions,
     OnProgress,
     coarse_similarity,
     encode_split,
@@ -74,51 +73,54 @@ class RetrievalResult:
     num_clips: int
 
 
-def judge(total: NDArray[np.floating], split: Split) -> RetrievalResult:
+def compute_metrics(total: NDArray[np.floating], split: Split) -> RetrievalResult:
     """The official metrics of scores of all T texts (rows) with all V clips (columns), both directions.
 
     One text a clip: plain metrics of the square matrix and its transpose. Several: each text is a query of
     its own, and a clip's best caption stands for the clip (`training.evaluation.metrics`).
-    Raises EvaluationError, naming text and clip, where a score is not finite.
+
+    Raises:
+        EvaluationError: A score is not finite; the message names text and clip.
     """
     if total.shape != (len(split.texts), len(split.clips)):
         raise EvaluationError(
             f"scores {list(total.shape)} for {len(split.texts)} texts and {len(split.clips)} clips"
         )
     require_finite(total, split.texts, [clip.id for clip in split.clips])
+    several = split.has_several_texts_per_clip
+    by_video = video_to_text_similarity(total, split.clip_of_text) if several else total.T
+    return RetrievalResult(
+        _text_to_video(total, split), retrieval_metrics(by_video), len(split.texts), len(split.clips)
+    )
+
+
+def _text_to_video(
+    scores: NDArray[np.floating], split: Split, rescore: Rescore | None = None
+) -> RetrievalMetrics:
     if split.has_several_texts_per_clip:
-        text_to_video = multi_caption_metrics(total, split.clip_of_text)
-        by_video = video_to_text_similarity(total, split.clip_of_text)
-    else:
-        text_to_video = retrieval_metrics(total)
-        by_video = total.T
-    return RetrievalResult(text_to_video, retrieval_metrics(by_video), len(split.texts), len(split.clips))
+        return multi_caption_metrics(scores, split.clip_of_text, rescore)
+    return retrieval_metrics(scores, rescore)
 
 
 def evaluate_split(
     model: XClip,
     split: Split,
     reader: FrameReader,
-    *,
-    batch_size: int = 32,
-    num_workers: int = 0,
+    options: EncodingOptions = DEFAULT_ENCODING,
     on_progress: OnProgress | None = None,
 ) -> RetrievalResult:
-    """Encode a split, score all its pairs and judge them. The model keeps its mode and its gradients.
-
-    batch_size: clips encoded together. num_workers: processes that decode.
-    """
-    encoded = encode_split(
-        model, split, reader, batch_size=batch_size, num_workers=num_workers, on_progress=on_progress
-    )
-    return judge(similarity(model, encoded.text, encoded.video, on_progress=on_progress), split)
+    """The metrics of a model on a split. The model keeps its mode and its gradients."""
+    encoded = encode_split(model, split, reader, options, on_progress)
+    return compute_metrics(similarity(model, encoded.text, encoded.video, on_progress=on_progress), split)
 
 
 @dataclass(frozen=True)
 class TwoStageResult:
     """Text to video through `num_candidates` candidates a text.
 
-    candidate_recall: percent of texts whose own clip is among their candidates; no reranking can find more.
+    Attributes:
+        candidate_recall: Percent of texts whose own clip is among their candidates; no reranking can find
+            more.
     """
 
     num_candidates: int
@@ -134,9 +136,12 @@ def two_stage_metrics(
 ) -> TwoStageResult:
     """Metrics of the ranking with a text's candidates first, by total, and then all others, by coarse.
 
-    coarse, total: float [T, V], finite. num_candidates: K >= 1; with K >= V this is the exhaustive ranking.
     A text whose clip is no candidate has the clip's coarse rank, which is beyond K. Where the K-th coarse
     score is tied, earlier columns are taken. Ties in the final ranking count as in the exhaustive protocol.
+
+    Args:
+        coarse, total: float [T, V], finite.
+        num_candidates: K >= 1; with K >= V this is the exhaustive ranking.
     """
     require_one_clip_a_text(total, clip_of_text)
     if coarse.shape != total.shape:
@@ -155,13 +160,14 @@ def two_stage_metrics(
         own_columns = own[block, None]
         candidate = choose_candidates(coarse[block], num_candidates)
         found[block] = np.take_along_axis(candidate, own_columns, axis=1)[:, 0]
-        # Whoever is beside the own clip in the ranking, and by what they are ordered there.
-        beside = candidate == found[block, None]
+        # A text's own clip competes with the clips of its own stage only: with the other candidates, by
+        # the total, where it is one; else with those behind them, by the coarse score.
+        same_stage = candidate == found[block, None]
         scores = np.where(found[block, None], rows, coarse[block])
         own_scores = np.take_along_axis(scores, own_columns, axis=1)
-        equal = (scores == own_scores) & beside
+        equal = (scores == own_scores) & same_stage
         before = np.where(found[block], 0, min(num_candidates, num_clips))
-        counts[0, block] = ((scores > own_scores) & beside).sum(axis=1) + before
+        counts[0, block] = ((scores > own_scores) & same_stage).sum(axis=1) + before
         counts[1, block] = equal.sum(axis=1)
         counts[2, block] = (equal & (columns < own_columns)).sum(axis=1)
     ranks = RankCounts(counts[0], counts[1], counts[2], num_clips)
@@ -175,11 +181,11 @@ def choose_candidates(coarse: NDArray[np.floating], num_candidates: int) -> NDAr
     num_clips = coarse.shape[1]
     if num_candidates >= num_clips:
         return np.ones(coarse.shape, bool)
-    place = num_clips - num_candidates
-    threshold = np.partition(coarse, place, axis=1)[:, place, None]
-    above, at = coarse > threshold, coarse == threshold
-    places_left = num_candidates - above.sum(axis=1, keepdims=True)
-    chosen: NDArray[np.bool_] = above | (at & (at.cumsum(axis=1) <= places_left))
+    position = num_clips - num_candidates
+    threshold = np.partition(coarse, position, axis=1)[:, position, None]
+    above, tied = coarse > threshold, coarse == threshold
+    num_left = num_candidates - above.sum(axis=1, keepdims=True)
+    chosen: NDArray[np.bool_] = above | (tied & (tied.cumsum(axis=1) <= num_left))
     return chosen
 
 
@@ -191,8 +197,10 @@ Kind = Literal["exhaustive", "single-score", "two-stage", Extra]
 class Row:
     """One line of the table.
 
-    servable: whether a search could rank so, knowing one query and the indexed clips alone.
-    parameters: what makes the row, as JSON values. note: a few words for people.
+    Attributes:
+        servable: Whether a search could rank so, knowing one query and the indexed clips alone.
+        parameters: What makes the row, as JSON values.
+        note: A few words for the reader.
     """
 
     label: str
@@ -207,17 +215,17 @@ class Row:
 def exhaustive_rows(
     scores: NDArray[np.floating], split: Split, label: str = "every pair scored", kind: Kind = "exhaustive"
 ) -> list[Row]:
-    """Both directions of the official protocol. scores: float [T, V]."""
-    result = judge(scores, split)
+    """Both directions of the official protocol.
+
+    Args:
+        scores: float [T, V].
+    """
+    result = compute_metrics(scores, split)
+    several = split.has_several_texts_per_clip and kind == "exhaustive"
+    note = "a clip's best caption stands for it" if several else ""
     return [
         Row(label, kind, "text to video", result.text_to_video),
-        Row(
-            label,
-            kind,
-            "video to text",
-            result.video_to_text,
-            note=_of_captions(split) if kind == "exhaustive" else "",
-        ),
+        Row(label, kind, "video to text", result.video_to_text, note=note),
     ]
 
 
@@ -226,7 +234,10 @@ def two_stage_rows(
 ) -> list[Row]:
     """Text to video through shortlists of several sizes; those that hold every clip are left out.
 
-    coarse, total: float [T, V]. The other direction is not searched in two stages: an index holds clips.
+    The other direction is not searched in two stages: an index holds clips.
+
+    Args:
+        coarse, total: float [T, V].
     """
     rows = []
     for count in sorted(set(candidates)):
@@ -280,7 +291,8 @@ def bank_rows(
 ) -> list[Row]:
     """Text to video, corrected by a bank of texts (the other direction would need a bank of clips).
 
-    similarity: float [T, V], without exp(logit_scale), as the bank's.
+    Args:
+        similarity: float [T, V], without exp(logit_scale), as the bank's.
     """
     source = {
         "bank_source": bank.source,
@@ -289,38 +301,29 @@ def bank_rows(
         "bank_left_out": bank.num_left_out,
         "bank_holds_test_queries": bank.holds_test_queries,
     }
-    rows = []
-    if "query-bank" in extras:
-        rows.append(
-            Row(
-                "query-bank normalisation",
-                "query-bank",
-                "text to video",
-                _text_to_video(similarity, split, lambda rows: query_bank_normalization(rows, statistics)),
-                servable=not bank.holds_test_queries,
-                parameters={"beta": QUERY_BANK_BETA, "k": QUERY_BANK_K, **source},
-                note=f"the bank is {bank}",
-            )
+    corrections: dict[Extra, tuple[Rescore, dict[str, Any]]] = {
+        "query-bank": (
+            lambda rows: query_bank_normalization(rows, statistics),
+            {"beta": QUERY_BANK_BETA, "k": QUERY_BANK_K},
+        ),
+        "nearest-neighbour": (
+            lambda rows: nearest_neighbour_normalization(rows, statistics),
+            {"alpha": NEAREST_NEIGHBOUR_ALPHA, "num_neighbours": statistics.num_neighbours},
+        ),
+    }
+    return [
+        Row(
+            f"{kind} normalisation",
+            kind,
+            "text to video",
+            _text_to_video(similarity, split, rescore),
+            servable=not bank.holds_test_queries,
+            parameters={**parameters, **source},
+            note=f"the bank is {bank}",
         )
-    if "nearest-neighbour" in extras:
-        rows.append(
-            Row(
-                "nearest-neighbour normalisation",
-                "nearest-neighbour",
-                "text to video",
-                _text_to_video(
-                    similarity, split, lambda rows: nearest_neighbour_normalization(rows, statistics)
-                ),
-                servable=not bank.holds_test_queries,
-                parameters={
-                    "alpha": NEAREST_NEIGHBOUR_ALPHA,
-                    "num_neighbours": statistics.num_neighbours,
-                    **source,
-                },
-                note=f"the bank is {bank}",
-            )
-        )
-    return rows
+        for kind, (rescore, parameters) in corrections.items()
+        if kind in extras
+    ]
 
 
 def tie_warnings(rows: Sequence[Row]) -> list[str]:
@@ -334,19 +337,33 @@ def tie_warnings(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _text_to_video(scores: NDArray[np.floating], split: Split, rescore: Rescore) -> RetrievalMetrics:
-    if split.has_several_texts_per_clip:
-        return multi_caption_metrics(scores, split.clip_of_text, rescore)
-    return retrieval_metrics(scores, rescore)
+@dataclass(frozen=True)
+class RowChoice:
+    """Which rows an evaluation has besides the exhaustive ones.
+
+    Attributes:
+        candidates: Shortlist sizes; those of V or more are left out.
+        extras: Of EXTRAS.
+        bank: The queries for those of BANK_EXTRAS.
+        single_scores: Rows for each of the four scores too.
+
+    Raises:
+        ValueError: An unknown extra row, or one that lacks its bank.
+    """
+
+    candidates: Sequence[int] = DEFAULT_CANDIDATES
+    extras: Sequence[str] = ()
+    bank: QueryBank | None = None
+    single_scores: bool = False
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.extras) - set(EXTRAS):
+            raise ValueError(f"no such extra row: {', '.join(sorted(unknown))}")
+        if self.bank is None and set(self.extras) & set(BANK_EXTRAS):
+            raise ValueError("normalisation by a bank needs a bank")
 
 
-def _of_captions(split: Split) -> str:
-    return "a clip's best caption stands for it" if split.has_several_texts_per_clip else ""
-
-
-DEFAULT_CANDIDATES = (50, 100, 200, 500)
-BANK_EXTRAS = ("query-bank", "nearest-neighbour")
-EXTRAS = ("dual-softmax", *BANK_EXTRAS)
+DEFAULT_ROWS = RowChoice()
 
 
 @dataclass(frozen=True)
@@ -362,39 +379,22 @@ def evaluate_fully(
     model: XClip,
     split: Split,
     reader: FrameReader,
-    *,
-    candidates: Sequence[int] = DEFAULT_CANDIDATES,
-    extras: Sequence[str] = (),
-    bank: QueryBank | None = None,
-    single_scores: bool = False,
-    batch_size: int = 32,
-    num_workers: int = 0,
-    dtype: torch.dtype = torch.float32,
+    choice: RowChoice = DEFAULT_ROWS,
+    options: EncodingOptions = DEFAULT_ENCODING,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
     """All rows of one model on one split: exhaustive, two-stage, and the corrections asked for.
 
-    candidates: shortlist sizes; those of V or more are left out. extras: of EXTRAS; those of BANK_EXTRAS need
-    a bank. single_scores: rows for each of the four scores too. Other arguments as in `encode_split`.
     Memory: features, one float32 [T, V] for each matrix used at a time, and blocks.
-    Raises EvaluationError where a score is not finite.
+
+    Raises:
+        DatasetError: A clip cannot be read.
+        EvaluationError: A score is not finite.
     """
-    if unknown := set(extras) - set(EXTRAS):
-        raise ValueError(f"no such extra row: {', '.join(sorted(unknown))}")
-    if bank is None and set(extras) & set(BANK_EXTRAS):
-        raise ValueError("normalisation by a bank needs a bank")
     seconds: dict[str, float] = {}
     with _timed(seconds, "encode"):
-        encoded = encode_split(
-            model,
-            split,
-            reader,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            dtype=dtype,
-            on_progress=on_progress,
-        )
-    names = SCORES if single_scores else ("total",)
+        encoded = encode_split(model, split, reader, options, on_progress)
+    names = SCORES if choice.single_scores else ("total",)
     with _timed(seconds, "score"):
         matrices = score_matrices(model, encoded.text, encoded.video, names, on_progress=on_progress)
     total = matrices.pop("total")
@@ -403,18 +403,18 @@ def evaluate_fully(
         for name, scores in matrices.items():
             rows += exhaustive_rows(scores, split, f"{name.replace('_', '-')} alone", "single-score")
         del matrices
-        if any(count < len(split.clips) for count in candidates):
+        if any(count < len(split.clips) for count in choice.candidates):
             coarse = coarse_similarity(model, encoded.text, encoded.video)
-            rows += two_stage_rows(coarse, total, split, candidates)
+            rows += two_stage_rows(coarse, total, split, choice.candidates)
             del coarse
-        if "dual-softmax" in extras:
+        if "dual-softmax" in choice.extras:
             rows += dual_softmax_rows(total, split)
-    if bank is not None and set(extras) & set(BANK_EXTRAS):
+    if choice.bank is not None and set(choice.extras) & set(BANK_EXTRAS):
         with _timed(seconds, "bank"):
-            text = encode_texts(model, bank.texts, dtype=dtype)
+            text = encode_texts(model, choice.bank.texts, dtype=options.dtype)
             statistics = score_bank(model, text, encoded.video, on_progress)
             total /= model.logit_scale_exp
-            rows += bank_rows(total, split, statistics, bank, extras)
+            rows += bank_rows(total, split, statistics, choice.bank, choice.extras)
     # Directions together, in the order in which the rows were made.
     rows.sort(key=lambda row: row.direction)
     return Evaluation(tuple(rows), tuple(tie_warnings(rows)), seconds)
@@ -423,11 +423,11 @@ def evaluate_fully(
 def score_bank(
     model: XClip, text: TextFeatures, video: VideoFeatures, on_progress: OnProgress | None = None
 ) -> BankStatistics:
-    """What a bank's B texts say of V clips, in blocks of texts. Similarities without exp(logit_scale)."""
+    """Statistics of a bank's B texts with V clips, in blocks of texts, without exp(logit_scale)."""
 
     def blocks() -> Iterator[NDArray[np.floating]]:
-        for first in range(0, len(text), SCORED_TEXTS_AT_ONCE):
-            some = text[first : first + SCORED_TEXTS_AT_ONCE]
+        for first in range(0, len(text), BLOCK_SHAPE[0]):
+            some = text[first : first + BLOCK_SHAPE[0]]
             yield similarity(model, some, video) / model.logit_scale_exp
             if on_progress is not None:
                 on_progress("bank queries", first + len(some), len(text))

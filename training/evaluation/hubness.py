@@ -1,12 +1,11 @@
-"""Corrections of a similarity matrix at test time, as pure functions.
+"""Corrections of a similarity matrix at test time, as pure functions, and their bank of queries.
 
 Contrastive models have *hubs*: items that score high with almost any query. Each correction lowers them.
 
 Q queries (rows), N items (columns), B bank queries; similarities are cosines or means of cosines, without
 exp(logit_scale), unless said otherwise. Each correction is split into what depends on the items alone ([N],
-made once) and what a single query's row needs. Only what needs no other test query can be served.
-
-The bank of queries that normalisations learn an item's popularity from: never the test's own queries.
+made once) and what a single query's row needs. Only what needs no other test query can be served, so a bank
+never holds the test's own queries unless that is asked for.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from training.datasets.annotation_files import AnnotatedClip, read_lines
 from training.datasets.registry import load_annotations
 from training.datasets.split import Split, SplitName
 from training.errors import EvaluationError
+from training.evaluation import DEFAULT_BANK_SIZE
 from training.evaluation.metrics import row_blocks
 
 DUAL_SOFTMAX_TEMPERATURE = 1.0
@@ -43,7 +43,11 @@ NEAREST_NEIGHBOUR_K = 128
 def log_sum_exp_of_columns(
     scores: NDArray[np.floating], temperature: float = DUAL_SOFTMAX_TEMPERATURE
 ) -> NDArray[np.float64]:
-    """float64 [N]: log of the sum over queries of exp(scores / temperature). scores: float [Q, N]."""
+    """float64 [N]: log of the sum over queries of exp(scores / temperature).
+
+    Args:
+        scores: float [Q, N].
+    """
     total = np.full(scores.shape[1], -np.inf)
     for _, rows in row_blocks(scores):
         total = np.logaddexp(total, _log_sum_exp(rows.astype(np.float64) / temperature))
@@ -57,10 +61,13 @@ def dual_softmax(
 ) -> NDArray[np.float64]:
     """float64 [rows, N]: each score times its item's softmax over all queries.
 
-    The revision of arXiv:2109.04290 (github.com/starmemda/CAMoE, DSL.py), without its constant factor.
-    scores: float [rows, N], times exp(logit_scale). log_sums: [N], `log_sum_exp_of_columns` of all Q
-    queries. In float64, because the softmax of a far-off pair is zero in float32, and zeros are ties.
-    Transductive: it needs all test queries at once and takes each item to be wanted about equally often.
+    The revision of arXiv:2109.04290 (github.com/starmemda/CAMoE, DSL.py), without its constant factor. In
+    float64, because the softmax of a far-off pair is zero in float32, and zeros are ties. Transductive: it
+    needs all test queries at once and takes each item to be wanted about equally often.
+
+    Args:
+        scores: float [rows, N], times exp(logit_scale).
+        log_sums: [N], `log_sum_exp_of_columns` of all Q queries.
     """
     wide = scores.astype(np.float64)
     softmax: NDArray[np.float64] = np.exp(wide / temperature - log_sums)
@@ -71,9 +78,10 @@ def dual_softmax(
 class BankStatistics:
     """What a bank of B queries says of N items.
 
-    log_sums: float64 [N], log of the sum over the bank of exp(beta x similarity).
-    retrieved: bool [N], whether any bank query has the item among its k best.
-    neighbour_means: float64 [N], mean of the item's most similar `num_neighbours` bank queries.
+    Attributes:
+        log_sums: float64 [N], log of the sum over the bank of exp(beta x similarity).
+        retrieved: bool [N], whether any bank query has the item among its k best.
+        neighbour_means: float64 [N], mean of the item's most similar `num_neighbours` bank queries.
     """
 
     log_sums: NDArray[np.float64]
@@ -92,8 +100,11 @@ def bank_statistics(
 ) -> BankStatistics:
     """From blocks of bank queries, float [rows, N] each; no whole [B, N] is ever held.
 
-    num_neighbours: where the bank has fewer queries, all are neighbours.
-    Raises EvaluationError where the bank is empty or a similarity is not finite.
+    Args:
+        num_neighbours: Where the bank has fewer queries, all are neighbours.
+
+    Raises:
+        EvaluationError: The bank is empty or a similarity is not finite.
     """
     log_sums: NDArray[np.float64] | None = None
     retrieved: NDArray[np.bool_] = np.zeros(0, bool)
@@ -159,17 +170,16 @@ def _largest_of_columns(rows: NDArray[np.float64], count: int) -> NDArray[np.flo
     return largest
 
 
-DEFAULT_BANK_SIZE = 5000
-"""Most queries of a bank: a bank costs as much as that many test texts."""
-
-
 @dataclass(frozen=True)
 class QueryBank:
     """Texts and where they come from.
 
-    source: for people, such as "msrvtt-9k train". num_available: texts of the source before the choice.
-    num_left_out: of them, those that equal a test text or describe a test clip.
-    holds_test_queries: true only where that was asked for; rows made with it cannot be compared with others.
+    Attributes:
+        source: A label, such as "msrvtt-9k train".
+        num_available: Texts of the source before the choice.
+        num_left_out: Of them, those that equal a test text or describe a test clip.
+        holds_test_queries: True only where that was asked for; rows made with it cannot be compared with
+            others.
     """
 
     texts: tuple[str, ...]
@@ -179,8 +189,8 @@ class QueryBank:
     holds_test_queries: bool = False
 
     def __str__(self) -> str:
-        told = f"{len(self.texts)} of {self.num_available} texts of {self.source}"
-        return f"{told}, TEST QUERIES among them" if self.holds_test_queries else told
+        text = f"{len(self.texts)} of {self.num_available} texts of {self.source}"
+        return f"{text}, TEST QUERIES among them" if self.holds_test_queries else text
 
 
 def make_bank(
@@ -192,21 +202,24 @@ def make_bank(
     seed: int = 0,
     allow_test_queries: bool = False,
 ) -> QueryBank:
-    """A bank for judging `split`, from another split of the same data set or from a file.
+    """A bank for evaluating `split`, from another split of the same data set or from a file.
 
-    source: train, val or test, or a file with one text a line. directory: of the data set; its annotations
-    are read, its videos are not needed.
-    size: where there are more texts, so many are drawn by `seed`.
-    allow_test_queries: keep texts that equal a test text or describe a test clip, and say so.
-    Raises EvaluationError where the source is the split itself or nothing else remains, DatasetError where
-    it cannot be read.
+    Args:
+        source: `train`, `val` or `test`, or a file with one text a line.
+        directory: Of the data set; its annotations are read, its videos are not needed.
+        size: Where there are more texts, so many are drawn by `seed`.
+        allow_test_queries: Keep texts that equal a test text or describe a test clip, and say so.
+
+    Raises:
+        EvaluationError: The source is the split itself or nothing else remains.
+        DatasetError: It cannot be read.
     """
     if size < 1:
         raise EvaluationError(f"a bank needs at least one query, not {size}")
     if source in get_args(SplitName):
         if source == split.name and not allow_test_queries:
             raise EvaluationError(
-                f"{split} is what is judged, so it must not be the bank; choose another split or a file"
+                f"{split} is what is evaluated, so it must not be the bank; choose another split or a file"
             )
         annotated = load_annotations(split.dataset, directory, cast(SplitName, source))
         named = f"{split.dataset} {source}"
@@ -222,8 +235,12 @@ def make_bank(
             f"every text of {named} equals a text of {split} or describes one of its clips;"
             " choose another bank"
         )
+    usable = texts if allow_test_queries else kept
+    if len(usable) > size:
+        drawn = sorted(random.Random(seed).sample(range(len(usable)), size))
+        usable = [usable[position] for position in drawn]
     return QueryBank(
-        texts=_draw(texts if allow_test_queries else kept, size, seed),
+        texts=tuple(usable),
         source=named,
         num_available=len(texts),
         num_left_out=0 if allow_test_queries else len(texts) - len(kept),
@@ -233,23 +250,16 @@ def make_bank(
 
 def _without_the_tests(annotated: Sequence[AnnotatedClip], split: Split) -> list[str]:
     clips = {clip.id for clip in split.clips} | set(split.missing)
-    texts = {_as_compared(text) for text in split.texts}
+    texts = {_normalized(text) for text in split.texts}
     return [
         text
         for clip in annotated
         if clip.id not in clips
         for text in clip.texts
-        if _as_compared(text) not in texts
+        if _normalized(text) not in texts
     ]
 
 
-def _as_compared(text: str) -> str:
-    """What the tokenizer too takes for the same: case and spaces do not count."""
+def _normalized(text: str) -> str:
+    """Equal for texts that are equal to the tokenizer too, which ignores case and spaces."""
     return " ".join(text.lower().split())
-
-
-def _draw(texts: Sequence[str], size: int, seed: int) -> tuple[str, ...]:
-    if len(texts) <= size:
-        return tuple(texts)
-    places = sorted(random.Random(seed).sample(range(len(texts)), size))
-    return tuple(texts[place] for place in places)

@@ -18,13 +18,17 @@ from training.errors import EvaluationError
 MAX_BLOCK_ELEMENTS = 1 << 20
 """Scores looked at together: what a comparison of them takes besides the matrix is a few MiB."""
 
+DIRECTIONS = ("text_to_video", "video_to_text")
+FIGURES = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank")
+"""What is reported of each direction: percent (three times), ranks from 1 (twice)."""
+
 Rescore = Callable[[NDArray[np.floating]], NDArray[np.floating]]
 """A change of scores that needs one row at a time: float [rows, N] -> float [rows, N]."""
 
 
 @dataclass(frozen=True)
 class RankStatistics:
-    """R@k in percent, 0 to 100; ranks count from 1. `rank_deviation` is the population's."""
+    """R@k in percent, 0 to 100; ranks count from 1. `rank_deviation`: the population's standard one."""
 
     recall_at_1: float
     recall_at_5: float
@@ -38,9 +42,10 @@ class RankStatistics:
 class RetrievalMetrics(RankStatistics):
     """The official figures of `num_queries` queries over `num_items` items, and what ties could hide.
 
-    num_tied_queries: queries whose own item has the same score as another one.
-    optimistic, pessimistic, averaged: the same figures if each tied query had the best, the worst or the
-        middle one of the ranks that it shares. Without ties all three equal the official ones.
+    Attributes:
+        num_tied_queries: Queries whose own item has the same score as another one.
+        optimistic, pessimistic, averaged: The same figures if each tied query had the best, the worst or the
+            middle one of the ranks that it shares. Without ties all three equal the official ones.
     """
 
     num_queries: int
@@ -55,9 +60,10 @@ class RetrievalMetrics(RankStatistics):
 class RankCounts:
     """Where each of Q queries found its own item among N.
 
-    num_better, num_equal, num_equal_before: int64 [Q]: items that score higher; items of the same score, the
-        own one included; those of them that stand in an earlier column.
-    num_items: N.
+    Attributes:
+        num_better, num_equal, num_equal_before: int64 [Q]: items that score higher; items of the same score,
+            the own one included; those of them that stand in an earlier column.
+        num_items: N.
     """
 
     num_better: NDArray[np.int64]
@@ -69,11 +75,16 @@ class RankCounts:
 def retrieval_metrics(similarity: NDArray[np.floating], rescore: Rescore | None = None) -> RetrievalMetrics:
     """Metrics of N queries (rows) over N items (columns), query i belonging to item i.
 
-    similarity: float [N, N], finite. rescore: applied to blocks of rows before they are ranked.
-    Raises EvaluationError on another shape or on a value that is not finite.
     Ties follow the official `compute_metrics`: a query whose score is shared by several items contributes
     every rank at which that score stands, so the denominator grows. Without ties this is the usual
     definition.
+
+    Args:
+        similarity: float [N, N], finite.
+        rescore: Applied to blocks of rows before they are ranked.
+
+    Raises:
+        EvaluationError: Another shape or a value that is not finite.
     """
     if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1] or not len(similarity):
         raise EvaluationError(f"expected a square matrix, got {similarity.shape}")
@@ -85,10 +96,13 @@ def multi_caption_metrics(
 ) -> RetrievalMetrics:
     """Text to video where a clip has several texts: each text counts by itself.
 
-    similarity: float [T, V], finite. clip_of_text: for each text its clip.
     Equal to the official `tensor_text_to_video_metrics` on texts grouped by clip and padded with -inf: one
     rank a text, the lower of two middle ranks as the median. Of tied items that code takes the order of an
     unstable sort; here it is the order of the columns.
+
+    Args:
+        similarity: float [T, V], finite.
+        clip_of_text: For each text its clip.
     """
     require_one_clip_a_text(similarity, clip_of_text)
     return multi_caption_statistics(count_ranks(similarity, np.asarray(clip_of_text), rescore))
@@ -99,8 +113,11 @@ def video_to_text_similarity(
 ) -> NDArray[np.floating]:
     """float [V, V]: of each video (row) with each clip's best caption (column).
 
-    similarity: float [T, V]; clip_of_text: ascending, every clip at least once.
     Equal to the official `tensor_video_to_text_sim`: the maximum over a clip's captions, transposed.
+
+    Args:
+        similarity: float [T, V].
+        clip_of_text: Ascending, every clip at least once.
     """
     require_one_clip_a_text(similarity, clip_of_text)
     clips = np.asarray(clip_of_text)
@@ -145,9 +162,14 @@ def row_blocks(similarity: NDArray[np.floating]) -> Iterator[tuple[int, NDArray[
 def count_ranks(
     similarity: NDArray[np.floating], own: NDArray[np.int64], rescore: Rescore | None = None
 ) -> RankCounts:
-    """Where each query's own item stands. similarity: float [Q, N], finite; own: int [Q], its column.
+    """Where each query's own item stands.
 
-    Raises EvaluationError, naming row and column, on a score that is not finite.
+    Args:
+        similarity: float [Q, N], finite.
+        own: int [Q], its column.
+
+    Raises:
+        EvaluationError: A score that is not finite; the message names row and column.
     """
     num_queries, num_items = similarity.shape
     counts = np.empty((3, num_queries), np.int64)
@@ -197,7 +219,7 @@ def _with_bounds(
         num_tied_queries=int((counts.num_equal > 1).sum()),
         optimistic=_of_histogram(np.bincount(best), lower_median=lower_median),
         pessimistic=_of_histogram(np.bincount(worst), lower_median=lower_median),
-        # Ranks of halves: counted twice as wide.
+        # Middles of ranks may be halves: counted in steps of 0.5.
         averaged=_of_histogram(np.bincount(best + worst), step=0.5, lower_median=lower_median),
     )
 
@@ -210,7 +232,7 @@ def _of_histogram(
     ranks = 1 + step * np.arange(len(histogram))
     cumulative = np.cumsum(histogram)
     low, high = (
-        ranks[np.searchsorted(cumulative, place, side="right")] for place in ((total - 1) // 2, total // 2)
+        ranks[np.searchsorted(cumulative, middle, side="right")] for middle in ((total - 1) // 2, total // 2)
     )
     mean = float(ranks @ histogram) / total
     within_1, within_5, within_10 = (float(histogram[ranks <= k].sum()) * 100 / total for k in (1, 5, 10))

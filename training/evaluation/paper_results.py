@@ -36,7 +36,9 @@ SOURCES = {
 class PaperResult:
     """One direction of one row of the paper. R@k in percent; None where the paper's table has no such column.
 
-    table: its number. confirmed_by: keys of SOURCES.
+    Attributes:
+        table: Its number.
+        confirmed_by: Keys of SOURCES.
     """
 
     dataset: str
@@ -107,7 +109,7 @@ PAPER_RESULTS = (
 
 
 def paper_results(dataset: str, backbone: Backbone | None = None) -> list[PaperResult]:
-    """The paper's rows to print beside ours: of one backbone, or of both where it is None.
+    """The paper's rows to print with ours: of one backbone, or of both where it is None.
 
     The paper trains on the 9k split of MSR-VTT; `msrvtt-7k` has the same test set and shows the same rows.
     Empty for a data set that the paper does not have.

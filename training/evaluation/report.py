@@ -1,4 +1,4 @@
-"""An evaluation as a table for people and as JSON for programs."""
+"""An evaluation as a table for the terminal and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ _PACKAGES = ("xclip-search", "torch", "open_clip_torch", "numpy", "av", "decord"
 class EvaluationReport:
     """One evaluation with all that its figures depend on.
 
-    warnings: what else was said on the way, such as clips left out. backbone: None for neither of the
-        paper's.
+    Attributes:
+        warnings: Of the preparation, such as clips left out.
+        backbone: None for neither of the paper's.
     """
 
     evaluation: Evaluation
@@ -54,7 +55,7 @@ class EvaluationReport:
     def paper(self) -> list[PaperResult]:
         """The paper's rows for this data set: of the model's backbone, or of both where it has neither.
 
-        None beside another split than the test.
+        None for another split than the test.
         """
         return paper_results(self.split.dataset, self.backbone) if self.split.name == "test" else []
 
@@ -115,7 +116,7 @@ def to_json(report: EvaluationReport) -> str:
 
 
 def print_report(report: EvaluationReport, console: Console) -> None:
-    """The table with the paper's rows beside ours, then what must be known of it."""
+    """The table with the paper's rows below ours, then what must be known of it."""
     split = report.split
     left_out = f", {len(split.missing)} left out" if split.missing else ""
     console.print(
@@ -202,7 +203,7 @@ def _notes(report: EvaluationReport) -> Iterator[str]:
     for note, ours in labels.items():
         yield f"{' and '.join(ours)}: {note}"
     if any(not row.servable for row in report.evaluation.rows):
-        yield "* not servable: it uses test queries beside the one that is ranked"
+        yield "* not servable: it uses test queries besides the one that is ranked"
     if report.paper and report.split.dataset == "msrvtt-7k":
         yield "the paper's MSR-VTT model is trained on the 9k split; the test set is the same"
     if report.paper and report.backbone is None:

@@ -1,1 +1,1 @@
-"""The training loop and what it consists of: loss, optimizer, checkpoints, logs."""
+"""The training loop and its parts: preparation, loss, optimizer, checkpoints, logs."""

@@ -1,6 +1,6 @@
-"""How far a run has come, and everything that it needs to go on as if it had never stopped.
+"""The progress of a run, and everything that it needs to resume as if it had never stopped.
 
-The states of the random generators that training may draw from, as tensors.
+That includes the states of all random generators that training may draw from, as tensors.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from training.distributed import rank, world_size
 from training.errors import ConfigError, RunError
 from training.loop.optimizer import BertAdam, ScheduledAdamW
 
-_VERSION = 3
-"""Of Python's own Mersenne Twister state (random.getstate)."""
+_PYTHON_STATE_VERSION = 3
+"""The first value of `random.getstate()`."""
 
 
 def seed_everything(seed: int) -> None:
@@ -55,10 +55,14 @@ def capture_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_states(states: dict[str, Tensor], device: torch.device) -> None:
-    """Inverse of `capture_states`. Raises RunError on anything else."""
+    """Inverse of `capture_states`.
+
+    Raises:
+        RunError: The states are damaged.
+    """
     try:
         *numbers, drawn = states["python"].tolist()
-        random.setstate((_VERSION, tuple(map(int, numbers)), None if drawn != drawn else drawn))
+        random.setstate((_PYTHON_STATE_VERSION, tuple(map(int, numbers)), None if drawn != drawn else drawn))
         *key, position, has_gauss, gauss = states["numpy"].tolist()
         np.random.set_state(
             {
@@ -91,8 +95,8 @@ def gather_states(device: torch.device) -> list[dict[str, Tensor]]:
 
 
 @contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """What is done inside draws from the generators without moving them: starting a loader's workers does."""
+def random_states_kept(device: torch.device) -> Iterator[None]:
+    """Restore the generators at the end: starting a loader's workers, for one, draws from them."""
     before = capture_states(device)
     try:
         yield
@@ -107,10 +111,14 @@ FORMAT = "xclip-search-training/1"
 class Progress:
     """How far a run has come.
 
-    epoch: the one that is being trained, from 0. step: steps done in it.
-    loss_sum: of these steps. num_skipped: steps among them that float16 skipped.
-    best_epoch, best_value: of the epochs done, by `training.best_by`, from 0; None before the first.
-    rows: of `metrics.jsonl`. epoch_seconds, seconds: by what they went into, of this epoch and of the run.
+    Attributes:
+        epoch: The one that is being trained, from 0.
+        step: Steps done in it.
+        loss_sum: Of these steps.
+        num_skipped: Steps among them that float16 skipped.
+        best_epoch, best_value: Of the epochs done, by `training.best_by`, from 0; None before the first.
+        rows: Of `metrics.jsonl`.
+        epoch_seconds, seconds: By what they went into, of this epoch and of the run.
     """
 
     epoch: int = 0
@@ -129,7 +137,7 @@ class Progress:
             seconds[phase] = seconds.get(phase, 0.0) + elapsed
 
     def end_epoch(self, row: dict[str, Any]) -> None:
-        """Go on to the next epoch."""
+        """Count the epoch as done; the next one begins."""
         self.rows.append(row)
         self.epoch += 1
         self.step, self.loss_sum, self.num_skipped, self.epoch_seconds = 0, 0.0, 0, {}
@@ -143,7 +151,11 @@ def pack(
     scaler: torch.amp.GradScaler | None,
     random_states: list[dict[str, torch.Tensor]],
 ) -> dict[str, Any]:
-    """What `training_state.pt` holds: tensors, numbers and texts. random_states: by rank."""
+    """What `training_state.pt` holds: tensors, numbers and texts.
+
+    Args:
+        random_states: By rank.
+    """
     return {
         "format": FORMAT,
         "config": config.to_toml(),
@@ -157,9 +169,10 @@ def pack(
 
 
 def check(state: dict[str, Any], config: TrainingConfig, data_digest: str) -> str | None:
-    """Raise RunError where a run cannot go on with this config and these data.
+    """Raise RunError where a run cannot resume with this config and these data.
 
-    Returns what a person should know, None where the run goes on bit for bit.
+    Returns:
+        A note for the user, None where the run resumes bit for bit.
     """
     if state.get("format") != FORMAT:
         raise RunError(f"the checkpoint is of another format than {FORMAT}")
@@ -168,15 +181,17 @@ def check(state: dict[str, Any], config: TrainingConfig, data_digest: str) -> st
     except ConfigError as error:
         raise RunError(f"the run was begun by another version: {error}") from None
     if changed := _changes(former.what_counts(), config.what_counts()):
-        raise RunError("a run goes on with the config that it was begun with, but " + "; ".join(changed))
+        raise RunError("a run resumes with the config that it was begun with, but " + "; ".join(changed))
     if state["data"] != data_digest:
         raise RunError("the data set has other texts or clips than when the run was begun")
     rounding = _changes(former.what_rounds(), config.what_rounds())
     if state["world_size"] != world_size():
-        told = f"{state['world_size']} processes before, {world_size()} now"
+        processes = f"{state['world_size']} processes before, {world_size()} now"
         if config.training.gather == "official":
-            raise RunError(f'with gather = "official" the result depends on the number of processes: {told}')
-        rounding.append(told)
+            raise RunError(
+                f'with gather = "official" the result depends on the number of processes: {processes}'
+            )
+        rounding.append(processes)
     return f"{'; '.join(rounding)}: the result is the same up to rounding" if rounding else None
 
 
@@ -192,7 +207,11 @@ def unpack(
     scaler: torch.amp.GradScaler | None,
     device: torch.device,
 ) -> Progress:
-    """Put optimizer, scaler and random generators where the state says. Raises RunError on a damaged one."""
+    """Put optimizer, scaler and random generators where the state says.
+
+    Raises:
+        RunError: The state is damaged.
+    """
     try:
         optimizer.load_state_dict(state["optimizer"])
         if scaler is not None:

@@ -1,4 +1,4 @@
-"""What a training run tells while it runs."""
+"""What a training run reports while it runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Preparing:
-    """Before a run starts, again and again. what: such as `reading clips`, num_done of num_total."""
+    """Before a run starts, repeatedly.
+
+    Attributes:
+        what: Such as `reading clips`.
+    """
 
     what: str
     num_done: int
@@ -20,7 +24,10 @@ class Preparing:
 class RunStarted:
     """Before the first step.
 
-    num_pairs, num_clips: of the training split. num_steps: of the whole run, of which num_steps_done before.
+    Attributes:
+        num_pairs, num_clips: Of the training split.
+        num_steps: Of the whole run.
+        num_steps_done: Of them, before this start.
     """
 
     num_pairs: int
@@ -37,10 +44,14 @@ class RunStarted:
 class StepDone:
     """After each step.
 
-    step: steps done in the run, from 1. epoch: from 1. loss: of the global batch, before the step.
-    gradient_norm: before clipping; not finite where float16 skipped the step.
-    learning_rates: of this step, by parameter group. logit_scale: exp(logit_scale), after it.
-    seconds: of the step with the wait for its data, of which data_wait_seconds.
+    Attributes:
+        step: Steps done in the run, from 1.
+        epoch: From 1.
+        loss: Of the global batch, before the step.
+        gradient_norm: Before clipping; not finite where float16 skipped the step.
+        learning_rates: Of this step, by parameter group.
+        logit_scale: exp(logit_scale), after it.
+        seconds: Of the step with the wait for its data, of which data_wait_seconds.
     """
 
     step: int
@@ -56,7 +67,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class ValidationStarted:
-    """Before the model is judged on the validation split."""
+    """Before the model is evaluated on the validation split."""
 
     epoch: int
     num_clips: int
@@ -65,8 +76,11 @@ class ValidationStarted:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """After an epoch and its validation. row: what `metrics.jsonl` gets, see
-    `training.loop.run_directory`."""
+    """After an epoch and its validation.
+
+    Attributes:
+        row: What `metrics.jsonl` gets, see `training.loop.run_directory`.
+    """
 
     step: int
     row: Mapping[str, Any]
@@ -74,7 +88,7 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Note:
-    """Something that a person should know."""
+    """Something that the user should know."""
 
     text: str
 

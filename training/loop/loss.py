@@ -1,6 +1,4 @@
-"""The contrastive loss.
-
-The loss of a batch and its gradients, however few of its pairs fit into memory at once.
+"""The contrastive loss of a batch and its gradients, however few of its pairs fit into memory at once.
 
 A smaller batch is not a substitute for a large one in a contrastive loss, because it has fewer negatives.
 Cached features (Gao et al. 2021, arXiv:2101.06983, "GradCache") are: encode all pairs in micro-batches
@@ -30,9 +28,13 @@ from training.errors import ConfigError
 def contrastive_loss(scores: Tensor, ignore: Tensor | None = None) -> Tensor:
     """Symmetric cross-entropy with the diagonal as the truth (arXiv:2207.07285 equation 11).
 
-    scores: float [N, N], scaled, text t belongs to video t; every other item in the batch is a negative.
-    ignore: bool [N, N], true for pairs that are neither: a caption that another video satisfies too.
-        The diagonal must be false. Returns a scalar.
+    Args:
+        scores: float [N, N], scaled, text t belongs to video t; every other item in the batch is a negative.
+        ignore: bool [N, N], true for pairs that are neither: a caption that another video satisfies too. The
+            diagonal must be false.
+
+    Returns:
+        A scalar.
     """
     if ignore is not None:
         scores = scores.masked_fill(ignore, float("-inf"))
@@ -78,17 +80,20 @@ def loss_and_gradients(
 ) -> float:
     """The contrastive loss of the global batch; leaves its gradients, and no others, in the parameters.
 
-    model: in training mode. Parameters that do not require a gradient, and parts that this configuration does
-        not use, have None.
-    batch: this process's pairs, as many on every process. The loss is that of all processes' pairs together,
-        the same number on each, and the gradients are averaged over the processes (see `gather_features` for
-        what `gather` means).
-    micro_batch_size: pairs encoded at once; None for all. Loss and gradients are the same, up to rounding.
-    precision: of the encoders, by autocast; scores and loss are always float32.
-    scaler: for float16, multiplies the loss so that small gradients survive; the gradients are left
-        multiplied, for `training.loop.optimizer.update` with the same scaler to divide.
-    Raises ConfigError on a micro-batch below 1 and where the batch has not exactly one of its two kinds of
-    frames.
+    Args:
+        model: In training mode. Parameters that do not require a gradient, and parts that this configuration
+            does not use, have None.
+        batch: This process's pairs, as many on every process. The loss is that of all processes' pairs
+            together, the same number on each, and the gradients are averaged over the processes (see
+            `gather_features` for what `gather` means).
+        micro_batch_size: Pairs encoded at once; None for all. Loss and gradients are the same, up to
+            rounding.
+        precision: Of the encoders, by autocast; scores and loss are always float32.
+        scaler: For float16, multiplies the loss so that small gradients survive; the gradients are left
+            multiplied, for `training.loop.optimizer.update` with the same scaler to divide.
+
+    Raises:
+        ConfigError: A micro-batch below 1, or the batch has not exactly one of its two kinds of frames.
     """
     if micro_batch_size is not None and micro_batch_size < 1:
         raise ConfigError(f"a micro-batch has at least 1 pair, not {micro_batch_size}")
@@ -161,7 +166,7 @@ def _encode_without_gradients(
                 if value.requires_grad and leaf.grad is not None
             ]
             if not pairs:
-                break  # this side is frozen: no micro-batch has anything to learn
+                break  # This side is frozen: no micro-batch has anything to learn.
             values, gradients = zip(*pairs, strict=True)
             torch.autograd.backward(values, gradients)
         after.restore()

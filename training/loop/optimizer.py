@@ -21,10 +21,13 @@ from training.config import OptimizerChoices
 def warmup_cosine(progress: float, warmup_share: float) -> float:
     """The official factor (github.com/xuguohai/X-CLIP, modules/optimization.py, `warmup_cosine`).
 
-    progress: steps done before this one / steps of the run, so that the FIRST step of a run with warm-up has
-    the factor 0. A linear rise over `warmup_share` of the run, then 0.5 (1 + cos(pi progress)). The cosine
-    counts from the start of the run, not from the end of the warm-up: at the junction the factor drops a
-    little (from 1 to 0.976 for a share of 0.1). A share of 0 or below means no warm-up.
+    A linear rise over `warmup_share` of the run, then 0.5 (1 + cos(pi progress)). The cosine counts from the
+    start of the run, not from the end of the warm-up: at the junction the factor drops a little (from 1 to
+    0.976 for a share of 0.1). A share of 0 or below means no warm-up.
+
+    Args:
+        progress: Steps done before this one / steps of the run, so that the FIRST step of a run with warm-up
+            has the factor 0.
     """
     if progress < warmup_share:
         return progress / warmup_share
@@ -34,8 +37,11 @@ def warmup_cosine(progress: float, warmup_share: float) -> float:
 def warmup_then_cosine(step: int, num_steps: int, warmup_share: float) -> float:
     """The usual factor (open_clip's open_clip_train/scheduler.py, `cosine_lr`).
 
-    step: steps done before this one. The first of the W = round(warmup_share x num_steps) warm-up steps has
-    1/W, the last one 1; then a half cosine over the remaining steps, from 1 towards 0. Past the end, 0.
+    The first of the W = round(warmup_share x num_steps) warm-up steps has 1/W, the last one 1; then a half
+    cosine over the remaining steps, from 1 towards 0. Past the end, 0.
+
+    Args:
+        step: Steps done before this one.
     """
     num_warmup_steps = round(warmup_share * num_steps)
     if step < num_warmup_steps:
@@ -51,8 +57,8 @@ CONSTANT_RATE = -1
 class BertAdam(torch.optim.Optimizer):
     """Adam without bias correction, decoupled decay inside the update, each gradient clipped on its own.
 
-    For each parameter p with gradient g, clipped to the norm `max_grad_norm` by itself (beside any clipping
-    of all gradients together that the caller has done):
+    For each parameter p with gradient g, clipped to the norm `max_grad_norm` by itself (in addition to any
+    clipping of all gradients together that the caller has done):
 
         m = b1 m + (1 - b1) g        v = b2 v + (1 - b2) g^2
         p = p - rate (m / (sqrt(v) + e) + weight_decay p)
@@ -110,7 +116,11 @@ class BertAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step. closure: evaluates the model again and returns the loss, which is returned."""
+        """Take one step.
+
+        Args:
+            closure: Evaluates the model again and returns the loss, which is returned.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -250,7 +260,11 @@ class ScheduledAdamW(torch.optim.AdamW):
         super().__init__(groups, betas=(0.9, 0.98), eps=1e-6)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step. closure: evaluates the model again and returns the loss, which is returned."""
+        """Take one step.
+
+        Args:
+            closure: Evaluates the model again and returns the loss, which is returned.
+        """
         for group, rate in zip(self.param_groups, self.learning_rates(), strict=True):
             group["lr"] = rate
             group["num_steps_done"] += 1
@@ -281,8 +295,10 @@ def update(
 
     In the official order (main_xclip.py, `train_epoch`): all gradients together are clipped to
     `max_gradient_norm` (0 or below: they are not), the optimizer steps, logit_scale is clamped.
-    scaler: the one that scaled the loss (`loss_and_gradients`); it skips the step where a gradient is not
-        finite, and the norm returned is then not finite either. It is the caller's to checkpoint.
+
+    Args:
+        scaler: The one that scaled the loss (`loss_and_gradients`); it skips the step where a gradient is not
+            finite, and the norm returned is then not finite either. It is the caller's to checkpoint.
     """
     if scaler is not None:
         scaler.unscale_(optimizer)

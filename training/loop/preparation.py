@@ -54,11 +54,15 @@ def starting_model(
     A start without temporal transformer and with identity matrices is plain CLIP: its towers are kept, and
     what is above them begins as in official training (`XClip.initialize_from_clip`): frame positions and
     temporal blocks as copies of the text tower's, AOSM as the identity. Where the text tower does not fit
-    (another width than D, too few blocks), the temporal transformer begins at random, and a note says so.
-    Any other start is a checkpoint whose sizes must be those of `choices`; all of its weights are kept.
+    (another width than D, too few blocks), the temporal transformer begins at random, and a note says so. Any
+    other start is a checkpoint whose sizes must be those of `choices`; all of its weights are kept.
 
-    texts: captions of the training split, in which scorers that weigh words count them.
-    seed: of random weights. Raises ConfigError, model.SpecError, model.CheckpointError.
+    Args:
+        texts: Captions of the training split, in which scorers that weigh words count them.
+        seed: Of random weights.
+
+    Raises:
+        ConfigError, model.ModelError: The start cannot be loaded or does not fit the choices.
     """
     loaded = XClip.load(choices.start, "cpu")
     plain = is_plain_clip(loaded)
@@ -94,9 +98,13 @@ def is_plain_clip(model: XClip) -> bool:
 
 
 def trained_config(choices: ModelChoices, start: XClipConfig, plain: bool) -> XClipConfig:
-    """What the config of the model to train is. plain: whether the start is plain CLIP.
+    """What the config of the model to train is.
 
-    Raises ConfigError where sizes do not fit the start, or contradict the scorer.
+    Args:
+        plain: Whether the start is plain CLIP.
+
+    Raises:
+        ConfigError: Sizes do not fit the start, or contradict the scorer.
     """
     scorer = find_scorer(choices.scorer)
     if scorer.temporal and not choices.temporal_layers:
@@ -144,14 +152,19 @@ def freeze(
 ) -> list[str]:
     """Set for every parameter of `model` whether it learns; returns the names of those that do not.
 
-    num_layers: the official `--freeze_layer_num` (github.com/xuguohai/X-CLIP, main_xclip.py, `main`), -1 or 0
-        up to the layers of the deeper tower. -1 freezes nothing; 0, which all official scripts use, what lies
-        below the blocks of both towers: `conv1`, `class_embedding`, both `positional_embedding`, `ln_pre` and
-        `token_embedding`; n also the first n blocks of both. What lies above the blocks (`ln_post`, `proj`,
-        `ln_final`, `text_projection`), `logit_scale` and all that is not CLIP's always learn by this rule.
-    towers: whole towers that stay, projections included: `vision`, `text`. `logit_scale` belongs to neither.
-    names: parameters that stay, by our names, for example `matrices.global_matrix`.
-    Raises ConfigError on a number out of range, an unknown tower or an unknown name.
+    Args:
+        num_layers: The official `--freeze_layer_num` (github.com/xuguohai/X-CLIP, main_xclip.py, `main`), -1
+            or 0 up to the layers of the deeper tower. -1 freezes nothing; 0, which all official scripts use,
+            what lies below the blocks of both towers: `conv1`, `class_embedding`, both
+            `positional_embedding`, `ln_pre` and `token_embedding`; n also the first n blocks of both. What
+            lies above the blocks (`ln_post`, `proj`, `ln_final`, `text_projection`), `logit_scale` and all
+            that is not CLIP's always learn by this rule.
+        towers: Whole towers that stay, projections included: `vision`, `text`. `logit_scale` belongs to
+            neither.
+        names: Parameters that stay, by our names, for example `matrices.global_matrix`.
+
+    Raises:
+        ConfigError: A number out of range, an unknown tower or an unknown name.
     """
     depth = max(len(model.clip.visual.transformer.resblocks), len(model.clip.transformer.resblocks))
     if not NOTHING <= num_layers <= depth:
@@ -199,7 +212,12 @@ def checkpoint_activations(model: XClip, enabled: bool = True) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A run that can take its next step. num_steps: of the whole run. data_digest: `digest_of` the splits."""
+    """A run that can take its next step.
+
+    Attributes:
+        num_steps: Of the whole run.
+        data_digest: `digest_of` the splits.
+    """
 
     splits: TrainingSplits
     data_digest: str
@@ -218,14 +236,14 @@ def prepare(
     device: torch.device,
     existing: Existing,
     splits: TrainingSplits | None,
-    tell: OnEvent,
+    emit: OnEvent,
 ) -> Prepared:
     """Begin a run or resume one; arguments as in `training.loop.trainer.train`. Close its `batches`."""
     choices = config.training
-    state = _open(directory, existing, tell)
+    state = _open(directory, existing, emit)
     splits = splits or load_splits(config)
     # Whatever can be refused is refused before all clips are read.
-    model = _load_model(config, directory, splits, state, device, tell)
+    model = _load_model(config, directory, splits, state, device, emit)
     if choices.cache_frame_features:
         require_frozen_vision(model, config)
     plan = BatchPlan(
@@ -235,11 +253,11 @@ def prepare(
     reader, validation_reader = frame_readers(config, model.config.image_size)
     if (config.data.read_first and state is None) or config.data.missing == "warn":
         num_clips = sum(len(split.clips) for split in (splits.train, splits.validation) if split)
-        splits = read_all_once(splits, config, reader, _counting(tell, "reading clips", num_clips))
+        splits = read_all_once(splits, config, reader, _counting(emit, "reading clips", num_clips))
     for split in (splits.train, splits.validation):
         if split is not None and split.missing:
-            tell(Note(f"{len(split.missing)} clips of {split} are missing and left out"))
-    frames = _frame_features(config, model, splits, reader, tell) if choices.cache_frame_features else reader
+            emit(Note(f"{len(split.missing)} clips of {split} are missing and left out"))
+    frames = _frame_features(config, model, splits, reader, emit) if choices.cache_frame_features else reader
     batches = TrainingBatches(splits.train, model.tokenize, frames, plan, config.data.num_workers)
     num_steps = batches.num_steps * choices.epochs
     optimizer = make_optimizer(model, config.optimizer, num_steps)
@@ -252,7 +270,7 @@ def prepare(
         seed_everything(choices.seed + rank())
     else:
         if note_of_change := check(state, config, data_digest):
-            tell(Note(note_of_change))
+            emit(Note(note_of_change))
         progress = unpack(state, optimizer, scaler, device)
         if rank() == 0:
             directory.write_metrics(progress.rows)
@@ -261,7 +279,7 @@ def prepare(
     )
 
 
-def _open(directory: RunDirectory, existing: Existing, tell: OnEvent) -> dict[str, Any] | None:
+def _open(directory: RunDirectory, existing: Existing, emit: OnEvent) -> dict[str, Any] | None:
     """The state to resume from, None for a new run."""
     if existing != "resume":
         if rank() == 0:
@@ -274,7 +292,7 @@ def _open(directory: RunDirectory, existing: Existing, tell: OnEvent) -> dict[st
     wait_for_others()
     if directory.last.is_dir():
         return directory.read_state()
-    tell(Note(f"{directory.path} holds no checkpoint yet: the run starts from the beginning"))
+    emit(Note(f"{directory.path} holds no checkpoint yet: the run starts from the beginning"))
     return None
 
 
@@ -284,7 +302,7 @@ def _load_model(
     splits: TrainingSplits,
     state: dict[str, Any] | None,
     device: torch.device,
-    tell: OnEvent,
+    emit: OnEvent,
 ) -> XClip:
     """The model on its device, the same on every process, its frozen parameters marked."""
     choices = config.training
@@ -292,7 +310,7 @@ def _load_model(
         start = starting_model(config.model, splits.train.texts, choices.seed, str(device))
         model, fixed = start.model, start.fixed_parameters
         for note in start.notes:
-            tell(Note(note))
+            emit(Note(note))
     else:
         model = XClip.load(directory.last, str(device))
         fixed = fixed_parameters(config.model.scorer, model)
@@ -308,17 +326,17 @@ def _load_model(
 
 
 def _frame_features(
-    config: TrainingConfig, model: XClip, splits: TrainingSplits, reader: FrameReader, tell: OnEvent
+    config: TrainingConfig, model: XClip, splits: TrainingSplits, reader: FrameReader, emit: OnEvent
 ) -> FrameFeatures:
     num_clips = len(splits.train.clips)
     size_mebibytes = feature_bytes(splits.train, model) / 2**20
-    tell(
+    emit(
         Note(
             f"the features of all frames of {num_clips} clips are encoded once and kept:"
             f" {size_mebibytes:,.1f} MiB of memory in each process"
         )
     )
-    counting = _counting(tell, "encoding clips", -(-num_clips // world_size()))
+    counting = _counting(emit, "encoding clips", -(-num_clips // world_size()))
     with explained_if_full(
         "encoding all frames",
         "set training.validation_batch_size, the clips encoded at once, or leave out"
@@ -327,13 +345,13 @@ def _frame_features(
         return encode_frames_once(model, splits.train, reader, config, counting)
 
 
-def _counting(tell: OnEvent, what: str, num_total: int) -> OnProgress:
+def _counting(emit: OnEvent, what: str, num_total: int) -> OnProgress:
     """Adds up progress and reports it: that of this process, where several share the work."""
     num_done = 0
 
     def count(num_new: int) -> None:
         nonlocal num_done
         num_done += num_new
-        tell(Preparing(what, num_done, num_total))
+        emit(Preparing(what, num_done, num_total))
 
     return count

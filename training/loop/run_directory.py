@@ -65,10 +65,10 @@ class RunDirectory:
         if self.holds_a_run():
             if not overwrite:
                 raise RunError(
-                    f"{self.path} holds a run already: --resume goes on with it, --overwrite removes it"
+                    f"{self.path} holds a run already: --resume continues it, --overwrite removes it"
                 )
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise RunError(f"{self.path} is there and is no training run; choose an empty folder")
+            raise RunError(f"{self.path} exists and is no training run; choose an empty folder")
 
     def begin(self, config: TrainingConfig, *, overwrite: bool = False) -> None:
         """Make the folder for a new run, instead of one that is there. Raises as `require_free`."""
@@ -93,7 +93,11 @@ class RunDirectory:
                 former.rename(self.path / name)
 
     def write_last(self, model: XClip, config: TrainingConfig, state: Mapping[str, Any]) -> None:
-        """Replace the newest checkpoint. state: tensors, numbers, texts and containers of them."""
+        """Replace the newest checkpoint.
+
+        Args:
+            state: Tensors, numbers, texts and containers of them.
+        """
         self._write_checkpoint(LAST, model, config, state)
 
     def write_best(self, model: XClip, config: TrainingConfig) -> None:
@@ -128,12 +132,16 @@ class RunDirectory:
         shutil.rmtree(former, ignore_errors=True)
 
     def read_state(self) -> dict[str, Any]:
-        """What `write_last` was given as `state`. Raises RunError where it is damaged."""
+        """What `write_last` was given as `state`.
+
+        Raises:
+            RunError: It is damaged.
+        """
         path = self.last / STATE_FILE
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            raise RunError(f"{path} cannot be read, so the run cannot go on: {error}") from None
+            raise RunError(f"{path} cannot be read, so the run cannot resume: {error}") from None
         if not isinstance(state, dict):
             raise RunError(f"{path} is not the state of a training run")
         return state
@@ -166,7 +174,10 @@ def summarize(
 ) -> dict[str, Any]:
     """Config, data, the best epoch with its fingerprint and figures, and where the time went, as JSON values.
 
-    best: the directory of the best model. Times are sums over all starts of the run.
+    Times are sums over all starts of the run.
+
+    Args:
+        best: The directory of the best model.
     """
     assert progress.best_epoch is not None
     num_pairs_seen = num_steps * config.training.batch_size

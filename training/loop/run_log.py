@@ -1,7 +1,4 @@
-"""Where the time of a run goes, and what TensorBoard shows of it.
-
-What a row of `metrics.jsonl` says of a validation, the same on every process.
-"""
+"""What a run records: where its time goes, TensorBoard scalars, the figures of a validation."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ from torch import distributed
 from training.distributed import world_size
 from training.errors import ConfigError
 from training.evaluation.evaluation import RetrievalResult
+from training.evaluation.metrics import DIRECTIONS, FIGURES
 from training.loop.checkpoint import Progress
 from training.loop.events import EpochDone, StepDone, TrainingEvent
 
@@ -50,8 +48,11 @@ def times_of(seconds: dict[str, float], num_pairs: int) -> dict[str, float]:
 class TensorBoardLog:
     """Scalars of a run. Call it with every event, close it at the end.
 
-    first_step: of this start; what an interrupted run wrote of later ones is not shown.
-    Raises ConfigError where TensorBoard is not installed.
+    Args:
+        first_step: Of this start; what an interrupted run wrote of later ones is hidden.
+
+    Raises:
+        ConfigError: TensorBoard is not installed.
     """
 
     def __init__(self, directory: Path, every_steps: int, first_step: int) -> None:
@@ -67,18 +68,18 @@ class TensorBoardLog:
         self._since: list[StepDone] = []
 
     def __call__(self, event: TrainingEvent) -> None:
-        """Write what an event says."""
+        """Write the scalars of an event."""
         if isinstance(event, StepDone):
             self._since.append(event)
             if event.step % self._every_steps == 0:
                 self._write_step()
         elif isinstance(event, EpochDone) and event.row["validation"] is not None:
-            for direction in ("text_to_video", "video_to_text"):
+            for direction in DIRECTIONS:
                 for name, value in event.row["validation"][direction].items():
                     self._add(f"validation/{direction}/{name}", value, event.step)
 
     def close(self) -> None:
-        """Bring everything to disk."""
+        """Write everything to disk."""
         self._writer.close()
 
     def _write_step(self) -> None:
@@ -97,17 +98,12 @@ class TensorBoardLog:
         self._writer.add_scalar(name, value, step)
 
 
-DIRECTIONS: Final = ("text_to_video", "video_to_text")
-RATES: Final = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank")
-"""Percent, percent, percent, rank from 1, rank from 1."""
-
-
 def figures_of(result: RetrievalResult) -> dict[str, Any]:
     """The figures of both directions, and the numbers of texts and clips, as JSON values."""
     figures: dict[str, Any] = {}
     for direction in DIRECTIONS:
         metrics = getattr(result, direction)
-        figures[direction] = {name: getattr(metrics, name) for name in RATES}
+        figures[direction] = {name: getattr(metrics, name) for name in FIGURES}
         figures[direction]["num_queries"] = metrics.num_queries
     return {**figures, "num_texts": result.num_texts, "num_clips": result.num_clips}
 
@@ -117,7 +113,7 @@ def shared_figures(figures: dict[str, Any] | None, device: torch.device) -> dict
     if world_size() == 1:
         assert figures is not None
         return figures
-    names = (*RATES, "num_queries")
+    names = (*FIGURES, "num_queries")
     numbers = [0.0] * (len(DIRECTIONS) * len(names) + 2)
     if figures is not None:
         numbers = [float(figures[direction][name]) for direction in DIRECTIONS for name in names]
@@ -125,8 +121,8 @@ def shared_figures(figures: dict[str, Any] | None, device: torch.device) -> dict
     sent = torch.tensor(numbers, dtype=torch.float64, device=device)
     distributed.broadcast(sent, src=0)
     *rates, num_texts, num_clips = sent.tolist()
-    waiting = iter(rates)
-    found: dict[str, Any] = {direction: {name: next(waiting) for name in names} for direction in DIRECTIONS}
+    rest = iter(rates)
+    found: dict[str, Any] = {direction: {name: next(rest) for name in names} for direction in DIRECTIONS}
     for direction in DIRECTIONS:
         found[direction]["num_queries"] = int(found[direction]["num_queries"])
     return {**found, "num_texts": int(num_texts), "num_clips": int(num_clips)}

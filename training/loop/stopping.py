@@ -22,7 +22,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class TrainingStoppedError(TrainingError):
     """A run that was asked to stop, and did after it wrote a checkpoint.
 
-    signal_number: 2 for Ctrl-C, 15 for SIGTERM. checkpoint: where `resume` goes on from.
+    Args:
+        signal_number: 2 for Ctrl-C, 15 for SIGTERM.
+        checkpoint: What `resume` continues from.
     """
 
     def __init__(self, signal_number: int, checkpoint: Path, step: int) -> None:
@@ -48,7 +50,7 @@ class StopRequest:
 
 @contextmanager
 def stop_between_steps() -> Iterator[StopRequest]:
-    """Note the first Ctrl-C or SIGTERM instead of dying of it; a second one ends the process at once.
+    """Record the first Ctrl-C or SIGTERM instead of ending; a second one ends the process at once.
 
     Does nothing outside the main thread, where signals do not arrive.
     """
@@ -59,7 +61,7 @@ def stop_between_steps() -> Iterator[StopRequest]:
     owner = os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # A forked loader process: Ctrl-C reaches it too, but its parent ends it.
+        if os.getpid() != owner:  # In a forked loader process: Ctrl-C reaches it too, but its parent ends it.
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return

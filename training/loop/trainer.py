@@ -18,8 +18,9 @@ from training.data.batches import Batch
 from training.data.splits import TrainingSplits
 from training.distributed import process_group, rank, wait_for_others, world_size
 from training.errors import DatasetError, RunError, explained_if_full
+from training.evaluation.encoding import EncodingOptions
 from training.evaluation.evaluation import evaluate_split
-from training.loop.checkpoint import gather_states, pack, undisturbed
+from training.loop.checkpoint import gather_states, pack, random_states_kept
 from training.loop.events import (
     EpochDone,
     Note,
@@ -44,7 +45,11 @@ MAX_NAMED_CLIPS = 20
 class TrainingResult:
     """A run that is done.
 
-    best, last: model directories. best_epoch: from 1. rows: of `metrics.jsonl`. summary: of `summary.json`.
+    Attributes:
+        best, last: Model directories.
+        best_epoch: From 1.
+        rows: Of `metrics.jsonl`.
+        summary: Of `summary.json`.
     """
 
     directory: Path
@@ -90,17 +95,17 @@ def train(
     with process_group(device) as own_device, ExitStack() as at_end:
         listeners: list[OnEvent] = [on_event] if on_event is not None and rank() == 0 else []
 
-        def tell(event: TrainingEvent) -> None:
+        def emit(event: TrainingEvent) -> None:
             for listener in listeners:
                 listener(event)
 
         started = time.perf_counter()
-        prepared = prepare(config, directory, own_device, existing, splits, tell)
+        prepared = prepare(config, directory, own_device, existing, splits, emit)
         at_end.enter_context(prepared.batches)
         prepared.progress.add_seconds("preparation", time.perf_counter() - started)
         # From here on there is work to lose.
         stop = at_end.enter_context(stop_between_steps())
-        run = _Run(config, directory, own_device, stop, prepared, tell)
+        run = _Run(config, directory, own_device, stop, prepared, emit)
         if config.log.tensorboard and rank() == 0:
             log = TensorBoardLog(directory.path / TENSORBOARD, config.log.every_steps, run.num_steps_done + 1)
             at_end.callback(log.close)
@@ -119,10 +124,10 @@ class _Run:
         device: torch.device,
         stop: StopRequest,
         prepared: Prepared,
-        tell: OnEvent,
+        emit: OnEvent,
     ) -> None:
         self.config, self.directory, self.device, self.stop = config, directory, device, stop
-        self.prepared, self.progress, self.tell = prepared, prepared.progress, tell
+        self.prepared, self.progress, self.emit = prepared, prepared.progress, emit
         self.model, self.optimizer, self.scaler = prepared.model, prepared.optimizer, prepared.scaler
         self.batches = prepared.batches
         self.steps_per_epoch = prepared.batches.num_steps
@@ -134,7 +139,7 @@ class _Run:
 
     def train(self) -> None:
         train = self.prepared.splits.train
-        self.tell(
+        self.emit(
             RunStarted(
                 num_pairs=len(train.texts),
                 num_clips=len(train.clips),
@@ -179,8 +184,8 @@ class _Run:
         num_given = 0
         while True:
             self.step_started = time.perf_counter()
-            # At the first one workers start, and draw a seed for themselves.
-            starting = undisturbed(self.device) if num_given == 0 else nullcontext()
+            # Before the first batch the workers start, and draw a seed for themselves.
+            starting = random_states_kept(self.device) if num_given == 0 else nullcontext()
             with clocked(self.progress, "data_wait"), self._ended_by_a_signal(), starting:
                 batch = next(batches, None)
             if batch is None:
@@ -228,7 +233,7 @@ class _Run:
             progress.num_skipped += 1
         progress.step += 1
         progress.loss_sum += loss
-        self.tell(
+        self.emit(
             StepDone(
                 step=self.num_steps_done,
                 epoch=progress.epoch + 1,
@@ -282,7 +287,7 @@ class _Run:
         self._save()
         if self.is_first:
             self.directory.write_metrics(progress.rows)
-        self.tell(EpochDone(step, row))
+        self.emit(EpochDone(step, row))
 
     def _validate(self) -> dict[str, Any] | None:
         """Figures of the validation split, computed by the first process; None without such a split."""
@@ -295,14 +300,15 @@ class _Run:
         )
         with clocked(self.progress, "validation"), self._ended_by_a_signal(), full:
             if self.is_first:
-                self.tell(ValidationStarted(self.progress.epoch + 1, len(split.clips), len(split.texts)))
-                with undisturbed(self.device):
+                self.emit(ValidationStarted(self.progress.epoch + 1, len(split.clips), len(split.texts)))
+                with random_states_kept(self.device):
                     result = evaluate_split(
                         self.model,
                         split,
                         self.prepared.validation_reader,
-                        batch_size=self.config.training.validation_batch_size,
-                        num_workers=self.config.data.num_workers,
+                        EncodingOptions(
+                            self.config.training.validation_batch_size, self.config.data.num_workers
+                        ),
                     )
                 found = figures_of(result)
             wait_for_others()
@@ -341,7 +347,7 @@ class _Run:
     def _stop_if_asked(self, is_saved: bool = False) -> None:
         number = self.stop.agreed(self.device)
         if number:
-            self.tell(Note("asked to stop"))
+            self.emit(Note("asked to stop"))
             if not is_saved:
                 self._save()
             raise TrainingStoppedError(number, self.directory.last, self.num_steps_done)

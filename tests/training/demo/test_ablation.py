@@ -16,15 +16,14 @@ from training.ablation import runner
 from training.ablation.corpus import HELD_OUT_SETS, training_scenes, write_training_corpus
 from training.ablation.paper_tables import AGGREGATIONS, GRANULARITIES, TEMPERATURES, TEMPORAL_ENCODER
 from training.ablation.report import (
-    DIRECTIONS,
     METRICS,
+    described_sets,
     draw_plot,
     spread,
     summarize,
-    told_sets,
     write_tables,
 )
-from training.ablation.runner import WorkerOptions, prepare_folder, run_grid
+from training.ablation.runner import RunOptions, prepare_folder, run_grid
 from training.ablation.settings import Folders, claim_folder, quick_settings, standard_settings
 from training.ablation.variants import (
     FULL,
@@ -36,11 +35,12 @@ from training.ablation.variants import (
     read_records,
     select_tables,
 )
-from training.config import SCORE_NAMES, parse_config, to_toml
+from training.config import SCORE_NAMES, parse_config
 from training.datasets.registry import load_split
 from training.demo_corpus.captions import full_description, satisfies
 from training.demo_corpus.held_out import is_held_out
 from training.errors import ConfigError, RunError
+from training.evaluation.metrics import DIRECTIONS
 from training.loop.preparation import is_plain_clip, starting_model
 from training.scorers import SCORERS
 from xclip_search.ablate import app
@@ -173,7 +173,12 @@ def test_the_page_shows_our_figures_the_paper_s_and_the_failures(tmp_path):
     table = TABLES["temporal"]
     records = records_of(table.variants, held_out_sets=tuple(HELD_OUT_SETS))
     write_tables(
-        tmp_path / "tables.md", [table], told_sets(QUICK.corpus), records, {"xclip-seed-9": "no disk"}, ""
+        tmp_path / "tables.md",
+        [table],
+        described_sets(QUICK.corpus),
+        records,
+        {"xclip-seed-9": "no disk"},
+        "",
     )
     page = (tmp_path / "tables.md").read_text(encoding="utf-8")
     first = spread([record["sets"]["random"]["text_to_video"]["recall_at_1"] for record in records[::2]])
@@ -210,7 +215,7 @@ def test_every_choice_of_a_run_is_one_that_a_training_config_can_hold():
     settings = standard_settings()
     for variant in distinct_variants(select_tables(None)):
         config = runner.variant_config(settings, RunPlan(variant, 1), Folders(Path("somewhere")))
-        assert parse_config(to_toml(config)) == config
+        assert parse_config(config.to_toml()) == config
 
 
 def test_a_folder_takes_results_of_one_kind_only(tmp_path):
@@ -277,7 +282,7 @@ def test_the_starting_point_is_plain_clip_and_every_variant_begins_from_its_towe
 
 def test_the_same_run_gives_the_same_weights_and_another_seed_others(folders):
     plans = [RunPlan(replace(FULL_VARIANT, name=name), seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
-    first, again, other = (runner.execute(plan, QUICK, folders, device="cpu") for plan in plans)
+    first, again, other = (runner.execute(plan, RunOptions(QUICK, folders, device="cpu")) for plan in plans)
     assert first["fingerprint"] == again["fingerprint"] != other["fingerprint"]
     assert first["sets"] == again["sets"]
     assert first["num_steps"] == QUICK.num_steps
@@ -289,7 +294,7 @@ def test_zero_shot_is_the_starting_point_itself_and_training_changes_what_is_fou
     trained = Variant("clip4clip-meanP", {"scorer": "clip4clip-meanP"})
     longer = QUICK.with_steps(30)
     before, after = (
-        runner.execute(RunPlan(variant, 0), settings, folders, device="cpu", keep_model=True)
+        runner.execute(RunPlan(variant, 0), RunOptions(settings, folders, device="cpu", keep_models=True))
         for variant, settings in ((zero_shot, QUICK), (trained, longer))
     )
     assert "num_steps" not in before
@@ -308,7 +313,7 @@ def test_a_variant_that_fails_is_told_and_stops_no_other(folders):
     steps = []
     run_grid(
         plans,
-        WorkerOptions(QUICK, folders, device="cpu"),
+        RunOptions(QUICK, folders, device="cpu"),
         1,
         lambda plan, num_done: steps.append(num_done),
         lambda plan, reason: ends.update({plan.name: reason}),
@@ -397,7 +402,7 @@ def test_runs_in_processes_find_what_runs_in_this_process_find(folders):
         replace(FULL_VARIANT, name="there"),
         Variant("bad-there", {"scorer": "no-such"}),
     )
-    options = WorkerOptions(QUICK, folders, device="cpu")
+    options = RunOptions(QUICK, folders, device="cpu")
     ends = {}
 
     def on_end(plan, reason):

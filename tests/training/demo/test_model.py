@@ -13,19 +13,26 @@ import torch
 import model
 from model import Scores, XClip
 from model.tokenization import Tokenizer
-from training.demo_corpus.captions import Description, EventDescription, describe, satisfies, say, vocabulary
+from training.demo_corpus.captions import (
+    Description,
+    EventDescription,
+    claims_of,
+    describe,
+    describe_briefly,
+    facts_of,
+    satisfies,
+    say,
+    true_of,
+    vocabulary,
+)
 from training.demo_corpus.held_out import is_held_out, random_set, sibling_hard_set
 from training.demo_corpus.scene import Actor, Event, Scene, scene_key
 from training.demo_model import recipe as stages
 from training.demo_model.evaluation import (
-    claims_of,
-    describe_briefly,
     encode_frames,
-    facts_of,
     recall,
     score_set,
     table,
-    true_of,
 )
 from training.demo_model.recipe import (
     Recipe,

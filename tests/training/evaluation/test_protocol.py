@@ -12,8 +12,15 @@ from tests.support.video_files import write_coloured_video
 from training.data.frames import FrameReader, FrameRecipe
 from training.datasets.split import Clip, Split
 from training.errors import DatasetError, EvaluationError
-from training.evaluation.encoding import SCORES, encode_split, encode_texts, score_matrices, similarity
-from training.evaluation.evaluation import evaluate_split, judge
+from training.evaluation.encoding import (
+    SCORES,
+    EncodingOptions,
+    encode_split,
+    encode_texts,
+    score_matrices,
+    similarity,
+)
+from training.evaluation.evaluation import compute_metrics, evaluate_split
 from training.evaluation.metrics import multi_caption_metrics, retrieval_metrics, video_to_text_similarity
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 40, 190), "grey": (120, 120, 120)}
@@ -58,7 +65,7 @@ def encoded(model, split, reader):
 
 
 def test_a_split_encoded_in_batches_equals_its_clips_and_texts_one_by_one(model, split, reader, encoded):
-    in_batches = encode_split(model, split, reader, batch_size=3)
+    in_batches = encode_split(model, split, reader, EncodingOptions(3))
     assert in_batches.clip_of_text == split.clip_of_text
     torch.testing.assert_close(in_batches.video.frames, encoded.video.frames)
     for place, clip in enumerate(split.clips):
@@ -75,7 +82,7 @@ def test_a_split_encoded_in_batches_equals_its_clips_and_texts_one_by_one(model,
 
 
 def test_features_are_kept_on_the_cpu_and_in_half_the_memory_where_asked(model, split, reader, encoded):
-    half = encode_split(model, split, reader, dtype=torch.float16)
+    half = encode_split(model, split, reader, EncodingOptions(dtype=torch.float16))
     for features in (half.text, half.video, encoded.text, encoded.video):
         for name, tensor in vars(features).items():
             if tensor is not None:
@@ -87,19 +94,17 @@ def test_features_are_kept_on_the_cpu_and_in_half_the_memory_where_asked(model, 
     )
 
 
-@pytest.mark.parametrize(("texts_at_once", "clips_at_once"), [(1, 1), (3, 2), (100, 3), (2, 100)])
-def test_scores_in_blocks_equal_scores_in_one_piece(model, encoded, several, texts_at_once, clips_at_once):
+@pytest.mark.parametrize("block_shape", [(1, 1), (3, 2), (100, 3), (2, 100)])
+def test_scores_in_blocks_equal_scores_in_one_piece(model, encoded, several, block_shape):
     text = encode_texts(model, several.texts)
     whole = model.score(text, encoded.video)
-    in_blocks = score_matrices(
-        model, text, encoded.video, texts_at_once=texts_at_once, clips_at_once=clips_at_once
-    )
+    in_blocks = score_matrices(model, text, encoded.video, block_shape=block_shape)
     assert set(in_blocks) == set(SCORES)
     for name, values in in_blocks.items():
         assert values.dtype == np.float32 and values.shape == (7, 4)
         np.testing.assert_allclose(values, getattr(whole, name).numpy(), atol=1e-4)
     np.testing.assert_array_equal(
-        similarity(model, text, encoded.video, texts_at_once=texts_at_once, clips_at_once=clips_at_once),
+        similarity(model, text, encoded.video, block_shape=block_shape),
         in_blocks["total"],
     )
 
@@ -110,7 +115,7 @@ def test_a_score_that_does_not_exist_is_refused(model, encoded):
 
 
 def test_one_text_a_clip_is_judged_by_the_square_matrix(model, split, reader, encoded):
-    result = evaluate_split(model, split, reader, batch_size=2)
+    result = evaluate_split(model, split, reader, EncodingOptions(2))
     total = similarity(model, encoded.text, encoded.video)
     assert result.text_to_video == retrieval_metrics(total)
     assert result.video_to_text == retrieval_metrics(total.T)
@@ -157,6 +162,6 @@ def test_scores_that_are_not_finite_or_do_not_fit_are_told(split):
     scores = np.zeros((4, 4), np.float32)
     scores[1, 2] = np.nan
     with pytest.raises(EvaluationError, match=r"a green square\" with the clip blue is nan"):
-        judge(scores, split)
+        compute_metrics(scores, split)
     with pytest.raises(EvaluationError, match="4 texts and 4 clips"):
-        judge(scores[:3], split)
+        compute_metrics(scores[:3], split)

@@ -1,9 +1,8 @@
 """X-CLIP and the baselines it is compared with, each as a configuration of the same network.
 
 A scorer says which config fields it sets and which weights it leaves alone. All else, training, evaluation,
-saving, loading and serving, is the same code for all of them.
-
-What each word counts, from the captions of a training set.
+saving, loading and serving, is the same code for all of them. Some weigh words by their frequency in the
+captions of the training set (`inverse_document_frequencies`).
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from model.aggregation import Aggregation
 from model.config import XClipConfig
 from model.errors import CheckpointError
 from model.features import SCORE_NAMES
@@ -166,23 +164,24 @@ def find_scorer(name: str) -> Scorer:
 
 
 def apply_scorer(
-    name: str,
-    config: XClipConfig,
-    *,
-    score_names: Sequence[str] | None = None,
-    aggregation: Aggregation | None = None,
-    temperature: float | None = None,
-    temporal_layers: int | None = None,
-    mask_padding: bool | None = None,
+    name: str, config: XClipConfig, overrides: Mapping[str, Any] = MappingProxyType({})
 ) -> XClipConfig:
-    """`config` with the choices of scorer `name`, and over those the ones given here.
+    """`config` with the choices of scorer `name`, and over those the overrides.
 
     What neither sets stays as `config` has it: sizes, towers, padding, temperature, temporal layers. A scorer
     with a temporal transformer gives a config without one the official four layers, or as many as the text
     tower has if that is fewer.
 
+    Args:
+        name: In SCORERS.
+        config: What to change.
+        overrides: Values of fields of `XClipConfig`; None for the scorer's.
+
     Raises:
         ConfigError: An unknown scorer or choices that make no model.
+
+    >>> apply_scorer("filip", XClipConfig.tiny(), {"mask_padding": False}).aggregation
+    'mean-max'
     """
     scorer = find_scorer(name)
     changes = {**_OF_THE_PAPER, **scorer.changes}
@@ -191,15 +190,8 @@ def apply_scorer(
     elif scorer.temporal and not config.temporal_layers:
         num_text_layers = int(config.clip["text_cfg"].get("layers", OFFICIAL_TEMPORAL_LAYERS))
         changes["temporal_layers"] = min(OFFICIAL_TEMPORAL_LAYERS, num_text_layers)
-    if score_names is not None:
-        changes["score_names"] = _in_order(score_names)
-    overrides = {
-        "aggregation": aggregation,
-        "temperature": temperature,
-        "temporal_layers": temporal_layers,
-        "mask_padding": mask_padding,
-    }
-    changes |= {name: value for name, value in overrides.items() if value is not None}
+    changes |= {field: value for field, value in overrides.items() if value is not None}
+    changes["score_names"] = _in_order(changes["score_names"])
     try:
         return replace(config, **changes)
     except CheckpointError as error:

@@ -30,7 +30,7 @@ CAPTIONS = ["a dog runs", "a cat sleeps", "a dog and a cat", "the red car"]
 def model_of(name: str, start: XClipConfig | None = None, **changes: object) -> XClip:
     """A network of scorer `name` that started from a trained X-CLIP: none of its matrices is the identity."""
     torch.manual_seed(4)
-    model = XClip(apply_scorer(name, start or XClipConfig.tiny(), **changes)).eval()  # type: ignore[arg-type]
+    model = XClip(apply_scorer(name, start or XClipConfig.tiny(), changes)).eval()
     with torch.no_grad():
         for matrix in model.matrices.parameters():
             matrix.add_(0.1 * torch.randn_like(matrix))
@@ -194,15 +194,14 @@ def test_xclip_leaves_a_config_as_it_is_and_undoes_other_scorers():
 
 
 def test_what_is_given_goes_before_what_the_scorer_says():
-    config = apply_scorer(
-        "filip",
-        XClipConfig.tiny(),
-        score_names=["frame_word", "video_sentence"],
-        aggregation="max-max",
-        temperature=0.5,
-        temporal_layers=2,
-        mask_padding=False,
-    )
+    overrides = {
+        "score_names": ["frame_word", "video_sentence"],
+        "aggregation": "max-max",
+        "temperature": 0.5,
+        "temporal_layers": 2,
+        "mask_padding": False,
+    }
+    config = apply_scorer("filip", XClipConfig.tiny(), overrides)
     assert config.score_names == ("video_sentence", "frame_word")
     assert (config.aggregation, config.temperature) == ("max-max", 0.5)
     assert (config.temporal_layers, config.mask_padding) == (2, False)
@@ -234,7 +233,7 @@ def test_a_scorer_with_a_temporal_transformer_takes_the_official_depth_where_the
 )
 def test_choices_that_make_no_scorer_are_config_errors(name, choices, message):
     with pytest.raises(ConfigError, match=message):
-        apply_scorer(name, XClipConfig.tiny(), **choices)
+        apply_scorer(name, XClipConfig.tiny(), choices)
 
 
 def test_a_scorer_that_counts_words_asks_for_captions():

@@ -124,9 +124,8 @@ def trained_config(choices: ModelChoices, start: XClipConfig, plain: bool) -> XC
         )
     except CheckpointError as error:
         raise ConfigError(f"[model]: {error}") from None
-    config = apply_scorer(
-        choices.scorer, config, score_names=choices.score_names, aggregation=choices.aggregation
-    )
+    overrides = {"score_names": choices.score_names, "aggregation": choices.aggregation}
+    config = apply_scorer(choices.scorer, config, overrides)
     for name in ("num_words", "num_frames", "temporal_layers") if not plain else ():
         if getattr(config, name) != getattr(start, name):
             raise ConfigError(

@@ -224,7 +224,7 @@ def shown(report: EvaluationReport) -> str:
     return console.file.getvalue()
 
 
-def test_the_papers_rows_stand_beside_ours(report):
+def test_the_papers_rows_stand_next_to_ours(report):
     text = shown(report)
     assert "paper, ViT-B/16, its table 3" in text and "26.1" in text and "41.9" in text
     assert "ViT-B/32" not in text
@@ -236,7 +236,7 @@ def test_the_papers_rows_stand_beside_ours(report):
     assert "abstract" in values["paper_sources"]
 
 
-def test_the_papers_rows_stand_beside_figures_of_the_test_alone(report):
+def test_the_papers_rows_stand_next_to_figures_of_the_test_alone(report):
     validation = replace(report, split=replace(report.split, name="val"))
     assert "paper" not in shown(validation)
     assert json.loads(to_json(validation))["paper"] == []

@@ -210,7 +210,7 @@ def test_a_run_that_is_killed_resumes_bit_for_bit(corpus, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_command_with_a_checkpoint_and_says_how_to_go_on(corpus, tmp_path, number, status):
+def test_a_signal_ends_the_command_with_a_checkpoint_and_says_how_to_resume(corpus, tmp_path, number, status):
     process = start(corpus / "small.toml", "--data", corpus / "corpus", "--output", tmp_path / "run",
                     "--device", "cpu", "--set", "training.epochs=2000")  # fmt: skip
     wait_until((tmp_path / "run" / "metrics.jsonl").is_file, process)

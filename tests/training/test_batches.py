@@ -222,7 +222,7 @@ def test_workers_change_nothing_over_several_epochs_and_orders(split: Split, tmp
 
 @settings(max_examples=10, deadline=None)
 @given(first_step=st.integers(0, 3), epoch=st.integers(0, 5), one_text=st.booleans())
-def test_an_epoch_taken_up_in_the_middle_goes_on_as_it_would_have(
+def test_an_epoch_resumed_in_the_middle_continues_as_it_would_have(
     split: Split, tmp_path_factory: pytest.TempPathFactory, first_step: int, epoch: int, one_text: bool
 ) -> None:
     reader = FrameReader(replace(RECIPE, order="shuffled"), tmp_path_factory.getbasetemp() / "cache")
@@ -364,7 +364,7 @@ def test_the_order_of_work_sent_to_workers_is_small(split: Split) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_beside_a_gpu_frames_come_in_pinned_memory(split: Split, num_workers: int) -> None:
+def test_with_a_gpu_frames_come_in_pinned_memory(split: Split, num_workers: int) -> None:
     reader = FrameReader(RECIPE)
     for batch in one_epoch(split, tokenize, reader, batch_size=4, seed=0, epoch=0, num_workers=num_workers):
         assert batch.pixels is not None and batch.pixels.is_pinned() and batch.frame_mask.is_pinned()

@@ -76,7 +76,7 @@ OTHER_RECIPES = [
 ]
 
 
-def test_another_recipe_stretch_or_backend_has_another_entry(clip: Clip, cache: Path) -> None:
+def test_another_recipe_interval_or_backend_has_another_entry(clip: Clip, cache: Path) -> None:
     readers = [FrameReader(recipe, cache) for recipe in [RECIPE, *OTHER_RECIPES]]
     readers.append(FrameReader(RECIPE, cache, backend="pyav"))
     for reader in readers:

@@ -126,14 +126,14 @@ STRETCHES = [
 
 
 @pytest.mark.parametrize(("interval", "seconds"), STRETCHES)
-def test_official_stretches_are_whole_seconds_with_the_last_one_included(interval, seconds) -> None:
+def test_official_intervals_are_whole_seconds_with_the_last_one_included(interval, seconds) -> None:
     clip = Clip("a", Path("a.mp4"), *interval)
     for rate in (1, 2):
         positions = frame_positions(_constant(300, 30.0), clip, FrameRecipe(100, 32, rate))
         assert positions == [second * 30 + part * (30 // rate) for second in seconds for part in range(rate)]
 
 
-def test_the_rule_by_time_stops_before_the_end_of_a_stretch() -> None:
+def test_the_rule_by_time_stops_before_the_end_of_an_interval() -> None:
     timeline = _constant(300, 30.0)
 
     def positions(start: float | None, end: float | None, rate: float = 1, count: int = 100) -> list[int]:
@@ -158,12 +158,12 @@ def test_official_seconds_are_never_empty(start: float, end: float) -> None:
     assert 0 <= first < last
 
 
-def test_a_stretch_that_is_no_number_is_refused() -> None:
+def test_an_interval_that_is_no_number_is_refused() -> None:
     with pytest.raises(DatasetError, match="'a' starts or ends at nan seconds"):
         frame_positions(_constant(10, 5.0), Clip("a", Path("a"), float("nan"), 3), FrameRecipe(4, 32))
 
 
-def test_a_stretch_after_the_end_of_the_video_is_named(videos) -> None:
+def test_an_interval_after_the_end_of_the_video_is_named(videos) -> None:
     clip = Clip("late", videos(31, 30.0), 5, 9)
     for rule in ("official", "time"):
         with pytest.raises(DatasetError, match=r"'late' has no frames: it starts at 5 s.*ends at 1\.0 s"):

@@ -165,7 +165,7 @@ def test_the_first_official_step_with_warm_up_changes_nothing():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_plain_adamw_is_pytorchs_with_a_schedule_beside_it():
+def test_plain_adamw_is_pytorchs_with_a_schedule_next_to_it():
     ours, theirs = small_model(), small_model()
     choices = OptimizerChoices("adamw", 1e-3, 0.1, warmup_share=0.4)
     optimizer = make_optimizer(ours, choices, num_steps=5)

@@ -125,7 +125,7 @@ def resumed(config: TrainingConfig, output: Path, on_event: Any) -> list[Trainin
     return events
 
 
-def test_a_run_learns_and_tells_what_it_does(config, tmp_path):
+def test_a_run_learns_and_reports_what_it_does(config, tmp_path):
     events: list[TrainingEvent] = []
     result = train(config, tmp_path / "run", device="cpu", on_event=events.append)
     steps = [event for event in events if isinstance(event, StepDone)]
@@ -256,20 +256,20 @@ def test_a_run_is_neither_overwritten_nor_resumed_by_mistake(config, tmp_path):
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 
-def test_a_run_goes_on_with_less_memory_and_says_what_that_changes(config, tmp_path):
+def test_a_run_resumes_with_less_memory_and_says_what_that_changes(config, tmp_path):
     short = change_config(config, ["training.epochs=1"])
     train(short, tmp_path / "run", device="cpu")
-    told: list[TrainingEvent] = []
+    reported: list[TrainingEvent] = []
     frugal = change_config(short, ["training.micro_batch_size=2", "training.gradient_checkpointing=true"])
-    train(frugal, tmp_path / "run", device="cpu", existing="resume", on_event=told.append)
-    notes = [event.text for event in told if isinstance(event, Note)]
+    train(frugal, tmp_path / "run", device="cpu", existing="resume", on_event=reported.append)
+    notes = [event.text for event in reported if isinstance(event, Note)]
     assert notes == [
         "training.micro_batch_size: None before, 2 now; training.gradient_checkpointing: False before, True"
         " now: the result is the same up to rounding"
     ]
 
 
-def test_a_run_does_not_go_on_with_other_data(config, finished, tmp_path):
+def test_a_run_does_not_resume_with_other_data(config, finished, tmp_path):
     assert config.data.directory is not None
     train_split = load_split("captions", config.data.directory, "train")
     splits = TrainingSplits(train_split, load_split("captions", config.data.directory, "val"))
@@ -472,7 +472,7 @@ def test_clips_that_cannot_be_read_are_all_listed_before_the_first_step(config, 
         ("model.scorer=clip", 1, "nothing is left to learn"),
     ],
 )
-def test_what_cannot_be_trained_is_told_before_all_clips_are_read(
+def test_what_cannot_be_trained_is_reported_before_all_clips_are_read(
     config, tmp_path, monkeypatch, change, num_processes, message
 ):
     def read(*arguments: Any) -> None:

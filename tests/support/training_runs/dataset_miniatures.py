@@ -100,7 +100,7 @@ def write_msvd(directory: Path) -> Path:
 
 
 def write_lsmdc(directory: Path) -> Path:
-    """Lines with tabs, a folder for each movie beside them; the clip that nobody can read is not there."""
+    """Lines with tabs, a folder for each movie next to them; the clip that cannot be read is not there."""
     directory.mkdir(parents=True)
     for name, lines in LSMDC_LINES.items():
         rows = (f"{clip}\t00.00.01\t00.00.02\t00.00.01\t00.00.02\t{text}\n" for clip, text in lines)

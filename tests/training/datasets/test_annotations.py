@@ -1,4 +1,4 @@
-"""Annotation files that are odd but fine, and those that are wrong, which is told with file and line."""
+"""Annotation files that are odd but fine, and those that are wrong, reported with file and line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_file_that_is_not_utf8_is_refused_with_its_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reported"),
     [
         ("", ["line 1", "no column video_id"]),
         ("video_id\n", ["lists no clip"]),
@@ -68,10 +68,10 @@ def test_a_file_that_is_not_utf8_is_refused_with_its_line(tmp_path):
         ("video_id\nvideo0\nvideo77\nvideo78\n", ["no sentence for 2 clips", "video77, video78"]),
     ],
 )
-def test_a_wrong_list_of_msrvtt_clips_is_refused(tmp_path, content, told):
+def test_a_wrong_list_of_msrvtt_clips_is_refused(tmp_path, content, reported):
     directory = miniatures.write_msrvtt(tmp_path / "msrvtt")
     (directory / "msrvtt_data" / "MSRVTT_train.9k.csv").write_text(content)
-    refused("msrvtt-9k", directory, "train", *told)
+    refused("msrvtt-9k", directory, "train", *reported)
 
 
 def test_a_clip_listed_twice_in_msrvtt_training_is_one_clip_but_in_the_test_an_error(tmp_path):
@@ -86,7 +86,7 @@ def test_a_clip_listed_twice_in_msrvtt_training_is_one_clip_but_in_the_test_an_e
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         (lambda data: data.pop("sentences"), ["list `sentences`"]),
         (lambda data: data["sentences"].insert(3, "words"), ["sentences[3]", "video_id"]),
@@ -96,14 +96,14 @@ def test_a_clip_listed_twice_in_msrvtt_training_is_one_clip_but_in_the_test_an_e
         (lambda data: data["sentences"][5].update(caption="\ud83d"), ["sentences[5]", "half a character"]),
     ],
 )
-def test_wrong_msrvtt_sentences_are_refused_with_their_place(tmp_path, change, told):
+def test_wrong_msrvtt_sentences_are_refused_with_their_place(tmp_path, change, reported):
     directory = miniatures.write_msrvtt(tmp_path / "msrvtt")
     rewrite_json(directory / "msrvtt_data" / "MSRVTT_data.json", change)
-    refused("msrvtt-9k", directory, "train", "MSRVTT_data.json", *told)
+    refused("msrvtt-9k", directory, "train", "MSRVTT_data.json", *reported)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ('{"sentences": [\n1,\n}', ["not JSON", "line 3"]),
         ("[" * 100_000, ["JSON"]),
@@ -111,10 +111,10 @@ def test_wrong_msrvtt_sentences_are_refused_with_their_place(tmp_path, change, t
         ("[]", ["list `sentences`"]),
     ],
 )
-def test_a_file_that_is_not_the_expected_json_is_refused(tmp_path, text, told):
+def test_a_file_that_is_not_the_expected_json_is_refused(tmp_path, text, reported):
     directory = miniatures.write_msrvtt(tmp_path / "msrvtt")
     (directory / "msrvtt_data" / "MSRVTT_data.json").write_text(text)
-    refused("msrvtt-9k", directory, "train", "MSRVTT_data.json", *told)
+    refused("msrvtt-9k", directory, "train", "MSRVTT_data.json", *reported)
 
 
 def test_wrong_msvd_lists_and_captions_are_refused_with_their_place(tmp_path):
@@ -157,7 +157,7 @@ def test_wrong_lsmdc_lines_are_refused_with_their_number(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         (lambda data: data.insert(0, []), ["entry 0", "video"]),
         (lambda data: data[1].pop("description"), ["entry 1", "description"]),
@@ -165,14 +165,14 @@ def test_wrong_lsmdc_lines_are_refused_with_their_number(tmp_path):
         (lambda data: [e.update(description=" ") for e in data], ["10015567@N08", "empty"]),
     ],
 )
-def test_wrong_didemo_descriptions_are_refused_with_their_place(tmp_path, change, told):
+def test_wrong_didemo_descriptions_are_refused_with_their_place(tmp_path, change, reported):
     directory = miniatures.write_didemo(tmp_path / "didemo")
     rewrite_json(directory / "test_data.json", change)
-    refused("didemo", directory, "test", "test_data.json", *told)
+    refused("didemo", directory, "test", "test_data.json", *reported)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reported"),
     [
         (lambda data: data.update(v_uqiMw7tQ1Cc=[]), ["v_uqiMw7tQ1Cc", "sentences"]),
         (lambda data: data["v_uqiMw7tQ1Cc"].update(sentences=["a", 1]), ["v_uqiMw7tQ1Cc", "strings"]),
@@ -183,10 +183,10 @@ def test_wrong_didemo_descriptions_are_refused_with_their_place(tmp_path, change
         (lambda data: data.clear(), ["describes no video of val_ids.json"]),
     ],
 )
-def test_wrong_activitynet_captions_are_refused_with_the_video(tmp_path, change, told):
+def test_wrong_activitynet_captions_are_refused_with_the_video(tmp_path, change, reported):
     directory = miniatures.write_activitynet(tmp_path / "activitynet")
     rewrite_json(directory / "val_1.json", change)
-    refused("activitynet", directory, "test", "val_1.json", *told)
+    refused("activitynet", directory, "test", "val_1.json", *reported)
 
 
 def test_wrong_activitynet_ids_are_refused_and_ids_listed_twice_are_one_video(tmp_path):

@@ -42,8 +42,8 @@ def test_every_video_of_every_split_is_there_and_opens(folders, name, split):
 def test_annotations_alone_say_the_same_texts(folders, name, split):
     loaded = load_split(name, folders[name], split)
     annotated = load_annotations(name, folders[name], split)
-    told = [(clip.id, text) for clip in annotated for text in clip.texts if clip.id not in loaded.missing]
-    assert told == pairs(loaded)
+    reported = [(clip.id, text) for clip in annotated for text in clip.texts if clip.id not in loaded.missing]
+    assert reported == pairs(loaded)
 
 
 @pytest.mark.parametrize(("name", "num_clips"), [("msrvtt-9k", 3), ("msrvtt-7k", 2)])
@@ -98,7 +98,7 @@ def test_msvd_has_every_caption_of_the_listed_clips_grouped_in_the_list_order(fo
     assert loaded.has_several_texts_per_clip
 
 
-def test_lsmdc_pairs_each_line_and_does_without_the_clip_that_nobody_can_read(folders):
+def test_lsmdc_pairs_each_line_and_does_without_the_clip_that_cannot_be_read(folders):
     train = load_split("lsmdc", folders["lsmdc"], "train")
     lines = miniatures.LSMDC_LINES["LSMDC16_annos_training.csv"]
     assert Counter(pairs(train)) == Counter(line for line in lines if "Unbreakable" not in line[0])
@@ -147,7 +147,7 @@ def test_the_documentation_shows_each_layout_and_each_official_count():
     text = DOCS.read_text(encoding="utf-8")
     for name, layout in LAYOUTS.items():
         assert layout.tree in text, name
-    told = {tuple(cell.strip(" `") for cell in line.split("|")[1:5]) for line in text.splitlines()}
+    reported = {tuple(cell.strip(" `") for cell in line.split("|")[1:5]) for line in text.splitlines()}
     for (name, split), count in OFFICIAL_COUNTS.items():
         clips = "not published" if count.num_clips is None else f"{count.num_clips:,}"
-        assert (name, split, clips, f"{count.num_pairs:,}") in told, (name, split)
+        assert (name, split, clips, f"{count.num_pairs:,}") in reported, (name, split)

@@ -1,4 +1,4 @@
-"""Manifests of one's own: rows to clips, which texts train and which test, and what is wrong told by line."""
+"""Manifests of the user's own videos: rows to clips, which texts train and which test, errors by line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load(
     return load_split("captions", manifest, split, videos=clips, **options)
 
 
-def test_a_manifest_gives_each_split_its_rows_with_stretches_and_several_texts(tmp_path):
+def test_a_manifest_gives_each_split_its_rows_with_intervals_and_several_texts(tmp_path):
     directory = miniatures.write_captions(tmp_path)
     train, test = (load_split("captions", directory, split) for split in ("train", "test"))
     assert [clip.id for clip in train.clips] == ["one", "clips/two.mp4"]
@@ -83,7 +83,7 @@ def test_the_demo_corpus_is_a_data_set_as_it_is(tmp_path):
     }
 
 
-def test_csv_says_the_same_as_jsonl_and_may_hold_columns_of_its_owner(clips, tmp_path):
+def test_csv_says_the_same_as_jsonl_and_may_hold_columns_of_its_own(clips, tmp_path):
     manifest = tmp_path / "manifest.csv"
     miniatures.write_csv(
         manifest,
@@ -108,7 +108,7 @@ def test_a_file_for_the_split_comes_before_a_manifest_of_all(clips, tmp_path):
     assert load_split("captions", tmp_path, "test", videos=clips).texts == ("of all",)
 
 
-def test_missing_videos_of_a_manifest_are_told_like_those_of_a_benchmark(clips, tmp_path):
+def test_missing_videos_of_a_manifest_are_reported_like_those_of_a_benchmark(clips, tmp_path):
     rows = [{"path": "one.mp4", "caption": "a"}, {"path": "no\0ne.mp4", "id": "none", "caption": "b"}]
     with pytest.raises(DatasetError, match=r"1 of 2 videos .*none \(no file\)"):
         load(clips, tmp_path, rows)
@@ -117,7 +117,7 @@ def test_missing_videos_of_a_manifest_are_told_like_those_of_a_benchmark(clips, 
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "reported"),
     [
         ([], "lists no video"),
         ([{"caption": "a"}], "line 1: no path"),
@@ -155,13 +155,13 @@ def test_missing_videos_of_a_manifest_are_told_like_those_of_a_benchmark(clips, 
         ([{"path": "one.mp4", "caption": "a", "split": "train"}], "no row of the split test, only of train"),
     ],
 )
-def test_a_wrong_row_is_refused_with_its_line(clips, tmp_path, rows, told):
-    with pytest.raises(DatasetError, match=f"manifest.jsonl.*{told}|{told}"):
+def test_a_wrong_row_is_refused_with_its_line(clips, tmp_path, rows, reported):
+    with pytest.raises(DatasetError, match=f"manifest.jsonl.*{reported}|{reported}"):
         load(clips, tmp_path, rows)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("", "line 1: no column `path`"),
         ("caption\na\n", "line 1: no column `path`"),
@@ -171,13 +171,13 @@ def test_a_wrong_row_is_refused_with_its_line(clips, tmp_path, rows, told):
         ('path,caption\none.mp4,"a\n', "not CSV"),
     ],
 )
-def test_a_wrong_csv_is_refused_with_its_line(clips, tmp_path, text, told):
+def test_a_wrong_csv_is_refused_with_its_line(clips, tmp_path, text, reported):
     manifest = tmp_path / "manifest.csv"
     manifest.write_text(text)
-    with pytest.raises(DatasetError, match=told):
+    with pytest.raises(DatasetError, match=reported):
         load_split("captions", manifest, "test", videos=clips)
 
 
-def test_where_there_is_no_manifest_the_names_and_an_example_are_told(tmp_path):
+def test_where_there_is_no_manifest_the_names_and_an_example_are_reported(tmp_path):
     with pytest.raises(DatasetError, match=r"(?s)test\.jsonl or test\.csv or manifest\.jsonl.*\"caption\":"):
         load_split("captions", tmp_path, "test")

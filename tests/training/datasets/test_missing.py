@@ -1,4 +1,4 @@
-"""What is missing or in the wrong place is told: videos, annotation files, official counts."""
+"""What is missing or in the wrong place is reported: videos, annotation files, official counts."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def test_a_missing_an_empty_and_a_dangling_video_are_an_error_that_names_them(ms
 def test_missing_videos_are_by_choice_one_warning_and_are_counted(msvd):
     first, second = miniatures.MSVD_LISTS["test"]
     (msvd / "MSVD_Videos" / f"{first}.avi").unlink()
-    with pytest.warns(DatasetWarning, match="1 of 2 videos are missing or empty") as told:
+    with pytest.warns(DatasetWarning, match="1 of 2 videos are missing or empty") as reported:
         split = load_split("msvd", msvd, "test", missing="warn")
-    assert len(told) == 1
-    assert told[0].filename == __file__
+    assert len(reported) == 1
+    assert reported[0].filename == __file__
     assert split.missing == (first,)
     assert [clip.id for clip in split.clips] == [second]
     assert split.texts == tuple(" ".join(words) for words in miniatures.MSVD_CAPTIONS[second])
@@ -127,7 +127,7 @@ def test_an_id_never_leads_out_of_the_folder_of_videos(msvd, clip):
         load_split("msvd", msvd, "test")
 
 
-def test_several_files_of_one_name_are_told_and_the_choice_is_stable(msvd):
+def test_several_files_of_one_name_are_reported_and_the_choice_is_stable(msvd):
     clip = miniatures.MSVD_LISTS["test"][0]
     miniatures.write_videos(msvd / "MSVD_Videos" / "again", [f"{clip}.avi", f"{clip}.mp4"])
     with pytest.warns(DatasetWarning, match="1 videos have several files.*first is read"):
@@ -184,8 +184,8 @@ def write_unopened_didemo(directory: Path, num_clips: int) -> Path:
 @pytest.mark.parametrize("num_clips", [1003, 1005, 101])
 def test_a_copy_with_another_count_is_warned_of_with_both_numbers(tmp_path, num_clips):
     directory = write_unopened_didemo(tmp_path, num_clips)
-    told = rf"{num_clips} clips and {num_clips} pairs.* 1004 and 1004 \(.*test_list\.txt"
-    with pytest.warns(DatasetWarning, match=told) as warned:
+    reported = rf"{num_clips} clips and {num_clips} pairs.* 1004 and 1004 \(.*test_list\.txt"
+    with pytest.warns(DatasetWarning, match=reported) as warned:
         load_split("didemo", directory, "test")
     assert [warning.filename for warning in warned] == [__file__]
 
@@ -196,7 +196,7 @@ def test_a_full_copy_and_an_evident_sample_are_not_warned_of(tmp_path, num_clips
     assert len(load_split("didemo", directory, "test").clips) == num_clips  # Warnings are errors here.
 
 
-def test_the_count_is_of_the_annotations_so_that_missing_videos_are_told_once(tmp_path):
+def test_the_count_is_of_the_annotations_so_that_missing_videos_are_reported_once(tmp_path):
     directory = write_unopened_didemo(tmp_path, 1004)
     (directory / "Video" / "user_7.mov").unlink()
     with pytest.warns(DatasetWarning) as warned:

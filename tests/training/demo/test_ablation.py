@@ -306,7 +306,7 @@ def test_zero_shot_is_the_starting_point_itself_and_training_changes_what_is_fou
     assert not model.clip.text_projection.equal(start.clip.text_projection)
 
 
-def test_a_variant_that_fails_is_told_and_stops_no_other(folders):
+def test_a_variant_that_fails_is_reported_and_stops_no_other(folders):
     bad = Variant("bad", {"scorer": "no-such"})
     plans = plan_runs((bad, replace(FULL_VARIANT, name="after-bad")), 1)
     ends = {}

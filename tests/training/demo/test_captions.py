@@ -107,8 +107,8 @@ def read(caption: str) -> Description:
         found = pattern.fullmatch(caption)
         if found is not None:
             lead = f"{found['actor']} " if same_actor else ""
-            told = (_read_event(lead + found["first"]), _read_event(lead + found["second"]))
-            readings.add(Description(background, told, same_actor))
+            reported = (_read_event(lead + found["first"]), _read_event(lead + found["second"]))
+            readings.add(Description(background, reported, same_actor))
     assert len(readings) == 1, (caption, readings)
     return readings.pop()
 
@@ -150,7 +150,7 @@ def test_a_description_is_a_claim_and_not_a_complete_account() -> None:
     assert not satisfies(its_growing, scene)
 
 
-def test_the_plain_caption_tells_events_in_the_order_of_time() -> None:
+def test_the_plain_caption_gives_events_in_the_order_of_time() -> None:
     first, second = Event(RED_CAR, "spins"), Event(Actor("umbrella", "orange"), "moves left")
     assert plain_caption(Scene("beach", (first,))) == "a red car spins on a beach"
     two = Scene("sea", (first, second))

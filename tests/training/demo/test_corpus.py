@@ -178,7 +178,7 @@ def test_no_colour_disappears_into_a_background(background: str, colour: str) ->
     assert (changed > 40).mean() > 0.03
 
 
-def test_pictograms_are_told_apart_by_their_silhouettes() -> None:
+def test_pictograms_differ_by_their_silhouettes() -> None:
     """No two kinds cover nearly the same pixels at the size that the model sees."""
     masks = {kind: np.array(draw_pictogram(kind, "red", 32))[..., 3] > 127 for kind in KINDS}
     for kind, mask in masks.items():

@@ -219,7 +219,7 @@ def test_the_demo_model_finds_things_by_a_word_or_two(demo):
     assert np.mean(right) >= 0.8
 
 
-def test_the_demo_model_tells_the_order_of_events():
+def test_the_demo_model_knows_the_order_of_events():
     from training.demo_corpus.captions import plain_caption
     from training.demo_corpus.scene import swapped_order
 

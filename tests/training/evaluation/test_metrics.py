@@ -154,7 +154,7 @@ def test_a_matrix_that_is_not_square_and_finite_is_refused(bad):
         retrieval_metrics(bad)
 
 
-def test_a_score_that_is_not_finite_is_told_by_its_text_and_clip():
+def test_a_score_that_is_not_finite_is_reported_with_its_text_and_clip():
     similarity = np.zeros((3, 3), np.float32)
     similarity[2, 1] = np.nan
     with pytest.raises(EvaluationError, match=r'"a dog" with the clip video7 is nan'):

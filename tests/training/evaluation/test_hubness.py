@@ -174,7 +174,7 @@ def test_a_file_holds_one_text_a_line(split, directory, tmp_path):
 
 
 def test_the_split_that_is_evaluated_is_no_bank(split, directory, tmp_path):
-    with pytest.raises(EvaluationError, match="captions test is what is judged"):
+    with pytest.raises(EvaluationError, match="captions test is what is evaluated"):
         make_bank("test", split, directory)
     file = tmp_path / "same.txt"
     file.write_text("\n".join(split.texts), encoding="utf-8")

@@ -55,7 +55,7 @@ COMMANDS = {
     "keys": "xclip_search.keys",
     "verify": "xclip_search.maintenance",
     "rebuild": "xclip_search.maintenance",
-    "reindex": "xclip_search.reindex",
+    "reindex": "xclip_search.maintenance",
     "backup": "xclip_search.maintenance",
     "restore": "xclip_search.maintenance",
     "export": "xclip_search.maintenance",

@@ -8,7 +8,6 @@ import gc
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter, to_thread
@@ -41,7 +40,7 @@ from service.routes import (
     session,
     videos,
 )
-from service.settings import ServiceSettings
+from service.settings import Settings
 from service.state import Drain, ReadyService
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ ROUTERS = tuple(
 
 
 def create_app(
-    settings: ServiceSettings,
+    settings: Settings,
     *,
     searcher: Searcher | None = None,
     job_queue: JobQueue | None = None,
@@ -143,7 +142,7 @@ def create_app(
     return app
 
 
-def _add_middleware(app: FastAPI, settings: ServiceSettings, tracing: Tracing | None) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, tracing: Tracing | None) -> None:
     """The innermost first: each one added sees a request before those that were added earlier."""
     drain: Drain = app.state.drain
     access: AccessControl = app.state.access
@@ -165,7 +164,7 @@ def _add_middleware(app: FastAPI, settings: ServiceSettings, tracing: Tracing | 
 
 def _assemble(
     app: FastAPI,
-    settings: ServiceSettings,
+    settings: Settings,
     searcher: Searcher,
     job_queue: JobQueue | None,
     thumbnails: Thumbnails,
@@ -190,7 +189,7 @@ def _assemble(
 
 
 @contextlib.contextmanager
-def _picture_pool(settings: ServiceSettings) -> Iterator[tuple[TakePicture, MakeClip]]:
+def _picture_pool(settings: Settings) -> Iterator[tuple[TakePicture, MakeClip]]:
     """Pictures and clips by decoding processes of the server's own: the worker's may be busy for minutes.
 
     There are two, and only one clip is made at a time, so that pictures need not wait for it.
@@ -206,7 +205,7 @@ def _picture_pool(settings: ServiceSettings) -> Iterator[tuple[TakePicture, Make
 
 async def _load(
     app: FastAPI,
-    settings: ServiceSettings,
+    settings: Settings,
     thumbnails: Thumbnails,
     previews: Previews,
     on_load_failure: Callable[[Exception], None] | None,
@@ -214,20 +213,9 @@ async def _load(
     """Load, then look after the worker and other generations of the index until cancelled."""
 
     async def load() -> ReadyService:
-        load_in_thread = partial(
-            load_searcher,
-            settings.index_directory,
-            settings.model_spec,
-            settings.device,
-            new_index_model=settings.new_index_model,
-            warm_up=settings.warm_up,
-            coarse_kind=settings.coarse_kind,
-            feature_memory_bytes=settings.feature_memory_bytes,
-        )
-
         def load_and_tell() -> Searcher:
             try:
-                return load_in_thread()
+                return load_searcher(settings)
             finally:
                 app.state.is_loading.clear()
 
@@ -257,7 +245,7 @@ async def _load(
         await asyncio.gather(watch, return_exceptions=True)
 
 
-async def _look_after_worker(app: FastAPI, settings: ServiceSettings) -> None:
+async def _look_after_worker(app: FastAPI, settings: Settings) -> None:
     if settings.start_worker:
         # The worker is told to end as soon as the server is, not when the last request is answered.
         worker = asyncio.create_task(

@@ -78,7 +78,7 @@ def _read_succession(service: ReadyService) -> Succession | None:
 
 
 def _advice(former: ReadyService) -> str:
-    spec = former.settings.model_spec
+    spec = former.settings.model
     return "" if spec is None else f"; start again without --model {spec}, which the new generation is not of"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from indexer.errors import IndexerError, IndexNotFoundError
@@ -14,7 +13,7 @@ from indexer.search.types import SearchQuery
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import index_exists
 from model.errors import ModelError
-from service.settings import CoarseKindChoice
+from service.settings import Settings
 
 if TYPE_CHECKING:
     from indexer.search.searcher import Searcher
@@ -23,19 +22,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("xclip_search.service")
 
 
-def load_model(
-    index_directory: Path, model_spec: str | None, device: str, *, new_index_model: str | None = None
-) -> XClip:
-    """The model of an index, or the one of `model_spec`; the index is made where there is none.
+def load_model(settings: Settings) -> XClip:
+    """The model of an index, or the one of the settings; the index is made where there is none.
 
-    new_index_model: of an index that is made here, where `model_spec` is None.
-    Raises IndexNotFoundError where there is no index and no spec, FingerprintMismatchError where index and
-    model do not belong together, and whatever loading a model raises.
+    Raises:
+        IndexNotFoundError: There is no index and no model to make one with.
+        FingerprintMismatchError: Index and model do not belong together.
+        ModelError: The model cannot be loaded.
     """
     from model import XClip
 
+    index_directory, device = settings.index_directory, settings.device
     if not index_exists(index_directory):
-        model_spec = model_spec or new_index_model
+        model_spec = settings.model or settings.new_index_model
         if model_spec is None:
             raise IndexNotFoundError(f"there is no index in {index_directory}, and no model to make one with")
         model = XClip.load(model_spec, device)
@@ -44,35 +43,27 @@ def load_model(
             logger.info("made an empty index in %s", index_directory)
         return model
     with Catalog.open(index_directory) as catalog:
-        spec = model_spec or catalog.model_spec
+        spec = settings.model or catalog.model_spec
         sampling_json = catalog.sampling_json
     model = XClip.load(spec, device)
     Catalog.open(index_directory, fingerprint=index_fingerprint(model, sampling_json)).close()
     return model
 
 
-def load_searcher(
-    index_directory: Path,
-    model_spec: str | None,
-    device: str,
-    *,
-    new_index_model: str | None = None,
-    warm_up: bool,
-    coarse_kind: CoarseKindChoice = "auto",
-    feature_memory_bytes: int = 0,
-) -> Searcher:
-    """A searcher that is ready to answer. Raises as `load_model` does.
-
-    warm_up: run one search, so that the first client does not pay for what torch does once.
-    """
+def load_searcher(settings: Settings) -> Searcher:
+    """A searcher that is ready to answer. Raises as `load_model` does."""
     from indexer.search.searcher import Searcher
 
-    model = load_model(index_directory, model_spec, device, new_index_model=new_index_model)
+    model = load_model(settings)
     searcher = Searcher(
-        index_directory, model, coarse_kind=coarse_kind, feature_memory_bytes=feature_memory_bytes
+        settings.index_directory,
+        model,
+        coarse_kind=settings.coarse_kind,
+        feature_memory_bytes=settings.feature_memory_bytes,
     )
     try:
-        if warm_up:
+        if settings.warm_up:
+            # So that the first client does not pay for what torch does once.
             searcher.search(SearchQuery(text="a warm-up"))
         catalog = searcher.catalog
         logger.info("loaded generation %d of the index: %d videos", catalog.generation, catalog.num_videos)

@@ -21,7 +21,7 @@ from service.app import create_app
 from service.http.middleware import HEADER_LIMIT_BYTES, URI_LIMIT_BYTES, is_loopback
 from service.observability.logs import start_logging
 from service.observability.tracing import Tracing, TracingUnavailableError
-from service.settings import ServiceSettings
+from service.settings import Settings
 from service.state import Drain
 
 MAX_FILES = 65536
@@ -30,7 +30,7 @@ MAX_FILES = 65536
 logger = logging.getLogger("xclip_search.service")
 
 
-def run_server(settings: ServiceSettings, host: str, port: int) -> int:
+def run_server(settings: Settings) -> int:
     """Serve until a signal; returns the exit status: 0, or 1 where it cannot serve."""
     start_logging(settings.log_format, settings.log_level)
     try:
@@ -45,7 +45,7 @@ def run_server(settings: ServiceSettings, host: str, port: int) -> int:
         server.should_exit = True
 
     app = create_app(settings, on_load_failure=give_up, tracing=tracing)
-    if not (is_loopback(host) or settings.allow_no_keys):
+    if not (is_loopback(settings.host) or settings.allow_no_keys):
         app.state.access.ring.demand()
     config = uvicorn.Config(
         app,
@@ -64,11 +64,11 @@ def run_server(settings: ServiceSettings, host: str, port: int) -> int:
     _raise_file_limit()
     try:
         # Before anything is loaded: that a port is taken should show at once.
-        listener = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        )
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        listener = socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
-        logger.error("cannot listen on %s:%d: %s", host, port, error.strerror or error)
+        reason = error.strerror or error
+        logger.error("cannot listen on %s:%d: %s", settings.host, settings.port, reason)
         return 1
     address, bound_port = listener.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address

@@ -1,15 +1,14 @@
-"""Settings: command line over environment over defaults, read once, then passed on as frozen dataclasses.
+"""Settings of server and worker: arguments over environment over defaults.
 
-Every field of `Environment` can be set by an environment variable, its name in capitals with the prefix
-`XCLIP_`: `XCLIP_UPLOAD_LIMIT_BYTES=1000000`. Nothing else in the project reads the environment.
+Every field can be set by an environment variable, its name in capitals with the prefix `XCLIP_`:
+`XCLIP_UPLOAD_LIMIT_BYTES=1000000`. Nothing else in the project reads the environment.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -23,10 +22,17 @@ LogFormat = Literal["auto", "json", "text"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
-class Environment(BaseSettings):
-    """What can be set from outside, with its range. Sizes in bytes, times in seconds."""
+class Settings(BaseSettings):
+    """What can be set, with its range and default. Sizes in bytes, times in seconds.
 
-    model_config = SettingsConfigDict(env_prefix="XCLIP_", extra="ignore", env_ignore_empty=True)
+    Raises:
+        pydantic.ValidationError: A value is out of its range; names the field.
+
+    >>> Settings(index=Path("/data/index"), num_search_threads=4).port
+    8000
+    """
+
+    model_config = SettingsConfigDict(env_prefix="XCLIP_", extra="forbid", env_ignore_empty=True, frozen=True)
 
     index: Path | None = Field(default=None, description="The index directory.")
     model: str | None = Field(default=None, description="Model spec; the index's own where unset.")
@@ -58,6 +64,15 @@ class Environment(BaseSettings):
     )
     decode_timeout_seconds: float = Field(default=300.0, gt=0, description="Longest decoding of one video.")
     worker_grace_seconds: float = Field(default=20.0, ge=0, description="Time a worker has to end its job.")
+    poll_seconds: float = Field(
+        default=0.2, gt=0, description="Pause of a worker between two looks at an empty queue."
+    )
+    lease_seconds: float = Field(
+        default=60.0, gt=0, description="A job whose worker is silent for so long goes to another."
+    )
+    parent_pid: int | None = Field(
+        default=None, description="A worker ends with this process, which started it; set by serve."
+    )
 
     url_ingest: bool = Field(
         default=False, description="Whether POST /videos fetches videos from http:// and https:// addresses."
@@ -160,99 +175,9 @@ class Environment(BaseSettings):
                 raise ValueError(f"{root} is not a folder")
         return tuple(root.expanduser().resolve() for root in value)
 
-    @classmethod
-    def read(cls, **overrides: Any) -> Self:
-        """The environment with `overrides` on top; an override that is None counts as not given.
-
-        Raises pydantic.ValidationError, naming the field, where a value is out of its range.
-        """
-        return cls(**{name: value for name, value in overrides.items() if value is not None})
-
-
-@dataclass(frozen=True)
-class ServiceSettings:
-    """What `create_app` needs to know."""
-
-    index_directory: Path
-    model_spec: str | None = None
-    device: str = "auto"
-    new_index_model: str | None = None
-    start_worker: bool = True
-    warm_up: bool = True
-    allowed_roots: tuple[Path, ...] = ()
-    upload_limit_bytes: int = 2048 * MIB
-    body_limit_bytes: int = 64 * 1024
-    num_search_threads: int = 2
-    max_waiting_searches: int = 64
-    wait_limit_seconds: float = 60.0
-    max_queued_jobs: int = 1_000
-    thumbnail_cache_bytes: int = 32 * MIB
-    preview_cache_bytes: int = 64 * MIB
-    coarse_kind: CoarseKindChoice = "auto"
-    feature_memory_bytes: int = 1024 * MIB
-    decode_timeout_seconds: float = 300.0
-    worker_grace_seconds: float = 20.0
-    url_ingest: bool = False
-    url_allowed_hosts: tuple[str, ...] = ()
-    url_ports: tuple[int, ...] = (80, 443)
-    keys_file: Path | None = None
-    allow_no_keys: bool = False
-    session_seconds: float = 12 * 3600.0
-    allowed_hosts: tuple[str, ...] = ()
-    trusted_proxies: str = "127.0.0.1"
-    max_connections: int = 1_000
-    body_timeout_seconds: float = 20.0
-    min_upload_bytes_per_second: int = 4096
-    request_timeout_seconds: float = 30.0
-    keep_alive_seconds: int = 75
-    drain_delay_seconds: float = 0.0
-    drain_timeout_seconds: int = 30
-    log_format: LogFormat = "auto"
-    log_level: LogLevel = "info"
-    tracing: bool = False
-
-    @classmethod
-    def from_environment(cls, environment: Environment, index_directory: Path) -> Self:
-        """The part of `environment` that concerns the service."""
-        return cls(index_directory, environment.model, **_shared(cls, environment))
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """What a worker needs to know.
-
-    poll_seconds: pause between two looks at an empty queue.
-    lease_seconds: a job whose worker is silent for so long goes to another.
-    parent_pid: end when the process that started this one is no longer this one; None: run on.
-    """
-
-    index_directory: Path
-    model_spec: str | None = None
-    device: str = "auto"
-    new_index_model: str | None = None
-    decode_timeout_seconds: float = 300.0
-    worker_grace_seconds: float = 20.0
-    upload_limit_bytes: int = 2048 * MIB
-    url_ingest: bool = False
-    url_allowed_hosts: tuple[str, ...] = ()
-    url_ports: tuple[int, ...] = (80, 443)
-    url_timeout_seconds: float = 1800.0
-    url_idle_seconds: float = 20.0
-    num_url_downloads: int = 2
-    poll_seconds: float = 0.2
-    lease_seconds: float = 60.0
-    log_format: LogFormat = "auto"
-    log_level: LogLevel = "info"
-    parent_pid: int | None = None
-
-    @classmethod
-    def from_environment(
-        cls, environment: Environment, index_directory: Path, *, parent_pid: int | None = None
-    ) -> Self:
-        """The part of `environment` that concerns a worker."""
-        return cls(index_directory, environment.model, **_shared(cls, environment), parent_pid=parent_pid)
-
-
-def _shared(cls: type[Any], environment: Environment) -> dict[str, Any]:
-    names = {field.name for field in fields(cls)} & set(Environment.model_fields)
-    return {name: getattr(environment, name) for name in names}
+    @property
+    def index_directory(self) -> Path:
+        """The index, as an absolute path. Raises ValueError where none was named."""
+        if self.index is None:
+            raise ValueError("the settings name no index")
+        return self.index.expanduser().absolute()

@@ -18,7 +18,7 @@ from service.admission import SearchGate
 from service.derived_media import Playability, Previews, Thumbnails
 from service.errors import NotReadyError, may_raise
 from service.ingest.media_store import MediaStore
-from service.settings import ServiceSettings
+from service.settings import Settings
 
 if TYPE_CHECKING:
     from indexer.search.searcher import Searcher
@@ -31,7 +31,7 @@ class ReadyService:
     ingest_limiter: of the threads that read and write whole files, so that others are left for all else.
     """
 
-    settings: ServiceSettings
+    settings: Settings
     searcher: Searcher
     catalog: Catalog
     job_queue: JobQueue

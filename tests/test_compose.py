@@ -17,7 +17,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from service.settings import Environment, ServiceSettings
+from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 # The Compose Specification's schema; Apache License 2.0, see the LICENSE beside it.
@@ -126,8 +126,8 @@ def test_the_worker_gets_no_keys_and_no_way_to_the_proxy() -> None:
 def test_what_serves_starts_again_and_has_time_to_end(name: str) -> None:
     assert SERVICES[name]["restart"] == "unless-stopped"
     least = {
-        "api": sum(ServiceSettings(Path()).__dict__[field] for field in DRAINING),
-        "worker": ServiceSettings(Path()).worker_grace_seconds,
+        "api": sum(getattr(Settings(), field) for field in DRAINING),
+        "worker": Settings().worker_grace_seconds,
         "proxy": 15.0,  # grace_period in docker/Caddyfile
     }[name.removesuffix("-gpu")]
     assert seconds(SERVICES[name]["stop_grace_period"]) > least
@@ -218,7 +218,7 @@ def test_a_job_decodes_with_as_many_processes_as_it_has_processors(name: str) ->
 )
 def test_every_setting_named_is_one_of_the_service(path: str) -> None:
     named = settings_named_in((ROOT / path).read_text(encoding="utf-8"))
-    known = {f"XCLIP_{field.upper()}" for field in Environment.model_fields}
+    known = {f"XCLIP_{field.upper()}" for field in Settings.model_fields}
     assert named
     assert named <= known
 
@@ -230,7 +230,7 @@ def test_settings_of_the_example_are_valid_and_those_of_compose_have_a_line_ther
             name, _, value = line.partition("=")
             values[name] = value
     ours = {name.removeprefix("XCLIP_").lower(): value for name, value in values.items()}
-    Environment.read(**{name: value for name, value in ours.items() if name in Environment.model_fields})
+    Settings(**{name: value for name, value in ours.items() if name in Settings.model_fields})
     text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
     interpolated = dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", text))
     assert set(interpolated) - set(values) == {"IMAGE", "CADDY_IMAGE"}

@@ -52,7 +52,7 @@ COMMANDS = {
     "info": "xclip_search.videos",
     "serve": "xclip_search.serve",
     "worker": "xclip_search.serve",
-    "keys": "xclip_search.keys",
+    "keys": "xclip_search.serve",
     "verify": "xclip_search.maintenance",
     "rebuild": "xclip_search.maintenance",
     "reindex": "xclip_search.maintenance",

@@ -1,20 +1,22 @@
-"""`xclip-search serve` and `xclip-search worker`. Heavy imports happen inside the commands."""
+"""`xclip-search serve`, `worker` and `keys`. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from xclip_search.console import FAILED, explain_os_error, make_app, stop
+
 if TYPE_CHECKING:
-    from service.settings import Environment, ServiceSettings
+    from service.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+app = make_app()
+keys = make_app()
+app.add_typer(keys, name="keys")
 
-WRONG_USE, FAILED = 2, 1
-"""Exit statuses."""
+NO_INDEX = "say where the index is: --index DIR, or the environment variable XCLIP_INDEX"
 
 IndexOption = Annotated[
     Path | None, typer.Option("--index", "-i", help="The index directory.", show_default="XCLIP_INDEX")
@@ -39,6 +41,10 @@ GraceOption = Annotated[
 KeysFileOption = Annotated[
     Path | None,
     typer.Option("--keys-file", help="The file of keys.", show_default="keys.json in the index directory"),
+]
+NameOption = Annotated[
+    str,
+    typer.Option("--name", "-n", help="What to call the key; shown in logs."),
 ]
 
 
@@ -85,7 +91,7 @@ def serve(
     SIGTERM or Ctrl-C ends it: requests under way are answered first. Every option is also an environment
     variable XCLIP_..., and there are more of those: docs/operations.md has all.
     """
-    environment = read_environment(
+    settings = _read_settings(
         index=index,
         model=model,
         host=host,
@@ -100,13 +106,11 @@ def serve(
         keys_file=keys_file,
         allow_no_keys=allow_no_keys,
     )
-    index_directory = _index_directory(environment)
+    _require_index_or_model(settings)
+    _check_keys(settings)
     from service.server import run_server
-    from service.settings import ServiceSettings
 
-    settings = ServiceSettings.from_environment(environment, index_directory)
-    _check_keys(settings, environment.host)
-    raise typer.Exit(run_server(settings, environment.host, environment.port))
+    raise typer.Exit(run_server(settings))
 
 
 @app.command(
@@ -128,74 +132,152 @@ def worker(
     `serve` starts one itself; start more on the same machine to read several videos at once.
     SIGTERM ends a worker: its job gets the grace period, and then goes back to the queue.
     """
-    environment = read_environment(
+    settings = _read_settings(
         index=index,
         model=model,
         device=device,
         upload_limit_bytes=upload_limit,
         decode_timeout_seconds=decode_timeout,
         worker_grace_seconds=grace,
+        parent_pid=parent,
     )
-    index_directory = _index_directory(environment)
+    _require_index_or_model(settings)
     from service.ingest.worker import run_worker
-    from service.settings import WorkerSettings
 
-    settings = WorkerSettings.from_environment(environment, index_directory, parent_pid=parent)
     raise typer.Exit(run_worker(settings))
 
 
-def _check_keys(settings: ServiceSettings, host: str) -> None:
-    """Refuse to open a door to others that anybody could walk through."""
+def _check_keys(settings: Settings) -> None:
+    """Refuse to serve others where they would need no key, unless that is meant."""
     from service.auth.keys import KeysFileError, keys_path, read_keys
     from service.http.middleware import is_loopback
 
-    path = keys_path(settings.index_directory, settings.keys_file)
     try:
-        has_keys = bool(read_keys(path))
+        has_keys = bool(read_keys(keys_path(settings.index_directory, settings.keys_file)))
     except KeysFileError as error:
-        refuse(str(error), FAILED)
-    if has_keys or is_loopback(host):
+        stop(str(error), FAILED)
+    if has_keys or is_loopback(settings.host):
         return
-    danger = f"whoever reaches {host} could search, upload and delete, for there are no keys"
+    danger = f"whoever reaches {settings.host} could search, upload and delete, for there are no keys"
     if not settings.allow_no_keys:
-        refuse(
+        stop(
             f"{danger}. Make one: xclip-search keys add --index {settings.index_directory} --name NAME "
             "--scope write; or say that this is meant: --allow-no-keys"
         )
     typer.secho(f"warning: {danger}", fg="yellow", err=True)
 
 
-def read_environment(**overrides: object) -> Environment:
-    """The settings; ends the command with a message where one is wrong."""
+def _read_settings(**options: object) -> Settings:
+    """The environment with the options on top that were given; ends the command where a value is wrong."""
     from pydantic import ValidationError
 
-    from service.settings import Environment
+    from service.settings import Settings
 
+    given = {name: value for name, value in options.items() if value is not None}
     try:
-        return Environment.read(**overrides)
+        return Settings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         problems = (
             f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}"
             for item in error.errors()
         )
-        refuse("wrong settings: " + "; ".join(problems))
+        stop("wrong settings: " + "; ".join(problems))
 
 
-def _index_directory(environment: Environment) -> Path:
-    if environment.index is None:
-        refuse("say where the index is: --index DIR, or the environment variable XCLIP_INDEX")
-    directory = environment.index.expanduser().absolute()
+def _require_index_or_model(settings: Settings) -> None:
+    """End the command where there is no index, and no model to make one with."""
     from indexer.store.sqlite.generations import index_exists
 
-    if not index_exists(directory) and environment.model is None and environment.new_index_model is None:
-        refuse(
+    if settings.index is None:
+        stop(NO_INDEX)
+    directory = settings.index_directory
+    if not index_exists(directory) and settings.model is None and settings.new_index_model is None:
+        stop(
             f"there is no index in {directory}. Make one with: xclip-search index VIDEOS --index {directory} "
             "--model SPEC; or start with an empty one by adding --model SPEC here (--model demo, for example)"
         )
-    return directory
 
 
-def refuse(message: str, status: int = WRONG_USE) -> NoReturn:
-    """End the command: say why, and exit with `status`."""
-    typer.secho(f"error: {message}", fg="red", err=True)
-    sys.exit(status)
+@keys.callback()
+def _describe() -> None:
+    """Make, list and remove API keys.
+
+    Where a server has keys, every request needs one. A running server knows of a change within a second.
+    """
+
+
+@keys.command(
+    epilog="Example:\n\n"
+    "KEY=$(xclip-search keys add --index INDEX --name me --scope read)\n\n"
+    'curl -H "Authorization: Bearer $KEY" http://127.0.0.1:8000/videos'
+)
+def add(
+    name: NameOption,
+    scope: Annotated[str, typer.Option(help="read: search and look; write: also add, change, delete.")],
+    index: IndexOption = None,
+    keys_file: KeysFileOption = None,
+) -> None:
+    """Make a key and print it. It is shown this once: only its hash is kept."""
+    from pydantic import ValidationError
+
+    from indexer.store.sqlite.generations import index_exists
+    from service.auth.keys import KeyNameTakenError, KeysFileError, add_key
+
+    if scope not in ("read", "write"):
+        stop("--scope is read or write")
+    path = _keys_path(index, keys_file)
+    try:
+        secret = add_key(path, name, "read" if scope == "read" else "write")
+    except ValidationError:
+        stop("--name takes 1 to 64 letters, digits, dots, dashes and underscores")
+    except KeyNameTakenError:
+        stop(f"there is a key named {name}; choose another name, or remove it first")
+    except KeysFileError as error:
+        stop(str(error), FAILED)
+    except OSError as error:
+        stop(explain_os_error(error, path), FAILED)
+    typer.secho(f"This is the key {name}. Keep it now: it cannot be shown again.", err=True)
+    if index is not None and keys_file is None and not index_exists(path.parent):
+        typer.secho(f"note: there is no index in {path.parent} yet", fg="yellow", err=True)
+    typer.echo(secret)
+
+
+@keys.command("list")
+def list_keys(index: IndexOption = None, keys_file: KeysFileOption = None) -> None:
+    """List the keys: name, scope, when made. Never the keys themselves."""
+    from service.auth.keys import KeysFileError, read_keys
+
+    try:
+        found = read_keys(_keys_path(index, keys_file))
+    except KeysFileError as error:
+        stop(str(error), FAILED)
+    width = max((len(key.name) for key in found), default=0)
+    for key in found:
+        typer.echo(f"{key.name:<{width}}  {key.scope:<5}  {key.created_at:%Y-%m-%d %H:%M:%S} UTC")
+    if not found:
+        typer.secho("no keys", err=True)
+
+
+@keys.command()
+def remove(name: NameOption, index: IndexOption = None, keys_file: KeysFileOption = None) -> None:
+    """Remove a key. Requests and sessions that use it are refused within a second."""
+    from service.auth.keys import KeyNotFoundError, KeysFileError, remove_key
+
+    path = _keys_path(index, keys_file)
+    try:
+        remove_key(path, name)
+    except KeyNotFoundError:
+        stop(f"there is no key named {name}")
+    except KeysFileError as error:
+        stop(str(error), FAILED)
+    except OSError as error:
+        stop(explain_os_error(error, path), FAILED)
+
+
+def _keys_path(index: Path | None, keys_file: Path | None) -> Path:
+    from service.auth.keys import keys_path
+
+    settings = _read_settings(index=index, keys_file=keys_file)
+    if settings.keys_file is None and settings.index is None:
+        stop(NO_INDEX)
+    return settings.keys_file or keys_path(settings.index_directory, None)

@@ -132,9 +132,9 @@ def _describe_filter(operation: dict[str, Any]) -> None:
 def document_text() -> str:
     """The document of an application of this version, as docs/openapi.json holds it."""
     from service.app import create_app
-    from service.settings import ServiceSettings
+    from service.settings import Settings
 
-    document = create_app(ServiceSettings(Path("nowhere"))).openapi()
+    document = create_app(Settings(index=Path("nowhere"))).openapi()
     return json.dumps(document, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 

@@ -47,7 +47,7 @@ from service.ingest.outcomes import (
 )
 from service.ingest.web.fetching import fetching
 from service.ingest.web.policy import shown_uri
-from service.settings import WorkerSettings
+from service.settings import Settings
 
 logger = logging.getLogger("xclip_search.worker")
 
@@ -74,7 +74,7 @@ class Worker:
     """Processes the jobs of one index, one at a time, until told to stop."""
 
     def __init__(
-        self, settings: WorkerSettings, catalog: Catalog, media_store: MediaStore, read_video: ReadVideo
+        self, settings: Settings, catalog: Catalog, media_store: MediaStore, read_video: ReadVideo
     ) -> None:
         self._settings = settings
         self._catalog = catalog
@@ -243,7 +243,7 @@ class Worker:
         return outcome.video_id
 
 
-def run_worker(settings: WorkerSettings) -> int:
+def run_worker(settings: Settings) -> int:
     """Work until a signal; returns the exit status: 0, or 1 where model or index cannot be loaded.
 
     When another generation of the index becomes the current one, it goes on there, with the model of that.
@@ -280,7 +280,7 @@ def run_worker(settings: WorkerSettings) -> int:
     return 0
 
 
-def _work_on_current(settings: WorkerSettings, stop: threading.Event, ready: threading.Event) -> bool:
+def _work_on_current(settings: Settings, stop: threading.Event, ready: threading.Event) -> bool:
     """Work on the current generation; true where another one has become current meanwhile.
 
     ready: set when all is loaded.
@@ -288,12 +288,7 @@ def _work_on_current(settings: WorkerSettings, stop: threading.Event, ready: thr
     from indexer.ingest.pipeline import IndexingPipeline
     from service.loading import load_model
 
-    model = load_model(
-        settings.index_directory,
-        settings.model_spec,
-        settings.device,
-        new_index_model=settings.new_index_model,
-    )
+    model = load_model(settings)
     ready.set()
     store = MediaStore(settings.index_directory)
     store.prepare()

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 
-from service.settings import ServiceSettings
+from service.settings import Settings
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 """Before a worker that died is started again; doubled each time."""
@@ -21,11 +21,11 @@ HEALTHY_SECONDS = 60.0
 logger = logging.getLogger("xclip_search.service")
 
 
-def worker_command(settings: ServiceSettings) -> list[str]:
+def worker_command(settings: Settings) -> list[str]:
     """How to start a worker for the same index."""
     command = [sys.executable, "-m", "xclip_search", "worker", "--index", str(settings.index_directory)]
-    if settings.model_spec is not None:
-        command += ["--model", settings.model_spec]
+    if settings.model is not None:
+        command += ["--model", settings.model]
     command += ["--device", settings.device]
     command += ["--upload-limit", str(settings.upload_limit_bytes)]
     command += ["--decode-timeout", str(settings.decode_timeout_seconds)]

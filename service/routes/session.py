@@ -8,7 +8,7 @@ from service.auth.access import COOKIE, OPEN, AccessControl, make_session
 from service.errors import TooManyRequestsError, UnauthorizedError
 from service.http.openapi import problems
 from service.schemas.operation import SessionAnswer, SessionRequest
-from service.settings import ServiceSettings
+from service.settings import Settings
 
 router = APIRouter(prefix="/session", tags=["session"], dependencies=[OPEN])
 
@@ -23,7 +23,7 @@ router = APIRouter(prefix="/session", tags=["session"], dependencies=[OPEN])
 )
 async def log_in(request: Request, body: SessionRequest) -> Response:
     """Log a browser in: a cookie that its scripts cannot read then stands for the key."""
-    settings: ServiceSettings = request.app.state.settings
+    settings: Settings = request.app.state.settings
     key = _control(request).check_secret(request, body.key)
     response = Response(status_code=204)
     response.set_cookie(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.ingest.worker import Worker
-from service.settings import WorkerSettings
+from service.settings import Settings
 from tests.faults.dying_worker import read_by_rote
 from tests.support.servers.service_fakes import running
 from tests.support.servers.serving_thread import served
@@ -29,7 +29,7 @@ def test_the_example_runs_as_it_is_printed(
         assert "http://127.0.0.1:8000" in example
         stop = threading.Event()
         store = service.app.state.service.media_store
-        settings = WorkerSettings(service.directory, poll_seconds=0.01)
+        settings = Settings(index=service.directory, poll_seconds=0.01)
         worker = threading.Thread(
             target=Worker(settings, service.catalog, store, read_by_rote).run, args=(stop,)
         )

@@ -18,7 +18,7 @@ from indexer.ingest.pipeline import IndexReport
 from indexer.store.records import NewVideo
 from service.auth.keys import add_key
 from service.ingest.worker import Worker
-from service.settings import WorkerSettings
+from service.settings import Settings
 from tests.faults.dying_worker import read_by_rote
 from tests.support.servers.service_fakes import Service, add_video, running
 from tests.support.servers.serving_thread import served
@@ -38,7 +38,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
     service = Service(tmp_path_factory.mktemp("remote") / "index", upload_limit_bytes=5000, max_queued_jobs=3)
     stop = threading.Event()
-    settings = WorkerSettings(service.directory, poll_seconds=0.01)
+    settings = Settings(index=service.directory, poll_seconds=0.01)
 
     def work() -> None:
         while service.app.state.service is None and not stop.is_set():

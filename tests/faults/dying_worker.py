@@ -30,7 +30,7 @@ from indexer.store.sqlite.connections import Transaction
 from indexer.store.sqlite.jobs import JobQueue
 from service.ingest.media_store import MediaStore
 from service.ingest.worker import Worker
-from service.settings import WorkerSettings
+from service.settings import Settings
 
 POISON = b"poison"
 NUM_FRAMES, EMBEDDING_DIM = 2, 4
@@ -94,7 +94,7 @@ def main(directory: Path, moment: str, lease_seconds: float) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     (directory / f"ready-{os.getpid()}").touch()
-    settings = WorkerSettings(directory, poll_seconds=0.02, lease_seconds=lease_seconds)
+    settings = Settings(index=directory, poll_seconds=0.02, lease_seconds=lease_seconds)
     with HeldCatalog.open(directory) as catalog:
         worker = Worker(settings, catalog, HeldStore(directory), read)
         worker._queue = HeldQueue(catalog)

@@ -19,10 +19,10 @@ from service.auth import limits as client_limits
 from service.auth.access import declared_access
 from service.auth.keys import KeyRing, KeysFileError, add_key, read_keys, remove_key
 from service.auth.limits import FailedAttempts, network_of
-from service.settings import ServiceSettings
+from service.settings import Settings
 from tests.service.routes.test_errors import check_problem
 from tests.support.servers.service_fakes import Service, add_video, running
-from xclip_search.keys import app as keys_app
+from xclip_search.serve import app as keys_app
 
 READS_BY_POST = {"/search", "/videos/{video_id}/texts"}
 OPEN_PATHS = {"/", "/docs", "/page/{name}", "/healthz", "/readyz", "/session"}
@@ -65,7 +65,7 @@ def test_every_route_declares_what_it_needs(route: APIRoute) -> None:
 
 
 def test_the_application_has_no_routes_beside_those_of_its_routers() -> None:
-    app = create_app(ServiceSettings(Path("nowhere")))
+    app = create_app(Settings(index=Path("nowhere")))
     assert [route.path for route in app.routes if isinstance(route, Route)] == ["/openapi.json"]
 
 

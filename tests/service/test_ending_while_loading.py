@@ -17,14 +17,14 @@ import sys, time
 from pathlib import Path
 from service import app
 from service.server import run_server
-from service.settings import ServiceSettings
+from service.settings import Settings
 
 def load_searcher(*values, **options):
     print("loading", flush=True)
     time.sleep(600)
 
 app.load_searcher = load_searcher
-sys.exit(run_server(ServiceSettings(Path(sys.argv[1]), start_worker=False), "127.0.0.1", 0))
+sys.exit(run_server(Settings(index=Path(sys.argv[1]), start_worker=False, port=0)))
 """
 """A server whose index takes ten minutes to load."""
 
@@ -48,7 +48,7 @@ WORK = """
 import sys, time
 from pathlib import Path
 from service import loading
-from service.settings import WorkerSettings
+from service.settings import Settings
 from service.ingest.worker import run_worker
 
 def load_model(*values, **options):
@@ -56,7 +56,7 @@ def load_model(*values, **options):
     time.sleep(600)
 
 loading.load_model = load_model
-sys.exit(run_worker(WorkerSettings(Path(sys.argv[1]))))
+sys.exit(run_worker(Settings(index=Path(sys.argv[1]))))
 """
 """A worker whose model takes ten minutes to load."""
 

@@ -25,7 +25,7 @@ from service import index_switch as generation_watch
 from service.app import create_app
 from service.ingest.media_store import MediaStore
 from service.ingest.worker import Worker
-from service.settings import ServiceSettings, WorkerSettings
+from service.settings import Settings
 from tests.faults.dying_worker import read_by_rote
 from tests.support.catalog_builders import enqueue
 from tests.support.servers.service_fakes import FakeSearcher, add_video, make_catalog
@@ -64,10 +64,10 @@ def load(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Loading gives a FakeSearcher of the current generation, or raises what is put here as `error`."""
     behaviour: dict[str, Any] = {"error": None, "searchers": []}
 
-    def load_searcher(index: Path, *values: Any, **named: Any) -> FakeSearcher:
+    def load_searcher(settings: Settings) -> FakeSearcher:
         if behaviour["error"] is not None:
             raise behaviour["error"]
-        searcher = FakeSearcher(Catalog.open(index))
+        searcher = FakeSearcher(Catalog.open(settings.index_directory))
         behaviour["searchers"].append(searcher)
         return searcher
 
@@ -81,7 +81,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def client(tmp_path: Path, load: dict[str, Any]) -> Iterator[TestClient]:
     with make_catalog(tmp_path) as catalog:
         add_video(catalog, "first")
-    settings = ServiceSettings(tmp_path, start_worker=False)
+    settings = Settings(index=tmp_path, start_worker=False)
     app = create_app(
         settings, take_picture=lambda path, seconds, width: b"", make_clip=lambda path, seconds: b""
     )
@@ -196,7 +196,7 @@ def test_a_worker_leaves_a_superseded_generation_and_the_job_under_way_is_done_i
     content = b"\x00\x00\x00\x18ftypmp42" + bytes(1000)
     store = MediaStore(tmp_path)
     store.prepare()
-    settings = WorkerSettings(tmp_path, poll_seconds=0.01)
+    settings = Settings(index=tmp_path, poll_seconds=0.01)
     stop = threading.Event()
     with make_catalog(tmp_path) as former:
         path = store.new_upload_path()
@@ -245,7 +245,7 @@ time.sleep(60)
 """
     monkeypatch.setattr(application, "worker_command", lambda settings: [sys.executable, "-c", program])
     app = create_app(
-        ServiceSettings(tmp_path / "index"),
+        Settings(index=tmp_path / "index"),
         take_picture=lambda path, seconds, width: b"",
         make_clip=lambda path, seconds: b"",
     )

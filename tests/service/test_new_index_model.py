@@ -12,6 +12,7 @@ from indexer.ingest.encoding import index_fingerprint
 from indexer.store.sqlite.catalog import Catalog
 from model import XClip, XClipConfig
 from service.loading import load_model
+from service.settings import Settings
 from tests.support.video_files import write_coloured_video
 from xclip_search.index import app
 
@@ -35,14 +36,16 @@ def test_a_server_makes_a_new_index_with_it_and_serves_an_old_one_with_its_own(
 ) -> None:
     index = tmp_path / "index"
     with pytest.raises(IndexNotFoundError):
-        load_model(index, None, "cpu")
-    load_model(index, None, "cpu", new_index_model=str(model_directory))
+        load_model(Settings(index=index, device="cpu"))
+    load_model(Settings(index=index, device="cpu", new_index_model=str(model_directory)))
     made = fingerprint_of(index)
-    model = load_model(index, None, "cpu", new_index_model=str(other_model))
+    model = load_model(Settings(index=index, device="cpu", new_index_model=str(other_model)))
     with Catalog.open(index) as catalog:
         assert index_fingerprint(model, catalog.sampling_json) == made == catalog.fingerprint
     with pytest.raises(FingerprintMismatchError):
-        load_model(index, str(other_model), "cpu", new_index_model=str(model_directory))
+        load_model(
+            Settings(index=index, model=str(other_model), device="cpu", new_index_model=str(model_directory))
+        )
 
 
 def test_index_makes_a_new_index_with_it_and_adds_to_an_old_one_with_its_own(

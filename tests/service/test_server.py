@@ -21,7 +21,7 @@ from service.http.middleware import DeadlineMiddleware, HeadersMiddleware
 from service.index_switch import _retire
 from service.loading import freeze_loaded_objects
 from service.server import DrainingServer, run_server
-from service.settings import ServiceSettings
+from service.settings import Settings
 from service.state import Drain
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -111,7 +111,7 @@ def test_for_the_delay_before_the_end_new_requests_are_answered_too() -> None:
 def test_a_port_that_is_taken_is_an_error_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert run_server(ServiceSettings(tmp_path, start_worker=False), "127.0.0.1", port) == 1
+        assert run_server(Settings(index=tmp_path, start_worker=False, port=port)) == 1
     assert f"cannot listen on 127.0.0.1:{port}" in capfd.readouterr().err
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from service import server
 from service.auth.keys import add_key
 from service.http.middleware import is_loopback
-from service.settings import Environment, ServiceSettings, WorkerSettings
+from service.settings import Settings
 from xclip_search.serve import app
 
 
@@ -26,38 +27,56 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_line_goes_over_the_environment_and_that_over_the_defaults(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert Environment.read().port == 8000
+    assert Settings().port == 8000
     monkeypatch.setenv("XCLIP_PORT", "9000")
     monkeypatch.setenv("XCLIP_UPLOAD_LIMIT_BYTES", "77")
     monkeypatch.setenv("XCLIP_DEVICE", "")
-    assert Environment.read(port=None).port == 9000
-    assert Environment.read(port=7000).port == 7000
-    settings = ServiceSettings.from_environment(Environment.read(), Path("x"))
-    assert settings.upload_limit_bytes == 77 and settings.device == "auto"
+    assert Settings().port == 9000
+    assert Settings(port=7000).port == 7000
+    assert Settings().upload_limit_bytes == 77 and Settings().device == "auto"
 
 
 def test_allowed_roots_are_resolved_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").symlink_to(tmp_path / "a")
     monkeypatch.setenv("XCLIP_ALLOWED_ROOTS", f"{tmp_path / 'a'}:{tmp_path / 'b'}:")
-    assert Environment.read().allowed_roots == (tmp_path / "a", tmp_path / "a")
+    assert Settings().allowed_roots == (tmp_path / "a", tmp_path / "a")
     with pytest.raises(ValidationError, match="is not a folder"):
-        Environment.read(allowed_roots=(tmp_path / "missing",))
+        Settings(allowed_roots=(tmp_path / "missing",))
 
 
-def test_defaults_of_the_dataclasses_are_those_of_the_environment() -> None:
-    for settings in (ServiceSettings, WorkerSettings):
-        made = settings.from_environment(Environment.read(), Path("x"))
-        assert made == settings(Path("x"))
-        own = {"index_directory", "model_spec", "poll_seconds", "lease_seconds", "parent_pid"}
-        assert {field.name for field in fields(settings)} - own <= set(Environment.model_fields)
+def test_settings_are_frozen_and_a_name_that_is_none_is_an_error() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="prot"):
+        Settings(prot=8000)  # type: ignore[call-arg]
+
+
+FIELDS = {
+    "host": "host",
+    "port": "port",
+    "device": "device",
+    "upload_limit": "upload_limit_bytes",
+    "decode_timeout": "decode_timeout_seconds",
+    "grace": "worker_grace_seconds",
+    "threads": "num_search_threads",
+}
+
+
+def test_an_option_shows_the_default_of_its_setting() -> None:
+    group: Any = typer.main.get_command(app)
+    options = {option.name: option.show_default for option in group.commands["serve"].params}
+    for option, field in FIELDS.items():
+        default = Settings.model_fields[field].default
+        shown = f"{default >> 30} GiB" if option == "upload_limit" else f"{default}".removesuffix(".0")
+        assert options[option] == shown, option
 
 
 @pytest.mark.parametrize("port", ["-1", "70000", "http"])
 def test_a_value_out_of_range_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
     monkeypatch.setenv("XCLIP_PORT", port)
     with pytest.raises(ValidationError, match="port"):
-        Environment.read()
+        Settings()
 
 
 @pytest.mark.parametrize("command", ["serve", "worker"])
@@ -76,10 +95,10 @@ def test_only_addresses_of_this_machine_are_loopback() -> None:
 
 
 def test_other_machines_are_not_served_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    served: list[tuple[ServiceSettings, str]] = []
+    served: list[Settings] = []
 
-    def run_server(settings: ServiceSettings, host: str, port: int) -> int:
-        served.append((settings, host))
+    def run_server(settings: Settings) -> int:
+        served.append(settings)
         return 0
 
     monkeypatch.setattr(server, "run_server", run_server)
@@ -93,6 +112,6 @@ def test_other_machines_are_not_served_without_a_key(tmp_path: Path, monkeypatch
     add_key(tmp_path / "keys.json", "me", "read")
     result = CliRunner().invoke(app, [*command, "0.0.0.0"])
     assert result.exit_code == 0 and not result.stderr
-    assert [host for _, host in served] == ["127.0.0.1", "0.0.0.0", "0.0.0.0"]
+    assert [settings.host for settings in served] == ["127.0.0.1", "0.0.0.0", "0.0.0.0"]
     (tmp_path / "keys.json").chmod(0o666)
     assert CliRunner().invoke(app, [*command, "127.0.0.1"]).exit_code == 1

@@ -32,7 +32,7 @@ from service.ingest.outcomes import (
 )
 from service.ingest.web.download import Download, DownloadRules, Tick, download
 from service.ingest.web.policy import DownloadError
-from service.settings import WorkerSettings
+from service.settings import Settings
 
 logger = logging.getLogger("xclip_search.worker")
 
@@ -54,7 +54,7 @@ class Fetcher:
     """Fetches the files of one job after the other until told to stop."""
 
     def __init__(
-        self, settings: WorkerSettings, catalog: Catalog, media_store: MediaStore, fetch: Fetch = download
+        self, settings: Settings, catalog: Catalog, media_store: MediaStore, fetch: Fetch = download
     ) -> None:
         self._settings = settings
         self._rules = DownloadRules.of(settings)
@@ -144,7 +144,7 @@ class Fetcher:
 
 @contextlib.contextmanager
 def fetching(
-    settings: WorkerSettings, catalog: Catalog, media_store: MediaStore, stop: threading.Event
+    settings: Settings, catalog: Catalog, media_store: MediaStore, stop: threading.Event
 ) -> Iterator[None]:
     """Fetch in threads of their own until `stop` is set, which it is at the end in any case.
 

@@ -22,7 +22,7 @@ from service.ingest.web import fetching as url_fetching
 from service.ingest.web.fetching import Fetcher, fetching
 from service.ingest.web.policy import REFUSED
 from service.ingest.worker import Worker
-from service.settings import WorkerSettings
+from service.settings import Settings
 from tests.faults.dying_worker import read_by_rote
 from tests.support.catalog_builders import enqueue
 from tests.support.servers.service_fakes import Service, add_video, running
@@ -114,8 +114,8 @@ class Bench:
     def __init__(self, service: Service, server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
         self.service, self.server = service, server
         self.queue, self.store = service.job_queue, service.app.state.service.media_store
-        self.settings = WorkerSettings(
-            service.directory,
+        self.settings = Settings(
+            index=service.directory,
             url_ingest=True,
             url_allowed_hosts=("127.0.0.1",),
             url_ports=(server.port,),
@@ -321,7 +321,7 @@ def test_a_worker_that_died_between_the_file_and_the_note_of_it_costs_nothing(be
 
 def test_where_it_was_turned_off_since_the_job_says_so(bench: Bench) -> None:
     job = bench.post("/b.mp4")
-    bench.settings = WorkerSettings(bench.service.directory, poll_seconds=0.01)
+    bench.settings = Settings(index=bench.service.directory, poll_seconds=0.01)
     bench.run()
     assert bench.queue.get(job.id).reason == url_fetching.TURNED_OFF
 

@@ -29,7 +29,7 @@ from indexer.store.sqlite.jobs import GAVE_UP_REASON, JobQueue
 from service.ingest.media_store import MediaStore, sweep
 from service.ingest.worker import ID_TAKEN_REASON, INTERNAL_REASON, NO_ROOM_REASON, Worker
 from service.ingest.worker_process import keep_worker_running, worker_command
-from service.settings import ServiceSettings, WorkerSettings
+from service.settings import Settings
 from tests.faults.dying_worker import POISON, read_by_rote
 from tests.support.catalog_builders import enqueue
 from tests.support.servers.service_fakes import add_video, make_catalog
@@ -47,7 +47,7 @@ class Bench:
         self.queue = JobQueue(self.catalog)
         self.store = MediaStore(directory)
         self.store.prepare()
-        self.settings = WorkerSettings(directory, poll_seconds=0.01, worker_grace_seconds=0.1)
+        self.settings = Settings(index=directory, poll_seconds=0.01, worker_grace_seconds=0.1)
         self.read: Callable[[Path], NewVideo] = read_by_rote
         self.cancelled = threading.Event()
         self.stop = threading.Event()
@@ -216,7 +216,7 @@ def reading_once_let(hold: threading.Event) -> Callable[[Path], NewVideo]:
 def test_a_job_cancelled_before_it_is_read_is_noticed_by_the_heartbeat(bench: Bench) -> None:
     hold = threading.Event()
     bench.read = reading_once_let(hold)
-    bench.settings = WorkerSettings(bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.3)
+    bench.settings = Settings(index=bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.3)
     job = bench.upload()
     thread = bench.start()
     wait_until(lambda: bench.queue.get(job.id).state == "running")
@@ -234,7 +234,7 @@ def test_a_lease_is_kept_while_a_video_takes_longer_than_the_lease(bench: Bench)
         return read_by_rote(path)
 
     bench.read = read
-    bench.settings = WorkerSettings(bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.5)
+    bench.settings = Settings(index=bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.5)
     job = bench.upload()
     bench.run()
     ended = bench.queue.get(job.id)
@@ -297,7 +297,7 @@ def test_a_film_that_was_cancelled_does_not_hold_up_the_next_job(bench: Bench) -
         return reading_until_cancelled(bench)(path)
 
     bench.read = read
-    bench.settings = WorkerSettings(bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.3)
+    bench.settings = Settings(index=bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.3)
     film = bench.upload()
     thread = bench.start()
     wait_until(lambda: bench.queue.get(film.id).state == "running")
@@ -316,7 +316,7 @@ def test_a_job_whose_worker_died_after_moving_the_file_is_done_by_the_next_one(b
 
 
 def test_a_worker_ends_when_the_server_that_started_it_is_gone(bench: Bench) -> None:
-    bench.settings = WorkerSettings(bench.catalog.directory, poll_seconds=0.01, parent_pid=os.getppid() + 1)
+    bench.settings = Settings(index=bench.catalog.directory, poll_seconds=0.01, parent_pid=os.getppid() + 1)
     bench.start().join(5)
     assert bench.stop.is_set()
 
@@ -351,7 +351,7 @@ def test_a_worker_that_wakes_up_late_takes_nothing_from_the_one_that_took_over(b
             hold.wait(20)
             return path
 
-    bench.settings = WorkerSettings(bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.3)
+    bench.settings = Settings(index=bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.3)
     quick_store, bench.store = bench.store, SlowStore(bench.catalog.directory)
     job = bench.upload()
     late = bench.start()
@@ -381,7 +381,7 @@ def test_a_catalog_that_cannot_be_written_to_costs_a_try_and_not_the_video(
         return add_really(*arguments)
 
     monkeypatch.setattr(bench.catalog, "add_video", add)
-    bench.settings = WorkerSettings(bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.3)
+    bench.settings = Settings(index=bench.catalog.directory, poll_seconds=0.01, lease_seconds=0.3)
     job = bench.upload()
     bench.run()
     ended = bench.queue.get(job.id)
@@ -503,14 +503,14 @@ def test_a_real_worker_killed_while_it_decodes_takes_its_decoder_along_and_the_n
     torch.manual_seed(0)
     XClip(XClipConfig.tiny()).eval().save(tmp_path / "model")
     index = tmp_path / "index"
-    load_model(index, str(tmp_path / "model"), "cpu")
+    load_model(Settings(index=index, model=str(tmp_path / "model"), device="cpu"))
     film = write_numbered_video(tmp_path / "film.mp4", 900, rate=1, codec="mpeg4")
     store = MediaStore(index)
     store.prepare()
     program = (
-        "from pathlib import Path\nfrom service.settings import WorkerSettings\n"
+        "from pathlib import Path\nfrom service.settings import Settings\n"
         "from service.ingest.worker import run_worker\n"
-        f"run_worker(WorkerSettings(Path({str(index)!r}), device='cpu', lease_seconds=3.0))\n"
+        f"run_worker(Settings(index=Path({str(index)!r}), device='cpu', lease_seconds=3.0))\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -628,9 +628,9 @@ time.sleep(60)
 
 
 def test_the_worker_is_started_for_the_same_index_model_and_device() -> None:
-    command = worker_command(ServiceSettings(Path("/index"), "demo", "cpu"))
+    command = worker_command(Settings(index=Path("/index"), model="demo", device="cpu"))
     assert command[:4] == [sys.executable, "-m", "xclip_search", "worker"]
     options = dict(zip(command[4::2], command[5::2], strict=True))
     assert options["--index"] == "/index" and options["--model"] == "demo" and options["--device"] == "cpu"
     assert options["--parent"] == str(os.getpid())
-    assert "--model" not in worker_command(ServiceSettings(Path("/index")))
+    assert "--model" not in worker_command(Settings(index=Path("/index")))

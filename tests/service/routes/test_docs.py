@@ -11,7 +11,7 @@ import pytest
 from service.app import create_app
 from service.errors import ERROR_CLASSES
 from service.schemas.search import SearchRequest
-from service.settings import Environment, ServiceSettings
+from service.settings import Settings
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
@@ -25,7 +25,7 @@ def rows(heading: str, page: str = "http-api.md") -> list[list[str]]:
 
 
 def test_every_endpoint_is_documented() -> None:
-    document = create_app(ServiceSettings(Path("nowhere"))).openapi()
+    document = create_app(Settings(index=Path("nowhere"))).openapi()
     there = {
         f"{method.upper()} {re.sub(r'{.*?}', '{id}', path)}"
         for path, methods in document["paths"].items()
@@ -58,8 +58,8 @@ def as_written(default: Any) -> str:
 
 def test_every_setting_is_documented_with_its_default() -> None:
     documented = {cells[0].strip("`"): cells[1:] for cells in rows("Settings", "operations.md")}
-    assert set(documented) == {f"XCLIP_{name.upper()}" for name in Environment.model_fields}
-    for name, field in Environment.model_fields.items():
+    assert set(documented) == {f"XCLIP_{name.upper()}" for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
         default, meaning = documented[f"XCLIP_{name.upper()}"]
         assert default == as_written(field.default)
         assert meaning == (field.description or "").rstrip(".")

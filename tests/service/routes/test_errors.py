@@ -17,7 +17,7 @@ from service.errors import ERROR_CLASSES, PROBLEM_MEDIA_TYPE, TYPE_PREFIX, Servi
 from service.http.problems import from_indexer_error
 from service.schemas.fields import MAX_FIELDS
 from service.schemas.operation import Problem
-from service.settings import ServiceSettings
+from service.settings import Settings
 from tests.support.servers.service_fakes import Service, add_video, running
 
 SECRET = "zebra-crossing-4711"
@@ -161,7 +161,7 @@ def test_a_damaged_index_becomes_a_500_that_tells_nothing(
 
 
 def test_before_loading_has_ended_only_health_is_answered(tmp_path: Path) -> None:
-    client = TestClient(create_app(ServiceSettings(tmp_path)))  # Not entered: its lifespan does not run.
+    client = TestClient(create_app(Settings(index=tmp_path)))  # Not entered: its lifespan does not run.
     assert client.get("/healthz").status_code == 200
     for method, path in [
         ("GET", "/readyz"),
@@ -253,7 +253,7 @@ def test_a_patch_cannot_store_what_utf_8_and_json_cannot_hold(service: Service) 
             check_problem(service.client.patch("/videos/known", content=content, headers=JSON), 422)
 
 
-LIMIT_BYTES = ServiceSettings(Path("nowhere")).body_limit_bytes
+LIMIT_BYTES = Settings(index=Path("nowhere")).body_limit_bytes
 
 
 @pytest.mark.parametrize("path", ["/search", "/videos", "/session"])

@@ -10,7 +10,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from service.app import create_app
-from service.settings import ServiceSettings
+from service.settings import Settings
 from tests.support.servers.service_fakes import FakeSearcher, add_video, make_catalog
 from tests.support.video_files import HEIGHT, WIDTH, shown_number, write_numbered_video
 
@@ -22,7 +22,7 @@ def test_a_thumbnail_shows_the_frame_of_its_moment(tmp_path: Path) -> None:
     with make_catalog(tmp_path / "index") as catalog:
         add_video(catalog, "a", path.read_bytes(), uri=str(path))
         add_video(catalog, "text", text.read_bytes(), uri=str(text))
-        app = create_app(ServiceSettings(tmp_path / "index"), searcher=FakeSearcher(catalog))  # type: ignore[arg-type]
+        app = create_app(Settings(index=tmp_path / "index"), searcher=FakeSearcher(catalog))  # type: ignore[arg-type]
         with TestClient(app) as client:
             for time_seconds, number in [(0.0, 0), (1.0, 10), (1.05, 10), (3.9, 39), (100.0, 39)]:
                 response = client.get(f"/videos/a/thumbnail?time_seconds={time_seconds}&width=500")

@@ -25,7 +25,7 @@ from indexer.media.preview import (
 from service.app import create_app
 from service.errors import RangeNotSatisfiableError
 from service.http.files import wanted_bytes
-from service.settings import ServiceSettings
+from service.settings import Settings
 from tests.support.servers.service_fakes import FakeSearcher, Service, add_video, make_catalog, running
 from tests.support.video_files import shown_number, write_numbered_video
 
@@ -61,7 +61,7 @@ def test_a_preview_shows_the_frames_of_its_seconds(tmp_path: Path, ending: str, 
         add_video(catalog, "a", path.read_bytes(), uri=str(path))
         add_video(catalog, "text", b"#EXTM3U\n/etc/passwd\n", uri=str(tmp_path / "text.mp4"))
         (tmp_path / "text.mp4").write_bytes(b"#EXTM3U\n/etc/passwd\n")
-        app = create_app(ServiceSettings(tmp_path / "index"), searcher=FakeSearcher(catalog))  # type: ignore[arg-type]
+        app = create_app(Settings(index=tmp_path / "index"), searcher=FakeSearcher(catalog))  # type: ignore[arg-type]
         with TestClient(app) as client:
             numbers, times = frames_of(client.get("/videos/a/preview?time_seconds=2.5").content)
             assert len(numbers) == round(CLIP_SECONDS * CLIP_FRAME_RATE)

@@ -16,9 +16,9 @@ from indexer.store.filters import MAX_VALUES, parse_filter
 from service.app import create_app
 from service.schemas.fields import QueryText, Title, VideoId
 from service.schemas.search import SearchRequest
-from service.settings import ServiceSettings
+from service.settings import Settings
 
-COMPONENTS: dict[str, Any] = create_app(ServiceSettings(Path("nowhere"))).openapi()["components"]
+COMPONENTS: dict[str, Any] = create_app(Settings(index=Path("nowhere"))).openapi()["components"]
 
 SCALARS = [1, -2.5, "text", True, None, "2026-01-31", "2026-01-31T12:00:00Z", [], {}, ["a"]]
 CONDITIONS = [

@@ -18,7 +18,7 @@ from indexer.store.filters import Filter, parse_filter
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
 from service.app import create_app
-from service.settings import ServiceSettings
+from service.settings import Settings
 from tests.support.servers.browser import Browser
 from tests.support.servers.service_fakes import FakeSearcher, add_video, make_catalog
 from tests.support.video_files import write_numbered_video
@@ -70,7 +70,7 @@ class Site:
         self.job_queue = JobQueue(self.catalog)
         self.searcher = PageSearcher(self.catalog)
         self.app = create_app(
-            ServiceSettings(directory / "index", **settings),
+            Settings(index=directory / "index", **settings),
             searcher=self.searcher,  # type: ignore[arg-type]
         )
         self.server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_level="warning"))

@@ -32,7 +32,7 @@ from indexer.store.records import IndexFacts, NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
 from service.app import create_app
-from service.settings import ServiceSettings
+from service.settings import Settings
 
 NUM_FRAMES, EMBEDDING_DIM = 2, 4
 TIMINGS = Timings(0.1, 0.2, 0.3, 0.6)
@@ -187,7 +187,7 @@ class Service:
         self.directory = directory
         self.catalog = make_catalog(directory)
         self.searcher = FakeSearcher(self.catalog)
-        self.settings = ServiceSettings(directory, start_worker=False, **settings)
+        self.settings = Settings(index=directory, start_worker=False, **settings)
         self.pictures: list[tuple[Path, float, int]] = []
         self.picture_error: Exception | None = None
         self.clips: list[tuple[Path, float]] = []

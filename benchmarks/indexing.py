@@ -2,7 +2,7 @@
 
     python benchmarks/indexing.py ~/Videos --models openclip:ViT-B-32-quickgelu/openai,demo
 
-Runs `xclip-search index` as a person would, a process for each model. Without a folder a few videos are
+Runs `xclip-search index` as a user would, a process for each model. Without a folder a few videos are
 drawn. By default the models have the true shapes and drawn weights, which cost the same as trained ones.
 Memory is the peak of the largest process, the one that encodes.
 """

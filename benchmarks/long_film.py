@@ -1,4 +1,4 @@
-"""What indexing a film of two hours takes, beside one of two minutes: time, and the most memory.
+"""What indexing a film of two hours takes, compared with one of two minutes: time, and peak memory.
 
     python benchmarks/long_film.py [--minutes 2 120] [--model SPEC] [--frame-rate 24] [--segment-seconds 60]
         [--keep FOLDER] [--json]
@@ -62,7 +62,7 @@ def draw_film(path: Path, num_seconds: int, frame_rate: int) -> None:
 
 
 def index_film(film: Path, index: Path, model_spec: str, segment_seconds: float) -> dict[str, Any]:
-    """Index one film in this process and tell the figures. Call once a process: peaks do not fall."""
+    """Index one film in this process and return the figures. Call once a process: peaks do not fall."""
     from indexer.ingest.manifest import VideoSource
     from xclip_search import Index
 

@@ -2,8 +2,8 @@
 
 Only the outermost structures are looked at: sizes that the container promises of itself, or marks that it
 ends with. Where it promises nothing (between two packets of MPEG-TS or MPEG-PS, two fragments of MP4, two
-blocks of a Matroska file that was written live), a file that was cut off there cannot be told from one that
-was meant so.
+blocks of a Matroska file that was written live), a file that was cut off there looks like one that
+was meant to end there.
 """
 
 from __future__ import annotations

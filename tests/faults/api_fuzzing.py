@@ -6,7 +6,7 @@ A small index of the demo corpus is served by `xclip-search serve` with its work
 with all checks and all phases (examples of the document, boundaries of its schemas, random requests both
 well-formed and not, sequences of requests in which answers give the next ids): on a server without keys, with
 a key that may write, with one that may read, and without the key that is needed. Stopped by a signal, a round
-ends early and tells what it has counted. Exit 0: nothing found.
+ends early and prints what it has counted. Exit 0: nothing found.
 """
 
 # ruff: noqa: T201, this is a program that prints its table.
@@ -167,7 +167,7 @@ def _count_scenario(event: events.ScenarioFinished, tallies: dict[str, Tally]) -
         is_derived = node.parent_id is not None and node.transition is None
         tally.count(node.value, interaction.response if interaction else None, is_derived)
         for check in recorder.checks.get(id, []):
-            # Too many wrong keys came: nobody is let in, which this check does not know as an answer.
+            # Too many wrong keys came and all are refused for a while, which this check does not know.
             is_throttled = interaction and interaction.response and interaction.response.status_code == 429
             if check.name == "ignored_auth" and is_throttled:
                 continue

@@ -44,7 +44,7 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Video:
-    """What a ledger knows of a video. id: None for one that the catalog was to choose."""
+    """What a ledger knows of a video. id: None where the catalog was to choose it."""
 
     id: str | None
     title: str
@@ -221,7 +221,7 @@ class Cycles:
 
 
 class _Process:
-    """A forked worker and the channel it speaks into. Forked: what it imports is in memory already."""
+    """A forked worker and the pipe that it reports through. Forked: what it imports is in memory already."""
 
     def __init__(self, directory: Path, seed: list[int], share: int, num_shares: int) -> None:
         self._channel, channel = os.pipe()

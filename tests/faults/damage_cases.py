@@ -134,7 +134,7 @@ def damage(path: Path, case: Case) -> None:
 
 
 def _place(random: np.random.Generator, size_bytes: int) -> int:
-    """Anywhere; half of them where a page says how it is laid out, at its start, or holds its last rows."""
+    """Anywhere; half of them in a page's header, at its start, or in its last rows."""
     place = int(random.integers(size_bytes))
     page = place // PAGE_BYTES * PAGE_BYTES
     way = random.random()
@@ -178,7 +178,7 @@ def make_indexes(directory: Path) -> None:
 def _make_generations(directory: Path) -> None:
     """Two catalogs with the same videos but the last one, and other features.
 
-    Both are of the same fingerprint, which a reindexed index never has: it must not be what tells that an
+    Both are of the same fingerprint, which a reindexed index never has: it must not be what shows that an
     answer comes from the wrong one.
     """
     index = directory / "reindexed"

@@ -1,11 +1,11 @@
-"""A worker process that stands still at a chosen moment, so that a test can kill it there.
+"""A worker process that stops at a chosen moment, so that a test can kill it there.
 
-    python dying_worker.py INDEX MOMENT LEASE_SECONDS
+    python -m tests.faults.dying_worker INDEX MOMENT LEASE_SECONDS
 
 Moments: `decode` the file is read; `moved` it lies among the accepted ones; `transaction` everything is
 written and not committed; `committed` just after that; `finished` the job ended with bytes known already;
-`never`. The file INDEX/at-MOMENT says that the moment has come, INDEX/ready-PID that the worker works. A file
-that begins with POISON kills its reader.
+`never`. The file INDEX/at-MOMENT appears when the moment has come, INDEX/ready-PID when the worker is ready.
+A file that begins with POISON kills its reader.
 """
 
 from __future__ import annotations

@@ -111,9 +111,9 @@ class Index:
             self.problems.append(f"{len(features)} of {self.catalog.num_segments} segments found")
 
     def expect_all_well(self) -> None:
-        """After there is room again: writes go on, and nothing is lost, here and for who opens it anew."""
+        """After there is space again: writes go on, and nothing is lost, here and when it is reopened."""
         if not self.add():
-            self.problems.append("no write after there is room again")
+            self.problems.append("no write after there is space again")
         self.index.follow()
         self.index.compact()
         self.index.save()
@@ -236,7 +236,7 @@ SCENARIOS: dict[str, tuple[Callable[[Path, int], dict[str, Any]], tuple[int, ...
 
 
 def full_disk(folder: Path) -> dict[str, Any]:
-    """A file system of its own, of 6 MB, that fills up and is given room again."""
+    """A file system of its own, of 6 MB, that fills up and is given space again."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNS) != 0:
         return {"skipped": "this process may not have mounts of its own"}

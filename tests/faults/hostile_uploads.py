@@ -4,8 +4,7 @@
     python -m tests.faults.hostile_uploads --traced        which files all its processes open, by strace
 
 A real `xclip-search serve` with its worker takes files that name other files, broken clips, and clips damaged
-as tests/faults/mutated_clips.py does it, while another client searches on. Exits with 1 where anything
-happened
+as tests/faults/mutated_clips.py does it, while another client searches. Exits with 1 where anything happened
 that must not.
 """
 

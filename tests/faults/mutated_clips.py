@@ -1,7 +1,7 @@
-"""Damage real clips in many ways, decode each as an upload is decoded, and tell what became of them.
+"""Damage real clips in many ways, decode each as an upload is decoded, and report what became of them.
 
     python -m tests.faults.mutated_clips --count 2000 --seed 0
-    python -m tests.faults.mutated_clips --first 1234 --count 1     one case of these once more
+    python -m tests.faults.mutated_clips --first 1234 --count 1     one of these cases again
 
 Exits with 1 where anything happened that must not: the pool died, a decoder died or was late, or a file that
 was cut off came out as a whole video with fewer frames.
@@ -41,10 +41,10 @@ DRAWN = [
     ("mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"}),
     ("mp4", "mpeg4", {"movflags": "faststart"}),
 ]
-"""Ending, encoder, options of containers that no clip is in, and of two that are always there."""
+"""Extension, encoder, options of containers that no clip is in, and of two that are always there."""
 
 PROMISING = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".flv", ".wmv"})
-"""Endings of containers that say how long they are; others may be cut between two packets unseen."""
+"""Extensions of containers that say how long they are; others may be cut between two packets unnoticed."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Clip:
     promises: bool
 
 
-# Ways to damage a file: its bytes, another's, a source of chance -> damaged bytes
+# Ways to damage a file: (its bytes, those of another file, a random generator) -> damaged bytes
 
 
 def flip_bits(content: bytearray, other: bytes, chance: random.Random) -> bytearray:
@@ -85,7 +85,7 @@ def overwrite_runs(content: bytearray, other: bytes, chance: random.Random) -> b
 
 
 def swap_chunks(content: bytearray, other: bytes, chance: random.Random) -> bytearray:
-    """Two stretches of one length change places."""
+    """Two pieces of one length are swapped."""
     size = chance.randrange(1, max(2, len(content) // 4))
     first, second = sorted(chance.randrange(len(content) - size + 1) for _ in range(2))
     second = max(second, min(first + size, len(content) - size))
@@ -103,14 +103,14 @@ def cut_off(content: bytearray, other: bytes, chance: random.Random) -> bytearra
 
 
 def cut_out(content: bytearray, other: bytes, chance: random.Random) -> bytearray:
-    """A stretch in the middle is missing, so that all after it is elsewhere."""
+    """A piece in the middle is missing, so that everything after it is shifted."""
     size = chance.randrange(1, max(2, len(content) // 3))
     start = chance.randrange(len(content) - size + 1)
     return content[:start] + content[start + size :]
 
 
 def edit_sizes(content: bytearray, other: bytes, chance: random.Random) -> bytearray:
-    """Sizes and counts beside the names of MP4 boxes, RIFF chunks; elsewhere, four bytes at chance."""
+    """Sizes and counts next to the names of MP4 boxes and RIFF chunks; or else any four bytes."""
     names = (
         b"moov",
         b"trak",
@@ -245,7 +245,7 @@ def _decode_one(pool: DecodePool, clips: Sequence[Clip], seed: int, scratch: Pat
         is_shorter = outcome == "whole" and video.info.num_frames < clip.num_frames
     except MediaError as error:
         outcome = type(error).__name__
-    except Exception as error:  # The service would not know what to say.
+    except Exception as error:  # Not a MediaError: the service would have no reason to give.
         outcome = f"FAILED: {type(error).__name__}"
     seconds = time.perf_counter() - started
     path.unlink()

@@ -152,7 +152,7 @@ def test_a_backup_never_overwrites_anything(index, tmp_path):
 
 @pytest.fixture
 def mounted(tmp_path, monkeypatch):
-    """An empty folder that cannot be replaced, nor anything be made beside it: as a volume in a container."""
+    """An empty folder that cannot be replaced, with a read-only parent: as a volume in a container."""
     directory = (tmp_path / "read-only" / "index").resolve()
     directory.mkdir(parents=True)
     make, rename = Path.mkdir, Path.rename

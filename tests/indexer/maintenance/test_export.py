@@ -91,7 +91,7 @@ def small_parts(monkeypatch):
 def contents(directory):
     """All records and features in the order of addition, without the catalog's own numbers."""
     with Catalog.open(directory) as catalog:
-        told = []
+        videos = []
         for record in reversed(catalog.list_videos(limit=1000)):
             infos = catalog.video_segments(record.id)
             features = catalog.segment_features([info.segment_id for info in infos])
@@ -100,9 +100,9 @@ def contents(directory):
                 for info in infos
             ]
             stored = (features.video.tobytes(), features.frames.tobytes(), features.num_frames.tolist())
-            told.append((replace(record, sequence=0), times, stored))
+            videos.append((replace(record, sequence=0), times, stored))
         facts = catalog.fingerprint, catalog.model_spec, catalog.sampling_json
-        return facts, (catalog.embedding_dim, catalog.num_frames), told
+        return facts, (catalog.embedding_dim, catalog.num_frames), videos
 
 
 def files_of(directory):
@@ -114,7 +114,7 @@ def read_parts(directory, kind):
 
 
 def write_again(directory, name, table):
-    """Replace a file of an export as somebody would who also puts right what export.json says of it."""
+    """Replace a file of an export and correct what export.json says of it."""
     parquet.write_table(table, directory / name)
     manifest = ExportManifest.read(directory)
     part = PartFile(table.num_rows, (directory / name).stat().st_size, sha256_of_file(directory / name))
@@ -178,7 +178,7 @@ def test_a_search_in_the_imported_index_gives_the_same_answers(tmp_path, random)
     assert answers[:6] == answers[6:]
 
 
-def test_the_files_say_what_the_catalog_holds_to_whoever_reads_them(index, tmp_path):
+def test_any_parquet_reader_finds_in_the_files_what_the_catalog_holds(index, tmp_path):
     export_index(index, tmp_path / "export")
     videos = read_parts(tmp_path / "export", "videos").to_pylist()
     segments = read_parts(tmp_path / "export", "segments")
@@ -188,7 +188,7 @@ def test_the_files_say_what_the_catalog_holds_to_whoever_reads_them(index, tmp_p
     place = 0
     with Catalog.open(index) as catalog:
         for video, record in zip(videos, reversed(catalog.list_videos()), strict=True):
-            # Whom the operator trusted here, somebody else's operator need not.
+            # What this operator trusts, the operator of another index need not.
             own = ("sequence", "trusted")
             expected = {name: value for name, value in vars(record).items() if name not in own}
             assert {**video, "metadata": json.loads(video["metadata"])} == expected
@@ -355,7 +355,7 @@ def test_no_flipped_bit_and_no_cut_gets_in(index, tmp_path, random):
                 export_layout.check_files(export, manifest, lambda *progress: None)
             except ExportDamagedError:
                 continue
-            pytest.fail(f"bit flipped at byte {place} of {name}, and nobody noticed")
+            pytest.fail(f"bit flipped at byte {place} of {name}, and it was not noticed")
         for size in (0, 1, len(whole) // 2, len(whole) - 2):
             (export / name).write_bytes(whole[:size])
             with pytest.raises(ExportDamagedError):

@@ -36,6 +36,7 @@ from indexer.store.job import NewJob
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import POINTER_FILE, generations, locked_for_reindexing
 from indexer.store.sqlite.jobs import JobQueue
+from service.ingest.media_store import MediaStore, sweep
 from tests.support.catalog_builders import create_catalog, enqueue
 from tests.support.reindex_stand_in import (
     OTHER_SAMPLING,
@@ -56,7 +57,7 @@ def make(index: Path, sampling: Sampling = SAMPLING) -> Catalog:
 
 
 def add(catalog: Catalog, name: str, **fields: Any) -> str:
-    """Index a file beside the index, made if it is not there."""
+    """Index a file next to the index, made if it is not there."""
     path = catalog.index_directory.parent / "files" / name
     if not path.exists():
         write_clip(path)
@@ -404,3 +405,65 @@ def test_a_backup_holds_the_current_generation_alone(index: Path, tmp_path: Path
         assert catalog.generation == 1 and content(catalog) == expected
         catalog.delete_video("v1")
     assert verify(tmp_path / "restored").is_clean and generations(tmp_path / "restored") == [1]
+
+
+# Videos that a new generation could not take over: the former one keeps them, and their files stay
+
+LEFT, KEPT, ORPHAN = "a" * 32, "b" * 32, "c" * 32
+
+
+def upload(catalog: Catalog, video_id: str, **fields: Any) -> Path:
+    """An indexed video whose file lies in the store."""
+    path = catalog.index_directory / "media" / f"{video_id}.bin"
+    write_clip(path, f"bytes of {video_id}".encode())
+    StandIn(catalog).add(path, id=video_id, **fields)
+    return path
+
+
+def swept(index: Path) -> list[str]:
+    """Names in the store after cleaning up for the current generation."""
+    store = MediaStore(index)
+    with Catalog.open(index) as catalog:
+        sweep(store, catalog, JobQueue(catalog))
+    return sorted(path.name for path in store.media_directory.iterdir())
+
+
+@pytest.fixture
+def unmigrated(tmp_path: Path) -> Path:
+    """Two generations, after a switch without LEFT in the second, because its file was other bytes then."""
+    index = tmp_path / "index"
+    with make(index) as catalog:
+        upload(catalog, KEPT)
+        write_clip(upload(catalog, LEFT, title="left"), b"other bytes")
+    MediaStore(index).prepare()
+    report = run(index, allow_missing=True)
+    assert report.switched and [video_id for video_id, _ in report.missing] == [LEFT]
+    return index
+
+
+def test_files_that_any_generation_names_are_kept_until_it_is_discarded(unmigrated: Path) -> None:
+    write_clip(unmigrated / "media" / f"{ORPHAN}.bin")
+    assert swept(unmigrated) == [f"{LEFT}.bin", f"{KEPT}.bin"]
+    discard_others(unmigrated)
+    assert swept(unmigrated) == [f"{KEPT}.bin"]
+
+
+def test_nothing_is_deleted_where_a_former_generation_cannot_be_read(unmigrated: Path) -> None:
+    write_clip(unmigrated / "media" / f"{ORPHAN}.bin")
+    for path in unmigrated.glob("catalog.sqlite3-*"):
+        path.unlink()
+    (unmigrated / "catalog.sqlite3").write_bytes(b"not a catalog" * 1000)
+    assert len(swept(unmigrated)) == 3
+
+
+def test_a_video_that_was_not_encoded_is_there_again_after_going_back(unmigrated: Path) -> None:
+    with Catalog.open(unmigrated) as catalog:
+        upload(catalog, "d" * 32)
+    report = roll_back(unmigrated)
+    assert (report.num_hidden, report.num_returned) == (1, 1)
+    with Catalog.open(unmigrated) as catalog:
+        assert catalog.get_video(LEFT).title == "left"
+        assert set(catalog.video_ids()) == {LEFT, KEPT}
+    # The file of a video that only the other generation has stays too.
+    assert f"{'d' * 32}.bin" in swept(unmigrated)
+    assert verify(unmigrated).is_clean

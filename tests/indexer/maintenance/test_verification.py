@@ -54,7 +54,7 @@ def parts(report):
     return {finding.part for finding in report.findings}
 
 
-def test_an_index_that_nobody_touched_is_clean(directory):
+def test_an_untouched_index_is_clean(directory):
     seen = []
     report = verify(directory, lambda done, total: seen.append((done, total)))
     assert report.is_clean and report.complete

@@ -1,4 +1,4 @@
-"""The decode pool: what children answer, and that hung, crashed and greedy ones harm nobody else."""
+"""The decode pool: what children answer, and that hung, crashed and greedy ones affect no other request."""
 
 from __future__ import annotations
 

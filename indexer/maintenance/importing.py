@@ -1,4 +1,4 @@
-"""Bring videos back from an export: into a new index, or beside what is in one of the same fingerprint."""
+"""Import the videos of an export: into a new index, or into one of the same fingerprint."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import index_exists
 
 ROWS_PER_BATCH: Final = 256
-"""Rows read and held in memory at once, beside the row group that they come from."""
+"""Rows read and held in memory at once, next to the row group that they come from."""
 
 _VIDEOS_PER_PROGRESS: Final = 100
 
@@ -36,7 +36,11 @@ _VIDEOS_PER_PROGRESS: Final = 100
 class ImportReport:
     """What became of the videos of an export.
 
-    num_skipped: were in by their content. failures: (id, reason) of those that could not be added.
+    Attributes:
+        num_added: videos that were added.
+        num_segments: their segments.
+        num_skipped: videos whose content was in the index already.
+        failures: (id, reason) of those that could not be added.
     """
 
     num_added: int = 0
@@ -61,9 +65,15 @@ def import_index(
     Every file is checked before anything is changed. Each video is added in a transaction of its own, with
     the id, order and `added_at` that it had; what is in already is skipped by content, so after an
     interruption the same call goes on. The index may be in use meanwhile.
-    Raises ParquetMissingError, IndexNotFoundError (no export there), ExportDamagedError, IndexVersionError,
-    ExportWithoutFramesError, ExportFingerprintError (another model or sampling made the index),
-    IndexStorageError where the disk is full, OSError.
+
+    Raises:
+        ParquetMissingError: pyarrow is not installed.
+        IndexNotFoundError: there is no export in `source`.
+        ExportDamagedError: the export is not what was written.
+        IndexVersionError: it is of a format that this version does not read.
+        ExportWithoutFramesError: it was made without frame features.
+        ExportFingerprintError: another model or sampling made the index.
+        IndexStorageError: the disk refused a write.
     """
     load_pyarrow()
     source, index = Path(source), Path(index)
@@ -119,13 +129,13 @@ def _add(
 
 
 def _check_order(source: Path, manifest: ExportManifest) -> None:
-    """Raise ExportDamagedError unless segments stand together by video, in the order of the videos."""
-    places = (
+    """Raise ExportDamagedError unless segments are grouped by video, in the order of the videos."""
+    rows = (
         (row["video_id"], row["position"])
         for batch in _batches(source, manifest.names("segments"), ["video_id", "position"])
         for row in batch.to_pylist()
     )
-    groups = itertools.groupby(places, key=operator.itemgetter(0))
+    groups = itertools.groupby(rows, key=operator.itemgetter(0))
     for batch in _batches(source, manifest.names("videos"), ["id"]):
         for video_id in batch.column("id").to_pylist():
             _rows_of(video_id, groups)
@@ -158,12 +168,12 @@ def _read_segments(source: Path, manifest: ExportManifest) -> Iterator[tuple[str
         small = batch.select(
             ["video_id", "position", "start_seconds", "end_seconds", "num_frames", "frame_times"]
         )
-        for place, row in enumerate(small.to_pylist()):
+        for number, row in enumerate(small.to_pylist()):
             segment = SegmentRecord(
                 start_seconds=row["start_seconds"],
                 end_seconds=row["end_seconds"],
-                video_feature=video[place],
-                frame_features=frames[place],
+                video_feature=video[number],
+                frame_features=frames[number],
                 num_frames=row["num_frames"],
                 frame_times=np.array(row["frame_times"], np.float64),
             )
@@ -171,7 +181,7 @@ def _read_segments(source: Path, manifest: ExportManifest) -> Iterator[tuple[str
 
 
 def _batches(source: Path, names: list[str], columns: list[str] | None = None) -> Iterator[Any]:
-    """Record batches of some files, one after the other, of some columns or of all."""
+    """Record batches of these files in order, of these columns or of all."""
     _, parquet = load_pyarrow()
     for name in names:
         # Not pre-buffered: that would hold the whole file in memory by its end.

@@ -1,4 +1,4 @@
-"""An index as Parquet files: what lies in the folder, and what must be right before it is believed.
+"""The Parquet files of an export: what lies in the folder, and what is checked before it is imported.
 
     EXPORT/
       export.json              format, fingerprint, model, sampling, D, F, counts, sha256 of every file
@@ -33,7 +33,7 @@ _KINDS: Final = ("videos", "segments")
 _PART_NAME = re.compile(r"(videos|segments)-\d{5,}\.parquet")
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with what is being done (`videos`, `segments`, `checking`, `importing`), how many of how many."""
+"""Called with the stage (`videos`, `segments`, `checking`, `importing`), the number done and the total."""
 
 
 class ExportDamagedError(IndexDamagedError):
@@ -45,9 +45,11 @@ class ExportWithoutFramesError(IndexerError):
 
 
 class ExportFingerprintError(FingerprintMismatchError):
-    """An export made by another model or sampling than the index it is to go into.
+    """An export made by another model or sampling than the index that it was to be imported into.
 
-    expected: fingerprint of the export. found: fingerprint of the index.
+    Attributes:
+        expected: fingerprint of the export.
+        found: fingerprint of the index.
     """
 
     def __str__(self) -> str:
@@ -62,7 +64,11 @@ class ParquetMissingError(IndexerError):
 
 
 def load_pyarrow() -> tuple[Any, Any]:
-    """The modules `pyarrow` and `pyarrow.parquet`. Raises ParquetMissingError where they are missing."""
+    """The modules `pyarrow` and `pyarrow.parquet`.
+
+    Raises:
+        ParquetMissingError: they are not installed.
+    """
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError:
@@ -98,7 +104,7 @@ def video_schema() -> Any:
 def segment_schema(embedding_dim: int, num_frames: int, with_frames: bool) -> Any:
     """Columns of the segments; see `SegmentRecord`. `position` counts the segments of a video from 0.
 
-    video_feature: float32 [D]. frame_features: float16 [F * D], frame after frame, where `with_frames`.
+    `video_feature` is float32 [D]; `frame_features`, where `with_frames`, float16 [F * D], frame after frame.
     """
     pa, _ = load_pyarrow()
 
@@ -132,7 +138,18 @@ class PartFile:
 class ExportManifest:
     """What export.json says: facts of the index after the change `sequence`, and the files by name.
 
-    sampling_json: the text that the fingerprint was made of, letter for letter.
+    Attributes:
+        made_at: seconds since 1970.
+        fingerprint: of model and sampling.
+        model_spec: how to load the model again.
+        sampling_json: the very text that the fingerprint was computed from.
+        embedding_dim: D.
+        num_frames: F.
+        sequence: number of the index's last change.
+        num_videos: rows of the video files.
+        num_segments: rows of the segment files.
+        with_frames: whether frame features were written.
+        files: the Parquet files by name.
     """
 
     made_at: float
@@ -161,7 +178,13 @@ class ExportManifest:
 
     @classmethod
     def read(cls, directory: Path) -> ExportManifest:
-        """What `write` wrote. Raises IndexNotFoundError, ExportDamagedError, IndexVersionError."""
+        """What `write` wrote.
+
+        Raises:
+            IndexNotFoundError: there is no export in this folder.
+            ExportDamagedError: the file is not what was written.
+            IndexVersionError: it is of a format that this version does not read.
+        """
         path = directory / MANIFEST_FILE
         if not path.is_file():
             raise IndexNotFoundError(f"there is no export in {directory} (no file {MANIFEST_FILE})")
@@ -187,7 +210,11 @@ class ExportManifest:
 
 
 def check_files(directory: Path, manifest: ExportManifest, on_progress: OnProgress) -> None:
-    """Compare every file with its sha256, its number of rows and its columns. Raises ExportDamagedError."""
+    """Compare every file with its sha256, its number of rows and its columns.
+
+    Raises:
+        ExportDamagedError: a file is not what was written.
+    """
     pa, parquet = load_pyarrow()
     schemas = {
         "videos": video_schema(),
@@ -213,7 +240,7 @@ def check_files(directory: Path, manifest: ExportManifest, on_progress: OnProgre
 
 
 def _difference(found: Any, expected: Any) -> str:
-    """The first thing that is other than expected about the columns of a file."""
+    """The first difference between the columns of a file and the expected ones."""
     for field in expected:
         if field.name not in found.names:
             return f"the column {field.name} is missing"

@@ -11,7 +11,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from indexer.errors import FingerprintMismatchError, IndexerError
-from indexer.store.sqlite.superseded import Succession
+from indexer.store.sqlite.superseded import Successor
 from service.loading import freeze_loaded_objects, log_failure
 from service.state import ReadyService
 
@@ -39,15 +39,15 @@ async def watch_generations(
             await asyncio.sleep(LOOK_SECONDS)
             former: ReadyService = app.state.service
             try:
-                succession = await to_thread.run_sync(_read_succession, former)
+                successor = await to_thread.run_sync(_read_successor, former)
             except Exception as error:
                 log_failure("cannot see whether the index was encoded anew", error)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            app.state.is_outdated = succession is not None
-            if succession is None:
+            app.state.is_outdated = successor is not None
+            if successor is None:
                 continue
-            logger.info("the index was encoded anew: loading generation %d", succession.generation)
+            logger.info("the index was encoded anew: loading generation %d", successor.generation)
             try:
                 service = await load()
             except Exception as error:
@@ -73,8 +73,8 @@ async def watch_generations(
         await asyncio.gather(*retiring, return_exceptions=True)
 
 
-def _read_succession(service: ReadyService) -> Succession | None:
-    return service.catalog.succession
+def _read_successor(service: ReadyService) -> Successor | None:
+    return service.catalog.superseded_by
 
 
 def _advice(former: ReadyService) -> str:

@@ -75,9 +75,9 @@ def backup(
             _copy_new_files(index, unfinished)
             _copy_catalog(catalog, unfinished / CATALOG_FILE)
             _copy_new_files(index, unfinished)
-            succession = catalog.succession
-            if succession is not None:  # The index was encoded anew meanwhile.
-                raise IndexSupersededError(succession.generation)
+            successor = catalog.superseded_by
+            if successor is not None:  # The index was encoded anew meanwhile.
+                raise IndexSupersededError(successor.generation)
             if _has_all_waiting_uploads(index, unfinished):
                 break
         with Catalog.open(unfinished) as copied:

@@ -21,7 +21,7 @@ from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
 from indexer.ingest.video_files import find_video_file
 from indexer.media.sampling import Sampling
 from indexer.store.records import IndexFacts, VideoRecord
-from indexer.store.sqlite.catalog import Catalog, read_successions
+from indexer.store.sqlite.catalog import Catalog, read_successors
 from indexer.store.sqlite.connections import Transaction
 from indexer.store.sqlite.generations import (
     generations,
@@ -262,8 +262,8 @@ def _finish_switch(index: Path, report: ReindexReport) -> None:
 
 def _open_unfinished(index: Path, source: Catalog, encoder: Encoder) -> Catalog:
     """The generation that an interrupted run of this fingerprint left, or a new one."""
-    for number, succession in read_successions(index).items():
-        if succession is None or succession.epoch > 0:  # The current one, or one that was current once.
+    for number, successor in read_successors(index).items():
+        if successor is None or successor.epoch > 0:  # The current one, or one that was current once.
             continue
         target = Catalog.open_generation(index, number, although_superseded=True)
         if target.fingerprint == encoder.fingerprint:
@@ -287,9 +287,9 @@ def _open_unfinished(index: Path, source: Catalog, encoder: Encoder) -> Catalog:
 def _require_former_generation(index: Path, current: Catalog) -> int:
     """The generation that was the current one before `current`: the one that handed over last."""
     former = [
-        (succession.epoch, number)
-        for number, succession in read_successions(index).items()
-        if number != current.generation and succession is not None and succession.epoch > 0
+        (successor.epoch, number)
+        for number, successor in read_successors(index).items()
+        if number != current.generation and successor is not None and successor.epoch > 0
     ]
     if not former:
         raise IndexNotFoundError(f"the index in {index} has no former generation to go back to")

@@ -15,7 +15,7 @@ from indexer.coarse.snapshots import MANIFEST_FILE, SnapshotUnusableError, load_
 from indexer.errors import IndexDamagedError
 from indexer.maintenance.backup import MANIFEST_FILE as BACKUP_MANIFEST_FILE
 from indexer.maintenance.backup import damages_of_backup
-from indexer.store.sqlite.catalog import Catalog, read_successions
+from indexer.store.sqlite.catalog import Catalog, read_successors
 from indexer.store.sqlite.generations import find_named_generation, name_generation, named_generation
 from indexer.store.sqlite.jobs import JobQueue
 
@@ -150,7 +150,7 @@ def _name_again(directory: Path) -> None:
         named_generation(directory)
         return
 
-    name_generation(directory, find_named_generation(directory, read_successions(directory)))
+    name_generation(directory, find_named_generation(directory, read_successors(directory)))
 
 
 def rebuild(directory: str | Path, coarse_kind: KindChoice = "auto") -> tuple[int, int]:

@@ -227,7 +227,7 @@ def _sweep_files(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue)
         job for state in ("queued", "running") for job in job_queue.list_jobs(MAX_OPEN_JOBS, state=state)
     ]
     known = {job.video_id for job in waiting} | set(catalog.get_videos(ids))
-    if catalog.succession is not None:  # Another generation of the index knows more.
+    if catalog.superseded_by is not None:  # Another generation of the index knows more.
         return len(left_over)
     # Going back needs the files of videos that only a former generation has.
     known |= find_in_others(catalog, [video_id for video_id in ids if video_id not in known])

@@ -99,8 +99,8 @@ class Worker:
                         upkeep_at = time.monotonic() + UPKEEP_SECONDS
                         self._clean_up()
                     # An idle worker writes nothing, and would never learn of it.
-                    if (succession := self._catalog.succession) is not None:
-                        raise IndexSupersededError(succession.generation)
+                    if (successor := self._catalog.superseded_by) is not None:
+                        raise IndexSupersededError(successor.generation)
                     job = self._queue.lease(self._name, self._settings.lease_seconds)
                     if job is None:
                         stop.wait(self._settings.poll_seconds)
@@ -305,4 +305,4 @@ def _work_on_current(settings: Settings, stop: threading.Event, ready: threading
         logger.info("ready for jobs")
         with contextlib.suppress(IndexSupersededError), fetching(settings, catalog, store, stop):
             Worker(settings, catalog, store, encoder.encode_file).run(stop)
-        return catalog.succession is not None
+        return catalog.superseded_by is not None

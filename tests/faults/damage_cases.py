@@ -41,7 +41,7 @@ from indexer.store.filters import parse_filter
 from indexer.store.sqlite import integrity
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import name_generation
-from indexer.store.sqlite.superseded import Succession
+from indexer.store.sqlite.superseded import Successor
 from tests.support.catalog_builders import FINGERPRINT, add_video, create_catalog, make_segment, sha256_of
 
 D, F = 8, 4
@@ -193,7 +193,7 @@ def _make_generations(directory: Path) -> None:
         with former.transaction() as transaction:
             former.hand_over(current, transaction)
         shutil.copytree(index, directory / "switching")
-        current.take_over(Succession(1, epoch=0))
+        current.take_over(Successor(1, epoch=0))
         name_generation(index, 2)
 
 

@@ -19,7 +19,7 @@ from indexer.store.records import IndexFacts, NewVideo
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import name_generation
 from indexer.store.sqlite.jobs import JobQueue
-from indexer.store.sqlite.superseded import Succession
+from indexer.store.sqlite.superseded import Successor
 from service import app as application
 from service import index_switch as generation_watch
 from service.app import create_app
@@ -54,7 +54,7 @@ def switch(index: Path, source: Catalog) -> Catalog:
         with later.transaction() as into:
             JobQueue(later).replace_all(transaction, into)
         source.hand_over(later, transaction)
-    later.take_over(Succession(1, epoch=0))
+    later.take_over(Successor(1, epoch=0))
     name_generation(index, 2)
     return later
 
@@ -153,7 +153,7 @@ def test_a_look_that_fails_for_whatever_reason_is_not_the_last_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     errors = [sqlite3.OperationalError("out of memory"), IndexBusyError("somebody writes")]
-    look = Catalog.succession.fget
+    look = Catalog.superseded_by.fget
     assert look is not None
 
     def fail_first(catalog: Catalog) -> Any:
@@ -161,7 +161,7 @@ def test_a_look_that_fails_for_whatever_reason_is_not_the_last_one(
             raise errors.pop()
         return look(catalog)
 
-    monkeypatch.setattr(Catalog, "succession", property(fail_first))
+    monkeypatch.setattr(Catalog, "superseded_by", property(fail_first))
     wait_until(lambda: not errors and "out of memory" in caplog.text)
     with Catalog.open(tmp_path) as source, switch(tmp_path, source):
         wait_until(lambda: fingerprint(client) == OTHER)

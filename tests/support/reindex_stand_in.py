@@ -114,7 +114,7 @@ def main() -> None:
         "begun": lambda: end_before(build, "_encode"),
         "encoded": lambda: end_after(build, "_encode"),
         "carried": lambda: end_after(JobQueue, "replace_all"),
-        "row-written": lambda: end_after(catalog_module, "write_succession"),
+        "row-written": lambda: end_after(catalog_module, "write_successor"),
         "row-committed": lambda: end_before(Catalog, "take_over"),
         "taken-over": lambda: end_after(Catalog, "take_over"),
         "pointer-written": lambda: end_after(reindexing, "name_generation"),

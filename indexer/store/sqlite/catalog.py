@@ -76,7 +76,7 @@ from indexer.store.sqlite.schema import (
     check_format,
     create_catalog_file,
 )
-from indexer.store.sqlite.superseded import Succession, read_succession, write_succession
+from indexer.store.sqlite.superseded import Successor, read_successor, write_successor
 from model.atomic_files import synchronize_directory
 
 _COLUMNS: Final = (
@@ -216,15 +216,15 @@ class Catalog:
         number, epoch = named_generation(index_directory), -1
         while True:
             catalog = cls(index_directory, number)._read_facts(check)
-            succession = catalog.succession
-            if succession is None:
+            successor = catalog.superseded_by
+            if successor is None:
                 return catalog
-            if succession.epoch <= epoch:
+            if successor.epoch <= epoch:
                 # Both rows are there: the switch that came last was cut short before it took this one away.
-                catalog.take_over(succession)
+                catalog.take_over(successor)
                 return catalog
             catalog.close()
-            number, epoch = succession.generation, succession.epoch
+            number, epoch = successor.generation, successor.epoch
 
     @classmethod
     def open_generation(
@@ -324,10 +324,10 @@ class Catalog:
     # Generations
 
     @property
-    def succession(self) -> Succession | None:
+    def superseded_by(self) -> Successor | None:
         """Which generation takes the changes instead of this one; None where this is the current one."""
         with self.connections.reading() as connection:
-            return read_succession(connection)
+            return read_successor(connection)
 
     def hand_over(self, successor: Self, transaction: Transaction) -> None:
         """Make another generation of the index the current one.
@@ -341,11 +341,11 @@ class Catalog:
         # The commit must not reach the disk before the files that it leads to.
         for directory in (successor.directory, successor.directory.parent, self.index_directory):
             synchronize_directory(directory)
-        epochs = [row.epoch for row in read_successions(self.index_directory).values() if row is not None]
-        row = Succession(successor.generation, 1 + max([0, *epochs]))
-        write_succession(transaction.connection, row)
+        epochs = [row.epoch for row in read_successors(self.index_directory).values() if row is not None]
+        row = Successor(successor.generation, 1 + max([0, *epochs]))
+        write_successor(transaction.connection, row)
 
-    def take_over(self, outdated: Succession) -> None:
+    def take_over(self, outdated: Successor) -> None:
         """Take away the row that names a successor, now that this generation is the current one (again).
 
         Does nothing where the row is not `outdated`. Where nothing can be written now, the next process that
@@ -355,8 +355,8 @@ class Catalog:
             contextlib.suppress(IndexBusyError, IndexStorageError),
             self.connections.transaction(although_superseded=True) as connection,
         ):
-            if read_succession(connection) == outdated:
-                write_succession(connection, None)
+            if read_successor(connection) == outdated:
+                write_successor(connection, None)
 
     # Changing videos
 
@@ -818,13 +818,13 @@ class Catalog:
         check_structure(connection, self.path)
 
 
-def read_successions(index_directory: Path) -> dict[int, Succession | None]:
+def read_successors(index_directory: Path) -> dict[int, Successor | None]:
     """For each generation of an index, which one takes the changes instead. Raises IndexDamagedError."""
-    successions = {}
+    successors = {}
     for number in generations(index_directory):
         with Catalog.open_generation(index_directory, number, check=False) as catalog:
-            successions[number] = catalog.succession
-    return successions
+            successors[number] = catalog.superseded_by
+    return successors
 
 
 def _record_by_id(connection: sqlite3.Connection, video_id: str) -> VideoRecord:

@@ -20,7 +20,7 @@ from indexer.errors import (
     IndexStorageError,
     IndexSupersededError,
 )
-from indexer.store.sqlite.superseded import read_succession
+from indexer.store.sqlite.superseded import read_successor
 
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long a writer waits for another one before it gives up."""
@@ -121,8 +121,8 @@ class ConnectionPool:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 may_be = although_superseded or self._although_superseded
-                if not may_be and (succession := read_succession(connection)):
-                    raise IndexSupersededError(succession.generation)
+                if not may_be and (successor := read_successor(connection)):
+                    raise IndexSupersededError(successor.generation)
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:

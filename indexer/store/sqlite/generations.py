@@ -30,7 +30,7 @@ from typing import Final
 from indexer.atomic_files import sha256_of_json
 from indexer.errors import IndexBusyError, IndexDamagedError, IndexNotFoundError
 from indexer.store.sqlite.schema import CATALOG_FILE
-from indexer.store.sqlite.superseded import Succession
+from indexer.store.sqlite.superseded import Successor
 from model.atomic_files import write_durably
 
 if sys.platform != "win32":
@@ -102,7 +102,7 @@ def locked_for_reindexing(index_directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def find_named_generation(index_directory: Path, rows: Mapping[int, Succession | None]) -> int:
+def find_named_generation(index_directory: Path, rows: Mapping[int, Successor | None]) -> int:
     """Which generation current.json should name, from what the catalogs say of each other.
 
     Args:

@@ -15,9 +15,10 @@ from typing import Final
 
 from indexer.errors import IndexDamagedError, IndexExistsError, IndexVersionError
 from indexer.store.records import IndexFacts
-from indexer.store.sqlite import superseded as succession
 from indexer.store.sqlite.connections import translated
 from indexer.store.sqlite.integrity import checksum_of_row
+from indexer.store.sqlite.superseded import SCHEMA as SUPERSEDED_SCHEMA
+from indexer.store.sqlite.superseded import Successor, write_successor
 from model.atomic_files import make_directories, synchronize_directory, synchronize_file
 
 CATALOG_FILE = "catalog.sqlite3"
@@ -34,7 +35,7 @@ _FACTS_CHECKSUM = "checksum"
 MINIMUM_SQLITE = (3, 37, 0)
 """The first SQLite with STRICT tables."""
 
-SCHEMA = f"""{succession.SCHEMA}
+SCHEMA = f"""{SUPERSEDED_SCHEMA}
 CREATE TABLE facts (
     name TEXT PRIMARY KEY,
     value TEXT NOT NULL
@@ -173,7 +174,7 @@ def create_catalog_file(directory: Path, facts: IndexFacts, successor_of: int | 
             rows[_FACTS_CHECKSUM] = str(_checksum_of_facts(rows))
             connection.executemany("INSERT INTO facts VALUES (?, ?)", rows.items())
             if successor_of is not None:
-                succession.write_succession(connection, succession.Succession(successor_of, epoch=0))
+                write_successor(connection, Successor(successor_of, epoch=0))
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             connection.execute("COMMIT")

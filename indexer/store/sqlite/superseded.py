@@ -24,7 +24,7 @@ CREATE TABLE succession (
 
 
 @dataclass(frozen=True)
-class Succession:
+class Successor:
     """generation: the number of the one that takes changes instead. epoch: higher with each switch of an
     index; 0 in a generation that has yet to become the current one."""
 
@@ -32,7 +32,7 @@ class Succession:
     epoch: int
 
 
-def read_succession(connection: sqlite3.Connection) -> Succession | None:
+def read_successor(connection: sqlite3.Connection) -> Successor | None:
     """None in the current generation. Raises IndexDamagedError."""
     rows = connection.execute("SELECT generation, epoch, row_crc32 FROM succession").fetchall()
     if not rows:
@@ -42,12 +42,12 @@ def read_succession(connection: sqlite3.Connection) -> Succession | None:
         raise IndexDamagedError(
             "the catalog is damaged: what it says of its successor is not what was written; restore a backup"
         )
-    return Succession(generation, epoch)
+    return Successor(generation, epoch)
 
 
-def write_succession(connection: sqlite3.Connection, succession: Succession | None) -> None:
+def write_successor(connection: sqlite3.Connection, successor: Successor | None) -> None:
     """Replace the row, or take it away, within the caller's transaction."""
     connection.execute("DELETE FROM succession")
-    if succession is not None:
-        row = (succession.generation, succession.epoch)
+    if successor is not None:
+        row = (successor.generation, successor.epoch)
         connection.execute("INSERT INTO succession VALUES (1, ?, ?, ?)", (*row, checksum_of_row(row)))

@@ -27,7 +27,7 @@ from indexer.store.sqlite.generations import (
     named_generation,
 )
 from indexer.store.sqlite.jobs import JobQueue
-from indexer.store.sqlite.superseded import Succession, write_succession
+from indexer.store.sqlite.superseded import Successor, write_successor
 from tests.support.catalog_builders import FINGERPRINT, add_video, create_catalog, enqueue, make_segment
 
 OTHER = "0123456789abcdef" * 4
@@ -84,12 +84,12 @@ def test_a_fingerprint_is_part_of_what_the_checksums_of_features_cover(tmp_path:
     assert [finding.part for finding in verify(tmp_path).findings] == ["catalog"]
 
 
-# Succession
+# Successor
 
 
 def supersede(catalog: Catalog, generation: int, epoch: int) -> None:
     with catalog.connections.transaction(although_superseded=True) as connection:
-        write_succession(connection, Succession(generation, epoch))
+        write_successor(connection, Successor(generation, epoch))
 
 
 def successor(directory: Path, generation: int = 2, successor_of: int = 1) -> Catalog:
@@ -109,12 +109,12 @@ WRITINGS: dict[str, Callable[[Catalog], Any]] = {
 @pytest.mark.parametrize("writing", WRITINGS)
 def test_a_superseded_catalog_is_read_and_takes_no_changes(tmp_path: Path, writing: str) -> None:
     with fill(create_catalog(tmp_path)) as catalog, successor(tmp_path) as later:
-        assert catalog.succession is None
+        assert catalog.superseded_by is None
         supersede(catalog, 2, epoch=1)
         sequence = catalog.sequence
         with pytest.raises(IndexSupersededError, match="generation 2") as caught:
             WRITINGS[writing](catalog)
-        assert caught.value.generation == 2 and catalog.succession == Succession(2, 1)
+        assert caught.value.generation == 2 and catalog.superseded_by == Successor(2, 1)
         assert catalog.sequence == sequence and len(catalog.segment_features([1, 2, 3])) == 3
         assert later.num_videos == 0
 
@@ -173,7 +173,7 @@ def test_damage_to_the_generation_that_a_cut_short_switch_left_is_told_and_rebui
 def test_the_pointer_says_where_the_current_generation_is(tmp_path: Path) -> None:
     with fill(create_catalog(tmp_path)) as former, successor(tmp_path) as later:
         supersede(former, 2, epoch=1)
-        later.take_over(Succession(1, 0))
+        later.take_over(Successor(1, 0))
     name_generation(tmp_path, 2)
     assert named_generation(tmp_path) == 2
     for name in ("catalog.sqlite3", "catalog.sqlite3-wal", "catalog.sqlite3-shm"):
@@ -200,7 +200,7 @@ def test_a_damaged_pointer_is_an_error_and_no_other_generation_is_taken(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     with successor(tmp_path) as later:
-        later.take_over(Succession(1, 0))
+        later.take_over(Successor(1, 0))
     name_generation(tmp_path, 2)
     damage(tmp_path / POINTER_FILE)
     with pytest.raises(IndexDamagedError, match=r"current\.json"):

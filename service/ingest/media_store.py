@@ -11,6 +11,7 @@ Cleaning up, at the start and now and then: files that a crash left without an o
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -48,6 +49,9 @@ CONTENT_TYPES = {
 UNKNOWN_CONTENT_TYPE = "application/octet-stream"
 STALE_UPLOAD_SECONDS = 3600.0
 """An upload that no byte was added to for so long, and that no job waits for, is left over from a crash."""
+
+FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors by which a disk or a quota says that it is full."""
 
 _OWN_NAME = re.compile(r"[0-9a-f]{32}")
 

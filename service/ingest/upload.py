@@ -6,9 +6,9 @@ Nothing of the file is ever held in memory beyond one block, and no name of the 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, RootModel, ValidationError
+from pydantic import BaseModel, RootModel, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
@@ -28,6 +28,7 @@ from service.errors import (
     StorageFullError,
     validation_problem,
 )
+from service.ingest.media_store import FULL_DISK_ERRORS
 from service.schemas.fields import MAX_TITLE_CHARACTERS, Metadata, Title
 
 BLOCK_BYTES = 1024 * 1024
@@ -44,10 +45,8 @@ FIELD_NAMES = ("file", "title", "metadata")
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class _Fields(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    title: Title | None = None
+class _Title(BaseModel):
+    title: Title
 
 
 class _Metadata(RootModel[Metadata]):
@@ -56,11 +55,9 @@ class _Metadata(RootModel[Metadata]):
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that has wholly arrived, is synced to disk, and belongs to the caller now."""
+    """What arrived in a form: the file is whole, synced to disk, and belongs to the caller now."""
 
-    path: Path
     content_sha256: str
-    size_bytes: int
     title: str | None
     metadata: dict[str, Any]
 
@@ -86,14 +83,14 @@ async def receive_upload(request: Request, path: Path, limit_bytes: int, limiter
             if len(form.pending) >= BLOCK_BYTES:
                 await run(form.flush, file)
         form.check_complete()
-        upload = form.to_upload(path)
+        title, metadata = form.title(), form.metadata()
         await run(form.finish, file)
         await run(synchronize_directory, path.parent)
-        return Upload(path, form.digest.hexdigest(), form.size_bytes, upload.title, upload.metadata)
+        return Upload(form.digest.hexdigest(), title, metadata)
     except BaseException as error:
         with CancelScope(shield=True):
             await run(_discard, file, path)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(error, OSError) and error.errno in FULL_DISK_ERRORS:
             raise StorageFullError() from error
         raise
 
@@ -113,8 +110,12 @@ async def receive_json(request: Request, model: type[Model], limit_bytes: int) -
 
 
 def _parse_json(body: bytes | str, model: type[Model]) -> Model:
+    return _validated(model, lambda: model.model_validate_json(body))
+
+
+def _validated(model: type[Model], validate: Callable[[], Model]) -> Model:
     try:
-        return model.model_validate_json(body)
+        return validate()
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         raise validation_problem(problems, list(model.model_fields)) from None
@@ -235,33 +236,31 @@ class _Form:
             message = "The file is empty."
             raise InvalidRequestError(f"file: {message}", errors=[{"field": "file", "message": message}])
 
-    def to_upload(self, path: Path) -> Upload:
-        """The checked text fields. Raises InvalidRequestError."""
+    def title(self) -> str | None:
+        """The title that was given, or one made from the file's name. Raises InvalidRequestError."""
+        text = self._text("title")
+        if not text:
+            return title_from_filename(self.filename)
+        return _validated(_Title, lambda: _Title(title=text)).title
+
+    def metadata(self) -> dict[str, Any]:
+        """The metadata that was given, or none. Raises InvalidRequestError."""
+        text = self._text("metadata")
+        if not text:
+            return {}
         try:
-            title = _Fields(title=self._text("title") or None).title
-        except ValidationError as error:
-            problems = error.errors(include_url=False, include_context=False, include_input=False)
-            raise validation_problem(problems, FIELD_NAMES) from None
-        metadata: dict[str, Any] = {}
-        if text := self._text("metadata"):
-            metadata = _parse_metadata(text)
-        return Upload(path, "", self.size_bytes, title or title_from_filename(self.filename), metadata)
+            return _parse_json(text, _Metadata).root
+        except MalformedBodyError:
+            message = "The text is not JSON without NaN or Infinity."
+        except InvalidRequestError as error:
+            message = error.detail
+        raise InvalidRequestError(f"metadata: {message}", errors=[{"field": "metadata", "message": message}])
 
     def _text(self, name: str) -> str:
         try:
             return bytes(self.texts.get(name, b"")).decode("utf-8")
         except UnicodeDecodeError:
             raise InvalidRequestError("A text field of the form is not UTF-8.") from None
-
-
-def _parse_metadata(text: str) -> dict[str, Any]:
-    try:
-        return _parse_json(text, _Metadata).root
-    except MalformedBodyError:
-        message = "The text is not JSON without NaN or Infinity."
-    except InvalidRequestError as error:
-        message = error.detail
-    raise InvalidRequestError(f"metadata: {message}", errors=[{"field": "metadata", "message": message}])
 
 
 def title_from_filename(filename: str) -> str | None:

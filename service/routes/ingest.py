@@ -27,8 +27,7 @@ from service.errors import (
 from service.http.middleware import WITHOUT_DEADLINE
 from service.http.openapi import problems, schema_of
 from service.ingest.media_store import resolve_uri
-from service.ingest.upload import Upload, receive_json, receive_upload, title_from_filename
-from service.ingest.web.policy import AllowedHosts, DownloadError, is_web_address, parse_web_address
+from service.ingest.upload import receive_json, receive_upload, title_from_filename
 from service.routes.jobs import to_job_answer
 from service.routes.search import job_url, video_url
 from service.schemas.fields import MAX_TITLE_CHARACTERS, METADATA_SCHEMA, TITLE_PATTERN
@@ -37,7 +36,7 @@ from service.state import Drain, ReadyService, Service, get_service
 
 router = APIRouter(tags=["videos"], dependencies=[WRITE, WITHOUT_DEADLINE])
 
-FIRST_LOOK_SECONDS, SLOWEST_LOOK_SECONDS = 0.02, 0.25
+FIRST_POLL_SECONDS, SLOWEST_POLL_SECONDS = 0.02, 0.25
 """Pauses between two looks at a job that a client waits for."""
 
 WEB_TURNED_OFF = (
@@ -46,9 +45,11 @@ WEB_TURNED_OFF = (
 )
 
 QUEUE_RETRY_SECONDS = 10
-"""Told to clients when the queue is full. Reading a video takes seconds."""
+"""In Retry-After when the queue is full. Encoding a video takes seconds."""
 
-_FORM: dict[str, Any] = {
+FORM, JSON = "multipart/form-data", "application/json"
+
+_FORM_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["file"],
     "additionalProperties": False,
@@ -89,8 +90,8 @@ _FORM: dict[str, Any] = {
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": schema_of(AddVideoRequest),
-                "multipart/form-data": {"schema": _FORM},
+                JSON: schema_of(AddVideoRequest),
+                FORM: {"schema": _FORM_SCHEMA},
             },
         },
     },
@@ -102,68 +103,64 @@ async def add_video(
     service: Service,
 ) -> AddVideoAnswer:
     """Add a video: upload it, or name one that lies on the server inside an allowed folder or on the web."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if kind not in ("multipart/form-data", "application/json"):
+    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if content_type not in (FORM, JSON):
         raise UnsupportedContentTypeError(
-            "Send the file as a form with the header Content-Type: multipart/form-data, "
-            "or a uri as JSON with Content-Type: application/json."
+            f"Send the file as a form with the header Content-Type: {FORM}, "
+            f"or a uri as JSON with Content-Type: {JSON}."
         )
     # Before the body: gigabytes that would be refused in the end need not be sent.
-    may = partial(service.job_queue.has_room, max_queued=service.settings.max_queued_jobs)
-    if not await to_thread.run_sync(may):
+    has_room = partial(service.job_queue.has_room, max_queued=service.settings.max_queued_jobs)
+    if not await to_thread.run_sync(has_room):
         raise _queue_full_problem()
-    if kind == "multipart/form-data":
-        limiter = service.ingest_limiter
-        path = service.media_store.new_upload_path()
-        upload = await receive_upload(request, path, service.settings.upload_limit_bytes, limiter)
-        # That took its time: by now another generation of the index may be the current one.
+    if content_type == FORM:
+        new = await _from_form(request, service)
+        # The upload took its time: by now another generation of the index may be the current one.
         service = await get_service(request)
-        admission = await to_thread.run_sync(_accept_upload, service, upload, limiter=limiter)
     else:
-        body = await receive_json(request, AddVideoRequest, service.settings.body_limit_bytes)
-        accept = _accept_web_address if is_web_address(body.uri) else _accept_uri
-        admission = await to_thread.run_sync(accept, service, body, limiter=service.ingest_limiter)
-    root_path = request.scope.get("root_path", "")
-    if admission.job is None:
+        new = await _from_json(request, service)
+    admission = await to_thread.run_sync(_admit, service, new, limiter=service.ingest_limiter)
+    job = admission.job
+    if job is None:
         response.status_code = 200
-        response.headers["Location"] = root_path + video_url(admission.video_id)
-        return AddVideoAnswer(job=None, video=VideoReference(id=admission.video_id))
-    drain: Drain = request.app.state.drain
-    job = await _wait(service, admission.job, drain) if parameters.wait else admission.job
-    if job.state == "failed" and parameters.wait:
-        raise VideoRejectedError(job.reason, job=to_job_answer(job).model_dump(mode="json"))
-    if job.state == "done" and parameters.wait:
-        response.status_code = 201
-        response.headers["Location"] = root_path + video_url(job.video_id)
-    else:
-        response.headers["Location"] = root_path + job_url(job.id)
-    return AddVideoAnswer(job=to_job_answer(job), video=VideoReference(id=job.video_id))
+    elif parameters.wait:
+        job = await _wait(service, job, request.app.state.drain)
+        if job.state == "failed":
+            raise VideoRejectedError(job.reason, job=to_job_answer(job).model_dump(mode="json"))
+        if job.state == "done":
+            response.status_code = 201
+    video_id = admission.video_id if job is None else job.video_id
+    location = video_url(video_id) if job is None or response.status_code == 201 else job_url(job.id)
+    response.headers["Location"] = request.scope.get("root_path", "") + location
+    answer = None if job is None else to_job_answer(job)
+    return AddVideoAnswer(job=answer, video=VideoReference(id=video_id))
 
 
-def _accept_upload(service: ReadyService, upload: Upload) -> Admission:
-    """A job for the upload, or what is there already. The file is ours until a job has it."""
-    new = NewJob(
-        source_path=str(upload.path),
+async def _from_form(request: Request, service: ReadyService) -> NewJob:
+    """A job for the upload. Its file is ours from now on, until a job has it."""
+    path = service.media_store.new_upload_path()
+    upload = await receive_upload(request, path, service.settings.upload_limit_bytes, service.ingest_limiter)
+    return NewJob(
+        source_path=str(path),
         title=upload.title,
         metadata=upload.metadata,
         content_sha256=upload.content_sha256,
         delete_source=True,
     )
-    try:
-        admission = _admit(service, new)
-    except BaseException:
-        upload.path.unlink(missing_ok=True)
-        raise
-    if not admission.is_new:
-        upload.path.unlink(missing_ok=True)
-    return admission
 
 
-def _accept_uri(service: ReadyService, body: AddVideoRequest) -> Admission:
+async def _from_json(request: Request, service: ReadyService) -> NewJob:
+    body = await receive_json(request, AddVideoRequest, service.settings.body_limit_bytes)
+    if body.uri[:8].lower().startswith(("http:", "https:")):
+        return _from_web_address(service, body)
+    return await to_thread.run_sync(_from_local_uri, service, body, limiter=service.ingest_limiter)
+
+
+def _from_local_uri(service: ReadyService, body: AddVideoRequest) -> NewJob:
     path = resolve_uri(body.uri, service.settings.allowed_roots)
     if path is None:
         raise UriNotAllowedError()
-    new = NewJob(
+    return NewJob(
         source_path=str(path),
         video_id=body.id,
         title=body.title or path.stem,
@@ -171,40 +168,46 @@ def _accept_uri(service: ReadyService, body: AddVideoRequest) -> Admission:
         uri=path.as_uri(),
         content_sha256=_hash_file(path, service.settings.upload_limit_bytes),
     )
-    return _admit(service, new)
 
 
-def _accept_web_address(service: ReadyService, body: AddVideoRequest) -> Admission:
-    """A job that fetches the file. What its name stands for is looked up by the worker, when it does."""
+def _from_web_address(service: ReadyService, body: AddVideoRequest) -> NewJob:
+    """A job that fetches the file. Its host name is resolved by the worker, just before it connects."""
     settings = service.settings
     if not settings.url_ingest:
         raise UriNotAllowedError(WEB_TURNED_OFF)
+    from service.ingest.web.policy import AllowedHosts, DownloadError, parse_web_address
+
     try:
-        address = parse_web_address(
-            body.uri, settings.url_ports, AllowedHosts.parse(settings.url_allowed_hosts)
-        )
+        allowed = AllowedHosts.parse(settings.url_allowed_hosts)
+        address = parse_web_address(body.uri, settings.url_ports, allowed)
     except DownloadError as error:
         raise UriNotAllowedError(f"{error.reason[0].upper()}{error.reason[1:]}.") from None
     if body.id is not None:
         message = "A video from the web gets an id of the server's. Leave the id out."
         raise InvalidRequestError(f"id: {message}", errors=[{"field": "id", "message": message}])
-    new = NewJob(
+    return NewJob(
         source_path=str(service.media_store.new_upload_path()),
         title=body.title or title_from_filename(address.url.path) or address.host,
         metadata=body.metadata,
         uri=str(address.url),
         delete_source=True,
     )
-    return _admit(service, new)
 
 
 def _admit(service: ReadyService, new: NewJob) -> Admission:
+    """A new job, or what is there already; then an upload is deleted, as it is after an error."""
+    is_new = False
     try:
-        return service.job_queue.admit(new, max_queued=service.settings.max_queued_jobs)
+        admission = service.job_queue.admit(new, max_queued=service.settings.max_queued_jobs)
+        is_new = admission.is_new
+        return admission
     except QueueFullError:
         raise _queue_full_problem() from None
     except IndexFullError as error:
         raise StorageFullError() from error
+    finally:
+        if new.delete_source and not is_new:
+            Path(new.source_path).unlink(missing_ok=True)
 
 
 def _queue_full_problem() -> OverloadedError:
@@ -228,9 +231,9 @@ def _hash_file(path: Path, limit_bytes: int) -> str:
 async def _wait(service: ReadyService, job: Job, drain: Drain) -> Job:
     """The job when it has ended, or as it is when the waiting time is over or the server is ending."""
     deadline = time.monotonic() + service.settings.wait_limit_seconds
-    pause = FIRST_LOOK_SECONDS
+    pause = FIRST_POLL_SECONDS
     while not job.ended and time.monotonic() < deadline and not drain.begun:
         await sleep(min(pause, max(0.0, deadline - time.monotonic())))
-        pause = min(1.5 * pause, SLOWEST_LOOK_SECONDS)
+        pause = min(1.5 * pause, SLOWEST_POLL_SECONDS)
         job = await to_thread.run_sync(partial(service.job_queue.get, job.id))
     return job

@@ -265,7 +265,7 @@ def test_a_catalog_without_room_for_the_job_answers_507_and_keeps_no_file(
     def refuse(*_arguments: Any, **_fields: Any) -> None:
         raise IndexFullError("no room to grow")
 
-    monkeypatch.setattr("service.routes.ingest.admit", refuse)
+    monkeypatch.setattr("indexer.store.sqlite.jobs.JobQueue.admit", refuse)
     response = upload(service, b"bytes")
     assert response.status_code == 507 and uploads(service) == []
 

@@ -34,7 +34,6 @@ from typing import (
     BinaryIO,
     Concatenate,
     Final,
-    Literal,
     ParamSpec,
     Self,
     TypedDict,
@@ -49,7 +48,8 @@ import httpx
 from anyio import to_thread
 from pydantic import BaseModel, ValidationError
 
-from indexer.search.types import DEFAULT_LIMIT, MAX_OFFSET
+from indexer.search.types import DEFAULT_LIMIT, MAX_OFFSET, GroupBy, SearchMode
+from indexer.store.job import JobState
 from service.schemas.operation import HealthAnswer, SessionAnswer, StatsAnswer
 from service.schemas.search import (
     ResultAnswer,
@@ -74,7 +74,6 @@ P = ParamSpec("P")
 Model = TypeVar("Model", bound=BaseModel)
 
 Filter = Mapping[str, Any]
-JobState = Literal["queued", "running", "done", "failed"]
 OnProgress = Callable[[int, int], None]
 """Called with how many bytes of how many have gone or come; on the client's own thread, so keep it short."""
 
@@ -112,8 +111,8 @@ class SearchOptions(TypedDict, total=False):
     limit: int
     offset: int
     candidates: int
-    mode: Literal["rerank", "coarse", "exhaustive"]
-    group_by: Literal["video", "segment"]
+    mode: SearchMode
+    group_by: GroupBy
     min_score: float | None
     min_percentile: float | None
     explain: bool

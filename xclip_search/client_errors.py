@@ -1,7 +1,7 @@
 """What can go wrong for a client of the service.
 
 ClientError
-├── ConnectionFailedError       no answer: nobody listens, the connection broke, too slow
+├── ConnectionFailedError       no answer: no server there, the connection broke, too slow
 ├── UnexpectedAnswerError       an answer that this API does not give: a proxy's page, another program
 ├── JobFailedError              the video was taken in and could not be read; `job` says why
 ├── WaitTimeoutError            the job did not end in the time given
@@ -9,7 +9,7 @@ ClientError
 └── ProblemError                the server said no, as RFC 9457 problem+json
     ├── InvalidRequestError     400, 405, 406, 411, 415, 416, 422: the request must change
     ├── UnauthorizedError       401: no key, or one that is not known
-    ├── ForbiddenError          403: the key may not do this, or nobody may
+    ├── ForbiddenError          403: the key may not do this, or no key may
     ├── NotFoundError           404: no such video, job, file or endpoint
     ├── ConflictError           409: the id is taken
     ├── TooLargeError           413, 431
@@ -27,8 +27,6 @@ import httpx
 
 if TYPE_CHECKING:
     from service.schemas.videos import JobAnswer
-
-PROBLEM_TYPE_PREFIX = "urn:xclip-search:problem:"
 
 
 class ClientError(Exception):
@@ -89,7 +87,7 @@ class ProblemError(ClientError):
     @property
     def kind(self) -> str:
         """The last part of `type`, as in `video-not-found`."""
-        return self.type.removeprefix(PROBLEM_TYPE_PREFIX)
+        return self.type.rpartition(":")[2]
 
 
 class InvalidRequestError(ProblemError):
@@ -101,7 +99,7 @@ class UnauthorizedError(ProblemError):
 
 
 class ForbiddenError(ProblemError):
-    """The key does not allow this, or nobody may do it."""
+    """The key does not allow this, or no key does."""
 
 
 class NotFoundError(ProblemError):

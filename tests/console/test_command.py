@@ -45,16 +45,16 @@ def test_every_command_explains_itself(name):
     assert "--install-completion" not in result.stdout  # That is the whole program's.
 
 
-def told_by(command: Any) -> Iterator[str]:
+def texts_of(command: Any) -> Iterator[str]:
     """Every text that a command's help is made of, those of its sub-commands too."""
     yield from (text for text in (command.help, *(one.help for one in command.params)) if text)
     for inner in getattr(command, "commands", {}).values():
-        yield from told_by(inner)
+        yield from texts_of(inner)
 
 
 @pytest.mark.parametrize("name", xclip_search.COMMANDS)
 def test_no_word_of_a_help_is_taken_for_markup(name):
-    texts = list(told_by(typer.main.get_command(xclip_search.app).get_command(None, name)))
+    texts = list(texts_of(typer.main.get_command(xclip_search.app).get_command(None, name)))
     assert texts
     for text in texts:
         assert Text.from_markup(text).plain == text

@@ -1,4 +1,4 @@
-"""What `xclip-search COMMAND --help` tells, and how the program answers slips of the fingers."""
+"""What `xclip-search COMMAND --help` says, and how the program answers typing errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_help_breaks_its_lines_where_the_terminal_ends_and_nowhere_else(name: 
         assert "\n" not in paragraph or paragraph.startswith(" ")
 
 
-def test_a_slip_of_the_fingers_is_answered_with_the_command_that_was_meant() -> None:
+def test_a_misspelt_command_is_answered_with_the_one_that_was_meant() -> None:
     result = CliRunner().invoke(xclip_search.app, ["serach", "a dog"])
     assert result.exit_code == 2
     assert "Did you mean search" in result.output

@@ -81,7 +81,7 @@ def test_indexing_again_skips_what_is_in(indexed: Path, corpus: Path, tmp_path: 
     assert written["seconds"] > 0
 
 
-def test_the_facts_of_an_index_are_told(indexed: Path, model_directory: Path) -> None:
+def test_the_facts_of_an_index_are_printed(indexed: Path, model_directory: Path) -> None:
     facts = json.loads(_run("info", "--index", indexed, "--json").stdout)
     assert (facts["num_videos"], facts["num_segments"], facts["num_frames"]) == (5, 5, 8)
     assert facts["model_spec"] == str(model_directory)

@@ -85,7 +85,7 @@ class XClip(nn.Module):
             SpecError: The spec names nothing, or there is no such device.
             CheckpointError: The weights are damaged or do not fit.
         """
-        return cls._from_checkpoint(read(str(spec)), device)
+        return cls.from_checkpoint(read(str(spec)), device)
 
     @classmethod
     def from_official(cls, path: str | Path, device: str = "auto") -> XClip:
@@ -96,10 +96,16 @@ class XClip(nn.Module):
         Raises:
             CheckpointError: A tensor is missing, unexpected or misshapen; the message names it.
         """
-        return cls._from_checkpoint(read_official(Path(path)), device)
+        return cls.from_checkpoint(read_official(Path(path)), device)
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint: Checkpoint, device: str) -> XClip:
+    def from_checkpoint(cls, checkpoint: Checkpoint, device: str = "auto") -> XClip:
+        """A model from config and tensors, in evaluation mode.
+
+        Raises:
+            CheckpointError: A tensor is missing, unexpected or misshapen; the message names it.
+            SpecError: There is no such device.
+        """
         with torch.random.fork_rng(devices=[]):  # loading takes no random numbers from the caller
             model = cls(checkpoint.config)
         fill(model, checkpoint)

@@ -128,7 +128,15 @@ def read_official(path: Path) -> Checkpoint:
         CheckpointError: A tensor has no place in an X-CLIP, or the sizes make no network; the message names
             the tensor.
     """
-    tensors = read_tensors(path, wrapped_as=_WRAPPERS)
+    return from_official(read_tensors(path, wrapped_as=_WRAPPERS))
+
+
+def from_official(tensors: Mapping[str, Tensor]) -> Checkpoint:
+    """The tensors of an official checkpoint by our names, and the config that their shapes tell.
+
+    Raises:
+        CheckpointError: As `read_official`.
+    """
     # Where only some names have the prefix all stay as they are, and the first that does not belong is named.
     if all(name.startswith(_PARALLEL_PREFIX) for name in tensors):
         tensors = {name.removeprefix(_PARALLEL_PREFIX): tensor for name, tensor in tensors.items()}

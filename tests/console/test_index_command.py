@@ -234,12 +234,16 @@ def test_the_commands_explain_themselves_without_loading_anything_heavy() -> Non
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+NUM_COPIES = 24
+"""Enough that indexing is not done before the test sees the third and kills it."""
+
+
 def test_indexing_killed_at_any_moment_goes_on_where_it_was(
     tmp_path: Path, model_directory: Path, corpus: Path
 ) -> None:
     many = tmp_path / "many"
     many.mkdir()
-    for number in range(60):
+    for number in range(NUM_COPIES):
         # The same pictures with other bytes at the end: a box of free space, which any reader skips.
         content = (corpus / "colour 0.mp4").read_bytes() + (12).to_bytes(4, "big") + b"free"
         (many / f"{number}.mp4").write_bytes(content + number.to_bytes(4, "big"))
@@ -264,15 +268,15 @@ def test_indexing_killed_at_any_moment_goes_on_where_it_was(
     process.wait()
     with Catalog.open(index) as catalog:
         num_before, num_segments = catalog.totals()
-    assert 3 <= num_before < 60
+    assert 3 <= num_before < NUM_COPIES
     assert num_segments == num_before, "no video without its segments"
 
     result = _run("index", many, "--index", index, "--workers", 2)
     assert result.exit_code == 0, result.output
-    assert f"{60 - num_before} added" in result.stdout
+    assert f"{NUM_COPIES - num_before} added" in result.stdout
     assert f"{num_before} were in already" in result.stdout
     with Catalog.open(index) as catalog:
-        assert catalog.totals() == (60, 60)
+        assert catalog.totals() == (NUM_COPIES, NUM_COPIES)
         with sqlite3.connect(catalog.path) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         connection.close()

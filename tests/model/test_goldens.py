@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from model import XClip
-from model.checkpoints.official import official_name
+from model.checkpoints.official import from_official, official_name
 from model.preprocessing import resize_and_crop
 from model.tokenization import Tokenizer
+from tests.support.training_runs.b32_drawing import b32_weights
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 FEATURE_TOLERANCE = {"atol": 1e-5, "rtol": 0.0}
@@ -138,23 +136,11 @@ def test_a_head_started_from_clip_equals_the_official_one_to_the_bit_where_nothi
     assert compared >= 9 + 4 * tiny.config.temporal_layers
 
 
-def _b32_weights() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("b32_weights", GOLDENS / "b32_weights.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_a_model_of_true_vit_b32_shape_scores_as_the_official_one(tmp_path):
-    drawing = _b32_weights()
+def test_a_model_of_true_vit_b32_shape_scores_as_the_official_one():
+    drawing = b32_weights()
     config = drawing.load_config(GOLDENS / "b32.json")
-    save_file(
-        {name: torch.from_numpy(np.array(array)) for name, array in drawing.state_dict(config).items()},
-        tmp_path / "b32.safetensors",
-    )
-    model = XClip.from_official(tmp_path / "b32.safetensors", device="cpu")
-    (tmp_path / "b32.safetensors").unlink()
+    weights = {name: torch.from_numpy(np.array(array)) for name, array in drawing.state_dict(config).items()}
+    model = XClip.from_checkpoint(from_official(weights), device="cpu")
     batch = {name: torch.from_numpy(array) for name, array in drawing.inputs(config).items()}
     expected = arrays("b32_outputs.npz")
     text = model.encode_tokens(batch["input_ids"])

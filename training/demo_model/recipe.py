@@ -13,8 +13,9 @@ import multiprocessing
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -186,11 +187,15 @@ def draw_scenes(
     num_processes: int,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> NDArray[np.uint8]:
-    """All scenes' frames, uint8 [N, F, R, R, 3], drawn by several processes."""
+    """All scenes' frames, uint8 [N, F, R, R, 3]; one process means this one."""
     chunks = [scenes[first : first + 64] for first in range(0, len(scenes), 64)]
     drawn = []
-    with ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for frames in pool.map(_draw_many, chunks, [num_frames] * len(chunks), [image_size] * len(chunks)):
+    with ExitStack() as stack:
+        run: Callable[..., Iterator[NDArray[np.uint8]]] = map
+        if min(num_processes, len(chunks)) > 1:
+            spawn = multiprocessing.get_context("spawn")
+            run = stack.enter_context(ProcessPoolExecutor(num_processes, mp_context=spawn)).map
+        for frames in run(_draw_many, chunks, repeat(num_frames), repeat(image_size)):
             drawn.append(frames)
             on_progress(len(frames))
     return np.concatenate(drawn)

@@ -1,0 +1,173 @@
+"""What the rest of the project asks of a store, whichever database holds it, and how one is opened.
+
+Today there is one, `indexer.store.sqlite`. A second one, for several machines, has to do what these protocols
+say; their contracts are written once, at the methods of `Catalog` and `JobQueue` that have the same names.
+"""
+
+# ruff: noqa: D102, the contracts stand at the methods of the SQLite store.
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.errors import IndexNotFoundError
+from indexer.store.filters import Filter
+from indexer.store.job import Admission, FailureReason, Job, JobState, NewJob
+from indexer.store.records import (
+    AddOutcome,
+    Change,
+    Damage,
+    IndexFacts,
+    Matches,
+    NewVideo,
+    SegmentFeatures,
+    SegmentInfo,
+    StoreState,
+    VideoRecord,
+)
+from indexer.store.sqlite.catalog import Catalog
+
+if TYPE_CHECKING:
+    from indexer.store.sqlite import connections, jobs
+
+Transaction = TypeVar("Transaction")
+"""Several changes as one, in the store's own way."""
+
+JobTransaction = TypeVar("JobTransaction", contravariant=True)
+
+SegmentIds = Sequence[int] | NDArray[np.int64]
+
+
+class VideoStore(Protocol[Transaction]):
+    """Records of videos: added whole or not at all, found by id, content, filter or page."""
+
+    def transaction(self) -> AbstractContextManager[Transaction]: ...
+    def add_video(self, video: NewVideo, transaction: Transaction | None = None) -> AddOutcome: ...
+    def patch_video(
+        self,
+        video_id: str,
+        patch: Mapping[str, Any],
+        *,
+        check: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    ) -> VideoRecord: ...
+    def delete_video(self, video_id: str) -> None: ...
+    def get_video(self, video_id: str) -> VideoRecord: ...
+    def get_videos(self, video_ids: Sequence[str]) -> dict[str, VideoRecord]: ...
+    def list_videos(
+        self, limit: int = 100, after: int | None = None, *, chosen: Filter | None = None
+    ) -> list[VideoRecord]: ...
+    def iterate_videos(self, block_size: int = 1_000) -> Iterator[list[VideoRecord]]: ...
+    def find_by_sha256(
+        self, content_sha256: str, transaction: Transaction | None = None
+    ) -> VideoRecord | None: ...
+    def totals(self) -> tuple[int, int]: ...
+
+
+class SegmentStore(Protocol):
+    """Segments with their features, and the segments that a filter lets through."""
+
+    def segment_features(self, segment_ids: SegmentIds) -> SegmentFeatures: ...
+    def video_features(self, segment_ids: SegmentIds) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...
+    def segment_infos(self, segment_ids: SegmentIds) -> dict[int, SegmentInfo]: ...
+    def segments_and_videos(self, segment_ids: SegmentIds) -> dict[int, tuple[SegmentInfo, VideoRecord]]: ...
+    def video_segments(self, video_id: str) -> list[SegmentInfo]: ...
+    def segment_ids(self) -> NDArray[np.int64]: ...
+    def owners_of_segments(
+        self, segment_ids: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+    def iterate_features(self, block_size: int = 1024) -> Iterator[SegmentFeatures]: ...
+    def iterate_video_features(
+        self, block_size: int = 8192
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]: ...
+    def matching(self, chosen: Filter, former: Matches | None = None) -> Matches: ...
+
+
+class ChangeLog(Protocol):
+    """What has changed, under numbers that any process can follow."""
+
+    def state(self, since: int | None = None, limit: int = 10_000) -> StoreState: ...
+    def changes_since(self, sequence: int, limit: int = 10_000) -> list[Change]: ...
+    def change_token(self, sequence: int) -> str | None: ...
+    def forget_changes(self, before_sequence: int) -> None: ...
+
+
+class Maintained(Protocol):
+    """What maintenance asks: a copy of one moment, and what is damaged."""
+
+    def copy_to(self, target: Path) -> None: ...
+    def damages(self, on_progress: Callable[[int], None]) -> Iterator[Damage]: ...
+
+
+class Store(VideoStore[Transaction], SegmentStore, ChangeLog, Maintained, Protocol[Transaction]):
+    """The truth about an index. Safe to use from several threads."""
+
+    facts: IndexFacts
+
+    def repair(self, transaction: Transaction) -> None: ...
+    def close(self) -> None: ...
+
+
+class Jobs(Protocol[JobTransaction]):
+    """The job queue of a store: ingest requests, leased by workers of any process."""
+
+    def admit(self, new: NewJob, *, max_queued: int) -> Admission: ...
+    def get(self, job_id: str) -> Job: ...
+    def list_jobs(
+        self, limit: int = 100, *, state: JobState | None = None, after: int | None = None
+    ) -> list[Job]: ...
+    def cancel(self, job_id: str, reason: str = "cancelled") -> Job: ...
+    def lease(self, worker_name: str, lease_seconds: float, *, unfetched: bool = False) -> Job | None: ...
+    def heartbeat(self, job_id: str, lease_seconds: float, *, attempt: int | None = None) -> Job: ...
+    def finish(
+        self,
+        job_id: str,
+        video_id: str,
+        *,
+        attempt: int | None = None,
+        transaction: JobTransaction | None = None,
+    ) -> Job: ...
+    def fail(
+        self, job_id: str, reason: str, failure: FailureReason, *, attempt: int | None = None
+    ) -> Job: ...
+    def release(self, job_id: str, *, attempt: int | None = None) -> Job: ...
+    def requeue_expired(self) -> int: ...
+
+
+def open_store(address: str | Path, *, fingerprint: str | None = None) -> Catalog:
+    """Open the store at an address.
+
+    Args:
+        address: the directory of an index. Addresses of databases, such as `postgresql://host/name`, are for
+            stores to come.
+        fingerprint: the one that the index must have, or None for any.
+
+    Raises:
+        IndexNotFoundError: there is no index, or the address is of a kind that is not known.
+        IndexDamagedError, IndexVersionError, FingerprintMismatchError: see `Catalog.open`.
+
+    Example:
+        >>> open_store("postgresql://db.example/videos")
+        Traceback (most recent call last):
+        ...
+        indexer.errors.IndexNotFoundError: an index lies in a directory; postgresql:// is not supported
+    """
+    scheme = re.match(r"[a-z][a-z0-9+.-]+://", str(address)) if isinstance(address, str) else None
+    if scheme is not None:
+        raise IndexNotFoundError(f"an index lies in a directory; {scheme.group()} is not supported")
+    return Catalog.open(address, fingerprint=fingerprint)
+
+
+if TYPE_CHECKING:  # The SQLite store is one.
+
+    def _is_store(catalog: Catalog) -> Store[connections.Transaction]:
+        return catalog
+
+    def _is_jobs(queue: jobs.JobQueue) -> Jobs[connections.Transaction]:
+        return queue

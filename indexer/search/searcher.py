@@ -55,7 +55,7 @@ from indexer.search.types import (
     check_page,
 )
 from indexer.store.filters import Filter
-from indexer.store.sqlite.catalog import Catalog
+from indexer.store.store import open_store
 from model.features import TextFeatures
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Searcher:
         """Open an index.
 
         Args:
-            index_directory: Made by `Catalog.create` or `xclip-search index`.
+            index_directory: Made by `Index.create` or `xclip-search index`.
             model: The one that encoded the index.
             coarse_kind: Of the coarse index, see `indexer.coarse.approximate`; `auto` goes by its size.
             block_size: Segments scored at once; bounds memory (at 12 frames x 512, about 40 KB each).
@@ -107,7 +107,7 @@ class Searcher:
         """
         if block_size < 1:
             raise ValueError("block_size is at least 1")
-        self.catalog = Catalog.open(index_directory)
+        self.catalog = open_store(index_directory)
         self.model = model
         self._block_size = block_size
         try:

@@ -315,13 +315,13 @@ class CoarseIndex:
 
     # Changing
 
-    def follow(self) -> bool:
+    def follow(self, newest: int | None = None) -> bool:
         """Take in what has changed in the catalog; returns whether anything had.
 
-        Cheap where nothing has: one number is read. Where the change log does not reach back far enough, the
-        index is made from the catalog again.
+        newest: the catalog's `sequence`; None to read it here, one number. Where the change log does not
+        reach back far enough, the index is made from the catalog again.
         """
-        if self._catalog.sequence == self._state.sequence:
+        if (self._catalog.sequence if newest is None else newest) == self._state.sequence:
             return False
         changed = False
         with self._writing:

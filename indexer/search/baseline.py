@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from indexer.coarse.index import CoarseIndex
-from indexer.search.feature_cache import FeatureCache
+from indexer.search.caches import FeatureCache
 from indexer.search.types import SearchMode
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from indexer.search.feature_cache import FeatureCache, ScorableSegments
+from indexer.search.caches import FeatureCache, ScorableSegments
 from indexer.search.ordering import ScoredSegments
 from indexer.search.types import DEFAULT_MOMENTS, Explanation, Moment, SearchResult, Segment
 from indexer.store.records import SegmentInfo, VideoRecord
@@ -32,8 +32,7 @@ class Page:
 
     hits: ScoredSegments
     features: ScorableSegments
-    infos: Sequence[SegmentInfo]
-    videos: Sequence[VideoRecord]
+    records: Sequence[tuple[SegmentInfo, VideoRecord]]
     has_gaps: bool
 
     def __len__(self) -> int:
@@ -42,7 +41,7 @@ class Page:
     @property
     def frame_times(self) -> list[NDArray[np.float64]]:
         """For each result the times of its segment's frames, in seconds."""
-        return [info.frame_times for info in self.infos]
+        return [info.frame_times for info, _ in self.records]
 
 
 def read_page(ordered: ScoredSegments, page: slice, catalog: Catalog, features: FeatureCache) -> Page:
@@ -51,14 +50,12 @@ def read_page(ordered: ScoredSegments, page: slice, catalog: Catalog, features: 
     while True:
         hits = ordered[page]
         ids = hits.segment_ids
-        infos = catalog.segment_infos(ids)
+        records = catalog.segments_and_videos(ids)
         read = features.get(ids)
-        videos = catalog.get_videos([info.video_id for info in infos.values()])
-        # Three reads, and a video may be deleted between any two of them.
-        present = [i for i in read.segment_ids.tolist() if i in infos and infos[i].video_id in videos]
+        # Two reads, and a video may be deleted between them.
+        present = [segment_id for segment_id in read.segment_ids.tolist() if segment_id in records]
         if len(present) == len(ids):
-            in_order = [infos[segment_id] for segment_id in present]
-            return Page(hits, read, in_order, [videos[info.video_id] for info in in_order], has_gaps)
+            return Page(hits, read, [records[segment_id] for segment_id in present], has_gaps)
         has_gaps = True
         ordered = ordered.without(np.setdiff1d(ids, present))
 
@@ -88,7 +85,7 @@ def make_results(
             explanation=None if explanations is None else explanations[row],
             percentile=None if percentiles is None else percentiles[row],
         )
-        for row, (info, video) in enumerate(zip(page.infos, page.videos, strict=True))
+        for row, (info, video) in enumerate(page.records)
     ]
 
 

@@ -17,9 +17,8 @@ from indexer.coarse.index import CoarseIndex
 from indexer.errors import FingerprintMismatchError
 from indexer.ingest.encoding import index_fingerprint
 from indexer.search.baseline import Baseline, BaselineScores
+from indexer.search.caches import FeatureCache, FilterCache, ScorableSegments
 from indexer.search.cancellation import raise_if_cancelled
-from indexer.search.feature_cache import FeatureCache, ScorableSegments
-from indexer.search.filter_cache import FilterMatches
 from indexer.search.ordering import (
     CoarseHits,
     CoarseOrder,
@@ -99,7 +98,7 @@ class Searcher:
             coarse_kind: Of the coarse index, see `indexer.coarse.approximate`; `auto` goes by its size.
             block_size: Segments scored at once; bounds memory (at 12 frames x 512, about 40 KB each).
             feature_memory_bytes: How much of what the full score reads is kept in memory, see
-                `indexer.search.feature_cache`.
+                `indexer.search.caches`.
 
         Raises:
             IndexNotFoundError, IndexDamagedError, IndexVersionError: There is no index that can be used.
@@ -116,7 +115,7 @@ class Searcher:
                 raise FingerprintMismatchError(expected=expected, found=self.catalog.fingerprint)
             self._index = CoarseIndex.open(self.catalog, kind=coarse_kind, device=model.device)
             self._features = FeatureCache(self.catalog, size_bytes=feature_memory_bytes, device=model.device)
-            self._filter_matches = FilterMatches(self.catalog)
+            self._filters = FilterCache(self.catalog)
         except BaseException:
             self.catalog.close()
             raise
@@ -161,7 +160,7 @@ class Searcher:
             texts = self.model.encode_text([query.text for query in queries])
             vectors = self.model.coarse_query(texts).float().cpu().numpy()
         with together.measuring("coarse"):
-            self._sync()
+            num_videos = self._sync()
             allowed = self._allowed(first.filter)
             hits: list[CoarseHits | None] = [None] * len(queries)
             if first.mode != "exhaustive":
@@ -176,7 +175,7 @@ class Searcher:
             for stage in ("encode", "coarse"):
                 stages.add(stage, together.seconds(stage) / len(queries))
             search = _Search(
-                query, texts[row : row + 1], vectors[row], allowed, least_score, hits[row], stages
+                query, texts[row : row + 1], vectors[row], num_videos, allowed, least_score, hits[row], stages
             )
             answers.append(self._answer(search, baseline, shared_seconds))
         self._refresher.start_where_needed(after_search=True)
@@ -189,15 +188,17 @@ class Searcher:
         )
         return SearchAnswers(answers, timings)
 
-    def _sync(self) -> None:
-        """Take in what any process has committed."""
-        self._index.follow()
-        self._features.sync()
+    def _sync(self) -> int:
+        """Take in what any process has committed; returns the number of videos."""
+        state = self.catalog.state()
+        self._index.follow(state.sequence)
+        self._features.sync(state.sequence)
+        return state.num_videos
 
     def _allowed(self, filter: Mapping[str, Any] | Filter | None) -> NDArray[np.int64] | None:
         """Ids of the segments that a filter lets through, ascending; None where there is no filter."""
         chosen = as_filter(filter)
-        return None if chosen is None else self._filter_matches.segment_ids(chosen)
+        return None if chosen is None else self._filters.segment_ids(chosen)
 
     def _least_score(self, query: SearchQuery) -> tuple[Baseline | None, float | None]:
         """The baseline to compare with, and what min_score and min_percentile come to."""
@@ -209,7 +210,7 @@ class Searcher:
 
     def _answer(self, search: _Search, baseline: Baseline | None, shared_seconds: float) -> SearchAnswer:
         query, stages = search.query, search.stages
-        page = self._find_page(search)
+        search, page = self._find_page(search)
         if query.mode == "rerank":
             with stages.measuring("rerank"):
                 page = complete_scores(self.model, search.text, page)
@@ -234,7 +235,7 @@ class Searcher:
         return SearchAnswer(
             query=query.text,
             mode=query.mode,
-            num_videos=self.catalog.num_videos,
+            num_videos=search.num_videos,
             truncated=query.mode != "exhaustive" and query.candidates < num_searched,
             warnings=warnings,
             timings=Timings(
@@ -246,8 +247,9 @@ class Searcher:
             results=results,
         )
 
-    def _find_page(self, search: _Search) -> Page:
-        """The page of a query. Where deletions meanwhile left it short, the search is repeated."""
+    def _find_page(self, search: _Search) -> tuple[_Search, Page]:
+        """The page of a query. Where deletions meanwhile left it short, the search is repeated: as such it
+        comes back."""
         query = search.query
         rows = slice(query.offset, query.num_wanted)
         for _ in range(MAX_TRIES):
@@ -255,9 +257,11 @@ class Searcher:
             if not page.has_gaps or len(page) == query.limit:
                 break
             with search.stages.measuring("coarse"):
-                self._sync()
-                search = replace(search, allowed=self._allowed(query.filter), hits=None)
-        return page
+                num_videos = self._sync()
+                search = replace(
+                    search, num_videos=num_videos, allowed=self._allowed(query.filter), hits=None
+                )
+        return search, page
 
     def _order(self, search: _Search) -> ScoredSegments:
         """Results best first, to the page's end or all that there are."""
@@ -336,12 +340,11 @@ class Searcher:
         (seconds since 1970), catalog_size_bytes (with its log), coarse_sequence (last change that searches
         see), coarse_num_segments, coarse_num_pending, coarse_kind, feature_memory_bytes.
         """
-        catalog = self.catalog
-        num_videos, num_segments = catalog.totals()
+        catalog, state = self.catalog, self.catalog.state()
         return {
-            "num_videos": num_videos,
-            "num_segments": num_segments,
-            "sequence": catalog.sequence,
+            "num_videos": state.num_videos,
+            "num_segments": state.num_segments,
+            "sequence": state.sequence,
             "fingerprint": catalog.fingerprint,
             "model_spec": catalog.model_spec,
             "embedding_dim": catalog.embedding_dim,
@@ -366,13 +369,15 @@ class Searcher:
 class _Search:
     """One query in progress.
 
-    vector: float32 [D], the coarse query. allowed: ids that its filter lets through. least_score: what
-    min_score and min_percentile come to. hits: the first answer of the coarse index, where there is one.
+    vector: float32 [D], the coarse query. num_videos: in the index. allowed: ids that its filter lets
+    through. least_score: what min_score and min_percentile come to. hits: the first answer of the coarse
+    index, where there is one.
     """
 
     query: SearchQuery
     text: TextFeatures
     vector: NDArray[np.float32]
+    num_videos: int
     allowed: NDArray[np.int64] | None
     least_score: float | None
     hits: CoarseHits | None

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import VideoNotFoundError
+from indexer.search.caches import FeatureCache, ScorableSegments
 from indexer.search.cancellation import raise_if_cancelled
-from indexer.search.feature_cache import FeatureCache, ScorableSegments
 from indexer.search.ordering import ScoredSegments, best
 from indexer.search.results import Page, best_moments, make_results, read_page
 from indexer.search.types import Moment, SimilarAnswer

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from indexer.errors import InvalidQueryError, VideoNotFoundError
 from indexer.search.baseline import Baseline
+from indexer.search.caches import FeatureCache, ScorableSegments
 from indexer.search.cancellation import raise_if_cancelled
-from indexer.search.feature_cache import FeatureCache, ScorableSegments
 from indexer.search.results import best_moments, named_scores
 from indexer.search.types import (
     MAX_BATCH_TEXTS,

@@ -36,7 +36,7 @@ from indexer.errors import (
 )
 from indexer.maintenance.backup import backup, restore
 from indexer.maintenance.verification import verify
-from indexer.search.filter_cache import FilterMatches
+from indexer.search.caches import FilterCache
 from indexer.store.filters import parse_filter
 from indexer.store.sqlite import integrity
 from indexer.store.sqlite.catalog import Catalog
@@ -231,7 +231,7 @@ def answers(directory: Path) -> Answers:
         index = CoarseIndex.open(catalog, kind="auto" if len(found["records"]) > 20 else "ivf-sq")
         queries = np.random.default_rng(3).standard_normal((4, D)).astype(np.float32)
         found["search"] = _bits([index.search(queries, count) for count in (7, 2000)])
-        matches = FilterMatches(catalog)
+        matches = FilterCache(catalog)
         for place, chosen in enumerate(FILTERS):
             allowed = matches.segment_ids(parse_filter(chosen))
             found[f"filter {place}"] = _bits([allowed, index.search(queries, 20, allowed)])

@@ -356,7 +356,7 @@ def test_a_query_out_of_range_is_refused(changes):
 # The catalog changes
 
 
-def test_what_another_process_adds_and_deletes_is_followed(searcher, random):
+def test_what_another_process_adds_and_deletes_is_taken_in(searcher, random):
     program = (
         "import sys\n"
         "import numpy as np\n"
@@ -379,7 +379,7 @@ def test_what_another_process_adds_and_deletes_is_followed(searcher, random):
 
 
 @pytest.mark.parametrize("mode", ["rerank", "coarse", "exhaustive"])
-@pytest.mark.parametrize("reading", ["segment_infos", "get_videos", "segment_features"])
+@pytest.mark.parametrize("reading", ["segments_and_videos", "segment_features"])
 def test_a_video_deleted_during_the_search_gives_way_to_the_next(
     searcher, random, monkeypatch, mode, reading
 ):
@@ -411,7 +411,7 @@ def test_videos_that_come_during_the_search_fill_a_page_that_deletions_left_shor
     searcher, random, monkeypatch, mode
 ):
     fill(searcher.catalog, random, range(6))
-    read, came = searcher.catalog.get_videos, []
+    read, came = searcher.catalog.segments_and_videos, []
 
     def change_and_read(*arguments):
         while len(came) < 4 and threading.current_thread() is threading.main_thread():
@@ -420,7 +420,7 @@ def test_videos_that_come_during_the_search_fill_a_page_that_deletions_left_shor
             came.append(f"video-{6 + len(came)}")
         return read(*arguments)
 
-    monkeypatch.setattr(searcher.catalog, "get_videos", change_and_read)
+    monkeypatch.setattr(searcher.catalog, "segments_and_videos", change_and_read)
     query = SearchQuery("a dog", limit=6, mode=mode, filter={"id": {"exists": True}})
     found = {result.id for result in searcher.search(query).results}
     assert found == {"video-4", "video-5", *came}
@@ -457,7 +457,7 @@ def test_searches_go_on_while_videos_come_and_go(searcher, random):
             done.result()
 
 
-def test_the_coarse_index_is_compacted_and_saved_beside_searches(searcher, random, monkeypatch):
+def test_the_coarse_index_is_compacted_and_saved_while_searches_go_on(searcher, random, monkeypatch):
     fill(searcher.catalog, random, range(10))
     monkeypatch.setattr(searcher._index, "_max_pending", 5)
     expected = searcher.search(SearchQuery("a dog")).results
@@ -479,6 +479,28 @@ def test_an_index_that_cannot_be_saved_still_answers(searcher, random, model, mo
         assert len(other.search(SearchQuery("a dog")).results) == 3
         assert len(other.search(SearchQuery("a dog")).results) == 3
     assert sum("saving: read-only" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("feature_memory_bytes", [0, 10_000_000])
+@pytest.mark.parametrize("mode", ["rerank", "coarse", "exhaustive"])
+def test_a_warm_search_reads_the_store_at_most_five_times(
+    index_directory, model, random, monkeypatch, mode, feature_memory_bytes
+):
+    reads = []
+    with Searcher(index_directory, model, feature_memory_bytes=feature_memory_bytes) as searcher:
+        fill(searcher.catalog, random, range(30))
+        query = SearchQuery("a dog", candidates=20, mode=mode, filter={"metadata.number": {"lt": 25}})
+        searcher.search(query)
+        searcher._refresher.wait()
+        reading = searcher.catalog.connections.reading
+
+        def count_and_read():  # Every read goes through it, a snapshot too.
+            reads.append(threading.current_thread())
+            return reading()
+
+        monkeypatch.setattr(searcher.catalog.connections, "reading", count_and_read)
+        assert len(searcher.search(query).results) == 10
+    assert 0 < len(reads) <= 5
 
 
 # Opening
@@ -519,7 +541,7 @@ def test_stats_say_what_is_in_the_index(searcher, random, model):
     assert stats["fingerprint"] == index_fingerprint(model, "{}") and stats["catalog_size_bytes"] > 0
 
 
-def test_importing_the_room_loads_neither_torch_nor_faiss():
+def test_importing_the_store_loads_neither_torch_nor_faiss():
     program = (
         "import sys, indexer, indexer.store.sqlite.catalog, indexer.store.sqlite.jobs, indexer.errors;"
         " print(*sys.modules)"

@@ -12,7 +12,7 @@ from indexer.coarse.index import CoarseIndex
 from indexer.errors import BackupDamagedError, IndexDamagedError
 from indexer.maintenance.backup import backup, restore
 from indexer.maintenance.verification import rebuild, verify
-from indexer.search.filter_cache import FilterMatches
+from indexer.search.caches import FilterCache
 from indexer.store.filters import parse_filter
 from indexer.store.sqlite import integrity
 from indexer.store.sqlite.catalog import Catalog
@@ -235,7 +235,7 @@ def test_a_change_does_not_cover_up_damage(large):
 def test_a_filter_does_not_miss_a_video_for_a_damaged_record(directory):
     change(directory, "UPDATE videos SET metadata = '{\"n\":70}' WHERE id = 'video-3'")
     with Catalog.open(directory) as catalog:
-        matches = FilterMatches(catalog)
+        matches = FilterCache(catalog)
         for _ in range(2):
             with pytest.raises(IndexDamagedError, match="video number 4"):
                 matches.segment_ids(parse_filter({"metadata.n": {"lt": 5}}))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import InvalidQueryError
-from indexer.search.filter_cache import FilterMatches
+from indexer.search.caches import FilterCache
 from indexer.store.filters import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, parse_filter
 from tests.support.catalog_builders import add_video, create_catalog, make_segment
 
@@ -145,7 +145,7 @@ def test_a_filter_lets_through_the_videos_that_a_plain_reading_of_it_lets_throug
             )
             records.append(vars(catalog.get_video(f"video-{number}")))
             segments[number] = [info.segment_id for info in catalog.video_segments(f"video-{number}")]
-        matches = FilterMatches(catalog)
+        matches = FilterCache(catalog)
         for one in chosen:
             expected = sorted(
                 i for n, video in enumerate(records) if fulfils(video, one) for i in segments[n]
@@ -219,7 +219,7 @@ def test_a_value_never_becomes_part_of_the_sql(tmp_path):
         add_video(
             catalog, 1, [make_segment(np.random.default_rng(0))], title="x' OR 1=1 --", metadata={"k'": 1}
         )
-        matches = FilterMatches(catalog)
+        matches = FilterCache(catalog)
         assert len(matches.segment_ids(parse_filter({"title": "' OR 1=1 --"}))) == 0
         assert len(matches.segment_ids(parse_filter({"title": "x' OR 1=1 --"}))) == 1
         assert len(matches.segment_ids(parse_filter({"metadata.k'": 1}))) == 1
@@ -229,7 +229,7 @@ def test_the_time_added_is_compared_with_seconds_or_with_a_date(tmp_path):
     with create_catalog(tmp_path) as catalog:
         catalog.clock = lambda: 1_000_000_000.0  # 2001-09-09T01:46:40Z
         add_video(catalog, 1, [make_segment(np.random.default_rng(0))])
-        matches = FilterMatches(catalog)
+        matches = FilterCache(catalog)
         for early in (999_999_999, "2001-09-09", "2001-09-09T01:46:39Z", "2001-09-09T03:46:39+02:00"):
             assert len(matches.segment_ids(parse_filter({"added_at": {"gt": early}}))) == 1
             assert len(matches.segment_ids(parse_filter({"added_at": {"lte": early}}))) == 0
@@ -239,7 +239,7 @@ def test_remembered_matches_follow_additions_deletions_and_new_metadata(tmp_path
     random = np.random.default_rng(1)
     chosen = parse_filter({"metadata.kept": True})
     with create_catalog(tmp_path) as catalog, create_catalog(tmp_path / "other") as other:
-        matches = FilterMatches(catalog)
+        matches = FilterCache(catalog)
         living: set[int] = set()
         for step in range(120):
             action = random.integers(4)
@@ -254,18 +254,18 @@ def test_remembered_matches_follow_additions_deletions_and_new_metadata(tmp_path
                 catalog.update_video(f"video-{number}", metadata={"kept": bool(random.integers(2))})
             if step == 60:
                 catalog.forget_changes(catalog.sequence)
-            anew = FilterMatches(catalog).segment_ids(chosen)
+            anew = FilterCache(catalog).segment_ids(chosen)
             assert matches.segment_ids(chosen).tolist() == anew.tolist()
-        assert len(FilterMatches(other).segment_ids(chosen)) == 0
+        assert len(FilterCache(other).segment_ids(chosen)) == 0
 
 
 def test_only_the_filters_used_last_are_remembered(tmp_path):
     with create_catalog(tmp_path) as catalog:
         add_video(catalog, 1, [make_segment(np.random.default_rng(0))], metadata={"n": 1})
-        matches = FilterMatches(catalog, max_filters=2)
+        matches = FilterCache(catalog, max_filters=2)
         for number in (1, 2, 3, 1):
             assert len(matches.segment_ids(parse_filter({"metadata.n": number}))) == (number == 1)
-        assert len(matches._remembered) == 2
+        assert len(matches._kept) == 2
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])

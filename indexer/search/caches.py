@@ -1,15 +1,16 @@
-"""Features of segments where the model scores them: kept in memory up to a budget, else from the catalog.
+"""What searches keep in memory: features of segments where the model scores them, and matches of filters.
 
-The cache is one block of equal slots on the model's device, processor or GPU. Searches fill it with what they
-read; once it is full, a segment that was not asked for again since the clock's hand last passed is evicted
-(second chance: Corbato, A Paging Experiment with the Multics System, 1968). Features of a segment never
-change, so only deletions have to be followed, by `sync`. A scan of everything only fills free slots, or it
-would evict what other searches need.
+Features lie in one block of equal slots on the model's device, processor or GPU, up to a budget. Searches
+fill it with what they read; once it is full, a segment that was not asked for again since the clock's hand
+last passed is evicted (second chance: Corbato, A Paging Experiment with the Multics System, 1968). Features
+of a segment never change, so only deletions have to be taken in, by `sync`. A scan of everything only fills
+free slots, or it would evict what other searches need.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from indexer.errors import ChangesForgottenError
-from indexer.store.records import SegmentFeatures
+from indexer.store.filters import Filter
+from indexer.store.records import Matches, SegmentFeatures
 from indexer.store.sqlite.catalog import Catalog
 from model.features import VideoFeatures
 
@@ -247,9 +249,9 @@ class FeatureCache:
 
     # Deletions
 
-    def sync(self) -> None:
-        """Drop what was deleted from the catalog by now."""
-        if self._num_slots == 0 or self._catalog.sequence == self._sequence:
+    def sync(self, sequence: int) -> None:
+        """Drop what was deleted from the catalog. sequence: of its last change."""
+        if self._num_slots == 0 or sequence == self._sequence:
             return
         with self._lock:
             try:
@@ -304,3 +306,34 @@ def _merged(
         joined(held.videos.frame_mask, read.videos.frame_mask),
     )
     return ScorableSegments(segment_ids[exists], video_numbers[exists], videos)
+
+
+class FilterCache:
+    """The segments that the filters used last let through. Safe to use from several threads.
+
+    max_filters: how many filters are kept, at 8 bytes a matching segment.
+    """
+
+    def __init__(self, catalog: Catalog, max_filters: int = 16) -> None:
+        self._catalog = catalog
+        self._max_filters = max_filters
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Filter, Matches] = OrderedDict()
+
+    def segment_ids(self, chosen: Filter) -> NDArray[np.int64]:
+        """Ids of the segments whose videos fulfil `chosen` now: int64, ascending, not to be written to.
+
+        Raises IndexDamagedError.
+        """
+        with self._lock:
+            former = self._kept.get(chosen)
+        matches = self._catalog.matching(chosen, former)
+        with self._lock:
+            newest = self._kept.get(chosen)
+            # Another thread may have kept later matches meanwhile.
+            if newest is None or newest.sequence <= matches.sequence:
+                self._kept[chosen] = matches
+            self._kept.move_to_end(chosen)
+            while len(self._kept) > self._max_filters:
+                self._kept.popitem(last=False)
+        return matches.segment_ids

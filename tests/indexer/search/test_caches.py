@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.ingest.encoding import index_fingerprint
-from indexer.search.feature_cache import FeatureCache, ScorableSegments, slot_bytes
+from indexer.search.caches import FeatureCache, ScorableSegments, slot_bytes
 from indexer.search.searcher import Searcher, SearchQuery
 from indexer.store.sqlite.catalog import Catalog
 from model import XClip, XClipConfig
@@ -48,7 +48,7 @@ def bits(features: ScorableSegments) -> list[bytes]:
 
 def assert_as_in_catalog(cache, catalog, ids):
     ids = np.asarray(ids, np.int64)
-    cache.sync()
+    cache.sync(catalog.sequence)
     expected = ScorableSegments.of(catalog.segment_features(ids), CPU)
     assert bits(cache.get(ids)) == bits(expected)
 
@@ -103,7 +103,7 @@ def test_whatever_was_held_before_the_answer_is_the_catalogs(tmp_path_factory, n
             elif step == "get":
                 assert_as_in_catalog(cache, catalog, value)
             elif step == "scan":
-                cache.sync()
+                cache.sync(catalog.sequence)
                 for first, block in enumerate(cache.blocks(ids, value)):
                     some = ids[first * value : (first + 1) * value]
                     assert bits(block) == bits(ScorableSegments.of(catalog.segment_features(some), CPU))
@@ -167,7 +167,7 @@ def test_what_another_process_deleted_is_dropped(catalog):
     cache.get(np.arange(1, 7))
     with Catalog.open(catalog.directory) as other:
         other.delete_video("video-2")
-    cache.sync()
+    cache.sync(catalog.sequence)
     assert cache.get(np.arange(1, 7)).segment_ids.tolist() == [1, 2, 4, 5, 6]
     assert cache.num_held == 5
     # The slot that it left is used again.
@@ -190,7 +190,7 @@ def test_what_is_deleted_while_it_is_read_is_not_kept(catalog):
         def segment_features(self, ids):
             features = read(ids)
             catalog.delete_video("video-1")
-            cache.sync()
+            cache.sync(catalog.sequence)
             return features
 
     cache._catalog = Meanwhile()
@@ -206,7 +206,7 @@ def test_a_cache_whose_changes_are_forgotten_drops_everything(catalog):
     cache.get(np.arange(1, 5))
     catalog.delete_video("video-0")
     catalog.forget_changes(catalog.sequence)
-    cache.sync()
+    cache.sync(catalog.sequence)
     assert cache.get(np.array([1])).segment_ids.tolist() == []
     assert cache.num_held == 0
 

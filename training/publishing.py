@@ -17,10 +17,12 @@ from typing import Any, get_args
 from huggingface_hub import EvalResult, ModelCardData
 
 from model import XClip, XClipConfig
+from model.checkpoints.loading import CONFIG_FILE as MODEL_CONFIG_FILE
 from model.features import SCORE_NAMES
 from training.errors import EvaluationError, RunError
 from training.evaluation.metrics import DIRECTIONS, FIGURES
 from training.evaluation.paper_results import Direction
+from training.loop.run_directory import CONFIG_FILE, SUMMARY_FILE, RunDirectory
 
 LIBRARY = "xclip-search"
 PAPER = "https://arxiv.org/abs/2207.07285"
@@ -315,16 +317,17 @@ _OF_THE_MACHINE = {"data.directory", "data.videos", "data.cache", "data.num_work
 
 def is_run(directory: Path) -> bool:
     """Whether a directory is of a training run, not of a model."""
-    return (directory / "config.toml").is_file() and not (directory / "config.json").is_file()
+    return RunDirectory(directory).holds_a_run() and not (directory / MODEL_CONFIG_FILE).is_file()
 
 
 def model_directory(directory: Path) -> Path:
     """Where the model lies: a run's best one, or the directory itself. Raises RunError without one."""
     if not is_run(directory):
         return directory
-    if not (directory / "best").is_dir():
+    best = RunDirectory(directory).best
+    if not best.is_dir():
         raise RunError(f"{directory} is a training run without a best model yet")
-    return directory / "best"
+    return best
 
 
 def card_text(
@@ -394,7 +397,7 @@ def read_run(directory: Path, fingerprint: str) -> tuple[TrainingFacts, list[Fig
     Raises:
         RunError: The run is not done, damaged, or of another model.
     """
-    path = directory / "summary.json"
+    path = directory / SUMMARY_FILE
     if not path.is_file():
         raise RunError(
             f"{directory} has no summary.json: the run is not done; push its best/ for a short card"
@@ -405,7 +408,7 @@ def read_run(directory: Path, fingerprint: str) -> tuple[TrainingFacts, list[Fig
             raise RunError(
                 f"{path} is of another model than the one in best/, so its figures are not this one's"
             )
-        config = tomllib.loads((directory / "config.toml").read_text(encoding="utf-8"))
+        config = tomllib.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
         return _training_facts(summary, config), _validation_figures(summary)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{directory} is not a training run that can be read: {error!r}") from None

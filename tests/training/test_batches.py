@@ -74,6 +74,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
 # The order.
 
 
+@settings(deadline=None)
 @given(counts=counts_of_texts, seed=st.integers(0, 2**40), epoch=st.integers(0, 1000))
 def test_an_epoch_holds_every_text_once(counts: list[int], seed: int, epoch: int) -> None:
     order = epoch_order(_clip_of_text(counts), seed, epoch)
@@ -81,6 +82,7 @@ def test_an_epoch_holds_every_text_once(counts: list[int], seed: int, epoch: int
     assert sorted(order.tolist()) == list(range(sum(counts)))
 
 
+@settings(deadline=None)
 @given(counts=counts_of_texts, seed=st.integers(0, 2**40), epoch=st.integers(0, 1000))
 def test_with_one_text_per_clip_an_epoch_holds_every_clip_once(
     counts: list[int], seed: int, epoch: int
@@ -90,6 +92,7 @@ def test_with_one_text_per_clip_an_epoch_holds_every_clip_once(
     assert sorted(of_text[text] for text in order) == list(range(len(counts)))
 
 
+@settings(deadline=None)
 @given(counts=counts_of_texts, seed=st.integers(0, 2**40), first=st.integers(0, 100))
 def test_with_one_text_per_clip_its_texts_take_turns(counts: list[int], seed: int, first: int) -> None:
     of_text = _clip_of_text(counts)
@@ -100,6 +103,7 @@ def test_with_one_text_per_clip_its_texts_take_turns(counts: list[int], seed: in
     assert seen.tolist() == [num_epochs // counts[clip] for clip in of_text]
 
 
+@settings(deadline=None)
 @given(
     counts=counts_of_texts,
     share=st.integers(1, 8),
@@ -170,7 +174,6 @@ def test_batches_that_cannot_be_shared_are_refused(arguments: tuple, message: st
 
 def one_epoch(
     split: Split,
-    tokenizer: Any,
     frames: FrameReader | FrameFeatures,
     *,
     epoch: int,
@@ -178,13 +181,13 @@ def one_epoch(
     num_workers: int = 0,
     **choices: Any,
 ) -> Iterator[Batch]:
-    batches = TrainingBatches(split, tokenizer, frames, BatchPlan(**choices), num_workers)
+    batches = TrainingBatches(split, tokenize, frames, BatchPlan(**choices), num_workers)
     return batches.epoch(epoch, first_step)
 
 
 def test_a_batch_holds_the_texts_and_their_clips_frames(split: Split) -> None:
     reader = FrameReader(RECIPE)
-    batches = list(one_epoch(split, tokenize, reader, batch_size=4, seed=0, epoch=0))
+    batches = list(one_epoch(split, reader, batch_size=4, seed=0, epoch=0))
     assert len(batches) == 3
     for batch in batches:
         assert len(batch) == 4
@@ -237,13 +240,9 @@ def test_an_epoch_resumed_in_the_middle_continues_as_it_would_have(
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_the_processes_together_see_the_whole_batches(split: Split, tmp_path: Path, world_size: int) -> None:
     reader = FrameReader(RECIPE, tmp_path)
-    whole = list(one_epoch(split, tokenize, reader, batch_size=4, seed=9, epoch=3))
+    whole = list(one_epoch(split, reader, batch_size=4, seed=9, epoch=3))
     shares = [
-        list(
-            one_epoch(
-                split, tokenize, reader, batch_size=4, seed=9, epoch=3, rank=rank, world_size=world_size
-            )
-        )
+        list(one_epoch(split, reader, batch_size=4, seed=9, epoch=3, rank=rank, world_size=world_size))
         for rank in range(world_size)
     ]
     for step, batch in enumerate(whole):
@@ -257,8 +256,8 @@ def test_cached_features_take_the_place_of_frames(split: Split) -> None:
     features = torch.randn(len(COUNTS), 3, 5, generator=generator)
     frame_mask = torch.rand(len(COUNTS), 3, generator=generator) > 0.4
     arguments = {"batch_size": 4, "seed": 0, "epoch": 1}
-    with_pixels = list(one_epoch(split, tokenize, FrameReader(RECIPE), **arguments))
-    batches = list(one_epoch(split, tokenize, FrameFeatures(features, frame_mask), **arguments))
+    with_pixels = list(one_epoch(split, FrameReader(RECIPE), **arguments))
+    batches = list(one_epoch(split, FrameFeatures(features, frame_mask), **arguments))
     for batch, other in zip(batches, with_pixels, strict=True):
         assert torch.equal(batch.text_index, other.text_index)
         assert torch.equal(batch.clip_index, other.clip_index)
@@ -266,7 +265,7 @@ def test_cached_features_take_the_place_of_frames(split: Split) -> None:
         assert torch.equal(batch.frame_features, features[batch.clip_index])
         assert torch.equal(batch.frame_mask, frame_mask[batch.clip_index])
     with pytest.raises(ConfigError, match="features of 5 clips, but captions train has 6"):
-        one_epoch(split, tokenize, FrameFeatures(features[1:], frame_mask), **arguments)
+        one_epoch(split, FrameFeatures(features[1:], frame_mask), **arguments)
 
 
 def test_clips_come_in_order_for_evaluation(split: Split) -> None:
@@ -295,12 +294,12 @@ def test_wrong_arguments_are_refused_before_the_first_batch(
 ) -> None:
     given = {"frames": FrameReader(RECIPE), "batch_size": 4, "seed": 0, "epoch": 0} | arguments
     with pytest.raises(ConfigError, match=message):
-        one_epoch(split, tokenize, **given)
+        one_epoch(split, **given)
 
 
 def test_a_split_smaller_than_a_batch_is_refused(split: Split) -> None:
     with pytest.raises(DatasetError, match="13 pairs of a text and a clip do not fill one batch of 64"):
-        one_epoch(split, tokenize, FrameReader(RECIPE), batch_size=64, seed=0, epoch=0)
+        one_epoch(split, FrameReader(RECIPE), batch_size=64, seed=0, epoch=0)
 
 
 def test_later_batches_of_one_loader_end_the_ones_before(split: Split) -> None:
@@ -366,7 +365,7 @@ def test_the_order_of_work_sent_to_workers_is_small(split: Split) -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_with_a_gpu_frames_come_in_pinned_memory(split: Split, num_workers: int) -> None:
     reader = FrameReader(RECIPE)
-    for batch in one_epoch(split, tokenize, reader, batch_size=4, seed=0, epoch=0, num_workers=num_workers):
+    for batch in one_epoch(split, reader, batch_size=4, seed=0, epoch=0, num_workers=num_workers):
         assert batch.pixels is not None and batch.pixels.is_pinned() and batch.frame_mask.is_pinned()
         moved = batch.to("cuda")
         assert {tensor.device.type for _, tensor in moved._tensors()} == {"cuda"}

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.features import SCORE_NAMES as MODEL_SCORE_NAMES
@@ -164,6 +164,7 @@ def test_a_path_and_a_shipped_name_work_alike(tmp_path):
     assert find_config(str(path)) == find_config("msvd-vit-b-32") == read_config(path)
 
 
+@settings(deadline=None)
 @given(
     directory=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).map(
         Path

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -151,6 +151,7 @@ def test_the_rule_by_time_stops_before_the_end_of_an_interval() -> None:
     assert positions(10, 12) == []
 
 
+@settings(deadline=None)
 @given(start=st.floats(-5, 50), end=st.floats(-5, 50))
 def test_official_seconds_are_never_empty(start: float, end: float) -> None:
     first, last = official_seconds(start, end)

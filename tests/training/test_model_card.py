@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard as HubModelCard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -301,6 +301,7 @@ def test_texts_of_any_kind_change_neither_metadata_nor_structure():
             assert cells in (2, 9), line
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_escaped_text_is_one_line_without_bare_markup(text):
     escaped = escape(text)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -247,6 +247,7 @@ def test_the_usual_schedule_rises_to_one_and_falls_to_zero():
     assert factors[10:] == pytest.approx([0.0, 0.0], abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 50), st.floats(0, 0.99), st.data())
 def test_every_factor_is_within_zero_and_one(num_steps, warmup, data):
     step = data.draw(st.integers(0, num_steps - 1))

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -28,6 +28,7 @@ from training.ablation.settings import AblationSettings, Folders, replace_text
 from training.ablation.variants import RunPlan
 from training.config import TrainingConfig
 from training.data.clip_checks import readable
+from training.data.frames import FrameReader
 from training.data.splits import frame_readers
 from training.datasets.registry import load_split
 from training.evaluation.encoding import EncodingOptions
@@ -37,9 +38,6 @@ from training.loop.preparation import starting_model
 from training.loop.run_directory import RunDirectory
 from training.loop.stopping import TrainingStoppedError
 from training.loop.trainer import train
-
-if TYPE_CHECKING:
-    from training.data.frames import FrameReader
 
 OnProgress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""

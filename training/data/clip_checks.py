@@ -15,10 +15,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from training.data.frames import FrameReader, unreadable
-from training.datasets.split import Clip, Split
+from training.datasets.split import Clip, MissingPolicy, Split
 from training.errors import DatasetError
 
 _START_SECONDS: Final = 120.0
@@ -32,7 +32,7 @@ def readable(
     split: Split,
     reader: FrameReader,
     *,
-    missing: Literal["error", "warn"] = "error",
+    missing: MissingPolicy = "error",
     num_processes: int = 1,
     on_progress: Callable[[int], None] = lambda num_clips: None,
 ) -> Split:

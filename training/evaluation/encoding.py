@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 
 from model import TextFeatures, VideoFeatures, XClip
 from training.data.batches import clip_batches
+from training.data.frames import FrameReader
+from training.datasets.split import Split
 from training.errors import EvaluationError
-
-if TYPE_CHECKING:
-    from training.data.frames import FrameReader
-    from training.datasets.split import Split
 
 OnProgress = Callable[[str, int, int], None]
 """Called with what is being done ("texts", "clips", "pairs"), how many are done, and how many there are."""

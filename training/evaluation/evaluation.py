@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model import TextFeatures, VideoFeatures, XClip
+from training.data.frames import FrameReader
 from training.datasets.split import Split
 from training.errors import EvaluationError
 from training.evaluation import BANK_EXTRAS, DEFAULT_CANDIDATES, EXTRAS
@@ -58,9 +59,6 @@ from training.evaluation.metrics import (
     video_to_text_similarity,
 )
 from training.evaluation.paper_results import Direction
-
-if TYPE_CHECKING:
-    from training.data.frames import FrameReader
 
 
 @dataclass(frozen=True)

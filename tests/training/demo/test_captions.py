@@ -113,6 +113,7 @@ def read(caption: str) -> Description:
     return readings.pop()
 
 
+@settings(deadline=None)
 @given(scenes, seeds)
 def test_a_caption_reads_back_as_the_description_that_was_said(scene: Scene, seed: int) -> None:
     """The order in time included, whichever event is mentioned first."""
@@ -123,12 +124,14 @@ def test_a_caption_reads_back_as_the_description_that_was_said(scene: Scene, see
     assert read(plain_caption(scene)) == full_description(scene)
 
 
+@settings(deadline=None)
 @given(scenes, seeds)
 def test_a_scene_satisfies_its_own_description_full_or_partial(scene: Scene, seed: int) -> None:
     assert satisfies(full_description(scene), scene)
     assert satisfies(describe(scene, random.Random(seed), partial_share=1.0), scene)
 
 
+@settings(deadline=None)
 @given(scenes, seeds)
 def test_no_sibling_satisfies_the_full_description(scene: Scene, seed: int) -> None:
     """The other order of the events is the first sibling, so it is among these."""
@@ -159,6 +162,7 @@ def test_the_plain_caption_gives_events_in_the_order_of_time() -> None:
     assert plain_caption(twice) == "a red car spins, then it grows, at night"
 
 
+@settings(deadline=None)
 @given(scenes, seeds)
 def test_every_word_of_every_caption_is_in_the_vocabulary(scene: Scene, seed: int) -> None:
     rng = random.Random(seed)
@@ -180,6 +184,7 @@ def test_captions_use_the_whole_vocabulary_and_it_is_small() -> None:
     assert 100 <= len(used) <= 160
 
 
+@settings(deadline=None)
 @given(scenes, seeds)
 def test_captions_are_short(scene: Scene, seed: int) -> None:
     """At most 30 tokens with start and end: one for each word and comma, two for words that CLIP cuts."""
@@ -239,6 +244,7 @@ def test_hard_groups_hold_the_other_order_of_two_events() -> None:
     assert num_orders >= 10
 
 
+@settings(deadline=None)
 @given(seeds)
 def test_training_never_sees_a_held_out_scene(seed: int) -> None:
     rng = random.Random(seed)
@@ -246,6 +252,7 @@ def test_training_never_sees_a_held_out_scene(seed: int) -> None:
     assert not any(is_held_out(other) for other in [scene, *training_siblings(scene, rng, 6)])
 
 
+@settings(deadline=None)
 @given(scenes.filter(lambda scene: len(scene.events) == 2))
 def test_both_orders_are_held_out_or_neither(scene: Scene) -> None:
     assert is_held_out(scene) == is_held_out(swapped_order(scene))

@@ -73,6 +73,7 @@ def _things_changed(old: Scene, new: Scene) -> list[str]:
     return changed
 
 
+@settings(deadline=None)
 @given(scenes, seeds)
 def test_every_sibling_differs_in_exactly_one_thing(scene: Scene, seed: int) -> None:
     found = siblings(scene, random.Random(seed), 12)
@@ -81,11 +82,13 @@ def test_every_sibling_differs_in_exactly_one_thing(scene: Scene, seed: int) -> 
     assert all(len(_things_changed(scene, other)) == 1 for other in found)
 
 
+@settings(deadline=None)
 @given(two_event_scenes | same_actor_scenes, seeds)
 def test_the_other_order_is_the_first_sibling_of_two_events(scene: Scene, seed: int) -> None:
     assert scene_key(siblings(scene, random.Random(seed), 1)[0]) == scene_key(swapped_order(scene))
 
 
+@settings(deadline=None)
 @given(one_event_scenes, seeds)
 def test_siblings_end_when_there_are_no_more(scene: Scene, seed: int) -> None:
     found = siblings(scene, random.Random(seed), 10_000)

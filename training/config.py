@@ -333,7 +333,13 @@ def parse_config(text: str, changes: Iterable[str] = (), source: str = "config")
     """As `read_config`, from TOML text.
 
     Args:
+        text: TOML.
+        changes: As in `read_config`.
         source: What error messages call it.
+
+    >>> config = parse_config("[data]\\ndataset = 'msvd'", ["training.epochs=3"])
+    >>> config.training.epochs, config.optimizer.kind
+    (3, 'bert-adam')
     """
     try:
         values = tomllib.loads(text)

@@ -85,6 +85,10 @@ def retrieval_metrics(similarity: NDArray[np.floating], rescore: Rescore | None 
 
     Raises:
         EvaluationError: Another shape or a value that is not finite.
+
+    >>> metrics = retrieval_metrics(np.array([[0.9, 0.1], [0.8, 0.2]]))
+    >>> metrics.recall_at_1, metrics.mean_rank
+    (50.0, 1.5)
     """
     if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1] or not len(similarity):
         raise EvaluationError(f"expected a square matrix, got {similarity.shape}")

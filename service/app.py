@@ -28,22 +28,21 @@ from service.ingest.upload import FORM_OVERHEAD_BYTES
 from service.ingest.worker_process import keep_worker_running, worker_command
 from service.loading import freeze_loaded_objects, load_searcher, log_failure
 from service.observability.metrics import Metrics
-from service.observability.tracing import Tracing
 from service.routes import (
     health,
     ingest,
     jobs,
     media,
-    metrics,
     page,
     search,
-    session,
     videos,
 )
 from service.settings import Settings
 from service.state import Drain, ReadyService
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
     from indexer.search.searcher import Searcher
 
 logger = logging.getLogger("xclip_search.service")
@@ -63,9 +62,7 @@ ROUTERS = tuple(
         videos,
         media,
         jobs,
-        session,
         health,
-        metrics,
         page,
     )
 )
@@ -79,7 +76,7 @@ def create_app(
     take_picture: TakePicture | None = None,
     make_clip: MakeClip | None = None,
     on_load_failure: Callable[[Exception], None] | None = None,
-    tracing: Tracing | None = None,
+    tracing: TracerProvider | None = None,
 ) -> FastAPI:
     """The application. Nothing is loaded before its lifespan starts.
 
@@ -87,7 +84,7 @@ def create_app(
     job_queue: used instead of the one in the searcher's catalog.
     take_picture, make_clip: make thumbnails and previews, instead of child processes that decode them.
     on_load_failure: called with the error when model or index cannot be loaded; it stays not ready.
-    tracing: makes spans; closed at the end.
+    tracing: makes spans; shut down at the end.
     """
 
     @contextlib.asynccontextmanager
@@ -113,7 +110,7 @@ def create_app(
                     await to_thread.run_sync(service.searcher.close)
                 gc.unfreeze()  # So that Python frees at its end what libraries would call leaked.
                 if tracing is not None:
-                    await to_thread.run_sync(tracing.close)
+                    await to_thread.run_sync(tracing.shutdown)
 
     app = FastAPI(
         title="xclip-search",
@@ -122,6 +119,13 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         responses=problems(),
+        telemetry={
+            "tracing": tracing is not None,
+            "tracer_provider": tracing,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+        },
     )
     app.state.service = None
     app.state.is_outdated = False
@@ -131,7 +135,7 @@ def create_app(
     app.state.access = AccessControl(KeyRing(keys_path(settings.index_directory, settings.keys_file)))
     app.state.metrics = Metrics(lambda: app.state.service, app.state.access)
     app.state.observe_search = SearchObserver(app.state.metrics, tracing)
-    _add_middleware(app, settings, tracing)
+    _add_middleware(app, settings)
     install_error_handlers(app, ROUTERS)
     for router in ROUTERS:
         limit_bytes = settings.body_limit_bytes
@@ -142,7 +146,7 @@ def create_app(
     return app
 
 
-def _add_middleware(app: FastAPI, settings: Settings, tracing: Tracing | None) -> None:
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
     """The innermost first: each one added sees a request before those that were added earlier."""
     drain: Drain = app.state.drain
     access: AccessControl = app.state.access
@@ -158,7 +162,7 @@ def _add_middleware(app: FastAPI, settings: Settings, tracing: Tracing | None) -
         allowed_hosts=settings.allowed_hosts,
         keys_required=lambda: access.ring.required,
     )
-    app.add_middleware(ObservationMiddleware, metrics=app.state.metrics, tracing=tracing)
+    app.add_middleware(ObservationMiddleware, metrics=app.state.metrics)
     app.add_middleware(HeadersMiddleware, is_ending=lambda: drain.begun)
 
 

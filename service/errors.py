@@ -1,36 +1,8 @@
-"""What can go wrong at the HTTP door, and how it is told: RFC 9457 `application/problem+json`, always.
+"""What can go wrong in a request, and its answer: RFC 9457 `application/problem+json`, always.
 
-ServiceError
-├── UnauthorizedError            401  no key, or one that opens nothing
-├── ForbiddenError               403  the key does not allow this
-├── InvalidRequestError          422  a field or parameter is missing, unknown or out of range
-├── InvalidCursorError           422  the cursor is of another generation of the index
-├── MalformedBodyError           400  the body is not JSON, or not a well-formed multipart form
-├── UnsupportedContentTypeError  415  the body is neither of the kinds that the endpoint takes
-├── BodyTooLargeError            413
-├── RouteNotFoundError           404
-├── VideoNotFoundError           404
-├── JobNotFoundError             404
-├── MediaNotFoundError           404  the video is known, its file is not at hand
-├── MethodNotAllowedError        405
-├── RangeNotSatisfiableError     416
-├── UriNotAllowedError           403  a uri outside of the configured roots
-├── CrossSiteError               403  another site's page asks a browser to change something here
-├── IdTakenError                 409
-├── VideoRejectedError           422  the file was read and found wanting; `detail` is the reason
-├── HostNotAllowedError          421  the Host header names none of this server's names
-├── UriTooLongError              414
-├── HeadersTooLargeError         431
-├── RequestTimeoutError          408  the request did not arrive in time
-├── TooManyRequestsError         429  this client asks for more than its share
-├── NotReadyError                503  model and index are still being loaded
-├── OverloadedError              503
-├── DeadlineExceededError        504  the answer was not found in time
-├── StorageFullError             507
-└── InternalError                500
-
-`type`, `title` and `status` are fixed per class; `detail` says what to do. No text of the client's, no path
-and no traceback ever goes into one: what went wrong inside is for the log.
+Each class below is one problem: `status`, `type` (TYPE_PREFIX and its `kind`) and `title` are fixed; `detail`
+says what to do. No text of the client's, no path and no traceback ever goes into one: what went wrong inside
+is for the log. The table in docs/http-api.md and the responses in docs/openapi.json come from this list.
 """
 
 from __future__ import annotations
@@ -292,36 +264,8 @@ class InternalError(ServiceError):
     """Whatever has no better name."""
 
 
-ERROR_CLASSES: tuple[type[ServiceError], ...] = (
-    UnauthorizedError,
-    ForbiddenError,
-    InvalidRequestError,
-    InvalidCursorError,
-    MalformedBodyError,
-    UnsupportedContentTypeError,
-    BodyTooLargeError,
-    RouteNotFoundError,
-    VideoNotFoundError,
-    JobNotFoundError,
-    MediaNotFoundError,
-    MethodNotAllowedError,
-    RangeNotSatisfiableError,
-    UriNotAllowedError,
-    CrossSiteError,
-    IdTakenError,
-    VideoRejectedError,
-    HostNotAllowedError,
-    UriTooLongError,
-    HeadersTooLargeError,
-    RequestTimeoutError,
-    TooManyRequestsError,
-    NotReadyError,
-    OverloadedError,
-    DeadlineExceededError,
-    StorageFullError,
-    InternalError,
-)
-"""Every problem that can be answered, in the order of the tree above."""
+ERROR_CLASSES: tuple[type[ServiceError], ...] = tuple(ServiceError.__subclasses__())
+"""Every problem that can be answered, in the order above."""
 
 
 def may_raise(*classes: type[ServiceError]) -> Callable[[Dependency], Dependency]:

@@ -20,7 +20,7 @@ import uvicorn
 from service.app import create_app
 from service.http.middleware import HEADER_LIMIT_BYTES, URI_LIMIT_BYTES, is_loopback
 from service.observability.logs import start_logging
-from service.observability.tracing import Tracing, TracingUnavailableError
+from service.observability.tracing import TracingUnavailableError, make_tracer_provider
 from service.settings import Settings
 from service.state import Drain
 
@@ -34,7 +34,7 @@ def run_server(settings: Settings) -> int:
     """Serve until a signal; returns the exit status: 0, or 1 where it cannot serve."""
     start_logging(settings.log_format, settings.log_level)
     try:
-        tracing = Tracing() if settings.tracing else None
+        tracing = make_tracer_provider() if settings.tracing else None
     except TracingUnavailableError as error:
         logger.error("cannot serve: %s", error)
         return 1

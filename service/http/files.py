@@ -1,23 +1,23 @@
-"""What a client has already is not sent again, and a part is sent of what it has: RFC 9110, 13 and 14.
+"""Answers with a file or with bytes: whole, the part that is asked for, or nothing to a client that has it.
 
-`answer`: the headers of the whole answer, with its ETag, and Last-Modified where it has one.
-
-The Range header, as far as a player needs it: one range of bytes (RFC 9110 section 14).
+RFC 9110, sections 13 and 14.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from fastapi import Request
 from starlette.responses import FileResponse, Response
+from starlette.staticfiles import NotModifiedResponse, StaticFiles
 
 from service.errors import RangeNotSatisfiableError
 
 _ONE_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
+_is_not_modified = StaticFiles().is_not_modified
 
 
 def wanted_bytes(header: str | None, size_bytes: int) -> range | None:
@@ -40,33 +40,6 @@ def wanted_bytes(header: str | None, size_bytes: int) -> range | None:
     return wanted
 
 
-_KEPT = ("etag", "last-modified", "cache-control", "accept-ranges")
-"""Headers that a 304 repeats."""
-
-
-def not_modified(request: Request, answer: Mapping[str, str]) -> Response | None:
-    """The 304 for a client that has the answer already; None for any other."""
-    tags = request.headers.getlist("if-none-match")
-    if tags:
-        known = {tag.strip().removeprefix("W/") for value in tags for tag in value.split(",")}
-        has_it = "*" in known or answer["etag"] in known
-    else:
-        has_it = request.headers.get("if-modified-since", "") == answer.get("last-modified")
-    if not has_it:
-        return None
-    return Response(status_code=304, headers={name: answer[name] for name in _KEPT if name in answer})
-
-
-def wanted_part(request: Request, answer: Mapping[str, str], size_bytes: int) -> range | None:
-    """The positions that a client wants of `size_bytes`; None: all. Raises RangeNotSatisfiableError."""
-    if request.method != "GET":
-        return None
-    condition = request.headers.get("if-range")
-    if condition is not None and condition not in (answer["etag"], answer.get("last-modified")):
-        return None
-    return wanted_bytes(request.headers.get("range"), size_bytes)
-
-
 def answer_file(
     request: Request, path: Path, stat_result: os.stat_result, media_type: str, cache_control: str
 ) -> Response:
@@ -74,10 +47,33 @@ def answer_file(
     whole = FileResponse(
         path, media_type=media_type, stat_result=stat_result, headers={"Cache-Control": cache_control}
     )
-    if (known := not_modified(request, whole.headers)) is not None:
-        return known
-    if wanted_part(request, whole.headers, stat_result.st_size) is None:
+    if _is_not_modified(whole.headers, request.headers):
+        return NotModifiedResponse(whole.headers)
+    if _wanted_part(request, whole, stat_result.st_size) is None:
         # FileResponse would refuse what is not understood, and send parts for a HEAD.
         headers = request.scope["headers"]
         request.scope["headers"] = [(name, value) for name, value in headers if name != b"range"]
     return whole
+
+
+def answer_bytes(request: Request, content: bytes, media_type: str, cache_control: str) -> Response:
+    """The same for what is in memory."""
+    etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    headers = {"Cache-Control": cache_control, "ETag": etag, "Accept-Ranges": "bytes"}
+    whole = Response(content, media_type=media_type, headers=headers)
+    if _is_not_modified(whole.headers, request.headers):
+        return NotModifiedResponse(whole.headers)
+    part = _wanted_part(request, whole, len(content))
+    if part is None:
+        return whole
+    headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{len(content)}"
+    return Response(content[part.start : part.stop], 206, media_type=media_type, headers=headers)
+
+
+def _wanted_part(request: Request, whole: Response, size_bytes: int) -> range | None:
+    """The positions that a client wants; None: all, or its part is of something else (section 13.1.5)."""
+    condition = request.headers.get("if-range")
+    known = (None, whole.headers["etag"], whole.headers.get("last-modified"))
+    if request.method != "GET" or condition not in known:
+        return None
+    return wanted_bytes(request.headers.get("range"), size_bytes)

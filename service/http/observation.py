@@ -1,9 +1,10 @@
-"""What is told of a request: its id, a line in the log, figures, a span; and of a search its stages."""
+"""What is recorded of a request: its id, a line in the log, figures; and of a search its stages."""
 
 from __future__ import annotations
 
 import logging
 import time
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,7 +14,10 @@ from service.errors import PROBLEM_MEDIA_TYPE, BodyTooLargeError, InternalError
 from service.http.middleware import PROBES
 from service.observability.logs import REQUEST_ID, choose_request_id
 from service.observability.metrics import Metrics, stage_seconds
-from service.observability.tracing import Tracing
+from service.observability.tracing import add_stage_spans
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 logger = logging.getLogger("xclip_search.service")
 access_logger = logging.getLogger("xclip_search.access")
@@ -28,10 +32,9 @@ NO_ROUTE = "none"
 class ObservationMiddleware:
     """Watches each request from its headers to the end of its answer; an unforeseen error becomes a 500."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, tracing: Tracing | None) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self.app = app
         self._metrics = metrics
-        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request, as ASGI wants it."""
@@ -55,12 +58,7 @@ class ObservationMiddleware:
 
         self._metrics.requests_inside.inc()
         try:
-            if self._tracing is None:
-                await self._answer(scope, receive, send_with_id)
-            else:
-                with self._tracing.request(scope) as span:
-                    await self._answer(scope, receive, send_with_id)
-                    span.finish(route_of(scope), status)
+            await self._answer(scope, receive, send_with_id)
         finally:
             self._metrics.requests_inside.dec()
             seconds = time.perf_counter() - started
@@ -108,7 +106,7 @@ class ObservationMiddleware:
 class SearchObserver:
     """Notes the stages of each search. Call it with the answer and the seconds that the search waited."""
 
-    def __init__(self, metrics: Metrics, tracing: Tracing | None) -> None:
+    def __init__(self, metrics: Metrics, tracing: TracerProvider | None) -> None:
         self._metrics = metrics
         self._tracing = tracing
 
@@ -117,10 +115,9 @@ class SearchObserver:
         stages = {"wait": waited_seconds, **stage_seconds(answer)}
         self._metrics.observe_stages(stages)
         if self._tracing is not None:
-            self._tracing.add_stages(stages)
+            add_stage_spans(self._tracing, stages)
 
 
 def route_of(scope: Scope) -> str:
     """The template of the endpoint that a request went to, or would have gone to."""
-    template: str | None = getattr(scope.get("route"), "path", None) or scope["state"].get("route_template")
-    return template or NO_ROUTE
+    return getattr(scope.get("route"), "path", None) or NO_ROUTE

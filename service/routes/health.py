@@ -1,12 +1,15 @@
-"""GET /healthz, /readyz and /stats."""
+"""GET /healthz, /readyz, /stats and /metrics."""
 
 from __future__ import annotations
 
 from anyio import to_thread
 from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import PlainTextResponse, Response
 
 from service.auth.access import OPEN, READ
 from service.errors import NotReadyError
+from service.observability.metrics import Metrics
 from service.schemas.operation import HealthAnswer, StatsAnswer
 from service.state import ReadyService, Service
 
@@ -52,3 +55,15 @@ def _read_stats(service: ReadyService) -> StatsAnswer:
         num_searches_inside=service.search_gate.num_inside,
         search={name: value for name, value in figures.items() if name not in known},
     )
+
+
+@router.get(
+    "/metrics",
+    dependencies=[READ],
+    response_class=PlainTextResponse,
+    responses={200: {"description": "Prometheus' text format"}},
+)
+async def get_metrics(request: Request) -> Response:
+    """Figures for Prometheus; also while model and index are still being loaded."""
+    metrics: Metrics = request.app.state.metrics
+    return Response(await to_thread.run_sync(metrics.render), media_type=CONTENT_TYPE_LATEST)

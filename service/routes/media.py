@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -17,7 +16,7 @@ from service.errors import (
     RangeNotSatisfiableError,
     VideoNotFoundError,
 )
-from service.http.files import answer_file, not_modified, wanted_part
+from service.http.files import answer_bytes, answer_file
 from service.http.openapi import problems
 from service.ingest.media_store import MediaFile
 from service.schemas.videos import PreviewParameters, ThumbnailParameters
@@ -81,16 +80,7 @@ async def get_preview(
     """A few seconds from a moment on, in a form that every browser plays. Takes a Range header."""
     media = await to_thread.run_sync(_find_media, service, video_id)
     clip = await service.previews.get(video_id, media, parameters.time_seconds)
-    etag = f'"{hashlib.sha256(clip).hexdigest()[:32]}"'
-    headers = {"cache-control": "private, max-age=86400", "etag": etag, "accept-ranges": "bytes"}
-    if (known := not_modified(request, headers)) is not None:
-        return known
-    wanted = wanted_part(request, headers, len(clip))
-    if wanted is None:
-        return Response(clip, media_type=PREVIEW_CONTENT_TYPE, headers=headers)
-    headers["content-range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{len(clip)}"
-    part = clip[wanted.start : wanted.stop]
-    return Response(part, 206, media_type=PREVIEW_CONTENT_TYPE, headers=headers)
+    return answer_bytes(request, clip, PREVIEW_CONTENT_TYPE, "private, max-age=86400")
 
 
 router.add_api_route("/preview", get_preview, methods=["HEAD"], include_in_schema=False)

@@ -261,7 +261,7 @@ def test_requests_and_stages_are_spans_below_the_callers(tmp_path: Path) -> None
     from starlette.testclient import TestClient
 
     from service.app import create_app
-    from service.observability.tracing import Tracing
+    from service.observability.tracing import make_tracer_provider
 
     exporter = InMemorySpanExporter()
     service = Service(tmp_path)
@@ -269,7 +269,7 @@ def test_requests_and_stages_are_spans_below_the_callers(tmp_path: Path) -> None
         service.settings,
         searcher=service.searcher,  # type: ignore[arg-type]
         take_picture=service.take_picture,
-        tracing=Tracing(SimpleSpanProcessor(exporter)),
+        tracing=make_tracer_provider(SimpleSpanProcessor(exporter)),
     )
     caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     with TestClient(app) as client:

@@ -98,6 +98,7 @@ def test_the_content_type_of_a_file_follows_its_bytes_not_its_name(
     ("wanted", "status", "first", "last"),
     [
         ("bytes=0-0", 206, 0, 0),
+        ("bytes=0-1", 206, 0, 1),
         ("bytes=5-", 206, 5, None),
         ("bytes=-7", 206, len(MP4) - 7, None),
         ("bytes=-999999", 206, 0, None),

@@ -1,7 +1,4 @@
-"""Folders that are whole or absent, whatever happens while they are filled.
-
-sha256 of files and of manifests that name them: what tells that they are what was written.
-"""
+"""Folders that are whole or absent, and the sha256 by which files are recognised as what was written."""
 
 from __future__ import annotations
 
@@ -16,18 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from indexer.errors import IndexExistsError
-from model.atomic_files import make_directories, synchronize_directory
+from model.atomic_files import fsync_directory, make_directories
 
 
 @contextlib.contextmanager
-def appearing_whole(directory: Path, last: str) -> Iterator[Path]:
+def atomic_directory(directory: Path, last: str) -> Iterator[Path]:
     """A folder to fill, which becomes `directory` at the end, and is removed where something fails.
 
-    It lies beside `directory` and takes its name. A mount point, such as a container's volume, cannot be
-    replaced: there it lies inside, and at the end what it holds moves up, the file `last` after all others;
-    who looks for that file finds all or nothing.
-    Its files are brought to disk by whoever writes them. Raises IndexExistsError where `directory` is neither
-    absent nor an empty folder.
+    It lies next to `directory` and takes its name. A mount point, such as a container's volume, cannot be
+    replaced: there it lies inside, and at the end what it holds moves up. The caller brings the files that it
+    writes to disk.
+
+    Args:
+        directory: absent, or an empty folder.
+        last: of a mount point, the file that moves up after all others: a process that looks for it finds all
+            or nothing.
+
+    Raises:
+        IndexExistsError: `directory` is neither absent nor an empty folder.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise _taken(directory)
@@ -40,14 +43,14 @@ def appearing_whole(directory: Path, last: str) -> Iterator[Path]:
         yield unfinished
         for path in unfinished.rglob("*"):
             if path.is_dir():
-                synchronize_directory(path)
-        synchronize_directory(unfinished)
+                fsync_directory(path)
+        fsync_directory(unfinished)
         if is_mount_point:
             _move_up(unfinished, last)
         else:
             # Onto an empty folder, or nothing: fails where something came meanwhile.
             unfinished.rename(directory)
-            synchronize_directory(parent)
+            fsync_directory(parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -59,9 +62,9 @@ def _move_up(unfinished: Path, last: str) -> None:
     for path in list(unfinished.iterdir()):
         if path.name != last:
             path.rename(directory / path.name)
-    synchronize_directory(directory)
+    fsync_directory(directory)
     (unfinished / last).rename(directory / last)
-    synchronize_directory(directory)
+    fsync_directory(directory)
 
 
 def _taken(directory: Path) -> IndexExistsError:

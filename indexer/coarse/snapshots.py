@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from indexer.atomic_files import sha256_of_file
 from indexer.coarse.approximate import ids_of
 from indexer.coarse.exact import CoarseKind, GpuCopy, is_exact_index
-from model.atomic_files import publish_file
+from model.atomic_files import replace_file
 
 if sys.platform != "win32":
     import fcntl
@@ -92,8 +92,8 @@ def save_snapshot(snapshot: Snapshot, directory: Path, fingerprint: str) -> None
         for path in (unfinished, unfinished_manifest):
             path.chmod(FILE_MODE)
         with _locked(directory):
-            publish_file(unfinished, directory / name)
-            publish_file(unfinished_manifest, directory / MANIFEST_FILE)
+            replace_file(unfinished, directory / name)
+            replace_file(unfinished_manifest, directory / MANIFEST_FILE)
             _remove_others(directory, name)
     except RuntimeError as error:  # How FAISS says that it cannot write.
         raise OSError(f"the snapshot cannot be written: {error}") from error

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from indexer.atomic_files import appearing_whole, sha256_of_file, sha256_of_json
+from indexer.atomic_files import atomic_directory, sha256_of_file, sha256_of_json
 from indexer.errors import (
     BackupDamagedError,
     IndexExistsError,
@@ -28,7 +28,7 @@ from indexer.errors import (
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
 from indexer.store.sqlite.schema import CATALOG_FILE
-from model.atomic_files import synchronize_file
+from model.atomic_files import fsync_file
 
 MANIFEST_FILE: Final = "backup.json"
 """Whether a folder is a backup, this file tells."""
@@ -70,7 +70,7 @@ def backup(
     index, destination = Path(index).resolve(), Path(destination).resolve()
     if destination.is_relative_to(index):
         raise IndexExistsError(f"a backup cannot lie inside the index that it is of: {destination}")
-    with Catalog.open(index) as catalog, appearing_whole(destination, MANIFEST_FILE) as unfinished:
+    with Catalog.open(index) as catalog, atomic_directory(destination, MANIFEST_FILE) as unfinished:
         for _ in range(_MAX_TRIES):
             _copy_new_files(index, unfinished)
             _copy_catalog(catalog, unfinished / CATALOG_FILE)
@@ -86,7 +86,7 @@ def backup(
         files = [path for path in _files(unfinished) if not path.name.endswith(("-wal", "-shm"))]
         rows: dict[str, dict[str, Any]] = {}
         for num_done, path in enumerate(files, start=1):
-            synchronize_file(path)
+            fsync_file(path)
             rows[path.relative_to(unfinished).as_posix()] = {
                 "size_bytes": path.stat().st_size,
                 "sha256": sha256_of_file(path),
@@ -109,7 +109,7 @@ def backup(
         }
         manifest[_OWN_CHECKSUM] = _sha256_of(manifest)
         (unfinished / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        synchronize_file(unfinished / MANIFEST_FILE)
+        fsync_file(unfinished / MANIFEST_FILE)
     return report
 
 
@@ -125,7 +125,7 @@ def restore(
     source, index = Path(source).resolve(), Path(index).resolve()
     manifest = _read_manifest(source)
     files: dict[str, dict[str, Any]] = manifest["files"]
-    with appearing_whole(index, CATALOG_FILE) as unfinished:
+    with atomic_directory(index, CATALOG_FILE) as unfinished:
         for num_done, (name, row) in enumerate(files.items(), start=1):
             target = unfinished / name
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def restore(
             if not _is_what_was_written(target, row):
                 raise BackupDamagedError(f"{name} in the backup is not what was written")
             target.chmod(0o640 if name == CATALOG_FILE else 0o600)
-            synchronize_file(target)
+            fsync_file(target)
             on_progress(num_done, len(files))
         with Catalog.open(unfinished) as catalog:
             # A job that was damaged when it was copied stays so; `verify` reports it.

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.atomic_files import appearing_whole, sha256_of_file
+from indexer.atomic_files import atomic_directory, sha256_of_file
 from indexer.errors import IndexDamagedError, IndexExistsError
 from indexer.maintenance.parquet import (
     MANIFEST_FILE,
@@ -25,7 +25,7 @@ from indexer.maintenance.parquet import (
 )
 from indexer.store.records import SegmentInfo, metadata_to_json
 from indexer.store.sqlite.catalog import Catalog
-from model.atomic_files import synchronize_file
+from model.atomic_files import fsync_file
 
 ROWS_PER_GROUP: Final = 1_024
 """Rows read, written and held in memory at once: 15 MB of segments of 12 x 512."""
@@ -75,7 +75,7 @@ def export_index(
         raise IndexExistsError(f"an export cannot lie inside the index that it is of: {destination}")
     with (
         Catalog.open(index) as catalog,
-        appearing_whole(destination, MANIFEST_FILE) as unfinished,
+        atomic_directory(destination, MANIFEST_FILE) as unfinished,
         catalog.snapshot() as snapshot,
     ):
         blocks = _CatalogBlocks(snapshot, with_frames, on_progress)
@@ -95,7 +95,7 @@ def export_index(
             with_frames=with_frames,
             files=files,
         )
-        synchronize_file(manifest.write(unfinished))
+        fsync_file(manifest.write(unfinished))
     return ExportReport(
         manifest.num_videos,
         manifest.num_segments,
@@ -208,7 +208,7 @@ def _write_parts(directory: Path, kind: str, schema: Any, tables: Iterator[Any])
                 num_rows += table.num_rows
                 num_bytes += table.nbytes
                 table = next(tables, None)
-        synchronize_file(path)
+        fsync_file(path)
         files[path.name] = PartFile(num_rows, path.stat().st_size, sha256_of_file(path))
     return files
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.atomic_files import write_durably
+from model.atomic_files import write_atomically
 from model.checkpoints.hub import download, is_unreachable, reason
 from model.checkpoints.official import is_official_name, read_official
 from model.checkpoints.tensors import Checkpoint, read_tensors
@@ -90,8 +90,8 @@ def write_directory(config: XClipConfig, tensors: Mapping[str, Tensor], director
     # Two files cannot change at once. Without a config the directory holds no model, so an interruption never
     # leaves new weights under an old config.
     config_file.unlink(missing_ok=True)
-    write_durably(directory / WEIGHTS_FILE, lambda path: save_file(single, path))
-    write_durably(config_file, lambda path: path.write_text(config.to_json(), encoding="utf-8"))
+    write_atomically(directory / WEIGHTS_FILE, lambda path: save_file(single, path))
+    write_atomically(config_file, lambda path: path.write_text(config.to_json(), encoding="utf-8"))
 
 
 # Destinations of either layout

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.atomic_files import write_durably
+from model.atomic_files import write_atomically
 from model.checkpoints.tensors import Checkpoint, read_tensors
 from model.config import XClipConfig
 from model.errors import CheckpointError, ConversionError
@@ -315,7 +315,7 @@ def write_official(tensors: Mapping[str, Tensor], destination: Path) -> None:
     """
     write = save_file if destination.suffix == ".safetensors" else torch.save
     try:
-        write_durably(destination, lambda path: write(dict(tensors), path))
+        write_atomically(destination, lambda path: write(dict(tensors), path))
     except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConversionError(f"{destination} cannot be written: {reason}") from None

@@ -30,7 +30,7 @@ from indexer.store.job import Job
 from indexer.store.records import VideoRecord
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
-from model.atomic_files import synchronize_directory
+from model.atomic_files import fsync_directory
 
 CONTENT_TYPES = {
     "mp4": "video/mp4",
@@ -95,7 +95,7 @@ class MediaStore:
             raise ValueError("only uploads, whose ids are ours, are kept")
         target = self.media_directory / f"{video_id}.{file_extension(source) or 'bin'}"
         source.rename(target)
-        synchronize_directory(self.media_directory)
+        fsync_directory(self.media_directory)
         return target
 
     def kept(self, video_id: str) -> Path | None:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from model.atomic_files import synchronize_directory
+from model.atomic_files import fsync_directory
 from service.errors import (
     BodyTooLargeError,
     InvalidRequestError,
@@ -85,7 +85,7 @@ async def receive_upload(request: Request, path: Path, limit_bytes: int, limiter
         form.check_complete()
         title, metadata = form.title(), form.metadata()
         await run(form.finish, file)
-        await run(synchronize_directory, path.parent)
+        await run(fsync_directory, path.parent)
         return Upload(form.digest.hexdigest(), title, metadata)
     except BaseException as error:
         with CancelScope(shield=True):

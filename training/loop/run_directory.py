@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError
 
 from model import XClip
-from model.atomic_files import publish_file, synchronize_directory, synchronize_file
+from model.atomic_files import fsync_directory, fsync_file, replace_file
 from training.config import TrainingConfig
 from training.data.splits import TrainingSplits
 from training.distributed import world_size
@@ -116,8 +116,8 @@ class RunDirectory:
             if state is not None:
                 torch.save(dict(state), unfinished / STATE_FILE)
             for file in unfinished.iterdir():
-                synchronize_file(file)
-            synchronize_directory(unfinished)
+                fsync_file(file)
+            fsync_directory(unfinished)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
             shutil.rmtree(unfinished, ignore_errors=True)
             reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -128,7 +128,7 @@ class RunDirectory:
         if final.is_dir():
             final.rename(former)
         unfinished.rename(final)
-        synchronize_directory(self.path)
+        fsync_directory(self.path)
         shutil.rmtree(former, ignore_errors=True)
 
     def read_state(self) -> dict[str, Any]:
@@ -158,7 +158,7 @@ class RunDirectory:
         """Replace a file: it is whole or as it was."""
         unfinished = self.path / f".{name}.unfinished"
         unfinished.write_text(text, encoding="utf-8")
-        publish_file(unfinished, self.path / name)
+        replace_file(unfinished, self.path / name)
 
 
 FORMAT = "xclip-search-run/1"

@@ -77,7 +77,7 @@ from indexer.store.sqlite.schema import (
     create_catalog_file,
 )
 from indexer.store.sqlite.superseded import Successor, read_successor, write_successor
-from model.atomic_files import synchronize_directory
+from model.atomic_files import fsync_directory
 
 _COLUMNS: Final = (
     "id, content_sha256, uri, title, metadata, duration_seconds, width, height, frame_rate, codec,"
@@ -340,7 +340,7 @@ class Catalog:
         """
         # The commit must not reach the disk before the files that it leads to.
         for directory in (successor.directory, successor.directory.parent, self.index_directory):
-            synchronize_directory(directory)
+            fsync_directory(directory)
         epochs = [row.epoch for row in read_successors(self.index_directory).values() if row is not None]
         row = Successor(successor.generation, 1 + max([0, *epochs]))
         write_successor(transaction.connection, row)

@@ -31,7 +31,7 @@ from indexer.atomic_files import sha256_of_json
 from indexer.errors import IndexBusyError, IndexDamagedError, IndexNotFoundError
 from indexer.store.sqlite.schema import CATALOG_FILE
 from indexer.store.sqlite.superseded import Successor
-from model.atomic_files import write_durably
+from model.atomic_files import write_atomically
 
 if sys.platform != "win32":
     import fcntl
@@ -164,4 +164,4 @@ def name_generation(index_directory: Path, generation: int) -> None:
         "sha256": sha256_of_json({"generation": generation}),
     }
     text = json.dumps(content) + "\n"
-    write_durably(index_directory / POINTER_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(index_directory / POINTER_FILE, lambda path: path.write_text(text, encoding="utf-8"))

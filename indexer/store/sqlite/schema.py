@@ -19,7 +19,7 @@ from indexer.store.sqlite.connections import translated
 from indexer.store.sqlite.integrity import checksum_of_row
 from indexer.store.sqlite.superseded import SCHEMA as SUPERSEDED_SCHEMA
 from indexer.store.sqlite.superseded import Successor, write_successor
-from model.atomic_files import make_directories, synchronize_directory, synchronize_file
+from model.atomic_files import fsync_directory, fsync_file, make_directories
 
 CATALOG_FILE = "catalog.sqlite3"
 APPLICATION_ID = 0x58434C50
@@ -179,13 +179,13 @@ def create_catalog_file(directory: Path, facts: IndexFacts, successor_of: int | 
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             connection.execute("COMMIT")
             connection.execute("PRAGMA journal_mode = WAL")  # Kept in the header, for every later connection.
-        synchronize_file(unfinished)
+        fsync_file(unfinished)
         _publish(unfinished, path)
     except sqlite3.DatabaseError as error:
         raise translated(error, path) from error
     finally:
         unfinished.unlink(missing_ok=True)
-    synchronize_directory(directory)
+    fsync_directory(directory)
     return path
 
 

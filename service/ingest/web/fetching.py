@@ -21,7 +21,7 @@ from indexer.errors import (
 from indexer.store.job import FailureReason, Job
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
-from model.atomic_files import synchronize_directory
+from model.atomic_files import fsync_directory
 from service.ingest.media_store import MediaStore, unfinished_download
 from service.ingest.outcomes import (
     NO_ROOM_REASON,
@@ -89,7 +89,7 @@ class Fetcher:
             fetched = self._fetch(job.uri or "", unfinished, self._rules, self._tick(job, stop))
             # Where another worker has the job now, that one puts its own file here, of the same uri.
             unfinished.rename(job.source_path)
-            synchronize_directory(self._store.uploads_directory)
+            fsync_directory(self._store.uploads_directory)
             self._queue.put_back_fetched(job.id, fetched.content_sha256, attempt=job.attempts)
         except _StoppedError:
             logger.info("stopping: job %s goes back to the queue", job.id)

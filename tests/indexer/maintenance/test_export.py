@@ -471,7 +471,7 @@ def test_a_failing_write_in_the_middle_leaves_nothing(index, tmp_path, monkeypat
         if path.name.startswith("segments"):
             raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(export_files, "synchronize_file", fail)
+    monkeypatch.setattr(export_files, "fsync_file", fail)
     result = run(app, ["export", "--index", str(index), str(tmp_path / "export")])
     assert result.exit_code == 2
     assert "No space left on device; nothing was exported" in result.stderr

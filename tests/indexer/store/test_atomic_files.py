@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model.atomic_files import make_directories, write_durably
+from model.atomic_files import make_directories, write_atomically
 from tests.support.catalog_builders import create_catalog
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc which file is brought to disk")
@@ -33,7 +33,7 @@ def test_a_file_is_on_disk_before_it_gets_its_name_and_the_name_after(
 ) -> None:
     path = tmp_path / "file"
     path.write_text("former")
-    write_durably(path, lambda unfinished: unfinished.write_text("new"))
+    write_atomically(path, lambda unfinished: unfinished.write_text("new"))
     assert path.read_text() == "new"
     unfinished, folder = synchronized
     assert unfinished.parent == folder == tmp_path and unfinished != path
@@ -48,7 +48,7 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
         raise OSError("no room")
 
     with pytest.raises(OSError, match="no room"):
-        write_durably(path, fail)
+        write_atomically(path, fail)
     assert path.read_text() == "former" and list(tmp_path.iterdir()) == [path]
 
 

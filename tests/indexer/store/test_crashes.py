@@ -183,7 +183,7 @@ def test_a_coarse_index_that_lacks_a_segment_is_seen(directory, ledger):
 
 
 def test_two_that_save_at_the_same_moment_leave_a_whole_pair(directory, monkeypatch):
-    publish = coarse_files.publish_file
+    publish = coarse_files.replace_file
     others: list[threading.Thread] = []
 
     def save() -> None:
@@ -198,7 +198,7 @@ def test_two_that_save_at_the_same_moment_leave_a_whole_pair(directory, monkeypa
             others[0].start()
             others[0].join(0.5)
 
-    monkeypatch.setattr(coarse_files, "publish_file", interrupted)
+    monkeypatch.setattr(coarse_files, "replace_file", interrupted)
     save()
     others[0].join()
     with Catalog.open(directory) as catalog:

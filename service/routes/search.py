@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -48,7 +47,7 @@ TEXTS_BODY_LIMIT_BYTES = 4 * 1024 * 1024
 )
 async def search(request: Request, body: SearchRequest, service: Service) -> Response:
     """Find videos, and the moments in them, by text; or by several texts, each by itself."""
-    fields = body.model_dump(exclude={"query", "queries"})
+    fields = {name: value for name, value in body if name not in ("query", "queries")}
     root_path = request.scope.get("root_path", "")
     if body.queries is None:
         query = SearchQuery(text=str(body.query), **fields)
@@ -87,7 +86,7 @@ async def find_similar(
         video_id,
         limit=parameters.limit,
         offset=parameters.offset,
-        filter=None if parameters.filter is None else json.loads(parameters.filter),
+        filter=parameters.filter,
     )
     answer = await service.search_gate.run(find)
     results = await _to_results(answer.results, service, request.scope.get("root_path", ""))

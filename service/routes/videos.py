@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any
@@ -10,7 +9,6 @@ from typing import Annotated, Any
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 
-from indexer.store.filters import parse_filter
 from indexer.store.records import VideoRecord
 from indexer.store.sqlite.catalog import Catalog
 from service.auth.access import READ, WRITE
@@ -40,9 +38,8 @@ async def list_videos(
     request: Request, parameters: Annotated[ListVideosParameters, Query()], service: Service
 ) -> VideoPage:
     """Videos of the index, newest first. Videos added or deleted in between shift no page."""
-    chosen = None if parameters.filter is None else parse_filter(json.loads(parameters.filter))
     after = _from_cursor(service.catalog, parameters.after)
-    read = partial(service.catalog.list_videos, parameters.limit + 1, after, chosen=chosen)
+    read = partial(service.catalog.list_videos, parameters.limit + 1, after, chosen=parameters.filter)
     records = await to_thread.run_sync(read)
     page = records[: parameters.limit]
     root_path = request.scope.get("root_path", "")

@@ -20,12 +20,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     WithJsonSchema,
     model_validator,
 )
 
 from indexer.errors import InvalidQueryError, InvalidRecordError
-from indexer.store.filters import MAX_TEXT_LENGTH, MAX_VALUES, parse_filter
+from indexer.store import filters
+from indexer.store.filters import MAX_TEXT_LENGTH, MAX_VALUES
 from indexer.store.records import MAX_ID_LENGTH, check_video_id
 
 
@@ -186,23 +188,23 @@ def _is_plain(value: Any, levels_left: int) -> bool:
     return True
 
 
-def check_filter(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`value`, unless it is no filter. Raises ValueError, which names the place."""
+def read_filter(value: object) -> filters.Filter:
+    """The filter that a JSON object says. Raises ValueError, which names the place."""
     try:
-        parse_filter(value)
+        return filters.parse_filter(value)
     except InvalidQueryError as error:
         raise ValueError(f"{error}.") from None
-    return value
 
 
-def check_filter_text(text: str) -> str:
-    """`text`, unless it is not a filter in JSON. Raises ValueError."""
+def read_filter_text(text: object) -> filters.Filter:
+    """The filter that a text says in JSON. Raises ValueError."""
+    if not isinstance(text, str) or len(text) > MAX_FILTER_CHARACTERS:
+        raise ValueError(f"The filter must be JSON text of at most {MAX_FILTER_CHARACTERS} characters.")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError("The filter is not JSON.") from None
-    check_filter(value)
-    return text
+    return read_filter(value)
 
 
 def as_whole_number(value: object) -> object:
@@ -217,14 +219,19 @@ QueryText = Annotated[
     AfterValidator(check_query),
 ]
 VideoId = Annotated[str, AfterValidator(check_id), WithJsonSchema(ID_SCHEMA)]
-Filter = Annotated[dict[str, Any], AfterValidator(check_filter), WithJsonSchema(FILTER_REFERENCE)]
+# `Any`, because FastAPI would put the classes of the parsed tree into the OpenAPI document.
+Filter = Annotated[Any, PlainValidator(read_filter), WithJsonSchema(FILTER_REFERENCE)]
 Title = Annotated[
     str,
     Field(max_length=MAX_TITLE_CHARACTERS, json_schema_extra={"pattern": TITLE_PATTERN}),
     AfterValidator(check_title),
 ]
 Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata), WithJsonSchema(METADATA_SCHEMA)]
-FilterText = Annotated[str, Field(max_length=MAX_FILTER_CHARACTERS), AfterValidator(check_filter_text)]
+FilterText = Annotated[
+    Any,
+    PlainValidator(read_filter_text),
+    WithJsonSchema({"type": "string", "maxLength": MAX_FILTER_CHARACTERS}),
+]
 
 
 class Request(BaseModel):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from indexer.search.types import SearchQuery
+from indexer.store.filters import parse_filter
 from service.schemas.search import SearchAnswersBody, SimilarAnswerBody, TextsAnswerBody
 from tests.support.servers.service_fakes import Service, add_video, running
 
@@ -63,7 +64,7 @@ def test_similar_videos_are_results_with_addresses(service: Service) -> None:
     )
     body = response.json()
     SimilarAnswerBody.model_validate(body)
-    assert service.searcher.similar_calls == [("v1", 7, 2, chosen)]
+    assert service.searcher.similar_calls == [("v1", 7, 2, parse_filter(chosen))]
     assert body["id"] == "v1" and [result["id"] for result in body["results"]] == ["v3", "v2", "v0"]
     assert body["results"][0]["media_url"] == "/videos/v3/media"
     assert set(body["results"][0]["scores"].values()) == {None} and body["results"][0]["percentile"] is None

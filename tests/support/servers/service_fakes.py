@@ -28,6 +28,7 @@ from indexer.search.types import (
     TextTimings,
     Timings,
 )
+from indexer.store.filters import Filter
 from indexer.store.records import IndexFacts, NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
@@ -100,7 +101,7 @@ class FakeSearcher:
         self.hold: threading.Event | None = None
         self.error: Exception | None = None
         self.ranked: list[list[str]] = []
-        self.similar_calls: list[tuple[str, int, int, dict[str, Any] | None]] = []
+        self.similar_calls: list[tuple[str, int, int, Filter | None]] = []
 
     def search(self, query: SearchQuery) -> SearchAnswer:
         self.queries.append(query)
@@ -133,7 +134,7 @@ class FakeSearcher:
         return SearchAnswers([self.search(query) for query in queries], TIMINGS)
 
     def similar(
-        self, video_id: str, *, limit: int = 10, offset: int = 0, filter: dict[str, Any] | None = None
+        self, video_id: str, *, limit: int = 10, offset: int = 0, filter: Filter | None = None
     ) -> SimilarAnswer:
         """All other videos, the newest first."""
         self.catalog.get_video(video_id)

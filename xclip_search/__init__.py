@@ -16,7 +16,6 @@ from __future__ import annotations
 import importlib
 import inspect
 from difflib import get_close_matches
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -96,6 +95,8 @@ def _unwrapped(text: str) -> str:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"xclip-search {version('xclip-search')}")
         raise typer.Exit
 

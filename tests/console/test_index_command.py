@@ -223,17 +223,6 @@ def test_another_model_is_refused(indexed: Path, corpus: Path, tmp_path: Path) -
         assert "fingerprint" in result.stderr
 
 
-def test_the_commands_explain_themselves_without_loading_anything_heavy() -> None:
-    program = (
-        "import sys\nfrom typer.testing import CliRunner\nfrom xclip_search import app\n"
-        "for name in ('index', 'search', 'info'):\n"
-        "    assert CliRunner().invoke(app, [name, '--help']).exit_code == 0\n"
-        "heavy = {'torch', 'faiss', 'av', 'numpy', 'open_clip'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
 NUM_COPIES = 24
 """Enough that indexing is not done before the test sees the third and kills it."""
 

@@ -1,4 +1,4 @@
-"""What can go wrong in this room.
+"""What can go wrong in this package.
 
 IndexerError
 ├── IndexNotFoundError         no index at this place
@@ -21,8 +21,8 @@ IndexerError
 ├── JobNotFoundError           no job of this id
 ├── QueueFullError             as many jobs wait as may wait
 ├── LeaseLostError             a job that its worker no longer holds
-└── MediaError                 a file that cannot become a video; a person understands `reason`
-    ├── NotAVideoError         something else than a video
+└── MediaError                 a file that cannot become a video; `reason` is for the user
+    ├── NotAVideoError         not a video
     ├── UnsupportedMediaError  a video in a format that we do not read
     ├── MediaLimitError        larger or longer than allowed
     ├── DecodeTimeoutError     decoding took longer than allowed
@@ -54,18 +54,18 @@ class IndexVersionError(IndexerError):
 
 
 class IndexBusyError(IndexerError):
-    """Another process held the index's only writer's place for longer than we wait; nothing was changed."""
+    """Another process wrote to the index for longer than we wait; nothing was changed."""
 
 
 class IndexStorageError(IndexerError):
     """The disk refused a read or a write: an I/O error, missing rights, a limit on the size of files.
 
-    A write that ends so has changed nothing, for all who read. The next one may succeed.
+    A write that ends so has changed nothing. The next one may succeed.
     """
 
 
 class IndexFullError(IndexStorageError):
-    """No room for what was to be written; nothing was changed, reading goes on."""
+    """The disk is full; nothing was changed, reading goes on."""
 
 
 class BackupDamagedError(IndexerError):
@@ -75,12 +75,12 @@ class BackupDamagedError(IndexerError):
 class IndexSupersededError(IndexerError):
     """Another generation of the index is the current one, and this one takes no changes any more.
 
-    Nothing was changed. Whoever opens the index again gets the current generation, number `generation`.
+    Nothing was changed. Opening the index again gives the current generation, number `generation`.
     """
 
     def __init__(self, generation: int) -> None:
         super().__init__(
-            f"the index was encoded anew meanwhile: its generation {generation} takes the changes now"
+            f"the index was reindexed meanwhile: its generation {generation} takes the changes now"
         )
         self.generation = generation
 
@@ -91,8 +91,10 @@ class IndexSupersededError(IndexerError):
 class FingerprintMismatchError(IndexerError):
     """The index was made by another model or sampling than the one at hand.
 
-    expected: fingerprint of the model at hand. found: fingerprint that the index holds. segment_id: where it
-    is a single segment of an index whose own fingerprint is `expected`.
+    Attributes:
+        expected: fingerprint of the model at hand.
+        found: fingerprint that the index holds.
+        segment_id: where it is a single segment of an index whose own fingerprint is `expected`.
     """
 
     def __init__(self, expected: str, found: str, segment_id: int | None = None) -> None:
@@ -177,7 +179,8 @@ class LeaseLostError(IndexerError):
 class MediaError(IndexerError):
     """A file that cannot become a video.
 
-    reason: one sentence that a person understands, without paths; it may be shown to whoever sent the file.
+    Attributes:
+        reason: one plain sentence without paths, which may be shown to the client that sent the file.
     """
 
     def __init__(self, reason: str) -> None:
@@ -186,7 +189,7 @@ class MediaError(IndexerError):
 
 
 class NotAVideoError(MediaError):
-    """Something else than a video: text, an image, sound alone, random bytes, an empty file."""
+    """Not a video: text, an image, sound alone, random bytes, an empty file."""
 
 
 class UnsupportedMediaError(MediaError):

@@ -41,13 +41,13 @@ async def watch_generations(
             try:
                 successor = await to_thread.run_sync(_read_successor, former)
             except Exception as error:
-                log_failure("cannot see whether the index was encoded anew", error)
+                log_failure("cannot see whether the index was reindexed", error)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             app.state.is_outdated = successor is not None
             if successor is None:
                 continue
-            logger.info("the index was encoded anew: loading generation %d", successor.generation)
+            logger.info("the index was reindexed: loading generation %d", successor.generation)
             try:
                 service = await load()
             except Exception as error:

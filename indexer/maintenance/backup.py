@@ -76,7 +76,7 @@ def backup(
             _copy_catalog(catalog, unfinished / CATALOG_FILE)
             _copy_new_files(index, unfinished)
             successor = catalog.superseded_by
-            if successor is not None:  # The index was encoded anew meanwhile.
+            if successor is not None:  # The index was reindexed meanwhile.
                 raise IndexSupersededError(successor.generation)
             if _has_all_waiting_uploads(index, unfinished):
                 break

@@ -130,15 +130,15 @@ class _CatalogBlocks:
 
     def segments(self, schema: Any) -> Iterator[Any]:
         num_done = 0
-        last_video_number, next_position = 0, 0
+        last_video_key, next_position = 0, 0
         for ids, columns in self._features(schema):
             found = self._catalog.segment_infos(ids)
             _check_all_there(len(found), len(ids))
             infos = [found[segment_id] for segment_id in ids.tolist()]
             positions = []
             for info in infos:  # Segments of a video follow each other: they were added together.
-                is_next = info.video_number == last_video_number
-                last_video_number, next_position = info.video_number, next_position + 1 if is_next else 0
+                is_next = info.video_key == last_video_key
+                last_video_key, next_position = info.video_key, next_position + 1 if is_next else 0
                 positions.append(next_position)
             yield _segment_table(infos, positions, columns, schema)
             num_done += len(ids)

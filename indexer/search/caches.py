@@ -34,12 +34,12 @@ _NO_SEGMENT = 0  # In a free slot: segment ids begin at 1.
 class ScorableSegments:
     """Features of N segments on the model's device, row by row.
 
-    segment_ids, video_numbers: int64 [N]; rows of one video share its number. videos: frames as stored,
+    segment_ids, video_keys: int64 [N]; rows of one video share its number. videos: frames as stored,
     float16, which scoring widens.
     """
 
     segment_ids: NDArray[np.int64]
-    video_numbers: NDArray[np.int64]
+    video_keys: NDArray[np.int64]
     videos: VideoFeatures
 
     def __len__(self) -> int:
@@ -47,14 +47,14 @@ class ScorableSegments:
 
     def __getitem__(self, rows: NDArray[np.intp]) -> Self:
         videos = self.videos[torch.from_numpy(rows).to(self.videos.video.device)]
-        return type(self)(self.segment_ids[rows], self.video_numbers[rows], videos)
+        return type(self)(self.segment_ids[rows], self.video_keys[rows], videos)
 
     @classmethod
     def of(cls, features: SegmentFeatures, device: torch.device) -> Self:
         """What the catalog has read, on `device`."""
         return cls(
             features.segment_ids,
-            features.video_numbers,
+            features.video_keys,
             VideoFeatures(
                 # A copy, aligned as all memory of torch: the last bits of a product may depend on it.
                 torch.from_numpy(features.video).to(device, copy=True),
@@ -88,7 +88,7 @@ class FeatureCache:
         self._frames = torch.empty(shape, dtype=torch.float16, device=device)
         self._video = torch.empty((num_slots, shape[2]), dtype=torch.float32, device=device)
         self._mask = torch.empty(shape[:2], dtype=torch.bool, device=device)
-        self._video_numbers = np.zeros(num_slots, np.int64)
+        self._video_keys = np.zeros(num_slots, np.int64)
         self._ids = np.zeros(num_slots, np.int64)  # [slot]
         self._asked_again = np.zeros(num_slots, bool)
         self._slots = np.empty(0, np.int32)  # [segment id]: its slot, or _NOT_HELD.
@@ -159,7 +159,7 @@ class FeatureCache:
             rows = slice(first, last + 1)
             # Not the video features: see `ScorableSegments.of`.
             videos = VideoFeatures(self._video[rows].clone(), self._frames[rows], self._mask[rows])
-            return ScorableSegments(segment_ids, self._video_numbers[rows].copy(), videos)
+            return ScorableSegments(segment_ids, self._video_keys[rows].copy(), videos)
 
     def _gather(self, segment_ids: NDArray[np.int64], *, may_evict: bool) -> ScorableSegments:
         """A copy. may_evict: whether what has to be read may evict other segments."""
@@ -180,7 +180,7 @@ class FeatureCache:
         videos = VideoFeatures(
             *(table.index_select(0, rows) for table in (self._video, self._frames, self._mask))
         )
-        return ScorableSegments(self._ids[slots], self._video_numbers[slots], videos)
+        return ScorableSegments(self._ids[slots], self._video_keys[slots], videos)
 
     def _slots_of(self, segment_ids: NDArray[np.int64]) -> NDArray[np.int32]:
         """int32 [N], _NOT_HELD for what is not held."""
@@ -208,10 +208,10 @@ class FeatureCache:
                 larger = np.full(max(int(ids.max()) + 1, len(self._slots) * 5 // 4), _NOT_HELD, np.int32)
                 larger[: len(self._slots)] = self._slots
                 self._slots = larger
-            self._slots[ids], self._ids[slots], self._video_numbers[slots] = (
+            self._slots[ids], self._ids[slots], self._video_keys[slots] = (
                 slots,
                 ids,
-                read.video_numbers[rows],
+                read.video_keys[rows],
             )
             videos = read.videos if len(rows) == len(read) else read[rows].videos
             to = torch.from_numpy(slots).to(self._device)
@@ -291,8 +291,8 @@ def _merged(
     is_read = ~is_held
     is_read[is_read] = np.isin(segment_ids[is_read], read.segment_ids)
     exists = is_held | is_read
-    video_numbers = np.empty(len(exists), np.int64)
-    video_numbers[is_held], video_numbers[is_read] = held.video_numbers, read.video_numbers
+    video_keys = np.empty(len(exists), np.int64)
+    video_keys[is_held], video_keys[is_read] = held.video_keys, read.video_keys
     device = held.videos.video.device
     rows = [torch.from_numpy(np.flatnonzero(which[exists])).to(device) for which in (is_held, is_read)]
 
@@ -305,7 +305,7 @@ def _merged(
         joined(held.videos.frames, read.videos.frames),
         joined(held.videos.frame_mask, read.videos.frame_mask),
     )
-    return ScorableSegments(segment_ids[exists], video_numbers[exists], videos)
+    return ScorableSegments(segment_ids[exists], video_keys[exists], videos)
 
 
 class FilterCache:

@@ -31,13 +31,13 @@ CoarseHits = tuple[NDArray[np.float32], NDArray[np.int64]]
 class ScoredSegments:
     """N segments with their scores.
 
-    segment_ids, video_numbers: int64 [N]. total: float32 [N], what the order is by; NaN behind a rerank
+    segment_ids, video_keys: int64 [N]. total: float32 [N], what the order is by; NaN behind a rerank
     window, where the full score is not known yet. parts: float32 [N, 4], the four scores in the model's
     order, NaN where not computed.
     """
 
     segment_ids: NDArray[np.int64]
-    video_numbers: NDArray[np.int64]
+    video_keys: NDArray[np.int64]
     total: NDArray[np.float32]
     parts: NDArray[np.float32]
 
@@ -73,7 +73,7 @@ def best(scored: ScoredSegments, group_by: GroupBy) -> ScoredSegments:
     ranked = scored[np.lexsort((scored.segment_ids, -scored.total))]
     if group_by == "segment":
         return ranked
-    _, first_positions = np.unique(ranked.video_numbers, return_index=True)
+    _, first_positions = np.unique(ranked.video_keys, return_index=True)
     return ranked[np.sort(first_positions)]
 
 
@@ -114,12 +114,12 @@ class CoarseOrder:
         """The hits that still exist, with `video_sentence` as their total."""
         products, ids = hits
         by_id = np.argsort(ids)
-        found, video_numbers = self._catalog.owners_of_segments(ids)
+        found, video_keys = self._catalog.owners_of_segments(ids)
         rows = by_id[np.searchsorted(ids, found, sorter=by_id)]
         total = products[rows] * self._scale
         parts = np.full((len(total), len(SCORE_NAMES)), np.nan, np.float32)
         parts[:, SCORE_NAMES.index("video_sentence")] = total
-        return ScoredSegments(found, video_numbers, total, parts)
+        return ScoredSegments(found, video_keys, total, parts)
 
 
 def num_coarse_hits(query: SearchQuery) -> int:
@@ -152,7 +152,7 @@ def order_candidates(
         scored = coarse.scored(hits).without(window.segment_ids)
         tail = best(scored, query.group_by)
         if query.group_by == "video":
-            tail = tail[~np.isin(tail.video_numbers, window.video_numbers)]
+            tail = tail[~np.isin(tail.video_keys, window.video_keys)]
         tail = tail.at_least(least_score)
         # Coarse scores only fall: what comes later than one that is too low is too low as well.
         is_end = len(hits[1]) < count or len(scored.at_least(least_score)) < len(scored)

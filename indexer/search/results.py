@@ -104,7 +104,7 @@ def score_segments(model: XClip, text: TextFeatures, features: ScorableSegments)
     scores = model.score(text, features.videos)
     columns = [getattr(scores, name)[0] for name in SCORE_NAMES]
     table = torch.stack([*columns, scores.total[0]], dim=1).float().cpu().numpy()
-    return ScoredSegments(features.segment_ids, features.video_numbers, table[:, -1], table[:, :-1])
+    return ScoredSegments(features.segment_ids, features.video_keys, table[:, -1], table[:, :-1])
 
 
 def complete_scores(model: XClip, text: TextFeatures, page: Page) -> Page:

@@ -38,12 +38,16 @@ class FailureReason(StrEnum):
 class Job:
     """One ingest request. Times are seconds since 1970.
 
-    number: increases with every job. video_id: the id its video will have, and from `done` on the id it has
-    (another one where the same bytes were indexed already). source_path: the local file to index; never shown
-    to a client.
-    delete_source: whether the file is ours, to be deleted when the job has ended. reason: why it failed, a
-    sentence for the client. failure: the same in one of few classes. attempts: times it was leased.
-    started_at: of the last attempt.
+    Attributes:
+        number: increases with every job.
+        video_id: the id its video will have, and from `done` on the id it has (another one where the same
+            bytes were indexed already).
+        source_path: the local file to index; never shown to a client.
+        delete_source: whether the file is ours, to be deleted when the job has ended.
+        reason: why it failed, a sentence for the client.
+        failure: the same in one of few classes.
+        attempts: times it was leased.
+        started_at: of the last attempt.
     """
 
     number: int

@@ -1,8 +1,6 @@
-"""What the catalog takes and gives: videos, their segments, features by the block, changes.
+"""What a store takes and gives, and what may be stored: rules that are checked before anything is written.
 
 Dimension letters: N segments, F frames, D embedding. Times of the clock are seconds since 1970, UTC.
-
-What may be stored: rules for ids, texts, metadata and features, checked before anything is written.
 """
 
 from __future__ import annotations
@@ -26,14 +24,15 @@ ChangeKind = Literal["add", "update", "delete"]
 
 @dataclass(frozen=True, eq=False)
 class SegmentRecord:
-    """A stretch of a video with one set of features.
+    """An interval of a video with one set of features.
 
-    start_seconds, end_seconds: where it lies in the video; 0 <= start <= end.
-    video_feature: float32 [D], unit length.
-    frame_features: float16 [F, D]: all F, the encodings of padding frames included (a checkpoint that was
-        trained with them is served with them).
-    num_frames: how many of the F are real, 1 to F; the real ones come first.
-    frame_times: float64 [num_frames], seconds from the start of the video, ascending.
+    Attributes:
+        start_seconds, end_seconds: where it lies in the video; 0 <= start <= end.
+        video_feature: float32 [D], unit length.
+        frame_features: float16 [F, D]: all F, the encodings of padding frames included (a checkpoint that was
+            trained with them is served with them).
+        num_frames: how many of the F are real, 1 to F; the real ones come first.
+        frame_times: float64 [num_frames], seconds from the start of the video, ascending.
     """
 
     start_seconds: float
@@ -48,8 +47,10 @@ class SegmentRecord:
 class NewVideo:
     """A video to be stored; see `VideoRecord` for what the fields mean.
 
-    id: chosen by the client, or None for a new one. segments: all of the video, in their order.
-    added_at: seconds since 1970 of a video that was added elsewhere before, or None for now.
+    Attributes:
+        segments: all of the video, in their order.
+        id: chosen by the client, or None for a new one.
+        added_at: of a video that was added elsewhere before, or None for now.
     """
 
     content_sha256: str
@@ -72,12 +73,17 @@ class NewVideo:
 
 @dataclass(frozen=True)
 class VideoRecord:
-    """A video as the catalog holds it.
+    """A video as the store holds it.
 
-    id: the client's or ours; unique. content_sha256: 64 hex digits over the bytes; unique.
-    width, height: pixels, after rotation. partial: only the first `fraction_read` (0 to 1) could be read.
-    trusted: the operator vouched for the file when it was indexed, see `indexer.ingest.manifest.VideoSource`.
-    added_at: seconds since 1970. sequence: number of the change that added it; later videos have higher ones.
+    Attributes:
+        id: the client's or ours; unique.
+        content_sha256: 64 hex digits over the bytes; unique.
+        width, height: pixels, after rotation.
+        partial: only the first `fraction_read` (0 to 1) could be read.
+        trusted: the operator vouched for the file when it was indexed, see
+            `indexer.ingest.manifest.VideoSource`.
+        added_at: seconds since 1970.
+        sequence: number of the change that added it; later videos have higher ones.
     """
 
     id: str
@@ -108,11 +114,11 @@ class AddOutcome:
 
 @dataclass(frozen=True, eq=False)
 class SegmentInfo:
-    """A segment without its features. `video_number`: the catalog's own number of the video it belongs to."""
+    """A segment without its features. `video_key`: the catalog's own number of the video it belongs to."""
 
     segment_id: int
     video_id: str
-    video_number: int
+    video_key: int
     start_seconds: float
     end_seconds: float
     num_frames: int
@@ -123,12 +129,12 @@ class SegmentInfo:
 class SegmentFeatures:
     """Features of N segments, row by row.
 
-    segment_ids, video_numbers: int64 [N]; rows of one video share its number.
+    segment_ids, video_keys: int64 [N]; rows of one video share its number.
     video: float32 [N, D]. frames: float16 [N, F, D]. num_frames: int64 [N], real frames, which come first.
     """
 
     segment_ids: NDArray[np.int64]
-    video_numbers: NDArray[np.int64]
+    video_keys: NDArray[np.int64]
     video: NDArray[np.float32]
     frames: NDArray[np.float16]
     num_frames: NDArray[np.int64]
@@ -160,8 +166,10 @@ class Matches:
 class Change:
     """One entry of the change log.
 
-    sequence: increases by one with every change. kind: `add`, `update` (title, metadata or uri) or `delete`.
-    segment_ids: of the video at that moment; empty for `update`.
+    Attributes:
+        sequence: increases by one with every change.
+        kind: `add`, `update` (title, metadata or uri) or `delete`.
+        segment_ids: of the video at that moment; empty for `update`.
     """
 
     sequence: int
@@ -174,8 +182,9 @@ class Change:
 class StoreState:
     """The store at one moment.
 
-    sequence, token: of the last change, see `Catalog.change_token`. changes: those since the sequence number
-    asked with, in order.
+    Attributes:
+        sequence, token: of the last change, see `Catalog.change_token`.
+        changes: those since the sequence number asked with, in order.
     """
 
     sequence: int
@@ -200,9 +209,11 @@ class Damage:
 class IndexFacts:
     """What an index is, fixed when it is made.
 
-    fingerprint: of model and sampling, 64 hex digits, see `indexer.ingest.encoding`. model_spec: how to load
-    that model again. embedding_dim, num_frames: D and F of every feature. sampling_json: from
-    `Sampling.to_json`.
+    Attributes:
+        fingerprint: of model and sampling, 64 hex digits, see `indexer.ingest.encoding`.
+        model_spec: how to load that model again.
+        embedding_dim, num_frames: D and F of every feature.
+        sampling_json: from `Sampling.to_json`.
     """
 
     fingerprint: str
@@ -287,8 +298,8 @@ def check_count(name: str, value: int) -> int:
 
 
 def without_sign_of_zero(value: float) -> float:
-    """SQLite keeps whole numbers of a REAL column as integers, and so gives 0.0 for -0.0: a checksum over
-    what was given would not be that of what is read."""
+    """`value`, with 0.0 for -0.0: SQLite keeps whole numbers of a REAL column as integers, so that a checksum
+    over -0.0 would not be that of what is read."""
     return float(value) + 0.0
 
 
@@ -324,7 +335,7 @@ def _problem(segment: SegmentRecord, num_frames: int, embedding_dim: int) -> str
     if times.shape != (segment.num_frames,) or times.dtype != np.float64:
         return f"frame_times must be float64 [{segment.num_frames}], not {times.dtype} {list(times.shape)}"
     if not (math.isfinite(segment.end_seconds) and 0 <= segment.start_seconds <= segment.end_seconds):
-        return f"{segment.start_seconds} to {segment.end_seconds} seconds is no stretch of a video"
+        return f"{segment.start_seconds} to {segment.end_seconds} seconds is no interval of a video"
     if not (np.isfinite(video).all() and np.isfinite(frames).all() and np.isfinite(times).all()):
         return "a feature or a frame time is not a finite number"
     return None

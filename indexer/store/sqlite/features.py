@@ -53,13 +53,13 @@ class FeatureRows:
         self._embedding_dim = embedding_dim
         self._fingerprint = bytes.fromhex(fingerprint)
 
-    def insert(self, connection: sqlite3.Connection, video_number: int, segment: SegmentRecord) -> int:
+    def insert(self, connection: sqlite3.Connection, video_key: int, segment: SegmentRecord) -> int:
         """Store a checked segment and return its id."""
         video = np.ascontiguousarray(segment.video_feature, "<f4").tobytes()
         frames = np.ascontiguousarray(segment.frame_features, "<f2").tobytes()
         times = np.ascontiguousarray(segment.frame_times, "<f8").tobytes()
         segment_id = _next_id(connection)
-        whose = (segment_id, video_number, segment.num_frames)
+        whose = (segment_id, video_key, segment.num_frames)
         start, end = without_sign_of_zero(segment.start_seconds), without_sign_of_zero(segment.end_seconds)
         made_with = self._fingerprint
         connection.execute(
@@ -124,7 +124,7 @@ class FeatureRows:
             raise IndexDamagedError("the catalog is damaged: a segment has more frames than the model takes")
         return SegmentFeatures(
             segment_ids=np.array([row[0] for row in rows], np.int64),
-            video_numbers=np.array([row[1] for row in rows], np.int64),
+            video_keys=np.array([row[1] for row in rows], np.int64),
             video=video,
             frames=np.frombuffer(frames, "<f2").reshape(len(rows), self._num_frames, self._embedding_dim),
             num_frames=num_frames,
@@ -272,14 +272,14 @@ def _is_blob(value: object, size_bytes: int) -> bool:
 def _segment_info(
     segment_id: int,
     video_id: str | None,
-    video_number: int,
+    video_key: int,
     start_seconds: float,
     end_seconds: float,
     num_frames: int,
     frame_times: bytes,
     checksum: int,
 ) -> SegmentInfo:
-    whose = (segment_id, video_number, num_frames, start_seconds, end_seconds)
+    whose = (segment_id, video_key, num_frames, start_seconds, end_seconds)
     is_whole = checksum_of_blob(frame_times, *whose) == checksum and _is_blob(frame_times, 8 * num_frames)
     if not is_whole or video_id is None:
         raise IndexDamagedError(
@@ -287,4 +287,4 @@ def _segment_info(
             "delete its video and index it again, or restore a backup"
         )
     times = np.frombuffer(frame_times, "<f8")
-    return SegmentInfo(segment_id, video_id, video_number, start_seconds, end_seconds, num_frames, times)
+    return SegmentInfo(segment_id, video_id, video_key, start_seconds, end_seconds, num_frames, times)

@@ -1,7 +1,6 @@
 """Which of the catalogs in an index directory is the current one.
 
-An index whose videos were encoded anew (`indexer.maintenance.reindexing`) has several generations, each a
-catalog with
+An index that was reindexed (`indexer.maintenance.reindexing`) has several generations, each a catalog with
 the coarse index made from it. Files of videos are shared.
 
     INDEX/catalog.sqlite3, coarse*            generation 1
@@ -78,9 +77,13 @@ def remove_generation(index_directory: Path, generation: int) -> None:
 
 @contextlib.contextmanager
 def locked_for_reindexing(index_directory: Path) -> Iterator[None]:
-    """Only one process at a time makes, changes or removes other generations than the current one.
+    """Let only one process at a time make, change or remove other generations than the current one.
 
-    Raises IndexNotFoundError, and IndexBusyError where another is at it. Released when the process dies.
+    The lock is released when the process dies.
+
+    Raises:
+        IndexNotFoundError: there is no index.
+        IndexBusyError: another process has the lock.
     """
     if not index_exists(index_directory):
         raise IndexNotFoundError(f"there is no index in {index_directory} (no file {CATALOG_FILE})")

@@ -1,8 +1,7 @@
 """Which generation of an index came after this one: one row of a catalog, absent while it is the current one.
 
-A catalog with that row takes no more changes: whoever still has it open, in whatever process, learns in the
-transaction itself that another one is current now. `indexer.store.sqlite.generations` says how that comes
-about.
+A catalog with that row takes no more changes: a process that still has it open finds the row in its next
+transaction. `indexer.store.sqlite.generations` says how a switch goes.
 """
 
 from __future__ import annotations
@@ -25,8 +24,12 @@ CREATE TABLE succession (
 
 @dataclass(frozen=True)
 class Successor:
-    """generation: the number of the one that takes changes instead. epoch: higher with each switch of an
-    index; 0 in a generation that has yet to become the current one."""
+    """The generation that takes the changes instead of this one.
+
+    Attributes:
+        generation: its number.
+        epoch: higher with each switch of an index; 0 in a generation that has yet to become the current one.
+    """
 
     generation: int
     epoch: int
@@ -46,7 +49,10 @@ def read_successor(connection: sqlite3.Connection) -> Successor | None:
 
 
 def write_successor(connection: sqlite3.Connection, successor: Successor | None) -> None:
-    """Replace the row, or take it away, within the caller's transaction."""
+    """Replace the row, or take it away, within the caller's transaction.
+
+    The commit is what makes another generation the current one.
+    """
     connection.execute("DELETE FROM succession")
     if successor is not None:
         row = (successor.generation, successor.epoch)

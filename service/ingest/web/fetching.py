@@ -157,7 +157,7 @@ def fetching(
         try:
             fetcher.run(stop)
         except IndexSupersededError:
-            logger.info("the index was encoded anew: its new generation fetches what waits")
+            logger.info("the index was reindexed: its new generation fetches what waits")
         except Exception as error:
             logger.error("cannot fetch any more; the worker ends", exc_info=error)
         finally:

@@ -41,7 +41,7 @@ def cache_of(catalog, num_slots, device=CPU):
 
 def bits(features: ScorableSegments) -> list[bytes]:
     videos = features.videos
-    arrays = [features.segment_ids, features.video_numbers]
+    arrays = [features.segment_ids, features.video_keys]
     arrays += [tensor.cpu().numpy() for tensor in (videos.video, videos.frames, videos.frame_mask)]
     return [array.tobytes() for array in arrays]
 
@@ -263,7 +263,7 @@ def test_nothing_is_kept_without_a_budget_or_within_less_than_a_segment(catalog)
 def test_a_slot_takes_what_slot_bytes_says(catalog):
     cache = cache_of(catalog, 100)
     tensors = (cache._frames, cache._video, cache._mask)
-    arrays = (cache._video_numbers, cache._ids, cache._asked_again)
+    arrays = (cache._video_keys, cache._ids, cache._asked_again)
     taken = sum(tensor.nbytes for tensor in tensors) + sum(array.nbytes for array in arrays)
     assert taken == 100 * slot_bytes(F, D)
 
@@ -274,7 +274,7 @@ def test_threads_that_ask_while_others_delete_and_add_get_each_segments_own_feat
     own = {
         segment_id: (number, everything.videos.frames[row])
         for row, (segment_id, number) in enumerate(
-            zip(everything.segment_ids.tolist(), everything.video_numbers.tolist(), strict=True)
+            zip(everything.segment_ids.tolist(), everything.video_keys.tolist(), strict=True)
         )
     }
     cache, stop = cache_of(catalog, 20), threading.Event()
@@ -282,7 +282,7 @@ def test_threads_that_ask_while_others_delete_and_add_get_each_segments_own_feat
     def check(features):
         for row, segment_id in enumerate(features.segment_ids.tolist()):
             if segment_id in own:
-                assert features.video_numbers[row] == own[segment_id][0]
+                assert features.video_keys[row] == own[segment_id][0]
                 assert torch.equal(features.videos.frames[row], own[segment_id][1])
 
     def ask(seed):

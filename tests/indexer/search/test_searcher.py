@@ -90,7 +90,7 @@ def brute_force(searcher, text):
         segment_id: (number, four, total)
         for segment_id, number, four, total in zip(
             features.segment_ids.tolist(),
-            features.video_numbers.tolist(),
+            features.video_keys.tolist(),
             parts.tolist(),
             scores.total[0].tolist(),
             strict=True,

@@ -90,7 +90,7 @@ def test_a_video_comes_back_as_it_was_written(catalog, random):
     ]
     features = catalog.segment_features([info.segment_id for info in infos])
     for row, (segment, info) in enumerate(zip(segments, infos, strict=True)):
-        assert info.video_id == "näme" and info.video_number == features.video_numbers[row]
+        assert info.video_id == "näme" and info.video_key == features.video_keys[row]
         assert np.array_equal(info.frame_times, segment.frame_times)
         assert np.array_equal(features.video[row], segment.video_feature)
         assert np.array_equal(features.frames[row], segment.frame_features)

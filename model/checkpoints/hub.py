@@ -132,7 +132,8 @@ def publish(
             revision=revision,
         )
     except _FAILURES as error:
-        why = reason(error, api.endpoint, str(api.token))
+        token = api.token if isinstance(api.token, str) else None  # True stands for the login's
+        why = reason(error, api.endpoint, token)
         raise HubError(f"{repository} cannot be published: {why}") from None
     return Published(done.oid, done.commit_url, f"hf-hub:{repository}@{done.oid}")
 

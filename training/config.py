@@ -25,7 +25,7 @@ SAME_RESULT = "the result does not depend on it"
 """Mark of a field that may differ when a run is resumed."""
 
 SAME_UP_TO_ROUNDING = "the result depends on it by rounding only"
-"""Mark of a field that may differ when a run is resumed, which then says so."""
+"""Mark of a field that may differ when a run is resumed, with a note."""
 
 SCORE_NAMES = ("video_sentence", "video_word", "sentence_frame", "frame_word")
 """Those of `model.features`, repeated so that reading a config does not load torch."""

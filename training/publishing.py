@@ -321,7 +321,7 @@ def is_run(directory: Path) -> bool:
 
 
 def model_directory(directory: Path) -> Path:
-    """Where the model lies: a run's best one, or the directory itself. Raises RunError without one."""
+    """The model's directory: a run's best one, or the directory itself. Raises RunError without one."""
     if not is_run(directory):
         return directory
     best = RunDirectory(directory).best

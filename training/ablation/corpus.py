@@ -88,9 +88,9 @@ def write_training_corpus(
     num_processes: int = 1,
     on_progress: Callable[[int, int], None] = lambda num_done, num_clips: None,
 ) -> None:
-    """Write clips and manifests into a directory, made if absent. What is there already is kept.
+    """Write clips and manifests into a directory, made if absent. Existing clips are kept.
 
-    A clip is written once, whichever sets it is in; the manifests come last, so that one that is there is
+    A clip is written once, whichever sets it is in; the manifests come last, so that one that exists is
     complete. `on_progress(num_done, num_clips)` is called in this thread.
     """
     rows = _rows(recipe)
@@ -216,7 +216,7 @@ def make_starting_point(
     num_threads: int,
     on_progress: Callable[[str, int, int], None] = lambda what, num_done, num_all: None,
 ) -> None:
-    """Train the towers and save them as a model directory; nothing happens where it is there already.
+    """Train the towers and save them as a model directory; nothing happens where it exists already.
 
     Args:
         num_threads: Of the processor, for drawing and for training.

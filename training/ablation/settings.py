@@ -116,7 +116,7 @@ def claim_folder(output: Path, settings: AblationSettings) -> None:
             )
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise RunError(f"{output} is there and holds no ablations; choose an empty folder")
+        raise RunError(f"{output} exists and holds no ablations; choose an empty folder")
     output.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 

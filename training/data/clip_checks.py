@@ -1,6 +1,6 @@
 """Reads every clip of a split once before training, so that all clips that cannot be read are known at once.
 
-With a frame cache this is also what fills it. Clips are read in child processes by the very reader that
+With a frame cache this is also what fills it. Clips are read in child processes by the same reader that
 training uses: a clip that crashes its decoder or hangs costs that clip alone. The indexer's decode pool
 is no choice here: it knows neither the official frame rule nor intervals, its children may not write a cache,
 and it falls back to PyAV on files that would take a training worker down.

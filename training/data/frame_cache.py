@@ -88,7 +88,7 @@ class FrameCache:
         return frames
 
     def write(self, description: Mapping[str, Any], frames: NDArray[np.uint8]) -> bool:
-        """Keep frames, uint8 [n, R, R, 3], under a description; replaces what is there.
+        """Keep frames, uint8 [n, R, R, 3], under a description; replaces an existing entry.
 
         Where the disk is full or may not be written to, a warning says so once in this process, and nothing
         half written stays.

@@ -145,12 +145,12 @@ class FrameReader:
             )
         if file.timeline.fraction_present < 1:
             share = 100 * file.timeline.fraction_present
-            _logger.warning("clip %r is cut off: %.0f %% of it is there (%s)", clip.id, share, clip.path)
+            _logger.warning("clip %r is cut off: %.0f %% of it is present (%s)", clip.id, share, clip.path)
         times = [float(file.timeline.times[position]) for position in positions]
         squares: list[NDArray[np.uint8]] = []
         size, last = self.recipe.image_size, None
         for frame in file.frames_at(times, self.backend):
-            # Of a picture that stands still for seconds, one cutting serves all its times.
+            # A picture that is shown for seconds is resized and cropped once.
             squares.append(squares[-1] if frame is last else resize_and_crop(frame.rgb, size))
             last = frame
         return np.stack(squares)

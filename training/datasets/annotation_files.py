@@ -16,7 +16,7 @@ from training.errors import DatasetError
 
 @dataclass(frozen=True)
 class AnnotatedClip:
-    """What annotations say of one clip, before its video is looked for.
+    """What annotations say of one clip, before its video is searched for.
 
     Attributes:
         id: Unique within the split.
@@ -64,7 +64,7 @@ def read_id_list(path: Path) -> list[str]:
     """One id a line.
 
     Raises:
-        DatasetError: An id is there twice or none at all.
+        DatasetError: An id is listed twice, or there is none.
     """
     lines: dict[str, int] = {}
     for number, line in read_lines(path):

@@ -10,7 +10,7 @@ JSONL, one object a line, or CSV with a header line:
     end_seconds
     split             train, val or test; where no row has one, every row is in the split that is asked for
 
-A manifest made for `xclip-search index` serves too: what is not in a column of its own is looked for in the
+A manifest made for `xclip-search index` serves too: what is not in a column of its own is taken from the
 object `metadata`, and further columns of a CSV are left alone. Training uses every text of a clip. Evaluation
 uses `caption` where a row has one, and else all its `captions`, as several queries for one clip.
 """

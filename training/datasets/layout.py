@@ -98,10 +98,10 @@ def assemble(
     missing: MissingPolicy,
     known_missing: frozenset[str] = frozenset(),
 ) -> Split:
-    """A split of the clips whose videos are there.
+    """A split of the clips whose videos exist.
 
     Args:
-        folder: Where files are looked for by their names; None where each clip says its path.
+        folder: Where files are searched by their names; None where each clip says its path.
         missing: What becomes of the others: DatasetError, or DatasetWarning and `Split.missing`.
         known_missing: Ids that are left out without either, and counted in `Split.missing`.
     """

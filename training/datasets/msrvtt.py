@@ -99,7 +99,7 @@ def _read_test(path: Path) -> list[AnnotatedClip]:
         where = f"{path}, line {line}"
         clip = row["video_id"]
         if clip in clips:
-            raise DatasetError(f"{where}: {clip} is there twice, but 1k-A has one sentence a clip")
+            raise DatasetError(f"{where}: {clip} is listed twice, but 1k-A has one sentence a clip")
         clips[clip] = AnnotatedClip(clip, (checked_text(row["sentence"], where),), (clip,))
     return list(clips.values())
 

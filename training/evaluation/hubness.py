@@ -207,7 +207,7 @@ def make_bank(
     Args:
         source: `train`, `val` or `test`, or a file with one text a line.
         directory: Of the data set; its annotations are read, its videos are not needed.
-        size: Where there are more texts, so many are drawn by `seed`.
+        size: The most texts; of more, this many are drawn by `seed`.
         allow_test_queries: Keep texts that equal a test text or describe a test clip, and say so.
 
     Raises:

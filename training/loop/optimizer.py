@@ -291,7 +291,7 @@ def update(
     max_gradient_norm: float = 1.0,
     scaler: torch.amp.GradScaler | None = None,
 ) -> float:
-    """One update from the gradients that are there, which are then cleared; returns their norm.
+    """One update from the present gradients, which are then cleared; returns their norm.
 
     In the official order (main_xclip.py, `train_epoch`): all gradients together are clipped to
     `max_gradient_norm` (0 or below: they are not), the optimizer steps, logit_scale is clamped.

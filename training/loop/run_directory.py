@@ -71,7 +71,7 @@ class RunDirectory:
             raise RunError(f"{self.path} exists and is no training run; choose an empty folder")
 
     def begin(self, config: TrainingConfig, *, overwrite: bool = False) -> None:
-        """Make the folder for a new run, instead of one that is there. Raises as `require_free`."""
+        """Make the folder for a new run, replacing one that exists. Raises as `require_free`."""
         self.require_free(overwrite=overwrite)
         for name in (LAST, BEST, TENSORBOARD):
             for folder in (name, _UNFINISHED.format(name), _FORMER.format(name)):

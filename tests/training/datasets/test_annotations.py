@@ -82,7 +82,7 @@ def test_a_clip_listed_twice_in_msrvtt_training_is_one_clip_but_in_the_test_an_e
     assert load_split("msrvtt-9k", directory, "train") == before
     test = directory / "msrvtt_data" / "MSRVTT_JSFUSION_test.csv"
     test.write_text(test.read_text() + "ret2,msr9770,video9770,again\n")
-    refused("msrvtt-9k", directory, "test", "line 4", "video9770 is there twice")
+    refused("msrvtt-9k", directory, "test", "line 4", "video9770 is listed twice")
 
 
 @pytest.mark.parametrize(

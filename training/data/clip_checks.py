@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import queue
+import signal
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -180,6 +181,7 @@ class _Child:
 
 def _serve(connection: Any, reader: FrameReader) -> None:
     """What a child does until it is ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal: the parent decides when to stop.
     with suppress(EOFError, OSError):
         connection.send("ready")
         while True:

@@ -38,7 +38,7 @@ _COLUMNS: Final = {
 Comparison = Literal["gt", "gte", "lt", "lte"]
 COMPARISONS: Final[tuple[Comparison, ...]] = get_args(Comparison)
 _KEY: Final = re.compile(r'[^"\\\x00-\x1f\ud800-\udfff]+')
-"""What SQLite's JSON paths take between quotation marks; no lone surrogate, which UTF-8 has no place for."""
+"""What JSON paths take between quotation marks; no lone surrogate, which UTF-8 has no path for."""
 
 Scalar = str | int | float | bool | None
 
@@ -114,7 +114,7 @@ def parse_filter(value: object) -> Filter:
 
     Raises:
         InvalidQueryError: it says none, or has more than MAX_CONDITIONS conditions, MAX_DEPTH levels or
-            MAX_VALUES values of one `in`; the message names the place and never repeats a value.
+            MAX_VALUES values of one `in`; the message says where and never repeats a value.
 
     Example:
         >>> parse_filter({"metadata.year": {"gte": 2020}})
@@ -127,37 +127,37 @@ class _Parser:
     def __init__(self) -> None:
         self._num_conditions = 0
 
-    def filter(self, value: object, place: str, depth: int) -> Filter:
+    def filter(self, value: object, path: str, depth: int) -> Filter:
         if depth > MAX_DEPTH:
-            raise InvalidQueryError(f"{place} is more than {MAX_DEPTH} levels deep")
+            raise InvalidQueryError(f"{path} is more than {MAX_DEPTH} levels deep")
         if not isinstance(value, dict) or not value:
             raise InvalidQueryError(
-                f'{place} must be an object that is not empty, such as {{"title": {{"exists": true}}}}'
+                f'{path} must be an object that is not empty, such as {{"title": {{"exists": true}}}}'
             )
         parts = [
-            self._part(name, inner, f"{place}.{_shown(name, number)}", depth)
+            self._part(name, inner, f"{path}.{_shown(name, number)}", depth)
             for number, (name, inner) in enumerate(value.items(), start=1)
         ]
         return parts[0] if len(parts) == 1 else And(tuple(parts))
 
-    def _part(self, name: str, value: object, place: str, depth: int) -> Filter:
+    def _part(self, name: str, value: object, path: str, depth: int) -> Filter:
         if name in ("and", "or"):
             if not isinstance(value, list) or not value:
-                raise InvalidQueryError(f"{place} must be a list of filters that is not empty")
-            inner = [self.filter(one, f"{place}[{number}]", depth + 1) for number, one in enumerate(value)]
+                raise InvalidQueryError(f"{path} must be a list of filters that is not empty")
+            inner = [self.filter(one, f"{path}[{number}]", depth + 1) for number, one in enumerate(value)]
             return And(tuple(inner)) if name == "and" else Or(tuple(inner))
         if name == "not":
-            return Not(self.filter(value, place, depth + 1))
+            return Not(self.filter(value, path, depth + 1))
         self._num_conditions += 1
         if self._num_conditions > MAX_CONDITIONS:
             raise InvalidQueryError(f"the filter has more than {MAX_CONDITIONS} conditions")
         if name in _COLUMNS:
-            return _column_condition(Field(name), _condition(value, place), place)
+            return _column_condition(Field(name), _condition(value, path), path)
         if name.startswith("metadata."):
-            field = Field("metadata", _keys(name, place))
-            return _metadata_condition(field, _condition(value, place), place)
+            field = Field("metadata", _keys(name, path))
+            return _metadata_condition(field, _condition(value, path), path)
         raise InvalidQueryError(
-            f"{place}: there is no such field; a field is {', '.join(_COLUMNS)} or metadata.KEY, "
+            f"{path}: there is no such field; a field is {', '.join(_COLUMNS)} or metadata.KEY, "
             "and filters are joined by and, or, not"
         )
 
@@ -170,86 +170,86 @@ def _shown(name: str, number: int) -> str:
     return "metadata.(key)" if name.startswith("metadata.") else f"(field {number})"
 
 
-def _condition(value: object, place: str) -> dict[str, Any]:
+def _condition(value: object, path: str) -> dict[str, Any]:
     """A condition in its long form, with operators that exist and may stand together."""
     if isinstance(value, list):
-        raise InvalidQueryError(f'{place} is a list: say {{"in": [...]}} for any of several values')
+        raise InvalidQueryError(f'{path} is a list: say {{"in": [...]}} for any of several values')
     if not isinstance(value, dict):
         return {"eq": value}
     allowed = ("eq", "in", "exists", *COMPARISONS)
     for name in value:
         if name not in allowed:
             raise InvalidQueryError(
-                f"{place} has a comparison that does not exist; there are {', '.join(allowed)}"
+                f"{path} has a comparison that does not exist; there are {', '.join(allowed)}"
             )
     if not value or (len(value) > 1 and not value.keys() <= set(COMPARISONS)):
-        raise InvalidQueryError(f"{place} must be one comparison, or bounds of one range")
+        raise InvalidQueryError(f"{path} must be one comparison, or bounds of one range")
     return value
 
 
-def _keys(name: str, place: str) -> tuple[str, ...]:
+def _keys(name: str, path: str) -> tuple[str, ...]:
     keys = tuple(name.split(".")[1:])
     if not all(_KEY.fullmatch(key) for key in keys):
         raise InvalidQueryError(
-            f"{place}: a key of metadata is not empty and holds no quotation mark or backslash"
+            f"{path}: a key of metadata is not empty and holds no quotation mark or backslash"
         )
     return keys
 
 
-def _column_condition(field: Field, condition: dict[str, Any], place: str) -> Filter:
+def _column_condition(field: Field, condition: dict[str, Any], path: str) -> Filter:
     ((operator, operand), *_) = condition.items()
     if operator == "exists":
-        return Exists(field, _truth(operand, place))
+        return Exists(field, _truth(operand, path))
     if operator == "eq" and operand is None:
         return Exists(field, exists=False)
     if operator in ("eq", "in"):
-        wanted = [operand] if operator == "eq" else _values(operand, place)
-        values = [_column_value(field.column, one, place) for one in wanted]
+        wanted = [operand] if operator == "eq" else _values(operand, path)
+        values = [_column_value(field.column, one, path) for one in wanted]
         return OneOf(
             field,
             texts=tuple(value for value in values if isinstance(value, str)),
             numbers=tuple(value for value in values if not isinstance(value, str)),
         )
     return Within(
-        field, tuple((name, _column_value(field.column, bound, place)) for name, bound in _bounds(condition))
+        field, tuple((name, _column_value(field.column, bound, path)) for name, bound in _bounds(condition))
     )
 
 
-def _column_value(column: str, value: object, place: str) -> str | float:
+def _column_value(column: str, value: object, path: str) -> str | float:
     if column == "added_at" and isinstance(value, str):
-        return _seconds_of(value, place)
+        return _seconds_of(value, path)
     if _COLUMNS[column] is str:
         if not isinstance(value, str):
-            raise InvalidQueryError(f"{place} must be compared with text")
-        return _text(value, place)
+            raise InvalidQueryError(f"{path} must be compared with text")
+        return _text(value, path)
     if isinstance(value, bool) or not isinstance(value, int | float):
         or_date = " or a date and time as in 2026-01-31T12:00:00Z" if column == "added_at" else ""
-        raise InvalidQueryError(f"{place} must be compared with a number{or_date}")
-    return float(_number(value, place))
+        raise InvalidQueryError(f"{path} must be compared with a number{or_date}")
+    return float(_number(value, path))
 
 
-def _seconds_of(text: str, place: str) -> float:
+def _seconds_of(text: str, path: str) -> float:
     """Seconds since 1970 of an ISO 8601 date or date and time; without a zone it is UTC."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise InvalidQueryError(f"{place} must be a date and time as in 2026-01-31T12:00:00Z") from None
+        raise InvalidQueryError(f"{path} must be a date and time as in 2026-01-31T12:00:00Z") from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _metadata_condition(field: Field, condition: dict[str, Any], place: str) -> Filter:
+def _metadata_condition(field: Field, condition: dict[str, Any], path: str) -> Filter:
     ((operator, operand), *_) = condition.items()
     if operator == "exists":
-        return Exists(field, _truth(operand, place))
+        return Exists(field, _truth(operand, path))
     if operator in ("eq", "in"):
-        return _one_of(field, [operand] if operator == "eq" else _values(operand, place), place)
+        return _one_of(field, [operand] if operator == "eq" else _values(operand, path), path)
     if len({isinstance(bound, str) for bound in condition.values()}) > 1:
-        raise InvalidQueryError(f"{place}: the bounds of a range must be all numbers or all text")
+        raise InvalidQueryError(f"{path}: the bounds of a range must be all numbers or all text")
     bounds = []
     for name, bound in _bounds(condition):
-        value = _scalar(bound, place)
+        value = _scalar(bound, path)
         if value is None or isinstance(value, bool):
-            raise InvalidQueryError(f"{place}: the bounds of a range must be numbers or text")
+            raise InvalidQueryError(f"{path}: the bounds of a range must be numbers or text")
         bounds.append((name, value))
     return Within(field, tuple(bounds))
 
@@ -258,12 +258,12 @@ def _bounds(condition: dict[str, Any]) -> list[tuple[Comparison, object]]:
     return [(name, condition[name]) for name in COMPARISONS if name in condition]
 
 
-def _one_of(field: Field, values: Iterable[object], place: str) -> OneOf:
+def _one_of(field: Field, values: Iterable[object], path: str) -> OneOf:
     texts: list[str] = []
     numbers: list[int | float] = []
     constants: list[str] = []
     for value in values:
-        match _scalar(value, place):
+        match _scalar(value, path):
             case None:
                 constants.append("null")
             case bool() as truth:
@@ -275,35 +275,35 @@ def _one_of(field: Field, values: Iterable[object], place: str) -> OneOf:
     return OneOf(field, tuple(texts), tuple(numbers), tuple(constants))
 
 
-def _values(value: object, place: str) -> list[object]:
+def _values(value: object, path: str) -> list[object]:
     if not isinstance(value, list) or not value or len(value) > MAX_VALUES:
-        raise InvalidQueryError(f"{place}.in must be a list of 1 to {MAX_VALUES} values")
+        raise InvalidQueryError(f"{path}.in must be a list of 1 to {MAX_VALUES} values")
     return value
 
 
-def _scalar(value: object, place: str) -> Scalar:
+def _scalar(value: object, path: str) -> Scalar:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return _text(value, place)
+        return _text(value, path)
     if isinstance(value, int | float):
-        return _number(value, place)
-    raise InvalidQueryError(f"{place} must be compared with text, numbers, true, false or null")
+        return _number(value, path)
+    raise InvalidQueryError(f"{path} must be compared with text, numbers, true, false or null")
 
 
-def _text(value: str, place: str) -> str:
+def _text(value: str, path: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise InvalidQueryError(f"{place} is not valid Unicode (it holds a lone surrogate)") from None
+        raise InvalidQueryError(f"{path} is not valid Unicode (it holds a lone surrogate)") from None
     if "\0" in value:  # SQLite's JSON functions end a text there.
-        raise InvalidQueryError(f"{place} holds a zero character (U+0000)")
+        raise InvalidQueryError(f"{path} holds a zero character (U+0000)")
     if len(value) > MAX_TEXT_LENGTH:
-        raise InvalidQueryError(f"{place} is longer than {MAX_TEXT_LENGTH} characters")
+        raise InvalidQueryError(f"{path} is longer than {MAX_TEXT_LENGTH} characters")
     return value
 
 
-def _number(value: int | float, place: str) -> int | float:
+def _number(value: int | float, path: str) -> int | float:
     # SQLite keeps whole numbers of 64 bits and takes longer ones for floating-point numbers.
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         try:
@@ -311,11 +311,11 @@ def _number(value: int | float, place: str) -> int | float:
         except OverflowError:
             value = math.inf
     if not math.isfinite(value):
-        raise InvalidQueryError(f"{place} must be compared with finite numbers")
+        raise InvalidQueryError(f"{path} must be compared with finite numbers")
     return value
 
 
-def _truth(value: object, place: str) -> bool:
+def _truth(value: object, path: str) -> bool:
     if not isinstance(value, bool):
-        raise InvalidQueryError(f"{place}.exists must be true or false")
+        raise InvalidQueryError(f"{path}.exists must be true or false")
     return value

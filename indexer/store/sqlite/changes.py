@@ -6,6 +6,7 @@ import json
 import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from indexer.errors import ChangesForgottenError, IndexDamagedError
 from indexer.store.records import Change, ChangeKind
@@ -58,7 +59,8 @@ def read_token(connection: sqlite3.Connection, sequence: int) -> str | None:
 
 
 def read_changes(connection: sqlite3.Connection, sequence: int, limit: int) -> list[Change]:
-    """See `Catalog.changes_since`. One statement: the check and the rows are of the same moment."""
+    """See `Catalog.changes_since`."""
+    # One statement: the check and the rows are of the same moment.
     rows = connection.execute(
         f"SELECT {_COLUMNS}, row_crc32 FROM changes WHERE sequence >= ? ORDER BY sequence LIMIT ?",
         (sequence, limit + 1),
@@ -76,7 +78,7 @@ def read_changes(connection: sqlite3.Connection, sequence: int, limit: int) -> l
     for number, row in enumerate(rows, start=sequence + 1):
         if row[0] != number:
             raise IndexDamagedError(f"the catalog is damaged: change {number} is missing; restore a backup")
-    return [_change(*row) for row in rows]
+    return [_change(row) for row in rows]
 
 
 def damaged_changes(connection: sqlite3.Connection) -> Iterator[int]:
@@ -86,14 +88,15 @@ def damaged_changes(connection: sqlite3.Connection) -> Iterator[int]:
             yield row[0]
 
 
-def _change(
-    number: int, kind: ChangeKind, video_id: str, ids: str, changed_at: float, token: str, checksum: int
-) -> Change:
-    if checksum_of_row((number, kind, video_id, ids, changed_at, token)) != checksum:
+def _change(row: Sequence[Any]) -> Change:
+    """The change in the columns _COLUMNS and row_crc32."""
+    *values, checksum = row
+    number, kind, video_id, segment_ids, _, _ = values
+    if checksum_of_row(values) != checksum:
         raise IndexDamagedError(
             f"the catalog is damaged: change {number} is not what was written; restore a backup"
         )
-    return Change(number, kind, video_id, tuple(json.loads(ids)))
+    return Change(number, kind, video_id, tuple(json.loads(segment_ids)))
 
 
 def forget_changes(connection: sqlite3.Connection, before_sequence: int) -> None:

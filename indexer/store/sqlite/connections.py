@@ -222,7 +222,7 @@ class ConnectionPool:
 
 
 class PinnedConnection(ConnectionPool):
-    """In the place of a pool: one connection in one reading transaction, so that all reading through it is of
+    """Instead of a pool: one connection in one reading transaction, so that all reading through it is of
     one moment. For one thread."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
@@ -255,7 +255,7 @@ def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
         # Python itself says so little only of a text that is not UTF-8.
         is_damage = isinstance(error, sqlite3.OperationalError)
         return IndexDamagedError(f"the catalog {path} is damaged: {error}") if is_damage else error
-    kind = code & 0xFF  # The rest tells kinds of the same thing apart.
+    kind = code & 0xFF  # The rest are sub-kinds.
     if kind in _DAMAGE_CODES:
         return IndexDamagedError(f"the catalog {path} is damaged: {error}")
     if kind in _BUSY_CODES:
@@ -266,7 +266,9 @@ def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
     if kind == sqlite3.SQLITE_FULL:
         return IndexFullError(f"there is no room for {path} to grow; nothing was changed")
     if kind in _REFUSED_CODES:
-        advice = "; readers write too, to files beside it: its folder must be one that this user may write to"
+        advice = (
+            "; readers write too, to files next to it: its folder must be one that this user may write to"
+        )
         return IndexStorageError(
             f"the disk refused a read or a write of {path}: {error} ({error.sqlite_errorname})"
             f"{advice if kind in _UNWRITABLE_CODES else ''}"

@@ -22,7 +22,7 @@ from indexer.store.sqlite.connections import Rows
 from indexer.store.sqlite.integrity import checksum_of_blob
 
 MAX_IDS_PER_QUERY = 2_000
-"""Rows fetched at once: bounds what SQLite and Python hold beside the arrays."""
+"""Rows fetched at once: bounds what SQLite and Python hold next to the arrays."""
 
 _FEATURES = """
 SELECT segments.id, video_number, num_frames, fingerprint, video_feature, video_feature_crc32, frame_features,
@@ -189,7 +189,7 @@ def read_segment_infos(
     else:
         query = _INFO.format(source="segments") + " WHERE videos.id = ? ORDER BY segments.id"
         rows = connection.execute(query, (video_id,)).fetchall()
-    return [_segment_info(*row) for row in rows]
+    return [_segment_info(row) for row in rows]
 
 
 def damaged_segments(
@@ -269,16 +269,9 @@ def _is_blob(value: object, size_bytes: int) -> bool:
     return isinstance(value, bytes) and len(value) == size_bytes
 
 
-def _segment_info(
-    segment_id: int,
-    video_id: str | None,
-    video_key: int,
-    start_seconds: float,
-    end_seconds: float,
-    num_frames: int,
-    frame_times: bytes,
-    checksum: int,
-) -> SegmentInfo:
+def _segment_info(row: Sequence[Any]) -> SegmentInfo:
+    """The segment in the columns of _INFO."""
+    segment_id, video_id, video_key, start_seconds, end_seconds, num_frames, frame_times, checksum = row
     whose = (segment_id, video_key, num_frames, start_seconds, end_seconds)
     is_whole = checksum_of_blob(frame_times, *whose) == checksum and _is_blob(frame_times, 8 * num_frames)
     if not is_whole or video_id is None:

@@ -356,7 +356,7 @@ class JobQueue:
         """Replace all jobs by those of another catalog, rows as they are; returns how many.
 
         Running jobs are queued: their workers can no longer end them. The attempt counts, so that what such a
-        worker still does is told apart from what the next one does.
+        worker still does is not taken for what the next one does.
 
         Args:
             source: of the other catalog, so that no job comes meanwhile.

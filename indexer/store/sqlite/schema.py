@@ -23,7 +23,7 @@ from model.atomic_files import fsync_directory, fsync_file, make_directories
 
 CATALOG_FILE = "catalog.sqlite3"
 APPLICATION_ID = 0x58434C50
-"""`XCLP`, in the header of the file: tells our catalog from any other SQLite database."""
+"""`XCLP`, in the header of the file: marks our catalog among SQLite databases."""
 
 SCHEMA_VERSION = 4
 PAGE_SIZE_BYTES = 8_192
@@ -161,7 +161,7 @@ def create_catalog_file(directory: Path, facts: IndexFacts, successor_of: int | 
     make_directories(directory, mode=0o750)
     unfinished = directory / f"{CATALOG_FILE}.{secrets.token_hex(8)}.new"
     # Titles and metadata may be private: readable by the owner and the group. SQLite gives the -wal and -shm
-    # files that it puts beside the database the same permissions.
+    # files that it puts next to the database the same permissions.
     os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o640))
     try:
         with contextlib.closing(sqlite3.connect(unfinished, isolation_level=None)) as connection:

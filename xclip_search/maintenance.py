@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from indexer.ingest.pipeline import IndexEvent
     from indexer.maintenance.backup import BackupReport
     from indexer.maintenance.exporting import ExportReport
-    from indexer.maintenance.reindexing import Encoder, Progress, ReindexReport
+    from indexer.maintenance.reindexing import MakePipeline, Progress, ReindexReport
+    from indexer.store.records import IndexFacts
 
 app = make_app()
 
@@ -300,8 +301,8 @@ def reindex(
                 "batch_size": batch_size,
                 "decode_timeout_seconds": decode_timeout_seconds,
             }
-            encoder = _make_encoder(index, encoding, decoding)
-            done = reindex(index, encoder, allow_missing=allow_missing, progress=progress)
+            facts, make_pipeline = _load(index, encoding, decoding)
+            done = reindex(index, facts, make_pipeline, allow_missing=allow_missing, progress=progress)
     discarded = _discard(index) if discard_old and not (done.missing and not done.switched) else []
     content = {**done.to_dict(), "discarded": discarded}
     if as_json:
@@ -324,13 +325,13 @@ class _Encoding(NamedTuple):
     device: str
 
 
-def _make_encoder(index: Path, asked: _Encoding, decoding: dict[str, Any]) -> Encoder:
+def _load(index: Path, asked: _Encoding, decoding: dict[str, Any]) -> tuple[IndexFacts, MakePipeline]:
+    """The model and sampling that the user asked for."""
     from dataclasses import replace
 
     from indexer.index import absolute_spec
-    from indexer.ingest.encoding import index_fingerprint
+    from indexer.ingest.encoding import index_facts
     from indexer.ingest.pipeline import IndexingPipeline
-    from indexer.maintenance.reindexing import Encoder
     from indexer.media.sampling import Sampling
     from indexer.store.sqlite.catalog import Catalog
     from model import XClip
@@ -344,13 +345,8 @@ def _make_encoder(index: Path, asked: _Encoding, decoding: dict[str, Any]) -> En
     if asked.max_segment_seconds is not None:
         changes["max_segment_seconds"] = asked.max_segment_seconds
     sampling = replace(sampling, **changes)
-    return Encoder(
-        fingerprint=index_fingerprint(loaded, sampling),
-        model_spec=absolute_spec(spec),
-        embedding_dim=loaded.config.embedding_dim,
-        sampling=sampling,
-        make_pipeline=lambda catalog: IndexingPipeline(catalog, loaded, **decoding),
-    )
+    facts = index_facts(loaded, absolute_spec(spec), sampling)
+    return facts, lambda catalog: IndexingPipeline(catalog, loaded, **decoding)
 
 
 def _roll_back(index: Path, yes: bool) -> ReindexReport:

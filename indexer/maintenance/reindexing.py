@@ -19,7 +19,6 @@ from indexer.errors import ChangesForgottenError, IndexNotFoundError
 from indexer.ingest.manifest import VideoSource
 from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
 from indexer.ingest.video_files import find_video_file
-from indexer.media.sampling import Sampling
 from indexer.store.records import IndexFacts, VideoRecord
 from indexer.store.sqlite.catalog import Catalog, read_successors
 from indexer.store.sqlite.connections import Transaction
@@ -41,23 +40,7 @@ NO_FILE_REASON: Final = "its file is not there"
 _IDS_AT_ONCE: Final = 500
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """What encodes a new generation.
-
-    Attributes:
-        fingerprint: of the model and the sampling.
-        model_spec: how to load the model again.
-        embedding_dim: D of its features.
-        sampling: which frames it sees; its `num_frames` is F of the features.
-        make_pipeline: gives the pipeline that encodes into a catalog of this fingerprint.
-    """
-
-    fingerprint: str
-    model_spec: str
-    embedding_dim: int
-    sampling: Sampling
-    make_pipeline: Callable[[Catalog], IndexingPipeline]
+MakePipeline = Callable[[Catalog], IndexingPipeline]
 
 
 @dataclass(frozen=True)
@@ -129,7 +112,12 @@ class RollbackEffect:
 
 
 def reindex(
-    index: str | Path, encoder: Encoder, *, allow_missing: bool = False, progress: Progress = Progress()
+    index: str | Path,
+    facts: IndexFacts,
+    make_pipeline: MakePipeline,
+    *,
+    allow_missing: bool = False,
+    progress: Progress = Progress(),
 ) -> ReindexReport:
     """Encode all videos into a new generation and make it the current one. The index may be in use meanwhile.
 
@@ -138,7 +126,8 @@ def reindex(
 
     Args:
         index: the index directory.
-        encoder: the model and sampling of the new generation.
+        facts: the model and sampling of the new generation, from `indexer.ingest.encoding.index_facts`.
+        make_pipeline: gives the pipeline that encodes into a catalog of these facts.
         allow_missing: switch although some videos cannot be encoded; they stay in the former generation only.
         progress: callbacks.
 
@@ -152,12 +141,11 @@ def reindex(
     index = Path(index)
     with locked_for_reindexing(index), _open_current(index) as source:
         report = _new_report(source)
-        if source.fingerprint == encoder.fingerprint:
+        if source.fingerprint == facts.fingerprint:
             report.num_kept = source.num_videos
             return report
-        with _open_unfinished(index, source, encoder) as target:
-            build = _Build(source, target, encoder.make_pipeline(target), progress, report)
-            build.run(allow_missing)
+        with _open_unfinished(index, source, facts) as target:
+            _Build(source, target, make_pipeline(target), progress, report).run(allow_missing)
         if report.switched:
             _finish_switch(index, report)
     return report
@@ -260,28 +248,18 @@ def _finish_switch(index: Path, report: ReindexReport) -> None:
         report.generation, report.fingerprint = current.generation, current.fingerprint
 
 
-def _open_unfinished(index: Path, source: Catalog, encoder: Encoder) -> Catalog:
-    """The generation that an interrupted run of this fingerprint left, or a new one."""
+def _open_unfinished(index: Path, source: Catalog, facts: IndexFacts) -> Catalog:
+    """The generation that an interrupted run with these facts left, or a new one."""
     for number, successor in read_successors(index).items():
         if successor is None or successor.epoch > 0:  # The current one, or one that was current once.
             continue
         target = Catalog.open_generation(index, number, although_superseded=True)
-        if target.fingerprint == encoder.fingerprint:
+        if target.fingerprint == facts.fingerprint:
             return target
         target.close()
         remove_generation(index, number)
-    return Catalog.create(
-        index,
-        IndexFacts(
-            fingerprint=encoder.fingerprint,
-            model_spec=encoder.model_spec,
-            embedding_dim=encoder.embedding_dim,
-            num_frames=encoder.sampling.num_frames,
-            sampling_json=encoder.sampling.to_json(),
-        ),
-        generation=new_generation(index),
-        successor_of=source.generation,
-    )
+    number = new_generation(index)
+    return Catalog.create(index, facts, generation=number, successor_of=source.generation)
 
 
 def _require_former_generation(index: Path, current: Catalog) -> int:

@@ -14,9 +14,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import xclip_search.index
-from indexer.ingest.encoding import index_fingerprint
+from indexer.ingest.encoding import index_facts
 from indexer.ingest.pipeline import IndexingPipeline
-from indexer.maintenance.reindexing import Encoder, reindex
+from indexer.maintenance.reindexing import reindex
 from indexer.maintenance.verification import verify
 from indexer.media.sampling import Sampling
 from indexer.store.sqlite.catalog import Catalog
@@ -162,11 +162,8 @@ def overtaken(monkeypatch: pytest.MonkeyPatch, index: Path, other_model: Path) -
 def reindex_with(index: Path, spec: Path) -> None:
     model = XClip.load(str(spec))
     sampling = Sampling(model.config.num_frames)
-    fingerprint, dim = index_fingerprint(model, sampling), model.config.embedding_dim
-    reindex(
-        index,
-        Encoder(fingerprint, str(spec), dim, sampling, lambda catalog: IndexingPipeline(catalog, model)),
-    )
+    facts = index_facts(model, str(spec), sampling)
+    reindex(index, facts, lambda catalog: IndexingPipeline(catalog, model))
 
 
 def test_a_running_index_command_goes_on_with_the_new_model(

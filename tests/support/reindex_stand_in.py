@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from indexer.ingest.pipeline import OTHER_BYTES_REASON, IndexEvent, IndexReport, VideoSource
 from indexer.maintenance import reindexing
 from indexer.media.sampling import Sampling, segment_bounds
-from indexer.store.records import NewVideo, SegmentRecord
+from indexer.store.records import IndexFacts, NewVideo, SegmentRecord
 from indexer.store.sqlite import catalog as catalog_module
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
@@ -40,10 +40,14 @@ def write_clip(path: Path, content: bytes | None = None) -> None:
     path.write_bytes(path.name.encode() if content is None else content)
 
 
-def encoder_of(sampling: Sampling) -> reindexing.Encoder:
-    """What `reindex` needs to encode with a StandIn."""
-    make_pipeline: Any = StandIn
-    return reindexing.Encoder(fingerprint_of(sampling), "stand-in", D, sampling, make_pipeline)
+def facts_of(sampling: Sampling) -> IndexFacts:
+    return IndexFacts(
+        fingerprint=fingerprint_of(sampling),
+        model_spec="stand-in",
+        embedding_dim=D,
+        num_frames=sampling.num_frames,
+        sampling_json=sampling.to_json(),
+    )
 
 
 class StandIn:
@@ -123,7 +127,8 @@ def main() -> None:
     if sys.argv[3:] == ["back"]:
         reindexing.roll_back(index)
     else:
-        reindexing.reindex(index, encoder_of(OTHER_SAMPLING))
+        make_pipeline: Any = StandIn
+        reindexing.reindex(index, facts_of(OTHER_SAMPLING), make_pipeline)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from tests.support.reindex_stand_in import (
     OTHER_SAMPLING,
     SAMPLING,
     StandIn,
-    encoder_of,
+    facts_of,
     fingerprint_of,
     write_clip,
 )
@@ -65,7 +65,8 @@ def add(catalog: Catalog, name: str, **fields: Any) -> str:
 
 
 def run(index: Path, sampling: Sampling = OTHER_SAMPLING, **options: Any) -> ReindexReport:
-    return reindex(index, encoder_of(sampling), **options)
+    make_pipeline: Any = StandIn
+    return reindex(index, facts_of(sampling), make_pipeline, **options)
 
 
 def content(catalog: Catalog) -> dict[str, Any]:

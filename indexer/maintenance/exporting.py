@@ -1,5 +1,4 @@
-"""Write an index as Parquet files that other tools read; `indexer.maintenance.parquet` says what lies
-where."""
+"""Write an index as Parquet files that other tools read; `indexer.maintenance.parquet` has their layout."""
 
 from __future__ import annotations
 
@@ -34,15 +33,25 @@ MAX_PART_BYTES: Final = 256 << 20
 """Size of a file before compression: small enough to be handed out to many workers."""
 
 _DICTIONARY_COLUMNS: Final = ("codec", "width", "height", "frame_rate", "video_id", "num_frames")
-"""Columns that say the same again and again. Features never do: a dictionary of them would be in the way."""
+"""Columns whose values repeat. Features never do: a dictionary of them would only cost space."""
 
 _STATISTICS_COLUMNS: Final = ("id", "video_id", "duration_seconds", "added_at", "start_seconds")
-"""Columns by which a reader may skip what it does not look for."""
+"""Columns by whose minimum and maximum a reader may skip row groups."""
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export holds: the index after the change `sequence`."""
+    """What an export holds.
+
+    Attributes:
+        num_videos: rows of the video files.
+        num_segments: rows of the segment files.
+        sequence: number of the index's last change that is in it.
+        fingerprint: of the index.
+        with_frames: whether frame features were written.
+        num_files: Parquet files.
+        size_bytes: of these files.
+    """
 
     num_videos: int
     num_segments: int
@@ -60,14 +69,24 @@ def export_index(
     with_frames: bool = True,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> ExportReport:
-    """Write the index in `index` to `destination`, which must be empty or absent. It may be in use meanwhile.
+    """Write an index as Parquet files. It may be in use meanwhile.
 
-    All is of one moment: everything is read in one SQLite snapshot, which holds up no writer (the write-ahead
-    log grows until it ends). `destination` appears whole or not at all. Every row is compared with its
-    checksum as it is read.
-    with_frames: whether to write frame features, most of the size; without them it cannot be imported.
-    Raises ParquetMissingError, IndexNotFoundError, IndexDamagedError, IndexExistsError (something is in
-    `destination`), OSError.
+    All is of one moment: everything is read in one snapshot, which blocks no writer (SQLite's write-ahead log
+    grows until it ends). `destination` appears whole or not at all. Every row is compared with its checksum
+    as it is read.
+
+    Args:
+        index: the index directory.
+        destination: absent, or an empty folder.
+        with_frames: whether to write frame features, most of the size; without them it cannot be imported.
+        on_progress: called for each block of rows.
+
+    Raises:
+        ParquetMissingError: pyarrow is not installed.
+        IndexNotFoundError: there is no index.
+        IndexDamagedError: a row is not what was written.
+        IndexExistsError: something is in `destination`, or it lies inside the index.
+        OSError: the disk refused a write.
     """
     load_pyarrow()
     index, destination = Path(index).resolve(), Path(destination).resolve()
@@ -188,7 +207,11 @@ def _segment_table(
 
 
 def _write_parts(directory: Path, kind: str, schema: Any, tables: Iterator[Any]) -> dict[str, PartFile]:
-    """Write tables, a row group each, to as many files as they need, at least one; returns them by name."""
+    """Write tables, a row group each, to as many files as they need, at least one.
+
+    Returns:
+        The files by name.
+    """
     _, parquet = load_pyarrow()
     files: dict[str, PartFile] = {}
     table = next(tables, None)
@@ -217,5 +240,5 @@ def _check_all_there(num_found: int, num_expected: int) -> None:
     if num_found != num_expected:
         raise IndexDamagedError(
             f"the catalog is damaged: {num_expected} rows should be there, {num_found} were found;"
-            " run verify to learn more"
+            " run verify to find out more"
         )

@@ -1,8 +1,7 @@
-"""Is an index what was written? Every row, every feature, the change log, and what is derived from them."""
+"""Check that an index is what was written: every row, every feature, the change log, and what is derived."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,17 +19,19 @@ from indexer.store.sqlite.generations import find_named_generation, name_generat
 from indexer.store.sqlite.jobs import JobQueue
 
 MAX_FINDINGS = 1000
-"""A report that is longer helps nobody."""
+"""After so many, `verify` stops."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """Something that is not what was written.
 
-    part: `catalog` and `change log` are the truth: restore a backup, or delete the videos named and index
-    them again. `totals`, `coarse index` and `current.json` are derived: `rebuild` makes them again. `jobs`
-    are requests: `rebuild` forgets those, and whoever asked asks again. `backup`: a file of a copy; make
-    another.
+    Attributes:
+        part: what it is a part of. `catalog` and `change log` are the truth: restore a backup, or delete the
+            videos named and index them again. `totals`, `coarse index` and `current.json` are derived:
+            `rebuild` builds them again. `jobs` are requests: `rebuild` removes those that are damaged, and
+            the clients send them again. `backup`: a file of a backup; make another one.
+        problem: a sentence for the user.
     """
 
     part: str
@@ -44,7 +45,7 @@ class Finding:
 
 @dataclass
 class VerifyReport:
-    """What was looked at, and what was found to be wrong; `complete` is false after MAX_FINDINGS."""
+    """What was checked, and what was found to be wrong; `complete` is false after MAX_FINDINGS."""
 
     num_videos: int = 0
     num_segments: int = 0
@@ -61,10 +62,14 @@ def verify(
     directory: str | Path, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> VerifyReport:
     """Read an index whole and check it against its checksums and against itself. It may be in use meanwhile.
-    The files of a backup are compared with their sha256 besides.
 
-    on_progress: called with segments looked at and segments in all.
-    Raises IndexNotFoundError where there is none, IndexVersionError where it is of another format.
+    Args:
+        directory: the index directory, or a backup, whose files are compared with their sha256 as well.
+        on_progress: called with the number of segments checked and of all segments.
+
+    Raises:
+        IndexNotFoundError: there is no index.
+        IndexVersionError: it is of a format that this version does not read.
     """
     report = VerifyReport()
     if (Path(directory) / BACKUP_MANIFEST_FILE).is_file():
@@ -78,7 +83,7 @@ def verify(
         report.findings.append(Finding("catalog", str(error)))
         return report
     with catalog:
-        if catalog.generation != named:  # A switch was cut short: whoever opens the index passes by there.
+        if catalog.generation != named:  # A switch was cut short: opening reads this one first.
             try:
                 Catalog.open_generation(directory, named).close()
             except IndexDamagedError as error:
@@ -106,8 +111,11 @@ def _findings(
 
 
 def _coarse_findings(catalog: Catalog) -> Iterator[Finding]:
-    """A saved coarse index that is whole and says something else than the catalog. None is no damage: it is
-    made at the next start; nor is one of another history, which the next start leaves aside."""
+    """Differences between the saved coarse index and the catalog.
+
+    None saved is no damage: it is built at the next start. Nor is one of another history (the catalog was
+    restored from a backup): the next start ignores it.
+    """
     manifest = catalog.directory / MANIFEST_FILE
     if not manifest.exists():
         return
@@ -134,9 +142,9 @@ def _coarse_findings(catalog: Catalog) -> Iterator[Finding]:
                 differ = (vectors[np.isin(ids, expected_ids)] != expected).any(axis=1)
                 wrong += expected_ids[differ].tolist()
     except IndexDamagedError:
-        return  # Told of already.
+        return  # Reported already.
     if catalog.sequence != index.sequence:
-        return  # Changed while it was compared.
+        return  # The index changed during the comparison.
     for segment_id in wrong:
         yield Finding("coarse index", f"segment {segment_id} is not what the catalog holds")
     if not wrong and num_right < catalog.num_segments:
@@ -144,24 +152,31 @@ def _coarse_findings(catalog: Catalog) -> Iterator[Finding]:
         yield Finding("coarse index", f"{missing} segments of the catalog are missing")
 
 
-def _name_again(directory: Path) -> None:
-    """Write current.json where it is not what was written, or is gone and needed."""
-    with contextlib.suppress(IndexDamagedError):
+def _restore_pointer(directory: Path) -> None:
+    """Write current.json where it is damaged, or is gone although it is needed."""
+    try:
         named_generation(directory)
-        return
-
-    name_generation(directory, find_named_generation(directory, read_successors(directory)))
+    except IndexDamagedError:
+        name_generation(directory, find_named_generation(directory, read_successors(directory)))
 
 
 def rebuild(directory: str | Path, coarse_kind: KindChoice = "auto") -> tuple[int, int]:
-    """Make again all that is derived: SQLite's indexes, the totals, the saved coarse index, of this kind.
+    """Build again all that is derived: SQLite's indexes, the totals, the coarse index. Remove damaged jobs.
 
-    Jobs that are not what was written are forgotten.
+    Args:
+        directory: the index directory.
+        coarse_kind: of the coarse index.
 
-    Returns the number of videos and of segments. Raises IndexNotFoundError, IndexVersionError, OSError, and
-    IndexDamagedError where what it is derived from is damaged.
+    Returns:
+        The number of videos and of segments.
+
+    Raises:
+        IndexNotFoundError: there is no index.
+        IndexVersionError: it is of a format that this version does not read.
+        IndexDamagedError: what it is derived from is damaged.
+        OSError: the disk refused a write.
     """
-    _name_again(Path(directory))
+    _restore_pointer(Path(directory))
     with Catalog.open(directory, check=False) as catalog:
         with catalog.transaction() as transaction:
             catalog.repair(transaction)

@@ -23,7 +23,7 @@ from service.http.observation import ObservationMiddleware, SearchObserver
 from service.http.openapi import install_openapi, problems
 from service.http.problems import install_error_handlers
 from service.index_switch import watch_generations
-from service.ingest.media_store import MediaStore, sweep
+from service.ingest.media_store import MediaStore, delete_orphans
 from service.ingest.upload import FORM_OVERHEAD_BYTES
 from service.ingest.worker_process import keep_worker_running, worker_command
 from service.loading import freeze_loaded_objects, load_searcher, log_failure
@@ -229,7 +229,7 @@ async def _load(
 
     try:
         service = await load()
-        await to_thread.run_sync(sweep, service.media_store, service.catalog, service.job_queue)
+        await to_thread.run_sync(delete_orphans, service.media_store, service.catalog, service.job_queue)
     except Exception as error:
         log_failure("cannot serve", error)
         if on_load_failure is not None:

@@ -210,25 +210,6 @@ def discard_others(index: str | Path) -> list[int]:
     return others
 
 
-def find_in_others(catalog: Catalog, video_ids: Sequence[str]) -> set[str]:
-    """Those of `video_ids` that another generation of the index has than `catalog`.
-
-    Raises:
-        IndexDamagedError: a generation cannot be read, so that it is not known which videos it has.
-    """
-    found: set[str] = set()
-    index = catalog.index_directory
-    for number in generations(index) if video_ids else ():
-        if number == catalog.generation:
-            continue
-        try:
-            with Catalog.open_generation(index, number) as other:
-                found |= other.get_videos(video_ids).keys()
-        except IndexNotFoundError:  # It was discarded just now.
-            continue
-    return found
-
-
 def _open_current(index: Path) -> Catalog:
     """The current generation. Completes the last switch where a crash cut it short: current.json names it."""
     current = Catalog.open(index)

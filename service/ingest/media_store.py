@@ -1,12 +1,12 @@
-"""Files of videos: uploads on their way in, accepted ones, and those that lie elsewhere.
+"""Files of videos: uploads that arrive, accepted ones, and those that lie elsewhere.
 
     INDEX/uploads/<32 hex digits>   an upload while it arrives and until its job has ended
     INDEX/uploads/<32 hex digits>.<attempt>  a file that is being fetched from the web
-    INDEX/media/<video id>.<ending>  an accepted upload
+    INDEX/media/<video id>.<extension>  an accepted upload
 
 All names are ours. A video that was indexed in place stays where it is; its `uri` says where.
 
-Cleaning up, at the start and now and then: files that a crash left without an owner.
+Orphans, files that a crash left without an owner, are deleted at the start and every few minutes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import re
 import stat
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.errors import IndexerError
 from indexer.ingest.video_files import MEDIA_FOLDER, local_path
-from indexer.maintenance.reindexing import find_in_others
 from indexer.media.probing import file_extension
 from indexer.store.job import Job
 from indexer.store.records import VideoRecord
@@ -47,13 +46,19 @@ CONTENT_TYPES = {
 """Fixed per kind of container: nothing that a client says decides how a browser reads a file."""
 
 UNKNOWN_CONTENT_TYPE = "application/octet-stream"
+
 STALE_UPLOAD_SECONDS = 3600.0
 """An upload that no byte was added to for so long, and that no job waits for, is left over from a crash."""
 
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the errors by which a disk or a quota says that it is full."""
 
+MAX_OPEN_JOBS = 1_000_000
+MAX_TRIES = 5
+
 _OWN_NAME = re.compile(r"[0-9a-f]{32}")
+
+logger = logging.getLogger("xclip_search.service")
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,17 @@ class MediaFile:
 
 
 class MediaStore:
-    """The files beside an index. Methods block on the disk, for a moment.
-
-    allowed_roots: folders, themselves resolved, that clients may name files in. What lies inside one is only
-    served while it still leads there: whoever may write there could put a link in the place of a file.
-    """
+    """The media files of an index. Methods block on the disk, for a moment."""
 
     def __init__(self, index_directory: Path, allowed_roots: Sequence[Path] = ()) -> None:
+        """Name the folders; `prepare` makes them.
+
+        Args:
+            index_directory: of the index.
+            allowed_roots: folders, themselves resolved, that clients may name files in. A file inside one is
+                only served while its path still resolves to there: someone who may write there could replace
+                it by a link.
+        """
         self._allowed_roots = tuple(allowed_roots)
         self.uploads_directory = index_directory / "uploads"
         self.media_directory = index_directory / MEDIA_FOLDER
@@ -89,7 +98,12 @@ class MediaStore:
     def keep(self, source: Path, video_id: str) -> Path:
         """Move an upload to where accepted ones lie, and return that path.
 
-        video_id: one of our own ids, 32 hex digits; no other can have been uploaded. Raises ValueError.
+        Args:
+            source: the upload.
+            video_id: one of our own ids, 32 hex digits.
+
+        Raises:
+            ValueError: the id is not ours, so it cannot be that of an upload.
         """
         if not _OWN_NAME.fullmatch(video_id):
             raise ValueError("only uploads, whose ids are ours, are kept")
@@ -102,8 +116,8 @@ class MediaStore:
         """Where the accepted upload `video_id` lies; None where there is none."""
         if not _OWN_NAME.fullmatch(video_id):
             return None
-        for ending in (*CONTENT_TYPES, "bin"):
-            path = self.media_directory / f"{video_id}.{ending}"
+        for extension in (*CONTENT_TYPES, "bin"):
+            path = self.media_directory / f"{video_id}.{extension}"
             if path.is_file():
                 return path
         return None
@@ -125,46 +139,30 @@ class MediaStore:
             stat_result = path.stat()
             if not stat.S_ISREG(stat_result.st_mode) or stat_result.st_size != record.size_bytes:
                 return None
-            ending = file_extension(path)
+            content_type = CONTENT_TYPES.get(file_extension(path) or "", UNKNOWN_CONTENT_TYPE)
         except OSError:
             return None
-        return MediaFile(path, CONTENT_TYPES.get(ending or "", UNKNOWN_CONTENT_TYPE), stat_result)
+        return MediaFile(path, content_type, stat_result)
 
-    def sweep(
-        self, waiting: Collection[Path], ids: Collection[str], known_ids: Collection[str]
-    ) -> list[Path]:
-        """Delete what crashes left: stale uploads that no job waits for, accepted files of no video.
-
-        waiting: sources of jobs that have not ended. ids: from `ids_in_store`. known_ids: those of them that
-        are in the catalog or in a job that has not ended. Returns what was deleted.
-        """
-        deleted = [
-            path
-            for path in self.uploads_directory.glob("*")
-            if path not in waiting and time.time() - path.stat().st_mtime > STALE_UPLOAD_SECONDS
-        ]
-        orphans = (self.kept(video_id) for video_id in ids if video_id not in known_ids)
-        deleted += [path for path in orphans if path is not None]
-        for path in deleted:
-            path.unlink(missing_ok=True)
-        return deleted
-
-    def ids_in_store(self) -> list[str]:
+    def kept_ids(self) -> list[str]:
         """Ids of all accepted uploads."""
         return [path.stem for path in self.media_directory.glob("*") if _OWN_NAME.fullmatch(path.stem)]
 
 
 def unfinished_download(source_path: str, attempt: int) -> Path:
-    """Where a file is while it is fetched; each attempt has a place of its own, and none is `source_path`."""
+    """Where a file is while it is fetched: each attempt has its own path, and none is `source_path`."""
     return Path(f"{source_path}.{attempt}")
 
 
 def resolve_uri(uri: str, allowed_roots: Sequence[Path]) -> Path | None:
     """The regular file that `uri` names, symbolic links followed, if it lies inside one of `allowed_roots`.
 
-    uri: an absolute path, or `file:///...`. allowed_roots: themselves resolved.
     None for anything else, without a difference between a file that is not there and one that is not allowed:
-    the answer must not tell what lies outside of the roots.
+    the answer must not reveal what lies outside of the roots.
+
+    Args:
+        uri: an absolute path, or `file:///...`.
+        allowed_roots: folders, themselves resolved.
     """
     path = local_path(uri)
     if path is None:
@@ -173,7 +171,7 @@ def resolve_uri(uri: str, allowed_roots: Sequence[Path]) -> Path | None:
         resolved = path.resolve(strict=True)
         if not _is_inside(resolved, allowed_roots):
             return None
-        str(resolved).encode()  # A name on disk that is no Unicode cannot be a uri.
+        str(resolved).encode()  # A name on disk that is not Unicode cannot be a uri.
         return resolved if stat.S_ISREG(resolved.stat().st_mode) else None
     except (OSError, ValueError, RuntimeError):
         return None
@@ -181,32 +179,6 @@ def resolve_uri(uri: str, allowed_roots: Sequence[Path]) -> Path | None:
 
 def _is_inside(path: Path, roots: Sequence[Path]) -> bool:
     return any(path.is_relative_to(root) for root in roots)
-
-
-MAX_OPEN_JOBS = 1_000_000
-MAX_TRIES = 5
-
-logger = logging.getLogger("xclip_search.service")
-
-
-def sweep(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue) -> int:
-    """Delete uploads of jobs that have ended or never came to be, and accepted files of no video of any
-    generation; returns how many.
-
-    May run in several processes, and while videos come and go.
-    """
-    for _ in range(MAX_TRIES):
-        try:
-            num_deleted = _sweep_files(media_store, catalog, job_queue)
-        except FileNotFoundError:  # A file went away, as it should, while it was looked at.
-            continue
-        except IndexerError as error:  # Whose the files are cannot be told.
-            logger.error("no files are deleted: %s", error)
-            return 0
-        if num_deleted:
-            logger.info("deleted %d files that nothing refers to", num_deleted)
-        return num_deleted
-    return 0
 
 
 def discard_upload(job: Job, media_store: MediaStore, catalog: Catalog) -> None:
@@ -218,22 +190,54 @@ def discard_upload(job: Job, media_store: MediaStore, catalog: Catalog) -> None:
         media_store.remove(job.video_id)
 
 
-def _sweep_files(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue) -> int:
-    """The files are listed before the owners: a file that gets its owner in between has one when that is
-    asked."""
-    # A worker that died between the end of a job and the deletion of its upload. The job says so, so there is
-    # no need to wait until the file is stale.
-    left_over = job_queue.ended_sources(list(media_store.uploads_directory.glob("*")))
-    for path in left_over:
+def delete_orphans(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue) -> int:
+    """Delete uploads of jobs that have ended or were never made, and accepted files of no video of any
+    generation.
+
+    May run in several processes, and while videos are added and deleted.
+
+    Returns:
+        How many files were deleted; 0 where the index cannot say whose the files are.
+    """
+    for _ in range(MAX_TRIES):
+        try:
+            num_deleted = _delete_orphans(media_store, catalog, job_queue)
+        except FileNotFoundError:  # A file was deleted, as it should be, between two looks.
+            continue
+        except IndexerError as error:
+            logger.error("no files are deleted: %s", error)
+            return 0
+        if num_deleted:
+            logger.info("deleted %d files that nothing refers to", num_deleted)
+        return num_deleted
+    return 0
+
+
+def _delete_orphans(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue) -> int:
+    # A worker may have died between the end of a job and the deletion of its upload. The job says so: no need
+    # to wait until the file is stale.
+    orphans = job_queue.ended_sources(list(media_store.uploads_directory.glob("*")))
+    for path in orphans:
         path.unlink(missing_ok=True)
-    ids = media_store.ids_in_store()
+    # Files are listed before owners: a file that gets its owner meanwhile then has one.
+    ids = media_store.kept_ids()
     waiting = [
         job for state in ("queued", "running") for job in job_queue.list_jobs(MAX_OPEN_JOBS, state=state)
     ]
     known = {job.video_id for job in waiting} | set(catalog.get_videos(ids))
     if catalog.superseded_by is not None:  # Another generation of the index knows more.
-        return len(left_over)
+        return len(orphans)
     # Going back needs the files of videos that only a former generation has.
-    known |= find_in_others(catalog, [video_id for video_id in ids if video_id not in known])
-    deleted = media_store.sweep({Path(job.source_path) for job in waiting}, ids, known)
-    return len(left_over) + len(deleted)
+    known |= catalog.ids_in_other_generations([video_id for video_id in ids if video_id not in known])
+    sources = {Path(job.source_path) for job in waiting}
+    stale = [
+        path
+        for path in media_store.uploads_directory.glob("*")
+        if path not in sources and time.time() - path.stat().st_mtime > STALE_UPLOAD_SECONDS
+    ]
+    unowned = [media_store.kept(video_id) for video_id in ids if video_id not in known]
+    for orphan in (*stale, *unowned):
+        if orphan is not None:
+            orphan.unlink(missing_ok=True)
+            orphans.append(orphan)
+    return len(orphans)

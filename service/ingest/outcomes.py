@@ -1,43 +1,89 @@
-"""How a job ends badly, and what becomes of its file: for indexing and for fetching alike."""
+"""The outcomes of jobs that fail, and what becomes of their files: the same for encoding and for fetching."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
+from collections.abc import Iterator
 
-from indexer.errors import IndexBusyError, IndexStorageError, JobNotFoundError, LeaseLostError
+from indexer.errors import (
+    DecoderDiedError,
+    DecodeTimeoutError,
+    DuplicateIdError,
+    IndexBusyError,
+    IndexStorageError,
+    IndexSupersededError,
+    JobNotFoundError,
+    LeaseLostError,
+    MediaError,
+)
 from indexer.store.job import FailureReason, Job
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
-from service.ingest.media_store import MediaStore, discard_upload
+from service.ingest.media_store import FULL_DISK_ERRORS, MediaStore, discard_upload
 
 logger = logging.getLogger("xclip_search.worker")
 
 UNWRITABLE = (IndexBusyError, IndexStorageError)
-"""Errors of the catalog that pass by themselves, or when somebody makes room."""
+"""Errors of the catalog that pass by themselves, or when somebody frees space on the disk."""
 
 UNWRITABLE_PAUSE_SECONDS = 2.0
 """Pause after the catalog could not be written to: a full disk, or another process that writes for long."""
 
 NO_ROOM_REASON = "the server has no room left to store the video"
+ID_TAKEN_REASON = "another video has the id that was asked for"
 
 
 def worker_name() -> str:
-    """What this process is called where it holds jobs."""
+    """The name under which this process leases jobs."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-class JobEndings:
-    """Ends leased jobs that come to no good."""
+class JobOutcomes:
+    """Records how leased jobs fail, and deletes their files."""
 
     def __init__(self, queue: JobQueue, media_store: MediaStore, catalog: Catalog) -> None:
         self._queue = queue
         self._store = media_store
         self._catalog = catalog
 
+    @contextlib.contextmanager
+    def recorded(
+        self, job: Job, internal_reason: str, failure: FailureReason | None = None
+    ) -> Iterator[None]:
+        """Let an error of the work inside become the outcome of the job.
+
+        Args:
+            job: a leased job. Where it was cancelled or taken over by another worker, it is left alone.
+            internal_reason: what the client reads where the fault is ours.
+            failure: the class of all errors of the file and of ours; None where it follows from the error.
+
+        Raises:
+            IndexBusyError, IndexStorageError, IndexSupersededError: nothing is wrong with the file.
+        """
+        try:
+            yield
+        except (LeaseLostError, JobNotFoundError):
+            logger.warning("job %s was cancelled, or taken over by another worker", job.id)
+            self.discard_if_ended(job)
+        except MediaError as error:
+            is_decoder = isinstance(error, DecoderDiedError | DecodeTimeoutError)
+            self.fail(job, error.reason, failure or FailureReason("decoder" if is_decoder else "media"))
+        except DuplicateIdError:
+            self.fail(job, ID_TAKEN_REASON, FailureReason.ID_TAKEN)
+        except (*UNWRITABLE, IndexSupersededError):
+            raise
+        except Exception as error:
+            logger.error("job %s failed", job.id, exc_info=error)
+            if isinstance(error, OSError) and error.errno in FULL_DISK_ERRORS:
+                self.fail(job, NO_ROOM_REASON, FailureReason.NO_ROOM)
+            else:
+                self.fail(job, internal_reason, failure or FailureReason.INTERNAL)
+
     def fail(self, job: Job, reason: str, failure: FailureReason) -> None:
-        """The job has failed, unless it is another worker's by now; its upload goes.
+        """The job has failed, unless another worker has it by now; its upload is deleted.
 
         Args:
             job: a leased job.

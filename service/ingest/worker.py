@@ -1,6 +1,6 @@
-"""The worker: takes jobs, reads their videos, stores them, says how it went. A process of its own.
+"""The worker: takes jobs, encodes their videos, stores them, records the outcome. A process of its own.
 
-Files that are still on the web are fetched in threads beside it (`url_fetching`), so that a slow server far
+Files that are still on the web are fetched in other threads (`service.ingest.web`), so that a slow server far
 away holds up no video that is here.
 
 A file that hangs or kills its decoder costs a decoding process, never the worker; a worker that dies costs
@@ -10,7 +10,6 @@ its lease, and the job goes to the next one.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import signal
@@ -24,44 +23,36 @@ from pathlib import Path
 from typing import Any
 
 from indexer.errors import (
-    DecoderDiedError,
-    DecodeTimeoutError,
-    DuplicateIdError,
     IndexerError,
     IndexSupersededError,
-    JobNotFoundError,
-    LeaseLostError,
     MediaError,
 )
 from indexer.store.job import FailureReason, Job
 from indexer.store.records import NewVideo
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
-from service.ingest.media_store import MediaStore, sweep
+from service.ingest.media_store import MediaStore, delete_orphans
 from service.ingest.outcomes import (
-    NO_ROOM_REASON,
     UNWRITABLE,
     UNWRITABLE_PAUSE_SECONDS,
-    JobEndings,
+    JobOutcomes,
     worker_name,
 )
-from service.ingest.web.fetching import fetching
-from service.ingest.web.policy import shown_uri
 from service.settings import Settings
 
 logger = logging.getLogger("xclip_search.worker")
 
-LOOK_SECONDS = 0.1
-"""Pause between two looks at a reading under way: whether it has ended, whether to stop, whether to renew."""
+POLL_SECONDS = 0.1
+"""Between two looks at a file that is being encoded: is it done, is it time to stop or to renew the lease."""
 
 JOBS_KEPT_SECONDS = 30 * 24 * 3600.0
 """Ended jobs are forgotten after thirty days, so that the catalog does not grow without bound."""
 
-UPKEEP_SECONDS = 600.0
-"""Pause between two times that old jobs are forgotten and left-over files deleted."""
+CLEAN_UP_SECONDS = 600.0
+"""Between two times that old jobs are forgotten and orphaned files deleted."""
 
 INTERNAL_REASON = "something went wrong inside while the video was read; the server's log says what"
-ID_TAKEN_REASON = "another video has the id that was asked for"
+FETCHING_OFF_REASON = "this server does not fetch videos from the web"
 
 ReadVideo = Callable[[Path, threading.Event], NewVideo]
 """As `VideoEncoder.encode_file`."""
@@ -81,7 +72,7 @@ class Worker:
         self._queue = JobQueue(catalog)
         self._store = media_store
         self._read_video = read_video
-        self._endings = JobEndings(self._queue, media_store, catalog)
+        self._outcomes = JobOutcomes(self._queue, media_store, catalog)
         self._name = worker_name()
 
     def run(self, stop: threading.Event) -> None:
@@ -90,22 +81,22 @@ class Worker:
         Raises IndexSupersededError when another generation of the index has become the current one; the job
         under way then waits there.
         """
-        upkeep_at = time.monotonic()
+        clean_up_at = time.monotonic()
         executor = ThreadPoolExecutor(1, "read")
         try:
             while not self._must_stop(stop):
                 try:
-                    if time.monotonic() >= upkeep_at:
-                        upkeep_at = time.monotonic() + UPKEEP_SECONDS
+                    if time.monotonic() >= clean_up_at:
+                        clean_up_at = time.monotonic() + CLEAN_UP_SECONDS
                         self._clean_up()
                     # An idle worker writes nothing, and would never learn of it.
                     if (successor := self._catalog.superseded_by) is not None:
                         raise IndexSupersededError(successor.generation)
                     job = self._queue.lease(self._name, self._settings.lease_seconds)
-                    if job is None:
-                        stop.wait(self._settings.poll_seconds)
-                    else:
+                    if job is not None:
                         self._process(job, executor, stop)
+                    elif self._settings.url_ingest or not self._refuse_to_fetch():
+                        stop.wait(self._settings.poll_seconds)
                 except UNWRITABLE as error:
                     # The job, if there is one, is tried again when its lease is over.
                     logger.warning("the catalog cannot be written to, trying again: %s", error)
@@ -117,7 +108,7 @@ class Worker:
     def _clean_up(self) -> None:
         try:
             self._queue.forget_ended(time.time() - JOBS_KEPT_SECONDS)
-            sweep(self._store, self._catalog, self._queue)
+            delete_orphans(self._store, self._catalog, self._queue)
         except (OSError, IndexerError) as error:
             logger.warning("could not clean up: %s", error)
 
@@ -128,60 +119,42 @@ class Worker:
             stop.set()
         return stop.is_set()
 
+    def _refuse_to_fetch(self) -> bool:
+        """Fail a job that was made while fetching was switched on; false where there is none."""
+        job = self._queue.lease(self._name, self._settings.lease_seconds, unfetched=True)
+        if job is not None:
+            self._outcomes.fail(job, FETCHING_OFF_REASON, FailureReason.FETCH)
+        return job is not None
+
     def _process(self, job: Job, executor: ThreadPoolExecutor, stop: threading.Event) -> None:
         started = time.monotonic()
-        if self._finish_known(job):
-            return
         cancelled = threading.Event()
-        reading = executor.submit(self._read, job, cancelled)
         try:
-            if not self._wait(job, reading, stop):
-                logger.info("stopping: job %s goes back to the queue", job.id)
-                self._queue.release(job.id, attempt=job.attempts)
-                return
-            video_id = self._store_video(job, reading.result())
-        except (LeaseLostError, JobNotFoundError):
-            logger.warning("job %s was cancelled, or taken over by another worker", job.id)
-            self._endings.discard_if_ended(job)
-        except MediaError as error:
-            is_decoder = isinstance(error, DecoderDiedError | DecodeTimeoutError)
-            failure = FailureReason.DECODER if is_decoder else FailureReason.MEDIA
-            self._endings.fail(job, error.reason, failure)
-        except DuplicateIdError:
-            self._endings.fail(job, ID_TAKEN_REASON, FailureReason.ID_TAKEN)
-        except (*UNWRITABLE, IndexSupersededError):
-            raise  # Nothing is wrong with the video.
-        except OSError as error:
-            no_room = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            logger.error("job %s failed", job.id, exc_info=error)
-            if no_room:
-                self._endings.fail(job, NO_ROOM_REASON, FailureReason.NO_ROOM)
-            else:
-                self._endings.fail(job, INTERNAL_REASON, FailureReason.INTERNAL)
-        except Exception as error:
-            logger.error("job %s failed", job.id, exc_info=error)
-            self._endings.fail(job, INTERNAL_REASON, FailureReason.INTERNAL)
-        else:
-            seconds = time.monotonic() - started
-            logger.info("job %s done in %.2f s: video %s", job.id, seconds, video_id)
+            with self._outcomes.recorded(job, INTERNAL_REASON):
+                video_id = self._finish_known(job, job.content_sha256)
+                if video_id is None:
+                    reading = executor.submit(self._read, job, cancelled)
+                    if not self._wait(job, reading, stop):
+                        logger.info("stopping: job %s goes back to the queue", job.id)
+                        self._queue.release(job.id, attempt=job.attempts)
+                        return
+                    video_id = self._store_video(job, reading.result())
+                seconds = time.monotonic() - started
+                logger.info("job %s done in %.2f s: video %s", job.id, seconds, video_id)
         finally:
             cancelled.set()
 
-    def _finish_known(self, job: Job) -> bool:
-        """Whether the same bytes came in since the job was made; the job is done with them then."""
-        known = job.content_sha256 and self._catalog.find_by_sha256(job.content_sha256)
+    def _finish_known(self, job: Job, content_sha256: str | None) -> str | None:
+        """The id of the video that has these bytes; the job is done with it. None where there is none."""
+        known = content_sha256 and self._catalog.find_by_sha256(content_sha256)
         if not known:
-            return False
-        try:
-            self._queue.finish(job.id, known.id, attempt=job.attempts)
-        except (LeaseLostError, JobNotFoundError):
-            self._endings.discard_if_ended(job)
-        else:
-            self._endings.discard(job)
-        return True
+            return None
+        self._queue.finish(job.id, known.id, attempt=job.attempts)
+        self._outcomes.discard(job)
+        return known.id
 
     def _wait(self, job: Job, reading: Future[Any], stop: threading.Event) -> bool:
-        """Until the reading has ended: true. False where the worker must stop first. Keeps the lease.
+        """Until the file is encoded: true. False where the worker must stop first. Keeps the lease.
 
         Raises LeaseLostError.
         """
@@ -189,7 +162,7 @@ class Worker:
         stop_at: float | None = None
         while True:
             try:
-                reading.exception(LOOK_SECONDS)
+                reading.exception(POLL_SECONDS)
                 return True
             except FutureTimeoutError:
                 pass
@@ -215,32 +188,43 @@ class Worker:
         if not job.delete_source and source.resolve() != source:
             raise MediaError("the file is no longer where it was")
         video = self._read_video(source, cancelled)
-        # The decoder said this: one that was taken over could take the place of a file that is yet to come.
+        # A child computed this hash. If it was taken over, it could claim that of a file that is yet to come.
         if job.content_sha256 not in (None, video.content_sha256):
             raise MediaError("the file is not the one that was sent")
         return video
 
     def _store_video(self, job: Job, video: NewVideo) -> str:
         """Put the video into the catalog and its file where accepted uploads lie; the job is done with it."""
-        known = self._catalog.find_by_sha256(video.content_sha256)
-        if known is not None:
-            self._queue.finish(job.id, known.id, attempt=job.attempts)
-            self._endings.discard(job)
-            return known.id
+        known_id = self._finish_known(job, video.content_sha256)
+        if known_id is not None:
+            return known_id
         # Reading may have taken long, on a machine that slept: move nothing that another worker reads now.
         self._queue.heartbeat(job.id, self._settings.lease_seconds, attempt=job.attempts)
         if job.delete_source:
             # The file first: were the record first, a crash in between would leave a video without a file.
-            # Where the record cannot be made, the file stays for `JobEndings.discard` or the next worker.
+            # Where the record cannot be made, the file stays for `JobOutcomes.discard` or the next worker.
             self._store.keep(self._source(job), job.video_id)
-        uri = shown_uri(job.uri) if job.uri and job.is_fetched_by_us else job.uri
+        uri = job.uri
+        if uri is not None and job.is_fetched_by_us:
+            uri = uri.partition("?")[0]  # A query often holds a signature or a token.
         video = replace(video, id=job.video_id, uri=uri, title=job.title, metadata=job.metadata)
         with self._catalog.transaction() as transaction:
             outcome = self._catalog.add_video(video, transaction)
             self._queue.finish(job.id, outcome.video_id, attempt=job.attempts, transaction=transaction)
         if not outcome.created:
-            self._endings.discard(job)
+            self._outcomes.discard(job)
         return outcome.video_id
+
+
+def fetching_where_on(
+    settings: Settings, catalog: Catalog, media_store: MediaStore, stop: threading.Event
+) -> contextlib.AbstractContextManager[None]:
+    """Fetch from the web in other threads for as long as the context lasts, where that is switched on."""
+    if not settings.url_ingest:
+        return contextlib.nullcontext()
+    from service.ingest.web.fetching import fetching
+
+    return fetching(settings, catalog, media_store, stop)
 
 
 def run_worker(settings: Settings) -> int:
@@ -303,6 +287,6 @@ def _work_on_current(settings: Settings, stop: threading.Event, ready: threading
         ).encoder() as encoder,
     ):
         logger.info("ready for jobs")
-        with contextlib.suppress(IndexSupersededError), fetching(settings, catalog, store, stop):
+        with contextlib.suppress(IndexSupersededError), fetching_where_on(settings, catalog, store, stop):
             Worker(settings, catalog, store, encoder.encode_file).run(stop)
         return catalog.superseded_by is not None

@@ -536,6 +536,23 @@ class Catalog:
         with self.connections.reading() as connection:
             return _records_by_ids(connection, video_ids)
 
+    def ids_in_other_generations(self, video_ids: Sequence[str]) -> set[str]:
+        """Those of `video_ids` that another generation of the index has.
+
+        Raises:
+            IndexDamagedError: a generation cannot be read, so that it is not known which videos it has.
+        """
+        found: set[str] = set()
+        for number in generations(self.index_directory) if video_ids else ():
+            if number == self.generation:
+                continue
+            try:
+                with Catalog.open_generation(self.index_directory, number) as other:
+                    found |= other.get_videos(video_ids).keys()
+            except IndexNotFoundError:  # It was discarded just now.
+                continue
+        return found
+
     def find_by_sha256(
         self, content_sha256: str, transaction: Transaction | None = None
     ) -> VideoRecord | None:

@@ -37,7 +37,7 @@ from service.ingest.web.policy import (
 MAX_REDIRECTS: Final = 5
 MAX_ADDRESSES_TRIED: Final = 4
 CONNECT_SECONDS: Final = 10.0
-LOOK_SECONDS: Final = 0.25
+POLL_SECONDS: Final = 0.25
 """Between two looks at the clock, and calls of `tick`, while nothing arrives."""
 
 LEAST_BYTES: Final = 16 * 1024
@@ -302,7 +302,7 @@ class _WatchedStream(httpcore.NetworkStream):
         while True:
             self._watch.look()
             try:
-                data = self._stream.read(max_bytes, LOOK_SECONDS)
+                data = self._stream.read(max_bytes, POLL_SECONDS)
             except httpcore.ReadTimeout:
                 continue
             self._watch.received(len(data))

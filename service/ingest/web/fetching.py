@@ -6,7 +6,6 @@ A fetched file is an upload like any other from then on: it has a name of ours, 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import threading
 import time
@@ -24,30 +23,27 @@ from indexer.store.sqlite.jobs import JobQueue
 from model.atomic_files import fsync_directory
 from service.ingest.media_store import MediaStore, unfinished_download
 from service.ingest.outcomes import (
-    NO_ROOM_REASON,
     UNWRITABLE,
     UNWRITABLE_PAUSE_SECONDS,
-    JobEndings,
+    JobOutcomes,
     worker_name,
 )
 from service.ingest.web.download import Download, DownloadRules, Tick, download
-from service.ingest.web.policy import DownloadError
 from service.settings import Settings
 
 logger = logging.getLogger("xclip_search.worker")
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 """Between two looks of a download at its job: a cancelled one ends so soon."""
 
-TURNED_OFF = "this server does not fetch videos from the web"
-INTERNAL = "something went wrong inside while the video was fetched; the server's log says what"
+INTERNAL_REASON = "something went wrong inside while the video was fetched; the server's log says what"
 
 Fetch = Callable[[str, Path, DownloadRules, Tick], Download]
 """As `url_download.download`."""
 
 
-class _StoppedError(Exception):
-    """The worker ends."""
+class _StoppedError(BaseException):
+    """The worker ends: no error of the job."""
 
 
 class Fetcher:
@@ -62,7 +58,7 @@ class Fetcher:
         self._queue = JobQueue(catalog)
         self._store = media_store
         self._fetch = fetch
-        self._endings = JobEndings(self._queue, media_store, catalog)
+        self._outcomes = JobOutcomes(self._queue, media_store, catalog)
         self._name = worker_name()
 
     def run(self, stop: threading.Event) -> None:
@@ -80,64 +76,44 @@ class Fetcher:
                 stop.wait(UNWRITABLE_PAUSE_SECONDS)
 
     def _process(self, job: Job, stop: threading.Event) -> None:
-        if not self._settings.url_ingest:  # Turned off since the job was made.
-            self._endings.fail(job, TURNED_OFF, FailureReason.FETCH)
-            return
         started = time.monotonic()
         unfinished = unfinished_download(job.source_path, job.attempts)
         try:
-            fetched = self._fetch(job.uri or "", unfinished, self._rules, self._tick(job, stop))
-            # Where another worker has the job now, that one puts its own file here, of the same uri.
-            unfinished.rename(job.source_path)
-            fsync_directory(self._store.uploads_directory)
-            self._queue.put_back_fetched(job.id, fetched.content_sha256, attempt=job.attempts)
+            with self._outcomes.recorded(job, INTERNAL_REASON, FailureReason.FETCH):
+                fetched = self._fetch(job.uri or "", unfinished, self._rules, self._tick(job, stop))
+                # Where another worker has the job now, that one puts its own file here, of the same uri.
+                unfinished.rename(job.source_path)
+                fsync_directory(self._store.uploads_directory)
+                self._queue.put_back_fetched(job.id, fetched.content_sha256, attempt=job.attempts)
+                seconds = time.monotonic() - started
+                logger.info("job %s: fetched %d bytes in %.1f s", job.id, fetched.size_bytes, seconds)
         except _StoppedError:
             logger.info("stopping: job %s goes back to the queue", job.id)
             with contextlib.suppress(LeaseLostError, JobNotFoundError):
                 self._queue.release(job.id, attempt=job.attempts)
-        except (LeaseLostError, JobNotFoundError):
-            logger.warning("job %s was cancelled, or taken over by another worker", job.id)
-            self._endings.discard_if_ended(job)
-        except DownloadError as error:
-            self._endings.fail(job, error.reason, FailureReason.FETCH)
-        except (*UNWRITABLE, IndexSupersededError):
-            raise  # Nothing is wrong with the file.
-        except OSError as error:
-            no_room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            logger.error("fetching for job %s failed", job.id, exc_info=error)
-            if no_room:
-                self._endings.fail(job, NO_ROOM_REASON, FailureReason.NO_ROOM)
-            else:
-                self._endings.fail(job, INTERNAL, FailureReason.FETCH)
-        except Exception as error:
-            logger.error("fetching for job %s failed", job.id, exc_info=error)
-            self._endings.fail(job, INTERNAL, FailureReason.FETCH)
-        else:
-            seconds = time.monotonic() - started
-            logger.info("job %s: fetched %d bytes in %.1f s", job.id, fetched.size_bytes, seconds)
         finally:
             unfinished.unlink(missing_ok=True)
 
     def _tick(self, job: Job, stop: threading.Event) -> Tick:
         """Ends a download whose worker ends or whose job is gone, and keeps the lease of the others."""
-        look_at = time.monotonic() + LOOK_SECONDS
+        poll_at = time.monotonic() + POLL_SECONDS
         renew_at = time.monotonic() + self._settings.lease_seconds / 3
 
         def tick() -> None:
-            nonlocal look_at, renew_at
+            nonlocal poll_at, renew_at
             if stop.is_set():
                 raise _StoppedError
             now = time.monotonic()
             if now >= renew_at:
                 self._queue.heartbeat(job.id, self._settings.lease_seconds, attempt=job.attempts)
                 renew_at = now + self._settings.lease_seconds / 3
-            elif now >= look_at:
+            elif now >= poll_at:
                 seen = self._queue.get(job.id)
                 if seen.state != "running" or seen.attempts != job.attempts:
                     raise LeaseLostError(f"the job {job.id} is {seen.state} now")
             else:
                 return
-            look_at = now + LOOK_SECONDS
+            poll_at = now + POLL_SECONDS
 
         return tick
 
@@ -146,11 +122,7 @@ class Fetcher:
 def fetching(
     settings: Settings, catalog: Catalog, media_store: MediaStore, stop: threading.Event
 ) -> Iterator[None]:
-    """Fetch in threads of their own until `stop` is set, which it is at the end in any case.
-
-    Where fetching is turned off, one thread tells the jobs that were made before.
-    """
-    num_threads = settings.num_url_downloads if settings.url_ingest else 1
+    """Fetch in other threads until `stop` is set, which it is at the end in any case."""
     fetcher = Fetcher(settings, catalog, media_store)
 
     def run() -> None:
@@ -163,7 +135,9 @@ def fetching(
         finally:
             stop.set()
 
-    threads = [threading.Thread(target=run, name=f"fetch-{number}") for number in range(num_threads)]
+    threads = [
+        threading.Thread(target=run, name=f"fetch-{number}") for number in range(settings.num_url_downloads)
+    ]
     for thread in threads:
         thread.start()
     try:

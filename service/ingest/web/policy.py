@@ -134,11 +134,6 @@ class WebAddress:
     port: int
 
 
-def is_web_address(uri: str) -> bool:
-    """Whether `uri` is meant for the web, well-formed or not."""
-    return uri[:8].lower().startswith(("http:", "https:"))
-
-
 def parse_web_address(text: str, ports: Sequence[int], allowed: AllowedHosts) -> WebAddress:
     """The address that `text` writes; a literal IP address is checked at once.
 
@@ -192,11 +187,6 @@ def is_public(address: IPAddress) -> bool:
         return False
     # Python's own list differs from version to version, so it can only add to ours.
     return address.is_global and not address.is_multicast and not _is_in(address, _NOT_PUBLIC)
-
-
-def shown_uri(text: str) -> str:
-    """The address as others may see it: without its query, which often holds a signature or a token."""
-    return str(httpx.URL(text).copy_with(query=None, fragment=None))
 
 
 def _may_ask(address: IPAddress, by_name: bool, allowed: AllowedHosts) -> bool:

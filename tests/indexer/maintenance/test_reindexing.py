@@ -36,7 +36,7 @@ from indexer.store.job import NewJob
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import POINTER_FILE, generations, locked_for_reindexing
 from indexer.store.sqlite.jobs import JobQueue
-from service.ingest.media_store import MediaStore, sweep
+from service.ingest.media_store import MediaStore, delete_orphans
 from tests.support.catalog_builders import create_catalog, enqueue
 from tests.support.reindex_stand_in import (
     OTHER_SAMPLING,
@@ -425,7 +425,7 @@ def swept(index: Path) -> list[str]:
     """Names in the store after cleaning up for the current generation."""
     store = MediaStore(index)
     with Catalog.open(index) as catalog:
-        sweep(store, catalog, JobQueue(catalog))
+        delete_orphans(store, catalog, JobQueue(catalog))
     return sorted(path.name for path in store.media_directory.iterdir())
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from indexer.errors import IndexFullError
 from indexer.store.job import Job
-from service.ingest.media_store import STALE_UPLOAD_SECONDS, MediaStore, resolve_uri, sweep
+from service.ingest.media_store import STALE_UPLOAD_SECONDS, MediaStore, delete_orphans, resolve_uri
 from service.ingest.upload import FORM_OVERHEAD_BYTES, title_from_filename
 from tests.support.catalog_builders import enqueue
 from tests.support.servers.service_fakes import Service, add_video, running
@@ -390,7 +390,7 @@ def test_what_crashes_left_is_swept_up_and_nothing_else(service: Service) -> Non
     for number in "012":
         (store.media_directory / f"{number * 32}.mp4").write_bytes(b"x")
     add_video(service.catalog, "0" * 32)
-    assert sweep(store, service.catalog, service.job_queue) == 3
+    assert delete_orphans(store, service.catalog, service.job_queue) == 3
     assert not names["stale"].exists() and not names["ended"].exists()
     assert names["arriving"].exists() and names["waiting"].exists()
     assert sorted(path.stem[0] for path in store.media_directory.iterdir()) == ["0", "2"]

@@ -17,9 +17,7 @@ from service.ingest.web.policy import (
     DownloadError,
     check_addresses,
     is_public,
-    is_web_address,
     parse_web_address,
-    shown_uri,
 )
 
 NOTHING_MORE = AllowedHosts()
@@ -214,12 +212,6 @@ def test_hosts_and_networks_can_be_allowed_by_name_but_no_name_leads_to_the_meta
 def test_an_entry_that_allows_nothing_is_an_error(entry: str) -> None:
     with pytest.raises(ValueError, match="is no host name, address or network"):
         AllowedHosts.parse([entry])
-
-
-def test_what_others_see_of_an_address_has_no_signature() -> None:
-    assert shown_uri("https://a.example/x.mp4?X-Signature=secret&b#c") == "https://a.example/x.mp4"
-    assert is_web_address("HTTPS://a") and is_web_address("http:x")
-    assert not is_web_address("/http:/x") and not is_web_address("file:///x")
 
 
 @given(

@@ -19,9 +19,9 @@ from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
 from service.ingest.web import download as url_download
 from service.ingest.web import fetching as url_fetching
-from service.ingest.web.fetching import Fetcher, fetching
+from service.ingest.web.fetching import Fetcher
 from service.ingest.web.policy import REFUSED
-from service.ingest.worker import Worker
+from service.ingest.worker import FETCHING_OFF_REASON, Worker, fetching_where_on
 from service.settings import Settings
 from tests.faults.dying_worker import read_by_rote
 from tests.support.catalog_builders import enqueue
@@ -126,8 +126,8 @@ class Bench:
         )
         # The service was made before the server's port was known.
         object.__setattr__(service.settings, "url_ports", (server.port,))
-        monkeypatch.setattr(url_fetching, "LOOK_SECONDS", 0.05)
-        monkeypatch.setattr(url_download, "LOOK_SECONDS", 0.02)
+        monkeypatch.setattr(url_fetching, "POLL_SECONDS", 0.05)
+        monkeypatch.setattr(url_download, "POLL_SECONDS", 0.02)
         monkeypatch.setattr(
             url_fetching.Fetcher.__init__,
             "__defaults__",
@@ -147,7 +147,7 @@ class Bench:
 
     def start(self) -> threading.Thread:
         def work() -> None:
-            with fetching(self.settings, self.service.catalog, self.store, self.stop):
+            with fetching_where_on(self.settings, self.service.catalog, self.store, self.stop):
                 worker = Worker(
                     self.settings, self.service.catalog, self.store, lambda path, cancelled: self.read(path)
                 )
@@ -259,7 +259,7 @@ def test_an_error_inside_is_not_told_to_the_client(bench: Bench, monkeypatch: py
     monkeypatch.setattr(url_fetching.Fetcher.__init__, "__defaults__", (fail,))
     job = bench.post("/b.mp4")
     bench.run()
-    assert bench.queue.get(job.id).reason == url_fetching.INTERNAL
+    assert bench.queue.get(job.id).reason == url_fetching.INTERNAL_REASON
 
 
 def hold(bench: Bench) -> None:
@@ -323,7 +323,7 @@ def test_where_it_was_turned_off_since_the_job_says_so(bench: Bench) -> None:
     job = bench.post("/b.mp4")
     bench.settings = Settings(index=bench.service.directory, poll_seconds=0.01)
     bench.run()
-    assert bench.queue.get(job.id).reason == url_fetching.TURNED_OFF
+    assert bench.queue.get(job.id).reason == FETCHING_OFF_REASON
 
 
 def test_a_fetcher_that_cannot_go_on_ends_the_worker_so_that_another_is_started(

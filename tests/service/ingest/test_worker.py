@@ -26,8 +26,9 @@ from indexer.store.job import Job
 from indexer.store.records import NewVideo
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import GAVE_UP_REASON, JobQueue
-from service.ingest.media_store import MediaStore, sweep
-from service.ingest.worker import ID_TAKEN_REASON, INTERNAL_REASON, NO_ROOM_REASON, Worker
+from service.ingest.media_store import MediaStore, delete_orphans
+from service.ingest.outcomes import ID_TAKEN_REASON, NO_ROOM_REASON
+from service.ingest.worker import INTERNAL_REASON, Worker
 from service.ingest.worker_process import keep_worker_running, worker_command
 from service.settings import Settings
 from tests.faults.dying_worker import POISON, read_by_rote
@@ -335,7 +336,7 @@ def test_a_cancel_at_any_moment_leaves_a_video_with_its_file_or_nothing(bench: B
         assert said.ended and bench.queue.get(job.id) == said, "nothing happens to it any more"
     bench.stop.set()
     thread.join()
-    sweep(bench.store, bench.catalog, bench.queue)
+    delete_orphans(bench.store, bench.catalog, bench.queue)
     done = {job.video_id for job in jobs if bench.queue.get(job.id).state == "done"}
     assert {video.id for video in bench.catalog.list_videos(100)} == done
     assert bench.files() == sorted(f"{video_id}.mp4" for video_id in done)
@@ -394,7 +395,7 @@ def test_a_file_moved_for_a_job_that_ended_with_an_older_id_is_swept_up(bench: B
     bench.store.keep(Path(job.source_path), job.video_id)
     bench.queue.lease("worker", 60)
     bench.queue.finish(job.id, "old")
-    assert sweep(bench.store, bench.catalog, bench.queue) == 1 and bench.files() == []
+    assert delete_orphans(bench.store, bench.catalog, bench.queue) == 1 and bench.files() == []
 
 
 # Workers that are processes, and die
@@ -469,7 +470,7 @@ def test_a_file_that_kills_its_workers_fails_after_three_and_holds_up_nothing(be
             assert bench.queue.get(good.id).state == "done"
     failed = bench.queue.get(poison.id)
     assert (num_deaths, failed.state, failed.reason) == (3, "failed", GAVE_UP_REASON)
-    sweep(bench.store, bench.catalog, bench.queue)
+    delete_orphans(bench.store, bench.catalog, bench.queue)
     assert bench.files() == [f"{good.video_id}.mp4"] and bench.catalog.num_videos == 1
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import runpy
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from model import XClip
+from model.checkpoints.official import from_official
 from model.preprocessing import resize_and_crop
 from model.tokenization import Tokenizer
 
@@ -64,12 +63,7 @@ def main() -> None:
 
     drawing = runpy.run_path(str(GOLDENS / "b32_weights.py"))
     config = drawing["load_config"](GOLDENS / "b32.json")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "b32.safetensors"
-        save_file(
-            {name: torch.from_numpy(value) for name, value in drawing["state_dict"](config).items()}, path
-        )
-        b32 = XClip.from_official(path, device="cpu")
+    b32 = XClip.from_checkpoint(from_official(tensors(drawing["state_dict"](config))), device="cpu")
     compare("ViT-B/32", b32, tensors(drawing["inputs"](config)), dict(np.load(GOLDENS / "b32_outputs.npz")))
 
     pictures = dict(np.load(GOLDENS / "preprocess.npz"))

@@ -3,7 +3,7 @@
 ModelError
 ├── SpecError         a model spec that names nothing we can load
 ├── CheckpointError   weights that are missing, unexpected, misshapen or not ours
-├── ConversionError   a model that the other layout cannot hold, or a destination that is taken
+├── ConversionError   a model that the other layout cannot represent, or a destination that is taken
 ├── HubError          a repository on the Hub that cannot be written
 ├── ShapeError        an array of the wrong shape, dtype or length
 └── TokenError        text that cannot be turned into tokens
@@ -25,7 +25,7 @@ class CheckpointError(ModelError):
 
 
 class ConversionError(ModelError):
-    """A model that the other layout cannot hold, with every reason, or a destination that is taken."""
+    """A model that the other layout cannot represent, with every reason, or a destination that is taken."""
 
 
 class HubError(ModelError):

@@ -57,7 +57,7 @@ def convert(
 ) -> None:
     """Convert between our layout (config.json, model.safetensors) and the official X-CLIP checkpoint file.
 
-    A model that the official code would score otherwise is refused, with every reason.
+    A model that the official code would score differently is refused, with every reason.
     Exit status: 0 done, 1 not possible, 2 wrong use.
     """
     from model.checkpoints.loading import layout_of, require_free

@@ -247,7 +247,7 @@ _REASONS = {
     "pixel_mean": "frames are normalised by other channel means than CLIP's",
     "pixel_deviation": "frames are normalised by other channel standard deviations than CLIP's",
     "quick_gelu": "the towers use GELU, the official code QuickGELU",
-    "aggregation": "similarities are aggregated otherwise than by attention (AOSM)",
+    "aggregation": "similarities are aggregated by something else than attention (AOSM)",
     "temperature": "the softmax of AOSM has another temperature than 0.01",
     "word_weighting": "words are weighted, in the official code all count the same",
     "frame_word_sides": "frame_word is the side of the words alone, the official code averages both",
@@ -281,17 +281,17 @@ def to_official(
             `auto`: as `float16` if that loses nothing, otherwise `float32`.
 
     Raises:
-        ConversionError: The official code would score otherwise; the message holds every reason.
+        ConversionError: The official code would score differently; the message holds every reason.
         CheckpointError: A tensor has no place in the official layout.
     """
     if found := differences(config):
-        raise ConversionError("the official layout cannot say this model: " + "; ".join(found))
+        raise ConversionError("the official layout cannot represent this model: " + "; ".join(found))
     named = {official_name(name): tensor.detach().cpu() for name, tensor in tensors.items()}
     vision, text = config.clip["vision_cfg"], CLIPTextCfg(**config.clip["text_cfg"])
     order = official_order(vision["layers"], text.layers, config.temporal_layers)
     if unequal := sorted(named.keys() ^ set(order)):
         raise ConversionError(
-            f"the official layout cannot say this model: tensor {unequal[0]} is not in both"
+            f"the official layout cannot represent this model: tensor {unequal[0]} is not in both"
         )
     single = {name: named[name].float().contiguous().clone() for name in order}
     halves = {name: tensor.half() for name, tensor in single.items() if is_half_in_official(name)}
@@ -338,7 +338,7 @@ def official_options(config: XClipConfig) -> str:
 
 
 def differences(config: XClipConfig) -> list[str]:
-    """Why the official code would score otherwise than this network, or not load it; empty if it would not.
+    """Why the official code would score differently than this network, or not load it; empty if it would not.
 
     The official layout holds tensors and nothing else, so every choice of a config must be the one that the
     official code takes by itself. A field that this function does not know is a difference when it is not at

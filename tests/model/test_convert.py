@@ -1,4 +1,4 @@
-"""Between the official checkpoint layout and ours: nothing is lost, and what cannot be said is refused."""
+"""Between the official checkpoint layout and ours: nothing is lost, and what one cannot hold is refused."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_model_without_temporal_transformer_goes_through_the_official_layout_t
     assert XClip.load(tmp_path / "model.bin", device="cpu").fingerprint == ours.fingerprint
 
 
-def test_a_config_spelled_otherwise_gives_the_same_scores_and_the_other_fingerprint_is_told(tmp_path):
+def test_a_config_spelled_differently_gives_the_same_scores_and_the_other_fingerprint_is_reported(tmp_path):
     plain = trainable()
     clip = {**plain.config.clip, "vision_cfg": {**plain.config.clip["vision_cfg"], "head_width": 64}}
     spelled = XClip(replace(plain.config, clip=clip)).eval()
@@ -167,7 +167,7 @@ def test_a_value_beyond_the_range_of_float16_is_not_made_infinite(tmp_path):
     assert not (tmp_path / "model.bin").exists()
 
 
-# What the official layout cannot say
+# What the official layout cannot represent
 
 
 def vision(**changes: object) -> dict[str, object]:
@@ -184,7 +184,7 @@ REFUSED = {
     "own vocabulary": ({"vocabulary": tuple(range(200))}, "vocabulary of its own"),
     "other means": ({"pixel_mean": (0.5, 0.5, 0.5)}, "other channel means"),
     "other standard deviations": ({"pixel_deviation": (0.5, 0.5, 0.5)}, "other channel standard deviations"),
-    "aggregation": ({"aggregation": "max-max"}, "aggregated otherwise than by attention"),
+    "aggregation": ({"aggregation": "max-max"}, "aggregated by something else than attention"),
     "temperature": ({"temperature": 0.02}, "another temperature"),
     "one side": ({"frame_word_sides": "words"}, "the side of the words alone"),
     "gelu": ({"clip": {**CLIP, "quick_gelu": False}}, "QuickGELU"),
@@ -202,12 +202,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_model_that_the_official_code_would_score_otherwise_is_refused(case, tmp_path):
+def test_a_model_that_the_official_code_would_score_differently_is_refused(case, tmp_path):
     changes, reason = REFUSED[case]
     trainable(**changes).save(tmp_path / "ours")
     status, output = convert(tmp_path / "ours", tmp_path / "model.bin")
     assert status == 1
-    assert "the official layout cannot say this model" in output.replace("\n", " ")
+    assert "the official layout cannot represent this model" in output.replace("\n", " ")
     assert reason in output.replace("\n", " ")
     assert not (tmp_path / "model.bin").exists()
 
@@ -389,7 +389,7 @@ def test_an_unclear_destination_asks_for_the_layout(tmp_path):
     assert (tmp_path / "model.pt" / "config.json").is_file()
 
 
-def test_nothing_is_replaced_without_being_told_to(tmp_path):
+def test_nothing_is_replaced_without_the_option(tmp_path):
     trainable().save(tmp_path / "ours")
     torch.save(official_checkpoint(), tmp_path / "model.bin")
     before = (tmp_path / "model.bin").read_bytes()

@@ -32,7 +32,7 @@ FILES = ("config.json", "model.safetensors")
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A running Hub, which huggingface_hub takes for the real one; nobody is logged in."""
+    """A running Hub, which huggingface_hub takes for the real one; no user is logged in."""
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
@@ -204,7 +204,7 @@ def test_a_hub_that_fails_in_the_middle_leaves_no_commit(hub, writer, tmp_path):
 
 @pytest.fixture
 def nowhere(monkeypatch: pytest.MonkeyPatch) -> str:
-    """An address on this machine at which nobody answers."""
+    """An address on this machine at which nothing answers."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{reserved.getsockname()[1]}"

@@ -1,5 +1,5 @@
 """Clients that put load on a served index: raw sockets and no HTTP library, so that they take little from a
-server on the same processors; and that server, as a process of its own.
+server on the same processors; and that server, and the proxy in front of it, as processes of their own.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import statistics
 import subprocess
@@ -29,6 +30,9 @@ CUT_OFF = 0
 """Status of a request that got no whole answer."""
 
 GIVE_UP_SECONDS = 30.0
+
+PROXY_PORT = 8080
+"""Where docker/Caddyfile listens."""
 
 
 def search_request(number: int) -> bytes:
@@ -245,3 +249,28 @@ def serving(index: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes
         except subprocess.TimeoutExpired:
             server.kill()
             raise
+
+
+@contextlib.contextmanager
+def behind_proxy(port: int) -> Iterator[int]:
+    """Caddy with docker/Caddyfile in front of a server on `port`; yields its own port once it answers.
+
+    Wants `caddy` in PATH (Debian's package will do) and its ports, 8080 and 8081, free.
+    """
+    caddyfile = Path(__file__).resolve().parents[1] / "docker" / "Caddyfile"
+    command = ["caddy", "run", "--config", str(caddyfile), "--adapter", "caddyfile"]
+    environment = {**os.environ, "UPSTREAM": f"127.0.0.1:{port}"}
+    quiet = subprocess.DEVNULL
+    proxy = subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet)
+    try:
+        for _ in range(100):
+            if proxy.poll() is not None:
+                raise SystemExit("caddy ended: is one of its ports taken?")
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"http://127.0.0.1:{PROXY_PORT}/readyz").status_code == 200:
+                    break
+            time.sleep(0.1)
+        yield PROXY_PORT
+    finally:
+        proxy.terminate()
+        proxy.wait(30)

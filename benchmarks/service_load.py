@@ -7,15 +7,15 @@
 
 `--index DIR` measures a copy of that index; without it, one of 16 drawn videos is made with the demo model.
 As they are, the programs take half a minute each; `--full` measures what is promised: 500 half-open
-connections, a minute of overload, 50 shutdowns. Exit 1 where a promise is not kept.
+connections, a minute of overload, 50 shutdowns. Exit 1 where a promise is not kept. Half-open connections and
+overload are for the proxy to bound: `--through-proxy` starts Caddy with docker/Caddyfile in front.
 
 Overload: requests come at a fixed rate, ten times the one that 8 clients in turn were answered at just
 before, whether the former are answered or not. Each has to be answered, 200, 429 or 503, and each refusal
 within 0.2 s of the moment at which the kernel had taken the whole request.
 
-Accepted, in `shutdown`: the connection was established and the whole request, body included, was handed to
-the kernel before the last moment at which the door was seen open, by a probe that connects every few
-milliseconds.
+Accepted, in `shutdown`: the whole request, body included, was handed to the kernel before the signal was
+sent.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +45,7 @@ from http_load import (
     Rush,
     ask_at_rate,
     ask_in_turn,
+    behind_proxy,
     percentiles,
     serving,
 )
@@ -63,6 +64,13 @@ def table(*heads: str) -> None:
     print(f"| {' | '.join(heads)} |\n|{' ---: |' * len(heads)}")
 
 
+@contextlib.contextmanager
+def reached(index: Path, arguments: argparse.Namespace) -> Iterator[int]:
+    """The port at which a server of `index` is reached: its own, or the proxy's."""
+    with serving(index) as (_, port), contextlib.ExitStack() as stack:
+        yield stack.enter_context(behind_proxy(port)) if arguments.through_proxy else port
+
+
 def throughput(index: Path, arguments: argparse.Namespace) -> bool:
     """Searches per second and their times at several numbers of clients."""
     stages = ("encode", "coarse", "rerank", "total")
@@ -76,7 +84,7 @@ def throughput(index: Path, arguments: argparse.Namespace) -> bool:
         "wait and HTTP ms",
     )
     answered = True
-    with serving(index) as (_, port):
+    with reached(index, arguments) as port:
         asyncio.run(ask_in_turn(port, 2, 20))
         for num_clients in (1, 8, 64):
             outcomes, seconds = asyncio.run(ask_in_turn(port, num_clients, arguments.requests))
@@ -116,7 +124,7 @@ def half_open(index: Path, arguments: argparse.Namespace) -> bool:
         await asyncio.gather(*holders, return_exceptions=True)
         return alone, beside
 
-    with serving(index) as (_, port):
+    with reached(index, arguments) as port:
         alone, beside = asyncio.run(measure(port))
     table("half-open connections", "p50 ms", "p95 ms", "p99 ms")
     for number, figures in ((0, alone), (arguments.connections, beside)):
@@ -142,7 +150,7 @@ def overload(index: Path, arguments: argparse.Namespace) -> bool:
                 break
         return rush, time.perf_counter() - ended
 
-    with serving(index) as (_, port):
+    with reached(index, arguments) as port:
         rush, normal_after = asyncio.run(measure(port))
     late = sorted(rush.late_seconds)
     print(
@@ -170,10 +178,10 @@ def _quantile(ascending: Sequence[float], share: float) -> float:
 
 @dataclass
 class Cycle:
-    """One server's life and end. open_at: the last moment at which its door was seen open."""
+    """One server's life and end. ended_at: when the signal was sent."""
 
     outcomes: list[Outcome] = field(default_factory=list)
-    open_at: float = 0.0
+    ended_at: float = 0.0
     upload_status: int = 0
 
 
@@ -189,15 +197,6 @@ def shutdown(index: Path, arguments: argparse.Namespace) -> bool:
                 cycle.outcomes.append(await connection.ask(REQUESTS[number % len(REQUESTS)]))
                 if not keep:
                     connection.close()
-
-    async def probe(port: int, cycle: Cycle) -> None:
-        with contextlib.suppress(ConnectionError):
-            while True:
-                before = time.perf_counter()
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                cycle.open_at = before
-                writer.close()
-                await asyncio.sleep(0.003)
 
     async def upload(port: int, cycle: Cycle) -> None:
         head, tail = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n', b"\r\n--x--\r\n"
@@ -219,8 +218,9 @@ def shutdown(index: Path, arguments: argparse.Namespace) -> bool:
     async def live(server: subprocess.Popen[bytes], port: int) -> Cycle:
         cycle = Cycle()
         tasks = [asyncio.create_task(client(port, cycle, keep=number % 2 == 0)) for number in range(8)]
-        tasks += [asyncio.create_task(probe(port, cycle)), asyncio.create_task(upload(port, cycle))]
+        tasks.append(asyncio.create_task(upload(port, cycle)))
         await asyncio.sleep(random.uniform(0.5, 1.5))
+        cycle.ended_at = time.perf_counter()
         server.send_signal(signal.SIGTERM)
         await asyncio.gather(*tasks)
         await asyncio.to_thread(server.wait, 60)
@@ -230,7 +230,7 @@ def shutdown(index: Path, arguments: argparse.Namespace) -> bool:
     for number in range(arguments.cycles):
         with serving(index) as (server, port):
             cycle = asyncio.run(live(server, port))
-        accepted = [outcome for outcome in cycle.outcomes if outcome.sent_at < cycle.open_at]
+        accepted = [outcome for outcome in cycle.outcomes if outcome.sent_at < cycle.ended_at]
         totals["accepted"] += len(accepted)
         dropped = Counter(f"dropped: {outcome.status}" for outcome in accepted if outcome.status != 200)
         totals["dropped"] += dropped.total()
@@ -260,6 +260,7 @@ def main() -> None:
     )
     parser.add_argument("program", nargs="?", choices=PROGRAMS, help="all where none is named")
     parser.add_argument("--index", type=Path)
+    parser.add_argument("--through-proxy", action="store_true", help="Caddy in front, with docker/Caddyfile")
     parser.add_argument("--full", action="store_true", help="the sizes that are promised")
     for name, (short, full, meaning) in SIZES.items():
         parser.add_argument(f"--{name}", type=int, help=f"{meaning}: {short}, with --full {full}")

@@ -8,10 +8,12 @@ import gc
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 
 from indexer.store.sqlite.jobs import JobQueue
 from service.admission import SearchGate
@@ -51,8 +53,7 @@ NUM_INGEST_THREADS = 8
 """Of the forty that the event loop has: uploads that are written, and files that are hashed, at once."""
 
 PICTURE_TIMEOUT_SECONDS = 30.0
-"""Longest work on one thumbnail or preview: beyond that nobody looks at it any more."""
-
+"""Longest work on one thumbnail or preview; whoever asked has gone by then."""
 
 ROUTERS = tuple(
     module.router
@@ -72,7 +73,6 @@ def create_app(
     settings: Settings,
     *,
     searcher: Searcher | None = None,
-    job_queue: JobQueue | None = None,
     take_picture: TakePicture | None = None,
     make_clip: MakeClip | None = None,
     on_load_failure: Callable[[Exception], None] | None = None,
@@ -80,25 +80,24 @@ def create_app(
 ) -> FastAPI:
     """The application. Nothing is loaded before its lifespan starts.
 
-    searcher: used as it is, instead of loading one; the application is then ready at once, without a worker.
-    job_queue: used instead of the one in the searcher's catalog.
-    take_picture, make_clip: make thumbnails and previews, instead of child processes that decode them.
-    on_load_failure: called with the error when model or index cannot be loaded; it stays not ready.
-    tracing: makes spans; shut down at the end.
+    Args:
+        settings: Of the service; names the index.
+        searcher: Used instead of loading one; the application is then ready at once, and has no worker.
+        take_picture: Makes thumbnails, instead of child processes that decode them.
+        make_clip: Makes previews, instead of those.
+        on_load_failure: Called with the error when model or index cannot be loaded; it stays not ready.
+        tracing: Makes spans; shut down at the end.
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with contextlib.ExitStack() as stack:
-            if take_picture is None or make_clip is None:
-                of_pool = stack.enter_context(_picture_pool(settings))
-            thumbnails = Thumbnails(settings.thumbnail_cache_bytes, take_picture or of_pool[0])
-            previews = Previews(settings.preview_cache_bytes, make_clip or of_pool[1])
+        with _derived_media(settings, take_picture, make_clip) as (thumbnails, previews):
+            assemble = partial(_assemble, app, settings, thumbnails, previews)
             tasks: list[asyncio.Task[None]] = []
             if searcher is not None:
-                app.state.service = _assemble(app, settings, searcher, job_queue, thumbnails, previews)
+                app.state.service = assemble(searcher)
             else:
-                tasks.append(asyncio.create_task(_load(app, settings, thumbnails, previews, on_load_failure)))
+                tasks.append(asyncio.create_task(_load_and_run(app, settings, assemble, on_load_failure)))
             try:
                 yield
             finally:
@@ -119,22 +118,9 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         responses=problems(),
-        telemetry={
-            "tracing": tracing is not None,
-            "tracer_provider": tracing,
-            "metrics": False,
-            "logs": False,
-            "operation_spans": False,
-        },
+        telemetry={**_SPANS_ALONE, "tracing": tracing is not None, "tracer_provider": tracing},
     )
-    app.state.service = None
-    app.state.is_outdated = False
-    app.state.is_loading = threading.Event()
-    app.state.settings = settings
-    app.state.drain = Drain()
-    app.state.access = AccessControl(KeyRing(keys_path(settings.index_directory, settings.keys_file)))
-    app.state.metrics = Metrics(lambda: app.state.service, app.state.access)
-    app.state.observe_search = SearchObserver(app.state.metrics, tracing)
+    _set_state(app, settings, tracing)
     _add_middleware(app, settings)
     install_error_handlers(app, ROUTERS)
     for router in ROUTERS:
@@ -144,6 +130,22 @@ def create_app(
         app.include_router(router, max_body_size=limit_bytes)
     install_openapi(app, ROUTERS)
     return app
+
+
+_SPANS_ALONE: TelemetryConfig = {"metrics": False, "logs": False, "operation_spans": False}
+"""Of what FastAPI can record; figures and log lines are ours."""
+
+
+def _set_state(app: FastAPI, settings: Settings, tracing: TracerProvider | None) -> None:
+    """What the routes and the middleware find in `app.state`."""
+    app.state.service = None
+    app.state.is_outdated = False
+    app.state.is_loading = threading.Event()
+    app.state.settings = settings
+    app.state.drain = Drain()
+    app.state.access = AccessControl(KeyRing(keys_path(settings.index_directory, settings.keys_file)))
+    app.state.metrics = Metrics(lambda: app.state.service, app.state.access)
+    app.state.observe_search = SearchObserver(app.state.metrics, tracing)
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
@@ -167,12 +169,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
 
 
 def _assemble(
-    app: FastAPI,
-    settings: Settings,
-    searcher: Searcher,
-    job_queue: JobQueue | None,
-    thumbnails: Thumbnails,
-    previews: Previews,
+    app: FastAPI, settings: Settings, thumbnails: Thumbnails, previews: Previews, searcher: Searcher
 ) -> ReadyService:
     store = MediaStore(settings.index_directory, settings.allowed_roots)
     store.prepare()
@@ -180,7 +177,7 @@ def _assemble(
         settings=settings,
         searcher=searcher,
         catalog=searcher.catalog,
-        job_queue=job_queue or JobQueue(searcher.catalog),
+        job_queue=JobQueue(searcher.catalog),
         media_store=store,
         search_gate=SearchGate(
             settings.num_search_threads, settings.max_waiting_searches, app.state.observe_search
@@ -193,39 +190,44 @@ def _assemble(
 
 
 @contextlib.contextmanager
-def _picture_pool(settings: Settings) -> Iterator[tuple[TakePicture, MakeClip]]:
+def _derived_media(
+    settings: Settings, take_picture: TakePicture | None, make_clip: MakeClip | None
+) -> Iterator[tuple[Thumbnails, Previews]]:
     """Pictures and clips by decoding processes of the server's own: the worker's may be busy for minutes.
 
     There are two, and only one clip is made at a time, so that pictures need not wait for it.
     """
-    from indexer.media.decode_pool import DecodePool
+    with contextlib.ExitStack() as stack:
+        if take_picture is None or make_clip is None:
+            from indexer.media.decode_pool import DecodePool
 
-    with DecodePool(2, min(PICTURE_TIMEOUT_SECONDS, settings.decode_timeout_seconds)) as pool:
+            timeout_seconds = min(PICTURE_TIMEOUT_SECONDS, settings.decode_timeout_seconds)
+            pool = stack.enter_context(DecodePool(2, timeout_seconds))
+            take_picture = take_picture or (lambda *values: pool.submit_picture(*values).result())
+            make_clip = make_clip or (lambda *values: pool.submit_clip(*values).result())
         yield (
-            lambda path, time_seconds, width: pool.submit_picture(path, time_seconds, width).result(),
-            lambda path, time_seconds: pool.submit_clip(path, time_seconds).result(),
+            Thumbnails(settings.thumbnail_cache_bytes, take_picture),
+            Previews(settings.preview_cache_bytes, make_clip),
         )
 
 
-async def _load(
+async def _load_and_run(
     app: FastAPI,
     settings: Settings,
-    thumbnails: Thumbnails,
-    previews: Previews,
+    assemble: Callable[[Searcher], ReadyService],
     on_load_failure: Callable[[Exception], None] | None,
 ) -> None:
     """Load, then look after the worker and other generations of the index until cancelled."""
 
     async def load() -> ReadyService:
-        def load_and_tell() -> Searcher:
+        def load_and_note() -> Searcher:
             try:
                 return load_searcher(settings)
             finally:
                 app.state.is_loading.clear()
 
         app.state.is_loading.set()
-        searcher = await to_thread.run_sync(load_and_tell, abandon_on_cancel=True)
-        return _assemble(app, settings, searcher, None, thumbnails, previews)
+        return assemble(await to_thread.run_sync(load_and_note, abandon_on_cancel=True))
 
     try:
         service = await load()
@@ -251,7 +253,7 @@ async def _load(
 
 async def _look_after_worker(app: FastAPI, settings: Settings) -> None:
     if settings.start_worker:
-        # The worker is told to end as soon as the server is, not when the last request is answered.
+        # The worker is asked to end as soon as the server is, not when the last request is answered.
         worker = asyncio.create_task(
             keep_worker_running(worker_command(settings), settings.worker_grace_seconds + 5.0)
         )

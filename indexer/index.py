@@ -14,14 +14,13 @@ import torch
 
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import IndexExistsError, IndexNotFoundError, MediaError
-from indexer.ingest.encoding import index_facts
+from indexer.ingest.encoding import index_facts, index_fingerprint
 from indexer.ingest.manifest import VideoSource, find_videos
 from indexer.ingest.pipeline import IndexEvent, IndexingPipeline, IndexReport
 from indexer.media.sampling import Sampling
 from indexer.search.searcher import Searcher
 from indexer.search.types import SearchAnswer, SearchQuery
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.generations import index_exists
 from model.features import VideoFeatures
 from model.xclip import XClip
 
@@ -66,22 +65,32 @@ class Index:
             IndexExistsError: An index is there.
             ModelError: The model cannot be loaded.
         """
-        if index_exists(Path(directory)):
-            raise IndexExistsError(f"an index is already in {directory}")
-        return cls.open_or_create(directory, model, device=device, **sampling)
+        loaded, spec = (model, "") if isinstance(model, XClip) else (XClip.load(model, device), model)
+        chosen = Sampling(loaded.config.num_frames, **sampling)  # type: ignore[arg-type]
+        return cls(Catalog.create(directory, index_facts(loaded, absolute_spec(spec), chosen)), loaded)
 
     @classmethod
-    def open(cls, directory: str | Path, model: str | XClip | None = None, *, device: str = "auto") -> Self:
+    def open(
+        cls,
+        directory: str | Path,
+        model: str | XClip | None = None,
+        *,
+        device: str = "auto",
+        **sampling: float,
+    ) -> Self:
         """The index in `directory`. model: by default the one that made it.
 
         Raises:
             IndexNotFoundError: There is none.
-            FingerprintMismatchError: Another model made it.
+            FingerprintMismatchError: It was made with another model or sampling.
             IndexDamagedError: It is not what was written.
         """
-        if not index_exists(Path(directory)):
-            raise IndexNotFoundError(f"there is no index in {directory}")
-        return cls.open_or_create(directory, model, device=device)
+        with Catalog.open(directory) as catalog:
+            spec, sampling_json = catalog.model_spec, catalog.sampling_json
+        loaded = model if isinstance(model, XClip) else XClip.load(model or spec, device)
+        if sampling:
+            sampling_json = replace(Sampling.from_json(sampling_json), **sampling).to_json()  # type: ignore[arg-type]
+        return cls(Catalog.open(directory, fingerprint=index_fingerprint(loaded, sampling_json)), loaded)
 
     @classmethod
     def open_or_create(
@@ -93,20 +102,15 @@ class Index:
         **sampling: float,
     ) -> Self:
         """`open` where there is an index, else `create`. Raises what they raise."""
-        model_spec, sampling_json = "", None
         try:
-            with Catalog.open(directory) as existing:
-                model_spec, sampling_json = existing.model_spec, existing.sampling_json
+            return cls.open(directory, model, device=device, **sampling)
         except IndexNotFoundError:
             if model is None:
                 raise
-        if isinstance(model, str):
-            model_spec = model
-        loaded = model if isinstance(model, XClip) else XClip.load(model_spec, device)
-        own = Sampling.from_json(sampling_json) if sampling_json else Sampling(loaded.config.num_frames)
-        chosen = replace(own, **sampling)  # type: ignore[arg-type]
-        catalog = Catalog.open_or_create(directory, index_facts(loaded, absolute_spec(model_spec), chosen))
-        return cls(catalog, loaded)
+        try:
+            return cls.create(directory, model, device=device, **sampling)
+        except IndexExistsError:  # Another process was quicker.
+            return cls.open(directory, model, device=device, **sampling)
 
     def close(self) -> None:
         """Save what makes the next start quick, and close the files."""

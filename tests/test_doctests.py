@@ -58,6 +58,7 @@ def test_the_entry_points_have_an_example() -> None:
         "model.tokenization.Tokenizer",
         "model.xclip.XClip",
         "xclip_search",
+        "xclip_search.client.Client",
     }
     assert wanted <= found
 

@@ -659,6 +659,11 @@ class Client:
     """`AsyncClient` for programs that do not await; its requests run on a thread of its own.
 
     Any thread may use it. Parameters and methods are those of `AsyncClient`.
+
+    >>> answers = httpx.MockTransport(lambda request: httpx.Response(200, json={"status": "ok"}))
+    >>> with Client("http://127.0.0.1:8000", key="secret", transport=answers) as client:
+    ...     client.is_alive()
+    True
     """
 
     def __init__(

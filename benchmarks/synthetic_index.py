@@ -10,6 +10,7 @@ al. 2022, arXiv:2203.02053). White noise has none of this and is a far harder ca
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import tempfile
 import time
@@ -114,37 +115,37 @@ def make_index(
 
     Goes on with what is there of one: after an interruption, or to make a smaller one larger.
     Every video has metadata to filter by: `shelf` 0 to 99, `even` true or false. durable: wait for the disk
-    after each video, as the catalog does; a drawn index need not outlive a power failure.
+    after each video, as indexing does, or after each block.
     """
     sampling = Sampling(model.config.num_frames)
     started = time.perf_counter()
     with Catalog.open_or_create(directory, index_facts(model, model_spec, sampling)) as catalog:
         number = catalog.num_videos
-        if not durable:
-            # There is one thread, and so one connection, which keeps this.
-            with catalog.connections.reading() as connection:
-                connection.execute("PRAGMA synchronous = OFF")
         for _, segments in draw_segments(
             num_videos, model.config.num_frames, model.config.embedding_dim, seed, first=number
         ):
-            for segment in segments:
-                catalog.add_video(
-                    NewVideo(
-                        id=f"video-{number}",
-                        content_sha256=hashlib.sha256(str(number).encode()).hexdigest(),
-                        segments=[segment],
-                        duration_seconds=float(model.config.num_frames),
-                        width=640,
-                        height=360,
-                        frame_rate=25.0,
-                        codec="h264",
-                        size_bytes=1_000_000,
-                        title=f"Video {number}",
-                        metadata={"shelf": number % 100, "even": number % 2 == 0},
-                    )
-                )
-                number += 1
+            # One wait for the disk a block, or one a video.
+            with contextlib.nullcontext() if durable else catalog.transaction() as transaction:
+                for segment in segments:
+                    catalog.add_video(_video(number, segment), transaction)
+                    number += 1
     return time.perf_counter() - started
+
+
+def _video(number: int, segment: SegmentRecord) -> NewVideo:
+    return NewVideo(
+        id=f"video-{number}",
+        content_sha256=hashlib.sha256(str(number).encode()).hexdigest(),
+        segments=[segment],
+        duration_seconds=segment.end_seconds,
+        width=640,
+        height=360,
+        frame_rate=25.0,
+        codec="h264",
+        size_bytes=1_000_000,
+        title=f"Video {number}",
+        metadata={"shelf": number % 100, "even": number % 2 == 0},
+    )
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from indexer.errors import (
     IndexBusyError,
@@ -236,12 +236,9 @@ class PinnedConnection(ConnectionPool):
 
     snapshot = reading
 
-    @contextlib.contextmanager
-    def transaction(self, *, although_superseded: bool = False) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *, although_superseded: bool = False) -> NoReturn:
         """Raises RuntimeError: a snapshot is only read."""
-        if self._pinned.in_transaction:
-            raise RuntimeError("a snapshot of a catalog cannot be changed")
-        yield self._pinned
+        raise RuntimeError("a snapshot of a catalog cannot be changed")
 
     def read_rows(self, read: Read, ids: Sequence[int]) -> Rows:
         """What `read` gives for all of the ids."""

@@ -28,12 +28,19 @@ from indexer.errors import (
     VideoNotFoundError,
 )
 from indexer.maintenance.verification import verify
-from indexer.store.records import IndexFacts
+from indexer.store.records import IndexFacts, StoreState
 from indexer.store.sqlite import catalog as catalog_module
 from indexer.store.sqlite import connections as catalog_connections
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.features import MAX_IDS_PER_QUERY
-from tests.support.catalog_builders import FINGERPRINT, add_video, create_catalog, make_segment, sha256_of
+from tests.support.catalog_builders import (
+    FINGERPRINT,
+    add_video,
+    create_catalog,
+    make_segment,
+    new_video,
+    sha256_of,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -525,3 +532,45 @@ def test_where_files_beside_a_catalog_cannot_be_made_the_error_says_that_readers
     translated = catalog_connections.translated(error, Path("index/catalog.sqlite3"))
     assert isinstance(translated, IndexStorageError) and name in str(translated)
     assert ("must be one that this user may write to" in str(translated)) == is_advised
+
+
+def test_a_snapshot_stays_as_it_was_and_cannot_be_changed(catalog, random):
+    for number in range(3):
+        add_video(catalog, number, [make_segment(random)] * 2)
+    with catalog.snapshot() as snapshot:
+        before = snapshot.state(since=1)
+        catalog.delete_video("video-0")
+        add_video(catalog, 3, [make_segment(random)])
+        assert snapshot.state(since=1) == before and before.sequence == 3
+        assert [record.id for block in snapshot.iterate_videos(2) for record in block] == [
+            "video-0",
+            "video-1",
+            "video-2",
+        ]
+        assert snapshot.segment_ids().tolist() == [1, 2, 3, 4, 5, 6]
+        assert len(snapshot.segment_features(range(100))) == 6
+        with pytest.raises(RuntimeError, match="snapshot"):
+            add_video(snapshot, 4, [make_segment(random)])
+    assert catalog.state() == StoreState(5, catalog.change_token(5), 3, 5)
+    assert catalog.state(since=3).changes == catalog.changes_since(3)
+
+
+def test_segments_come_with_their_videos(catalog, random):
+    add_video(catalog, 1, [make_segment(random)] * 2, title="a")
+    add_video(catalog, 2, [make_segment(random)])
+    found = catalog.segments_and_videos([3, 1, 99])
+    assert found.keys() == {1, 3}
+    for segment_id, (info, record) in found.items():
+        assert info.segment_id == segment_id and record == catalog.get_video(info.video_id)
+
+
+def test_changes_of_one_transaction_are_stored_together_or_not_at_all(catalog, random):
+    videos = [new_video(number, [make_segment(random)]) for number in range(3)]
+    with pytest.raises(DuplicateIdError), catalog.transaction() as transaction:
+        catalog.add_video(videos[0], transaction)
+        catalog.add_video(replace(videos[1], id="video-0"), transaction)
+    assert catalog.num_videos == 0 and catalog.sequence == 0
+    with catalog.transaction() as transaction:
+        outcomes = [catalog.add_video(video, transaction) for video in [*videos, videos[0]]]
+    assert [outcome.created for outcome in outcomes] == [True, True, True, False]
+    assert catalog.num_videos == catalog.sequence == 3

@@ -289,3 +289,14 @@ def test_a_filtered_coarse_search_is_the_whole_order_without_the_others(tmp_path
         assert found_scores[0].tolist() == scores[0][inside].tolist()
         few = index.search(query, 7, allowed)[1][0]
         assert few.tolist() == ids[0][inside][:7].tolist()
+
+
+def test_equal_filters_are_equal_trees_and_1_is_not_true():
+    parsed = [parse_filter({"metadata.a": {"in": [value]}}) for value in (1, True, "1", None)]
+    assert len(set(parsed)) == 4
+    assert parse_filter({"metadata.a": 1}) == parsed[0] and hash(parse_filter({"metadata.a": 1})) == hash(
+        parsed[0]
+    )
+    assert parse_filter({"title": None}) == parse_filter({"title": {"exists": False}})
+    bounds = [parse_filter({"added_at": bound}) for bound in ({"gt": 1, "lt": 5}, {"lt": 5.0, "gt": 1.0})]
+    assert bounds[0] == bounds[1]

@@ -2,9 +2,9 @@
 
     python benchmarks/files_entered.py [--functions]
 
-Starts a server and a worker on a small index of its own with the demo model, each under a profiler, adds videos and
-searches unrecorded, then records the same several times. What was not entered each time, such as a watch that looks
-every few seconds, does not belong to it. Decoding processes are not looked into.
+Starts a server and a worker on a small index of its own with the demo model, each under a profiler, adds
+videos and searches unrecorded, then records the same several times. What was not entered each time, such as a
+watch that looks every few seconds, does not belong to it. Decoding processes are not looked into.
 """
 
 from __future__ import annotations
@@ -88,11 +88,13 @@ class Traced:
         self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def begin(self) -> None:
+        """Begin a recording."""
         self._output.unlink(missing_ok=True)
         self.process.send_signal(signal.SIGUSR1)
         time.sleep(SETTLE_SECONDS)
 
     def end(self) -> dict[str, Any]:
+        """End it and read it."""
         time.sleep(SETTLE_SECONDS)
         self.process.send_signal(signal.SIGUSR2)
         deadline = time.monotonic() + WITHIN_SECONDS
@@ -196,7 +198,8 @@ def report(title: str, recordings: list[list[dict[str, Any]]], with_functions: b
     files = Counter(file for file, _ in functions)
     num_moves = min(sum(one["moves"] for one in processes) for processes in recordings)
     print(
-        f"{title}: {len(files)} files, {len(functions)} functions, {num_moves} calls from one file into another"
+        f"{title}: {len(files)} files, {len(functions)} functions,"
+        f" {num_moves} calls from one file into another"
     )
     for file, count in files.items():
         print(f"    {file} ({count})")

@@ -10,8 +10,8 @@ from typing import Any, Literal, Self, get_args
 
 from model.aggregation import AGGREGATIONS, DEFAULT_TEMPERATURE, Aggregation
 from model.errors import CheckpointError
-from model.features import SCORE_NAMES
 from model.preprocessing import PIXEL_MEAN, PIXEL_STD
+from model.score_names import SCORE_NAMES
 
 FORMAT = "xclip-search/1"
 

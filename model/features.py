@@ -14,9 +14,6 @@ from torch import Tensor
 
 from model.errors import ShapeError
 
-SCORE_NAMES = ("video_sentence", "video_word", "sentence_frame", "frame_word")
-"""The four grains, in the order of the paper's equation 10 (arXiv:2207.07285)."""
-
 
 class _Rows:
     """Tensors that share their first dimension: slicing, joining and moving act on all of them.

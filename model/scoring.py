@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from model.aggregation import REDUCTIONS, Reduction, attend, average, largest
 from model.config import XClipConfig
 from model.errors import ShapeError
-from model.features import SCORE_NAMES, Scores, TextFeatures, VideoFeatures
+from model.features import Scores, TextFeatures, VideoFeatures
+from model.score_names import SCORE_NAMES
 
 MAX_BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Similarities [T, W, V, F] held at once outside training, by kind of device; bounds memory. 1 MiB a

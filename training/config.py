@@ -27,9 +27,6 @@ SAME_RESULT = "the result does not depend on it"
 SAME_UP_TO_ROUNDING = "the result depends on it by rounding only"
 """Mark of a field that may differ when a run is resumed, with a note."""
 
-SCORE_NAMES = ("video_sentence", "video_word", "sentence_frame", "frame_word")
-"""Those of `model.features`, repeated so that reading a config does not load torch."""
-
 _CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 PathText = Annotated[Path, Strict(False)]

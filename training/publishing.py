@@ -18,7 +18,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from model import XClip, XClipConfig
 from model.checkpoints.loading import CONFIG_FILE as MODEL_CONFIG_FILE
-from model.features import SCORE_NAMES
+from model.score_names import SCORE_NAMES
 from training.errors import EvaluationError, RunError
 from training.evaluation.metrics import DIRECTIONS, FIGURES
 from training.evaluation.paper_results import Direction

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model.config import XClipConfig
 from model.errors import CheckpointError
-from model.features import SCORE_NAMES
+from model.score_names import SCORE_NAMES
 from training.errors import ConfigError
 
 if TYPE_CHECKING:

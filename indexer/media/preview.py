@@ -41,8 +41,9 @@ _OPTIONS: Final = {
     "maxrate": "2M",  # Noise would fill megabytes.
     "bufsize": "2M",
 }
-_SMPTE_170M: Final = 6
-_LIMITED_RANGE: Final = 1
+SMPTE_170M: Final = 6
+LIMITED_RANGE: Final = 1
+"""Matrix and range of the conversion from RGB; declared in the file, so that colours come back."""
 
 
 def make_clip(path: Path, time_seconds: float, limits: MediaLimits) -> bytes:
@@ -106,7 +107,7 @@ def _encode(pictures: Iterator[NDArray[np.uint8]] | Sequence[NDArray[np.uint8]])
             if number == 0:
                 stream.width, stream.height = clip_size(rgb.shape[1], rgb.shape[0])
                 stream.pix_fmt = "yuv420p"
-                context.colorspace, context.color_range = _SMPTE_170M, _LIMITED_RANGE
+                context.colorspace, context.color_range = SMPTE_170M, LIMITED_RANGE
             frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(
                 width=stream.width,
                 height=stream.height,

@@ -21,7 +21,7 @@ from indexer.coarse.index import CoarseIndex
 from indexer.search.cancellation import raise_if_cancelled
 from indexer.search.types import GroupBy, SearchQuery
 from indexer.store.sqlite.catalog import Catalog
-from model.features import SCORE_NAMES
+from model.score_names import SCORE_NAMES
 
 CoarseHits = tuple[NDArray[np.float32], NDArray[np.int64]]
 """Products float32 [N], descending, and segment ids int64 [N]."""

@@ -16,7 +16,8 @@ from indexer.search.ordering import ScoredSegments
 from indexer.search.types import DEFAULT_MOMENTS, Explanation, Moment, SearchResult, Segment
 from indexer.store.records import SegmentInfo, VideoRecord
 from indexer.store.sqlite.catalog import Catalog
-from model.features import SCORE_NAMES, TextFeatures
+from model.features import TextFeatures
+from model.score_names import SCORE_NAMES
 
 if TYPE_CHECKING:
     from model.xclip import XClip

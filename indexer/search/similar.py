@@ -15,7 +15,7 @@ from indexer.search.ordering import ScoredSegments, best
 from indexer.search.results import Page, best_moments, make_results, read_page
 from indexer.search.types import Moment, SimilarAnswer
 from indexer.store.sqlite.catalog import Catalog
-from model.features import SCORE_NAMES
+from model.score_names import SCORE_NAMES
 
 MAX_ASKED_SEGMENTS: Final = 16
 """A longer video is compared by this many of its segments, evenly spread: each is one search."""

@@ -27,13 +27,14 @@ from indexer.search.types import (
 )
 from indexer.store.records import SegmentInfo
 from indexer.store.sqlite.catalog import Catalog
-from model.features import SCORE_NAMES, TextFeatures
+from model.features import TextFeatures
+from model.score_names import SCORE_NAMES
 
 if TYPE_CHECKING:
     from model.xclip import XClip
 
 
-_TEXTS_AT_ONCE: Final = 64
+_ENCODED_AT_ONCE: Final = 64
 _SEGMENTS_AT_ONCE: Final = 256
 
 
@@ -71,9 +72,9 @@ def rank_texts(
         raise VideoNotFoundError(video_id)  # Deleted between the two reads.
     with times.measuring("encode"), torch.inference_mode():
         blocks = []
-        for first in range(0, len(texts), _TEXTS_AT_ONCE):
+        for first in range(0, len(texts), _ENCODED_AT_ONCE):
             raise_if_cancelled()
-            blocks.append(model.encode_text(list(texts[first : first + _TEXTS_AT_ONCE])))
+            blocks.append(model.encode_text(list(texts[first : first + _ENCODED_AT_ONCE])))
         encoded = TextFeatures.cat(blocks)
     with times.measuring("rerank"):
         total, parts, positions = _best_segments(model, encoded, segments)

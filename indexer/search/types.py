@@ -17,7 +17,7 @@ SearchMode = Literal["rerank", "coarse", "exhaustive"]
 GroupBy = Literal["video", "segment"]
 Stage = Literal["encode", "coarse", "rerank"]
 
-MAX_TEXT_LENGTH = 10_000
+MAX_QUERY_LENGTH = 10_000
 MAX_LIMIT = 1_000
 MAX_OFFSET = 10_000
 MAX_CANDIDATES = 100_000
@@ -265,9 +265,9 @@ class TextsAnswer:
 
 def check_text(name: str, text: object) -> None:
     """Raise InvalidQueryError unless `text` is something that can be compared with videos."""
-    if not isinstance(text, str) or not text.strip() or len(text) > MAX_TEXT_LENGTH:
+    if not isinstance(text, str) or not text.strip() or len(text) > MAX_QUERY_LENGTH:
         raise InvalidQueryError(
-            f"{name} must have 1 to {MAX_TEXT_LENGTH} characters and not only white space"
+            f"{name} must have 1 to {MAX_QUERY_LENGTH} characters and not only white space"
         )
     try:
         text.encode("utf-8")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from model import CheckpointError, ShapeError, TextFeatures, VideoFeatures, XClip, XClipConfig
 from model.aggregation import AGGREGATIONS, average, largest
-from model.features import SCORE_NAMES
+from model.score_names import SCORE_NAMES
 from model.scoring import ScoreHead
 
 W, F, D = 6, 5, 8

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from indexer.search.types import SearchAnswer, SearchQuery, SearchResult
 from model import XClip
-from model.features import SCORE_NAMES
+from model.score_names import SCORE_NAMES
 
 Array = NDArray[np.float64]
 

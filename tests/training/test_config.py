@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.features import SCORE_NAMES as MODEL_SCORE_NAMES
+from model.score_names import SCORE_NAMES
 from tests.support.training_runs.training_fields import config_table
 from training.config import (
-    SCORE_NAMES,
     DataChoices,
     ModelChoices,
     OptimizerChoices,
@@ -101,10 +100,6 @@ def test_a_shipped_config_holds_the_values_of_the_official_script(name):
         "seed",
     ):
         assert f"\n{field} = " in text
-
-
-def test_score_names_are_those_of_the_model():
-    assert SCORE_NAMES == MODEL_SCORE_NAMES
 
 
 @pytest.mark.parametrize(

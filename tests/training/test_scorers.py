@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import VideoFeatures, XClip, XClipConfig
-from model.features import SCORE_NAMES
+from model.score_names import SCORE_NAMES
 from tests.support.rounding import inner_product_error
 from training.errors import ConfigError
 from training.loop.loss import contrastive_loss

@@ -12,6 +12,7 @@ from itertools import combinations
 from types import MappingProxyType
 from typing import Any
 
+from model.score_names import SCORE_NAMES
 from training.ablation.paper_tables import (
     AGGREGATIONS,
     GRANULARITIES,
@@ -21,7 +22,6 @@ from training.ablation.paper_tables import (
     PaperTable,
 )
 from training.ablation.settings import Folders
-from training.config import SCORE_NAMES
 from training.errors import ConfigError, RunError
 
 FULL = "xclip"

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from indexer.media.preview import LIMITED_RANGE, SMPTE_170M
 from training.demo_corpus.backgrounds import NUM_VARIANTS, background_image
 from training.demo_corpus.motion import Placement, place
 from training.demo_corpus.pictograms import LEVELS, premultiplied_pictogram
@@ -66,11 +67,6 @@ def _paste(frame: Image.Image, placement: Placement) -> None:
     frame.paste(box.convert("RGB"), (left, top), mask)
 
 
-_SMPTE_170M = (
-    6  # the matrix that conversion from RGB uses below; declared in the file, so that colours come back
-)
-_LIMITED_RANGE = 1
-
 _MACROBLOCK_TREE_PIXELS = 128
 """In rows that are no multiple of eight macroblocks x264's macroblock tree reads uninitialised memory
 (seen with its vector code at 64 and 96 pixels, not at 128 and 256), so bytes differ from run to run."""
@@ -101,12 +97,12 @@ def write_video(path: Path, scene: Scene, size_pixels: int = 256, frame_rate: in
             context = stream.codec_context
             context.thread_count = 1
             context.flags |= av.codec.context.Flags.bitexact
-            context.colorspace = context.color_primaries = context.color_trc = _SMPTE_170M
-            context.color_range = _LIMITED_RANGE
+            context.colorspace = context.color_primaries = context.color_trc = SMPTE_170M
+            context.color_range = LIMITED_RANGE
             for index in range(round(CLIP_SECONDS * frame_rate)):
                 pixels = render_frame(scene, index / frame_rate, size_pixels)
                 picture = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
-                    format="yuv420p", dst_colorspace=_SMPTE_170M, dst_color_range=_LIMITED_RANGE
+                    format="yuv420p", dst_colorspace=SMPTE_170M, dst_color_range=LIMITED_RANGE
                 )
                 picture.pts = index
                 picture.time_base = Fraction(1, frame_rate)

@@ -156,7 +156,7 @@ def _write_and_decode(pairs: list[tuple[Scene, str]], num_frames: int, image_siz
 def _selection_recall(
     model: XClip, selection: dict[str, list[tuple[Scene, str]]], held_out: dict[str, NDArray[np.uint8]]
 ) -> dict[str, float]:
-    from model.features import SCORE_NAMES
+    from model.score_names import SCORE_NAMES
     from training.demo_model.evaluation import recall, score_set, table
 
     found = {}

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from model import Scores, VideoFeatures, XClip
-from model.features import SCORE_NAMES
+from model.score_names import SCORE_NAMES
 from training.demo_corpus.captions import Description, EventDescription, satisfies, say
 from training.demo_corpus.scene import Scene
 from training.evaluation.metrics import retrieval_metrics

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model import Scores, XClip, XClipConfig
-from model.features import SCORE_NAMES
 from model.preprocessing import resize_and_crop
+from model.score_names import SCORE_NAMES
 from model.tokenization import Tokenizer, vocabulary_of
 from training.demo_corpus.captions import (
     claims_of,

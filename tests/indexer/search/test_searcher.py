@@ -20,7 +20,7 @@ from indexer.errors import FingerprintMismatchError, IndexDamagedError, IndexNot
 from indexer.ingest.encoding import index_fingerprint
 from indexer.search.searcher import Searcher, SearchQuery
 from model import VideoFeatures, XClip, XClipConfig
-from model.features import SCORE_NAMES
+from model.score_names import SCORE_NAMES
 from tests.support.catalog_builders import add_video, create_catalog, make_segment
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -33,7 +33,7 @@ from indexer.search.types import SearchAnswer, SearchQuery
 from indexer.store.records import SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
 from model import XClip, XClipConfig
-from model.features import SCORE_NAMES
+from model.score_names import SCORE_NAMES
 from tests.support.catalog_builders import add_video, create_catalog, sha256_of, unit
 from tests.support.plain_searches import (
     PlainScores,

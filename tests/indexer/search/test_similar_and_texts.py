@@ -16,7 +16,7 @@ from indexer.search.searcher import Searcher
 from indexer.search.similar import MAX_ASKED_SEGMENTS
 from indexer.search.text_ranking import texts_warnings
 from indexer.search.types import SearchQuery
-from model.features import SCORE_NAMES
+from model.score_names import SCORE_NAMES
 from tests.support.small_searchers import fill, make_index, open_index, tiny_model
 
 TEXTS = ["a dog runs", "two cats", "a man talks to the camera", "nothing", "a dog runs", "snow " * 40]

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from model import XClip
+from model.score_names import SCORE_NAMES
 from training.ablation import runner
 from training.ablation.corpus import HELD_OUT_SETS, training_scenes, write_training_corpus
 from training.ablation.paper_tables import AGGREGATIONS, GRANULARITIES, TEMPERATURES, TEMPORAL_ENCODER
@@ -35,7 +36,7 @@ from training.ablation.variants import (
     read_records,
     select_tables,
 )
-from training.config import SCORE_NAMES, parse_config
+from training.config import parse_config
 from training.datasets.registry import load_split
 from training.demo_corpus.captions import full_description, satisfies
 from training.demo_corpus.held_out import is_held_out

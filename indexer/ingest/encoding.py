@@ -1,6 +1,6 @@
-"""From decoded videos to what the catalog stores of them: segments in one batch through the model.
+"""Decoded segments through the model, to what the store keeps of them.
 
-What features of an index depend on, as one number: features of different fingerprints never meet.
+Features of different fingerprints are never compared: `index_fingerprint` hashes all that they depend on.
 """
 
 from __future__ import annotations
@@ -24,9 +24,15 @@ if TYPE_CHECKING:
 def encode_segments(model: XClip, segments: Sequence[DecodedSegment]) -> list[SegmentRecord]:
     """Features of segments, in their order; they may belong to different videos.
 
-    segments: frames uint8 [n, R, R, 3], 1 <= n <= F, of the model's R and F.
-    Video features are stored as float32, frame features as float16, all F of them: padding frames are zeros
-    after normalisation, as in training, and their encoding takes part in the scores of some checkpoints.
+    Padding frames are zeros after normalisation, as in training; their encodings take part in the scores of
+    some checkpoints.
+
+    Args:
+        model: the encoder.
+        segments: frames uint8 [n, R, R, 3] each, 1 <= n <= F, of the model's R and F.
+
+    Returns:
+        Records with video features as float32 [D] and frame features as float16 [F, D].
     """
     num_frames, size = model.config.num_frames, model.config.image_size
     counts = [len(segment.frames) for segment in segments]
@@ -77,7 +83,13 @@ def new_video(
 
 
 def index_facts(model: XClip, model_spec: str, sampling: Sampling) -> IndexFacts:
-    """What an index made with this model and sampling is; model_spec: how to load the model again."""
+    """What an index made with this model and sampling is.
+
+    Args:
+        model: encodes its videos.
+        model_spec: how to load the model again.
+        sampling: which frames the model sees.
+    """
     return IndexFacts(
         fingerprint=index_fingerprint(model, sampling),
         model_spec=model_spec,
@@ -90,7 +102,9 @@ def index_facts(model: XClip, model_spec: str, sampling: Sampling) -> IndexFacts
 def index_fingerprint(model: XClip, sampling: Sampling | str) -> str:
     """sha256, 64 hex digits, over the model's fingerprint (weights, config, preprocessing) and the sampling.
 
-    sampling: a `Sampling`, or the text that its `to_json` gave and a catalog stores.
+    Args:
+        model: encodes the videos.
+        sampling: which frames it sees, or the text that `Sampling.to_json` gave and a catalog stores.
     """
     sampling_json = sampling if isinstance(sampling, str) else sampling.to_json()
     return hashlib.sha256(f"{model.fingerprint}\n{sampling_json}".encode()).hexdigest()

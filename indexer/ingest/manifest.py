@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VIDEO_ENDINGS: Final = frozenset(
+VIDEO_EXTENSIONS: Final = frozenset(
     {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
     | {".ogg", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 )
-"""Of files in folders, those that are taken. A file that is named itself may have any ending."""
+"""Of files in folders, those that are taken. A file that is named itself may have any extension."""
 
 _FIELDS: Final = ("path", "id", "title", "uri", "metadata")
 
@@ -36,10 +36,15 @@ _FIELDS: Final = ("path", "id", "title", "uri", "metadata")
 class VideoSource:
     """One file to index.
 
-    id: chosen by the user, unique in the index; None for a new one. title, uri: None for the file's name and
-    its file:// address. metadata: any JSON object. trusted: whether the operator vouches for the file, so
-    that decord may read it. record: of a video that is indexed anew with another model: it keeps what the
-    record says, and a file of other bytes is not taken for it.
+    Attributes:
+        path: the file.
+        id: chosen by the user, unique in the index; None for a new one.
+        title: None for the file's name without its extension.
+        metadata: any JSON object.
+        uri: None for the file:// address of `path`.
+        trusted: whether the operator vouches for the file, so that decord may read it.
+        record: of a video that is encoded again with another model: the video keeps what the record says, and
+            a file of other bytes is refused.
     """
 
     path: Path
@@ -52,10 +57,13 @@ class VideoSource:
 
 
 def find_videos(paths: Iterable[Path]) -> list[VideoSource]:
-    """The files among `paths`, and below its folders those with a video's ending, sorted, each once.
+    """The files among `paths`, and below its folders those with a video's extension, sorted, each once.
 
-    Hidden files and folders are left out; so are, with a line in the log, folders that cannot be read. Links
-    to folders are not followed. Raises FileNotFoundError, naming the path, where one is not there.
+    Hidden files and folders are left out; so are, with a warning in the log, folders that cannot be read.
+    Links to folders are not followed.
+
+    Raises:
+        FileNotFoundError: a path does not exist; the message names it.
     """
     found: dict[Path, None] = {}
     for path in paths:
@@ -71,7 +79,8 @@ def find_videos(paths: Iterable[Path]) -> list[VideoSource]:
 def read_manifest(path: Path) -> list[VideoSource]:
     """The videos that a manifest lists; CSV where its name ends in .csv, else JSONL.
 
-    Raises ManifestError, naming the line, where it is not of this form.
+    Raises:
+        ManifestError: it is not of this form; the message names the line.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -91,12 +100,12 @@ def _walk(folder: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(folder, onerror=_log_unread):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_ENDINGS:
+            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_EXTENSIONS:
                 yield Path(parent) / name
 
 
 def _log_unread(error: OSError) -> None:
-    """One folder that cannot be read does not keep the others out."""
+    """One folder that cannot be read does not stop the indexing of the others."""
     logger.warning("the folder %s is left out, it cannot be read: %s", error.filename, error.strerror)
 
 

@@ -59,10 +59,13 @@ OTHER_BYTES_REASON: Final = "its bytes are not those that were indexed"
 
 @dataclass(frozen=True)
 class IndexEvent:
-    """One source has been dealt with.
+    """What became of one source.
 
-    video_id: of the video in the catalog; None where it failed. reason: why it failed, or how much of it
-    could be read where that is not all; else None.
+    Attributes:
+        source: the file.
+        outcome: whether a video was added, its content was in the index already, or it failed.
+        video_id: of the video in the catalog; None where it failed.
+        reason: why it failed, or how much of it could be read where that is not all; else None.
     """
 
     source: VideoSource
@@ -75,9 +78,16 @@ class IndexEvent:
 class IndexReport:
     """What a run did.
 
-    num_skipped: sources whose content was in the index. num_partial: of the added, those that were cut off or
-    damaged. failures: (path, reason). seconds: of the run. decode_seconds: spent by all children together.
-    encode_seconds: spent in the model.
+    Attributes:
+        num_added: sources that became videos.
+        num_skipped: sources whose content was in the index.
+        num_failed: sources that could not become videos.
+        num_partial: of the added, those that were cut off or damaged.
+        num_segments: of the added.
+        seconds: of the run.
+        decode_seconds: spent by all children together.
+        encode_seconds: spent in the model.
+        failures: (path, reason).
     """
 
     num_added: int = 0
@@ -91,7 +101,7 @@ class IndexReport:
     failures: list[tuple[str, str]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """The fields as JSON values."""
         failures = [{"path": path, "reason": reason} for path, reason in self.failures]
         return {**vars(self), "failures": failures}
 

@@ -1,4 +1,4 @@
-"""Where the file of an indexed video lies: among the uploads that the index keeps, or where its uri says."""
+"""Where the file of an indexed video lies: among the uploads that the index keeps, or at its uri."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from indexer.store.records import VideoRecord
 
 MEDIA_FOLDER: Final = "media"
-"""In the index directory: accepted uploads, each named by its video's id, with an ending."""
+"""In the index directory: accepted uploads, each named by its video's id, with an extension."""
 
 _OWN_ID: Final = re.compile(r"[0-9a-f]{32}")
 

@@ -227,18 +227,18 @@ MAX_ID_LENGTH = 200
 MAX_TEXT_LENGTH = 10_000
 MAX_METADATA_BYTES = 64 << 10
 
-_ID = re.compile(r"[^\s/\\?#%\x00-\x1f\x7f]+")
+ID_PATTERN = r"[^\s\x00-\x1f\x7f\x85/\\?#%]+"
 """One path segment of an address, in any script: no white space, no control, no character that ends the
-segment."""
+segment. Means the same in JSON Schema."""
 
 
 def check_video_id(video_id: str) -> str:
     """`video_id`, or InvalidRecordError: 1 to 200 characters, none of white space / \\ ? # %, not `.` or
     `..`."""
-    if len(video_id) > MAX_ID_LENGTH or not _ID.fullmatch(video_id) or video_id in (".", ".."):
+    if len(video_id) > MAX_ID_LENGTH or not re.fullmatch(ID_PATTERN, video_id) or video_id in (".", ".."):
         raise InvalidRecordError(
-            f"an id has 1 to {MAX_ID_LENGTH} characters, without white space and / \\ ? # %;"
-            " it is not . or .."
+            f"an id has 1 to {MAX_ID_LENGTH} characters, no white space, none of / \\ ? # %,"
+            " and is not . or .."
         )
     check_text("id", video_id)
     return video_id

@@ -4,7 +4,7 @@
     INDEX/uploads/<32 hex digits>.<attempt>  a file that is being fetched from the web
     INDEX/media/<video id>.<extension>  an accepted upload
 
-All names are ours. A video that was indexed in place stays where it is; its `uri` says where.
+All names are ours. A video that was indexed in place is not moved; its `uri` says where it is.
 
 Orphans, files that a crash left without an owner, are deleted at the start and every few minutes.
 """

@@ -62,7 +62,7 @@ SEGMENTS_AT_ONCE = 4
 
 
 class Worker:
-    """Processes the jobs of one index, one at a time, until told to stop."""
+    """Processes the jobs of one index, one at a time, until it is stopped."""
 
     def __init__(
         self, settings: Settings, catalog: Catalog, media_store: MediaStore, read_video: ReadVideo

@@ -16,7 +16,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 """Before a worker that died is started again; doubled each time."""
 
 HEALTHY_SECONDS = 60.0
-"""A worker that lived so long was well: the pauses start anew."""
+"""After a worker that lived so long, the pauses start from the first again."""
 
 logger = logging.getLogger("xclip_search.service")
 

@@ -1,10 +1,7 @@
-"""Fields that have rules of their own, and the rules.
+"""What all bodies, parameters and answers have in common, and the fields that have rules of their own.
 
-What all bodies, parameters and answers have in common.
-
-What a filter looks like, as JSON Schema. What it means and what is accepted, `indexer.store.filters` says.
-
-Not sayable here, and refused all the same: more than 100 conditions or 8 levels.
+The rules of ids and filters are those of `indexer.store.records` and `indexer.store.filters`. A filter of too
+many conditions or levels is refused too, though JSON Schema cannot express it.
 """
 
 from __future__ import annotations
@@ -28,7 +25,141 @@ from pydantic import (
 from indexer.errors import InvalidQueryError, InvalidRecordError
 from indexer.store import filters
 from indexer.store.filters import MAX_TEXT_LENGTH, MAX_VALUES
-from indexer.store.records import MAX_ID_LENGTH, check_video_id
+from indexer.store.records import ID_PATTERN, MAX_ID_LENGTH, check_video_id
+
+MAX_FIELDS: Final = 100
+"""Of a body. No endpoint knows so many."""
+
+
+class Request(BaseModel):
+    """A JSON body: unknown fields, other types, NaN, Infinity and lone surrogates are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_json(cls, body: Any) -> Any:
+        """Refuse what `json.loads` takes though it is no JSON, or cannot be stored as UTF-8."""
+        if not isinstance(body, dict):
+            return body
+        if len(body) > MAX_FIELDS:
+            # An error for each unknown field of a large body would take seconds to list.
+            raise ValueError(f"The body has more than {MAX_FIELDS} fields.")
+        try:
+            json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError):
+            raise ValueError(
+                "The body must be JSON without NaN, Infinity and lone surrogates, and not nested deeply."
+            ) from None
+        return body
+
+
+class Parameters(BaseModel):
+    """Query parameters: unknown ones are errors."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Answer(BaseModel):
+    """A JSON answer."""
+
+    model_config = ConfigDict(from_attributes=True, frozen=True)
+
+
+MAX_QUERY_CHARACTERS = 2000
+MAX_FILTER_CHARACTERS = 8000
+MAX_TITLE_CHARACTERS = 500
+MAX_URI_CHARACTERS = 4096
+MAX_REQUEST_METADATA_BYTES = 16 * 1024
+MAX_METADATA_DEPTH = 8
+"""Of metadata in a request; the store takes more (`indexer.store.records`)."""
+
+VISIBLE = r"[^\s\x1c-\x1f\x85]"
+"""As a pattern of JSON Schema: a character that `str.strip` leaves."""
+
+TITLE_PATTERN = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"
+
+ID_SCHEMA: dict[str, Any] = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MAX_ID_LENGTH,
+    "pattern": f"^{ID_PATTERN}$",
+    "not": {"enum": [".", ".."]},
+}
+
+METADATA_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": True,
+    "description": f"At most {MAX_REQUEST_METADATA_BYTES} bytes of JSON and {MAX_METADATA_DEPTH} levels.",
+}
+
+
+def check_query(text: str) -> str:
+    """`text`, unless there is nothing in it to search for. Raises ValueError."""
+    if not text.strip():
+        raise ValueError("The query is blank: say in a few words what is to be seen.")
+    return text
+
+
+def check_title(text: str) -> str:
+    """`text`, unless it is blank or holds a NUL. Raises ValueError."""
+    if not text.strip() or "\0" in text:
+        raise ValueError("The title must have a visible character and no NUL.")
+    return text
+
+
+def check_id(video_id: str) -> str:
+    """`video_id`, unless it cannot be one. Raises ValueError."""
+    try:
+        return check_video_id(video_id)
+    except InvalidRecordError as error:
+        text = str(error)
+        raise ValueError(f"{text[0].upper()}{text[1:]}.") from None
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`metadata`, unless it is too large, too deep, or holds a number that JSON cannot. Raises ValueError.
+
+    At most MAX_REQUEST_METADATA_BYTES as compact UTF-8 JSON and MAX_METADATA_DEPTH objects and arrays deep.
+    """
+    if not _is_plain(metadata, MAX_METADATA_DEPTH):
+        raise ValueError(
+            f"The metadata must be JSON without NaN or Infinity, at most {MAX_METADATA_DEPTH} levels deep."
+        )
+    text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"))
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_REQUEST_METADATA_BYTES:
+        raise ValueError(f"The metadata is larger than {MAX_REQUEST_METADATA_BYTES} bytes of JSON.")
+    return metadata
+
+
+def _is_plain(value: Any, levels_left: int) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return levels_left > 0 and all(_is_plain(inner, levels_left - 1) for inner in value.values())
+    if isinstance(value, list):
+        return levels_left > 0 and all(_is_plain(inner, levels_left - 1) for inner in value)
+    return True
+
+
+def as_whole_number(value: object) -> object:
+    """10 for 10.0, which JSON Schema takes for the same integer; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WholeNumber = Annotated[int, BeforeValidator(as_whole_number)]
+QueryText = Annotated[
+    str,
+    Field(max_length=MAX_QUERY_CHARACTERS, json_schema_extra={"pattern": VISIBLE}),
+    AfterValidator(check_query),
+]
+VideoId = Annotated[str, AfterValidator(check_id), WithJsonSchema(ID_SCHEMA)]
+Title = Annotated[
+    str,
+    Field(max_length=MAX_TITLE_CHARACTERS, json_schema_extra={"pattern": TITLE_PATTERN}),
+    AfterValidator(check_title),
+]
+Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata), WithJsonSchema(METADATA_SCHEMA)]
 
 
 def _reference(name: str) -> dict[str, Any]:
@@ -108,88 +239,8 @@ FILTER_SCHEMAS: dict[str, dict[str, Any]] = {
 """By the name of the component of the OpenAPI document."""
 
 
-MAX_FIELDS: Final = 100
-"""Of a body. No endpoint knows so many."""
-
-MAX_QUERY_CHARACTERS = 2000
-MAX_FILTER_CHARACTERS = 8000
-MAX_TITLE_CHARACTERS = 500
-MAX_URI_CHARACTERS = 4096
-MAX_METADATA_BYTES = 16 * 1024
-MAX_METADATA_DEPTH = 8
-
-VISIBLE = r"[^\s\x1c-\x1f\x85]"
-"""As a pattern of JSON Schema: a character that `str.strip` leaves."""
-
-TITLE_PATTERN = r"^[^\x00]*[^\s\x00\x1c-\x1f\x85][^\x00]*$"
-
-ID_SCHEMA: dict[str, Any] = {
-    "type": "string",
-    "minLength": 1,
-    "maxLength": MAX_ID_LENGTH,
-    "pattern": r"^[^\s\x00-\x1f\x7f\x85/\\?#%]+$",
-    "not": {"enum": [".", ".."]},
-}
-
-METADATA_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "additionalProperties": True,
-    "description": f"At most {MAX_METADATA_BYTES} bytes of JSON and {MAX_METADATA_DEPTH} levels.",
-}
-
-
-def check_query(text: str) -> str:
-    """`text`, unless there is nothing in it to search for. Raises ValueError."""
-    if not text.strip():
-        raise ValueError("The query is blank: say in a few words what is to be seen.")
-    return text
-
-
-def check_title(text: str) -> str:
-    """`text`, unless it is blank or holds a NUL. Raises ValueError."""
-    if not text.strip() or "\0" in text:
-        raise ValueError("The title must have a visible character and no NUL.")
-    return text
-
-
-def check_id(video_id: str) -> str:
-    """`video_id`, unless it cannot be one. Raises ValueError."""
-    try:
-        return check_video_id(video_id)
-    except InvalidRecordError:
-        raise ValueError(
-            f"An id has 1 to {MAX_ID_LENGTH} characters, no white space, none of / \\ ? # %, "
-            "and is not . or .."
-        ) from None
-
-
-def check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`metadata`, unless it is too large, too deep, or holds a number that JSON cannot. Raises ValueError.
-
-    At most MAX_METADATA_BYTES as compact UTF-8 JSON, at most MAX_METADATA_DEPTH objects and arrays deep.
-    """
-    if not _is_plain(metadata, MAX_METADATA_DEPTH):
-        raise ValueError(
-            f"The metadata must be JSON without NaN or Infinity, at most {MAX_METADATA_DEPTH} levels deep."
-        )
-    text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"))
-    if len(text.encode("utf-8", "surrogatepass")) > MAX_METADATA_BYTES:
-        raise ValueError(f"The metadata is larger than {MAX_METADATA_BYTES} bytes of JSON.")
-    return metadata
-
-
-def _is_plain(value: Any, levels_left: int) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, Mapping):
-        return levels_left > 0 and all(_is_plain(inner, levels_left - 1) for inner in value.values())
-    if isinstance(value, list):
-        return levels_left > 0 and all(_is_plain(inner, levels_left - 1) for inner in value)
-    return True
-
-
 def read_filter(value: object) -> filters.Filter:
-    """The filter that a JSON object says. Raises ValueError, which names the place."""
+    """The filter that a JSON object describes. Raises ValueError, which names the part that is wrong."""
     try:
         return filters.parse_filter(value)
     except InvalidQueryError as error:
@@ -197,7 +248,7 @@ def read_filter(value: object) -> filters.Filter:
 
 
 def read_filter_text(text: object) -> filters.Filter:
-    """The filter that a text says in JSON. Raises ValueError."""
+    """The filter that a text describes in JSON. Raises ValueError."""
     if not isinstance(text, str) or len(text) > MAX_FILTER_CHARACTERS:
         raise ValueError(f"The filter must be JSON text of at most {MAX_FILTER_CHARACTERS} characters.")
     try:
@@ -207,63 +258,10 @@ def read_filter_text(text: object) -> filters.Filter:
     return read_filter(value)
 
 
-def as_whole_number(value: object) -> object:
-    """10 for 10.0, which JSON Schema takes for the same integer; anything else as it is."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-WholeNumber = Annotated[int, BeforeValidator(as_whole_number)]
-QueryText = Annotated[
-    str,
-    Field(max_length=MAX_QUERY_CHARACTERS, json_schema_extra={"pattern": VISIBLE}),
-    AfterValidator(check_query),
-]
-VideoId = Annotated[str, AfterValidator(check_id), WithJsonSchema(ID_SCHEMA)]
 # `Any`, because FastAPI would put the classes of the parsed tree into the OpenAPI document.
 Filter = Annotated[Any, PlainValidator(read_filter), WithJsonSchema(FILTER_REFERENCE)]
-Title = Annotated[
-    str,
-    Field(max_length=MAX_TITLE_CHARACTERS, json_schema_extra={"pattern": TITLE_PATTERN}),
-    AfterValidator(check_title),
-]
-Metadata = Annotated[dict[str, Any], AfterValidator(check_metadata), WithJsonSchema(METADATA_SCHEMA)]
 FilterText = Annotated[
     Any,
     PlainValidator(read_filter_text),
     WithJsonSchema({"type": "string", "maxLength": MAX_FILTER_CHARACTERS}),
 ]
-
-
-class Request(BaseModel):
-    """A JSON body: unknown fields, other types, NaN, Infinity and lone surrogates are errors."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_json(cls, body: Any) -> Any:
-        """Refuse what `json.loads` takes though it is no JSON, or cannot be stored as UTF-8."""
-        if not isinstance(body, dict):
-            return body
-        if len(body) > MAX_FIELDS:
-            # An error for each unknown field of a large body would take seconds to list.
-            raise ValueError(f"The body has more than {MAX_FIELDS} fields.")
-        try:
-            json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
-        except (ValueError, RecursionError):
-            raise ValueError(
-                "The body must be JSON without NaN, Infinity and lone surrogates, and not nested deeply."
-            ) from None
-        return body
-
-
-class Parameters(BaseModel):
-    """Query parameters: unknown ones are errors."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class Answer(BaseModel):
-    """A JSON answer."""
-
-    model_config = ConfigDict(from_attributes=True, frozen=True)

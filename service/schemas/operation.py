@@ -1,9 +1,4 @@
-"""Health and figures of the service.
-
-Errors (RFC 9457).
-
-POST and GET /session.
-"""
+"""What is about the service itself: health, figures, problems (RFC 9457), sessions of browsers."""
 
 from __future__ import annotations
 
@@ -66,7 +61,7 @@ class SessionRequest(Request):
 
 
 class SessionAnswer(Answer):
-    """What whoever asks may do."""
+    """What the client may do."""
 
     scopes: list[Literal["read", "write"]]
     keys_required: bool

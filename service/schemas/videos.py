@@ -1,7 +1,4 @@
-"""Videos: adding, listing, their files and pictures.
-
-Ingest requests and their life.
-"""
+"""Videos, their files and pictures, and the jobs that add them."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ class ListJobsParameters(Parameters):
 
 
 class JobAnswer(Answer):
-    """An ingest request and its life."""
+    """An ingest request: its state and outcome."""
 
     id: str
     state: Literal["queued", "running", "done", "failed"]
@@ -94,11 +91,11 @@ class ListVideosParameters(Parameters):
 
 
 class PatchVideoRequest(Request):
-    """A merge patch (RFC 7396) of what a person says about a video: null takes away."""
+    """A merge patch (RFC 7396) of title and metadata: null removes."""
 
     title: Title | None = None
     metadata: dict[str, Any] | None = Field(
-        default=None, description="Members to set; null removes one, or, in place of the object, all."
+        default=None, description="Members to set; null removes one, or, instead of the object, all."
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from indexer.ingest.manifest import VIDEO_ENDINGS
+from indexer.ingest.manifest import VIDEO_EXTENSIONS
 from training.errors import DatasetError
 
 _PREFERRED_ENDINGS: Final = (".mp4", ".webm", ".avi", ".mkv", ".mov")
@@ -33,7 +33,7 @@ class VideoFolder:
         self._by_stem: dict[str, list[Path]] = {}
         for path in _walk(folder):
             self._by_name.setdefault(path.name, []).append(path)
-            if path.suffix.lower() in VIDEO_ENDINGS:
+            if path.suffix.lower() in VIDEO_EXTENSIONS:
                 self._by_stem.setdefault(path.stem, []).append(path)
 
     def find(self, names: Iterable[str]) -> Path | None:

@@ -1,8 +1,8 @@
 """Fetches a file from the web: the address that was checked is the one that is connected to, within limits.
 
 Each name is resolved once per request, all its addresses are checked, and the connection goes to one of these
-very addresses: a name that means something else a moment later changes nothing. TLS still verifies the name.
-Nothing comes from the environment (no proxy, no .netrc), no cookie is kept, nothing is decompressed.
+very addresses, whatever the name resolves to a moment later. TLS still verifies the
+name. Nothing comes from the environment (no proxy, no .netrc), no cookie is kept, nothing is decompressed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ POLL_SECONDS: Final = 0.25
 """Between two looks at the clock, and calls of `tick`, while nothing arrives."""
 
 LEAST_BYTES: Final = 16 * 1024
-"""Must arrive in each stretch of `idle_seconds`: a byte now and then is as good as silence."""
+"""Must arrive in each interval of `idle_seconds`: a byte now and then does not keep a download alive."""
 
 TOO_SLOW: Final = "the server at this address sends too slowly, or nothing at all"
 TOOK_TOO_LONG: Final = "the download took longer than this server waits for one"
@@ -131,10 +131,10 @@ def download(
     resolve: Resolve = resolve,
     ssl_context: ssl.SSLContext | None = None,
 ) -> Download:
-    """Fetch `uri` to `path`, which is written anew; where it fails, something may be left there. Blocks.
+    """Fetch `uri` to `path`, which is overwritten; where it fails, something may be left there. Blocks.
 
-    ssl_context: who is trusted; the usual authorities where None.
-    Raises DownloadError, whose reason tells nothing of names and addresses, OSError of the disk, and whatever
+    ssl_context: the authorities that are trusted; the usual ones where None.
+    Raises DownloadError, whose reason reveals no names and addresses, OSError of the disk, and whatever
     `tick` raises.
     """
     watch = _Watch(rules, tick)
@@ -234,8 +234,8 @@ class _Watch:
         self._idle_seconds = rules.idle_seconds
         self._tick = tick
         self._ends_at = time.monotonic() + rules.timeout_seconds
-        self._stretch_began_at = time.monotonic()
-        self._stretch_bytes = 0
+        self._interval_began_at = time.monotonic()
+        self._interval_bytes = 0
         self.num_received = 0
 
     def look(self) -> None:
@@ -243,17 +243,17 @@ class _Watch:
         now = time.monotonic()
         if now >= self._ends_at:
             raise DownloadError(TOOK_TOO_LONG)
-        if now - self._stretch_began_at >= self._idle_seconds:
-            if self._stretch_bytes < LEAST_BYTES:
+        if now - self._interval_began_at >= self._idle_seconds:
+            if self._interval_bytes < LEAST_BYTES:
                 raise DownloadError(TOO_SLOW)
-            self.begin_stretch()
+            self.begin_interval()
 
-    def begin_stretch(self) -> None:
-        self._stretch_began_at, self._stretch_bytes = time.monotonic(), 0
+    def begin_interval(self) -> None:
+        self._interval_began_at, self._interval_bytes = time.monotonic(), 0
 
     def received(self, num_bytes: int) -> None:
         self.num_received += num_bytes
-        self._stretch_bytes += num_bytes
+        self._interval_bytes += num_bytes
 
     def seconds_left(self, longest: float) -> float:
         return max(0.01, min(longest, self._ends_at - time.monotonic()))
@@ -280,13 +280,13 @@ class _PinnedBackend(httpcore.NetworkBackend):
         check_addresses(addresses, host, self._rules.allowed)
         for address in addresses[:MAX_ADDRESSES_TRIED]:
             self._watch.look()
-            self._watch.begin_stretch()
+            self._watch.begin_interval()
             seconds = self._watch.seconds_left(CONNECT_SECONDS)
             try:
                 stream = self._sockets.connect_tcp(str(address), port, seconds, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout):
                 continue
-            self._watch.begin_stretch()
+            self._watch.begin_interval()
             return _WatchedStream(stream, self._watch)
         raise httpcore.ConnectError
 

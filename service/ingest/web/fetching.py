@@ -1,6 +1,6 @@
 """The worker's other half: takes jobs whose file is still on the web, and fetches it.
 
-A fetched file is an upload like any other from then on: it has a name of ours, and nobody vouches for it.
+A fetched file is an upload like any other from then on: it has a name of ours and is not trusted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from service.settings import Settings
 logger = logging.getLogger("xclip_search.worker")
 
 POLL_SECONDS = 1.0
-"""Between two looks of a download at its job: a cancelled one ends so soon."""
+"""Between two looks of a download at its job: a cancelled one ends within that time."""
 
 INTERNAL_REASON = "something went wrong inside while the video was fetched; the server's log says what"
 
@@ -47,7 +47,7 @@ class _StoppedError(BaseException):
 
 
 class Fetcher:
-    """Fetches the files of one job after the other until told to stop."""
+    """Fetches the files of one job after the other until it is stopped."""
 
     def __init__(
         self, settings: Settings, catalog: Catalog, media_store: MediaStore, fetch: Fetch = download

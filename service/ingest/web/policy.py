@@ -1,8 +1,8 @@
 """Which web addresses may be asked for a video. Pure: nothing here resolves a name or opens a connection.
 
 A client that names an address makes this server ask it, from inside the network that the server stands in.
-So only addresses of the public internet are asked, unless the operator allows others, and the refusal is one
-and the same sentence for all: whether a name exists inside, and what it stands for, is not told.
+So only addresses of the public internet are asked, unless the operator allows others, and the refusal is the
+same sentence for all: it does not reveal whether a name exists inside, and what it resolves to.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class DownloadError(MediaError):
 class AllowedHosts:
     """What may be asked beyond the public internet.
 
-    names: hosts whose addresses may be private, in small letters, as in a url. networks: private addresses
+    names: hosts whose addresses may be private, in lower case, as in a url. networks: private addresses
     that any host may have.
     """
 
@@ -125,7 +125,7 @@ class AllowedHosts:
 class WebAddress:
     """An address that is well-formed and not refused by itself.
 
-    url: as it will be asked, without a fragment. host: in small letters, IDNA-encoded, without a trailing dot
+    url: as it will be asked, without a fragment. host: in lower case, IDNA-encoded, without a trailing dot
     and without brackets. port: the one that is asked.
     """
 
@@ -209,7 +209,7 @@ def _literal(host: str) -> IPAddress | None:
 
 
 def _normalised_name(host: str) -> str | None:
-    """A host name in small letters without a trailing dot; None for what is none.
+    """A host name in lower case without a trailing dot; None for what is none.
 
     A name that ends in a number is an IPv4 address to some (0x7f.1, 127.1, 2130706433) and is none here.
     """

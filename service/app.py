@@ -53,7 +53,7 @@ NUM_INGEST_THREADS = 8
 """Of the forty that the event loop has: uploads that are written, and files that are hashed, at once."""
 
 PICTURE_TIMEOUT_SECONDS = 30.0
-"""Longest work on one thumbnail or preview; whoever asked has gone by then."""
+"""Longest work on one thumbnail or preview; a client does not wait longer."""
 
 ROUTERS = tuple(
     module.router
@@ -217,7 +217,7 @@ async def _load_and_run(
     assemble: Callable[[Searcher], ReadyService],
     on_load_failure: Callable[[Exception], None] | None,
 ) -> None:
-    """Load, then look after the worker and other generations of the index until cancelled."""
+    """Load, then keep a worker running and follow the current generation of the index until cancelled."""
 
     async def load() -> ReadyService:
         def load_and_note() -> Searcher:
@@ -244,14 +244,14 @@ async def _load_and_run(
         watch_generations(app, load, settings.request_timeout_seconds + settings.wait_limit_seconds)
     )
     try:
-        await _look_after_worker(app, settings)
+        await _run_worker(app, settings)
         await watch
     finally:
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
 
 
-async def _look_after_worker(app: FastAPI, settings: Settings) -> None:
+async def _run_worker(app: FastAPI, settings: Settings) -> None:
     if settings.start_worker:
         # The worker is asked to end as soon as the server is, not when the last request is answered.
         worker = asyncio.create_task(

@@ -1,10 +1,7 @@
-"""What is made from videos' files when somebody asks for it, few at once, kept in memory up to a bound.
+"""Thumbnails and previews, made from videos' files on demand and kept in memory up to a bound.
 
-Pictures of moments: taken in a child process, kept in memory up to a bound.
-
-Short clips for players that cannot play a video's own file: made in a child process, kept in memory.
-
-Whether browsers play a video's own file: by its container and codec, before anybody tries.
+Both are made in child processes, few at once. A preview is for browsers that cannot play a video's own file,
+which `Playability` says by container and codec.
 """
 
 from __future__ import annotations
@@ -125,7 +122,7 @@ MakeClip = Callable[[Path, float], bytes]
 
 PREVIEW_CONTENT_TYPE = "video/mp4"
 MAX_PREVIEWS_INSIDE = 8
-"""Previews that may be waited for at once: each takes a second or so, and nobody waits ten."""
+"""Previews that may be waited for at once: each takes a second or so."""
 
 
 class Previews:

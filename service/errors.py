@@ -254,10 +254,10 @@ class OverloadedError(ServiceError):
 
 
 class StorageFullError(ServiceError):
-    """The disk of the index has no room."""
+    """The disk of the index is full."""
 
     status, kind, title = 507, "storage-full", "Storage full"
-    default_detail = "The server has no room left to store this. Free space on the disk that holds the index."
+    default_detail = "There is no space left to store this. Free space on the disk that holds the index."
 
 
 class InternalError(ServiceError):

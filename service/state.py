@@ -1,6 +1,6 @@
-"""What the routes work with, once model and index are loaded; and the dependency that hands it to them.
+"""What the routes work with, once model and index are loaded, and the dependency that gives it to them.
 
-Whether the server is ending: readiness goes at once, waiting for jobs is cut short, the worker is told.
+`Drain` says whether the server is ending: then it is not ready, waits for no job, and ends its worker.
 """
 
 from __future__ import annotations

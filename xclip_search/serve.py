@@ -158,7 +158,7 @@ def _check_keys(settings: Settings) -> None:
         stop(str(error), FAILED)
     if has_keys or is_loopback(settings.host):
         return
-    danger = f"whoever reaches {settings.host} could search, upload and delete, for there are no keys"
+    danger = f"any client of {settings.host} could search, upload and delete, for there are no keys"
     if not settings.allow_no_keys:
         stop(
             f"{danger}. Make one: xclip-search keys add --index {settings.index_directory} --name NAME "

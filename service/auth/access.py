@@ -7,10 +7,9 @@
 A key comes in `Authorization: Bearer`, or as a session's cookie. Where the server has no keys and none are
 demanded, everything is open.
 
-Sessions of browsers: a cookie that says which key it stands for and until when, signed, stored nowhere.
-
-The signature is an HMAC whose key is the stored hash of the API key. So a session ends with its key, no
-further secret is to be kept, and servers that share a file of keys share sessions.
+A browser's session is a cookie that says which key it stands for and until when, signed and not stored. The
+signature is an HMAC whose key is the stored hash of the API key: a session ends with its key, there is no
+further secret, and servers that share a file of keys share sessions.
 """
 
 from __future__ import annotations
@@ -147,7 +146,7 @@ class Access:
 
 
 async def _let_through() -> None:
-    """Everybody may. Not in a thread, as FastAPI would call a plain function: a probe waits for none."""
+    """No key is needed. Async, for FastAPI calls a plain function in a thread, and a probe must not wait."""
 
 
 OPEN = Depends(_let_through)
@@ -161,7 +160,7 @@ WRITE = Depends(Access("write"))
 
 
 def declared_access(route: APIRoute) -> list[Scope | None]:
-    """All that a route and its routers declare; empty where somebody forgot to."""
+    """All that a route and its routers declare; empty where that was forgotten."""
     found: list[Scope | None] = []
     for dependant in route.dependant.dependencies:
         if isinstance(dependant.call, Access):

@@ -1,8 +1,8 @@
 """API keys: made, stored as hashes, looked up, taken away.
 
-A key is 256 random bits, so nobody finds it by trying and a plain sha256 keeps it: slow hashes (scrypt,
-argon2) are for passwords, which people choose from few. The file holds no key, but whoever reads it can forge
-sessions (`service.auth.access`), and whoever writes to it can let himself in: it belongs to its owner alone.
+A key is 256 random bits, so it cannot be guessed and a plain sha256 protects it: slow hashes (scrypt,
+argon2) are for passwords, which people choose from few. The file holds no key, but its hashes sign
+sessions (`service.auth.access`), and a line written to it is a key: only its owner may read or write it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class ApiKey(BaseModel):
 
     @property
     def client(self) -> str:
-        """What stands for whoever uses this key, see `service.auth.limits.CLIENT`."""
+        """What identifies the client that uses this key, see `service.auth.limits.CLIENT`."""
         return f"key {self.name}"
 
     def allows(self, scope: Scope) -> bool:
@@ -174,9 +174,9 @@ class _Stamp:
 
 
 class KeyRing:
-    """The keys of a running server, read anew soon after the file has changed.
+    """The keys of a running server, read again soon after the file has changed.
 
-    Once there was a key, keys are needed for good: taking the last one away must not open the doors. A file
+    Once there was a key, keys are needed for good: removing the last one must not open the server. A file
     that became unreadable leaves the keys as they were.
     """
 
@@ -188,7 +188,7 @@ class KeyRing:
         self._looked_at = float("-inf")
 
     def demand(self) -> None:
-        """Let nobody in without a key from now on, whether there is one or not."""
+        """Demand a key from now on, whether there is one or not."""
         self._required = True
 
     @property
@@ -230,7 +230,7 @@ class KeyRing:
         try:
             self._keys = read_keys(self._path)
         except KeysFileError as error:
-            # Whatever is wrong, nobody gets in who could not before, and nothing opens.
+            # Whatever is wrong, the keys of before stay in force.
             self._required = True
             logger.error("the keys stay as they were: %s", error)
             return

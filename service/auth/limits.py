@@ -1,7 +1,7 @@
-"""Who is asking, where each gets a share; and how often one client may send wrong keys.
+"""Which client is asking, for fair shares, and how often one client may send wrong keys.
 
-Nobody guesses 256 random bits; what is bounded is the noise and the work of trying. A right key is always let
-through, so that no client can lock out another one with whom it shares an address.
+256 random bits cannot be guessed; what is bounded is the noise and the work of trying. A right key is always
+let through, so that no client can lock out another one with whom it shares an address.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 CLIENT: ContextVar[str] = ContextVar("client", default="unknown")
-"""What stands for whoever sent the request under way: its key, else its address."""
+"""The client of the request under way: its key, else its address."""
 
 BURST = 10
 """Wrong keys that one address may send at once."""

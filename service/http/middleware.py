@@ -1,9 +1,4 @@
-"""What holds for every request: its size, its host, no changes on behalf of other sites, security headers.
-
-How long a request may take: to arrive, and to be answered.
-
-What names and addresses say about who is meant by them.
-"""
+"""What holds for every request: size, host, origin and deadlines; and the headers of every answer."""
 
 from __future__ import annotations
 
@@ -45,7 +40,7 @@ def is_loopback(name: str) -> bool:
 
 
 def cannot_be_rebound(name: str) -> bool:
-    """Whether nobody on the Internet can let this name point to us: an address, or a name without a dot."""
+    """Whether no name server can make this name point to us: an address, or a name without a dot."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -109,7 +104,7 @@ class RequestChecksMiddleware:
     same site; a page whose name was made to point here (DNS rebinding) passes it, and is known by that name.
 
     allowed_hosts: names that are answered; where there are none, every name is once `keys_required`, since a
-    key or cookie is not sent under a wrong name, and before that those alone that cannot be somebody else's.
+    key or cookie is not sent under a wrong name, and before that only names that cannot belong to others.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""From whatever an endpoint raises to a problem object."""
+"""Exception handlers: from whatever an endpoint raises to a problem object."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.getLogger("xclip_search.service")
 
 
 def install_error_handlers(app: FastAPI, routers: Sequence[APIRouter]) -> None:
-    """Make every foreseen error of `app`, whoever raises it, a problem object.
+    """Make every foreseen error of `app` a problem object.
 
     routers: those that `app` includes.
     The others are caught by `service.http.observation`, inside of whatever adds headers to answers.
@@ -63,7 +63,7 @@ def install_error_handlers(app: FastAPI, routers: Sequence[APIRouter]) -> None:
         return from_indexer_error(error).to_response()
 
     async def on_disconnect(_request: Request, _error: Exception) -> Response:
-        # Nobody is there to read it; but an answer ends the request without an error in the log.
+        # The client is gone; an answer ends the request without an error in the log.
         return MalformedBodyError("The request was cut off.").to_response()
 
     app.add_exception_handler(ServiceError, on_service_error)
@@ -74,7 +74,7 @@ def install_error_handlers(app: FastAPI, routers: Sequence[APIRouter]) -> None:
 
 
 def from_indexer_error(error: Exception) -> ServiceError:
-    """The problem that tells of an error of the indexer's; those the client cannot help are logged."""
+    """The problem for an error of the indexer's; those the client cannot help are logged."""
     if isinstance(error, indexer_errors.VideoNotFoundError):
         return VideoNotFoundError()
     if isinstance(error, indexer_errors.JobNotFoundError):

@@ -42,7 +42,7 @@ def _read_stats(service: ReadyService) -> StatsAnswer:
     catalog = service.catalog
     num_videos, num_segments = catalog.totals()
     figures = service.searcher.stats()
-    # The spec of a model may be a path, which is nobody's business.
+    # The spec of a model may be a path, which is not for clients.
     known = {"model_spec", *StatsAnswer.model_fields}
     return StatsAnswer(
         num_videos=num_videos,

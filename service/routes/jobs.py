@@ -53,7 +53,7 @@ async def cancel_job(job_id: str, service: Service) -> JobAnswer:
 
 def _cancel(service: ReadyService, job_id: str) -> Job:
     job = service.job_queue.cancel(job_id)
-    # A worker that reads it just now deletes the file itself. Where the job waited, nobody else does.
+    # A worker that reads it just now deletes the file itself. Where the job waited, no worker does.
     if job.state == "failed" and job.worker_name is None:
         discard_upload(job, service.media_store, service.catalog)
     return job

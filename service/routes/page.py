@@ -86,7 +86,7 @@ async def log_in(request: Request, body: SessionRequest) -> Response:
 
 @router.get("/session", tags=["session"])
 async def get_session(request: Request) -> SessionAnswer:
-    """What whoever asks may do here, and whether a key is needed at all."""
+    """What this client may do, and whether a key is needed at all."""
     control = _control(request)
     if not control.ring.required:
         return SessionAnswer(scopes=["read", "write"], keys_required=False)

@@ -129,7 +129,7 @@ def test_every_metric_of_an_alert_is_one_that_there_is() -> None:
 
 def test_every_problem_has_its_advice() -> None:
     text = (DOCS / "operations.md").read_text(encoding="utf-8")
-    text = text[text.index("What a client is told") : text.index("## Settings")]
+    text = text[text.index("Problems that clients get") : text.index("## Settings")]
     assert set(re.findall(r"`([a-z-]+)`", text)) >= {error.kind for error in ERROR_CLASSES}
 
 

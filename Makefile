@@ -40,7 +40,7 @@ screenshots: $(READY) ## the page's pictures for the docs (needs Chromium)
 	$(BIN)/python -m tests.support.servers.screenshots --output docs/images
 
 openapi: $(READY) ## docs/openapi.json again, after a change of the API
-	$(BIN)/python -m service.http.openapi > docs/openapi.json
+	$(BIN)/python -m service.app > docs/openapi.json
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,14 +1,20 @@
-"""The application: routes, errors, and a lifespan that loads model and index while /healthz answers."""
+"""The application: routes, errors, and a lifespan that loads model and index while /healthz answers.
+
+python -m service.app > docs/openapi.json
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import gc
+import json
 import logging
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter, to_thread
@@ -274,3 +280,13 @@ async def _wait_even_if_cancelled(task: asyncio.Task[None]) -> None:
             cancelled = True
     if cancelled:
         raise asyncio.CancelledError
+
+
+def openapi_text() -> str:
+    """The OpenAPI document of this version, as docs/openapi.json holds it."""
+    document = create_app(Settings(index=Path("nowhere"))).openapi()
+    return json.dumps(document, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(openapi_text())

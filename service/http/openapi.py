@@ -2,16 +2,11 @@
 
 A route's own errors are declared with `problems`; those of its dependencies, its body and the middleware are
 added here.
-
-    python -m service.http.openapi > docs/openapi.json
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -127,16 +122,3 @@ def _describe_filter(operation: dict[str, Any]) -> None:
         if (parameter["in"], parameter["name"]) == ("query", "filter"):
             del parameter["schema"]
             parameter["content"] = {"application/json": {"schema": FILTER_REFERENCE}}
-
-
-def document_text() -> str:
-    """The document of an application of this version, as docs/openapi.json holds it."""
-    from service.app import create_app
-    from service.settings import Settings
-
-    document = create_app(Settings(index=Path("nowhere"))).openapi()
-    return json.dumps(document, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(document_text())

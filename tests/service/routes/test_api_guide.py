@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.http.openapi import document_text
+from service.app import openapi_text
 from tests.support.servers.service_fakes import Service, add_video, running
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -110,13 +110,13 @@ def test_the_guide_has_an_example_of_most_endpoints() -> None:
 
 def test_the_openapi_document_on_disk_is_the_application_s() -> None:
     stored = (DOCS / "openapi.json").read_text(encoding="utf-8")
-    message = "the API has changed: run  python -m service.http.openapi > docs/openapi.json  and commit it"
+    message = "the API has changed: run  make openapi  and commit it"
     # Not compared as a whole by pytest, whose diff of such texts takes minutes.
-    assert (json.loads(stored) == json.loads(document_text())) is True, message
+    assert (json.loads(stored) == json.loads(openapi_text())) is True, message
 
 
 def test_every_answer_of_the_api_is_described() -> None:
-    document = json.loads(document_text())
+    document = json.loads(openapi_text())
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             where = f"{method.upper()} {path}"

@@ -85,6 +85,8 @@ _COLUMNS: Final = (
 )
 """Of a video, in the order of the fields of `VideoRecord`."""
 
+_METADATA, _PARTIAL, _TRUSTED = map(_COLUMNS.split(", ").index, ("metadata", "partial", "trusted"))
+
 _RECORDS_AT_ONCE: Final = 1_000
 
 Owners = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -885,7 +887,6 @@ def _record(row: Sequence[Any]) -> VideoRecord:
             "the catalog is damaged: the record of a video is not what was written; run verify to learn"
             " which, delete it and index it again, or restore a backup"
         )
-    fields = dict(zip(_COLUMNS.split(", "), values, strict=True))
-    fields["metadata"] = json.loads(fields["metadata"])
-    fields["partial"], fields["trusted"] = bool(fields["partial"]), bool(fields["trusted"])
-    return VideoRecord(**fields)
+    values[_METADATA] = json.loads(values[_METADATA])
+    values[_PARTIAL], values[_TRUSTED] = bool(values[_PARTIAL]), bool(values[_TRUSTED])
+    return VideoRecord(*values)

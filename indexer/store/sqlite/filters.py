@@ -109,17 +109,17 @@ def _some_element(path: str, condition: Condition) -> Condition:
 
 def matching_segments(connection: sqlite3.Connection, chosen: Filter, former: Matches | None) -> Matches:
     """What the filter lets through as this snapshot sees it, from what it let through before, if possible."""
-    condition = compile_filter(chosen)
     sequence = last_sequence(connection)
     token = read_token(connection, sequence)
+    if former is not None and (former.sequence, former.token) == (sequence, token):
+        return former
+    condition = compile_filter(chosen)
     changes = None if former is None else _changes_since(connection, former)
     if former is None or changes is None:
         rows = connection.execute(_MATCHING + condition.sql, condition.values)
         ids = np.fromiter((segment_id for (segment_id,) in rows), np.int64)
         ids.sort()
         return Matches(sequence, token, ids)
-    if not changes:
-        return former
     touched = json.dumps(sorted({change.video_id for change in changes if change.kind != "delete"}))
     # Segments that changed videos have now, or had when they were deleted.
     gone = [segment_id for change in changes for segment_id in change.segment_ids]

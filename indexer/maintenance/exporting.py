@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,11 +103,7 @@ def export_index(
         files |= _write_parts(unfinished, "segments", schema, blocks.segments(schema))
         manifest = ExportManifest(
             made_at=time.time(),
-            fingerprint=catalog.fingerprint,
-            model_spec=catalog.model_spec,
-            sampling_json=catalog.sampling_json,
-            embedding_dim=catalog.embedding_dim,
-            num_frames=catalog.num_frames,
+            **asdict(catalog.facts),
             sequence=snapshot.sequence,
             num_videos=blocks.num_videos,
             num_segments=blocks.num_segments,

@@ -22,7 +22,7 @@ from indexer.maintenance.parquet import (
     check_files,
     load_pyarrow,
 )
-from indexer.store.records import IndexFacts, NewVideo, SegmentRecord
+from indexer.store.records import NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import index_exists
 
@@ -99,16 +99,7 @@ def import_index(
 
 def _open_target(index: Path, manifest: ExportManifest) -> Catalog:
     try:
-        return Catalog.open_or_create(
-            index,
-            IndexFacts(
-                fingerprint=manifest.fingerprint,
-                model_spec=manifest.model_spec,
-                embedding_dim=manifest.embedding_dim,
-                num_frames=manifest.num_frames,
-                sampling_json=manifest.sampling_json,
-            ),
-        )
+        return Catalog.open_or_create(index, manifest.facts)
     except FingerprintMismatchError as error:
         raise ExportFingerprintError(error.expected, error.found) from None
 

@@ -14,7 +14,7 @@ import importlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from indexer.errors import (
     IndexNotFoundError,
     IndexVersionError,
 )
+from indexer.store.records import IndexFacts
 
 MANIFEST_FILE: Final = "export.json"
 FORMAT: Final = 1
@@ -163,6 +164,11 @@ class ExportManifest:
     num_segments: int
     with_frames: bool
     files: Mapping[str, PartFile]
+
+    @property
+    def facts(self) -> IndexFacts:
+        """What the index was that was exported."""
+        return IndexFacts(**{field.name: getattr(self, field.name) for field in fields(IndexFacts)})
 
     def names(self, kind: str) -> list[str]:
         """Names of the parts of `videos` or `segments`, in their order."""

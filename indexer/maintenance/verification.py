@@ -97,6 +97,8 @@ def verify(
                 report.findings.append(finding)
         except IndexDamagedError as error:  # So damaged that SQLite cannot go on reading.
             report.findings.append(Finding("catalog", str(error)))
+        except MemoryError:  # A damaged page may claim a row of any size.
+            report.findings.append(Finding("catalog", "reading it needs more memory than there is"))
     return report
 
 

@@ -29,6 +29,7 @@ MAX_SEGMENTS_PER_ANSWER: Final = 16
 
 FILE_CHANGED: Final = "the file changed while it was read"
 
+NONSENSE_REASON: Final = "the decoder gave an answer that makes no sense"
 _SIZES: Final = struct.Struct("!IQ")  # bytes of the header, bytes of the payload
 _MAX_HEADER_BYTES: Final = 4 << 20
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -185,7 +186,7 @@ def decoded_from_message(header: dict[str, Any], payload: bytearray, request: De
             decode_seconds=_number(header["decode_seconds"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise DecoderDiedError("the decoder gave an answer that makes no sense") from error
+        raise DecoderDiedError(NONSENSE_REASON) from error
 
 
 def hashed_from_message(header: dict[str, Any]) -> HashedFile:
@@ -196,7 +197,7 @@ def hashed_from_message(header: dict[str, Any]) -> HashedFile:
         _check(len(stamp) == 4 and all(type(number) is int for number in stamp), "stamp")
         return HashedFile(header["content_sha256"], tuple(stamp))
     except (KeyError, TypeError, ValueError) as error:
-        raise DecoderDiedError("the decoder gave an answer that makes no sense") from error
+        raise DecoderDiedError(NONSENSE_REASON) from error
 
 
 def _checked_info(values: dict[str, Any]) -> MediaInfo:

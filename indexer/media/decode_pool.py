@@ -27,6 +27,7 @@ from typing import Any, Final, Self
 
 from indexer.errors import DecoderDiedError, DecodeTimeoutError, MediaError
 from indexer.media.decode_messages import (
+    NONSENSE_REASON,
     DecodedSegment,
     DecodedVideo,
     DecodeRequest,
@@ -98,7 +99,7 @@ class DecodePool:
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
 
     def submit(self, request: DecodeRequest) -> Future[DecodedVideo]:
-        """Decode a file. The future raises MediaError: what the file is not, or how the decoder ended."""
+        """Decode a file. The future raises MediaError: why the file is refused, or how the decoder ended."""
         return self._threads.submit(self._decode, request)
 
     def submit_hash(self, path: str | Path) -> Future[HashedFile]:
@@ -166,14 +167,14 @@ class DecodePool:
         }
         _, payload = self._ask(question, _MAX_PICTURE_BYTES)
         if not payload.startswith(_JPEG_START):
-            raise DecoderDiedError("the decoder gave an answer that makes no sense")
+            raise DecoderDiedError(NONSENSE_REASON)
         return bytes(payload)
 
     def _make_clip(self, path: str, time_seconds: float) -> bytes:
         question = {"kind": "clip", "path": str(Path(path).absolute()), "time_seconds": time_seconds}
         _, payload = self._ask(question, MAX_CLIP_BYTES)
         if payload[4:8] != MP4_START:
-            raise DecoderDiedError("the decoder gave an answer that makes no sense")
+            raise DecoderDiedError(NONSENSE_REASON)
         return bytes(payload)
 
     def _ask(self, question: dict[str, Any], max_payload_bytes: int) -> tuple[dict[str, Any], bytearray]:
@@ -188,8 +189,8 @@ class DecodePool:
 
 @contextlib.contextmanager
 def _scratch_folder() -> Iterator[str]:
-    """An empty folder, removed at the end. For a process that was started in it, nothing can be found or made
-    there from then on, and nothing is left behind, however the process ends."""
+    """An empty folder, removed at the end. A process that was started in it can then neither find nor create
+    files there, and nothing is left behind, however the process ends."""
     folder = tempfile.mkdtemp(prefix="xclip-decode-")
     try:
         yield folder
@@ -211,7 +212,7 @@ class _Child:
         self._num_requests = 0
 
     def start(self) -> None:
-        """Start the process; it gets ready by itself."""
+        """Start the process, without waiting until it is ready."""
         with self._lock:
             if self._ended:
                 raise DecoderDiedError("the decoder was stopped")
@@ -237,9 +238,12 @@ class _Child:
     def ask(
         self, question: dict[str, Any], max_payload_bytes: int, timeout_seconds: float
     ) -> tuple[dict[str, Any], bytearray]:
-        """Send a question and give the answer; the process is gone after any failure but a refusal.
+        """Send a request and return the answer; the process is gone after any failure but a refusal.
 
-        Raises MediaError: the child's refusal, DecodeTimeoutError, DecoderDiedError.
+        Raises:
+            MediaError: the child refused the file.
+            DecodeTimeoutError: it took too long.
+            DecoderDiedError: it crashed, or sent an answer that cannot be one.
         """
         if self._num_requests >= _MAX_REQUESTS_PER_CHILD:
             self.forget()
@@ -292,7 +296,7 @@ class _Child:
         if self._ended:
             return DecoderDiedError("the decoder was stopped")
         if isinstance(error, ValueError):
-            return DecoderDiedError("the decoder gave an answer that makes no sense")
+            return DecoderDiedError(NONSENSE_REASON)
         assert self._process is not None
         try:
             status = self._process.wait(5)

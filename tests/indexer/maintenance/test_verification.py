@@ -10,6 +10,7 @@ import pytest
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import IndexDamagedError, IndexNotFoundError
 from indexer.maintenance.verification import rebuild, verify
+from indexer.store.records import Damage
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
 from tests.support.catalog_builders import (
@@ -250,6 +251,15 @@ def test_rebuild_refuses_to_derive_anything_from_damage(directory):
     change(directory, "UPDATE segments SET video_feature = zeroblob(length(video_feature)) WHERE id = 9")
     with pytest.raises(IndexDamagedError, match="segment 9"):
         rebuild(directory)
+
+
+def test_a_damaged_page_that_claims_more_than_fits_into_memory_is_reported(directory, monkeypatch):
+    def damages(catalog, on_progress):
+        yield Damage("catalog", "page 19 is out of order")
+        raise MemoryError  # As SQLite does for a row whose size is damaged.
+
+    monkeypatch.setattr(Catalog, "damages", damages)
+    assert [finding.part for finding in verify(directory).findings] == ["catalog", "catalog"]
 
 
 def test_a_file_that_is_no_catalog_any_more_is_reported(directory):

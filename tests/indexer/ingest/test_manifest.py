@@ -34,7 +34,7 @@ def test_folders_are_walked_for_videos_and_named_files_taken_as_they_are(tmp_pat
         find_videos([tmp_path / "absent.mp4"])
 
 
-def test_a_folder_that_cannot_be_read_is_left_out_and_told_of(
+def test_a_folder_that_cannot_be_read_is_left_out_and_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     _touch(tmp_path, "a/1.mp4", "closed/2.mp4", "z/3.mp4")

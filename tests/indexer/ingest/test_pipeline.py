@@ -197,7 +197,7 @@ child.serve(int(sys.argv[1]))
 """
 
 
-def test_a_slow_file_holds_up_nobody(
+def test_a_slow_file_delays_no_other(
     catalog: Catalog, model: XClip, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decode_pool, "_CHILD_PROGRAM", SLOW_CHILD)

@@ -19,7 +19,7 @@ def _may_trace() -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_service_survives_hostile_uploads_and_tells_what_became_of_each(
+def test_a_service_survives_hostile_uploads_and_reports_the_outcome_of_each(
     clips_directory: Path, model_directory: Path, tmp_path: Path
 ) -> None:
     findings = run_uploads(str(model_directory), clips_directory, range(90), 5, tmp_path)

@@ -1,4 +1,4 @@
-"""What takes long about uploads keeps nobody else waiting, and survives a change of the index meanwhile."""
+"""Slow uploads delay no other request, and survive a reindexing meanwhile."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_large_file_that_was_cut_off_is_not_deleted_by_the_thread_that_answers
         assert len(deleted_by) == 1 and event_loop_thread not in deleted_by
 
 
-def test_an_upload_that_was_on_its_way_when_the_index_was_encoded_anew_gets_in(tmp_path: Path) -> None:
+def test_an_upload_under_way_while_the_index_is_reindexed_is_accepted(tmp_path: Path) -> None:
     with running(tmp_path / "index") as service:
         new = make_catalog(tmp_path / "new")
         sent: list[Any] = []

@@ -185,6 +185,25 @@ def test_the_same_bytes_again_answer_the_same_id_and_keep_no_second_file(service
     assert len(uploads(service)) == 1
 
 
+def test_a_request_with_an_id_that_is_sent_again_gets_the_same_job_and_then_the_same_video(
+    service: Service,
+) -> None:
+    path = service.directory.parent / "allowed" / "a.mp4"
+    path.write_bytes(b"bytes")
+    body = {"uri": str(path), "id": "mine", "title": "A"}
+    first = service.client.post("/videos", json=body)
+    again = service.client.post("/videos", json=body)
+    assert (first.status_code, again.status_code, again.json()) == (202, 202, first.json())
+    job = service.job_queue.lease("worker", 60)
+    assert job is not None
+    add_video(service.catalog, "mine", b"bytes")
+    service.job_queue.finish(job.id, "mine")
+    again = service.client.post("/videos", json=body)
+    assert (again.status_code, again.json()) == (200, {"job": None, "video": {"id": "mine"}})
+    path.write_bytes(b"other bytes")
+    assert service.client.post("/videos", json=body).status_code == 409
+
+
 def test_more_jobs_than_may_wait_are_refused_before_their_body_is_read(tmp_path: Path) -> None:
     with running(tmp_path / "index", max_queued_jobs=2) as service:
         assert [upload(service, content).status_code for content in (b"1", b"2")] == [202, 202]
@@ -374,7 +393,7 @@ def test_no_uri_leads_out_of_the_allowed_roots(tmp_path: Path) -> None:
         assert resolve_uri(uri, [root]) is None, uri
 
 
-def test_what_crashes_left_is_swept_up_and_nothing_else(service: Service) -> None:
+def test_files_that_crashes_left_are_deleted_and_no_others(service: Service) -> None:
     store = MediaStore(service.directory)
     old = time.time() - STALE_UPLOAD_SECONDS - 10
     names = {name: store.new_upload_path() for name in ("stale", "arriving", "waiting")}

@@ -279,7 +279,7 @@ def test_a_server_that_sends_fast_enough_but_without_an_end_is_given_up_in_time(
         server.is_stopped.set()
 
 
-def test_a_download_ends_when_nobody_wants_it_any_more(tmp_path: Path) -> None:
+def test_a_download_ends_when_it_is_cancelled(tmp_path: Path) -> None:
     class NoLongerWanted(Exception):
         pass
 
@@ -298,7 +298,7 @@ def test_a_download_ends_when_nobody_wants_it_any_more(tmp_path: Path) -> None:
         server.is_stopped.set()
 
 
-def test_where_nobody_listens_the_reason_says_so(tmp_path: Path) -> None:
+def test_an_address_that_refuses_connections_gives_a_clear_reason(tmp_path: Path) -> None:
     with serving(reply()) as server:
         pass
     assert refusal(server, tmp_path / "file") == url_download.NO_CONNECTION
@@ -341,7 +341,7 @@ def test_tls_refuses_a_certificate_for_another_name(tmp_path: Path, tls_server: 
     assert server.requests == []
 
 
-def test_tls_refuses_a_certificate_of_nobody_that_is_trusted(tmp_path: Path, tls_server: TlsServer) -> None:
+def test_tls_refuses_a_certificate_of_an_unknown_authority(tmp_path: Path, tls_server: TlsServer) -> None:
     server, _, _ = tls_server
     assert refusal(server, tmp_path / "file", server.url(scheme="https")) == url_download.NO_TRUST
     assert server.requests == []

@@ -252,7 +252,7 @@ def test_a_file_above_the_limit_is_not_kept(bench: Bench) -> None:
     assert bench.queue.get(job.id).reason == url_download.TOO_LARGE and bench.files() == []
 
 
-def test_an_error_inside_is_not_told_to_the_client(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_is_not_shown_to_the_client(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any) -> Any:
         raise RuntimeError("/secret/path")
 

@@ -389,7 +389,7 @@ def test_a_catalog_that_cannot_be_written_to_costs_a_try_and_not_the_video(
     assert (ended.state, ended.attempts) == ("done", 2) and bench.files() == [f"{job.video_id}.mp4"]
 
 
-def test_a_file_moved_for_a_job_that_ended_with_an_older_id_is_swept_up(bench: Bench) -> None:
+def test_a_file_moved_for_a_job_that_ended_with_an_older_id_is_deleted(bench: Bench) -> None:
     add_video(bench.catalog, "old", MP4)
     job = bench.upload()
     bench.store.keep(Path(job.source_path), job.video_id)
@@ -445,7 +445,7 @@ def test_a_job_whose_worker_is_killed_is_done_exactly_once(
     assert bench.catalog.sequence == 1 and bench.files() == [f"{job.video_id}.mp4"]
 
 
-def test_an_upload_whose_worker_is_killed_before_it_removes_it_is_swept_up(bench: Bench) -> None:
+def test_an_upload_whose_worker_is_killed_before_it_removes_it_is_deleted(bench: Bench) -> None:
     add_video(bench.catalog, "old", MP4)
     job = bench.upload()
     kill_at(bench, "finished")

@@ -151,7 +151,7 @@ def test_playable_follows_from_container_and_codec(
     assert results[0]["preview_url"] == "/videos/b/preview?time_seconds=5.000"
 
 
-def test_a_video_of_the_same_id_is_looked_at_anew(service: Service) -> None:
+def test_a_new_video_of_the_same_id_is_checked_for_playability_again(service: Service) -> None:
     assert service.client.get("/videos").json()["videos"][0]["playable"] is True
     service.catalog.delete_video("a")
     other = b"RIFF\x00\x00\x00\x00AVI LIST" + bytes(500)

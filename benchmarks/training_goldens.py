@@ -126,7 +126,7 @@ def ourselves() -> None:
     take_steps(model, slice(0, GLOBAL_BATCH))
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
-            [sys.executable, str(TESTS / "gather_process.py"), "2", folder],
+            [sys.executable, str(TESTS / "support" / "training_runs" / "gather_process.py"), "2", folder],
             check=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )

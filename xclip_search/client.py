@@ -609,11 +609,18 @@ class _BackgroundLoop:
         self._thread.start()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self.is_closed:
+            coroutine.close()
+            raise RuntimeError("the client has been closed: make a new one")
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
         finally:
             future.cancel()  # Where Ctrl-C ended the wait; a future that is done stays as it is.
+
+    @property
+    def is_closed(self) -> bool:
+        return self._loop.is_closed()
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -690,8 +697,9 @@ class Client:
 
     def close(self) -> None:
         """Close the connections and end the thread."""
-        self._loop.run(self._client.close())
-        self._loop.close()
+        if not self._loop.is_closed:
+            self._loop.run(self._client.close())
+            self._loop.close()
 
     search = _waiting(AsyncClient.search)
     search_all = _iterating(AsyncClient.search_all)

@@ -21,13 +21,11 @@ from typing import Literal
 
 from torch import Tensor
 
-DEFAULT_TEMPERATURE = 0.01
-"""Softmax temperature of AOSM (official modules/modeling_xclip.py; the best of the paper's table 9)."""
+from model.score_names import DEFAULT_TEMPERATURE, Aggregation
 
-Aggregation = Literal["attention", "max-max", "mean-mean", "mean-max", "max-mean"]
 Reduction = Literal["attention", "max", "mean"]
 
-REDUCTIONS: Mapping[str, tuple[Reduction, Reduction]] = MappingProxyType(
+REDUCTIONS: Mapping[Aggregation, tuple[Reduction, Reduction]] = MappingProxyType(
     {
         "attention": ("attention", "attention"),
         "max-max": ("max", "max"),
@@ -37,8 +35,6 @@ REDUCTIONS: Mapping[str, tuple[Reduction, Reduction]] = MappingProxyType(
     }
 )
 """The inner and the outer reduction of each aggregation: the name says the outer one first."""
-
-AGGREGATIONS: tuple[str, ...] = tuple(REDUCTIONS)
 
 
 def attend(

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
-from model.aggregation import AGGREGATIONS, DEFAULT_TEMPERATURE, Aggregation
 from model.errors import CheckpointError
 from model.preprocessing import PIXEL_MEAN, PIXEL_STD
-from model.score_names import SCORE_NAMES
+from model.score_names import DEFAULT_TEMPERATURE, SCORE_NAMES, Aggregation
 
 FORMAT = "xclip-search/1"
 
@@ -99,7 +98,7 @@ class XClipConfig:
 
     def _scoring_problems(self) -> list[str]:
         choices: dict[str, tuple[str, ...]] = {
-            "aggregation": AGGREGATIONS,
+            "aggregation": get_args(Aggregation),
             "word_weighting": get_args(WordWeighting),
             "frame_word_sides": get_args(FrameWordSides),
         }

@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from model.score_names import DEFAULT_TEMPERATURE, Aggregation, ScoreName
 from training.errors import ConfigError
 
 SAME_RESULT = "the result does not depend on it"
@@ -61,15 +62,17 @@ class ModelChoices:
         str, Field(description="name in `training.scorers.SCORERS`; `xclip` is the paper's method")
     ] = "xclip"
     score_names: Annotated[
-        tuple[Literal["video_sentence", "video_word", "sentence_frame", "frame_word"], ...] | None,
+        tuple[ScoreName, ...] | None,
         Strict(False),
         Field(min_length=1, description="which of the four scores are averaged; absent: the scorer's"),
     ] = None
     aggregation: Annotated[
-        Literal["attention", "max-max", "mean-mean", "mean-max", "max-mean"] | None,
+        Aggregation | None,
         Field(description="how similarities become a score; absent: the scorer's"),
     ] = None
-    temperature: Annotated[float, Field(gt=0.0, description="softmax temperature of attention (AOSM)")] = 0.01
+    temperature: Annotated[float, Field(gt=0.0, description="softmax temperature of attention (AOSM)")] = (
+        DEFAULT_TEMPERATURE
+    )
 
 
 @dataclass(frozen=True, config=_CHECKED)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from model import CheckpointError, ShapeError, TextFeatures, VideoFeatures, XClip, XClipConfig
-from model.aggregation import AGGREGATIONS, average, largest
+from model.aggregation import REDUCTIONS, average, largest
 from model.score_names import SCORE_NAMES
 from model.scoring import ScoreHead
 
@@ -30,7 +30,7 @@ VARIANTS = [
         "frame_word_sides": sides,
         "word_weighting": weighting,
     }
-    for aggregation in AGGREGATIONS
+    for aggregation in REDUCTIONS
     for temperature in ((0.01, 0.3) if aggregation == "attention" else (0.01,))
     for sides in ("both", "words")
     for weighting in (("uniform", WEIGHTED) if "mean" in aggregation else ("uniform",))

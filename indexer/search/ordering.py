@@ -124,7 +124,7 @@ class CoarseOrder:
 
 def num_coarse_hits(query: SearchQuery) -> int:
     """What to ask the coarse index for first: the rerank window, or in `coarse` mode enough for the page."""
-    return query.candidates if query.mode == "rerank" else _deepen(query.candidates, query.num_wanted)
+    return query.candidates if query.mode == "rerank" else _deepen(query.candidates, query.num_wanted + 1)
 
 
 def order_candidates(
@@ -146,16 +146,21 @@ def order_candidates(
     if query.mode == "rerank":
         if least_score is not None or len(head) >= query.num_wanted or len(hits[1]) < count:
             return head
-        count = _deepen(count, count + query.num_wanted - len(head))
+        count = _deepen(count, count + query.num_wanted - len(head) + 1)
         hits = coarse.top(count)
     while True:
+        is_all = len(hits[1]) < count
+        if not is_all:
+            # Which of the segments that tie with the last one were found depends on the depth: drop them.
+            settled = hits[0] > hits[0][-1]
+            hits = hits[0][settled], hits[1][settled]
         scored = coarse.scored(hits).without(window.segment_ids)
         tail = best(scored, query.group_by)
         if query.group_by == "video":
             tail = tail[~np.isin(tail.video_keys, window.video_keys)]
         tail = tail.at_least(least_score)
         # Coarse scores only fall: what comes later than one that is too low is too low as well.
-        is_end = len(hits[1]) < count or len(scored.at_least(least_score)) < len(scored)
+        is_end = is_all or len(scored.at_least(least_score)) < len(scored)
         if is_end or len(head) + len(tail) >= query.num_wanted:
             break
         # Many segments belong to few videos: look further, in ever longer strides.

@@ -76,7 +76,7 @@ def _nearest_videos(
         if not is_all:
             # A segment that no search has found is farther from each asked one than the last that was found
             # for it, so only what is nearer than all of those is surely in order.
-            by_video = by_video[by_video.total >= products[:, -1].max()]
+            by_video = by_video[by_video.total > products[:, -1].max()]
         if is_all or len(by_video) >= num_wanted:
             return by_video
         count *= 2

@@ -67,7 +67,7 @@ class PlainScores:
         self._scores: dict[tuple[str, PlainSegment], tuple[dict[str, float], Array]] = {}
 
     def coarse_product(self, text: str, segment: PlainSegment) -> np.float32:
-        """As the coarse index computes it, to the last bit."""
+        """As the coarse index computes it, but for float32 rounding."""
         query = self._text(text)[3]
         return np.float32((segment.video.astype(np.float64) * query.astype(np.float64)).sum())
 
@@ -125,6 +125,23 @@ def _attend(similarity: Array, matrix: Array, mask: NDArray[np.bool_]) -> float:
     """AOSM at temperature 0.01 over what `mask` lets through."""
     weights = np.where(mask, np.exp((similarity - similarity[mask].max()) / 0.01), 0)
     return float(weights / weights.sum() @ matrix @ np.where(mask, similarity, 0))
+
+
+def settled_candidates(
+    scores: PlainScores,
+    videos: Mapping[str, PlainVideo],
+    texts: Sequence[str],
+    candidates: int,
+    fulfils: Callable[[PlainVideo], bool],
+) -> int:
+    """`candidates`, raised until no text's window ends between segments of one coarse product: which of those
+    are in it is not said."""
+    segments = [s for video in videos.values() if fulfils(video) for _, s in video.segments.values()]
+    for text in texts * 2:  # Raised for one, it may end between equals of another.
+        products = sorted((float(scores.coarse_product(text, s)) for s in segments), reverse=True)
+        while candidates < len(products) and products[candidates - 1] - products[candidates] < 1e-5:
+            candidates += 1
+    return candidates
 
 
 def expected_results(

@@ -101,6 +101,20 @@ def test_the_first_candidates_are_ordered_by_the_full_score_and_the_rest_coarsel
 
 
 @pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("group_by", GROUPS)
+def test_pages_are_slices_though_many_segments_look_the_same(
+    searcher: Searcher, mode: SearchMode, group_by: GroupBy
+) -> None:
+    fill(searcher.catalog, range(60), segments_each=2, num_looks=3)
+    for candidates in (2, 16, 60):
+        query = replace(EVERYTHING, mode=mode, group_by=group_by, candidates=candidates)
+        whole = searcher.search(query).results
+        assert len(whole) == (60 if group_by == "video" else 120)
+        for limit in (7, 16):
+            assert segments(pages(searcher, replace(query, limit=limit))) == segments(whole)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_many_results_of_one_score_come_once_each(searcher: Searcher, mode: SearchMode) -> None:
     fill(searcher.catalog, range(60), num_looks=1)
     found = [r.id for r in pages(searcher, SearchQuery("a dog", limit=17, mode=mode, candidates=8))]

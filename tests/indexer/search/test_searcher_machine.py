@@ -41,6 +41,7 @@ from tests.support.plain_searches import (
     PlainVideo,
     assert_page,
     expected_results,
+    settled_candidates,
 )
 
 D, F = 32, 8
@@ -205,9 +206,17 @@ class SearchesAndChanges(RuleBasedStateMachine):
 
     # Searches
 
+    def _settle(
+        self, fields: dict[str, Any], texts: Sequence[str], fulfils: Callable[[PlainVideo], bool]
+    ) -> None:
+        fields["candidates"] = settled_candidates(
+            plain_scores(), self.videos, texts, fields["candidates"], fulfils
+        )
+
     @rule(fields=queries, chosen=st.sampled_from(FILTERS), cut=st.none() | st.floats(0, 1))
     def search(self, fields: dict[str, Any], chosen: Any, cut: float | None) -> None:
         self._count(f"search {fields['mode']}")
+        self._settle(fields, [fields["text"]], chosen[1])
         query, fulfils = SearchQuery(filter=chosen[0], **fields), chosen[1]
         expected = expected_results(plain_scores(), self.videos, query, fulfils)
         levels = sorted({round(result.score, 2) for result in expected})
@@ -225,6 +234,7 @@ class SearchesAndChanges(RuleBasedStateMachine):
     @rule(fields=queries, chosen=st.sampled_from(FILTERS))
     def search_several(self, fields: dict[str, Any], chosen: Any) -> None:
         self._count("search several")
+        self._settle(fields, TEXTS, chosen[1])
         asked = [SearchQuery(filter=chosen[0], **{**fields, "text": text}) for text in TEXTS]
         for query, answer in zip(asked, self.searcher.search_all(asked).answers, strict=True):
             expected = expected_results(plain_scores(), self.videos, query, chosen[1])

@@ -88,7 +88,7 @@ def test_an_upload_that_is_refused_says_why_and_can_be_tried_again(
     wait_for_cards(browser, 3)
     browser.go_offline()
     browser.choose_files("#files", files(tmp_path, "a.mp4"))
-    browser.wait_for("document.querySelector('#uploads .failed')?.innerText.includes('broke off')")
+    browser.wait_for("document.querySelector('#uploads .failed')?.innerText.includes('was interrupted')")
     browser.go_offline(False)
     click(browser, "#uploads .row-actions button")
     browser.wait_for("document.querySelector('#uploads .state').innerText === 'Waiting to be read'")

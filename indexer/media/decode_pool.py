@@ -54,7 +54,7 @@ _ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PAT
 """The whole environment of a child. Numerical libraries would start a thread per processor, each with memory
 of its own; decord needs a PATH to append to."""
 
-_START_SECONDS: Final = 120.0
+START_SECONDS: Final = 120.0
 """Importing takes well under a second on an idle machine."""
 
 _MAX_REQUESTS_PER_CHILD: Final = 1000
@@ -284,7 +284,7 @@ class _Child:
             return
         send_message(connection, self._settings)
         try:
-            ready, _ = receive_message(connection, 0, time.monotonic() + _START_SECONDS)
+            ready, _ = receive_message(connection, 0, time.monotonic() + START_SECONDS)
         except TimeoutError:
             raise EOFError from None
         self._is_ready = True

@@ -18,12 +18,10 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
+from indexer.media.decode_pool import START_SECONDS
 from training.data.frames import FrameReader, unreadable
 from training.datasets.split import Clip, MissingPolicy, Split
 from training.errors import DatasetError
-
-_START_SECONDS: Final = 120.0
-"""Importing takes about a second; the machine may be busy."""
 
 _MAX_NAMED: Final = 50
 """Clips named in a message; of the others it gives the number."""
@@ -159,7 +157,7 @@ class _Child:
         self._process.start()
         theirs.close()
         # The time for a clip does not include that for starting.
-        if self._connection.poll(_START_SECONDS):
+        if self._connection.poll(START_SECONDS):
             self._connection.recv()
             return True
         self.end()

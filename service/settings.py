@@ -13,13 +13,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.observability.logs import LogFormat, LogLevel
+
 MIB = 1024 * 1024
 
 CoarseKindChoice = Literal["auto", "exact", "ivf-sq", "ivf-pq", "hnsw"]
 """As `indexer.coarse.exact.KindChoice`, which cannot be had without loading FAISS."""
-
-LogFormat = Literal["auto", "json", "text"]
-LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class Settings(BaseSettings):

@@ -6,7 +6,6 @@ The configs that ship with us are in `training/configs`.
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -14,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+import tomli_w
 from pydantic import ConfigDict, Field, Strict, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
@@ -271,18 +271,21 @@ class TrainingConfig:
         if len(set(names)) < len(names):
             raise ConfigError("[model].score_names: a score is named twice")
 
+    def to_values(self) -> dict[str, dict[str, Any]]:
+        """Every field by section and name as a value of JSON and TOML, absent ones left out."""
+        return {
+            section.name: {
+                field.name: _plain(value)
+                for field in fields(chosen)
+                if (value := getattr(chosen, field.name)) is not None
+            }
+            for section in fields(self)
+            for chosen in (getattr(self, section.name),)
+        }
+
     def to_toml(self) -> str:
-        """Every field with its value, absent ones left out; the same config gives the same bytes."""
-        lines = []
-        for section in fields(self):
-            chosen = getattr(self, section.name)
-            lines.append(f"[{section.name}]")
-            for field in fields(chosen):
-                value = getattr(chosen, field.name)
-                if value is not None:
-                    lines.append(f"{field.name} = {_toml_value(value)}")
-            lines.append("")
-        return "\n".join(lines)
+        """`to_values` as TOML; the same config gives the same bytes."""
+        return tomli_w.dumps(self.to_values())
 
     def what_counts(self) -> dict[str, object]:
         """The fields that the result depends on, by `section.field`: a resumed run must have the same."""
@@ -418,17 +421,10 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
 
 
-def _toml_value(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, str | Path):
-        # A JSON string is a TOML string, but for DEL, which TOML wants escaped.
-        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
-        return f"[{', '.join(_toml_value(item) for item in value)}]"
-    raise TypeError(f"{type(value).__name__} has no place in a training config")
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def shipped_configs() -> Mapping[str, str]:

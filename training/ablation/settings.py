@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ class AblationSettings:
             "format": FORMAT,
             "corpus": asdict(self.corpus),
             "start": asdict(self.start),
-            "config": tomllib.loads(self.config.to_toml()),
+            "config": self.config.to_values(),
         }
 
 

@@ -15,7 +15,6 @@ import json
 import pickle
 import platform
 import shutil
-import tomllib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -184,7 +183,7 @@ def summarize(
     validation = splits.validation
     return {
         "format": FORMAT,
-        "config": tomllib.loads(config.to_toml()),
+        "config": config.to_values(),
         "train": _facts(splits.train),
         "validation": None if validation is None else _facts(validation),
         "best": {

@@ -74,10 +74,10 @@ def milliseconds(function: Callable[[int], object], count: int) -> list[float]:
     return times
 
 
-def wait_for_upkeep() -> None:
+def wait_for_refresh() -> None:
     """Let what a first search starts in the background come to its end."""
     for thread in threading.enumerate():
-        if thread.name == "coarse-index-upkeep":
+        if thread.name == "index-refresh":
             thread.join()
 
 
@@ -282,7 +282,7 @@ def print_searches(folder: Path, sizes: list[int]) -> None:
                         parts = [getattr(timings, f"{name}_seconds") for name in names]
                         total = timings.total_seconds
                         if number < 5:
-                            wait_for_upkeep()
+                            wait_for_refresh()
                         else:
                             taken[size].append((total, *parts, total - sum(parts)))
                 medians = {size: 1e3 * np.median(taken[size], axis=0) for size in sizes}
@@ -305,7 +305,7 @@ def print_exhaustive(folder: Path, sizes: list[int]) -> None:
             with Searcher(folder / str(size), model, feature_memory_bytes=budget) as searcher:
                 query = SearchQuery(TEXT, mode="exhaustive")
                 searcher.search(query)
-                wait_for_upkeep()
+                wait_for_refresh()
                 seconds = statistics.median(milliseconds(lambda _, s=searcher, q=query: s.search(q), 5)) / 1e3
             row(f"{size:,}", name, f"{seconds:.2f}")
 

@@ -7,7 +7,7 @@ IndexerError
 ├── IndexVersionError          an index of a format that this version does not read
 ├── IndexBusyError             another process has been writing for too long
 ├── IndexStorageError          the disk refused a read or a write
-│   └── IndexFullError         no room for what was to be written
+│   └── IndexFullError         the disk is full
 ├── BackupDamagedError         a backup that is not what was written
 ├── IndexSupersededError       another generation of the index is the current one
 ├── FingerprintMismatchError   the index was made by another model or sampling
@@ -89,10 +89,10 @@ class IndexSupersededError(IndexerError):
 
 
 class FingerprintMismatchError(IndexerError):
-    """The index was made by another model or sampling than the one at hand.
+    """The index was made by another model or sampling than the one in use.
 
     Attributes:
-        expected: fingerprint of the model at hand.
+        expected: fingerprint of the model in use.
         found: fingerprint that the index holds.
         segment_id: where it is a single segment of an index whose own fingerprint is `expected`.
     """

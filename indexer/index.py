@@ -225,7 +225,7 @@ def absolute_spec(spec: str) -> str:
 
 
 def save_coarse_index(catalog: Catalog) -> None:
-    """Save the coarse index, so that the next search or server starts at once.
+    """Save the coarse index, so that the next search or server starts without building it.
 
     A disk that refuses is no error: the next search makes its own.
     """

@@ -16,7 +16,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write: writes the file to the path that it is given, next to `path`.
 
     Raises:
-        OSError: something could not be written; nothing is left behind.
+        OSError: something could not be written; nothing is left.
 
     Example:
         >>> write_atomically(Path("config.json"), lambda path: path.write_text("{}"))

@@ -17,7 +17,7 @@ from model.features import Scores, TextFeatures, VideoFeatures
 from model.score_names import SCORE_NAMES
 
 MAX_BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
-"""Similarities [T, W, V, F] held at once outside training, by kind of device; bounds memory. 1 MiB a
+"""Similarities [T, W, V, F] held in memory outside training, by kind of device; bounds memory. 1 MiB a
 temporary stays within a processor's caches (benchmarks/scoring.py); a GPU wants large pieces."""
 
 
@@ -88,45 +88,47 @@ class ScoreHead(nn.Module):
                 has such.
         """
         if self.training:
-            return self.at_once(text, video, scale, self.config.score_names)
+            return self.unblocked(text, video, scale, self.config.score_names)
         return self.in_blocks(text, video, scale)
 
     def in_blocks(
         self, text: TextFeatures, video: VideoFeatures, scale: Tensor, max_elements: int | None = None
     ) -> Scores:
-        """`at_once` in blocks of texts and videos, so that memory does not grow with T x V.
+        """`unblocked` in blocks of texts and videos, so that memory does not grow with T x V.
 
         Args:
             text: T texts.
             video: V videos.
             scale: float [].
-            max_elements: Similarities held at once; None for `MAX_BLOCK_ELEMENTS` of the device.
+            max_elements: Similarities held in memory; None for `MAX_BLOCK_ELEMENTS` of the device.
         """
         if max_elements is None:
             max_elements = MAX_BLOCK_ELEMENTS.get(video.video.device.type, MAX_BLOCK_ELEMENTS["cuda"])
         # As many videos as fit, and as many texts as then still fit: the inner dimensions of a product are
         # long, and one text with many videos, the case of a search, is one block or few.
         per_pair = self.config.num_words * self.config.num_frames
-        videos_at_once = max(1, min(len(video), max_elements // per_pair))
-        texts_at_once = max(1, max_elements // (per_pair * videos_at_once))
+        videos_per_block = max(1, min(len(video), max_elements // per_pair))
+        texts_per_block = max(1, max_elements // (per_pair * videos_per_block))
         rows = []
-        for first_text in range(0, len(text), texts_at_once):
-            some_texts = text[first_text : first_text + texts_at_once]
+        for first_text in range(0, len(text), texts_per_block):
+            some_texts = text[first_text : first_text + texts_per_block]
             blocks = [
-                self.at_once(some_texts, video[first_video : first_video + videos_at_once], scale).tensors()
-                for first_video in range(0, len(video), videos_at_once)
+                self.unblocked(
+                    some_texts, video[first_video : first_video + videos_per_block], scale
+                ).tensors()
+                for first_video in range(0, len(video), videos_per_block)
             ]
             rows.append(Scores(*(torch.cat(columns, dim=1) for columns in zip(*blocks, strict=True))))
         return Scores.cat(rows)
 
-    def at_once(
+    def unblocked(
         self,
         text: TextFeatures,
         video: VideoFeatures,
         scale: Tensor,
         wanted: Collection[str] = SCORE_NAMES,
     ) -> Scores:
-        """Every text with every video in one piece, which holds T x W x V x F similarities.
+        """Every text with every video in one block, which holds T x W x V x F similarities.
 
         Args:
             text: T texts.

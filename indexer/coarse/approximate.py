@@ -1,4 +1,4 @@
-"""Snapshots for many segments: FAISS keeps the vectors compressed and looks at a part of them only.
+"""Snapshots for many segments: FAISS keeps the vectors compressed and visits a part of them only.
 
 | kind     | FAISS index            | a vector of D = 512 | made for |
 | -------- | ---------------------- | ------------------- | -------- |
@@ -31,22 +31,22 @@ EXACT_LIMIT = 50_000
 MIN_APPROXIMATE = 1_000
 
 LISTS_FACTOR = 4
-"""An IVF has so many times sqrt(N) lists, as FAISS advises up to a million vectors
+"""An IVF has this many times sqrt(N) lists (nlist), as FAISS advises up to a million vectors
 (github.com/facebookresearch/faiss/wiki/Guidelines-to-choose-an-index)."""
 
 TRAINING_VECTORS_A_LIST = 40
 """FAISS's k-means wants at least 39 for each list (faiss Clustering.h, min_points_per_centroid)."""
 
 PROBED_FACTOR = 4.5
-"""So many times the square root of the number of lists are looked at: as much is found at 100,000 segments
-as at a million, where a constant share would look at ever more (benchmarks/scaling.py measures it)."""
+"""nprobe is this many times the square root of nlist: recall at 100,000 segments
+equals that at a million, where a constant share would probe ever more (benchmarks/scaling.py measures it)."""
 
 HNSW_LINKS = 32
 """Of each vector in the graph of an `hnsw`."""
 
-LOOKED_AT_A_STEP = HNSW_LINKS
-"""About so many others each step of a search through the graph looks at. Where no more are alive than all of
-its steps would look at, as with a filter that lets few through, those are gone through one by one."""
+VISITED_PER_STEP = HNSW_LINKS
+"""Vectors that each step of a search through the graph visits, about. Where no more are selected than all of
+its steps would visit, as with a filter that lets few through, those are scanned."""
 
 FoundByOne = tuple[NDArray[np.float32], NDArray[np.int64]]
 """For one query, products float32 [k], descending, and ids int64 [k]."""
@@ -56,7 +56,7 @@ Fetch = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.float3
 
 
 def choose_kind(choice: KindChoice, num_segments: int, current: CoarseKind = "exact") -> CoarseKind:
-    """The kind that a snapshot of so many segments should be of.
+    """The kind that a snapshot of `num_segments` segments should be of.
 
     choice: a kind, or `auto`: exact up to EXACT_LIMIT; an approximate one that shrinks stays as it is down to
     half of that. Below MIN_APPROXIMATE segments there is nothing to learn from: always exact.
@@ -71,7 +71,7 @@ def choose_kind(choice: KindChoice, num_segments: int, current: CoarseKind = "ex
 
 
 def num_lists(num_segments: int) -> int:
-    """Lists of an IVF over so many vectors: at least one, and few enough to be trained."""
+    """Lists of an IVF over `num_segments` vectors: at least one, and few enough to be trained."""
     wanted = int(LISTS_FACTOR * math.sqrt(num_segments))
     return max(1, min(wanted, num_segments // TRAINING_VECTORS_A_LIST))
 
@@ -118,7 +118,7 @@ class ApproximateSearch:
 
     def _nearest(self, query: NDArray[np.float32], count: int, selection: Selection) -> FoundByOne:
         """About the `count` highest products of compressed vectors, and their ids."""
-        # Where few are selected, more has to be looked at to find as many.
+        # Where few are selected, more has to be visited to find as many.
         effort = selection.num_rows / selection.num_selected
         products, ids = self._search(query, count, selection, effort)
         if len(ids) < count:
@@ -133,7 +133,7 @@ class ApproximateSearch:
     ) -> FoundByOne:
         if self.kind == "hnsw":
             beam = min(self.index.ntotal, max(256, math.ceil(effort * 2 * count)))
-            if selection.num_selected <= LOOKED_AT_A_STEP * beam:
+            if selection.num_selected <= VISITED_PER_STEP * beam:
                 return self._scan(query, count, selection)
             parameters = _faiss.SearchParametersHNSW(sel=selection.selector(), efSearch=beam)
         else:
@@ -169,7 +169,7 @@ def ids_of(kind: CoarseKind, index: Any) -> NDArray[np.int64]:
 
     Raises ValueError where it is not an index of this kind or its ids do not fit its vectors.
     """
-    # `index` itself is kept by the caller: what `downcast_index` gives does not keep the index alive.
+    # `index` itself is kept by the caller: what `downcast_index` gives does not own the index.
     if kind == "hnsw":
         is_right = isinstance(index, faiss.IndexIDMap) and isinstance(
             faiss.downcast_index(index.index), faiss.IndexHNSWSQ
@@ -186,7 +186,7 @@ def ids_of(kind: CoarseKind, index: Any) -> NDArray[np.int64]:
 
 
 def still_fits(kind: CoarseKind, index: Any, num_segments: int) -> bool:
-    """Whether what an index of this kind has learned serves so many segments: its lists, twice or half as
+    """Whether a trained index of this kind still serves `num_segments` segments: its lists, twice or half as
     many at most."""
     return kind == "hnsw" or bool(0.5 <= index.nlist / num_lists(num_segments) <= 2.0)
 
@@ -197,7 +197,7 @@ def empty_approximate_index(
     """A trained, empty index for `num_vectors` vectors.
 
     sample: float32 [S, D], vectors to learn the lists and the compression from, with FAISS's fixed seed; S is
-    `num_training_vectors(kind, num_vectors)`. trained: in place of it, an index of this kind to take over
+    `num_training_vectors(kind, num_vectors)`. trained: instead, an index of this kind to copy
     what it has learned; it is not changed.
     """
     if trained is not None:
@@ -211,7 +211,7 @@ def empty_approximate_index(
 
 
 def num_training_vectors(kind: CoarseKind, num_vectors: int) -> int:
-    """How many vectors an index of this kind over so many is trained with."""
+    """How many vectors an index of this kind over `num_vectors` vectors is trained with."""
     wanted = TRAINING_VECTORS_A_LIST * num_lists(num_vectors)
     if kind != "ivf-sq":
         wanted = max(wanted, 65_536)  # For the codebooks of 256 entries, and the ranges of the scalars.

@@ -1,4 +1,4 @@
-"""Exact coarse vectors in FAISS, which of them a search looks at, and copies of an index on a GPU."""
+"""Exact coarse vectors in FAISS, which of them a search considers, and copies of an index on a GPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 end."""
 
 ROWS_AT_ONCE = 8192
-"""Vectors copied out of an index at a time: bounds what is held beside it."""
+"""Vectors copied out of an index at a time: bounds the memory of the copy."""
 
 MAX_GPU_NEIGHBOURS = 2048
 """Neighbours that a GPU index gives, and lists that it probes
@@ -60,7 +60,7 @@ def vector_blocks(index: Any) -> Iterator[NDArray[np.float32]]:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Which rows of an index a search looks at.
+    """Which rows of an index a search considers.
 
     num_selected: of `num_rows`. bits: bool [highest id + 1], true for a selected id; None where all are.
     """
@@ -104,13 +104,13 @@ def search_exact(
 class GpuCopy:
     """A copy of a snapshot's index on a GPU, or, in tests, any index that searches as one there.
 
-    FAISS has `exact`, `ivf-sq` and `ivf-pq` on GPUs, not `hnsw`. Its GPU indexes know no selectors. Deleted
-    segments are few: so many more neighbours are asked for and these are dropped. Where that is too many, as
-    for most filters, the processor searches.
+    FAISS has `exact`, `ivf-sq` and `ivf-pq` on GPUs, not `hnsw`. Its GPU indexes support no selectors.
+    Deleted segments are few: that many more neighbours are asked for and these are dropped. Where that is
+    too many, as for most filters, the processor searches.
     """
 
     def __init__(self, index: Any, ids: NDArray[np.int64] | None = None, resources: Any = None) -> None:
-        """ids: of the rows, where `index` only numbers them. resources: what must live as long as it."""
+        """ids: of the rows, where `index` only numbers them. resources: kept while `index` is in use."""
         self._index = index
         self._ids = ids
         self._resources = resources
@@ -121,7 +121,7 @@ class GpuCopy:
     ) -> Found | None:
         """As `search_exact`; None where this is more than a GPU index gives.
 
-        num_probed: lists that an IVF looks at; fewer than `count` may be found then.
+        num_probed: lists that an IVF probes; fewer than `count` may be found then.
         """
         num_asked = min(count + selection.num_rows - selection.num_selected, selection.num_rows)
         if num_asked > MAX_GPU_NEIGHBOURS or (num_probed or 0) > MAX_GPU_NEIGHBOURS:

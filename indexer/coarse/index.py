@@ -1,7 +1,7 @@
 """The coarse index: inner products with every segment's video feature, derived from the store.
 
 Searches see an immutable snapshot (FAISS), small exact indexes of later segments, and which of the snapshot's
-segments were deleted. Adding to a FAISS index beside searches is not safe (an HNSW crashed in a trial), so
+segments were deleted. Adding to a FAISS index during searches is not safe (an HNSW crashed in a trial), so
 nothing is added to one that is in use: later segments go into a copy of the last small index, and `compact`
 makes a new snapshot and then swaps it in. Up to `EXACT_LIMIT` segments it is exact, beyond it approximate.
 """
@@ -109,13 +109,13 @@ class _State:
         return self.num_later + len(self.deleted)
 
     @cached_property
-    def living(self) -> Selection:
+    def live(self) -> Selection:
         """Of the snapshot, what is not deleted; kept, because a search would take longer to make it."""
         ids = self.snapshot.ids
-        return Selection(len(ids), len(ids)) if not len(self.deleted) else Selection.of(self.living_ids, ids)
+        return Selection(len(ids), len(ids)) if not len(self.deleted) else Selection.of(self.live_ids, ids)
 
     @property
-    def living_ids(self) -> NDArray[np.int64]:
+    def live_ids(self) -> NDArray[np.int64]:
         return np.delete(self.snapshot.ids, np.searchsorted(self.snapshot.ids, self.deleted))
 
     @property
@@ -163,12 +163,12 @@ class CoarseIndex:
         max_pending: int = 4096,
         device: torch.device | None = None,
     ) -> Self:
-        """The snapshot saved beside the catalog with later changes replayed, or else what `build` makes.
+        """The snapshot saved next to the catalog with later changes replayed, or else what `build` makes.
 
         A snapshot that is missing, damaged, of another fingerprint or kind, or of a history that the change
         log does not hold is not used; the reason is logged. Where `auto` then means an approximate one, an
         exact one is made first, because that is quicker, and `needs_compaction` is true.
-        max_pending: how many later and deleted segments beside a snapshot make `needs_compaction` true.
+        max_pending: how many segments added or deleted since the snapshot make `needs_compaction` true.
         device: a GPU here searches what it can, see `indexer.coarse.exact`.
         """
         try:
@@ -224,7 +224,7 @@ class CoarseIndex:
 
     @property
     def num_pending(self) -> int:
-        """Later segments and marks on deleted ones beside the snapshot: what `compact` does away with."""
+        """Segments added or deleted since the snapshot: what `compact` merges into it."""
         return self._state.num_pending
 
     @property
@@ -256,7 +256,7 @@ class CoarseIndex:
         Args:
             queries: float32 [T, D], of any length.
             num_candidates: how many are wanted.
-            allowed: ids of the only segments to look at, int64, ascending; None for all.
+            allowed: ids of the only segments to consider, int64, ascending; None for all.
 
         Returns:
             Scores float32 [T, k], descending, equal ones by ascending id, and segment ids int64 [T, k]; k is
@@ -283,7 +283,7 @@ class CoarseIndex:
     def _search_snapshot(
         self, state: _State, queries: NDArray[np.float32], count: int, allowed: NDArray[np.int64] | None
     ) -> Found:
-        snapshot, selection = state.snapshot, state.living
+        snapshot, selection = state.snapshot, state.live
         if allowed is not None:
             chosen = _common(snapshot.ids, allowed)
             selection = Selection.of(chosen[~np.isin(chosen, state.deleted)], snapshot.ids)
@@ -300,18 +300,18 @@ class CoarseIndex:
         None where they are kept compressed."""
         state = self._state
         if state.snapshot.kind == "exact":
-            yield from _living_blocks(state.snapshot.index, state.snapshot.ids, state.deleted)
+            yield from _live_blocks(state.snapshot.index, state.snapshot.ids, state.deleted)
         else:
-            ids = state.living_ids
+            ids = state.live_ids
             for first in range(0, len(ids), ROWS_AT_ONCE):
                 yield ids[first : first + ROWS_AT_ONCE], None
         for delta in state.deltas:
-            yield from _living_blocks(delta.index, delta.ids, np.empty(0, np.int64))
+            yield from _live_blocks(delta.index, delta.ids, np.empty(0, np.int64))
 
     def segment_ids(self) -> NDArray[np.int64]:
         """Ids of all that a search can find now, int64, ascending."""
         state = self._state
-        return np.concatenate([state.living_ids, *(delta.ids for delta in state.deltas)])
+        return np.concatenate([state.live_ids, *(delta.ids for delta in state.deltas)])
 
     # Changing
 
@@ -369,7 +369,7 @@ class CoarseIndex:
         return choose_kind(self._kind, state.num_segments, state.snapshot.kind)
 
     def save(self) -> None:
-        """Write the snapshot beside the catalog; what is pending is in the change log already. Raises
+        """Write the snapshot next to the catalog; what is pending is in the change log already. Raises
         OSError."""
         with self._saving:
             snapshot = self._state.snapshot
@@ -404,13 +404,13 @@ class CoarseIndex:
 def _with_rows(
     deltas: list[_Delta], ids: NDArray[np.int64], vectors: NDArray[np.float32]
 ) -> tuple[_Delta, ...]:
-    """The small indexes with further rows: in a copy of the last one while it has room, then in new ones."""
+    """The small indexes with further rows: in a copy of the last one until it is full, then in new ones."""
     while len(ids):
         if not deltas or len(deltas[-1].ids) >= DELTA_ROWS:
             deltas.append(_Delta(empty_exact_index(vectors.shape[1]), np.empty(0, np.int64)))
-        room = DELTA_ROWS - len(deltas[-1].ids)
-        deltas[-1] = deltas[-1].changed(np.empty(0, np.int64), ids[:room], vectors[:room])
-        ids, vectors = ids[room:], vectors[room:]
+        num_free = DELTA_ROWS - len(deltas[-1].ids)
+        deltas[-1] = deltas[-1].changed(np.empty(0, np.int64), ids[:num_free], vectors[:num_free])
+        ids, vectors = ids[num_free:], vectors[num_free:]
     return tuple(delta for delta in deltas if len(delta.ids))
 
 
@@ -453,7 +453,7 @@ def make_snapshot(catalog: Catalog, kind: CoarseKind, former: Snapshot | None = 
     return snapshot
 
 
-def leave_room_for_searches() -> None:
+def limit_faiss_threads() -> None:
     """Let FAISS use half of the processors for what this thread asks of it: searches want the others."""
     faiss.omp_set_num_threads(max(1, (os.cpu_count() or 1) // 2))
 
@@ -471,7 +471,7 @@ def _quick_kind(catalog: Catalog, kind: KindChoice) -> CoarseKind:
     return "exact" if kind == "auto" else choose_kind(kind, catalog.num_segments)
 
 
-def _living_blocks(
+def _live_blocks(
     index: Any, ids: NDArray[np.int64], deleted: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Ids and vectors of an exact index, in blocks, without those deleted."""
@@ -479,8 +479,8 @@ def _living_blocks(
     for vectors in vector_blocks(index):
         some = ids[first : first + len(vectors)]
         first += len(vectors)
-        living = ~np.isin(some, deleted)
-        yield some[living], vectors[living]
+        live = ~np.isin(some, deleted)
+        yield some[live], vectors[live]
 
 
 def _common(ids: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:

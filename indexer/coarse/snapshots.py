@@ -44,7 +44,7 @@ UNFINISHED_KEPT_SECONDS = 3600
 _FILE_NAME = re.compile(r"coarse-[0-9a-f]{16}\.faiss")
 
 FILE_MODE = 0o640
-"""As the catalog has it: vectors tell something of the videos too."""
+"""As the catalog has it: vectors reveal something of the videos too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ def save_snapshot(snapshot: Snapshot, directory: Path, fingerprint: str) -> None
     unfinished_manifest = directory / f"{MANIFEST_FILE}.{secrets.token_hex(8)}.new"
     try:
         with unfinished.open("wb") as file:
-            # FAISS's own writer does not say when the last of a file finds no room.
+            # FAISS's own writer does not report a disk that is full when the end of a file is written.
             faiss.write_index(snapshot.index, _faiss.PyCallbackIOWriter(file.write))
         manifest = {
             "format": FORMAT,

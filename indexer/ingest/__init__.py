@@ -1,1 +1,1 @@
-"""How videos get in: lists of files, decoding and encoding, one transaction a video."""
+"""Ingest: lists of files, decoding and encoding, one transaction a video."""

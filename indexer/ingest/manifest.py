@@ -42,7 +42,7 @@ class VideoSource:
         title: None for the file's name without its extension.
         metadata: any JSON object.
         uri: None for the file:// address of `path`.
-        trusted: whether the operator vouches for the file, so that decord may read it.
+        trusted: whether the operator trusts the file, so that decord may read it.
         record: of a video that is encoded again with another model: the video keeps what the record says, and
             a file of other bytes is refused.
     """

@@ -82,7 +82,7 @@ class IndexReport:
         num_added: sources that became videos.
         num_skipped: sources whose content was in the index.
         num_failed: sources that could not become videos.
-        num_partial: of the added, those that were cut off or damaged.
+        num_partial: of the added, those that were truncated or damaged.
         num_segments: of the added.
         seconds: of the run.
         decode_seconds: spent by all children together.
@@ -132,7 +132,7 @@ class VideoEncoder:
             model: encodes; its number of frames must be that of the sampling.
             sampling: which frames of a file.
             num_workers: decoding children.
-            batch_size: segments encoded at once.
+            batch_size: segments encoded together.
             decode_timeout_seconds: the longest that hashing a file may take, or decoding it, or decoding 16
                 segments of a long one.
             backend: how trusted files are read, see `indexer.media.frame_reader.VideoFile.frames_at`.
@@ -188,7 +188,7 @@ class VideoEncoder:
         Args:
             path: of the file.
             cancelled: when it is set, the rest of the file is left.
-            trusted: whether the operator vouches for the file, so that decord may read it.
+            trusted: whether the operator trusts the file, so that decord may read it.
 
         Returns:
             What the file itself says of its video: no id, uri, title or metadata.
@@ -355,7 +355,7 @@ class _Run:
         self.encoder = encoder
         self.sources = sources
         self.find_known = find_known
-        # Each worker has one request at hand and one waiting; a few more cover the time of one encoding.
+        # Each worker has one request under way and one waiting; a few more cover the time of one encoding.
         self.max_in_flight = 2 * encoder.num_workers + 2
         self.max_segments = min(MAX_SEGMENTS_PER_ANSWER, encoder.batch_size)
         self.hashing: dict[Future[HashedFile], VideoSource] = {}

@@ -18,7 +18,7 @@ _OWN_ID: Final = re.compile(r"[0-9a-f]{32}")
 def find_video_file(index_directory: Path, record: VideoRecord) -> tuple[Path, bool] | None:
     """The file of a video, and whether decord may read it; None where there is none.
 
-    A file that the operator vouched for is trusted where it lies; what was uploaded never is.
+    A file that the operator trusts is read where it lies; what was uploaded never is.
     """
     if _OWN_ID.fullmatch(record.id):
         for path in sorted((index_directory / MEDIA_FOLDER).glob(f"{record.id}.*")):

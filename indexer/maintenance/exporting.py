@@ -27,7 +27,7 @@ from indexer.store.sqlite.catalog import Catalog
 from model.atomic_files import fsync_file
 
 ROWS_PER_GROUP: Final = 1_024
-"""Rows read, written and held in memory at once: 15 MB of segments of 12 x 512."""
+"""Rows read and written together, and held in memory: 15 MB of segments of 12 x 512."""
 
 MAX_PART_BYTES: Final = 256 << 20
 """Size of a file before compression: small enough to be handed out to many workers."""

@@ -27,7 +27,7 @@ from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import index_exists
 
 ROWS_PER_BATCH: Final = 256
-"""Rows read and held in memory at once, next to the row group that they come from."""
+"""Rows read together and held in memory, next to the row group that they come from."""
 
 _VIDEOS_PER_PROGRESS: Final = 100
 

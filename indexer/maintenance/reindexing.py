@@ -33,7 +33,7 @@ from indexer.store.sqlite.generations import (
 from indexer.store.sqlite.jobs import JobQueue
 
 MAX_ROUNDS: Final = 10
-"""Times that what changed meanwhile is encoded while others go on writing. After so many they wait until the
+"""Times that what changed meanwhile is encoded while others go on writing. After that they wait until the
 few videos of the last round are encoded."""
 
 NO_FILE_REASON: Final = "its file is not there"
@@ -70,8 +70,8 @@ class ReindexReport:
         num_kept: videos that were there already, from an interrupted run or from before.
         num_deleted: videos removed from the new generation, because the index has them no longer.
         num_jobs: jobs carried over, ended ones included.
-        num_hidden: after going back, videos that only the generation left behind has.
-        num_returned: after going back, videos that the generation left behind did not have.
+        num_hidden: after going back, videos that only the generation switched away from has.
+        num_returned: after going back, videos that the generation switched away from did not have.
         missing: (id, reason) of videos that could not be encoded.
         switched: whether another generation is the current one than before.
     """
@@ -293,7 +293,7 @@ class _Build:
         to_encode = self._synchronize([*self._target.video_ids(), *ids])
         self._report.num_kept = len(ids) - len(to_encode)
         self._encode(to_encode)
-        with contextlib.suppress(OSError):  # Saved, servers start at once; without, they build it themselves.
+        with contextlib.suppress(OSError):  # Without a saved one, servers build it at start.
             coarse = CoarseIndex.open(self._target)
             coarse.compact()
             coarse.save()

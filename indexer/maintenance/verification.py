@@ -19,7 +19,7 @@ from indexer.store.sqlite.generations import find_named_generation, name_generat
 from indexer.store.sqlite.jobs import JobQueue
 
 MAX_FINDINGS = 1000
-"""After so many, `verify` stops."""
+"""After this many findings `verify` stops."""
 
 
 @dataclass(frozen=True)

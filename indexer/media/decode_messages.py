@@ -1,6 +1,6 @@
 """What the decode pool asks of its children and what they answer, and how it crosses the socket between them.
 
-A child reads hostile bytes and may have been taken over, so its answers are data, never code: a JSON header
+A child reads hostile bytes and may be compromised, so its answers are data, never code: a JSON header
 and raw pixels, which the parent checks against what it asked for and what can be. Nothing is pickled.
 """
 
@@ -43,7 +43,7 @@ class DecodeRequest:
         path: the file.
         sampling: which frames.
         image_size: R, the side of the square that frames are resized and cropped to, in pixels.
-        trusted: whether the operator vouches for the file, so that decord may read it.
+        trusted: whether the operator trusts the file, so that decord may read it.
         backend: for trusted files, see `indexer.media.frame_reader.VideoFile.frames_at`; others are read by
             PyAV.
         first_segment: the first of the video's segments that is wanted.

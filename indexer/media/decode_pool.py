@@ -1,4 +1,4 @@
-"""Decoding in child processes that can be ended: the only place where files from strangers are opened.
+"""Decoding in child processes that can be ended: the only place where untrusted files are opened.
 
 Known hangs of decoders hold the interpreter lock, and their crashes take the process along, so neither
 threads nor exceptions help. Each child is a fresh interpreter that decodes one file at a time inside limits
@@ -68,7 +68,7 @@ class DecodePool:
     """A fixed number of children. Use as a context manager, or `close` it. Safe to use from several threads.
 
     Args:
-        num_workers: children, and files decoded at once.
+        num_workers: children, and files decoded concurrently.
         timeout_seconds: the longest that one request may take.
         limits: what a file may be.
         memory_limit_bytes: what a child may use beyond the memory that its libraries take (on Linux).
@@ -119,7 +119,7 @@ class DecodePool:
         return self._threads.submit(self._make_clip, str(path), time_seconds)
 
     def close(self) -> None:
-        """End all children at once; futures that are not done raise DecoderDiedError or are cancelled."""
+        """End all children immediately; futures that are not done raise DecoderDiedError or are cancelled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for child in self._children:
             child.end_for_good()

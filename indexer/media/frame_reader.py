@@ -145,7 +145,7 @@ def read_frames(
 ) -> tuple[list[NDArray[np.uint8]], list[float]]:
     """Frames of a file at these times, in this process.
 
-    Files from strangers belong in `indexer.media.decode_pool` instead.
+    Untrusted files belong in `indexer.media.decode_pool` instead.
 
     Args:
         path: the video.

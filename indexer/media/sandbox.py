@@ -1,7 +1,7 @@
 """What a decoding child gives up before it reads hostile bytes: limits and refusals that the kernel keeps.
 
 None of it needs privileges. The limits (setrlimit) end a decoder that runs wild. The filter of system calls
-(seccomp) is for a decoder that an exploit has taken over: no socket, no other program, no process of its own
+(seccomp) is for a decoder that an exploit has compromised: no socket, no other program, no process of its own
 that outlives it, no signal to others, and nothing written, renamed or removed. Reading files stays possible.
 """
 

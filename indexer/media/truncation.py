@@ -1,8 +1,8 @@
-"""Whether a file ends where its container says that it does: what a transfer that broke off leaves behind.
+"""Whether a file ends where its container says that it does: what an interrupted transfer leaves.
 
-Only the outermost structures are looked at: sizes that the container promises of itself, or marks that it
+Only the outermost structures are read: sizes that the container promises of itself, or marks that it
 ends with. Where it promises nothing (between two packets of MPEG-TS or MPEG-PS, two fragments of MP4, two
-blocks of a Matroska file that was written live), a file that was cut off there looks like one that
+blocks of a Matroska file that was written live), a file that was truncated there looks like one that
 was meant to end there.
 """
 
@@ -16,7 +16,7 @@ from typing import BinaryIO, Final
 from indexer.errors import MediaLimitError
 
 _MAX_STRUCTURES: Final = 20_000_000
-"""Boxes, pages or packets that are looked at: of days of film by the usual sizes."""
+"""Boxes, pages or packets that are read: of days of film by the usual sizes."""
 
 _HEAD_BYTES: Final = 1 << 16
 
@@ -39,7 +39,7 @@ def fraction_of_bytes(path: Path, container: str) -> float:
         container: a key of `indexer.media.probing.DEMUXERS`.
 
     Returns:
-        Above 0, at most 1; 1.0 for a file that is not cut off. One that lacks an unknown number
+        Above 0, at most 1; 1.0 for a file that is not truncated. One that lacks an unknown number
         of bytes counts as lacking one.
 
     Raises:

@@ -73,7 +73,8 @@ class FeatureCache:
         Args:
             catalog: Where features are read that are not held.
             size_bytes: What the cache may take on `device`; 0 keeps nothing. On a processor it takes as much
-                as it holds, on a GPU all at once. Additionally, on the processor, 4 bytes for each segment.
+                as it holds, on a GPU all of it from the start. Additionally, on the processor, 4 bytes for
+                each segment.
             device: The model's.
 
         Raises:

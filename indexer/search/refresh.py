@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
-from indexer.coarse.index import CoarseIndex, leave_room_for_searches
+from indexer.coarse.index import CoarseIndex, limit_faiss_threads
 from indexer.search.baseline import BaselineScores
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class IndexRefresher:
         self.wait()
 
     def _work(self, after_search: bool) -> None:
-        leave_room_for_searches()
+        limit_faiss_threads()
         if after_search:
             self._do("baseline scores", self._baseline.is_stale, self._baseline.make)
         self._do("compaction", self._index.needs_compaction, self._index.compact)

@@ -96,7 +96,7 @@ class Searcher:
             index_directory: Made by `Index.create` or `xclip-search index`.
             model: The one that encoded the index.
             coarse_kind: Of the coarse index, see `indexer.coarse.approximate`; `auto` goes by its size.
-            block_size: Segments scored at once; bounds memory (at 12 frames x 512, about 40 KB each).
+            block_size: Segments scored together; bounds memory (at 12 frames x 512, about 40 KB each).
             feature_memory_bytes: How much of what the full score reads is kept in memory, see
                 `indexer.search.caches`.
 

@@ -39,7 +39,7 @@ class SearchQuery:
         limit: Results on the page, 1 to 1,000.
         offset: Results before the page, 0 to 10,000. Pages of any size cut one and the same order, as long as
             the index does not change.
-        candidates: Size of the rerank window, 1 to 100,000 segments: so many of the coarse stage's best are
+        candidates: Size of the rerank window, 1 to 100,000 segments: this many of the coarse stage's best are
             ordered by the full score and come first; what lies behind them follows in coarse order.
         mode: `rerank`, as above; `coarse`, the order by `video_sentence` alone, which `candidates` does not
             change; `exhaustive`, the full score of every segment.

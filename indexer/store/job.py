@@ -15,7 +15,7 @@ class FailureReason(StrEnum):
     """Why a job failed, in few classes: metrics must not have a label for every sentence."""
 
     MEDIA = "media"
-    """The file is no video that we read: the sender has to mend it."""
+    """The file is no video that we read: the client has to correct it."""
     DECODER = "decoder"
     """The decoder crashed, or took too long."""
     FETCH = "fetch"

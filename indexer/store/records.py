@@ -80,7 +80,7 @@ class VideoRecord:
         content_sha256: 64 hex digits over the bytes; unique.
         width, height: pixels, after rotation.
         partial: only the first `fraction_read` (0 to 1) could be read.
-        trusted: the operator vouched for the file when it was indexed, see
+        trusted: the operator trusted the file when it was indexed, see
             `indexer.ingest.manifest.VideoSource`.
         added_at: seconds since 1970.
         sequence: number of the change that added it; later videos have higher ones.

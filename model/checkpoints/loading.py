@@ -87,8 +87,8 @@ def write_directory(config: XClipConfig, tensors: Mapping[str, Tensor], director
     directory.mkdir(parents=True, exist_ok=True)
     single = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
     config_file = directory / CONFIG_FILE
-    # Two files cannot change at once. Without a config the directory holds no model, so an interruption never
-    # leaves new weights under an old config.
+    # Two files cannot be replaced atomically. Without a config the directory holds no model, so an
+    # interruption never leaves new weights under an old config.
     config_file.unlink(missing_ok=True)
     write_atomically(directory / WEIGHTS_FILE, lambda path: save_file(single, path))
     write_atomically(config_file, lambda path: path.write_text(config.to_json(), encoding="utf-8"))

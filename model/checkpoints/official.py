@@ -132,7 +132,7 @@ def read_official(path: Path) -> Checkpoint:
 
 
 def from_official(tensors: Mapping[str, Tensor]) -> Checkpoint:
-    """The tensors of an official checkpoint by our names, and the config that their shapes tell.
+    """The tensors of an official checkpoint by our names, and the config that their shapes imply.
 
     Raises:
         CheckpointError: As `read_official`.
@@ -311,7 +311,7 @@ def write_official(tensors: Mapping[str, Tensor], destination: Path) -> None:
     The torch archive keeps the order of the tensors; safetensors has an order of its own.
 
     Raises:
-        ConversionError: The file cannot be written; nothing is left behind then.
+        ConversionError: The file cannot be written; nothing is left then.
     """
     write = save_file if destination.suffix == ".safetensors" else torch.save
     try:

@@ -110,8 +110,8 @@ async def add_video(
             f"or a uri as JSON with Content-Type: {JSON}."
         )
     # Before the body: gigabytes that would be refused in the end need not be sent.
-    has_room = partial(service.job_queue.has_room, max_queued=service.settings.max_queued_jobs)
-    if not await to_thread.run_sync(has_room):
+    has_capacity = partial(service.job_queue.has_capacity, max_queued=service.settings.max_queued_jobs)
+    if not await to_thread.run_sync(has_capacity):
         raise _queue_full_problem()
     if content_type == FORM:
         new = await _from_form(request, service)

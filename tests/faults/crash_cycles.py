@@ -120,10 +120,10 @@ def compare(directory: Path, ledger: Ledger, reasons: list[str] | None = None) -
         by_number = {number_of(record.size_bytes): record for record in records}
         found["duplicated"] += len(records) - len(by_number) + ledger.num_added_twice
         ledger.num_added_twice = 0
-        living: list[int] = []
+        live: list[int] = []
         for number, record in by_number.items():
             infos = catalog.video_segments(record.id)
-            living += [info.segment_id for info in infos]
+            live += [info.segment_id for info in infos]
             if not _is_whole(catalog, record, number):
                 found["torn"] += 1
         for number in ledger.possible.keys() | by_number.keys():
@@ -138,7 +138,7 @@ def compare(directory: Path, ledger: Ledger, reasons: list[str] | None = None) -
                 found["torn"] += 1
             ledger.possible[number] = {Video(record.id, record.title or "", _text(record.metadata))}
         all_ids = [i for ids, _ in catalog.iterate_video_features() for i in ids.tolist()]
-        found["torn"] += all_ids != sorted(living) or catalog.totals() != (len(records), len(living))
+        found["torn"] += all_ids != sorted(live) or catalog.totals() != (len(records), len(live))
         found["wrong answers"] += not _finds_all(catalog, all_ids)
     return found
 
@@ -164,7 +164,7 @@ def _is_whole(catalog: Catalog, record: VideoRecord, number: int) -> bool:
 
 
 def _finds_all(catalog: Catalog, all_ids: list[int]) -> bool:
-    """Whether the saved coarse index, opened afresh, finds the living segments and nothing else."""
+    """Whether the saved coarse index, opened afresh, finds the live segments and nothing else."""
     query = np.random.default_rng(len(all_ids)).standard_normal(D).astype(np.float32)
     scores, ids = CoarseIndex.open(catalog).search(query[None], len(all_ids) + 10)
     return sorted(ids[0].tolist()) == all_ids and are_best_segments(catalog, query, scores[0], ids[0])

@@ -100,13 +100,13 @@ class Index:
 
     def expect_reading(self) -> None:
         """All that was acknowledged is found, by the processes that had the index open."""
-        living = sum(bool(videos - {None}) for videos in self.ledger.possible.values())
+        live = sum(bool(videos - {None}) for videos in self.ledger.possible.values())
         self.index.follow()
         query = np.ones((1, D), np.float32)
         _, ids = self.index.search(query, 10_000)
         features = self.catalog.segment_features(ids[0])
-        if self.catalog.num_videos != living or len(self.catalog.list_videos(1000)) != living:
-            self.problems.append(f"{self.catalog.num_videos} videos, {living} acknowledged")
+        if self.catalog.num_videos != live or len(self.catalog.list_videos(1000)) != live:
+            self.problems.append(f"{self.catalog.num_videos} videos, {live} acknowledged")
         if len(features) != self.catalog.num_segments:
             self.problems.append(f"{len(features)} of {self.catalog.num_segments} segments found")
 

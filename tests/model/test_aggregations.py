@@ -187,13 +187,13 @@ def test_every_score_equals_its_definition_in_loops(mask_padding, variant):
 @every_variant
 @pytest.mark.parametrize("mask_padding", [True, False])
 @pytest.mark.parametrize("max_elements", [1, W * F * 2, 1 << 20])
-def test_scoring_in_blocks_equals_scoring_at_once(max_elements, mask_padding, variant):
+def test_scoring_in_blocks_equals_scoring_unblocked(max_elements, mask_padding, variant):
     text, video = features(variant["word_weighting"] == WEIGHTED)
     head = score_head(mask_padding=mask_padding, **variant)
-    at_once = head.at_once(text, video, torch.tensor(SCALE))
+    unblocked = head.unblocked(text, video, torch.tensor(SCALE))
     in_blocks = head.in_blocks(text, video, torch.tensor(SCALE), max_elements)
     for name in (*SCORE_NAMES, "total"):
-        torch.testing.assert_close(getattr(in_blocks, name), getattr(at_once, name), atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(getattr(in_blocks, name), getattr(unblocked, name), atol=1e-4, rtol=1e-5)
 
 
 @every_variant

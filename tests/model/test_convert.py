@@ -212,7 +212,7 @@ def test_a_model_that_the_official_code_would_score_differently_is_refused(case,
     assert not (tmp_path / "model.bin").exists()
 
 
-def test_every_reason_is_named_at_once():
+def test_every_reason_is_named_together():
     config = replace(trainable().config, mask_padding=True, pixel_mean=(0.0, 0.0, 0.0), temperature=1.0)
     assert len(differences(config)) == 3
 

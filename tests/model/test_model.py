@@ -83,14 +83,14 @@ def test_encoding_only_real_frames_equals_encoding_all_of_them(mask_padding, tem
 
 @pytest.mark.parametrize("mask_padding", [True, False])
 @pytest.mark.parametrize("max_elements", [1, W * F * 3, W * F * 7, 1 << 22])
-def test_scoring_in_blocks_equals_scoring_at_once(mask_padding, max_elements):
+def test_scoring_in_blocks_equals_scoring_unblocked(mask_padding, max_elements):
     model = random_model(mask_padding=mask_padding)
     text, video = model.encode_text(TEXTS), model.encode_video(*random_videos(7))
     scale = torch.tensor(20.0)
-    at_once = model.matrices.at_once(text, video, scale)
+    unblocked = model.matrices.unblocked(text, video, scale)
     in_blocks = model.matrices.in_blocks(text, video, scale, max_elements)
-    torch.testing.assert_close(in_blocks.total, at_once.total, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(in_blocks.frame_word, at_once.frame_word, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(in_blocks.total, unblocked.total, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(in_blocks.frame_word, unblocked.frame_word, atol=1e-4, rtol=1e-5)
 
 
 def frame_word_in_words(words, frames, word_mask, frame_mask, matrices: ScoreHead) -> float:

@@ -199,7 +199,7 @@ class Catalog:
         Args:
             directory: of the index.
             fingerprint: the one that the index must have, or None for any.
-            check: look first for what no row's checksum tells, see `indexer.store.sqlite.integrity`.
+            check: look first for what no row's checksum shows, see `indexer.store.sqlite.integrity`.
 
         Raises:
             IndexNotFoundError: there is no index.
@@ -479,8 +479,8 @@ class Catalog:
         """Apply a merge patch (RFC 7396) to the title and metadata of a video; returns the record as it then
         is.
 
-        Read, merged and written in one transaction: of two patches at once neither undoes the other. Logged
-        as an `update`, unless nothing changes.
+        Read, merged and written in one transaction: of two concurrent patches neither undoes the other.
+        Logged as an `update`, unless nothing changes.
 
         Args:
             video_id: of the video.

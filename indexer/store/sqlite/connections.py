@@ -140,7 +140,7 @@ class ConnectionPool:
             yield connection
 
     def read_rows(self, read: Read, ids: Sequence[int]) -> Rows:
-        """What `read` gives for all of the ids, read over several connections at once where they are many.
+        """What `read` gives for all of the ids; many are read over several connections in parallel.
 
         What the operating system does not hold of a catalog comes from the disk, page after page, each waited
         for; a disk answers several readers in about the time of one. A video that is deleted meanwhile may
@@ -261,7 +261,7 @@ def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
             " nothing was changed; try again"
         )
     if kind == sqlite3.SQLITE_FULL:
-        return IndexFullError(f"there is no room for {path} to grow; nothing was changed")
+        return IndexFullError(f"the disk is full: {path} cannot grow; nothing was changed")
     if kind in _REFUSED_CODES:
         advice = (
             "; readers write too, to files next to it: its folder must be one that this user may write to"

@@ -22,7 +22,7 @@ from indexer.store.sqlite.connections import Rows
 from indexer.store.sqlite.integrity import checksum_of_blob
 
 MAX_IDS_PER_QUERY = 2_000
-"""Rows fetched at once: bounds what SQLite and Python hold next to the arrays."""
+"""Rows fetched together: bounds what SQLite and Python hold next to the arrays."""
 
 _FEATURES = """
 SELECT segments.id, video_number, num_frames, fingerprint, video_feature, video_feature_crc32, frame_features,

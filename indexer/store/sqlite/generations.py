@@ -122,7 +122,9 @@ def find_named_generation(index_directory: Path, rows: Mapping[int, Successor | 
             return last.generation
     without = [number for number, row in rows.items() if row is None]
     if len(without) != 1:
-        raise IndexDamagedError(f"the catalogs in {index_directory} do not tell which is the current one")
+        raise IndexDamagedError(
+            f"the catalogs in {index_directory} do not determine which is the current one"
+        )
     return without[0]
 
 

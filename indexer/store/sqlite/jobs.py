@@ -82,10 +82,10 @@ class JobQueue:
         Args:
             new: with its content_sha256; or one to be fetched, where the open job for the same uri stands for
                 that of the same bytes.
-            max_queued: no job is added while so many are queued.
+            max_queued: no job is added while this many are queued.
 
         Raises:
-            QueueFullError: so many are queued.
+            QueueFullError: `max_queued` jobs are queued.
             DuplicateIdError, InvalidRecordError: as `enqueue` does.
         """
         if new.content_sha256 is None and not (new.delete_source and new.uri is not None):
@@ -110,8 +110,8 @@ class JobQueue:
             job = _insert_job(connection, new, self._clock())
             return Admission(job, job.video_id, is_new=True)
 
-    def has_room(self, max_queued: int) -> bool:
-        """Whether there is probably room for one more job: to ask before a large body is read. `admit`
+    def has_capacity(self, max_queued: int) -> bool:
+        """Whether one more job would probably be admitted: to ask before a large body is read. `admit`
         decides."""
         with self._connections.reading() as connection:
             return _num_queued(connection, max_queued) < max_queued
@@ -238,7 +238,7 @@ class JobQueue:
             job_id: a running job.
             lease_seconds: from now.
             attempt: here and below, the `attempts` of the job as it was leased; with it a worker that was
-                thought dead cannot touch a job that another one has taken over.
+                thought dead cannot touch a job that another one has leased.
 
         Raises:
             JobNotFoundError: there is no such job.
@@ -292,7 +292,7 @@ class JobQueue:
 
         Args:
             job_id: a running job.
-            reason: a sentence that tells the client why.
+            reason: a sentence for the client that says why.
             failure: the same in one of few classes.
             attempt: as for `heartbeat`.
 
@@ -513,7 +513,7 @@ def _require_running(connection: sqlite3.Connection, job_id: str, attempt: int |
     if job.state != "running":
         raise LeaseLostError(f"the job {job_id} is not running any more, it is {job.state}")
     if attempt is not None and attempt != job.attempts:
-        raise LeaseLostError(f"the job {job_id} was taken over by another worker")
+        raise LeaseLostError(f"the job {job_id} was leased by another worker")
 
 
 def _num_queued(connection: sqlite3.Connection, enough: int) -> int:

@@ -60,7 +60,7 @@ def pair(request, filled):
     kind, _, way = request.param.partition(", ")
     with pytest.MonkeyPatch.context() as patch:
         if way:
-            patch.setattr("indexer.coarse.approximate.LOOKED_AT_A_STEP", 0)
+            patch.setattr("indexer.coarse.approximate.VISITED_PER_STEP", 0)
         yield CoarseIndex.build(catalog, kind=kind), CoarseIndex.build(catalog, kind="exact")
 
 

@@ -240,17 +240,17 @@ def test_remembered_matches_follow_additions_deletions_and_new_metadata(tmp_path
     chosen = parse_filter({"metadata.kept": True})
     with create_catalog(tmp_path) as catalog, create_catalog(tmp_path / "other") as other:
         matches = FilterCache(catalog)
-        living: set[int] = set()
+        live: set[int] = set()
         for step in range(120):
             action = random.integers(4)
-            if action <= 1 or not living:
+            if action <= 1 or not live:
                 kept = bool(random.integers(2))
                 add_video(catalog, step, [make_segment(random) for _ in range(2)], metadata={"kept": kept})
-                living.add(step)
+                live.add(step)
             elif action == 2:
-                catalog.delete_video(f"video-{living.pop()}")
+                catalog.delete_video(f"video-{live.pop()}")
             else:
-                number = int(random.choice(sorted(living)))
+                number = int(random.choice(sorted(live)))
                 catalog.update_video(f"video-{number}", metadata={"kept": bool(random.integers(2))})
             if step == 60:
                 catalog.forget_changes(catalog.sequence)

@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 class Clock:
-    """A clock that goes when it is told to."""
+    """A clock that tests advance."""
 
     def __init__(self):
         self.now = 1000.0
@@ -169,7 +169,7 @@ def test_a_worker_thought_dead_cannot_touch_what_another_took_over(queue, catalo
         lambda: queue.release(job.id, attempt=first.attempts),
         lambda: add_and_finish(catalog, 1, [segment], first),
     ):
-        with pytest.raises(LeaseLostError, match="taken over"):
+        with pytest.raises(LeaseLostError, match="leased by another worker"):
             report()
     assert queue.get(job.id) == second and catalog.num_videos == 0
     assert queue.finish(job.id, "v", attempt=second.attempts).state == "done"

@@ -26,7 +26,7 @@ QUERIES = (
     "someone cooks in a kitchen",
 )
 
-CUT_OFF = 0
+INCOMPLETE = 0
 """Status of a request that got no whole answer."""
 
 GIVE_UP_SECONDS = 30.0
@@ -115,7 +115,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The server closed, or we did."""
         self.is_open = False
-        self._finish(CUT_OFF)
+        self._finish(INCOMPLETE)
 
     def _finish(self, status: int) -> None:
         if self._done is None:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 DEFAULT_MODEL = "openclip:ViT-B-32-quickgelu/random?seed=0"
 SIDE_PIXELS, NUM_BLOCKS = 128, 4
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 """Pause between two looks at the processes' memory. A peak stays on record until its process ends."""
 
 MIB = 1 << 20
@@ -90,7 +90,7 @@ def index_film(film: Path, index: Path, model_spec: str, segment_seconds: float)
 
 def _watch_children(peaks: dict[str, int], stop: threading.Event) -> None:
     """Note the peak of every child. Not by getrusage: a forked child is charged with its parent's there."""
-    while not stop.wait(LOOK_SECONDS):
+    while not stop.wait(POLL_SECONDS):
         for child in _children():
             peaks[child] = max(peaks.get(child, 0), _peak_bytes(child))
 

@@ -1,7 +1,7 @@
-"""How many searches run at once, and how many may wait: beyond that, a refusal at once beats a late answer.
+"""Admission control: how many searches run concurrently and how many may wait. All others are refused.
 
 A client's searches queue among themselves first, so one that asks a lot does not hold up the others. When the
-queue is full, a client with fewer searches in it takes a place from the one with most.
+queue is full, a client with fewer searches in it takes a place in it from the one with most.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ Answer = TypeVar("Answer")
 
 @dataclass(eq=False)
 class _Client:
-    """One client's searches. turns: admits as many of them as there are threads to the common queue."""
+    """One client's searches. turns: lets as many of them into the common queue as there are threads."""
 
     turns: CapacityLimiter
     waiting: list[CancelScope] = field(default_factory=list)
     num_inside: int = 0
 
 
-class SearchGate:
-    """Runs blocking searches in threads: `num_threads` at once, `max_waiting` behind them.
+class SearchLimiter:
+    """Runs blocking searches in threads: `num_threads` concurrently, `max_waiting` behind them.
 
     observe: called with each answer and the seconds that its search waited.
     Must be made inside a running event loop.
@@ -47,10 +47,9 @@ class SearchGate:
         max_waiting: int,
         observe: Callable[[object, float], None] = lambda answer, waited_seconds: None,
     ) -> None:
-        self._places = CapacityLimiter(num_threads)
-        self._threads = CapacityLimiter(
-            math.inf
-        )  # `_places` are the bound: each is held until its thread ends.
+        self._slots = CapacityLimiter(num_threads)
+        # `_slots` are the bound: each is held until its thread ends, also where the request was cancelled.
+        self._threads = CapacityLimiter(math.inf)
         self._max_inside = num_threads + max_waiting
         self._observe = observe
         self._clients: dict[str, _Client] = {}
@@ -66,7 +65,7 @@ class SearchGate:
     @property
     def num_running(self) -> int:
         """Searches that have a thread."""
-        return self._places.borrowed_tokens
+        return self._slots.borrowed_tokens
 
     @property
     def num_waiting(self) -> int:
@@ -78,7 +77,7 @@ class SearchGate:
 
         Args:
             search: Blocks. Where the caller is cancelled it is asked to stop (`indexer.search.cancellation`),
-                and its place is free when it has.
+                and its thread is free when it has.
             begun: It continues a request that was admitted before, and may wait though the queue is full:
                 what was done so far would be lost. Another client may still take its place.
 
@@ -90,17 +89,17 @@ class SearchGate:
             TooManyRequestsError: Too many wait, and this client has more of them than others.
         """
         arrived, name = time.monotonic(), CLIENT.get()
-        client = self._clients.get(name) or _Client(CapacityLimiter(self._places.total_tokens))
+        client = self._clients.get(name) or _Client(CapacityLimiter(self._slots.total_tokens))
         if self.num_inside >= self._max_inside and not begun:
-            self._make_room(client)
+            self._shed(client)
         self._clients[name] = client
         client.num_inside += 1
-        place = object()
-        self._inside.add(place)
+        borrower = object()
+        self._inside.add(borrower)
         try:
-            await self._wait(client, place)
+            await self._wait(client, borrower)
         except BaseException:
-            self._leave(name, place)
+            self._leave(name, borrower)
             raise
         waited_seconds = time.monotonic() - arrived
         started, cancelled = threading.Event(), threading.Event()
@@ -113,33 +112,33 @@ class SearchGate:
                     raise_if_cancelled()
                     return search()
             finally:
-                with contextlib.suppress(RuntimeError):  # The loop is closed, and the gate with it.
-                    loop.call_soon_threadsafe(self._leave, name, place)
+                with contextlib.suppress(RuntimeError):  # The loop is closed, and the limiter with it.
+                    loop.call_soon_threadsafe(self._leave, name, borrower)
 
         try:
             answer = await to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
         except asyncio.CancelledError:
             cancelled.set()
             if not started.is_set():
-                self._leave(name, place)
+                self._leave(name, borrower)
             raise
         self._observe(answer, waited_seconds)
         return answer
 
-    async def _wait(self, client: _Client, place: object) -> None:
+    async def _wait(self, client: _Client, borrower: object) -> None:
         with CancelScope() as scope:
             client.waiting.append(scope)
             try:
-                await client.turns.acquire_on_behalf_of(place)
-                await self._places.acquire_on_behalf_of(place)
+                await client.turns.acquire_on_behalf_of(borrower)
+                await self._slots.acquire_on_behalf_of(borrower)
             finally:
                 if scope in client.waiting:
                     client.waiting.remove(scope)
         if scope.cancelled_caught:
             raise TooManyRequestsError()
 
-    def _make_room(self, client: _Client) -> None:
-        """Send away the last search of the client that has most, or raise where that would be this one."""
+    def _shed(self, client: _Client) -> None:
+        """Cancel the last waiting search of the client with most of them, or raise where that is this one."""
         heaviest = max(self._clients.values(), key=lambda other: len(other.waiting), default=client)
         if len(client.waiting) + 1 < len(heaviest.waiting):
             heaviest.waiting.pop().cancel()
@@ -150,15 +149,15 @@ class SearchGate:
         self.num_shed[problem.kind] += 1
         raise problem
 
-    def _leave(self, name: str, place: object) -> None:
+    def _leave(self, name: str, borrower: object) -> None:
         """Free what a search holds; nothing where that was done before."""
-        if place not in self._inside:
+        if borrower not in self._inside:
             return
-        self._inside.remove(place)
+        self._inside.remove(borrower)
         client = self._clients[name]
-        for limiter in (self._places, client.turns):
+        for limiter in (self._slots, client.turns):
             with contextlib.suppress(RuntimeError):  # It was not admitted yet.
-                limiter.release_on_behalf_of(place)
+                limiter.release_on_behalf_of(borrower)
         client.num_inside -= 1
         if not client.num_inside:
             del self._clients[name]

@@ -22,7 +22,7 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from indexer.store.sqlite.jobs import JobQueue
-from service.admission import SearchGate
+from service.admission import SearchLimiter
 from service.auth.access import AccessControl
 from service.auth.keys import KeyRing, keys_path
 from service.derived_media import MakeClip, Playability, Previews, TakePicture, Thumbnails
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("xclip_search.service")
 
 NUM_INGEST_THREADS = 8
-"""Of the forty that the event loop has: uploads that are written, and files that are hashed, at once."""
+"""Of the forty that the event loop has: uploads that are written, and files that are hashed, concurrently."""
 
 PICTURE_TIMEOUT_SECONDS = 30.0
 """Longest work on one thumbnail or preview; a client does not wait longer."""
@@ -88,7 +88,7 @@ def create_app(
 
     Args:
         settings: Of the service; names the index.
-        searcher: Used instead of loading one; the application is then ready at once, and has no worker.
+        searcher: Used instead of loading one; the application is then ready immediately, and has no worker.
         take_picture: Makes thumbnails, instead of child processes that decode them.
         make_clip: Makes previews, instead of those.
         on_load_failure: Called with the error when model or index cannot be loaded; it stays not ready.
@@ -185,7 +185,7 @@ def _assemble(
         catalog=searcher.catalog,
         job_queue=JobQueue(searcher.catalog),
         media_store=store,
-        search_gate=SearchGate(
+        search_limiter=SearchLimiter(
             settings.num_search_threads, settings.max_waiting_searches, app.state.observe_search
         ),
         ingest_limiter=CapacityLimiter(NUM_INGEST_THREADS),

@@ -1,6 +1,6 @@
 """Thumbnails and previews, made from videos' files on demand and kept in memory up to a bound.
 
-Both are made in child processes, few at once. A preview is for browsers that cannot play a video's own file,
+Both are made in child processes, few at a time. A preview is for browsers that cannot play the file itself,
 which `Playability` says by container and codec.
 """
 
@@ -26,12 +26,12 @@ _Key = tuple[str, int, int, tuple[float, ...]]
 class DerivedMedia:
     """Bytes by video and parameters, the least recently used dropped beyond `cache_bytes`.
 
-    num_at_once: made at the same time. max_inside: made or waited for at the same time; then OverloadedError.
+    num_concurrent: made concurrently. max_inside: made or waited for; beyond that, OverloadedError.
     """
 
-    def __init__(self, cache_bytes: int, *, num_at_once: int, max_inside: int) -> None:
+    def __init__(self, cache_bytes: int, *, num_concurrent: int, max_inside: int) -> None:
         self._cache_bytes = cache_bytes
-        self._limiter = CapacityLimiter(num_at_once)
+        self._limiter = CapacityLimiter(num_concurrent)
         self._max_inside = max_inside
         self._num_inside = 0
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ class DerivedMedia:
             raise OverloadedError()
         self._num_inside += 1
         try:
-            # Several clients may ask for the same one; who waited looks again before making it.
+            # Several clients may ask for the same one; one that waited checks again before making it.
             return await to_thread.run_sync(partial(self._find_or_make, key, make), limiter=self._limiter)
         finally:
             self._num_inside -= 1
@@ -91,14 +91,14 @@ TakePicture = Callable[[Path, float, int], bytes]
 """(path, time in seconds, largest width in pixels) -> JPEG. Blocks; raises MediaError."""
 
 MAX_THUMBNAILS_INSIDE = 64
-"""Thumbnails that may be waited for at once; a page asks for some ten."""
+"""Thumbnails that may be waited for concurrently; a page asks for some ten."""
 
 
 class Thumbnails:
     """JPEG pictures of videos' moments, the least recently used dropped beyond `cache_bytes`."""
 
     def __init__(self, cache_bytes: int, take_picture: TakePicture) -> None:
-        self._made = DerivedMedia(cache_bytes, num_at_once=1, max_inside=MAX_THUMBNAILS_INSIDE)
+        self._made = DerivedMedia(cache_bytes, num_concurrent=1, max_inside=MAX_THUMBNAILS_INSIDE)
         self._take_picture = take_picture
 
     async def get(self, video_id: str, media: MediaFile, time_seconds: float, width: int) -> bytes:
@@ -122,14 +122,14 @@ MakeClip = Callable[[Path, float], bytes]
 
 PREVIEW_CONTENT_TYPE = "video/mp4"
 MAX_PREVIEWS_INSIDE = 8
-"""Previews that may be waited for at once: each takes a second or so."""
+"""Previews that may be waited for concurrently: each takes a second or so."""
 
 
 class Previews:
     """MP4 clips from videos' moments on, the least recently used dropped beyond `cache_bytes`."""
 
     def __init__(self, cache_bytes: int, make_clip: MakeClip) -> None:
-        self._made = DerivedMedia(cache_bytes, num_at_once=1, max_inside=MAX_PREVIEWS_INSIDE)
+        self._made = DerivedMedia(cache_bytes, num_concurrent=1, max_inside=MAX_PREVIEWS_INSIDE)
         self._make_clip = make_clip
 
     async def get(self, video_id: str, media: MediaFile, time_seconds: float) -> bytes:

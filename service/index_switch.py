@@ -1,4 +1,4 @@
-"""Changing over to another generation of the index while requests are answered."""
+"""Switching to another generation of the index while requests are answered."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from indexer.store.sqlite.superseded import Successor
 from service.loading import freeze_loaded_objects, log_failure
 from service.state import ReadyService
 
-LOOK_SECONDS = 0.5
-"""Pause between two looks at whether another generation has become the current one."""
+POLL_SECONDS = 0.5
+"""Pause between two polls for a new current generation."""
 
 RETRY_SECONDS = 10.0
 """Pause after the new generation could not be loaded."""
@@ -36,7 +36,7 @@ async def watch_generations(
     retiring: set[asyncio.Task[None]] = set()
     try:
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
             former: ReadyService = app.state.service
             try:
                 successor = await to_thread.run_sync(_read_successor, former)

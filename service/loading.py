@@ -76,7 +76,7 @@ def load_searcher(settings: Settings) -> Searcher:
 def freeze_loaded_objects() -> None:
     """Exempt everything that lives now from garbage collection.
 
-    A full collection looks at the objects of torch and of the model for half a second, and all requests wait
+    A full collection traverses the objects of torch and of the model for half a second, and all requests wait
     for it. To be called again when a model was closed: only then are its cycles collected.
     """
     gc.unfreeze()
@@ -85,7 +85,7 @@ def freeze_loaded_objects() -> None:
 
 
 def log_failure(message: str, error: Exception, advice: str = "") -> None:
-    """Log what could not be done. Messages of our own errors say all that a person needs; of any other error
-    the traceback is wanted."""
+    """Log what could not be done. Messages of our own errors say all that the operator needs; any other error
+    is logged with its traceback."""
     known = isinstance(error, (IndexerError, ModelError))
     logger.error("%s: %s%s", message, error, advice, exc_info=None if known else error)

@@ -1,8 +1,8 @@
 """Runs the application in uvicorn until a signal ends it.
 
-At a signal readiness goes at once; after the delay nothing new is accepted; requests under way are answered,
-with `Connection: close`; then the application ends. Slow and half-open connections are for a proxy in front
-to bound: see docs/operations.md.
+At a signal `/readyz` answers 503 immediately; after the delay nothing new is accepted; requests under way are
+answered, with `Connection: close`; then the application ends. Slow and half-open connections are for a proxy
+in front to bound: see docs/operations.md.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def run_server(settings: Settings) -> int:
     server = DrainingServer(config, app.state.drain, settings.drain_delay_seconds)
     _raise_file_limit()
     try:
-        # Before anything is loaded: that a port is taken should show at once.
+        # Before anything is loaded: that a port is taken should be reported early.
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         listener = socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
@@ -84,7 +84,7 @@ def run_server(settings: Settings) -> int:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn's server, which tells the application of its end and ends with status 0."""
+    """uvicorn's server, which marks the application as draining and ends with status 0."""
 
     def __init__(self, config: uvicorn.Config, drain: Drain, delay_seconds: float) -> None:
         super().__init__(config)
@@ -92,7 +92,7 @@ class DrainingServer(uvicorn.Server):
         self._delay_seconds = delay_seconds
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called for SIGTERM and SIGINT. A second Ctrl-C ends at once.
+        """Called for SIGTERM and SIGINT. A second Ctrl-C ends immediately.
 
         uvicorn would note the signal and raise it again at the end, for an exit status of its own.
         """

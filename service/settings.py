@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     )
     upload_limit_bytes: int = Field(default=2048 * MIB, ge=1, description="Largest file taken.")
     body_limit_bytes: int = Field(default=64 * 1024, ge=1024, description="Largest JSON body taken.")
-    num_search_threads: int = Field(default=2, ge=1, le=256, description="Searches that run at once.")
+    num_search_threads: int = Field(default=2, ge=1, le=256, description="Searches that run concurrently.")
     max_waiting_searches: int = Field(default=64, ge=0, description="Searches that may wait, then 503.")
     wait_limit_seconds: float = Field(default=60.0, ge=0, le=3600, description="Longest wait of ?wait=true.")
     max_queued_jobs: int = Field(default=1_000, ge=1, description="Jobs that may wait, then 503.")
@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     decode_timeout_seconds: float = Field(default=300.0, gt=0, description="Longest decoding of one video.")
     worker_grace_seconds: float = Field(default=20.0, ge=0, description="Time a worker has to end its job.")
     poll_seconds: float = Field(
-        default=0.2, gt=0, description="Pause of a worker between two looks at an empty queue."
+        default=0.2, gt=0, description="Pause of a worker between two polls of an empty queue."
     )
     lease_seconds: float = Field(
         default=60.0, gt=0, description="A job whose worker is silent for so long goes to another."
@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     url_idle_seconds: float = Field(
         default=20.0, gt=0, description="A download that brings less than 16 KiB in this time is given up."
     )
-    num_url_downloads: int = Field(default=2, ge=1, le=64, description="Videos fetched at once.")
+    num_url_downloads: int = Field(default=2, ge=1, le=64, description="Videos fetched concurrently.")
 
     keys_file: Path | None = Field(
         default=None, description="File of the API keys; keys.json in the index directory where unset."
@@ -105,9 +105,7 @@ class Settings(BaseSettings):
         default="127.0.0.1",
         description="Addresses or networks whose X-Forwarded-For and -Proto count, separated by commas.",
     )
-    max_connections: int = Field(
-        default=1_000, ge=8, description="Connections that may be open at once, then 503."
-    )
+    max_connections: int = Field(default=1_000, ge=8, description="Concurrent connections, then 503.")
     body_timeout_seconds: float = Field(
         default=20.0, gt=0, description="Longest silence while a body arrives, then 408."
     )

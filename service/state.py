@@ -14,7 +14,7 @@ from fastapi import Depends, Request
 
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
-from service.admission import SearchGate
+from service.admission import SearchLimiter
 from service.derived_media import Playability, Previews, Thumbnails
 from service.errors import NotReadyError, may_raise
 from service.ingest.media_store import MediaStore
@@ -36,7 +36,7 @@ class ReadyService:
     catalog: Catalog
     job_queue: JobQueue
     media_store: MediaStore
-    search_gate: SearchGate
+    search_limiter: SearchLimiter
     ingest_limiter: CapacityLimiter
     thumbnails: Thumbnails
     previews: Previews
@@ -54,7 +54,7 @@ async def get_service(request: Request) -> ReadyService:
 
 
 Service = Annotated[ReadyService, Depends(get_service)]
-"""Annotation of a route's parameter that wants the loaded service."""
+"""Annotation of a route's parameter that takes the loaded service."""
 
 
 class Drain:

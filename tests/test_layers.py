@@ -243,7 +243,7 @@ DIFFERENT_FACTS = {
     "CLIP_SECONDS",
     "DIRECTIONS",
     "FORMAT",
-    "LOOK_SECONDS",
+    "POLL_SECONDS",
     "MAX_TRIES",
     "TRIES",
 }

@@ -73,7 +73,9 @@ def serve(
     ] = None,
     decode_timeout: DecodeTimeoutOption = None,
     grace: GraceOption = None,
-    threads: Annotated[int | None, typer.Option(help="Searches that run at once.", show_default="2")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Searches that run concurrently.", show_default="2")
+    ] = None,
     keys_file: KeysFileOption = None,
     allow_no_keys: Annotated[
         bool | None,

@@ -33,7 +33,7 @@ COOKIE = "xclip_session"
 
 
 def make_session(key: ApiKey, seconds: float) -> str:
-    """The value of a cookie that stands for `key` for so many seconds."""
+    """The value of a cookie that stands for `key` for `seconds` seconds."""
     expires_at = int(time.time() + seconds)
     return f"{key.name}:{expires_at}:{_sign(key, expires_at)}"
 
@@ -69,7 +69,7 @@ _COOKIE = APIKeyCookie(
 
 
 class AccessControl:
-    """Finds out who sends a request."""
+    """Authenticates requests by the keys of `ring`, and limits how many wrong keys an address may send."""
 
     def __init__(self, ring: KeyRing) -> None:
         self.ring = ring
@@ -79,7 +79,9 @@ class AccessControl:
     def identify(self, request: Request) -> ApiKey | None:
         """The key that came with a request, None where none came.
 
-        Raises UnauthorizedError for a wrong one, TooManyRequestsError where too many wrong ones came.
+        Raises:
+            UnauthorizedError: The key is wrong, or the header is not of the Bearer scheme.
+            TooManyRequestsError: Too many wrong keys came from this address.
         """
         authorization = request.headers.get("authorization")
         if authorization is not None:
@@ -100,7 +102,16 @@ class AccessControl:
         return None if cookie is None else find_session(cookie, self.ring)
 
     def check_secret(self, request: Request, secret: str) -> ApiKey:
-        """The key that `secret` is. Raises UnauthorizedError, TooManyRequestsError."""
+        """The key that `secret` is.
+
+        Args:
+            request: Its client's address is charged for a wrong key.
+            secret: As the client sent it.
+
+        Raises:
+            UnauthorizedError: It is not a valid key.
+            TooManyRequestsError: It is not a valid key, and too many of them came from this address.
+        """
         key = self.ring.find(secret)
         if key is not None:
             return key
@@ -115,13 +126,13 @@ class AccessControl:
 
 @dataclass(frozen=True)
 class Access:
-    """What an endpoint demands; scope None: nothing. A dependency of FastAPI."""
+    """The scope that an endpoint requires, None for none. A dependency of FastAPI."""
 
     scope: Scope | None
 
     @property
     def problems(self) -> tuple[type[ServiceError], ...]:
-        """What an endpoint that demands it may answer, see `service.errors.may_raise`."""
+        """What an endpoint that requires it may answer, see `service.errors.may_raise`."""
         refused = (UnauthorizedError, TooManyRequestsError)
         return (*refused, ForbiddenError) if self.scope == "write" else refused
 
@@ -131,7 +142,13 @@ class Access:
         _bearer: Annotated[Any, Security(_BEARER)] = None,
         _cookie: Annotated[Any, Security(_COOKIE)] = None,
     ) -> None:
-        """Let the request through, or raise UnauthorizedError, ForbiddenError, TooManyRequestsError."""
+        """Let the request through, and note whose it is.
+
+        Raises:
+            UnauthorizedError: It has no key, or a wrong one.
+            ForbiddenError: Its key has not the scope.
+            TooManyRequestsError: Too many wrong keys came from this address.
+        """
         assert self.scope is not None
         control: AccessControl = request.app.state.access
         if not control.ring.required:
@@ -145,11 +162,11 @@ class Access:
             raise ForbiddenError()
 
 
-async def _let_through() -> None:
+async def _allow_all() -> None:
     """No key is needed. Async, for FastAPI calls a plain function in a thread, and a probe must not wait."""
 
 
-OPEN = Depends(_let_through)
+OPEN = Depends(_allow_all)
 """Needs no key."""
 
 READ = Depends(Access("read"))
@@ -160,11 +177,11 @@ WRITE = Depends(Access("write"))
 
 
 def declared_access(route: APIRoute) -> list[Scope | None]:
-    """All that a route and its routers declare; empty where that was forgotten."""
+    """The scopes that a route and its routers declare, None for OPEN; empty where none is declared."""
     found: list[Scope | None] = []
     for dependant in route.dependant.dependencies:
         if isinstance(dependant.call, Access):
             found.append(dependant.call.scope)
-        elif dependant.call is _let_through:
+        elif dependant.call is _allow_all:
             found.append(None)
     return found

@@ -1,4 +1,4 @@
-"""API keys: made, stored as hashes, looked up, taken away.
+"""API keys: created, stored as hashes, looked up, removed.
 
 A key is 256 random bits, so it cannot be guessed and a plain sha256 protects it: slow hashes (scrypt,
 argon2) are for passwords, which people choose from few. The file holds no key, but its hashes sign
@@ -33,8 +33,8 @@ KEYS_FILE = "keys.json"
 KEY_PREFIX = "xcs_"
 """Begins every key, so that programs which look for leaked secrets can know it."""
 
-LOOK_SECONDS = 1.0
-"""Longest time until a running server knows that the file has changed."""
+POLL_SECONDS = 1.0
+"""Pause between two checks of a running server whether the file has changed."""
 
 Scope = Literal["read", "write"]
 
@@ -79,14 +79,15 @@ class _KeysDocument(BaseModel):
 
 
 def keys_path(index_directory: Path, keys_file: Path | None) -> Path:
-    """Where the keys are: `keys_file`, or beside the index."""
+    """Where the keys are: `keys_file`, or in the index directory."""
     return keys_file.expanduser().absolute() if keys_file is not None else index_directory / KEYS_FILE
 
 
 def read_keys(path: Path) -> list[ApiKey]:
     """The keys in a file; none where there is no file.
 
-    Raises KeysFileError, which names the file and says what is wrong with it.
+    Raises:
+        KeysFileError: The file cannot be read or is no file of keys, or others may write to it.
     """
     try:
         with path.open("rb") as file:
@@ -110,9 +111,20 @@ def read_keys(path: Path) -> list[ApiKey]:
 
 
 def add_key(path: Path, name: str, scope: Scope) -> str:
-    """Make a key and put its hash into the file; returns the key, which is nowhere to be had again.
+    """Create a key and add its hash to the file, which is made where there is none.
 
-    Raises KeyNameTakenError, KeysFileError, and pydantic.ValidationError for an impossible name.
+    Args:
+        path: The file of keys.
+        name: 1 to 64 of the characters A-Z a-z 0-9 . _ -
+        scope: What the key allows.
+
+    Returns:
+        The key. It is not stored, and cannot be shown again.
+
+    Raises:
+        KeyNameTakenError: A key has this name.
+        KeysFileError: As `read_keys`.
+        pydantic.ValidationError: The name is not allowed.
     """
     secret = KEY_PREFIX + secrets.token_urlsafe(32)
     key = ApiKey(name=name, scope=scope, sha256=hash_key(secret), created_at=datetime.now(UTC))
@@ -125,7 +137,12 @@ def add_key(path: Path, name: str, scope: Scope) -> str:
 
 
 def remove_key(path: Path, name: str) -> None:
-    """Take a key out of the file. Raises KeyNotFoundError, KeysFileError."""
+    """Remove a key from the file; servers refuse it and its sessions within POLL_SECONDS.
+
+    Raises:
+        KeyNotFoundError: No key has this name.
+        KeysFileError: As `read_keys`.
+    """
     with _locked(path):
         keys = read_keys(path)
         rest = [key for key in keys if key.name != name]
@@ -135,13 +152,13 @@ def remove_key(path: Path, name: str) -> None:
 
 
 def hash_key(secret: str) -> str:
-    """What is stored of a key."""
+    """What is stored of a key: its sha256, 64 hex digits."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time change the file, which is replaced, so that the lock is a file beside it."""
+    """Let one process at a time change the file, which is replaced, so the lock is a file of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(path.name + ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -185,27 +202,27 @@ class KeyRing:
         self._keys: list[ApiKey] = []
         self._required = False
         self._stamp: _Stamp | None = None
-        self._looked_at = float("-inf")
+        self._polled_at = float("-inf")
 
     def demand(self) -> None:
-        """Demand a key from now on, whether there is one or not."""
+        """Require a key from now on, whether there is one or not."""
         self._required = True
 
     @property
     def required(self) -> bool:
         """Whether requests need a key."""
-        self._look()
+        self._refresh()
         return self._required
 
     @property
     def num_keys(self) -> int:
         """Valid keys."""
-        self._look()
+        self._refresh()
         return len(self._keys)
 
     def find(self, secret: str) -> ApiKey | None:
         """The key that `secret` is, or None. Takes the same time whichever it is, and whether it is one."""
-        self._look()
+        self._refresh()
         digest = hash_key(secret)
         found = None
         for key in self._keys:
@@ -215,14 +232,14 @@ class KeyRing:
 
     def named(self, name: str) -> ApiKey | None:
         """The key of this name, or None."""
-        self._look()
+        self._refresh()
         return next((key for key in self._keys if key.name == name), None)
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         now = time.monotonic()
-        if now - self._looked_at < LOOK_SECONDS:
+        if now - self._polled_at < POLL_SECONDS:
             return
-        self._looked_at = now
+        self._polled_at = now
         stamp = _stamp(self._path)
         if stamp == self._stamp:
             return

@@ -1,7 +1,7 @@
 """Which client is asking, for fair shares, and how often one client may send wrong keys.
 
 256 random bits cannot be guessed; what is bounded is the noise and the work of trying. A right key is always
-let through, so that no client can lock out another one with whom it shares an address.
+let through, so that no client can lock out another one that shares its address.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ CLIENT: ContextVar[str] = ContextVar("client", default="unknown")
 """The client of the request under way: its key, else its address."""
 
 BURST = 10
-"""Wrong keys that one address may send at once."""
+"""Wrong keys that one address may send without a pause."""
 
 SECONDS_PER_ATTEMPT = 6.0
-"""After the burst, one more in so many seconds."""
+"""After the burst, the seconds until one more may be sent."""
 
 MAX_ADDRESSES = 10_000
 """Addresses that are remembered; the one that was silent for longest is forgotten first."""
@@ -39,7 +39,14 @@ class FailedAttempts:
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     def count(self, address: str) -> int:
-        """Note one wrong key; returns the seconds until the next may be sent, 0 where it may be at once."""
+        """Note one wrong key.
+
+        Args:
+            address: The client's IP address.
+
+        Returns:
+            Seconds until the next may be sent; 0 where it may be sent now.
+        """
         now = time.monotonic()
         network = network_of(address)
         bucket = self._buckets.setdefault(network, _Bucket(BURST, now))

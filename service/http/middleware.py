@@ -25,7 +25,7 @@ from service.errors import (
 
 
 def host_name(host: str) -> str:
-    """The name or address in a Host header, without its port, in small letters."""
+    """The name or address in a Host header, without its port, in lower case."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].rstrip(".").lower()
@@ -56,7 +56,7 @@ URI_LIMIT_BYTES = 8 * 1024
 """Path and query."""
 
 PROBES = frozenset({"/healthz", "/readyz"})
-"""Asked by load balancers under whatever name or address they know; they tell nothing."""
+"""Asked by load balancers under whatever name or address they know; the answers reveal nothing."""
 
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -78,7 +78,7 @@ class HeadersMiddleware:
         self._is_ending = is_ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request, as ASGI wants it."""
+        """Handle one request: an ASGI application."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -115,14 +115,14 @@ class RequestChecksMiddleware:
         self._keys_required = keys_required
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request, as ASGI wants it."""
+        """Handle one request: an ASGI application."""
         if scope["type"] == "http" and (problem := self._find_problem(scope)) is not None:
             await problem.to_response()(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
     def _find_problem(self, scope: Scope) -> ServiceError | None:
-        path: bytes = scope.get("raw_path") or scope["path"].encode()  # Servers need not tell the first.
+        path: bytes = scope.get("raw_path") or scope["path"].encode()  # `raw_path` is optional in ASGI.
         if len(path) + len(scope["query_string"]) > URI_LIMIT_BYTES:
             return UriTooLongError()
         size_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
@@ -182,7 +182,7 @@ class DeadlineMiddleware:
         self._min_bytes_per_second = min_bytes_per_second
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request, as ASGI wants it."""
+        """Handle one request: an ASGI application."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -37,7 +37,7 @@ class ObservationMiddleware:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request, as ASGI wants it."""
+        """Handle one request: an ASGI application."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

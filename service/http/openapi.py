@@ -67,7 +67,7 @@ def problems(*classes: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
-    """An OpenAPI media type object, for bodies of `model` beside those that FastAPI describes."""
+    """An OpenAPI media type object, for bodies of `model` in addition to those that FastAPI describes."""
     return {"schema": {"$ref": _REFERENCES.format(model=model.__name__)}}
 
 
@@ -99,7 +99,7 @@ def install_openapi(app: FastAPI, routers: Sequence[APIRouter]) -> None:
 
 
 def _add_problems(operation: dict[str, Any], route: APIRoute, method: str) -> None:
-    """Add what `route` may answer beside what it declares itself."""
+    """Add the problems that `route` may answer in addition to those that it declares itself."""
     added = [error for part in route.dependant.dependencies for error in problems_of_dependency(part.call)]
     if method not in SAFE_METHODS:
         added.append(CrossSiteError)

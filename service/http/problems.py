@@ -64,7 +64,7 @@ def install_error_handlers(app: FastAPI, routers: Sequence[APIRouter]) -> None:
 
     async def on_disconnect(_request: Request, _error: Exception) -> Response:
         # The client is gone; an answer ends the request without an error in the log.
-        return MalformedBodyError("The request was cut off.").to_response()
+        return MalformedBodyError("The request is incomplete.").to_response()
 
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(HTTPException, on_http_exception)

@@ -27,12 +27,12 @@ from service.ingest.media_store import FULL_DISK_ERRORS, MediaStore, discard_upl
 logger = logging.getLogger("xclip_search.worker")
 
 UNWRITABLE = (IndexBusyError, IndexStorageError)
-"""Errors of the catalog that pass by themselves, or when somebody frees space on the disk."""
+"""Transient errors of the catalog: it is busy, or the disk is full until space is freed."""
 
 UNWRITABLE_PAUSE_SECONDS = 2.0
 """Pause after the catalog could not be written to: a full disk, or another process that writes for long."""
 
-NO_ROOM_REASON = "the server has no room left to store the video"
+FULL_DISK_REASON = "the server's disk is full: the video cannot be stored"
 ID_TAKEN_REASON = "another video has the id that was asked for"
 
 
@@ -56,7 +56,7 @@ class JobOutcomes:
         """Let an error of the work inside become the outcome of the job.
 
         Args:
-            job: a leased job. Where it was cancelled or taken over by another worker, it is left alone.
+            job: a leased job. Where it was cancelled or leased by another worker, it is left as it is.
             internal_reason: what the client reads where the fault is ours.
             failure: the class of all errors of the file and of ours; None where it follows from the error.
 
@@ -66,7 +66,7 @@ class JobOutcomes:
         try:
             yield
         except (LeaseLostError, JobNotFoundError):
-            logger.warning("job %s was cancelled, or taken over by another worker", job.id)
+            logger.warning("job %s was cancelled, or leased by another worker", job.id)
             self.discard_if_ended(job)
         except MediaError as error:
             is_decoder = isinstance(error, DecoderDiedError | DecodeTimeoutError)
@@ -78,7 +78,7 @@ class JobOutcomes:
         except Exception as error:
             logger.error("job %s failed", job.id, exc_info=error)
             if isinstance(error, OSError) and error.errno in FULL_DISK_ERRORS:
-                self.fail(job, NO_ROOM_REASON, FailureReason.NO_ROOM)
+                self.fail(job, FULL_DISK_REASON, FailureReason.NO_ROOM)
             else:
                 self.fail(job, internal_reason, failure or FailureReason.INTERNAL)
 

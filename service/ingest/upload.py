@@ -35,10 +35,10 @@ BLOCK_BYTES = 1024 * 1024
 """Written to disk, and hashed, at a time."""
 
 FIELD_LIMIT_BYTES = 64 * 1024
-"""Largest text field; room for all that `title` and `metadata` may hold."""
+"""Largest text field; enough for all that `title` and `metadata` may hold."""
 
 FORM_OVERHEAD_BYTES = 256 * 1024
-"""Room in the body for boundaries, headers and text fields beside the file."""
+"""What boundaries, headers and text fields may add to the size of the file."""
 
 FIELD_NAMES = ("file", "title", "metadata")
 
@@ -55,7 +55,10 @@ class _Metadata(RootModel[Metadata]):
 
 @dataclass(frozen=True)
 class Upload:
-    """What arrived in a form: the file is whole, synced to disk, and belongs to the caller now."""
+    """The fields of a form whose file is complete and synced to disk; the caller owns the file.
+
+    content_sha256: of the file's bytes, 64 hex digits. title: the one given, or from the file's name.
+    """
 
     content_sha256: str
     title: str | None
@@ -63,11 +66,22 @@ class Upload:
 
 
 async def receive_upload(request: Request, path: Path, limit_bytes: int, limiter: CapacityLimiter) -> Upload:
-    """Stream the form's `file` to `path`, which must not exist; on any error `path` is gone again.
+    """Stream the `file` of a multipart form to disk.
 
-    limiter: of the threads that write.
-    Raises BodyTooLargeError for a file above `limit_bytes`, MalformedBodyError for a broken or cut off form,
-    InvalidRequestError for missing, unknown or repeated fields, StorageFullError.
+    Args:
+        request: Its body is the form.
+        path: Where the file goes; must not exist. On any error it is deleted again.
+        limit_bytes: The largest file.
+        limiter: Of the threads that write.
+
+    Returns:
+        The sha256 of the file's bytes and the other fields. The file is synced to disk.
+
+    Raises:
+        BodyTooLargeError: The file is larger than `limit_bytes`, or a text field than FIELD_LIMIT_BYTES.
+        MalformedBodyError: The form is not well-formed, or truncated.
+        InvalidRequestError: A field is missing, unknown, repeated or invalid.
+        StorageFullError: The disk is full.
     """
     form = _Form(limit_bytes)
     parser = _make_parser(request, form)
@@ -98,8 +112,10 @@ async def receive_upload(request: Request, path: Path, limit_bytes: int, limiter
 async def receive_json(request: Request, model: type[Model], limit_bytes: int) -> Model:
     """The body of `request` as a `model`: what FastAPI does, for an endpoint that takes forms too.
 
-    Raises BodyTooLargeError above `limit_bytes`, MalformedBodyError for what is not JSON in UTF-8, and
-    InvalidRequestError for what is not a `model`.
+    Raises:
+        BodyTooLargeError: It is larger than `limit_bytes`.
+        MalformedBodyError: It is not JSON in UTF-8.
+        InvalidRequestError: It is not a `model`.
     """
     body = bytearray()
     async for chunk in request.stream():
@@ -227,7 +243,7 @@ class _Form:
         file.close()
 
     def check_complete(self) -> None:
-        """Raise where the form was cut off or has no file."""
+        """Raise MalformedBodyError for a truncated form, InvalidRequestError for one without a file."""
         if not self.ended:
             raise MalformedBodyError("The multipart form ends before its closing boundary.")
         if "file" not in self._seen:

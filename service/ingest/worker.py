@@ -43,7 +43,7 @@ from service.settings import Settings
 logger = logging.getLogger("xclip_search.worker")
 
 POLL_SECONDS = 0.1
-"""Between two looks at a file that is being encoded: is it done, is it time to stop or to renew the lease."""
+"""Between two polls of a file that is being encoded: is it done, is it time to stop or to renew the lease."""
 
 JOBS_KEPT_SECONDS = 30 * 24 * 3600.0
 """Ended jobs are forgotten after thirty days, so that the catalog does not grow without bound."""

@@ -1,4 +1,4 @@
-"""Log lines: one JSON object each, or text for a person at a terminal; server and worker alike.
+"""Log lines: one JSON object each, or text for a terminal; server and worker alike.
 
 What a record was given as `extra` becomes members of the object. Nothing of a query, a key or a cookie is
 ever logged, and addresses of endpoints as templates only: `/videos/{video_id}`.

@@ -42,7 +42,7 @@ STATS_GAUGES = {
     "catalog_size_bytes": ("xclip_catalog_bytes", "Size of the catalog with its log."),
     "feature_memory_bytes": ("xclip_feature_memory_bytes", "Memory that kept features take."),
 }
-"""Key of `Searcher.stats` -> name and meaning. One that a searcher does not tell is left out."""
+"""Key of `Searcher.stats` -> name and meaning. One that a searcher does not report is left out."""
 
 
 class Metrics:
@@ -134,14 +134,14 @@ class _StateCollector(Collector):
 
 
 def _queue_figures(service: ReadyService) -> Iterator[Metric]:
-    gate = service.search_gate
-    yield _gauge("xclip_searches_running", "Searches that run.", gate.num_running)
-    yield _gauge("xclip_searches_waiting", "Searches that wait for a thread.", gate.num_waiting)
+    limiter = service.search_limiter
+    yield _gauge("xclip_searches_running", "Searches that run.", limiter.num_running)
+    yield _gauge("xclip_searches_waiting", "Searches that wait for a thread.", limiter.num_waiting)
     shed = CounterMetricFamily(
         "xclip_searches_shed", "Searches refused because too many waited, by problem.", labels=["problem"]
     )
     for kind in ("overloaded", "too-many-requests"):
-        shed.add_metric([kind], gate.num_shed[kind])
+        shed.add_metric([kind], limiter.num_shed[kind])
     yield shed
 
 

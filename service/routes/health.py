@@ -52,7 +52,7 @@ def _read_stats(service: ReadyService) -> StatsAnswer:
         embedding_dim=catalog.embedding_dim,
         num_frames=catalog.num_frames,
         jobs=service.job_queue.counts(),
-        num_searches_inside=service.search_gate.num_inside,
+        num_searches_inside=service.search_limiter.num_inside,
         search={name: value for name, value in figures.items() if name not in known},
     )
 

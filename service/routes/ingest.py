@@ -37,7 +37,7 @@ from service.state import Drain, ReadyService, Service, get_service
 router = APIRouter(tags=["videos"], dependencies=[WRITE, WITHOUT_DEADLINE])
 
 FIRST_POLL_SECONDS, SLOWEST_POLL_SECONDS = 0.02, 0.25
-"""Pauses between two looks at a job that a client waits for."""
+"""Pauses between two polls of a job that a client waits for."""
 
 WEB_TURNED_OFF = (
     "This server does not fetch videos from the web. Upload the file instead; "

@@ -51,14 +51,14 @@ async def search(request: Request, body: SearchRequest, service: Service) -> Res
     root_path = request.scope.get("root_path", "")
     if body.queries is None:
         query = SearchQuery(text=str(body.query), **fields)
-        answer = await service.search_gate.run(partial(service.searcher.search, query))
+        answer = await service.search_limiter.run(partial(service.searcher.search, query))
         return _to_response(await _to_body(answer, service, root_path))
     started = time.perf_counter()
     queries = [SearchQuery(text=text, **fields) for text in body.queries]
     parts = []
     for first in range(0, len(queries), QUERIES_AT_ONCE):
         search_some = partial(service.searcher.search_all, queries[first : first + QUERIES_AT_ONCE])
-        parts.append(await service.search_gate.run(search_some, begun=first > 0))
+        parts.append(await service.search_limiter.run(search_some, begun=first > 0))
     timings = [part.timings for part in parts]
     together = SearchAnswersBody(
         answers=[await _to_body(answer, service, root_path) for part in parts for answer in part.answers],
@@ -88,7 +88,7 @@ async def find_similar(
         offset=parameters.offset,
         filter=parameters.filter,
     )
-    answer = await service.search_gate.run(find)
+    answer = await service.search_limiter.run(find)
     results = await _to_results(answer.results, service, request.scope.get("root_path", ""))
     return _to_response(SimilarAnswerBody(id=answer.id, num_videos=answer.num_videos, results=results))
 
@@ -107,7 +107,7 @@ async def rank_texts(video_id: str, body: RankTextsRequest, service: Service) ->
         warn_of = body.texts if first == 0 else ()
         some = body.texts[first : first + TEXTS_AT_ONCE]
         rank = partial(service.searcher.rank_texts, video_id, some, warn_of=warn_of)
-        answers.append(await service.search_gate.run(rank, begun=first > 0))
+        answers.append(await service.search_limiter.run(rank, begun=first > 0))
     return _to_response(TextsAnswerBody.model_validate(TextsAnswer.join(answers)))
 
 

@@ -95,7 +95,7 @@ async def delete_video(video_id: str, service: Service) -> None:
 
 
 def _delete(service: ReadyService, video_id: str) -> None:
-    # The catalog first: a file without a record is swept up later, a record without a file would be a lie.
+    # The catalog first: an orphaned file is deleted later, a record without a file would be wrong for good.
     service.catalog.delete_video(video_id)
     service.media_store.remove(video_id)
     service.thumbnails.forget(video_id)

@@ -1,4 +1,4 @@
-"""What comes in and what goes out as JSON, by resource: the service and its client share them.
+"""Request and response models, by resource: the service and its client share them.
 
 Requests are strict: a wrong type is an error, never a guess.
 Importing them loads nothing heavier than pydantic.

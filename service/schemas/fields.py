@@ -28,7 +28,7 @@ from indexer.store.filters import MAX_TEXT_LENGTH, MAX_VALUES
 from indexer.store.records import ID_PATTERN, MAX_ID_LENGTH, check_video_id
 
 MAX_FIELDS: Final = 100
-"""Of a body. No endpoint knows so many."""
+"""Of a body. No endpoint has this many."""
 
 
 class Request(BaseModel):

@@ -30,7 +30,7 @@ _TOGETHER = {
         {"required": ["queries"], "properties": {"query": {"type": "null"}, "queries": {"type": "array"}}},
     ]
 }
-"""What `SearchRequest` demands of its fields together, as JSON Schema."""
+"""What `SearchRequest` requires of its fields together, as JSON Schema."""
 
 
 class SearchRequest(Request):

@@ -30,8 +30,8 @@ SAFE_METHODS = {"GET", "HEAD"}
 
 
 @pytest.fixture(autouse=True)
-def look_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_keys, "LOOK_SECONDS", 0.0)
+def poll_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_keys, "POLL_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from indexer.errors import SearchCancelledError
 from indexer.search.cancellation import cancellable, raise_if_cancelled
-from service.admission import SearchGate
+from service.admission import SearchLimiter
 from service.auth.keys import add_key
 from service.auth.limits import CLIENT
 from service.errors import OverloadedError, TooManyRequestsError
@@ -24,8 +24,8 @@ from tests.support.servers.server_process import wait_until
 from tests.support.servers.service_fakes import Service, add_video, running
 
 
-def has_inside(gate: SearchGate, count: int) -> bool:
-    return gate.num_inside == count
+def has_inside(limiter: SearchLimiter, count: int) -> bool:
+    return limiter.num_inside == count
 
 
 @contextlib.contextmanager
@@ -36,14 +36,14 @@ def full_queue(
     with running(directory, num_search_threads=1, max_waiting_searches=1, **settings) as service:
         add_video(service.catalog, "known")
         service.searcher.hold = threading.Event()
-        gate = service.app.state.service.search_gate
+        limiter = service.app.state.service.search_limiter
         with ThreadPoolExecutor() as pool:
             try:
                 searches = []
                 for num_inside in (1, 2):
                     ask = partial(service.client.post, "/search", json={"query": "a dog"}, headers=headers)
                     searches.append(pool.submit(ask))
-                    wait_until(partial(has_inside, gate, num_inside), 10)
+                    wait_until(partial(has_inside, limiter, num_inside), 10)
                 yield service
             finally:
                 service.searcher.hold.set()
@@ -100,7 +100,7 @@ def test_a_client_with_fewer_searches_waiting_still_gets_a_place(tmp_path: Path)
     settings = {"num_search_threads": 1, "max_waiting_searches": 2, "keys_file": path}
     with running(tmp_path / "index", **settings) as service, ThreadPoolExecutor() as pool:
         service.searcher.hold = threading.Event()
-        gate = service.app.state.service.search_gate
+        limiter = service.app.state.service.search_limiter
 
         def ask(headers: dict[str, str]) -> Any:
             return pool.submit(service.client.post, "/search", json={"query": "a cat"}, headers=headers)
@@ -108,7 +108,7 @@ def test_a_client_with_fewer_searches_waiting_still_gets_a_place(tmp_path: Path)
         waiting = []
         for num_inside in (1, 2, 3):
             waiting.append(ask(first))
-            wait_until(partial(has_inside, gate, num_inside), 10)
+            wait_until(partial(has_inside, limiter, num_inside), 10)
         newcomer = ask(second)
         assert check_problem(waiting[2].result(10), 429)["type"].endswith(":too-many-requests")
         service.searcher.hold.set()
@@ -117,15 +117,15 @@ def test_a_client_with_fewer_searches_waiting_still_gets_a_place(tmp_path: Path)
 
 def test_a_request_that_had_a_turn_is_not_refused_its_next_one() -> None:
     async def main() -> None:
-        gate, go = SearchGate(1, 1), threading.Event()
-        held = [asyncio.create_task(gate.run(partial(go.wait, 10))) for _ in range(2)]
-        while gate.num_inside < 2:
+        limiter, go = SearchLimiter(1, 1), threading.Event()
+        held = [asyncio.create_task(limiter.run(partial(go.wait, 10))) for _ in range(2)]
+        while limiter.num_inside < 2:
             await asyncio.sleep(0.001)
-        next_turn = asyncio.create_task(gate.run(lambda: "answer", begun=True))
+        next_turn = asyncio.create_task(limiter.run(lambda: "answer", begun=True))
         await asyncio.sleep(0.01)
-        assert gate.num_waiting == 2
+        assert limiter.num_waiting == 2
         with pytest.raises(OverloadedError):
-            await gate.run(lambda: "answer")
+            await limiter.run(lambda: "answer")
         go.set()
         assert await asyncio.gather(*held, next_turn) == [True, True, "answer"]
 
@@ -152,15 +152,15 @@ class Searches:
         return search
 
 
-async def ask(gate: SearchGate, searches: Searches, client: str, name: str) -> str:
+async def ask(limiter: SearchLimiter, searches: Searches, client: str, name: str) -> str:
     CLIENT.set(client)
-    answer: str = await gate.run(searches(name))
+    answer: str = await limiter.run(searches(name))
     return answer
 
 
-def start(gate: SearchGate, searches: Searches, *names: str) -> list[asyncio.Task[str]]:
+def start(limiter: SearchLimiter, searches: Searches, *names: str) -> list[asyncio.Task[str]]:
     """One search for each name; its first letter is the client."""
-    return [asyncio.create_task(ask(gate, searches, name[0], name)) for name in names]
+    return [asyncio.create_task(ask(limiter, searches, name[0], name)) for name in names]
 
 
 async def settle() -> None:
@@ -170,14 +170,14 @@ async def settle() -> None:
 
 def test_clients_are_served_by_turns() -> None:
     async def main() -> list[str]:
-        gate, searches = SearchGate(1, 10), Searches()
-        tasks = start(gate, searches, "a0", "a1", "a2", "a3", "b1", "c1", "b2")
+        limiter, searches = SearchLimiter(1, 10), Searches()
+        tasks = start(limiter, searches, "a0", "a1", "a2", "a3", "b1", "c1", "b2")
         await settle()
-        assert (gate.num_running, gate.num_waiting) == (1, 6)
+        assert (limiter.num_running, limiter.num_waiting) == (1, 6)
         searches.go.set()
         await asyncio.gather(*tasks)
         await settle()
-        assert gate.num_inside == 0
+        assert limiter.num_inside == 0
         return searches.begun
 
     assert asyncio.run(main()) == ["a0", "b1", "c1", "a1", "b2", "a2", "a3"]
@@ -185,58 +185,58 @@ def test_clients_are_served_by_turns() -> None:
 
 def test_a_full_queue_sends_away_the_last_of_whoever_has_most() -> None:
     async def main() -> None:
-        gate, searches = SearchGate(1, 3), Searches()
-        tasks = start(gate, searches, "a0", "a1", "a2", "a3")
+        limiter, searches = SearchLimiter(1, 3), Searches()
+        tasks = start(limiter, searches, "a0", "a1", "a2", "a3")
         await settle()
         with pytest.raises(OverloadedError):
-            await ask(gate, searches, "a", "a4")
-        newcomer = start(gate, searches, "b1")
+            await ask(limiter, searches, "a", "a4")
+        newcomer = start(limiter, searches, "b1")
         await settle()
         with pytest.raises(TooManyRequestsError):
             await tasks[3]
         with pytest.raises(TooManyRequestsError):
-            await ask(gate, searches, "a", "a5")
+            await ask(limiter, searches, "a", "a5")
         searches.go.set()
         assert await asyncio.gather(*tasks[:3], *newcomer) == ["a0", "a1", "a2", "b1"]
-        assert dict(gate.num_shed) == {"overloaded": 1, "too-many-requests": 2}
+        assert dict(limiter.num_shed) == {"overloaded": 1, "too-many-requests": 2}
 
     asyncio.run(main())
 
 
 def test_a_search_that_nobody_waits_for_stops_and_holds_no_place() -> None:
     async def main() -> None:
-        gate, searches = SearchGate(1, 3), Searches()
-        (first,) = start(gate, searches, "a0")
+        limiter, searches = SearchLimiter(1, 3), Searches()
+        (first,) = start(limiter, searches, "a0")
         await settle()
-        waiting, next_one = start(gate, searches, "a1", "b1")
+        waiting, next_one = start(limiter, searches, "a1", "b1")
         await settle()
         waiting.cancel()
         first.cancel()
         await settle()
-        assert searches.begun == ["a0", "b1"] and gate.num_waiting == 0
+        assert searches.begun == ["a0", "b1"] and limiter.num_waiting == 0
         searches.go.set()
         assert await next_one == "b1"
         for _ in range(200):
-            if gate.num_inside == 0:
+            if limiter.num_inside == 0:
                 break
             await asyncio.sleep(0.01)
-        assert gate.num_inside == 0
+        assert limiter.num_inside == 0
 
     asyncio.run(main())
 
 
 def test_thousands_that_go_away_at_once_hold_no_place() -> None:
     async def main() -> None:
-        gate, searches = SearchGate(1, 3000), Searches()
-        tasks = start(gate, searches, "a0", *("b" for _ in range(2500)))
+        limiter, searches = SearchLimiter(1, 3000), Searches()
+        tasks = start(limiter, searches, "a0", *("b" for _ in range(2500)))
         await settle()
-        assert gate.num_inside == 2501
+        assert limiter.num_inside == 2501
         for task in tasks:
             task.cancel()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {asyncio.CancelledError}
         searches.go.set()
-        (last,) = start(gate, searches, "c0")
+        (last,) = start(limiter, searches, "c0")
         assert await last == "c0"
 
     asyncio.run(main())
@@ -244,7 +244,7 @@ def test_thousands_that_go_away_at_once_hold_no_place() -> None:
 
 def test_a_search_that_does_not_stop_keeps_its_place_until_it_ends() -> None:
     async def main() -> None:
-        gate, go = SearchGate(1, 3), threading.Event()
+        limiter, go = SearchLimiter(1, 3), threading.Event()
         begun: list[int] = []
 
         def deaf(number: int) -> Any:
@@ -255,17 +255,17 @@ def test_a_search_that_does_not_stop_keeps_its_place_until_it_ends() -> None:
             return search
 
         for number in range(3):
-            task = asyncio.create_task(gate.run(deaf(number)))
+            task = asyncio.create_task(limiter.run(deaf(number)))
             await settle()
             task.cancel()
             await settle()
-        assert begun == [0] and gate.num_waiting == 0
+        assert begun == [0] and limiter.num_waiting == 0
         go.set()
         for _ in range(200):
-            if gate.num_inside == 0:
+            if limiter.num_inside == 0:
                 break
             await asyncio.sleep(0.01)
-        assert gate.num_inside == 0 and begun == [0]
+        assert limiter.num_inside == 0 and begun == [0]
 
     asyncio.run(main())
 

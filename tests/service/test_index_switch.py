@@ -72,7 +72,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return searcher
 
     monkeypatch.setattr(application, "load_searcher", load_searcher)
-    monkeypatch.setattr(generation_watch, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(generation_watch, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(generation_watch, "RETRY_SECONDS", 0.02)
     return behaviour
 

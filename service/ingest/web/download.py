@@ -1,8 +1,8 @@
-"""Fetches a file from the web: the address that was checked is the one that is connected to, within limits.
+"""Downloads a file from the web, within limits, without server-side request forgery (SSRF).
 
 Each name is resolved once per request, all its addresses are checked, and the connection goes to one of these
-very addresses, whatever the name resolves to a moment later. TLS still verifies the
-name. Nothing comes from the environment (no proxy, no .netrc), no cookie is kept, nothing is decompressed.
+very addresses, whatever the name resolves to a moment later (DNS rebinding). TLS still verifies the name.
+Nothing comes from the environment (no proxy, no .netrc), no cookie is kept, nothing is decompressed.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ MAX_REDIRECTS: Final = 5
 MAX_ADDRESSES_TRIED: Final = 4
 CONNECT_SECONDS: Final = 10.0
 POLL_SECONDS: Final = 0.25
-"""Between two looks at the clock, and calls of `tick`, while nothing arrives."""
+"""Between two checks of the timeouts, and calls of `tick`, while nothing arrives."""
 
 LEAST_BYTES: Final = 16 * 1024
-"""Must arrive in each interval of `idle_seconds`: a byte now and then does not keep a download alive."""
+"""Must arrive in each interval of `idle_seconds`: a byte now and then does not prevent the timeout."""
 
 TOO_SLOW: Final = "the server at this address sends too slowly, or nothing at all"
-TOOK_TOO_LONG: Final = "the download took longer than this server waits for one"
-TOO_LARGE: Final = "the file is larger than this server takes"
-CUT_OFF: Final = "the connection broke off before the whole file had arrived"
+TOOK_TOO_LONG: Final = "the download took longer than this server allows"
+TOO_LARGE: Final = "the file is larger than this server accepts"
+INCOMPLETE: Final = "the connection was closed before the whole file had arrived"
 NO_CONNECTION: Final = "the server at this address does not answer"
-NO_TRUST: Final = "the server at this address has no certificate that proves its name"
-TOO_MANY_REDIRECTS: Final = "the address leads from one address to the next and never to a file"
-BAD_REDIRECT: Final = "the address leads on to something that is no web address"
-DOWNGRADE: Final = "the address leads from an encrypted connection to one that is not"
-COMPRESSED: Final = "the server at this address compresses the file on the way, which was not asked for"
-WEB_PAGE: Final = "the address leads to a web page and not to a video file"
+UNVERIFIED: Final = "the TLS certificate of the server at this address cannot be verified"
+TOO_MANY_REDIRECTS: Final = "the address redirects too many times"
+BAD_REDIRECT: Final = "the address redirects to something that is no web address"
+NOT_ENCRYPTED: Final = "the address redirects from https to http"
+COMPRESSED: Final = "the server at this address sends the file with a content encoding that was not requested"
+WEB_PAGE: Final = "the address is of a web page, not of a video file"
 EMPTY: Final = "there is nothing in the file at this address"
 
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
@@ -68,10 +68,14 @@ Tick = Callable[[], None]
 
 @dataclass(frozen=True)
 class DownloadRules:
-    """What may be fetched, and at what cost.
+    """Which addresses may be requested, and the limits of a download.
 
-    limit_bytes: the largest file. ports: those that may be asked. timeout_seconds: for a whole download,
-    redirects included. idle_seconds: see LEAST_BYTES.
+    Attributes:
+        limit_bytes: The largest file.
+        allowed: Hosts and networks besides the public internet.
+        ports: Those that may be connected to.
+        timeout_seconds: For a whole download, redirects included.
+        idle_seconds: In each interval of this length LEAST_BYTES must arrive.
     """
 
     limit_bytes: int
@@ -107,7 +111,7 @@ class _UrlSettings(Protocol):
 
 @dataclass(frozen=True)
 class Download:
-    """A file that has wholly arrived and is synced to disk."""
+    """A file that has arrived completely and is synced to disk. content_sha256: 64 hex digits."""
 
     content_sha256: str
     size_bytes: int
@@ -131,24 +135,36 @@ def download(
     resolve: Resolve = resolve,
     ssl_context: ssl.SSLContext | None = None,
 ) -> Download:
-    """Fetch `uri` to `path`, which is overwritten; where it fails, something may be left there. Blocks.
+    """Download a file over http or https, following redirects. Blocks.
 
-    ssl_context: the authorities that are trusted; the usual ones where None.
-    Raises DownloadError, whose reason reveals no names and addresses, OSError of the disk, and whatever
-    `tick` raises.
+    Args:
+        uri: The address. It and every redirect are checked against `rules`.
+        path: Overwritten; where the download fails, a part may be left there.
+        rules: Which addresses are allowed, and the limits of size and time.
+        tick: Called several times a second; what it raises ends the download.
+        resolve: From a host and a port to its addresses; each of them is checked.
+        ssl_context: Of the connections; None for certificates of the usual authorities.
+
+    Returns:
+        The sha256 and size of the file, which is synced to disk.
+
+    Raises:
+        DownloadError: The address is refused, or the file did not arrive; the reason is for the client, and
+            reveals no names and addresses.
+        OSError: The file cannot be written.
     """
     watch = _Watch(rules, tick)
     backend = _PinnedBackend(rules, watch, resolve)
     address = parse_web_address(uri, rules.ports, rules.allowed)
     for _ in range(MAX_REDIRECTS + 1):
-        context = ssl_context or _usual_authorities()
+        context = ssl_context or _default_ssl_context()
         with httpcore.ConnectionPool(ssl_context=context, network_backend=backend) as pool:
             try:
                 outcome = _ask(pool, address, path, rules.limit_bytes)
             except httpcore.ConnectError as error:
-                raise DownloadError(NO_TRUST if _is_about_trust(error) else NO_CONNECTION) from None
+                raise DownloadError(UNVERIFIED if _is_tls_error(error) else NO_CONNECTION) from None
             except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException):
-                raise DownloadError(CUT_OFF if watch.num_received else NO_CONNECTION) from None
+                raise DownloadError(INCOMPLETE if watch.num_received else NO_CONNECTION) from None
         if isinstance(outcome, Download):
             return outcome
         address = _follow(address, outcome, rules)
@@ -156,7 +172,7 @@ def download(
 
 
 def _ask(pool: httpcore.ConnectionPool, address: WebAddress, path: Path, limit_bytes: int) -> Download | str:
-    """One request: the file, or the Location that the answer leads on to."""
+    """One request: the file, or the Location that the answer redirects to."""
     url = address.url
     target = httpcore.URL(
         scheme=url.raw_scheme, host=address.host.encode("ascii"), port=url.port, target=url.raw_path
@@ -214,21 +230,21 @@ def _follow(address: WebAddress, location: str, rules: DownloadRules) -> WebAddr
         not_formed = error.reason in (NO_WEB_ADDRESS, CREDENTIALS_REFUSED)
         raise DownloadError(BAD_REDIRECT if not_formed else error.reason) from None
     if address.url.scheme == "https" and following.url.scheme != "https":
-        raise DownloadError(DOWNGRADE)
+        raise DownloadError(NOT_ENCRYPTED)
     return following
 
 
 @cache
-def _usual_authorities() -> ssl.SSLContext:
+def _default_ssl_context() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
-def _is_about_trust(error: httpcore.ConnectError) -> bool:
+def _is_tls_error(error: httpcore.ConnectError) -> bool:
     return isinstance(error.__cause__ or error.__context__, ssl.SSLError)
 
 
 class _Watch:
-    """The clocks of one download. `look` raises when one has run out."""
+    """The timeouts of one download. `check` raises when one has run out."""
 
     def __init__(self, rules: DownloadRules, tick: Tick) -> None:
         self._idle_seconds = rules.idle_seconds
@@ -238,7 +254,7 @@ class _Watch:
         self._interval_bytes = 0
         self.num_received = 0
 
-    def look(self) -> None:
+    def check(self) -> None:
         self._tick()
         now = time.monotonic()
         if now >= self._ends_at:
@@ -279,7 +295,7 @@ class _PinnedBackend(httpcore.NetworkBackend):
         addresses = self._resolve(host, port)
         check_addresses(addresses, host, self._rules.allowed)
         for address in addresses[:MAX_ADDRESSES_TRIED]:
-            self._watch.look()
+            self._watch.check()
             self._watch.begin_interval()
             seconds = self._watch.seconds_left(CONNECT_SECONDS)
             try:
@@ -292,7 +308,7 @@ class _PinnedBackend(httpcore.NetworkBackend):
 
 
 class _WatchedStream(httpcore.NetworkStream):
-    """A connection that looks at the clocks while it waits."""
+    """A connection that checks the timeouts while it waits."""
 
     def __init__(self, stream: httpcore.NetworkStream, watch: _Watch) -> None:
         self._stream = stream
@@ -300,7 +316,7 @@ class _WatchedStream(httpcore.NetworkStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         while True:
-            self._watch.look()
+            self._watch.check()
             try:
                 data = self._stream.read(max_bytes, POLL_SECONDS)
             except httpcore.ReadTimeout:
@@ -309,7 +325,7 @@ class _WatchedStream(httpcore.NetworkStream):
             return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._watch.look()
+        self._watch.check()
         self._stream.write(buffer, self._watch.seconds_left(CONNECT_SECONDS))
 
     def close(self) -> None:

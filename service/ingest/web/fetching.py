@@ -1,4 +1,4 @@
-"""The worker's other half: takes jobs whose file is still on the web, and fetches it.
+"""Leases jobs whose file is still on the web, and downloads it.
 
 A fetched file is an upload like any other from then on: it has a name of ours and is not trusted.
 """
@@ -34,12 +34,12 @@ from service.settings import Settings
 logger = logging.getLogger("xclip_search.worker")
 
 POLL_SECONDS = 1.0
-"""Between two looks of a download at its job: a cancelled one ends within that time."""
+"""Pause between two checks whether a job was cancelled: its download ends within that time."""
 
 INTERNAL_REASON = "something went wrong inside while the video was fetched; the server's log says what"
 
 Fetch = Callable[[str, Path, DownloadRules, Tick], Download]
-"""As `url_download.download`."""
+"""As `service.ingest.web.download.download`."""
 
 
 class _StoppedError(BaseException):
@@ -47,7 +47,7 @@ class _StoppedError(BaseException):
 
 
 class Fetcher:
-    """Fetches the files of one job after the other until it is stopped."""
+    """Downloads the files of one job after the other until it is stopped. fetch: replaced in tests."""
 
     def __init__(
         self, settings: Settings, catalog: Catalog, media_store: MediaStore, fetch: Fetch = download
@@ -122,7 +122,14 @@ class Fetcher:
 def fetching(
     settings: Settings, catalog: Catalog, media_store: MediaStore, stop: threading.Event
 ) -> Iterator[None]:
-    """Fetch in other threads until `stop` is set, which it is at the end in any case."""
+    """Run `settings.num_url_downloads` threads that fetch, for as long as the context is open.
+
+    Args:
+        settings: Of the worker.
+        catalog: Its job queue has the jobs.
+        media_store: Where the files go.
+        stop: Ends the threads. Also set when a thread fails, and at the end of the context.
+    """
     fetcher = Fetcher(settings, catalog, media_store)
 
     def run() -> None:

@@ -1,8 +1,8 @@
-"""Which web addresses may be asked for a video. Pure: nothing here resolves a name or opens a connection.
+"""Which web addresses may be requested. Pure: nothing here resolves a name or opens a connection.
 
-A client that names an address makes this server ask it, from inside the network that the server stands in.
-So only addresses of the public internet are asked, unless the operator allows others, and the refusal is the
-same sentence for all: it does not reveal whether a name exists inside, and what it resolves to.
+A client that names an address makes this server connect to it from inside its network (server-side request
+forgery, SSRF). So only addresses of the public internet are allowed, unless the operator allows others, and
+the refusal is the same sentence for all: it reveals neither whether an internal name exists nor its address.
 """
 
 from __future__ import annotations
@@ -92,10 +92,11 @@ class DownloadError(MediaError):
 
 @dataclass(frozen=True)
 class AllowedHosts:
-    """What may be asked beyond the public internet.
+    """What may be requested besides the public internet.
 
-    names: hosts whose addresses may be private, in lower case, as in a url. networks: private addresses
-    that any host may have.
+    Attributes:
+        names: Hosts whose addresses may be private, in lower case, as in a url.
+        networks: Private addresses that any host may have.
     """
 
     names: frozenset[str] = field(default_factory=frozenset)
@@ -105,7 +106,8 @@ class AllowedHosts:
     def parse(cls, entries: Sequence[str]) -> AllowedHosts:
         """From names, addresses and networks: `media.internal`, `10.0.0.5`, `10.1.0.0/16`, `fd00::/8`.
 
-        Raises ValueError, naming the entry that is none of them.
+        Raises:
+            ValueError: An entry is none of them; the message names it.
         """
         names, networks = set[str](), list[Network]()
         for entry in entries:
@@ -123,10 +125,12 @@ class AllowedHosts:
 
 @dataclass(frozen=True)
 class WebAddress:
-    """An address that is well-formed and not refused by itself.
+    """An address that is well-formed and allowed as far as it can be known before its name is resolved.
 
-    url: as it will be asked, without a fragment. host: in lower case, IDNA-encoded, without a trailing dot
-    and without brackets. port: the one that is asked.
+    Attributes:
+        url: As it will be requested, without a fragment.
+        host: In lower case, IDNA-encoded, without a trailing dot and without brackets.
+        port: The one to connect to.
     """
 
     url: httpx.URL
@@ -135,15 +139,21 @@ class WebAddress:
 
 
 def parse_web_address(text: str, ports: Sequence[int], allowed: AllowedHosts) -> WebAddress:
-    """The address that `text` writes; a literal IP address is checked at once.
+    """Parse an http or https address; a literal IP address is checked here.
 
-    ports: those that may be asked. Raises DownloadError, whose reason holds nothing of `text`.
+    Args:
+        text: The address, as a client sent it.
+        ports: Those that may be connected to.
+        allowed: Hosts and networks besides the public internet.
+
+    Raises:
+        DownloadError: It is no such address, or is refused; the reason holds nothing of `text`.
     """
     if len(text) > MAX_URL_CHARACTERS or "\\" in text or not text.isprintable() or " " in text:
         raise DownloadError(NO_WEB_ADDRESS)
     try:
         url = httpx.URL(text)
-        # The parsed text is read once more: what is asked must be what was checked.
+        # The parsed text is parsed once more: what is requested must be what was checked.
         url = httpx.URL(str(url.copy_with(fragment=None)))
     except (httpx.InvalidURL, ValueError, TypeError):
         raise DownloadError(NO_WEB_ADDRESS) from None
@@ -169,12 +179,18 @@ def parse_web_address(text: str, ports: Sequence[int], allowed: AllowedHosts) ->
 
 
 def check_addresses(addresses: Sequence[IPAddress], host: str, allowed: AllowedHosts) -> None:
-    """Raise DownloadError unless there are addresses and every single one of them may be asked.
+    """Check what a name resolved to.
 
-    host: the name that they are of, as in WebAddress.
+    Args:
+        addresses: All of them.
+        host: The name that they are of, as in WebAddress.
+        allowed: Hosts and networks besides the public internet.
+
+    Raises:
+        DownloadError: There are none, or one of them may not be connected to.
     """
     by_name = host in allowed.names
-    if not addresses or not all(_may_ask(address, by_name, allowed) for address in addresses):
+    if not addresses or not all(_is_allowed(address, by_name, allowed) for address in addresses):
         raise DownloadError(REFUSED)
 
 
@@ -189,7 +205,7 @@ def is_public(address: IPAddress) -> bool:
     return address.is_global and not address.is_multicast and not _is_in(address, _NOT_PUBLIC)
 
 
-def _may_ask(address: IPAddress, by_name: bool, allowed: AllowedHosts) -> bool:
+def _is_allowed(address: IPAddress, by_name: bool, allowed: AllowedHosts) -> bool:
     if is_public(address) or _is_in(address, allowed.networks):
         return True
     plain = address.ipv4_mapped if isinstance(address, IPv6Address) else None

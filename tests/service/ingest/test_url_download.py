@@ -217,17 +217,17 @@ def test_redirects_without_an_end_are_given_up(tmp_path: Path) -> None:
         (reply(b"x", "200 OK", "Content-Encoding: gzip"), url_download.COMPRESSED),
         (reply(b"x", "200 OK", "Content-Encoding: br"), url_download.COMPRESSED),
         (reply(b"x", "200 OK", f"Content-Length: {LIMIT_BYTES + 1}"), url_download.TOO_LARGE),
-        (reply(b"x", "200 OK", "Content-Length: " + "9" * 400), url_download.CUT_OFF),
-        (reply(CONTENT, "200 OK", "Content-Length: 150000"), url_download.CUT_OFF),
-        (reply(b"x", "200 OK", "Content-Length: -5"), url_download.CUT_OFF),
-        (reply(b"x", "200 OK", "Content-Length: 1", "Content-Length: 2"), url_download.CUT_OFF),
-        (reply(b"5\r\nabc", "200 OK", "Transfer-Encoding: chunked", length=False), url_download.CUT_OFF),
-        (reply(b"zz\r\nabc", "200 OK", "Transfer-Encoding: chunked", length=False), url_download.CUT_OFF),
+        (reply(b"x", "200 OK", "Content-Length: " + "9" * 400), url_download.INCOMPLETE),
+        (reply(CONTENT, "200 OK", "Content-Length: 150000"), url_download.INCOMPLETE),
+        (reply(b"x", "200 OK", "Content-Length: -5"), url_download.INCOMPLETE),
+        (reply(b"x", "200 OK", "Content-Length: 1", "Content-Length: 2"), url_download.INCOMPLETE),
+        (reply(b"5\r\nabc", "200 OK", "Transfer-Encoding: chunked", length=False), url_download.INCOMPLETE),
+        (reply(b"zz\r\nabc", "200 OK", "Transfer-Encoding: chunked", length=False), url_download.INCOMPLETE),
         (reply(CONTENT + CONTENT + b"x", length=False), url_download.TOO_LARGE),
-        (lambda connection, path: connection.sendall(b"no HTTP at all\r\n\r\n"), url_download.CUT_OFF),
+        (lambda connection, path: connection.sendall(b"no HTTP at all\r\n\r\n"), url_download.INCOMPLETE),
         (
             lambda connection, path: connection.sendall(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 50_000),
-            url_download.CUT_OFF,
+            url_download.INCOMPLETE,
         ),
         (lambda connection, path: None, url_download.NO_CONNECTION),
     ],
@@ -337,13 +337,13 @@ def test_tls_goes_to_the_checked_address_and_verifies_the_name(tmp_path: Path, t
 def test_tls_refuses_a_certificate_for_another_name(tmp_path: Path, tls_server: TlsServer, host: str) -> None:
     server, trusting, _ = tls_server
     url = server.url(scheme="https", host=host)
-    assert refusal(server, tmp_path / "file", url, ssl_context=trusting) == url_download.NO_TRUST
+    assert refusal(server, tmp_path / "file", url, ssl_context=trusting) == url_download.UNVERIFIED
     assert server.requests == []
 
 
 def test_tls_refuses_a_certificate_of_an_unknown_authority(tmp_path: Path, tls_server: TlsServer) -> None:
     server, _, _ = tls_server
-    assert refusal(server, tmp_path / "file", server.url(scheme="https")) == url_download.NO_TRUST
+    assert refusal(server, tmp_path / "file", server.url(scheme="https")) == url_download.UNVERIFIED
     assert server.requests == []
 
 
@@ -351,7 +351,7 @@ def test_a_redirect_from_https_to_http_is_refused(tmp_path: Path, tls_server: Tl
     server, trusting, _ = tls_server
     server.answer = reply(b"", "302 Found", f"Location: {server.url()}")
     url = server.url(scheme="https")
-    assert refusal(server, tmp_path / "file", url, ssl_context=trusting) == url_download.DOWNGRADE
+    assert refusal(server, tmp_path / "file", url, ssl_context=trusting) == url_download.NOT_ENCRYPTED
 
 
 def test_what_the_system_knows_of_a_name_is_asked_without_an_error() -> None:

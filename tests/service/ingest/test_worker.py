@@ -27,7 +27,7 @@ from indexer.store.records import NewVideo
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import GAVE_UP_REASON, JobQueue
 from service.ingest.media_store import MediaStore, delete_orphans
-from service.ingest.outcomes import ID_TAKEN_REASON, NO_ROOM_REASON
+from service.ingest.outcomes import FULL_DISK_REASON, ID_TAKEN_REASON
 from service.ingest.worker import INTERNAL_REASON, Worker
 from service.ingest.worker_process import keep_worker_running, worker_command
 from service.settings import Settings
@@ -141,7 +141,7 @@ def test_a_file_that_is_no_video_fails_with_the_reason_and_is_deleted(bench: Ben
         (RuntimeError("/secret/path"), INTERNAL_REASON),
         (IndexDamagedError("/secret/path"), INTERNAL_REASON),
         (FileNotFoundError(errno.ENOENT, "gone", "/secret/path"), INTERNAL_REASON),
-        (OSError(errno.ENOSPC, "full", "/secret/path"), NO_ROOM_REASON),
+        (OSError(errno.ENOSPC, "full", "/secret/path"), FULL_DISK_REASON),
     ],
 )
 def test_an_unforeseen_error_fails_the_job_without_telling_our_insides_and_the_next_one_works(

@@ -21,14 +21,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.coarse.exact import CoarseKind, Found, GpuCopy, KindChoice, Selection
+from indexer.coarse.exact import CoarseKind, Found, GpuCopy, Selection
 
 _faiss: Any = faiss  # Its stubs describe the C++ signatures, not those that Python sees.
-
-EXACT_LIMIT = 50_000
-"""Up to here `auto` searches exactly (benchmarks/scaling.py measures what each kind costs)."""
-
-MIN_APPROXIMATE = 1_000
 
 LISTS_FACTOR = 4
 """An IVF has this many times sqrt(N) lists (nlist), as FAISS advises up to a million vectors
@@ -53,21 +48,6 @@ FoundByOne = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 Fetch = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.float32]]]
 """Ids to (ids that exist, ascending, and their vectors)."""
-
-
-def choose_kind(choice: KindChoice, num_segments: int, current: CoarseKind = "exact") -> CoarseKind:
-    """The kind that a snapshot of `num_segments` segments should be of.
-
-    choice: a kind, or `auto`: exact up to EXACT_LIMIT; an approximate one that shrinks stays as it is down to
-    half of that. Below MIN_APPROXIMATE segments there is nothing to learn from: always exact.
-    """
-    if num_segments < MIN_APPROXIMATE:
-        return "exact"
-    if choice != "auto":
-        return choice
-    if current == "exact":
-        return "ivf-sq" if num_segments > EXACT_LIMIT else "exact"
-    return current if num_segments > EXACT_LIMIT // 2 else "exact"
 
 
 def num_lists(num_segments: int) -> int:

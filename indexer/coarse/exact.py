@@ -24,6 +24,11 @@ CoarseKind = Literal["exact", "ivf-sq", "ivf-pq", "hnsw"]
 
 KindChoice = CoarseKind | Literal["auto"]
 
+EXACT_LIMIT = 50_000
+"""Up to here `auto` searches exactly (benchmarks/scaling.py measures what each kind costs)."""
+
+MIN_APPROXIMATE = 1_000
+
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 """Products float32 [T, k], descending, and ids int64 [T, k]; where fewer were found, -inf and -1 at the
 end."""
@@ -34,6 +39,21 @@ ROWS_AT_ONCE = 8192
 MAX_GPU_NEIGHBOURS = 2048
 """Neighbours that a GPU index gives, and lists that it probes
 (github.com/facebookresearch/faiss/wiki/Faiss-on-the-GPU)."""
+
+
+def choose_kind(choice: KindChoice, num_segments: int, current: CoarseKind = "exact") -> CoarseKind:
+    """The kind that a snapshot of `num_segments` segments should be of.
+
+    choice: a kind, or `auto`: exact up to EXACT_LIMIT; an approximate one that shrinks stays as it is down to
+    half of that. Below MIN_APPROXIMATE segments there is nothing to learn from: always exact.
+    """
+    if num_segments < MIN_APPROXIMATE:
+        return "exact"
+    if choice != "auto":
+        return choice
+    if current == "exact":
+        return "ivf-sq" if num_segments > EXACT_LIMIT else "exact"
+    return current if num_segments > EXACT_LIMIT // 2 else "exact"
 
 
 def empty_exact_index(embedding_dim: int) -> Any:

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from indexer.coarse.approximate import (
     ApproximateSearch,
-    choose_kind,
     empty_approximate_index,
     num_training_vectors,
     still_fits,
@@ -33,6 +32,7 @@ from indexer.coarse.exact import (
     Found,
     KindChoice,
     Selection,
+    choose_kind,
     copy_to_gpu,
     empty_exact_index,
     search_exact,

@@ -36,9 +36,11 @@ from indexer.search.results import (
     make_results,
     read_page,
     score_segments,
+    text_warnings,
+    texts_warnings,
 )
 from indexer.search.similar import find_similar
-from indexer.search.text_ranking import rank_texts, text_warnings, texts_warnings
+from indexer.search.text_ranking import rank_texts
 from indexer.search.types import (
     DEFAULT_LIMIT,
     SearchAnswer,

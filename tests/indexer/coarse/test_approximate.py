@@ -6,7 +6,8 @@ import faiss
 import numpy as np
 import pytest
 
-from indexer.coarse.approximate import EXACT_LIMIT, MIN_APPROXIMATE, choose_kind, num_lists
+from indexer.coarse.approximate import num_lists
+from indexer.coarse.exact import EXACT_LIMIT, MIN_APPROXIMATE, choose_kind
 from indexer.coarse.index import CoarseIndex
 from indexer.maintenance.verification import verify
 from indexer.store.sqlite.catalog import Catalog
@@ -170,7 +171,7 @@ def test_what_changes_while_a_snapshot_is_made_is_in_it(tmp_path, kind, monkeypa
 
 
 def test_an_index_grows_out_of_the_exact_kind_in_the_background(tmp_path, monkeypatch):
-    monkeypatch.setattr("indexer.coarse.approximate.EXACT_LIMIT", 1500)
+    monkeypatch.setattr("indexer.coarse.exact.EXACT_LIMIT", 1500)
     random = np.random.default_rng(3)
     vectors = correlated_vectors(random, 1700)
     with create_catalog(tmp_path, embedding_dim=D, num_frames=1) as catalog:

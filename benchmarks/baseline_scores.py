@@ -2,9 +2,9 @@
 
     python benchmarks/baseline_scores.py [--videos 200] [--seed 0]
 
-Draws the demo corpus of so many videos into a temporary folder, indexes it with the demo model, and asks for
+Draws a demo corpus into a temporary folder, indexes it with the demo model, and asks for
 each caption (true of one video alone) and for sentences about things that no demo video shows. For an index
-of your own take questions of both kinds, and look at the same two columns.
+of your own take questions of both kinds, and compare the same two columns.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ class Rush:
 async def ask_at_rate(port: int, rate: float, seconds: float) -> Rush:
     """Send `rate` requests a second, whether the former are answered or not; on idle connections or new ones.
 
-    Answers' bodies are not kept. Returns when everything is answered or cut off, or waiting is given up.
+    Answers' bodies are not kept. Returns when everything is answered or incomplete, or at the timeout.
     """
     rush = Rush([], [], 0.0)
     idle: list[Connection] = []

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 DEFAULT_MODEL = "openclip:ViT-B-32-quickgelu/random?seed=0"
 SIDE_PIXELS, NUM_BLOCKS = 128, 4
 POLL_SECONDS = 0.05
-"""Pause between two looks at the processes' memory. A peak stays on record until its process ends."""
+"""Pause between two samples of the processes' memory. VmHWM keeps a peak until its process ends."""
 
 MIB = 1 << 20
 

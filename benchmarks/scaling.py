@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --sizes 10000,100000 --folder /tmp/scaling
 
 Indexes are drawn (benchmarks/synthetic_index.py) and kept in the folder, so that a second run measures only,
-or goes on where the first was interrupted. What is measured alone has a process of its own; what is compared
+or resumes where the first was interrupted. What is measured alone has a process of its own; what is compared
 takes turns. Memory is what /proc/self/status says of that process (Linux): more resident than before opening,
 and the highest meanwhile.
 """
@@ -60,7 +60,7 @@ def resident_mib(field: str = "VmRSS") -> float:
 
 
 def forget_peak() -> None:
-    """Let VmHWM begin anew (man 5 proc, clear_refs)."""
+    """Reset VmHWM (man 5 proc, clear_refs)."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
@@ -75,7 +75,7 @@ def milliseconds(function: Callable[[int], object], count: int) -> list[float]:
 
 
 def wait_for_refresh() -> None:
-    """Let what a first search starts in the background come to its end."""
+    """Wait until what a first search starts in the background has ended."""
     for thread in threading.enumerate():
         if thread.name == "index-refresh":
             thread.join()
@@ -127,7 +127,7 @@ def drawn_texts(model: XClip, sentences: NDArray[np.float32]) -> Iterator[None]:
 
 
 def allowed_ids(num_videos: int, fields: dict[str, Any]) -> NDArray[np.int64] | None:
-    """Segments of the videos that a filter of FILTERS lets through."""
+    """Segments of the videos that match a filter of FILTERS."""
     numbers = np.arange(num_videos)
     if not fields:
         return None
@@ -260,7 +260,7 @@ def ask_coarse(
 
 
 def print_searches(folder: Path, sizes: list[int]) -> None:
-    """Whole searches without HTTP, sizes by turns: each with and without a filter and memory for features."""
+    """Whole searches without HTTP, sizes interleaved: each with and without a filter and a feature cache."""
     model = XClip.load(MODEL, "cpu")
     names = ("encode", "coarse", "rerank")
     row("features kept", "filter", "videos", "median ms", "95 % ms", "to the smallest", *names, "page")

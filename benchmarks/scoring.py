@@ -46,7 +46,7 @@ def main() -> None:
         text.words[0] @ video.frames.flatten(0, 1).T
         product_seconds.append(time.perf_counter() - started)
     print(f"{torch.get_num_threads()} threads, one text with {NUM_VIDEOS} videos, float32, four scores")
-    print("| similarities held at once | median microseconds a pair |\n| ---: | ---: |")
+    print("| similarities held in memory | median microseconds a pair |\n| ---: | ---: |")
     for block, values in seconds.items():
         print(f"| {block} | {statistics.median(values) / NUM_VIDEOS * 1e6:.1f} |")
     print(

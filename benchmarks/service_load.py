@@ -1,7 +1,7 @@
 """What a served index does under load: real processes, real sockets. Each program prints a table.
 
     python benchmarks/service_load.py throughput   1, 8 and 64 clients: p50, p95, p99, and where time goes
-    python benchmarks/service_load.py half-open    search beside connections that never end their headers
+    python benchmarks/service_load.py half-open    search during connections that never end their headers
     python benchmarks/service_load.py overload     ten times the requests that can be answered
     python benchmarks/service_load.py shutdown     SIGTERMs under load: what was accepted is answered
 
@@ -103,7 +103,7 @@ def throughput(index: Path, arguments: argparse.Namespace) -> bool:
 
 
 def half_open(index: Path, arguments: argparse.Namespace) -> bool:
-    """Times of searches without and beside connections that send half a request and wait."""
+    """Times of searches without and with connections that send half a request and wait."""
 
     async def hold(port: int) -> None:
         while True:
@@ -118,19 +118,19 @@ def half_open(index: Path, arguments: argparse.Namespace) -> bool:
         alone = percentiles((await ask_in_turn(port, 4, arguments.requests))[0])
         holders = [asyncio.create_task(hold(port)) for _ in range(arguments.connections)]
         await asyncio.sleep(2)
-        beside = percentiles((await ask_in_turn(port, 4, arguments.requests))[0])
+        loaded = percentiles((await ask_in_turn(port, 4, arguments.requests))[0])
         for task in holders:
             task.cancel()
         await asyncio.gather(*holders, return_exceptions=True)
-        return alone, beside
+        return alone, loaded
 
     with reached(index, arguments) as port:
-        alone, beside = asyncio.run(measure(port))
+        alone, loaded = asyncio.run(measure(port))
     table("half-open connections", "p50 ms", "p95 ms", "p99 ms")
-    for number, figures in ((0, alone), (arguments.connections, beside)):
+    for number, figures in ((0, alone), (arguments.connections, loaded)):
         print(f"| {number} | {' | '.join(f'{figure:.1f}' for figure in figures)} |")
-    print(f"p95: {beside[1] / alone[1]:.2f} times")
-    return beside[1] <= 2 * alone[1]
+    print(f"p95: {loaded[1] / alone[1]:.2f} times")
+    return loaded[1] <= 2 * alone[1]
 
 
 def overload(index: Path, arguments: argparse.Namespace) -> bool:
@@ -274,7 +274,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         index = Path(folder) / f"{NUM_VIDEOS}-videos-seed-1" / "index"
         if arguments.index is not None:
-            # What is uploaded must not stay in an index that somebody uses.
+            # What is uploaded must not stay in an index that is in use.
             shutil.copytree(arguments.index, index)
         else:
             demo = [sys.executable, "-m", "xclip_search", "demo", "--directory", folder, "--no-serve"]

@@ -29,7 +29,7 @@ from model import XClip
 
 NUM_CLUSTERS = 5_000
 BLOCK = 1_024
-"""Videos drawn at once."""
+"""Videos drawn together."""
 
 DECAY = 0.75
 """Standard deviations along the axes fall as rank^-DECAY: about 50 axes hold half of the variance of 512."""
@@ -39,8 +39,8 @@ DECAY = 0.75
 class World:
     """What features are drawn from.
 
-    centres: float32 [C, D], of clusters. spectrum: float32 [D], deviations along the axes. mean, gap: float32
-    [D], common to all videos and to all texts.
+    centres: float32 [C, D], of clusters. spectrum: float32 [D], standard deviations along the axes. mean,
+    gap: float32 [D], common to all videos and to all texts.
     """
 
     centres: NDArray[np.float32]
@@ -77,7 +77,7 @@ class World:
 
 
 def normal(random: np.random.Generator, *shape: int) -> NDArray[np.float32]:
-    """Independent numbers of mean 0 and deviation 1, float32 of this shape."""
+    """Independent numbers of mean 0 and standard deviation 1, float32 of this shape."""
     return random.standard_normal(shape, dtype=np.float32)
 
 
@@ -111,7 +111,7 @@ def draw_segments(
 def make_index(
     directory: Path, model: XClip, model_spec: str, num_videos: int, seed: int = 0, *, durable: bool = False
 ) -> float:
-    """An index of so many videos of one segment, by the catalog's own way of adding. Returns seconds.
+    """An index of videos of one segment each, added as the catalog adds them. Returns seconds.
 
     Goes on with what is there of one: after an interruption, or to make a smaller one larger.
     Every video has metadata to filter by: `shelf` 0 to 99, `even` true or false. durable: wait for the disk

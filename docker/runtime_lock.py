@@ -2,8 +2,8 @@
 
     python runtime_lock.py pyproject.toml requirements.lock cpu parquet > runtime.lock
 
-The locks hold everything, tools for development too. `uv pip compile` notes below each package who asked for
-it ("# via"), so what a set of extras needs is found by following these notes; nothing is resolved again.
+The locks hold everything, tools for development too. `uv pip compile` notes below each package which ones
+require it ("# via"); what a set of extras needs is found by following these notes. Nothing is resolved again.
 Standard library alone: it runs where nothing is installed yet.
 """
 

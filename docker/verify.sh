@@ -277,7 +277,7 @@ use() {
 use "a first start on empty volumes"
 job xclip-search reindex --index /index --max-segment-seconds 1 >"$work/reindex.log" 2>&1 || fail "reindex failed"
 grep current "$work/reindex.log" || fail "reindex does not say what is current"
-use "a second start on the same volumes, encoded anew"
+use "a second start on the same volumes, encoded again"
 job xclip-search keys list | grep -q verify || fail "the key is not listed"
 job xclip-search keys remove --name verify >/dev/null 2>&1 || fail "the key cannot be removed"
 job xclip-search backup /models/backup --index /index || fail "no backup could be made"

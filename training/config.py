@@ -110,13 +110,13 @@ class DataChoices:
     read_first: Annotated[
         bool,
         Field(
-            description="read every clip before the first step, so that all that cannot be read are known at"
-            " once; fills `cache`; always done where `missing` is `warn`"
+            description="read every clip before the first step, so that all unreadable ones are listed"
+            " together; fills `cache`; always done where `missing` is `warn`"
         ),
         SAME_RESULT,
     ] = True
     frames_per_second: Annotated[
-        float, Field(gt=0, le=1000, description="frames looked at in a second of video, of which F are taken")
+        float, Field(gt=0, le=1000, description="frames sampled in a second of video, of which F are taken")
     ] = 1.0
     frame_slice: Annotated[
         Literal["head", "tail", "uniform"], Field(description="which F where there are more")
@@ -177,8 +177,8 @@ class TrainingChoices:
         int | None,
         Field(
             ge=1,
-            description="pairs encoded at once in a process, to save memory; the loss and its gradients stay"
-            " those of the whole batch; absent: all at once",
+            description="pairs encoded together in a process, to save memory; the loss and its gradients stay"
+            " those of the whole batch; absent: all together",
         ),
         SAME_UP_TO_ROUNDING,
     ] = None
@@ -221,7 +221,7 @@ class TrainingChoices:
         ),
     ] = False
     validation_batch_size: Annotated[
-        int, Field(ge=1, description="clips encoded at once in validation"), SAME_UP_TO_ROUNDING
+        int, Field(ge=1, description="clips encoded together in validation"), SAME_UP_TO_ROUNDING
     ] = 32
     best_by: Annotated[
         Literal[

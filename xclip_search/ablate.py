@@ -33,7 +33,9 @@ def ablate(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Times that each variant is trained.", show_default="3")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Variants trained at once; each takes about 1.5 GB.")] = 2,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Variants trained concurrently; each takes about 1.5 GB.")
+    ] = 2,
     steps: Annotated[
         int | None,
         typer.Option(

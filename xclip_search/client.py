@@ -90,7 +90,7 @@ MAX_PAUSE_SECONDS: Final = 30.0
 """A server that asks for a longer pause is not asked again."""
 
 FIRST_POLL_SECONDS, SLOWEST_POLL_SECONDS = 0.1, 2.0
-"""Pauses between two looks at a job."""
+"""Pauses between two polls of a job."""
 
 LARGEST_PAGE: Final = 200
 BLOCK_BYTES: Final = 1024 * 1024
@@ -321,7 +321,7 @@ class AsyncClient:
     ) -> Path:
         """Save the video's file at `path`, whole and with the sha256 that the index knows.
 
-        What has arrived lies next to `path` under a name made of that sha256, so that a call that was cut off
+        What has arrived lies next to `path` under a name made of that sha256, so that an interrupted call
         is resumed by the next one. Raises DamagedDownloadError where other bytes arrive.
         """
         video = await self.get_video(video_id)
@@ -354,7 +354,7 @@ class AsyncClient:
 
         Raises:
             JobFailedError: The server could not make a video of the file; the error holds the job.
-            WaitTimeoutError: It was not done after `timeout_seconds`; it goes on.
+            WaitTimeoutError: It was not done after `timeout_seconds`; the job continues.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         pause = FIRST_POLL_SECONDS
@@ -434,7 +434,7 @@ class AsyncClient:
         num_attempts, answer_was_lost = 0, False
         while True:
             num_attempts += 1
-            # Twice as long each time, and never all clients at once.
+            # Exponential backoff with jitter.
             pause = min(
                 FIRST_PAUSE_SECONDS * 2.0 ** (num_attempts - 1) * random.uniform(0.5, 1.0), MAX_PAUSE_SECONDS
             )

@@ -50,11 +50,11 @@ class JobFailedError(ClientError):
 
 
 class WaitTimeoutError(ClientError):
-    """A job did not end in time. job: as it was last seen; it goes on."""
+    """A job did not end in time. job: as it was last seen; it continues."""
 
     def __init__(self, job: JobAnswer, timeout_seconds: float) -> None:
         super().__init__(
-            f"the job {job.id} is still {job.state} after {timeout_seconds:g} seconds; it goes on"
+            f"the job {job.id} is still {job.state} after {timeout_seconds:g} seconds; it continues"
         )
         self.job = job
 
@@ -153,7 +153,7 @@ def to_error(response: httpx.Response) -> ClientError:
 
 
 def connection_error(error: httpx.TransportError, url: httpx.URL, num_attempts: int) -> ConnectionFailedError:
-    """`error` in words that say what to look at."""
+    """`error` as a sentence that says what to check."""
     origin = f"{url.scheme}://{url.netloc.decode('ascii')}"
     tried = "" if num_attempts == 1 else f" (tried {num_attempts} times)"
     if isinstance(error, httpx.ConnectError):

@@ -15,7 +15,7 @@ FAILED = DAMAGED = 1
 WRONG_USE, SOME_FAILED, INTERRUPTED = 2, 3, 130
 """Exit statuses; 0 where all is well."""
 
-GOES_ON = "what is in stays in, and the same command goes on from there"
+RESUMES = "what is indexed is kept, and the same command resumes"
 """What becomes of the work where adding videos ends early."""
 
 IndexOption = Annotated[
@@ -28,7 +28,7 @@ WorkersOption = Annotated[
     typer.Option(min=1, help="Processes that decode.", show_default="by the number of processors"),
 ]
 BatchSizeOption = Annotated[
-    int | None, typer.Option(min=1, help="Segments encoded at once.", show_default="8, on a GPU 32")
+    int | None, typer.Option(min=1, help="Segments encoded together.", show_default="8, on a GPU 32")
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")]
 DecodeTimeoutOption = Annotated[float, typer.Option(min=1, help="Seconds that decoding one file may take.")]
@@ -75,7 +75,7 @@ def errors_explained(consequence: str = "", *, failed: int = WRONG_USE) -> Itera
 
 
 def explain_error(error: Exception, failed: int = WRONG_USE) -> tuple[str, int] | None:
-    """The line that explains an error, and the exit status; None for a bug, which wants its traceback.
+    """The line that explains an error, and the exit status; None for a bug, whose traceback is shown.
 
     A plain ValueError counts as wrong use where all failures do (`failed` is WRONG_USE), else as a bug.
     """

@@ -1,4 +1,4 @@
-"""`xclip-search demo`: a corpus to look at, indexed and searched as any other would be.
+"""`xclip-search demo`: a small corpus, indexed and searched as any other.
 
 Heavy imports happen inside the functions.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xclip_search.console import GOES_ON, errors_explained, make_app, progress_bars, video_progress
+from xclip_search.console import RESUMES, errors_explained, make_app, progress_bars, video_progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +52,7 @@ def demo(
     index = folder / "index"
     manifest = make_corpus(folder / "videos", num_videos, seed)
     console.print(f"[bold]$ xclip-search index --manifest {manifest} --index {index} --model demo")
-    with errors_explained(GOES_ON), Index.open_or_create(index, "demo") as opened:
+    with errors_explained(RESUMES), Index.open_or_create(index, "demo") as opened:
         sources = read_sources(manifest)
         with video_progress("indexing") as count:
             opened.add_all(sources, lambda event: count(len(sources), event.outcome == "failed"))

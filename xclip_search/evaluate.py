@@ -124,7 +124,7 @@ def evaluate(
             )
             with explained_if_full(
                 f"evaluating {len(chosen.texts)} texts and {len(chosen.clips)} clips",
-                "--batch-size encodes fewer clips at once, --float16-features halves what is kept of them",
+                "--batch-size encodes fewer clips together, --float16-features halves what is kept of them",
             ):
                 evaluation = evaluate_fully(loaded, chosen, reader, rows, options, on_progress)
         report = make_report(evaluation, chosen, loaded, model, recipe, notes)

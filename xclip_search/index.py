@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xclip_search.console import (
-    GOES_ON,
+    RESUMES,
     SOME_FAILED,
     BatchSizeOption,
     DecodeTimeoutOption,
@@ -95,7 +95,7 @@ def index(
     device: DeviceOption = "auto",
     frames_per_second: Annotated[
         float | None,
-        typer.Option(help="Frames looked at per second of video.", show_default="the index's own, or 1"),
+        typer.Option(help="Frames sampled per second of video.", show_default="the index's own, or 1"),
     ] = None,
     max_segment_seconds: Annotated[
         float | None,
@@ -110,7 +110,7 @@ def index(
 ) -> None:
     """Add videos to an index, which is made where there is none.
 
-    What is in it already is skipped by content, so the same command again goes on after an interruption.
+    What is in it already is skipped by content, so the same command resumes after an interruption.
     Exit status: 0 all in, 3 some files failed (they are listed), 2 wrong use.
 
     Examples:
@@ -136,7 +136,7 @@ def index(
             typer.echo(
                 "note: uploads get ids of the server's; id and uri of the manifest are left out", err=True
             )
-        with connect(server, key) as client, errors_explained(GOES_ON), video_progress("indexing") as count:
+        with connect(server, key) as client, errors_explained(RESUMES), video_progress("indexing") as count:
             done = Uploads(client, lambda has_failed: count(len(sources), has_failed)).run(sources).to_dict()
     else:
         sampling = {"frames_per_second": frames_per_second, "max_segment_seconds": max_segment_seconds}
@@ -150,7 +150,7 @@ def index(
         while True:
             with errors_explained():
                 opened = _open_or_create(directory, model, new_index_model, device, chosen)
-            with errors_explained(GOES_ON), opened, video_progress("indexing") as count:
+            with errors_explained(RESUMES), opened, video_progress("indexing") as count:
                 from indexer.errors import IndexSupersededError
 
                 try:
@@ -159,7 +159,7 @@ def index(
                     ).to_dict()
                     break
                 except IndexSupersededError:
-                    typer.echo("the index was encoded again meanwhile; going on with its new model", err=True)
+                    typer.echo("the index was reindexed meanwhile; continuing with its new model", err=True)
     _print_report(done)
     write_report(report, done)
     if done["num_failed"]:
@@ -244,7 +244,7 @@ def _refuse_a_folder_of_videos(directory: Path, sources: list[VideoSource]) -> N
     folders = {source.path.parent for source in sources}
     if not index_exists(directory) and directory.resolve() in {folder.resolve() for folder in folders}:
         stop(
-            f"{directory} is a folder of videos, and an index wants one of its own: --index my-index makes it"
+            f"{directory} is a folder of videos, and an index needs one of its own: --index my-index makes it"
         )
 
 
@@ -272,12 +272,12 @@ def _print_report(done: dict[str, Any]) -> None:
         encoding, decoding = done["encode_seconds"], done["decode_seconds"]
         times = f" (encoding {encoding:.1f} s, decoding {decoding:.1f} s in all workers)"
     typer.echo(
-        f"{done['num_added']} added{segments}, {done['num_skipped']} were in already,"
+        f"{done['num_added']} added{segments}, {done['num_skipped']} already indexed,"
         f" {done['num_failed']} failed; {done['seconds']:.1f} s{times}"
     )
     if done["num_partial"]:
         typer.echo(
-            f"{done['num_partial']} of the added are damaged or cut off and were used as far as they go"
+            f"{done['num_partial']} of the added are damaged or truncated and were indexed as far as they go"
         )
     for failure in done["failures"]:
         typer.echo(f"failed: {failure['path']}: {failure['reason']}", err=True)

@@ -19,7 +19,7 @@ import typer
 
 from xclip_search.console import (
     DAMAGED,
-    GOES_ON,
+    RESUMES,
     SOME_FAILED,
     BatchSizeOption,
     DecodeTimeoutOption,
@@ -189,14 +189,14 @@ def import_command(
 ) -> None:
     """Add the videos of an export to an index, which is made where there is none. It may be in use meanwhile.
 
-    What is in it already is skipped by content, so the same command again goes on after an interruption.
+    What is in it already is skipped by content, so the same command resumes after an interruption.
     Exit status: 0 all in, 1 the export is damaged, 3 some videos failed (they are listed), 2 wrong use.
 
     Examples:
 
       xclip-search import my-export --index other-index
     """
-    with errors_explained(GOES_ON):
+    with errors_explained(RESUMES):
         from indexer.index import save_coarse_index
         from indexer.maintenance.importing import import_index
         from indexer.store.sqlite.catalog import Catalog
@@ -210,8 +210,8 @@ def import_command(
         typer.echo(json.dumps({**asdict(report), "num_failed": report.num_failed}, indent=2))
     else:
         typer.echo(
-            f"{report.num_added} added ({report.num_segments} segments), {report.num_skipped} were in"
-            f" already, {report.num_failed} failed"
+            f"{report.num_added} added ({report.num_segments} segments), {report.num_skipped}"
+            f" already indexed, {report.num_failed} failed"
         )
         for video_id, reason in report.failures:
             typer.echo(f"failed: {video_id}: {reason}", err=True)
@@ -238,7 +238,7 @@ def reindex(
     ] = None,
     frames_per_second: Annotated[
         float | None,
-        typer.Option(help="Frames looked at per second of video.", show_default="the index's own"),
+        typer.Option(help="Frames sampled per second of video.", show_default="the index's own"),
     ] = None,
     max_segment_seconds: Annotated[
         float | None,
@@ -270,7 +270,7 @@ def reindex(
     """Encode all videos again, with another model or sampling, and switch the index to the result.
 
     The index may be served and changed meanwhile: nothing that is added, changed or deleted before the switch
-    is lost, and the servers change over by themselves. After an interruption the same command goes on.
+    is lost, and the servers switch by themselves. After an interruption the same command resumes.
     --rollback restores the index as it was at the last switch. What was added, changed or deleted since is
     not carried back: the command says how many videos that hides, and asks. They stay in the generation that
     is left: --rollback once more returns to it.
@@ -291,7 +291,7 @@ def reindex(
     if rollback:
         done = _roll_back(index, yes)
     else:
-        kept = "what is encoded is kept, and the same command goes on from there"
+        kept = "what is encoded is kept, and the same command resumes"
         with errors_explained(kept), _progress() as progress:
             from indexer.maintenance.reindexing import reindex
 
@@ -418,7 +418,7 @@ def _print_reindexed(done: ReindexReport, discarded: list[int]) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """A bar whose end moves on while videos come in."""
+    """A bar whose total grows while videos are added."""
     from indexer.maintenance.reindexing import Progress
 
     num_total = 0

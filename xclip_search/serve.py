@@ -131,7 +131,7 @@ def worker(
 ) -> None:
     """Read uploaded videos into the index: decode, encode, store.
 
-    `serve` starts one itself; start more on the same machine to read several videos at once.
+    `serve` starts one itself; start more on the same machine to read several videos concurrently.
     SIGTERM ends a worker: its job gets the grace period, and then goes back to the queue.
     """
     settings = _read_settings(

@@ -268,7 +268,8 @@ def connect(server: str | None, key: str | None) -> Iterator[Client]:
             yield client
     except UnauthorizedError:
         stop(
-            f"the server wants {'another' if key else 'a'} key: give it as --key KEY or in XCLIP_KEY", FAILED
+            f"the server requires {'another' if key else 'a'} key: give it as --key KEY or in XCLIP_KEY",
+            FAILED,
         )
     except InvalidRequestError as error:
         stop(error.detail)
@@ -328,7 +329,7 @@ class UploadReport:
 
 
 class Uploads:
-    """Files on their way to a server: some are being read there while the next ones are sent.
+    """Uploads of files to a server: some are being read there while the next ones are sent.
 
     on_done: called once for each file, with whether it failed.
     """

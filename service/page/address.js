@@ -1,8 +1,8 @@
-// What is shown, as the page's address says it: query, filters, view, and the open video.
+// The state of the page in its URL: query, filters, view, and the open video.
 
 const isLength = (text) => Number(text) >= 0 && Number(text) < Infinity;
 
-// Each filter, and whether a text says it: of an address that was changed by hand, what makes no sense is left out.
+// Each filter, and whether a text says it: invalid values in an address edited by hand are ignored.
 const FILTERS = {
   title: () => true,
   min: isLength,
@@ -10,7 +10,7 @@ const FILTERS = {
   since: (text) => /^\d{4}-\d\d-\d\d$/.test(text) && !Number.isNaN(Date.parse(text)),
   strong: (text) => Number(text) > 0 && Number(text) < 100,
 };
-// KEY or KEY.KEY, as the server takes them.
+// KEY or KEY.KEY, as the server accepts them.
 const METADATA_KEY = /^[^"\\.]+(\.[^"\\.]+)*$/;
 
 export function readAddress(text = location.search) {

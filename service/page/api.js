@@ -1,15 +1,15 @@
-// Talking to the server. Every failure is a Failure with a message for the user; a missing key asks for one.
+// Calls of the API. Every failure is a Failure with a message for the user; a missing key asks for one.
 
 import { sentence } from "./format.js";
 
-// Where the API's own words are meant for programs.
-const WORDS = {
-  forbidden: "Your key allows looking, not changing.",
+// Messages that replace those of the API which are meant for programs.
+const MESSAGES = {
+  forbidden: "Your key allows reading only.",
   "invalid-cursor": "The index has changed in the meantime. Search once more.",
   "job-not-found": "This job no longer exists.",
   overloaded: "The server is busy. Try again in a moment.",
   "storage-full": "The server has no space left for more videos.",
-  "too-many-requests": "These were too many requests at once. Try again in a moment.",
+  "too-many-requests": "Too many requests. Try again in a moment.",
   unauthorized: "This server asks for a key.",
   "video-not-found": "This video is no longer in the index.",
 };
@@ -26,8 +26,8 @@ export class Failure extends Error {
     return this.status === 429 || this.status === 503 || this.status === 504;
   }
 
-  // What goes away by itself.
-  get isPassing() {
+  // Transient failures.
+  get isTransient() {
     return this.isBusy || this.kind === "offline";
   }
 }
@@ -43,7 +43,7 @@ export function toFailure(status, body, retryAfter) {
   const seconds = Number.parseFloat(retryAfter ?? "");
   // The detail names the fields that the messages are about; the user has chosen them and knows.
   const detail = body?.errors?.map((error) => sentence(error.message)).join(" ") || body?.detail;
-  return new Failure(WORDS[kind] || detail || `The server answered ${status}.`, {
+  return new Failure(MESSAGES[kind] || detail || `The server answered ${status}.`, {
     status,
     kind,
     retryAfter: Number.isFinite(seconds) ? seconds : null,

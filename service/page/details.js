@@ -4,7 +4,7 @@ import { call, send, videoPath } from "./api.js";
 import { button, byId, closable, element, named, once, show } from "./dom.js";
 import { day, lengthText, nameOf, plain, size } from "./format.js";
 
-const LONG_TITLE = 60; // The head of the player may cut such a title off.
+const LONG_TITLE = 60; // The head of the player may truncate such a title.
 
 const edit = closable(byId("edit"));
 const confirmation = closable(byId("confirm"));
@@ -27,7 +27,7 @@ function facts(video) {
     place.title = video.uri;
     rows.push(...row("From", place));
   }
-  if (video.partial) rows.push(...row("Read", `${Math.floor(100 * video.fraction_read)} %: the file is damaged or cut off`));
+  if (video.partial) rows.push(...row("Read", `${Math.floor(100 * video.fraction_read)} %: the file is damaged or incomplete`));
   return rows;
 }
 
@@ -55,7 +55,7 @@ export async function showDetails(section, id, onFilter) {
 
 const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 
-// What makes `to` out of `from` by RFC 7396: only what differs, null for what is gone.
+// The merge patch (RFC 7396) from `from` to `to`: only what differs, null for what was removed.
 export function mergePatch(from, to) {
   const patch = {};
   for (const key of Object.keys(from)) if (!(key in to)) patch[key] = null;
@@ -124,7 +124,7 @@ export function confirm(title, text, action) {
   });
 }
 
-// Resolves with whether it was deleted. control: the button that is not to be pressed again meanwhile.
+// Resolves with whether it was deleted. control: the button, disabled meanwhile.
 export async function deleteVideo(video, control) {
   const what = video.uri
     ? "It will no longer be found. Its file stays where it is."

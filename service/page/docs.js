@@ -1,4 +1,4 @@
-// Shows /openapi.json to people: endpoints, parameters, answers, schemas.
+// Renders /openapi.json: endpoints, parameters, answers, schemas.
 "use strict";
 
 function element(name, className, text) {

@@ -27,7 +27,7 @@ export async function once(control, act) {
   }
 }
 
-// Names that people gave may be written in either direction.
+// Names that users gave may be of either text direction.
 export function named(name, className, text) {
   const made = element(name, className, text);
   made.dir = "auto";

@@ -17,7 +17,7 @@ function meant(text) {
   return trimmed;
 }
 
-// Titles that begin with a text; its first letter may be small or capital.
+// Titles that begin with a text, whose first letter may be lower or upper case.
 function beginsWith(text) {
   const [first] = text;
   const rest = text.slice(first.length);
@@ -94,7 +94,7 @@ function fill(filters) {
   relate();
 }
 
-// What one field says about another; the browser tells when it does not hold.
+// Constraints between two fields; the browser reports a violation.
 function relate() {
   const { min, max, key, value } = form.elements;
   max.min = min.value || "0";

@@ -1,4 +1,4 @@
-// Numbers, times and names as people read them.
+// Formats numbers, times and names.
 
 export function clock(seconds, withTenths = false) {
   const whole = Math.max(0, Math.floor(seconds));
@@ -8,7 +8,7 @@ export function clock(seconds, withTenths = false) {
   return (hours ? `${hours}:${parts.join(":")}` : `${Number(parts[0])}:${parts[1]}`) + tenths;
 }
 
-// Times of one video: with tenths of a second where whole seconds would not tell them apart.
+// Times of one video: with tenths of a second where whole seconds are equal.
 export function clocks(times) {
   const whole = times.map((time) => clock(time));
   return new Set(whole).size === times.length ? whole : times.map((time) => clock(time, true));
@@ -63,7 +63,7 @@ export const namedScore = (score, item) => `${scoreName(item).toLowerCase()} ${s
 // 99.4 of 100 lie below: the top 0.6 %.
 export function topShare(percentile) {
   const share = 100 - percentile;
-  if (share > 10) return null; // Nothing to boast of.
+  if (share > 10) return null; // Not worth showing.
   return `top ${share < 0.1 ? "0.1" : share < 10 ? share.toFixed(1) : Math.round(share)} %`;
 }
 

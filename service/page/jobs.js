@@ -1,11 +1,11 @@
-// The list of ingest requests. It looks again by itself only while something waits or runs, or the server is away.
+// The list of ingest requests. It polls only while a job waits or runs, or the server is unreachable.
 
 import { call } from "./api.js";
 import { button, byId, closable, element, named, once, show } from "./dom.js";
 import { day, sentence } from "./format.js";
 import { uploadsRun } from "./uploads.js";
 
-const LOOK_MILLISECONDS = 1500;
+const POLL_MILLISECONDS = 1500;
 const PAGE_SIZE = 20;
 const STATES = { queued: "Waiting", running: "Being read", done: "Done", failed: "Failed" };
 
@@ -18,7 +18,7 @@ const badge = byId("num-running");
 let shown = [];
 let next = null;
 let timer = 0;
-let isLost = false; // Whether the last look failed for a reason that goes away by itself.
+let isUnreachable = false; // Whether the last poll failed with a transient error.
 let onShow = () => {};
 
 const isActive = (job) => job.state === "queued" || job.state === "running";
@@ -29,7 +29,7 @@ async function cancel(job) {
   } catch (error) {
     note.textContent = error.message;
   }
-  await look();
+  await poll();
   byId("jobs").querySelector("[data-close]").focus(); // The button that had the focus is gone.
 }
 
@@ -76,7 +76,7 @@ function draw() {
   show(more, next !== null);
 }
 
-async function look() {
+async function poll() {
   clearTimeout(timer);
   try {
     const page = await call(`jobs?limit=${PAGE_SIZE}`);
@@ -85,16 +85,16 @@ async function look() {
     if (!older.length) next = page.next;
     shown = page.jobs.concat(page.jobs.length < PAGE_SIZE ? [] : older);
     note.textContent = shown.length ? "" : "No jobs yet.";
-    isLost = false;
+    isUnreachable = false;
   } catch (error) {
     note.textContent = error.message;
-    isLost = error.isPassing;
+    isUnreachable = error.isTransient;
   }
   draw();
   again();
 }
 
-async function lookFarther() {
+async function loadMore() {
   try {
     const page = await call(`jobs?limit=${PAGE_SIZE}&after=${next}`);
     const ids = new Set(shown.map((job) => job.id));
@@ -109,17 +109,17 @@ async function lookFarther() {
 
 function again() {
   clearTimeout(timer);
-  if (document.hidden || !(isLost || shown.some(isActive) || uploadsRun())) return;
-  timer = setTimeout(look, LOOK_MILLISECONDS);
+  if (document.hidden || !(isUnreachable || shown.some(isActive) || uploadsRun())) return;
+  timer = setTimeout(poll, POLL_MILLISECONDS);
 }
 
 export function refreshJobs() {
-  look();
+  poll();
 }
 
 export function openJobs() {
   if (!dialog.open) dialog.showModal();
-  look();
+  poll();
 }
 
 export function closeJobs() {
@@ -133,6 +133,6 @@ export function setUpJobs(showVideo) {
     openJobs();
     byId("files").focus();
   });
-  more.addEventListener("click", () => once(more, lookFarther));
+  more.addEventListener("click", () => once(more, loadMore));
   document.addEventListener("visibilitychange", again);
 }

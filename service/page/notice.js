@@ -1,4 +1,4 @@
-// What stands in the place of results: nothing found, no videos yet, not ready, out of reach.
+// The notice in place of results: nothing found, no videos yet, not ready, unreachable.
 
 import { button, byId, element, named, show } from "./dom.js";
 
@@ -9,7 +9,7 @@ export function hideNotice() {
   notice.replaceChildren();
 }
 
-// actions: [text, what to do] each.
+// actions: pairs of a text and a function.
 export function showNotice(title, text, actions = [], bad = false) {
   const parts = [element("h2", "", title)];
   if (text) parts.push(named("p", "", text));

@@ -1,4 +1,4 @@
-// Loading what the address asks for: results of a search, videos like one, or the newest; page by page.
+// Loading what the URL specifies: results of a search, videos like one, or the newest; page by page.
 
 import { NO_FILTERS } from "./address.js";
 import { call, Failure, pause, send, videoPath } from "./api.js";
@@ -10,7 +10,7 @@ import { focusCardAt, shownItems, showItems, showWaiting } from "./results.js";
 
 const PAGE_SIZE = 24;
 const MOST_MOMENTS = 64; // As many as frames are sampled, so that the timeline has all of them.
-const MOST_OFFSET = 10000; // As far as the server pages.
+const MOST_OFFSET = 10000; // The server's largest offset.
 const MOST_TRIES = 3;
 const RETRY_SECONDS = 3;
 
@@ -30,7 +30,7 @@ let isOutOfReach = false;
 
 export const currentItems = () => items;
 
-// `bad` for what went wrong, `unseen` where a notice shows the same to who can see it.
+// `bad` for what went wrong, `unseen` (for screen readers only) where a notice shows the same.
 function say(text, ...kinds) {
   statusLine.textContent = text;
   statusLine.className = kinds.join(" ");
@@ -116,7 +116,7 @@ function loadPage(after, signal) {
 const again = ["Try again", () => load(state)];
 const newest = ["Show the newest videos", () => go({ query: "", like: "", filters: NO_FILTERS })];
 
-// Retries while the server is starting or out of reach, and a few times while it is busy.
+// Retries while the server is starting or unreachable, and a few times while it is busy.
 async function loadRetrying(after, signal) {
   for (let tries = 0; ; tries += 1) {
     try {
@@ -173,7 +173,7 @@ async function run(isMore) {
     if (signal.aborted) return;
     isOutOfReach = false;
     const numBefore = isMore ? items.length : 0;
-    // While videos come and go, an offset may lead to some that are shown already.
+    // When videos were added meanwhile, a page may repeat some that are shown already.
     const shown = new Set(isMore ? items.map((item) => item.id) : []);
     items = (isMore ? items : []).concat(page.found.filter((item) => !shown.has(item.id)));
     next = page.next;
@@ -214,7 +214,7 @@ export async function refreshNewest() {
     return;
   }
   const { signal } = running;
-  const page = await newestPage(null, signal).catch(() => null); // Then they come with the next look.
+  const page = await newestPage(null, signal).catch(() => null); // Then the next poll shows them.
   if (page === null || signal.aborted) return;
   const known = new Set(items.map((item) => item.id));
   items = page.found.filter((item) => !known.has(item.id)).concat(items);

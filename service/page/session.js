@@ -13,19 +13,19 @@ let onChange = () => {};
 
 export const allows = (scope) => scopes.includes(scope);
 
-async function look() {
+async function readAccess() {
   let session = { scopes: ["read", "write"], keys_required: false };
   try {
     session = await call("session");
   } catch (error) {
-    if (!(error instanceof Failure)) throw error; // A server without keys, or out of reach: others will tell.
+    if (!(error instanceof Failure)) throw error; // Unreachable: the search itself reports it.
   }
   scopes = session.scopes;
   show(byId("log-out"), session.keys_required && scopes.length > 0);
   for (const part of document.querySelectorAll("[data-scope=write]")) show(part, allows("write") || !scopes.length);
 }
 
-// Resolves with whether there is a key now. Asked from several sides, it is one dialog.
+// Resolves with whether there is a key now. Concurrent calls share one dialog.
 function ask() {
   asking ??= new Promise((resolve) => {
     show(problem, false);
@@ -44,13 +44,13 @@ async function signIn() {
   try {
     await send("session", "POST", { key: form.elements.key.value });
   } catch (error) {
-    problem.textContent = error.status === 401 ? "This key opens nothing here." : error.message;
+    problem.textContent = error.status === 401 ? "This key is not valid." : error.message;
     show(problem, true);
     form.elements.key.select();
     return;
   }
   form.elements.key.value = "";
-  await look();
+  await readAccess();
   dialog.close("signed-in");
   onChange();
 }
@@ -72,5 +72,5 @@ export async function setUpSession(changed) {
     once(form.querySelector("[type=submit]"), signIn);
   });
   byId("log-out").addEventListener("click", signOut);
-  await look();
+  await readAccess();
 }

@@ -10,7 +10,7 @@
       const theme = localStorage.getItem("theme");
       return theme in NEXT ? theme : "auto";
     } catch {
-      return "auto"; // A browser may keep its storage closed.
+      return "auto"; // A browser may deny access to its storage.
     }
   }
 

@@ -44,7 +44,7 @@ function row(file) {
   };
 }
 
-// XMLHttpRequest, because fetch does not tell how much has been sent.
+// XMLHttpRequest, because fetch does not report upload progress.
 function transfer(file, shown, control) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
@@ -69,12 +69,12 @@ function transfer(file, shown, control) {
   });
 }
 
-// A job as it is now; as it was, while the server is out of reach or has too much to do.
-async function look(job) {
+// The current state of a job; the last known one while the server is unreachable or overloaded.
+async function poll(job) {
   try {
     return await call(`jobs/${encodeURIComponent(job.id)}`);
   } catch (error) {
-    if (error.isPassing) return job;
+    if (error.isTransient) return job;
     throw error;
   }
 }
@@ -88,7 +88,7 @@ async function follow(job, shown, control) {
     await call(`jobs/${encodeURIComponent(job.id)}`, { method: "DELETE" }).catch(() => {});
   };
   for (let wait = 200; ; wait = Math.min(wait * 1.3, 2000)) {
-    const now = await look(job);
+    const now = await poll(job);
     if (now.state === "done") return now.video_id;
     if (now.state === "failed" && cancelling) throw new Cancelled();
     if (now.state === "failed") throw new Failure(sentence(now.reason || "it cannot be read"));
@@ -107,8 +107,8 @@ async function upload(file, shown, control, onSent) {
   return [await follow(answer.job, shown, control), "Ready to be found"];
 }
 
-// The same file may fare better another time, unless the server has looked at it or has refused it.
-const isWorthTrying = (error) => error.isPassing || error.status === 401 || error.status >= 500;
+// A retry may succeed unless the server has read the file or refused it.
+const isWorthTrying = (error) => error.isTransient || error.status === 401 || error.status >= 500;
 
 async function run(file, shown, control, onSent) {
   numRunning += 1;
@@ -184,6 +184,6 @@ export function setUpUploads(given) {
     add([...event.dataTransfer.files]);
   });
   addEventListener("beforeunload", (event) => {
-    if (numUnsent) event.preventDefault(); // What was sent is read all the same.
+    if (numUnsent) event.preventDefault(); // Files already sent are read anyway.
   });
 }

@@ -1,4 +1,4 @@
-// Which words met which frames: fetched when somebody wants to see it.
+// Similarities of words and frames, loaded when the user opens them.
 
 import { send } from "./api.js";
 import { button, element } from "./dom.js";

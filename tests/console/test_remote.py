@@ -88,7 +88,7 @@ def test_a_folder_is_uploaded_and_the_same_command_again_finds_all_in(
     report = tmp_path / "report.json"
     result = run("index", corpus, "--server", server, "--report", report)
     assert result.exit_code == 0, result.output
-    assert "5 added, 0 were in already, 0 failed" in result.stdout
+    assert "5 added, 0 already indexed, 0 failed" in result.stdout
     written = json.loads(report.read_text())
     assert written.keys() == IndexReport().to_dict().keys()
     assert (written["num_added"], written["num_skipped"], written["failures"]) == (5, 0, [])
@@ -96,7 +96,7 @@ def test_a_folder_is_uploaded_and_the_same_command_again_finds_all_in(
     assert {f"clip {number}" for number in range(5)} <= titles
     num_jobs = len(service.job_queue.list_jobs(1000))
     again = run("index", corpus, "--server", server)
-    assert again.exit_code == 0 and "0 added, 5 were in already, 0 failed" in again.stdout
+    assert again.exit_code == 0 and "0 added, 5 already indexed, 0 failed" in again.stdout
     assert len(service.job_queue.list_jobs(1000)) == num_jobs, "what is known is not even sent"
 
 
@@ -119,8 +119,8 @@ def test_files_that_fail_are_listed_and_the_status_is_3(
     manifest.write_text("\n".join(map(json.dumps, rows)))
     result = run("index", "--manifest", manifest, "--server", server, "--report", report)
     assert result.exit_code == 3, result.output
-    assert "2 added, 1 were in already, 4 failed" in result.stdout
-    assert "1 of the added are damaged or cut off" in result.stdout
+    assert "2 added, 1 already indexed, 4 failed" in result.stdout
+    assert "1 of the added are damaged or truncated" in result.stdout
     assert f"failed: {corpus / 'bad.mp4'}: text, not a video" in result.stderr
     assert f"failed: {corpus / 'absent.mp4'}: no such file or directory" in result.stderr
     assert "id and uri of the manifest are left out" in result.stderr
@@ -230,8 +230,8 @@ def test_the_way_to_give_a_key_is_that_of_the_command_line(tmp_path: Path) -> No
     with running(tmp_path / "index") as service, served(service.app) as url:
         without = run("info", "--server", url)
         assert without.exit_code == 1
-        assert without.stderr == "error: the server wants a key: give it as --key KEY or in XCLIP_KEY\n"
-        assert "the server wants another key" in run("info", "--server", url, "--key", "wrong").stderr
+        assert without.stderr == "error: the server requires a key: give it as --key KEY or in XCLIP_KEY\n"
+        assert "the server requires another key" in run("info", "--server", url, "--key", "wrong").stderr
 
 
 def test_errors_of_the_server_are_one_line(server: str) -> None:
@@ -250,4 +250,4 @@ def test_an_interruption_says_that_it_can_go_on(
 
     monkeypatch.setattr(Uploads, "run", interrupt)
     result = run("index", corpus, "--server", server)
-    assert result.exit_code == 130 and "goes on from there" in result.stderr
+    assert result.exit_code == 130 and "the same command resumes" in result.stderr

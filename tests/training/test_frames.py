@@ -226,7 +226,7 @@ def test_a_video_that_is_cut_off_gives_what_is_there_and_says_so(videos, tmp_pat
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     frames = FrameReader(FrameRecipe(12, 32)).read(Clip("cut", cut))
     assert 3 <= len(frames) <= 6
-    assert "clip 'cut' is cut off" in caplog.text
+    assert "clip 'cut' is truncated" in caplog.text
     FrameReader(FrameRecipe(12, 32)).read(Clip("whole", videos(300, 30.0)))
     assert "'whole'" not in caplog.text
 

@@ -22,19 +22,19 @@ from training.evaluation.metrics import DIRECTIONS, FIGURES
 METRICS = tuple(name for name in FIGURES if name != "median_rank")
 
 Record = Mapping[str, Any]
-"""What one variant with one seed left behind, as `training.ablation.runner` writes it."""
+"""The result of one variant with one seed, as `training.ablation.runner` writes it."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """mean of `num_seeds` values;
+    """Mean of `num_seeds` values.
 
     Attributes:
-        deviation: Their sample standard deviation, None for one value.
+        std: Their sample standard deviation, None for one value.
     """
 
     mean: float
-    deviation: float | None
+    std: float | None
     num_seeds: int
 
 
@@ -205,7 +205,7 @@ def _our_table(rows: Sequence[SummaryRow], paper: PaperTable) -> str:
 
 
 def _shown(value: Spread) -> str:
-    return f"{value.mean:.1f}" if value.deviation is None else f"{value.mean:.1f} ± {value.deviation:.1f}"
+    return f"{value.mean:.1f}" if value.std is None else f"{value.mean:.1f} ± {value.std:.1f}"
 
 
 def _paper_table(paper: PaperTable) -> str:
@@ -277,7 +277,7 @@ def draw_plot(
                 panel,
                 labels,
                 {row: one.mean for row, one in enumerate(shown) if one is not None},
-                {row: one.deviation or 0.0 for row, one in enumerate(shown) if one is not None},
+                {row: one.std or 0.0 for row, one in enumerate(shown) if one is not None},
                 [_OURS_FULL if row.variant == FULL else _OURS for row in rows],
             )
             panel.set_title(f"{table.title}\ndrawn corpus, {name}", fontsize=9)
@@ -296,7 +296,7 @@ def _bars(
     panel: object,
     labels: Sequence[str],
     values: Mapping[int, float],
-    deviations: Mapping[int, float],
+    stds: Mapping[int, float],
     colours: Sequence[str],
 ) -> None:
     """Horizontal bars from zero, the first label on top; a row without a value stays empty."""
@@ -307,7 +307,7 @@ def _bars(
     panel.barh(
         positions,
         [values[position] for position in positions],
-        xerr=[deviations.get(position, 0.0) for position in positions] if deviations else None,
+        xerr=[stds.get(position, 0.0) for position in positions] if stds else None,
         color=[colours[position] for position in positions],
         error_kw={"elinewidth": 1, "capsize": 2},
     )
@@ -316,12 +316,12 @@ def _bars(
     panel.tick_params(axis="x", labelsize=8)
     panel.grid(axis="x", linewidth=0.4, alpha=0.6)
     panel.set_axisbelow(True)
-    highest = max((values[position] + deviations.get(position, 0.0) for position in positions), default=100.0)
+    highest = max((values[position] + stds.get(position, 0.0) for position in positions), default=100.0)
     panel.set_xlim(0.0, max(1.0, 1.2 * highest))
     for position in positions:
         panel.annotate(
             f"{values[position]:.1f}",
-            (values[position] + deviations.get(position, 0.0), position),
+            (values[position] + stds.get(position, 0.0), position),
             xytext=(3, 0),
             textcoords="offset points",
             va="center",

@@ -1,6 +1,6 @@
 """Runs of a grid: what all variants share is made once, then each is trained and evaluated with each seed.
 
-Trainer and evaluation are those of every other data set. Several runs go on at once in processes of their
+Trainer and evaluation are those of every other data set. Several runs go on in parallel in processes of their
 own; one that fails stops no other.
 """
 
@@ -52,7 +52,7 @@ def prepare_folder(
     """Make what is not there yet.
 
     Args:
-        num_processes: Processes, and threads of training, at once.
+        num_processes: Concurrent processes, and threads of training.
 
     Raises:
         DatasetError: A clip that was written cannot be read again.
@@ -240,7 +240,7 @@ def run_grid(
     on_steps: OnSteps,
     on_end: OnEnd,
 ) -> None:
-    """Do all runs, `jobs` at once; with one job in this process.
+    """Do all runs, `jobs` of them concurrently; with one job in this process.
 
     KeyboardInterrupt stops all of them; what was done so far is kept, and the next call resumes from there.
     """
@@ -316,7 +316,7 @@ class _Worker:
 
 
 def _work(connection: Connection[Any, Any], options: RunOptions) -> None:
-    """What a worker does: runs come in, step counts and endings go out."""
+    """The loop of a worker: receives runs, sends step counts and outcomes."""
     torch.set_num_threads(options.num_threads)
     with suppress(KeyboardInterrupt, EOFError, BrokenPipeError):
         while (plan := connection.recv()) is not None:

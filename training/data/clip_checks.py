@@ -1,4 +1,4 @@
-"""Reads every clip of a split once before training, so that all clips that cannot be read are known at once.
+"""Reads every clip of a split once before training, so that all unreadable clips are listed together.
 
 With a frame cache this is also what fills it. Clips are read in child processes by the same reader that
 training uses: a clip that crashes its decoder or hangs costs that clip alone. The indexer's decode pool
@@ -42,7 +42,7 @@ def readable(
         reader: What reads a clip, into its cache where it has one.
         missing: `error` raises; `warn` warns with the same list and leaves those clips and their texts out,
             which the result says in `missing`.
-        num_processes: Clips read at once.
+        num_processes: Clips read concurrently.
         on_progress: Called with 1 for each clip that was read or failed, in this thread.
 
     Raises:

@@ -145,7 +145,7 @@ class FrameReader:
             )
         if file.timeline.fraction_present < 1:
             share = 100 * file.timeline.fraction_present
-            _logger.warning("clip %r is cut off: %.0f %% of it is present (%s)", clip.id, share, clip.path)
+            _logger.warning("clip %r is truncated: %.0f %% of it is present (%s)", clip.id, share, clip.path)
         times = [float(file.timeline.times[position]) for position in positions]
         squares: list[NDArray[np.uint8]] = []
         size, last = self.recipe.image_size, None

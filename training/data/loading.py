@@ -135,8 +135,8 @@ class ClipLoader:
             try:
                 return iter(self._loader)  # The workers are idle and can be used again.
             except RuntimeError:
-                pass  # One of them was ended meanwhile.
-        # Workers with requests of an abandoned `load` would first have to finish them.
+                pass  # One of them died meanwhile.
+        # Workers with requests of a `load` that was not exhausted would first have to finish them.
         self._loader = self._start()
         return iter(self._loader)
 
@@ -268,7 +268,7 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _process_context() -> Any:
-    """How workers start: from a server that has imported all they need; afresh where there is none.
+    """How workers start: forked from a server that has imported all they need; spawned where there is none.
 
     Never as copies of this process, whose threads and CUDA context would not survive that. Children of a
     server also end quietly: their death is seen where a batch is awaited, not by a signal anywhere.

@@ -103,14 +103,14 @@ def _group(rows: list[_Row]) -> list[AnnotatedClip]:
         clip = row.clip
         if (known := clips.get(clip.id)) is None:
             clips[clip.id], lines[clip.id] = clip, row.where
-        elif _stretch(known) == _stretch(clip):
+        elif _interval(known) == _interval(clip):
             clips[clip.id] = replace(known, texts=(*known.texts, *clip.texts))
         else:
             raise DatasetError(f"{row.where}: the id {clip.id!r} is that of another clip in {lines[clip.id]}")
     return list(clips.values())
 
 
-def _stretch(clip: AnnotatedClip) -> tuple[Path | None, float | None, float | None]:
+def _interval(clip: AnnotatedClip) -> tuple[Path | None, float | None, float | None]:
     return clip.path, clip.start_seconds, clip.end_seconds
 
 

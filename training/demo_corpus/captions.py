@@ -126,7 +126,7 @@ def describe_briefly(scene: Scene, rng: random.Random) -> Description:
     return Description(scene.background if rng.random() < 0.3 else None, (said,))
 
 
-# The same claims as numbers, for whole batches at once.
+# The same claims as numbers, for whole batches.
 
 NOT_SAID = -1
 NUM_CLAIMS = 9

@@ -2,7 +2,7 @@
 
 Which scenes are held out is a property of the scene, not of a list: a tenth of all, by a hash of what a
 caption can describe. Whatever the seed, a held-out set and a training run therefore never share a
-scene. Both orders of two events fall on the same side, so a model cannot tell one from the other by having
+scene. Both orders of two events fall on the same side, so a model cannot distinguish them by having
 seen one of them.
 """
 
@@ -68,7 +68,7 @@ def sibling_hard_set(num: int, seed: int) -> list[CaptionedScene]:
     """`num` held-out scenes in groups of `GROUP_SIZE` that differ from the first of the group in one thing.
 
     Groups of two-event scenes contain the other order of the same events. Members of a group follow one
-    another; the last group may be cut short. As in `random_set`, each caption is true of its scene alone.
+    another; the last group may be incomplete. As in `random_set`, each caption is true of its scene alone.
     """
     return mixed_set(0, num, seed)
 

@@ -243,7 +243,7 @@ def make_training_set(
 def put_in_unknown_words(
     rows: NDArray[np.int64], tokenizer: Tokenizer, share: float, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Put a word of one to three unknown tokens into a `share` of the captions, where there is room.
+    """Put a word of one to three unknown tokens into a `share` of the captions, where it fits.
 
     The captions stay true, so the model learns to pass over what it does not know.
 

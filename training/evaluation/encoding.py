@@ -167,7 +167,7 @@ def score_matrices(
     block_shape: tuple[int, int] = BLOCK_SHAPE,
     on_progress: OnProgress | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Several scores at once, each float32 [T, V] on the CPU.
+    """Several score matrices in one pass, each float32 [T, V] on the CPU.
 
     Raises:
         EvaluationError: An unknown name.
@@ -175,15 +175,15 @@ def score_matrices(
     if unknown := set(names) - set(SCORES):
         raise EvaluationError(f"no such score: {', '.join(sorted(unknown))}; there are {', '.join(SCORES)}")
     matrices = {name: np.empty((len(text), len(video)), np.float32) for name in names}
-    texts_at_once, clips_at_once = block_shape
+    texts_per_block, clips_per_block = block_shape
     num_done = 0
     with evaluation_mode(model):
         # Clips outside: a clip's features, moved once for all texts, are the larger.
-        for first_clip in range(0, len(video), clips_at_once):
-            columns = slice(first_clip, first_clip + clips_at_once)
+        for first_clip in range(0, len(video), clips_per_block):
+            columns = slice(first_clip, first_clip + clips_per_block)
             some_clips = video[columns].to(model.device)
-            for first_text in range(0, len(text), texts_at_once):
-                rows = slice(first_text, first_text + texts_at_once)
+            for first_text in range(0, len(text), texts_per_block):
+                rows = slice(first_text, first_text + texts_per_block)
                 some_texts = text[rows].to(model.device)
                 scores = model.score(some_texts, some_clips)
                 for name, matrix in matrices.items():

@@ -274,7 +274,7 @@ def dual_softmax_rows(total: NDArray[np.floating], split: Split) -> list[Row]:
             one,
             servable=False,
             parameters={"temperature": DUAL_SOFTMAX_TEMPERATURE},
-            note="transductive, needs all test queries at once",
+            note="transductive, needs all test queries together",
         )
         for direction, one in metrics.items()
     ]

@@ -63,7 +63,7 @@ def dual_softmax(
 
     The revision of arXiv:2109.04290 (github.com/starmemda/CAMoE, DSL.py), without its constant factor. In
     float64, because the softmax of a far-off pair is zero in float32, and zeros are ties. Transductive: it
-    needs all test queries at once and takes each item to be wanted about equally often.
+    needs all test queries together and assumes that each item is the answer about equally often.
 
     Args:
         scores: float [rows, N], times exp(logit_scale).

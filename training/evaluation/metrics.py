@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from training.errors import EvaluationError
 
 MAX_BLOCK_ELEMENTS = 1 << 20
-"""Scores looked at together: what a comparison of them takes besides the matrix is a few MiB."""
+"""Scores compared in one block: a comparison takes a few MiB besides the matrix."""
 
 DIRECTIONS = ("text_to_video", "video_to_text")
 FIGURES = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank")
@@ -98,7 +98,7 @@ def retrieval_metrics(similarity: NDArray[np.floating], rescore: Rescore | None 
 def multi_caption_metrics(
     similarity: NDArray[np.floating], clip_of_text: Sequence[int], rescore: Rescore | None = None
 ) -> RetrievalMetrics:
-    """Text to video where a clip has several texts: each text counts by itself.
+    """Text to video where a clip has several texts: each text counts separately.
 
     Equal to the official `tensor_text_to_video_metrics` on texts grouped by clip and padded with -inf: one
     rank a text, the lower of two middle ranks as the median. Of tied items that code takes the order of an
@@ -158,9 +158,9 @@ def require_finite(
 
 def row_blocks(similarity: NDArray[np.floating]) -> Iterator[tuple[int, NDArray[np.floating]]]:
     """(first row, rows) of consecutive blocks of about MAX_BLOCK_ELEMENTS scores."""
-    rows_at_once = max(1, MAX_BLOCK_ELEMENTS // similarity.shape[1])
-    for first in range(0, len(similarity), rows_at_once):
-        yield first, similarity[first : first + rows_at_once]
+    rows_per_block = max(1, MAX_BLOCK_ELEMENTS // similarity.shape[1])
+    for first in range(0, len(similarity), rows_per_block):
+        yield first, similarity[first : first + rows_per_block]
 
 
 def count_ranks(

@@ -84,14 +84,14 @@ def gather_states(device: torch.device) -> list[dict[str, Tensor]]:
     own = capture_states(device)
     if world_size() == 1:
         return [own]
-    everyone: list[dict[str, Tensor]] = [{} for _ in range(world_size())]
+    by_rank: list[dict[str, Tensor]] = [{} for _ in range(world_size())]
     for name, state in own.items():
         sent = state.to(device)
-        received = [torch.empty_like(sent) for _ in everyone]
+        received = [torch.empty_like(sent) for _ in by_rank]
         distributed.all_gather(received, sent)
-        for states, one in zip(everyone, received, strict=True):
+        for states, one in zip(by_rank, received, strict=True):
             states[name] = one.cpu()
-    return everyone
+    return by_rank
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The contrastive loss of a batch and its gradients, however few of its pairs fit into memory at once.
+"""The contrastive loss of a batch and its gradients, however few of its pairs fit into memory together.
 
 A smaller batch is not a substitute for a large one in a contrastive loss, because it has fewer negatives.
 Cached features (Gao et al. 2021, arXiv:2101.06983, "GradCache") are: encode all pairs in micro-batches
@@ -89,7 +89,7 @@ def loss_and_gradients(
         batch: This process's pairs, as many on every process. The loss is that of all processes' pairs
             together, the same number on each, and the gradients are averaged over the processes (see
             `gather_features` for what `gather` means).
-        micro_batch_size: Pairs encoded at once; None for all. Loss and gradients are the same, up to
+        micro_batch_size: Pairs encoded together; None for all. Loss and gradients are the same, up to
             rounding.
         precision: Of the encoders, by autocast; scores and loss are always float32.
         scaler: For float16, multiplies the loss so that small gradients survive; the gradients are left

@@ -338,7 +338,7 @@ def _frame_features(
     counting = _counting(emit, "encoding clips", -(-num_clips // world_size()))
     with explained_if_full(
         "encoding all frames",
-        "set training.validation_batch_size, the clips encoded at once, or leave out"
+        "set training.validation_batch_size, the clips encoded together, or leave out"
         " training.cache_frame_features",
     ):
         return encode_frames_once(model, splits.train, reader, config, counting)

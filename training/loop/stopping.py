@@ -50,7 +50,7 @@ class StopRequest:
 
 @contextmanager
 def stop_between_steps() -> Iterator[StopRequest]:
-    """Record the first Ctrl-C or SIGTERM instead of ending; a second one ends the process at once.
+    """Record the first Ctrl-C or SIGTERM instead of ending; a second one ends the process immediately.
 
     Does nothing outside the main thread, where signals do not arrive.
     """

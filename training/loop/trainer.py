@@ -296,7 +296,7 @@ class _Run:
             return None
         found = None
         full = explained_if_full(
-            "validating", "set training.validation_batch_size, the clips encoded at once"
+            "validating", "set training.validation_batch_size, the clips encoded together"
         )
         with clocked(self.progress, "validation"), self._ended_by_a_signal(), full:
             if self.is_first:

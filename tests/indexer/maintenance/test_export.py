@@ -290,7 +290,7 @@ def test_what_is_in_already_is_skipped_and_an_id_taken_by_other_content_is_told(
         assert {catalog.get_video("mine").title, catalog.get_video("video-5").title} == {"mine"}
     result = run(app, ["import", str(tmp_path / "export"), "--index", str(tmp_path / "new")])
     assert result.exit_code == 3
-    assert "0 added (0 segments), 9 were in already, 1 failed" in result.stdout
+    assert "0 added (0 segments), 9 already indexed, 1 failed" in result.stdout
     assert "failed: video-5: the id" in result.stderr
 
 
@@ -308,10 +308,10 @@ def test_an_import_that_was_interrupted_goes_on(index, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Catalog, "add_video", add_some)
         result = run(app, command)
-    assert result.exit_code == 130 and "goes on from there" in result.stderr
+    assert result.exit_code == 130 and "the same command resumes" in result.stderr
     assert verify(tmp_path / "new").num_videos == 4
     result = run(app, command)
-    assert result.exit_code == 0 and "6 added" in result.stdout and "4 were in already" in result.stdout
+    assert result.exit_code == 0 and "6 added" in result.stdout and "4 already indexed" in result.stdout
     assert contents(tmp_path / "new") == contents(index)
 
 
@@ -458,7 +458,7 @@ def test_a_full_disk_leaves_no_half_export_and_an_import_that_goes_on(tmp_path, 
     export_index(tmp_path / "index", tmp_path / "export")
     result = run_with_small_files(300_000, "import", tmp_path / "export", "--index", tmp_path / "new")
     assert result.returncode == 2, result.stderr
-    assert "goes on from there" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert "the same command resumes" in result.stderr and len(result.stderr.splitlines()) == 1
     checked = verify(tmp_path / "new")
     assert checked.is_clean and 0 < checked.num_videos < 300
     imported = import_index(tmp_path / "export", tmp_path / "new")

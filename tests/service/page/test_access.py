@@ -58,7 +58,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture
 def browser(browser: Browser) -> Browser:
-    browser.look(1000, 900)
+    browser.set_viewport(1000, 900)
     return browser
 
 
@@ -113,7 +113,7 @@ def test_all_can_be_done_with_the_keyboard_alone(site: Site, browser: Browser) -
 
 @pytest.mark.parametrize(("width", "dark"), [(1000, False), (1000, True), (390, False)])
 def test_texts_stand_out_and_parts_have_names(site: Site, browser: Browser, width: int, dark: bool) -> None:
-    browser.look(width, 900, dark=dark)
+    browser.set_viewport(width, 900, dark=dark)
     browser.open(f"{site.address}/?q=x&min=1&meta=year=2024")
     wait_for_cards(browser, 9)
     click(browser, "#open-filters")
@@ -157,7 +157,7 @@ def test_the_colours_follow_the_system_until_the_user_chooses(site: Site, browse
     ground = "getComputedStyle(document.body).backgroundColor"
     seen = {}
     for dark in (False, True):
-        browser.look(1000, 900, dark=dark)
+        browser.set_viewport(1000, 900, dark=dark)
         browser.open(site.address)
         wait_for_cards(browser, 9)
         seen[dark] = browser.evaluate(ground)
@@ -174,7 +174,7 @@ def test_the_colours_follow_the_system_until_the_user_chooses(site: Site, browse
 
 
 def test_nothing_moves_for_who_wants_less_motion(site: Site, browser: Browser) -> None:
-    browser.look(1000, 900, still=True)
+    browser.set_viewport(1000, 900, still=True)
     browser.open(site.address)
     wait_for_cards(browser, 9)
     moving = "[...document.querySelectorAll('*')].filter(part => getComputedStyle(part).{} !== '{}').length"

@@ -66,7 +66,7 @@ def test_uploads_show_how_their_jobs_go(site: Site, browser: Browser, tmp_path: 
 def test_dropped_files_are_uploaded_and_can_be_cancelled(
     site: Site, browser: Browser, tmp_path: Path
 ) -> None:
-    browser.look(1200, 900)
+    browser.set_viewport(1200, 900)
     browser.open(site.address)
     wait_for_cards(browser, 3)
     browser.drop_files("main", files(tmp_path, "one.mp4", "two.mp4"))
@@ -164,7 +164,7 @@ def test_who_has_a_key_signs_in_and_out(site: Site, browser: Browser) -> None:
     assert browser.evaluate("document.activeElement.name") == "key"
     browser.write("wrong")
     browser.press("Enter")
-    browser.wait_for("document.querySelector('#sign-in [role=alert]').innerText.includes('opens nothing')")
+    browser.wait_for("document.querySelector('#sign-in [role=alert]').innerText.includes('key is not valid')")
     browser.evaluate("document.querySelector('#sign-in form').elements.key.value = ''")
     browser.write(secret)
     browser.press("Enter")
@@ -172,7 +172,7 @@ def test_who_has_a_key_signs_in_and_out(site: Site, browser: Browser) -> None:
     assert browser.evaluate(
         "document.querySelector('#open-upload').hidden"
     )  # The key does not allow changes.
-    browser.look(390, 844)
+    browser.set_viewport(390, 844)
     top = "document.querySelector('#{}').getBoundingClientRect().{}"
     assert browser.evaluate(
         f"{top.format('log-out', 'top')} < {top.format('home', 'bottom')}"

@@ -158,7 +158,7 @@ def test_a_video_without_its_file_says_so(site: Site, browser: Browser) -> None:
 def test_a_picture_plays_muted_while_the_pointer_rests_on_it(
     site: Site, browser: Browser, place: int, part: str
 ) -> None:
-    browser.look(1200, 900)
+    browser.set_viewport(1200, 900)
     browser.open(f"{site.address}/?q=x")
     wait_for_cards(browser, 3)
     browser.point(f".card:nth-child({place + 1}) .picture")
@@ -169,7 +169,7 @@ def test_a_picture_plays_muted_while_the_pointer_rests_on_it(
 
 
 def test_nothing_plays_by_itself_for_who_wants_less_motion(site: Site, browser: Browser) -> None:
-    browser.look(1200, 900, still=True)
+    browser.set_viewport(1200, 900, still=True)
     browser.open(f"{site.address}/?q=x")
     wait_for_cards(browser, 3)
     browser.point(".picture")
@@ -262,7 +262,7 @@ def test_a_server_that_is_loading_is_waited_for(site: Site, browser: Browser) ->
 @pytest.mark.parametrize("width", [320, 390, 800, 1400])
 @pytest.mark.parametrize("view", ["grid", "list"])
 def test_nothing_is_wider_than_the_screen(site: Site, browser: Browser, width: int, view: str) -> None:
-    browser.look(width, 800)
+    browser.set_viewport(width, 800)
     browser.open(f"{site.address}/?q=x&view={view}&meta=a-rather-long-key=and-a-value-that-is-longer-still")
     wait_for_cards(browser, 3)
     click(browser, "#open-filters")

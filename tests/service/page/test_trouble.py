@@ -131,7 +131,7 @@ def test_a_step_back_while_a_video_is_asked_for_leaves_it_closed(site: Site, bro
 
 
 def test_a_new_list_begins_at_its_top_and_has_the_focus(site: Site, browser: Browser) -> None:
-    browser.look(1200, 800)
+    browser.set_viewport(1200, 800)
     browser.open(f"{site.address}/?q=x")
     wait_for_cards(browser, 24)
     browser.evaluate("document.querySelectorAll('.picture')[20].focus()")
@@ -180,7 +180,7 @@ def test_a_next_page_that_fails_is_shown_at_the_button(site: Site, browser: Brow
 
 @pytest.mark.parametrize("width", [320, 1200])
 def test_long_titles_and_keys_leave_room_for_the_rest(site: Site, browser: Browser, width: int) -> None:
-    browser.look(width, 700)
+    browser.set_viewport(width, 700)
     browser.open(f"{site.address}/?q=x&video=long")
     browser.wait_for("document.querySelectorAll('#player-actions button').length === 4")
     assert browser.evaluate("document.querySelector('.dialog-head').offsetHeight") < 110

@@ -119,7 +119,7 @@ class Browser:
         node = self._call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self._call("DOM.setFileInputFiles", files=[str(path) for path in paths], nodeId=node)
 
-    def look(self, width: int, height: int, *, dark: bool = False, still: bool = False) -> None:
+    def set_viewport(self, width: int, height: int, *, dark: bool = False, still: bool = False) -> None:
         """Set the size of the window, and the colours and the rest from motion that the person prefers."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self._call("Emulation.setDeviceMetricsOverride", **metrics)

@@ -114,7 +114,7 @@ def is_ready(port: int) -> bool:
 
 def take(browser: Browser, shot: Shot, address: str, path: Path) -> None:
     """Write one picture, its colours reduced."""
-    browser.look(shot.width, shot.height, dark=shot.dark, still=True)
+    browser.set_viewport(shot.width, shot.height, dark=shot.dark, still=True)
     browser.open(address + shot.address)
     browser.wait_for(f"document.querySelectorAll('.card:not(.waiting)').length && {PICTURES_ARE_THERE}")
     if shot.script:

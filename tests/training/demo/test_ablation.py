@@ -156,9 +156,9 @@ def test_the_full_model_has_the_same_figures_in_all_of_the_paper_s_tables():
 def test_a_spread_is_mean_and_sample_standard_deviation():
     values = [61.0, 64.0, 66.5]
     assert spread(values).mean == pytest.approx(statistics.fmean(values))
-    assert spread(values).deviation == pytest.approx(statistics.stdev(values))
+    assert spread(values).std == pytest.approx(statistics.stdev(values))
     assert spread(values).num_seeds == 3
-    assert spread([61.0]).deviation is None
+    assert spread([61.0]).std is None
 
 
 def test_a_summary_takes_each_variant_s_own_records_and_leaves_absent_ones_empty():
@@ -183,7 +183,7 @@ def test_the_page_shows_our_figures_the_paper_s_and_the_failures(tmp_path):
     )
     page = (tmp_path / "tables.md").read_text(encoding="utf-8")
     first = spread([record["sets"]["random"]["text_to_video"]["recall_at_1"] for record in records[::2]])
-    assert f"| off | 2 | {first.mean:.1f} ± {first.deviation:.1f} |" in page
+    assert f"| off | 2 | {first.mean:.1f} ± {first.std:.1f} |" in page
     assert "| with | 46.1 | 73.0 | - | 13.2 | 46.8 | 73.3 | - | 9.1 |" in page
     assert "`xclip-seed-9`: no disk" in page
     assert "tab:temporal" in page

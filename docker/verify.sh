@@ -228,13 +228,13 @@ PYTHON
 say "$libraries"
 job python - <<'PYTHON' || fail "a command is missing"
 import importlib, subprocess
-from xclip_search import ROOMS
+from xclip_search import COMMANDS
 shown = subprocess.run(["xclip-search", "--help"], capture_output=True, text=True, check=True).stdout
 names = {line.split()[1] for line in shown.splitlines() if len(line.split()) > 2}
-assert set(ROOMS) <= names, set(ROOMS) - names
-for module in set(ROOMS.values()):
+assert set(COMMANDS) <= names, set(COMMANDS) - names
+for module in set(COMMANDS.values()):
     importlib.import_module(module)
-print(f"--help lists all {len(ROOMS)} commands")
+print(f"--help lists all {len(COMMANDS)} commands")
 PYTHON
 
 # ---- What users do with it

@@ -296,8 +296,10 @@ def validation_problem(errors: Sequence[Mapping[str, Any]], known_fields: Sequen
         return MalformedBodyError("The body is empty: send a JSON object.")
     items: list[dict[str, str]] = []
     for error in errors[:20]:
-        location = [part for part in error["loc"] if part not in ("body", "query", "path")]
-        field = str(location[0]) if location and str(location[0]) in known_fields else ""
+        # FastAPI puts where it looked before the name, and a field of a body may be named "query" too.
+        source, *rest = error["loc"] or ("",)
+        name = str(rest[0] if rest and source in ("body", "query", "path") else source)
+        field = name if name in known_fields else ""
         items.append({"field": field, "message": _explain(error, known_fields)})
     first = items[0]
     detail = f"{first['field']}: {first['message']}" if first["field"] else first["message"]

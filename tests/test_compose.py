@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import json
 import re
@@ -262,6 +264,21 @@ def test_packages_come_from_the_locks_with_their_hashes() -> None:
         text = (ROOT / lock).read_text(encoding="utf-8")
         assert "--hash=sha256:" in text
         assert "://" not in text
+
+
+def test_the_script_that_checks_an_image_imports_only_names_that_are_there() -> None:
+    script = (ROOT / "docker" / "verify.sh").read_text(encoding="utf-8")
+    programs = re.findall(r"<<'PYTHON'[^\n]*\n(.*?)\nPYTHON\n", script, flags=re.DOTALL)
+    imports = [
+        node
+        for program in programs
+        for node in ast.walk(ast.parse(program))
+        if isinstance(node, ast.ImportFrom) and node.module == "xclip_search"
+    ]
+    assert imports
+    for node in imports:
+        for alias in node.names:
+            assert hasattr(importlib.import_module("xclip_search"), alias.name), alias.name
 
 
 def test_everything_that_the_dockerfile_copies_is_there_and_let_through() -> None:

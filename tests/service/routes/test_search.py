@@ -149,6 +149,7 @@ def test_the_refusal_names_the_field_and_what_it_takes(service: Service) -> None
     body = post(service, '{"query": "a", "limit": 1000, "offset": -1}').json()
     assert body["detail"] == "limit: Input should be less than or equal to 100."
     assert [error["field"] for error in body["errors"]] == ["limit", "offset"]
+    assert post(service, '{"query": 3}').json()["detail"] == "query: Input should be a valid string."
     unknown = post(service, '{"query": "a", "top_k": 1}').json()
     assert unknown["errors"][0]["field"] == "" and "candidates" in unknown["detail"]
 

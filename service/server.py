@@ -64,8 +64,7 @@ def run_server(settings: Settings) -> int:
     _raise_file_limit()
     try:
         # Before anything is loaded: that a port is taken should be reported early.
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        listener = socket.create_server((settings.host, settings.port), family=family)
+        listener = listen_on(settings.host, settings.port)
     except OSError as error:
         reason = error.strerror or error
         logger.error("cannot listen on %s:%d: %s", settings.host, settings.port, reason)
@@ -81,6 +80,17 @@ def run_server(settings: Settings) -> int:
         logging.shutdown()
         os._exit(status)
     return status
+
+
+def listen_on(host: str, port: int) -> socket.socket:
+    """A listening TCP socket. Raises OSError where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family)
+    # Accepted connections inherit it. asyncio sets it on sockets of its own making only, and uvicorn writes
+    # an answer in two parts: the second would wait 40 ms for the client's delayed acknowledgement of the
+    # first.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 class DrainingServer(uvicorn.Server):

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from service.http.middleware import DeadlineMiddleware, HeadersMiddleware
 from service.index_switch import _retire
 from service.loading import freeze_loaded_objects
-from service.server import DrainingServer, run_server
+from service.server import DrainingServer, listen_on, run_server
 from service.settings import Settings
 from service.state import Drain
 
@@ -211,3 +211,12 @@ def test_an_answer_that_has_begun_may_take_longer() -> None:
         await send({"type": "http.response.body", "body": b""})
 
     assert call(stream, [], request_timeout_seconds=0.1) == 200
+
+
+def test_the_second_part_of_an_answer_does_not_wait_for_an_acknowledgement_of_the_first():
+    with (
+        listen_on("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

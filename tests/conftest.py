@@ -20,7 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="session")
 def clips_directory() -> Path:
-    """Real clips with captions.json, named by XCLIP_TEST_CLIPS or beside the repository; else a skip."""
+    """Real clips with captions.json, named by XCLIP_TEST_CLIPS or next to the repository; else a skip."""
     named = os.environ.get("XCLIP_TEST_CLIPS")
     directory = Path(named) if named else REPOSITORY.parent / "shared" / "clips"
     if not (directory / "captions.json").is_file():
@@ -69,7 +69,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def _schedule_as_usual() -> None:
     """Undo what an encoder did: SVT-AV1, run by root, leaves its caller with real-time priority.
 
-    Every later test would inherit it, and threads that wait for each other by spinning never make room.
+    Every later test would inherit it, and threads that wait for each other by spinning never yield.
     """
     if hasattr(os, "sched_setscheduler") and os.sched_getscheduler(0) != os.SCHED_OTHER:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))

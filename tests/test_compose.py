@@ -22,7 +22,7 @@ from jsonschema import Draft202012Validator
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
-# The Compose Specification's schema; Apache License 2.0, see the LICENSE beside it.
+# The Compose Specification's schema; Apache License 2.0, see the LICENSE next to it.
 SCHEMA = Path(__file__).parent / "third_party" / "compose_spec" / "compose-spec.json"
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))

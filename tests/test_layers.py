@@ -1,4 +1,4 @@
-"""The structure of the code: who may import whom, how large folders and functions may be, where SQL is."""
+"""The structure of the code: what may import what, how large folders and functions may be, where SQL is."""
 
 from __future__ import annotations
 

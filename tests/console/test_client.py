@@ -567,7 +567,7 @@ def test_many_threads_may_use_one_client(server: str) -> None:
     assert [answer.query for answer in answers] == ["a", "b", "c", "d"]
 
 
-def test_the_awaiting_client_does_many_things_at_once(service: Service, server: str, clip: Path) -> None:
+def test_the_awaiting_client_does_many_things_concurrently(service: Service, server: str, clip: Path) -> None:
     clip.write_bytes(clip.read_bytes() + b"awaited")
     for left_over in service.job_queue.list_jobs(1000, state="queued"):
         service.job_queue.cancel(left_over.id)

@@ -62,7 +62,7 @@ def test_a_bug_keeps_its_traceback_and_a_command_that_stops_its_status() -> None
     assert ended.value.exit_code == FAILED
 
 
-def test_an_error_of_the_system_names_its_place(tmp_path: Path) -> None:
+def test_an_error_of_the_system_names_its_path(tmp_path: Path) -> None:
     assert explain_os_error(REFUSED) == "/here: Read-only file system"
     assert explain_os_error(OSError(errno.ENOSPC, "No space left on device")) == (
         "the disk: No space left on device"

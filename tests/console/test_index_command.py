@@ -166,7 +166,7 @@ def test_the_environment_names_the_index(indexed: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("trouble", "status", "said"),
     [
-        (IndexFullError("there is no room"), 2, "error: there is no room; what is indexed is kept"),
+        (IndexFullError("the disk is full"), 2, "error: the disk is full; what is indexed is kept"),
         (
             OSError(errno.EROFS, "Read-only file system", "/here"),
             2,

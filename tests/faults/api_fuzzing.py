@@ -59,7 +59,7 @@ CONFIG: dict[str, Any] = {
     "output": {"sanitization": {"enabled": False}},
     "operations": [
         {
-            # A job that was cancelled stays, to tell that it was.
+            # A job that was cancelled stays, to say that it was.
             "include-path": "/jobs/{job_id}",
             "checks": {"use_after_free": {"enabled": False}},
         },

@@ -164,7 +164,7 @@ def _is_whole(catalog: Catalog, record: VideoRecord, number: int) -> bool:
 
 
 def _finds_all(catalog: Catalog, all_ids: list[int]) -> bool:
-    """Whether the saved coarse index, opened afresh, finds the live segments and nothing else."""
+    """Whether the saved coarse index, when opened, finds the live segments and nothing else."""
     query = np.random.default_rng(len(all_ids)).standard_normal(D).astype(np.float32)
     scores, ids = CoarseIndex.open(catalog).search(query[None], len(all_ids) + 10)
     return sorted(ids[0].tolist()) == all_ids and are_best_segments(catalog, query, scores[0], ids[0])
@@ -235,7 +235,7 @@ class _Process:
         os.close(channel)
 
     def wait_for(self, kind: str, after: int, timeout_seconds: float) -> None:
-        """Until it has begun operations of this kind so many times."""
+        """Until it has begun this many operations of this kind."""
         end = time.monotonic() + timeout_seconds
         while self._said.count(f'"begin": "{kind}"'.encode()) < after:
             if not select.select([self._channel], [], [], max(0.0, end - time.monotonic()))[0]:

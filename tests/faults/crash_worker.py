@@ -23,7 +23,7 @@ from tests.support.catalog_builders import add_video, make_segment, sha256_of
 
 D, F = 8, 4
 WANTED_VIDEOS = 30
-"""About so many live: enough to mix everything, few enough to compare all of them after each kill."""
+"""About this many exist: enough to mix everything, few enough to compare all of them after each kill."""
 
 MAX_NUMBER = 1_000_000
 

@@ -103,7 +103,7 @@ KINDS = {"bit": 0.5, "byte": 0.2, "zeros": 0.12, "noise": 0.1, "cut": 0.08}
 
 
 def cases(num_cases: int, seed: int) -> Iterator[Case]:
-    """About so many, the same ones for the same seed."""
+    """About this many, the same ones for the same seed."""
     random = np.random.default_rng(seed)
     for (of, file), share in SHARES.items():
         for _ in range(math.ceil(num_cases * share)):

@@ -175,7 +175,7 @@ def save(directory: Path, limit: int) -> dict[str, Any]:
         attempt(index, index.index.save)
         index.expect_reading()
     if left := list(directory.glob("*.new")):
-        index.problems.append(f"left behind: {left}")
+        index.problems.append(f"left: {left}")
     with Catalog.open(directory) as catalog:
         if CoarseIndex.open(catalog).num_segments != index.catalog.num_segments:
             index.problems.append("the saved coarse index is another one")
@@ -205,7 +205,7 @@ def back_up(directory: Path, limit: int) -> dict[str, Any]:
             index.problems.append("half an index")
         restore(target, again)
     if any(path.name.endswith(".new") for path in directory.parent.iterdir()):
-        index.problems.append("something is left behind")
+        index.problems.append("a file is left")
     index.problems += [f"restored, {name}: {n}" for name, n in (+compare(again, index.ledger)).items()]
     index.expect_all_well()
     return index.report()
@@ -220,7 +220,7 @@ def create(directory: Path, limit: int) -> dict[str, Any]:
         except (OSError, IndexStorageError):
             num_failed = 1
     if num_failed and directory.exists() and any(directory.iterdir()):
-        problems.append(f"left behind: {list(directory.iterdir())}")
+        problems.append(f"left: {list(directory.iterdir())}")
     shutil.rmtree(directory, ignore_errors=True)
     create_catalog(directory, embedding_dim=D, num_frames=F).close()
     return {"failed": num_failed, "problems": problems}

@@ -28,7 +28,7 @@ from indexer.errors import InvalidQueryError
 from indexer.store.filters import parse_filter
 
 REAL_SHARE = 0.7
-"""Of the ids and files in well-formed requests, so many are those of something that is there."""
+"""Of the ids and files in well-formed requests, this share are those of something that exists."""
 
 UNREACHABLE = "http://films.invalid/beach.mp4"
 """An address that may be asked for, of a name that is none (RFC 2606)."""

@@ -52,7 +52,7 @@ class FuzzedIndex:
         return self.clips[0].read_bytes() + (len(box) + 4).to_bytes(4, "big") + box
 
     def put_back(self, ids: Iterable[str]) -> None:
-        """Add those of `ids` again that were deleted, as they were; a running server sees it at once."""
+        """Add those of `ids` again that were deleted, as they were; a running server sees it immediately."""
         wanted = [id for id in ids if id in self._records]
         there = self._catalog.get_videos(wanted)
         for id in wanted:

@@ -4,7 +4,7 @@
     python -m tests.faults.mutated_clips --first 1234 --count 1     one of these cases again
 
 Exits with 1 where anything happened that must not: the pool died, a decoder died or was late, or a file that
-was cut off came out as a whole video with fewer frames.
+was truncated came out as a whole video with fewer frames.
 """
 
 # ruff: noqa: T201  # its table is what it is for
@@ -96,7 +96,7 @@ def swap_chunks(content: bytearray, other: bytes, chance: random.Random) -> byte
     return content
 
 
-def cut_off(content: bytearray, other: bytes, chance: random.Random) -> bytearray:
+def truncated(content: bytearray, other: bytes, chance: random.Random) -> bytearray:
     """The end is missing: anything from a byte to nearly all."""
     missing = int(len(content) ** chance.random())
     return content[: len(content) - max(1, missing)]
@@ -151,7 +151,7 @@ MUTATIONS: list[Callable[[bytearray, bytes, random.Random], bytearray]] = [
     flip_bits_of_head,
     overwrite_runs,
     swap_chunks,
-    cut_off,
+    truncated,
     cut_out,
     edit_sizes,
     copy_head,
@@ -249,7 +249,7 @@ def _decode_one(pool: DecodePool, clips: Sequence[Clip], seed: int, scratch: Pat
         outcome = f"FAILED: {type(error).__name__}"
     seconds = time.perf_counter() - started
     path.unlink()
-    is_silent = is_shorter and clip.promises and mutation is cut_off
+    is_silent = is_shorter and clip.promises and mutation is truncated
     return Case(number, mutation.__name__, clip.name, outcome, seconds, is_silent)
 
 
@@ -272,7 +272,7 @@ def print_table(tally: Tally) -> None:
     print(f"decoders that died: {died}; that were ended late: {late}")
     print(f"failures of the pool: {sum(case.outcome.startswith('FAILED') for case in tally.bad)}")
     print(
-        f"cut off, yet a whole video with fewer frames: {sum(case.is_silently_shorter for case in tally.bad)}"
+        f"truncated, yet whole with fewer frames: {sum(case.is_silently_shorter for case in tally.bad)}"
     )
     if tally.longest is not None:
         print(f"longest: {tally.longest.seconds:.2f} s (case {tally.longest.number}, {tally.longest.clip})")

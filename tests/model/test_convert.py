@@ -236,7 +236,7 @@ def test_a_choice_that_conversion_does_not_know_is_a_difference_unless_it_is_the
     assert differences(NewerConfig(**known, loudness=2.0)) == ["loudness is 2.0, in the official code 1.0"]
 
 
-def test_a_tensor_without_a_place_is_never_left_out_silently():
+def test_a_tensor_without_a_counterpart_is_never_left_out_silently():
     network = trainable()
     network.register_buffer("loudness", torch.ones(3))
     with pytest.raises(CheckpointError, match="loudness has no place in the official layout"):

@@ -64,7 +64,7 @@ def test_every_route_declares_what_it_needs(route: APIRoute) -> None:
         assert "write" in declared and None not in declared
 
 
-def test_the_application_has_no_routes_beside_those_of_its_routers() -> None:
+def test_the_application_has_no_routes_besides_those_of_its_routers() -> None:
     app = create_app(Settings(index=Path("nowhere")))
     assert [route.path for route in app.routes if isinstance(route, Route)] == ["/openapi.json"]
 
@@ -97,7 +97,7 @@ def test_a_key_that_reads_may_not_change_and_one_that_writes_may_do_both(
 
 
 @pytest.mark.parametrize("value", ["", "Bearer", "Bearer ", "Bearer x", "Basic eDp5", "bearer \xe9"])
-def test_what_is_no_key_is_refused_even_beside_a_valid_session(
+def test_what_is_no_key_is_refused_even_with_a_valid_session(
     guarded: tuple[Service, dict[str, str]], value: str
 ) -> None:
     service, keys = guarded
@@ -151,7 +151,7 @@ def test_a_session_ends_with_its_time_with_its_key_and_with_any_change_of_it(
     assert sessions.find_session(value, ring) is None
 
 
-def test_a_key_is_known_by_its_hash_and_works_from_the_next_look_until_it_is_removed(tmp_path: Path) -> None:
+def test_a_key_is_known_by_its_hash_and_works_from_the_next_poll_until_it_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     ring = KeyRing(path)
     assert not ring.required and ring.find("x") is None
@@ -271,7 +271,7 @@ def test_a_key_for_an_index_that_is_not_there_is_made_and_said_to_be_early(tmp_p
     assert f"note: there is no index in {mistyped} yet" in result.stderr
 
 
-def test_a_place_for_keys_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_keys_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     arguments = ["keys", "add", "-n", "me", "--scope", "read", "-i", str(tmp_path / "file" / "index")]
     result = CliRunner().invoke(keys_app, arguments)

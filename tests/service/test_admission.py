@@ -58,7 +58,7 @@ def full_queue(
         ("POST", "/videos/known/texts", {"texts": ["a dog"]}),
     ],
 )
-def test_a_search_that_finds_the_queue_full_is_refused_at_once(
+def test_a_search_that_finds_the_queue_full_is_refused_immediately(
     method: str, path: str, body: Any, tmp_path: Path
 ) -> None:
     with full_queue(tmp_path) as service:
@@ -75,7 +75,7 @@ def test_a_full_queue_keeps_nothing_else_waiting(tmp_path: Path) -> None:
         assert service.client.get("/readyz").status_code == 200
 
 
-def test_with_keys_only_those_who_may_search_are_told_that_the_queue_is_full(tmp_path: Path) -> None:
+def test_with_keys_only_those_who_may_search_learn_that_the_queue_is_full(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     first, second = (
         {"Authorization": f"Bearer {add_key(path, name, 'read')}"} for name in ("first", "second")
@@ -92,7 +92,7 @@ def test_with_keys_only_those_who_may_search_are_told_that_the_queue_is_full(tmp
         assert check_problem(ask(second), 503)["type"].endswith(":overloaded")
 
 
-def test_a_client_with_fewer_searches_waiting_still_gets_a_place(tmp_path: Path) -> None:
+def test_a_client_with_fewer_searches_waiting_is_still_admitted(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     first, second = (
         {"Authorization": f"Bearer {add_key(path, name, 'read')}"} for name in ("first", "second")
@@ -203,7 +203,7 @@ def test_a_full_queue_sends_away_the_last_of_whoever_has_most() -> None:
     asyncio.run(main())
 
 
-def test_a_search_that_nobody_waits_for_stops_and_holds_no_place() -> None:
+def test_a_cancelled_search_stops_and_holds_no_thread() -> None:
     async def main() -> None:
         limiter, searches = SearchLimiter(1, 3), Searches()
         (first,) = start(limiter, searches, "a0")
@@ -225,7 +225,7 @@ def test_a_search_that_nobody_waits_for_stops_and_holds_no_place() -> None:
     asyncio.run(main())
 
 
-def test_thousands_that_go_away_at_once_hold_no_place() -> None:
+def test_thousands_that_disconnect_together_hold_no_thread() -> None:
     async def main() -> None:
         limiter, searches = SearchLimiter(1, 3000), Searches()
         tasks = start(limiter, searches, "a0", *("b" for _ in range(2500)))
@@ -242,7 +242,7 @@ def test_thousands_that_go_away_at_once_hold_no_place() -> None:
     asyncio.run(main())
 
 
-def test_a_search_that_does_not_stop_keeps_its_place_until_it_ends() -> None:
+def test_a_search_that_does_not_stop_keeps_its_thread_until_it_ends() -> None:
     async def main() -> None:
         limiter, go = SearchLimiter(1, 3), threading.Event()
         begun: list[int] = []

@@ -28,7 +28,7 @@ def add_file(service: Service, path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_a_client_that_has_it_is_told_so(client: TestClient, address: str) -> None:
+def test_a_client_that_has_it_gets_304(client: TestClient, address: str) -> None:
     whole = client.get(address)
     tag = whole.headers["etag"]
     for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
@@ -69,7 +69,7 @@ def test_a_range_that_is_not_understood_is_ignored(client: TestClient, address: 
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_head_tells_of_the_whole_and_knows_no_parts(client: TestClient, address: str) -> None:
+def test_head_describes_the_whole_file_and_ignores_ranges(client: TestClient, address: str) -> None:
     whole = client.get(address)
     for headers in ({}, {"Range": "bytes=1-3"}, {"Range": "bytes=99999999-"}):
         answer = client.head(address, headers=headers)

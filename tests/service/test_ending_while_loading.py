@@ -30,18 +30,18 @@ sys.exit(run_server(Settings(index=Path(sys.argv[1]), start_worker=False, port=0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_ends_at_once_though_its_index_is_still_being_loaded(number: int, tmp_path: Path) -> None:
+def test_a_server_ends_immediately_while_its_index_is_loaded(number: int, tmp_path: Path) -> None:
     command = [sys.executable, "-c", SERVE, str(tmp_path)]
     with subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as server:
         assert server.stdout is not None and server.stdout.readline() == "loading\n"
-        told = time.monotonic()
+        signalled = time.monotonic()
         server.send_signal(number)
         _, log = server.communicate(timeout=60)
     assert server.returncode == 0, log
     assert "ended before the index was loaded" in log
-    assert time.monotonic() - told < 20
+    assert time.monotonic() - signalled < 20
 
 
 WORK = """
@@ -62,7 +62,7 @@ sys.exit(run_worker(Settings(index=Path(sys.argv[1]))))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_ends_at_once_though_its_model_is_still_being_loaded(number: int, tmp_path: Path) -> None:
+def test_a_worker_ends_immediately_while_its_model_is_loaded(number: int, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WORK, str(tmp_path)]
     with subprocess.Popen(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

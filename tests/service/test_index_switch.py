@@ -145,7 +145,7 @@ def test_a_generation_that_cannot_be_loaded_leaves_the_former_one_serving_reads(
         assert client.delete("/videos/first").status_code == 204
 
 
-def test_a_look_that_fails_for_whatever_reason_is_not_the_last_one(
+def test_a_poll_that_fails_for_any_reason_is_not_the_last_one(
     tmp_path: Path,
     client: TestClient,
     load: dict[str, Any],
@@ -208,7 +208,7 @@ def test_a_worker_leaves_a_superseded_generation_and_the_job_under_way_is_done_i
         def read(path: Path, cancelled: threading.Event) -> NewVideo:
             later.append(switch(tmp_path, former))
             if fails:
-                raise MediaError("this reason must reach nobody")
+                raise MediaError("this reason must reach no client")
             return read_by_rote(path)
 
         with pytest.raises(IndexSupersededError):

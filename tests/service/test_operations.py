@@ -1,4 +1,4 @@
-"""What operators see: metrics, log lines, spans, limits; and that docs/operations.md tells of them."""
+"""What operators see: metrics, log lines, spans, limits; and that docs/operations.md documents them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_searches_are_counted_by_stage(service: Service) -> None:
     assert value(service, "xclip_search_stage_seconds_count", stage="wait") == 1
 
 
-def test_index_and_jobs_are_told_as_they_are_at_the_scrape(service: Service) -> None:
+def test_index_and_jobs_are_reported_as_they_are_at_the_scrape(service: Service) -> None:
     assert value(service, "xclip_index_videos") == 1
     add_video(service.catalog, "another")
     assert value(service, "xclip_index_videos") == 2
@@ -107,14 +107,14 @@ def test_every_metric_is_documented_and_every_documented_one_is_there(
     (service.catalog.directory / "coarse.json").touch()
     service.client.post("/search", json={"query": "x"})
     endings = {"counter": "_total", "info": "_info"}
-    told = {
+    reported = {
         (family.name + endings.get(family.type, ""), family.type, family.documentation.rstrip("."))
         for family in service.app.state.metrics.registry.collect()
     }
     documented = {
         (name.strip("`"), kind, meaning) for name, kind, meaning in rows("What there is", "operations.md")
     }
-    assert documented == told
+    assert documented == reported
 
 
 def test_every_metric_of_an_alert_is_one_that_there_is() -> None:
@@ -245,7 +245,7 @@ def test_a_server_that_is_ending_is_not_ready_and_closes_connections(service: Se
     assert response.status_code == 200 and response.headers["connection"] == "close"
 
 
-def test_a_server_that_is_ending_keeps_nobody_waiting_for_a_job(service: Service) -> None:
+def test_a_server_that_is_ending_keeps_no_client_waiting_for_a_job(service: Service) -> None:
     threading.Timer(0.3, service.app.state.drain.begin).start()
     response = service.client.post("/videos?wait=true", files={"file": ("a.mp4", b"x")})
     assert response.status_code == 202 and response.json()["job"]["state"] == "queued"

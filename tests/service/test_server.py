@@ -108,7 +108,7 @@ def test_for_the_delay_before_the_end_new_requests_are_answered_too() -> None:
         assert answer.startswith(b"HTTP/1.1 200") and b"connection: close" in answer.lower()
 
 
-def test_a_port_that_is_taken_is_an_error_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_is_taken_is_an_error_at_start(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert run_server(Settings(index=tmp_path, start_worker=False, port=port)) == 1

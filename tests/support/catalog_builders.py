@@ -1,4 +1,4 @@
-"""Small catalogs for tests: videos with random or chosen features, told apart by a number."""
+"""Small catalogs for tests: videos with random or chosen features, distinguished by a number."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def open_index(directory: Path) -> Searcher:
 
 
 def fill(catalog: Catalog, numbers: Iterable[int], *, segments_each: int = 1, num_looks: int = 0) -> None:
-    """Add videos `video-NUMBER`. num_looks: draw each segment's features from so many; 0: all differ."""
+    """Add videos `video-NUMBER`. num_looks: distinct features of segments; 0: all differ."""
     for number in numbers:
         segments = []
         for place in range(segments_each):

@@ -135,7 +135,7 @@ def test_a_config_that_cannot_be_meant_is_refused_by_file_section_and_field(text
     assert hint in message
 
 
-def test_every_problem_is_reported_at_once():
+def test_every_problem_is_reported_together():
     lines = refusal(MINIMAL + "x = 1\n[training]\nepochs = 0\nseed = -1").splitlines()
     assert len(lines) == 3
 

@@ -95,7 +95,7 @@ def test_a_video_that_changes_is_decoded_again(clip: Clip, cache: Path) -> None:
     after = reader.read(clip)
     np.testing.assert_array_equal(after, FrameReader(RECIPE).read(clip))
     assert not np.array_equal(before, after)
-    # The same size, the same name: the time of change alone tells.
+    # The same size, the same name: only the modification time differs.
     status = clip.path.stat()
     os.utime(clip.path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     reader.read(clip)
@@ -259,7 +259,7 @@ def _fill(reader: FrameReader, clips: list[Clip], begin: float) -> list[bytes]:
     return [reader.read(clip).tobytes() for _ in range(5) for clip in clips]
 
 
-def test_several_processes_fill_one_cache_at_once(tmp_path: Path, cache: Path) -> None:
+def test_several_processes_fill_one_cache_concurrently(tmp_path: Path, cache: Path) -> None:
     clips = [
         Clip(f"v{number}", write_coloured_video(tmp_path / f"{number}.mp4", (30 * number, 5, 5)))
         for number in range(6)

@@ -220,7 +220,7 @@ def test_an_unreadable_file_is_an_error_that_names_clip_and_file(
         reader.read(Clip("b7", path))
 
 
-def test_a_video_that_is_cut_off_gives_what_is_there_and_says_so(videos, tmp_path: Path, caplog) -> None:
+def test_a_truncated_video_gives_what_is_there_and_says_so(videos, tmp_path: Path, caplog) -> None:
     cut = tmp_path / "cut.mkv"
     write_numbered_video(cut, 300)
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])

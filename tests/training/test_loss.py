@@ -1,4 +1,4 @@
-"""The contrastive loss and its gradients: of the whole batch, however few pairs are encoded at once."""
+"""The contrastive loss and its gradients: of the whole batch, however few pairs are encoded together."""
 
 from __future__ import annotations
 

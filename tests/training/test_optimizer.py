@@ -68,7 +68,7 @@ def test_bert_adam_leaves_a_parameter_without_a_gradient_alone():
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_bert_adam_takes_the_same_steps_for_all_tensors_at_once(device):
+def test_bert_adam_takes_the_same_steps_for_all_tensors_together(device):
     models = [small_model().to(device) for _ in range(2)]
     optimizers = [
         BertAdam(

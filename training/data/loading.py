@@ -172,7 +172,7 @@ class ClipLoader:
         self.close()
         suspects = []
         for index, _, process_id in self._board.tolist():
-            if index >= 0 and not _is_alive(int(process_id)):
+            if index >= 0 and not _is_running(int(process_id)):
                 clip = self.clips[int(index)]
                 suspects.append(f"{clip.id!r} ({clip.path})")
         if not suspects:
@@ -201,7 +201,7 @@ class _WorkerStart:
         threading.Thread(target=self._end_with_trainer, daemon=True).start()
 
     def _end_with_trainer(self) -> None:
-        while _is_alive(self.trainer_process_id):
+        while _is_running(self.trainer_process_id):
             time.sleep(_CHECK_TRAINER_SECONDS)
         os._exit(1)
 
@@ -280,7 +280,7 @@ def _process_context() -> Any:
     return context
 
 
-def _is_alive(process_id: int) -> bool:
+def _is_running(process_id: int) -> bool:
     try:
         os.kill(process_id, 0)
     except OSError:

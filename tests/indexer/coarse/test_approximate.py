@@ -1,4 +1,4 @@
-"""Approximate kinds of the coarse index: floors of recall, exact scores, and never fewer than there are."""
+"""Approximate kinds of the coarse index: minimal recall, exact scores, and never fewer than there are."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_filter_never_gives_fewer_than_there_are(pair, filled, share):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_changes_are_seen_at_once_and_survive_compaction_saving_and_a_restart(tmp_path, kind):
+def test_changes_are_seen_immediately_and_survive_compaction_saving_and_a_restart(tmp_path, kind):
     random = np.random.default_rng(1)
     vectors = correlated_vectors(random, 1600)
     with create_catalog(tmp_path, embedding_dim=D, num_frames=1) as catalog:

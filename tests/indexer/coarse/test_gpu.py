@@ -98,7 +98,7 @@ def test_a_narrow_filter_and_a_large_count_are_the_processors(pair):
     assert_same_answers(on_gpu, plain, 10, np.arange(1, N, 10))
     assert_same_answers(on_gpu, plain, N - 1)
     assert stand_in.num_searches == 0
-    # Few are shut out: the GPU is asked for so many more.
+    # Few are excluded: the GPU is asked for that many more.
     assert_same_answers(on_gpu, plain, 10, np.arange(40, N))
     assert stand_in.num_searches == 5
 

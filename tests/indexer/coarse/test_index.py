@@ -279,7 +279,7 @@ def test_a_faiss_file_of_another_kind_is_not_used(catalog, random):
             load_snapshot(catalog.directory, catalog.fingerprint, D)
 
 
-def test_what_is_saved_is_read_by_no_one_whom_the_catalog_is_closed_to(catalog, random):
+def test_what_is_saved_is_readable_by_those_who_can_read_the_catalog_only(catalog, random):
     fill(catalog, random, range(3))
     CoarseIndex.build(catalog).save()
     saved = [path for path in catalog.directory.iterdir() if path.name.startswith("coarse")]
@@ -329,7 +329,7 @@ def test_compacting_while_the_catalog_changes_loses_nothing(catalog, random, mon
     assert_same_answers(index, CoarseIndex.build(catalog), random)
 
 
-def test_searches_go_on_beside_changes(catalog, random):
+def test_searches_continue_during_changes(catalog, random):
     fill(catalog, random, range(30))
     index = CoarseIndex.build(catalog, max_pending=10)
     stop = threading.Event()

@@ -238,7 +238,7 @@ def test_sources_are_read_no_further_than_needed(catalog: Catalog, model: XClip,
     assert max(ahead) <= 20
 
 
-def test_nothing_to_do_is_done_at_once(catalog: Catalog, model: XClip) -> None:
+def test_nothing_to_do_decodes_nothing(catalog: Catalog, model: XClip) -> None:
     report = IndexingPipeline(catalog, model, num_workers=1).run([])
     assert (report.num_added, report.num_skipped, report.num_failed) == (0, 0, 0)
 

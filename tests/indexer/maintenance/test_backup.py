@@ -88,7 +88,7 @@ def test_a_follower_of_the_index_before_notices_that_another_history_came_back(i
         ]
 
 
-def test_uploads_that_wait_are_found_at_their_new_place(index, tmp_path):
+def test_uploads_that_wait_are_found_at_their_new_path(index, tmp_path):
     upload = index / "uploads" / ("a" * 32)
     upload.write_bytes(b"waiting")
     elsewhere = tmp_path / "elsewhere.mp4"

@@ -277,7 +277,7 @@ def test_a_damaged_index_is_not_exported(index, tmp_path, damage):
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
-def test_what_is_in_already_is_skipped_and_an_id_taken_by_other_content_is_told(index, tmp_path, random):
+def test_what_is_in_already_is_skipped_and_an_id_taken_by_other_content_is_reported(index, tmp_path, random):
     export_index(index, tmp_path / "export")
     with create_catalog(tmp_path / "new") as catalog:
         add_video(catalog, 3, [make_segment(random)], id="mine", title="mine")  # The content of video-3.

@@ -391,7 +391,7 @@ def test_going_back_that_is_killed_at_any_step_leaves_the_one_generation_or_the_
 
 
 def test_clips_differ() -> None:
-    """The stand-in must tell files apart, or equal features would say nothing."""
+    """The stand-in must distinguish files, or equal features would prove nothing."""
     sums = {hashlib.sha256(StandIn.features(name.encode(), 4, 8)[0].tobytes()).digest() for name in "abc"}
     assert len(sums) == 3 and np.isfinite(StandIn.features(b"a", 4, 8)[1]).all()
 
@@ -421,7 +421,7 @@ def upload(catalog: Catalog, video_id: str, **fields: Any) -> Path:
     return path
 
 
-def swept(index: Path) -> list[str]:
+def after_cleanup(index: Path) -> list[str]:
     """Names in the store after cleaning up for the current generation."""
     store = MediaStore(index)
     with Catalog.open(index) as catalog:
@@ -444,9 +444,9 @@ def unmigrated(tmp_path: Path) -> Path:
 
 def test_files_that_any_generation_names_are_kept_until_it_is_discarded(unmigrated: Path) -> None:
     write_clip(unmigrated / "media" / f"{ORPHAN}.bin")
-    assert swept(unmigrated) == [f"{LEFT}.bin", f"{KEPT}.bin"]
+    assert after_cleanup(unmigrated) == [f"{LEFT}.bin", f"{KEPT}.bin"]
     discard_others(unmigrated)
-    assert swept(unmigrated) == [f"{KEPT}.bin"]
+    assert after_cleanup(unmigrated) == [f"{KEPT}.bin"]
 
 
 def test_nothing_is_deleted_where_a_former_generation_cannot_be_read(unmigrated: Path) -> None:
@@ -454,7 +454,7 @@ def test_nothing_is_deleted_where_a_former_generation_cannot_be_read(unmigrated:
     for path in unmigrated.glob("catalog.sqlite3-*"):
         path.unlink()
     (unmigrated / "catalog.sqlite3").write_bytes(b"not a catalog" * 1000)
-    assert len(swept(unmigrated)) == 3
+    assert len(after_cleanup(unmigrated)) == 3
 
 
 def test_a_video_that_was_not_encoded_is_there_again_after_going_back(unmigrated: Path) -> None:
@@ -466,5 +466,5 @@ def test_a_video_that_was_not_encoded_is_there_again_after_going_back(unmigrated
         assert catalog.get_video(LEFT).title == "left"
         assert set(catalog.video_ids()) == {LEFT, KEPT}
     # The file of a video that only the other generation has stays too.
-    assert f"{'d' * 32}.bin" in swept(unmigrated)
+    assert f"{'d' * 32}.bin" in after_cleanup(unmigrated)
     assert verify(unmigrated).is_clean

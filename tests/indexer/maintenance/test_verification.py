@@ -160,7 +160,7 @@ def flip(path, place):
     path.write_bytes(data)
 
 
-def test_damage_to_what_is_derived_is_told_apart_and_rebuilt(directory):
+def test_damage_to_what_is_derived_is_distinguished_and_rebuilt(directory):
     (coarse,) = directory.glob("coarse-*.faiss")
     flip(coarse, coarse.stat().st_size // 2)
     change(directory, "UPDATE totals SET num_segments = 99")

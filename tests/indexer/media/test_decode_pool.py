@@ -225,14 +225,14 @@ def test_a_crashed_decoder_is_reported_and_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("bad_children")
-def test_what_decord_dies_of_is_read_by_pyav(tmp_path: Path) -> None:
+def test_what_decord_crashes_on_is_read_by_pyav(tmp_path: Path) -> None:
     path = write_numbered_video(tmp_path / "decord.mp4", 10)
     with DecodePool(1, 30) as pool:
         assert pool.submit(_request(path, trusted=True)).result().num_segments == 1
 
 
 @pytest.mark.usefixtures("bad_children")
-def test_closing_ends_children_at_once(tmp_path: Path) -> None:
+def test_closing_ends_children_immediately(tmp_path: Path) -> None:
     pool = DecodePool(1, 1000)
     running = pool.submit(_request(tmp_path / "hang.mp4"))
     waiting = pool.submit(_request(tmp_path / "hang.mp4"))
@@ -260,17 +260,17 @@ def test_children_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     parent.wait()
     parent.stdout.close()
     deadline = time.monotonic() + 90
-    while any(_is_alive(pid) for pid in children):
+    while any(_is_running(pid) for pid in children):
         assert time.monotonic() < deadline, "a child outlived its parent"
         time.sleep(0.05)
 
 
-def _is_alive(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    # A zombie that its new parent has not asked about yet is not alive.
+    # A zombie that its new parent has not reaped yet is not running.
     state = Path(f"/proc/{pid}/stat")
     return not (state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] == "Z")
 
@@ -342,7 +342,7 @@ def test_real_clips_and_broken_ones_pass_through_the_pool(pool: DecodePool, clip
             assert np.abs(ours.frames.astype(int) - theirs.frames).mean() < 1, name
 
 
-def test_a_film_that_is_asked_for_in_parts_is_looked_at_once_and_again_where_it_changed(
+def test_a_film_that_is_asked_for_in_parts_is_hashed_once_and_again_where_it_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, looked = write_numbered_video(tmp_path / "a.mp4", 240, rate=2), []

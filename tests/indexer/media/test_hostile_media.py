@@ -1,4 +1,4 @@
-"""A hostile file, or a decoder taken over by one, exceeds no limit, opens nothing and reaches no one."""
+"""A hostile file, or a decoder compromised by one, exceeds no limit and opens no file or connection."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_a_child_that_cannot_be_started_is_an_error_of_that_video_alone(
         assert pool.submit(_request(path)).result().num_segments == 1
 
 
-def test_damaged_clips_harm_no_decoder(tmp_path: Path) -> None:
+def test_damaged_clips_kill_no_decoder(tmp_path: Path) -> None:
     clips = load_clips(None, tmp_path)
     tally = decode_mutations(clips, range(45), seed=7, scratch=tmp_path)
     assert tally.bad == []
@@ -263,7 +263,7 @@ def test_damaged_clips_harm_no_decoder(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_many_damaged_real_clips_harm_no_decoder(clips_directory: Path, tmp_path: Path) -> None:
+def test_many_damaged_real_clips_kill_no_decoder(clips_directory: Path, tmp_path: Path) -> None:
     clips = load_clips(clips_directory, tmp_path)
     assert decode_mutations(clips, range(180), seed=8, scratch=tmp_path).bad == []
 

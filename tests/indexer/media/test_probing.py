@@ -76,7 +76,7 @@ def test_first_bytes_of_other_things_are_refused_with_a_reason(
     assert file_extension(tmp_path / "upload") is None
 
 
-def test_a_probe_tells_what_a_file_is(tmp_path: Path) -> None:
+def test_a_probe_reports_what_a_file_is(tmp_path: Path) -> None:
     info = probe(write_numbered_video(tmp_path / "a.mkv", 50, rate=25, rotation_degrees=0))
     assert (info.container, info.codec, info.width, info.height) == ("matroska", "h264", 128, 32)
     assert (info.rotation_degrees, info.num_frames, info.has_audio) == (0, 50, False)

@@ -1,4 +1,4 @@
-"""What a decoding child may do that a hostile file has taken over: nothing but answer, and nothing absurd."""
+"""What a decoding child that a file has compromised may do: nothing but answer, and nothing absurd."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _request(path: Path) -> DecodeRequest:
     return DecodeRequest(str(path), Sampling(2), 32)
 
 
-# Limits on what a child may do: a stand-in tries what a decoder would that was taken over
+# Limits on what a child may do: a stand-in tries what a compromised decoder would
 
 ATTEMPTS = """
 import json, os, resource, socket, subprocess, sys, threading
@@ -159,7 +159,7 @@ def test_the_kernel_refuses_a_child_what_decoding_never_needs(attempt: Attempt, 
     assert attempt("thread").reason == "done"
 
 
-# A child that was taken over may answer anything
+# A compromised child may answer anything
 
 
 def test_answers_that_cannot_be_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A file that was cut off at any point is refused or called partial: never a whole video that is shorter."""
+"""A file truncated at any point is refused or called partial: never a whole video that is shorter."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def _outcome(path: Path) -> str:
 def test_a_cut_anywhere_is_noticed(tmp_path: Path, ending: str, codec: str, options: dict[str, str]) -> None:
     whole = _write(tmp_path, ending, codec, options)
     assert _outcome(whole) == "whole"
-    content, cut_off = whole.read_bytes(), tmp_path / f"cut.{ending}"
+    content, truncated = whole.read_bytes(), tmp_path / f"cut.{ending}"
     last = len(content) - 1
     cuts = {*np.linspace(1, last, 31, dtype=int).tolist(), *range(last, last - 12, -1), last - 100}
     outcomes = {}
     for cut in sorted(cuts):
-        cut_off.write_bytes(content[:cut])
-        outcomes[cut] = _outcome(cut_off)
+        truncated.write_bytes(content[:cut])
+        outcomes[cut] = _outcome(truncated)
     assert set(outcomes.values()) <= {"refused", "partial"}, outcomes
     if ending != "mov" and options.get("movflags") == "faststart":
         assert "partial" in outcomes.values()
@@ -87,7 +87,7 @@ def test_a_cut_within_a_frame_is_noticed_where_the_container_promises_nothing(
 ) -> None:
     whole = _write(tmp_path, ending, codec, options)
     assert _outcome(whole) == "whole"
-    content, cut_off = whole.read_bytes(), tmp_path / f"cut.{ending}"
+    content, truncated = whole.read_bytes(), tmp_path / f"cut.{ending}"
     with av.open(str(whole)) as container:
         places = [packet.pos for packet in container.demux(video=0) if packet.size and packet.pos is not None]
     if ending == "mpg":
@@ -95,8 +95,8 @@ def test_a_cut_within_a_frame_is_noticed_where_the_container_promises_nothing(
     assert len(places) > 20
     outcomes = {}
     for place in places[::3]:
-        cut_off.write_bytes(content[: place + 9])
-        outcomes[place] = _outcome(cut_off)
+        truncated.write_bytes(content[: place + 9])
+        outcomes[place] = _outcome(truncated)
     assert set(outcomes.values()) <= {"refused", "partial"}, outcomes
     assert "partial" in outcomes.values()
 

@@ -1,4 +1,4 @@
-"""Videos that look like a video, texts that fit one, and many queries at once: each equal to brute force."""
+"""Videos that look like a video, texts that fit one, and many queries together: each equal to brute force."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def searcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searcher]:
         yield searcher
 
 
-# Many queries at once
+# Many queries together
 
 
 @pytest.mark.parametrize("mode", ["rerank", "coarse", "exhaustive"])

@@ -45,9 +45,9 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
 
     def fail(unfinished: Path) -> None:
         unfinished.write_text("half")
-        raise OSError("no room")
+        raise OSError("disk full")
 
-    with pytest.raises(OSError, match="no room"):
+    with pytest.raises(OSError, match="disk full"):
         write_atomically(path, fail)
     assert path.read_text() == "former" and list(tmp_path.iterdir()) == [path]
 

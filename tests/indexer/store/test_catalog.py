@@ -283,7 +283,7 @@ def test_changes_are_followed_page_by_page_by_another_catalog_object(catalog, ra
         assert sequences == [1, 2, 3, 4, 5] and other.sequence == 5
 
 
-def test_a_follower_behind_a_shortened_change_log_is_told(catalog, random):
+def test_a_follower_behind_a_shortened_change_log_gets_an_error(catalog, random):
     for number in range(5):
         add_video(catalog, number, [make_segment(random)])
     catalog.forget_changes(4)
@@ -295,7 +295,7 @@ def test_a_follower_behind_a_shortened_change_log_is_told(catalog, random):
     assert catalog.sequence == 5 and catalog.changes_since(5) == []
 
 
-def test_a_follower_of_another_history_is_told(catalog, random):
+def test_a_follower_of_another_history_gets_an_error(catalog, random):
     with pytest.raises(ChangesForgottenError):
         catalog.changes_since(3)
     add_video(catalog, 1, [make_segment(random)])
@@ -336,7 +336,7 @@ def test_more_features_than_fit_in_one_query_come_in_order(catalog, random):
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 7, 100])
-def test_reading_in_blocks_is_reading_at_once(catalog, random, block_size):
+def test_reading_in_blocks_is_reading_in_one_block(catalog, random, block_size):
     for number in range(7):
         add_video(catalog, number, [make_segment(random)])
     blocks = list(catalog.iterate_features(block_size))
@@ -440,7 +440,7 @@ def test_creating_never_overwrites(catalog, random):
     assert catalog.num_videos == 1
 
 
-def test_of_many_that_create_at_once_one_does(tmp_path):
+def test_of_many_that_create_concurrently_one_does(tmp_path):
     barrier = threading.Barrier(6)
 
     def create(number):
@@ -526,7 +526,7 @@ def test_threads_write_and_read_together(catalog, random):
 
 
 @pytest.mark.parametrize("name, is_advised", [("SQLITE_CANTOPEN", True), ("SQLITE_IOERR_READ", False)])
-def test_where_files_beside_a_catalog_cannot_be_made_the_error_says_that_readers_write_too(name, is_advised):
+def test_where_files_next_to_a_catalog_cannot_be_made_the_error_says_that_readers_write_too(name, is_advised):
     error = sqlite3.OperationalError("unable to open database file")
     error.sqlite_errorcode, error.sqlite_errorname = getattr(sqlite3, name), name
     translated = catalog_connections.translated(error, Path("index/catalog.sqlite3"))

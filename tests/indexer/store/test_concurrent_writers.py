@@ -1,4 +1,4 @@
-"""Several processes write to one index while it is searched: every video once, found at once, and no errors.
+"""Several processes write to one index while it is searched: every video once, searchable, and no errors.
 
 The tests with the real command and the real server import torch in several processes and are slow.
 """
@@ -67,11 +67,11 @@ def test_two_writing_processes_add_every_video_once_while_a_third_searches(tmp_p
         assert len(lines) == 80 and sum(created == "True" for _, _, created in lines) == 40
         for number, video_id, _ in lines:
             record = catalog.find_by_sha256(sha256_of(int(number)))
-            assert record is not None and record.id == video_id, "both were told the same id"
+            assert record is not None and record.id == video_id, "both got the same id"
     assert verify(tmp_path).is_clean
 
 
-def test_a_writer_that_is_killed_holds_up_nobody(tmp_path: Path) -> None:
+def test_a_writer_that_is_killed_blocks_no_other(tmp_path: Path) -> None:
     program = (
         "import sys, time\n"
         "from indexer.store.sqlite.catalog import Catalog\n"
@@ -86,7 +86,7 @@ def test_a_writer_that_is_killed_holds_up_nobody(tmp_path: Path) -> None:
             [sys.executable, "-c", program, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None and process.stdout.readline() == "inside\n"
-        assert catalog.num_videos == 0, "readers wait for nobody"
+        assert catalog.num_videos == 0, "readers are not blocked"
         process.kill()
         process.communicate()
         started = time.monotonic()

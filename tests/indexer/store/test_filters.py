@@ -131,9 +131,7 @@ filters = st.recursive(
     st.lists(st.tuples(metadatas, st.none() | texts.filter(bool)), min_size=1, max_size=6),
     st.lists(filters, min_size=1, max_size=8),
 )
-def test_a_filter_lets_through_the_videos_that_a_plain_reading_of_it_lets_through(
-    tmp_path_factory, videos, chosen
-):
+def test_a_filter_matches_the_videos_that_a_plain_evaluation_of_it_matches(tmp_path_factory, videos, chosen):
     directory = tmp_path_factory.mktemp("index")
     random = np.random.default_rng(0)
     with create_catalog(directory) as catalog:
@@ -193,7 +191,7 @@ def test_a_filter_lets_through_the_videos_that_a_plain_reading_of_it_lets_throug
         ({"or": [{"title": "a"}] * (MAX_CONDITIONS + 1)}, f"more than {MAX_CONDITIONS} conditions"),
     ],
 )
-def test_what_is_no_filter_is_refused_with_its_place(wrong, place):
+def test_what_is_no_filter_is_refused_with_its_position(wrong, place):
     with pytest.raises(InvalidQueryError) as error:
         parse_filter(wrong)
     assert place in str(error.value)
@@ -254,8 +252,8 @@ def test_remembered_matches_follow_additions_deletions_and_new_metadata(tmp_path
                 catalog.update_video(f"video-{number}", metadata={"kept": bool(random.integers(2))})
             if step == 60:
                 catalog.forget_changes(catalog.sequence)
-            anew = FilterCache(catalog).segment_ids(chosen)
-            assert matches.segment_ids(chosen).tolist() == anew.tolist()
+            uncached = FilterCache(catalog).segment_ids(chosen)
+            assert matches.segment_ids(chosen).tolist() == uncached.tolist()
         assert len(FilterCache(other).segment_ids(chosen)) == 0
 
 

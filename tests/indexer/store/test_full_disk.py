@@ -34,11 +34,11 @@ def test_whatever_write_fails_nothing_is_lost_and_writes_go_on_later(scenario, t
     assert len(reports) == len(SCENARIOS[scenario][1])
     assert [report["problems"] for report in reports.values()] == [[]] * len(reports)
     failed = [report["failed"] for report in reports.values()]
-    assert failed[0] > 0, "with no room at all something fails"
-    assert failed[-1] == 0, "with room enough nothing does"
+    assert failed[0] > 0, "with no space at all something fails"
+    assert failed[-1] == 0, "with enough space nothing does"
 
 
-def test_a_full_disk_is_said_to_be_full_and_all_is_well_when_it_has_room_again(tmp_path):
+def test_a_full_disk_is_reported_and_all_is_well_when_it_has_space_again(tmp_path):
     report = run_worker("full_disk", tmp_path)
     if "skipped" in report:
         pytest.skip(f"no file system of our own here: {report['skipped']}")

@@ -131,7 +131,7 @@ def test_a_generation_in_the_making_takes_changes_from_its_maker_alone(tmp_path:
     assert generations(tmp_path) == [1, 2]
 
 
-def test_a_switch_cut_short_after_its_first_step_is_ended_by_whoever_opens_the_index(tmp_path: Path) -> None:
+def test_opening_completes_a_switch_that_was_interrupted_after_its_first_step(tmp_path: Path) -> None:
     with fill(create_catalog(tmp_path)) as former, successor(tmp_path) as later:
         fill(later)
         supersede(former, 2, epoch=1)
@@ -150,7 +150,7 @@ def test_a_switch_cut_short_after_its_first_step_is_ended_by_whoever_opens_the_i
         former.delete_video("video-1")  # It is the current one again, for those too who had it open.
 
 
-def test_damage_to_the_generation_that_a_cut_short_switch_left_is_told_and_rebuild_names_the_next(
+def test_damage_to_the_generation_that_an_interrupted_switch_left_is_reported_and_rebuild_names_the_next(
     tmp_path: Path,
 ) -> None:
     with fill(create_catalog(tmp_path)) as former, successor(tmp_path) as later:

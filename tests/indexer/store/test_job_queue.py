@@ -157,7 +157,7 @@ def test_a_heartbeat_keeps_the_lease(queue, clock):
     assert queue.requeue_expired() == 0 and queue.get(job.id).attempts == 1
 
 
-def test_a_worker_thought_dead_cannot_touch_what_another_took_over(queue, catalog, clock, segment):
+def test_a_worker_thought_dead_cannot_touch_what_another_leased(queue, catalog, clock, segment):
     job = enqueue(queue, "v", "/a")
     first = queue.lease("a", 30.0)
     clock.now += 31.0

@@ -1,4 +1,4 @@
-"""Merge patches of what a person says about a video."""
+"""Merge patches of the title and metadata of a video."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ def test_a_patch_that_is_refused_changes_nothing(catalog: Catalog) -> None:
         with pytest.raises(InvalidRecordError):
             catalog.patch_video("video-1", patch)
     with pytest.raises(VideoNotFoundError):
-        catalog.patch_video("nobody", {"title": "x"})
+        catalog.patch_video("unknown", {"title": "x"})
     assert catalog.sequence == 2 and catalog.get_video("video-1").title == "one"
 
 
-def test_patches_at_once_undo_nothing_of_each_other(catalog: Catalog) -> None:
+def test_concurrent_patches_undo_nothing_of_each_other(catalog: Catalog) -> None:
     barrier = threading.Barrier(8)
 
     def patch(number: int) -> None:

@@ -51,7 +51,7 @@ def test_files_that_are_slow_to_read_hold_up_neither_searches_nor_probes(
         assert {post.result(30).status_code for post in posts} == {202}
 
 
-def test_a_large_file_that_was_cut_off_is_not_deleted_by_the_thread_that_answers_all(
+def test_a_large_incomplete_file_is_not_deleted_by_the_thread_that_answers_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deleted_by: list[int] = []

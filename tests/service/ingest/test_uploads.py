@@ -230,7 +230,7 @@ def test_more_jobs_than_may_wait_are_refused_before_their_body_is_read(tmp_path:
         assert upload(service, b"3").status_code == 202
 
 
-def test_of_many_requests_at_once_no_more_get_in_than_may_wait(tmp_path: Path) -> None:
+def test_of_many_concurrent_requests_no_more_get_in_than_may_wait(tmp_path: Path) -> None:
     with (
         running(tmp_path / "index", max_queued_jobs=3) as service,
         concurrent.futures.ThreadPoolExecutor(8) as pool,
@@ -240,7 +240,7 @@ def test_of_many_requests_at_once_no_more_get_in_than_may_wait(tmp_path: Path) -
         assert len(uploads(service)) == service.job_queue.counts()["queued"] == 3
 
 
-def test_the_same_bytes_from_many_at_once_make_one_job(service: Service) -> None:
+def test_the_same_bytes_from_many_concurrent_clients_make_one_job(service: Service) -> None:
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         responses = list(pool.map(lambda _: upload(service, b"the same"), range(6)))
     assert len({response.json()["job"]["id"] for response in responses}) == 1
@@ -282,7 +282,7 @@ def test_a_catalog_without_room_for_the_job_answers_507_and_keeps_no_file(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_arguments: Any, **_fields: Any) -> None:
-        raise IndexFullError("no room to grow")
+        raise IndexFullError("the disk is full")
 
     monkeypatch.setattr("indexer.store.sqlite.jobs.JobQueue.admit", refuse)
     response = upload(service, b"bytes")

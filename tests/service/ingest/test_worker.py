@@ -368,7 +368,7 @@ def test_a_worker_that_wakes_up_late_takes_nothing_from_the_one_that_took_over(b
 
 
 @pytest.mark.parametrize(
-    "error", [IndexFullError("no room to grow"), IndexBusyError("writing for 30 seconds")]
+    "error", [IndexFullError("the disk is full"), IndexBusyError("writing for 30 seconds")]
 )
 def test_a_catalog_that_cannot_be_written_to_costs_a_try_and_not_the_video(
     bench: Bench, error: Exception, monkeypatch: pytest.MonkeyPatch

@@ -173,7 +173,7 @@ def test_the_colours_follow_the_system_until_the_user_chooses(site: Site, browse
     assert browser.evaluate(ground) == seen[True]
 
 
-def test_nothing_moves_for_who_wants_less_motion(site: Site, browser: Browser) -> None:
+def test_nothing_moves_where_reduced_motion_is_preferred(site: Site, browser: Browser) -> None:
     browser.set_viewport(1000, 900, still=True)
     browser.open(site.address)
     wait_for_cards(browser, 9)

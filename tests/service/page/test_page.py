@@ -122,12 +122,12 @@ def test_a_click_plays_the_video_from_the_moment(site: Site, browser: Browser) -
 def test_an_address_opens_a_video_at_its_moment(site: Site, browser: Browser) -> None:
     browser.open(f"{site.address}/?q=x&video=a&t=2")
     browser.wait_for("document.querySelector('#player').open && video.currentTime >= 2")
-    browser.open(f"{site.address}/?q=x&video=nobody")
+    browser.open(f"{site.address}/?q=x&video=unknown")
     wait_for_cards(browser, 3)
     browser.wait_for("location.search === '?q=x'")
 
 
-def test_the_words_and_frames_of_a_match_can_be_looked_at(site: Site, browser: Browser) -> None:
+def test_the_words_and_frames_of_a_match_can_be_shown(site: Site, browser: Browser) -> None:
     browser.open(f"{site.address}/?q=x&video=a")
     browser.wait_for("document.querySelector('#player').open")
     click(browser, "#player-words button")
@@ -168,7 +168,7 @@ def test_a_picture_plays_muted_while_the_pointer_rests_on_it(
     browser.wait_for("!document.querySelector('.picture video')")
 
 
-def test_nothing_plays_by_itself_for_who_wants_less_motion(site: Site, browser: Browser) -> None:
+def test_nothing_plays_by_itself_where_reduced_motion_is_preferred(site: Site, browser: Browser) -> None:
     browser.set_viewport(1200, 900, still=True)
     browser.open(f"{site.address}/?q=x")
     wait_for_cards(browser, 3)

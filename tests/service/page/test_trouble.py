@@ -41,7 +41,7 @@ REFUSE = """
   window.fetch = async () => { window.numRefused += 1; throw new TypeError("refused") };
 })()
 """
-"""Nothing answers until `window.fetch` is what it was; as with a server that ended, no event tells of it."""
+"""Nothing answers until `window.fetch` is what it was; as with a server that ended, no event reports it."""
 
 
 @pytest.fixture(scope="module")
@@ -142,10 +142,10 @@ def test_a_new_list_begins_at_its_top_and_has_the_focus(site: Site, browser: Bro
 
 
 def test_what_is_gone_is_shown_with_a_way_on(site: Site, browser: Browser) -> None:
-    browser.open(f"{site.address}/?q=x&video=nobody")
+    browser.open(f"{site.address}/?q=x&video=unknown")
     browser.wait_for("document.querySelector('#warnings').innerText.includes('no longer in the index')")
     assert browser.evaluate("location.search") == "?q=x"
-    browser.open(f"{site.address}/?like=nobody")
+    browser.open(f"{site.address}/?like=unknown")
     browser.wait_for("document.querySelector('#notice h2')?.innerText === 'No longer available'")
     click(browser, "#notice button")
     wait_for_cards(browser, 24)
@@ -179,7 +179,7 @@ def test_a_next_page_that_fails_is_shown_at_the_button(site: Site, browser: Brow
 
 
 @pytest.mark.parametrize("width", [320, 1200])
-def test_long_titles_and_keys_leave_room_for_the_rest(site: Site, browser: Browser, width: int) -> None:
+def test_long_titles_and_keys_leave_space_for_the_rest(site: Site, browser: Browser, width: int) -> None:
     browser.set_viewport(width, 700)
     browser.open(f"{site.address}/?q=x&video=long")
     browser.wait_for("document.querySelectorAll('#player-actions button').length === 4")

@@ -138,7 +138,7 @@ def test_every_error_class_has_its_own_type_and_a_status_of_errors() -> None:
         assert error().to_problem()["detail"].endswith(".")
 
 
-def test_an_unforeseen_error_becomes_a_500_that_tells_nothing(
+def test_an_unforeseen_error_becomes_a_500_that_reveals_nothing(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     service.searcher.error = RuntimeError(f"{SECRET} in /tmp/index")
@@ -149,7 +149,7 @@ def test_an_unforeseen_error_becomes_a_500_that_tells_nothing(
     assert SECRET in caplog.text  # The log is where it belongs.
 
 
-def test_a_damaged_index_becomes_a_500_that_tells_nothing(
+def test_a_damaged_index_becomes_a_500_that_reveals_nothing(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     service.searcher.error = IndexDamagedError(f"/tmp/{SECRET} is damaged")
@@ -313,7 +313,7 @@ def test_every_answer_has_the_security_headers(service: Service) -> None:
         (indexer_errors.IndexDamagedError("a path"), 500),
     ],
 )
-def test_what_the_index_cannot_do_has_a_status_of_its_own_and_tells_no_path(
+def test_what_the_index_cannot_do_has_a_status_of_its_own_and_reveals_no_path(
     error: Exception, status: int
 ) -> None:
     response = from_indexer_error(error).to_response()

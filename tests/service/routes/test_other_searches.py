@@ -73,7 +73,7 @@ def test_similar_videos_are_results_with_addresses(service: Service) -> None:
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/videos/nobody/similar", (404, "video-not-found")),
+        ("/videos/unknown/similar", (404, "video-not-found")),
         ("/videos/v1/similar?limit=0", (422, "invalid-request")),
         ("/videos/v1/similar?limit=101", (422, "invalid-request")),
         ("/videos/v1/similar?top=1", (422, "invalid-request")),
@@ -103,7 +103,7 @@ def test_texts_are_ranked(service: Service) -> None:
     assert problem(service.client.post("/videos/x/texts", json={"texts": ["a"]})) == (404, "video-not-found")
 
 
-def test_many_texts_are_ranked_in_turns_as_if_at_once(service: Service) -> None:
+def test_many_texts_are_ranked_in_parts_as_if_together(service: Service) -> None:
     texts = ["x" * (1 + number * 7 % 150) for number in range(150)]
     body: dict[str, Any] = service.client.post("/videos/v1/texts", json={"texts": texts}).json()
     assert service.searcher.ranked == [texts[:64], texts[64:128], texts[128:]]

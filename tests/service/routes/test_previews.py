@@ -119,7 +119,7 @@ def test_a_preview_that_cannot_be_made_is_a_404(service: Service) -> None:
     service.picture_error = DecodeTimeoutError("decoding took longer than 10 seconds")
     response = service.client.get("/videos/a/preview")
     assert response.status_code == 404 and response.json()["type"].endswith("media-not-found")
-    assert service.client.get("/videos/nobody/preview").json()["type"].endswith("video-not-found")
+    assert service.client.get("/videos/unknown/preview").json()["type"].endswith("video-not-found")
     assert service.client.get("/videos/a/preview?time_seconds=-1").status_code == 422
 
 

@@ -195,7 +195,7 @@ def test_beyond_the_searches_that_may_wait_the_answer_is_503_and_then_all_is_wel
     assert service.client.get("/stats").json()["num_searches_inside"] == 0
 
 
-def test_stats_and_health_tell_what_there_is(service: Service) -> None:
+def test_stats_and_health_report_what_there_is(service: Service) -> None:
     assert service.client.get("/healthz").json() == service.client.get("/readyz").json() == {"status": "ok"}
     stats = service.client.get("/stats").json()
     assert stats["num_videos"] == 2 and stats["jobs"] == {"queued": 0, "running": 0, "done": 0, "failed": 0}

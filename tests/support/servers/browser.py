@@ -102,11 +102,11 @@ class Browser:
             " catch { return null } })()"
         )
         while not (value := self.evaluate(guarded)):
-            assert time.monotonic() < deadline, f"{expression} did not become true; {self._told()}"
+            assert time.monotonic() < deadline, f"{expression} did not become true; {self._report()}"
             time.sleep(0.05)
         return value
 
-    def _told(self) -> str:
+    def _report(self) -> str:
         """What is known of a page that does not do what it should."""
         seen = self.evaluate(
             "`${location.href}\\n${document.readyState}\\n${document.body?.innerText.slice(0, 500)}`"
@@ -114,7 +114,7 @@ class Browser:
         return f"{seen}\n{self.failed_requests[-5:]}\n{self.problems}"
 
     def choose_files(self, selector: str, paths: list[Path]) -> None:
-        """Choose files in a file input, as a person would."""
+        """Choose files in a file input, as a user would."""
         root = self._call("DOM.getDocument")["root"]["nodeId"]
         node = self._call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self._call("DOM.setFileInputFiles", files=[str(path) for path in paths], nodeId=node)
@@ -207,8 +207,8 @@ class Browser:
         entry = event["params"]["entry"] if event.get("method") == "Log.entryAdded" else None
         if entry and entry["level"] == "error":
             is_request = entry["source"] == "network"
-            told = f"{entry['text']} {entry.get('url', '')}".strip()
-            (self.failed_requests if is_request else self.problems).append(told)
+            message = f"{entry['text']} {entry.get('url', '')}".strip()
+            (self.failed_requests if is_request else self.problems).append(message)
 
 
 def _pipe() -> tuple[int, int]:

@@ -120,5 +120,5 @@ def focused(browser: Browser) -> str:
 
 
 def wait_for_cards(browser: Browser, num_cards: int) -> None:
-    """Until so many videos are shown."""
+    """Until this many videos are shown."""
     browser.wait_for(f"document.querySelectorAll('.card:not(.waiting)').length === {num_cards}")

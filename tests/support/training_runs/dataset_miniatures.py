@@ -158,7 +158,7 @@ def write_activitynet(directory: Path) -> Path:
 
 
 def write_captions(directory: Path) -> Path:
-    """A manifest with all splits; a clip with several texts, and two stretches of one file."""
+    """A manifest with all splits; a clip with several texts, and two intervals of one file."""
     write_videos(directory / "clips", ["one.mp4", "two.mp4", "three.mkv", "four.mp4"])
     rows = [
         {

@@ -1,7 +1,7 @@
 """The processes of tests/training/test_gather.py: `OMP_NUM_THREADS=1 python gather_process.py NUM_PROCESSES
 FOLDER`.
 
-Each does everything that those tests look at and writes what it found to FOLDER/RANK.safetensors.
+Each does everything that those tests check and writes what it found to FOLDER/RANK.safetensors.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def three_steps() -> Found:
 
 
 def gathered_features() -> Found:
-    """Features that tell which process and row they come from."""
+    """Features that identify the process and row they come from."""
     row = 10.0 * rank() + torch.arange(2.0)
     text = TextFeatures(
         row[:, None], row[:, None, None].expand(2, 3, 1), row[:, None] == 10 + torch.arange(3)
@@ -125,22 +125,22 @@ def shared_parameters() -> Found:
     """Weights of another seed in each process, before and after sharing; then one bit is changed."""
     model = small_model(seed=rank())
 
-    def told_apart() -> torch.Tensor:
+    def identifiable() -> torch.Tensor:
         try:
             check_equal_parameters(model)
         except RunError:
             return torch.tensor(True)
         return torch.tensor(False)
 
-    found = {"shared/before": told_apart()}
+    found = {"shared/before": identifiable()}
     share_parameters(model)
-    found["shared/after"] = told_apart()
+    found["shared/after"] = identifiable()
     found |= {f"shared/{name}": value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         if rank() == 1:
             weight = model.clip.visual.proj
             weight[3, 2] = torch.nextafter(weight[3, 2], torch.tensor(torch.inf))
-    found["shared/changed"] = told_apart()
+    found["shared/changed"] = identifiable()
     return found
 
 

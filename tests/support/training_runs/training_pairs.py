@@ -84,7 +84,7 @@ def largest_relative_difference(
 def double_precision() -> Iterator[None]:
     """Everything in float64, the casts to float32 too.
 
-    What is equal by the chain rule is equal to 1e-12 here, where float32 leaves room for mistakes.
+    What is equal by the chain rule is equal to 1e-12 here, where float32 would need a looser tolerance.
     """
     torch.set_default_dtype(torch.float64)
     try:

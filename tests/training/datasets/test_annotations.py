@@ -96,7 +96,7 @@ def test_a_clip_listed_twice_in_msrvtt_training_is_one_clip_but_in_the_test_an_e
         (lambda data: data["sentences"][5].update(caption="\ud83d"), ["sentences[5]", "half a character"]),
     ],
 )
-def test_wrong_msrvtt_sentences_are_refused_with_their_place(tmp_path, change, reported):
+def test_wrong_msrvtt_sentences_are_refused_with_their_position(tmp_path, change, reported):
     directory = miniatures.write_msrvtt(tmp_path / "msrvtt")
     rewrite_json(directory / "msrvtt_data" / "MSRVTT_data.json", change)
     refused("msrvtt-9k", directory, "train", "MSRVTT_data.json", *reported)
@@ -117,7 +117,7 @@ def test_a_file_that_is_not_the_expected_json_is_refused(tmp_path, text, reporte
     refused("msrvtt-9k", directory, "train", "MSRVTT_data.json", *reported)
 
 
-def test_wrong_msvd_lists_and_captions_are_refused_with_their_place(tmp_path):
+def test_wrong_msvd_lists_and_captions_are_refused_with_their_position(tmp_path):
     directory = miniatures.write_msvd(tmp_path / "msvd")
     captions: dict[str, Any] = dict(miniatures.MSVD_CAPTIONS)
     first, second = miniatures.MSVD_LISTS["test"]
@@ -165,7 +165,7 @@ def test_wrong_lsmdc_lines_are_refused_with_their_number(tmp_path):
         (lambda data: [e.update(description=" ") for e in data], ["10015567@N08", "empty"]),
     ],
 )
-def test_wrong_didemo_descriptions_are_refused_with_their_place(tmp_path, change, reported):
+def test_wrong_didemo_descriptions_are_refused_with_their_position(tmp_path, change, reported):
     directory = miniatures.write_didemo(tmp_path / "didemo")
     rewrite_json(directory / "test_data.json", change)
     refused("didemo", directory, "test", "test_data.json", *reported)

@@ -104,7 +104,7 @@ def test_only_the_files_that_the_split_needs_are_asked_for(tmp_path):
         load_split("msrvtt-9k", directory, "train")
 
 
-def test_videos_that_are_in_no_known_place_are_asked_for_with_the_places(msvd, tmp_path):
+def test_videos_that_are_in_no_known_folder_are_asked_for_with_the_folders(msvd, tmp_path):
     (msvd / "MSVD_Videos").rename(msvd / "my videos")
     (msvd / "YouTubeClips").mkdir()  # Empty.
     with pytest.raises(DatasetError, match=r"looked in .*MSVD_Videos, .*YouTubeClips"):

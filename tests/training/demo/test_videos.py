@@ -40,7 +40,7 @@ def test_a_decoded_video_shows_the_rendered_frames(tmp_path: Path) -> None:
         assert np.abs(pixels.astype(int) - expected.astype(int)).mean() < 3.0
 
 
-def test_a_video_is_h264_that_browsers_play_at_once(tmp_path: Path) -> None:
+def test_a_video_is_h264_that_browsers_play_while_it_loads(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     write_video(path, SCENE, size_pixels=64)
     with av.open(str(path)) as container:

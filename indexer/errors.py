@@ -65,7 +65,7 @@ class IndexStorageError(IndexerError):
 
 
 class IndexFullError(IndexStorageError):
-    """The disk is full; nothing was changed, reading goes on."""
+    """The disk is full; nothing was changed, reads continue."""
 
 
 class BackupDamagedError(IndexerError):

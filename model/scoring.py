@@ -18,7 +18,7 @@ from model.score_names import SCORE_NAMES
 
 MAX_BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Similarities [T, W, V, F] held in memory outside training, by kind of device; bounds memory. 1 MiB a
-temporary stays within a processor's caches (benchmarks/scoring.py); a GPU wants large pieces."""
+temporary stays within a processor's caches (benchmarks/scoring.py); a GPU is faster with large blocks."""
 
 
 class ScoreHead(nn.Module):

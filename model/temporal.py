@@ -1,4 +1,4 @@
-"""The temporal transformer: frames of one video look at each other (the official `seqTransf`)."""
+"""The temporal transformer: frames of one video attend to each other (the official `seqTransf`)."""
 
 from __future__ import annotations
 

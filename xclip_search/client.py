@@ -322,7 +322,10 @@ class AsyncClient:
         """Save the video's file at `path`, whole and with the sha256 that the index knows.
 
         What has arrived lies next to `path` under a name made of that sha256, so that an interrupted call
-        is resumed by the next one. Raises DamagedDownloadError where other bytes arrive.
+        is resumed by the next one.
+
+        Raises:
+            DamagedDownloadError: Other bytes arrived.
         """
         video = await self.get_video(video_id)
         with _Download(Path(path), video, on_progress) as download:

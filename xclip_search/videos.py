@@ -343,8 +343,10 @@ class Uploads:
     def run(self, sources: Sequence[VideoSource]) -> UploadReport:
         """Upload what the server does not have yet, and wait until it was read.
 
-        A file that fails is reported, never raised. Raises ConnectionFailedError and other ClientErrors that
-        concern all files alike.
+        A file that fails is reported, never raised.
+
+        Raises:
+            ClientError: What concerns all files alike, such as ConnectionFailedError.
         """
         started = time.monotonic()
         for source in sources:

@@ -454,7 +454,7 @@ def make_snapshot(catalog: Catalog, kind: CoarseKind, former: Snapshot | None = 
 
 
 def limit_faiss_threads() -> None:
-    """Let FAISS use half of the processors for what this thread asks of it: searches want the others."""
+    """Let FAISS use half of the processors in this thread, so that searches have the others."""
     faiss.omp_set_num_threads(max(1, (os.cpu_count() or 1) // 2))
 
 

@@ -337,7 +337,7 @@ def _codec_name(stream: VideoStream) -> str:
 
 
 def _check_duration(container: InputContainer, stream: VideoStream, limits: MediaLimits) -> None:
-    """By what the header says, before all packets are read; `timeline` looks at what is there."""
+    """By what the header says, before all packets are read; `timeline` reads what is there."""
     if container.duration is not None:
         # Matroska says when a video ends, and what was cut out of a long recording may begin at any time.
         begins_at = max(0, container.start_time or 0)

@@ -122,7 +122,7 @@ class _Wanted:
         return self.indices[self.next]
 
     def offer(self, tick: int, frame: VideoFrame) -> Iterator[DecodedFrame]:
-        """Answer all wanted frames that this one settles. Frames come in ascending order of ticks."""
+        """Answer all wanted frames that this one determines. Frames come in ascending order of ticks."""
         ticks = self.timeline.ticks
         while not self.done and tick > ticks[self.index]:
             yield self._answer(*(self.last or (tick, frame)))

@@ -39,7 +39,7 @@ class Sampling:
         num_frames: F, the most frames of one segment.
         frames_per_second: candidates per second, of which F are taken uniformly.
         max_segment_seconds: a longer video becomes equal segments of at most this length; 0 keeps it whole.
-        rule: `time`, or `official` (by frame number, whole videos only, as the paper's benchmarks want it).
+        rule: `time`, or `official` (by frame number, whole videos only, as in the paper's benchmarks).
 
     Raises:
         ValueError: a value is out of its range.

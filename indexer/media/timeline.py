@@ -30,7 +30,7 @@ _MIN_FRAME_SECONDS = 0.001
 _MISSING_SHARE = 0.05
 _MISSING_SECONDS = 0.25
 """A file whose packets end earlier than promised by more than both counts as truncated; less is rounding, or
-sound that goes on a little longer."""
+sound that is a little longer."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,7 +77,7 @@ def _promised_by_mp4(file: BinaryIO, size_bytes: int) -> int:
 
 def _promised_by_matroska(file: BinaryIO, size_bytes: int) -> int:
     # RFC 8794: each element is its id, its size, its content. The EBML head first, then one Segment. Of what
-    # is written live, no size is known, and we look at what is inside.
+    # is written live, no size is known, and the elements inside are read.
     position = 0
     for _ in range(_MAX_STRUCTURES):
         header = _read(file, position, 12)

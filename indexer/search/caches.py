@@ -310,7 +310,7 @@ def _merged(
 
 
 class FilterCache:
-    """The segments that the filters used last let through. Safe to use from several threads.
+    """The segments that the filters used last match. Safe to use from several threads.
 
     max_filters: how many filters are kept, at 8 bytes a matching segment.
     """

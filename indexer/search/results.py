@@ -47,7 +47,7 @@ class Page:
 
 
 def read_page(ordered: ScoredSegments, page: slice, catalog: Catalog, features: FeatureCache) -> Page:
-    """What the catalog says about the results of a page; those deleted by now give way to the next."""
+    """What the catalog says about the results of a page; those deleted by now are replaced by the next."""
     has_gaps = False
     while True:
         hits = ordered[page]

@@ -198,7 +198,7 @@ class Searcher:
         return state.num_videos
 
     def _allowed(self, filter: Mapping[str, Any] | Filter | None) -> NDArray[np.int64] | None:
-        """Ids of the segments that a filter lets through, ascending; None where there is no filter."""
+        """Ids of the segments that a filter matches, ascending; None where there is no filter."""
         chosen = as_filter(filter)
         return None if chosen is None else self._filters.segment_ids(chosen)
 

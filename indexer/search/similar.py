@@ -38,7 +38,7 @@ def find_similar(
         catalog, index, features: Of the index.
         video_id: The video, which is not among the results.
         rows: Of all results, those of the page.
-        allowed: Ids of the only segments to look at, ascending; None for all.
+        allowed: Ids of the only segments to consider, ascending; None for all.
 
     Returns:
         The page. Where the coarse index is approximate some videos may be missed. Moments are the frames

@@ -164,7 +164,7 @@ class _Parser:
 
 def _shown(name: str, number: int) -> str:
     """A member of an object in an error message: by its name only where the name is ours, for a message never
-    repeats what came in."""
+    repeats the input."""
     if name in ("and", "or", "not", *_COLUMNS):
         return name
     return "metadata.(key)" if name.startswith("metadata.") else f"(field {number})"

@@ -152,7 +152,7 @@ class SegmentFeatures:
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """Segments whose videos a filter lets through, as of the change `sequence`, which had this `token`.
+    """Segments whose videos a filter matches, as of the change `sequence`, which had this `token`.
 
     segment_ids: int64, ascending, not to be written to.
     """

@@ -71,7 +71,7 @@ class VideoStore(Protocol[Transaction]):
 
 
 class SegmentStore(Protocol):
-    """Segments with their features, and the segments that a filter lets through."""
+    """Segments with their features, and the segments that a filter matches."""
 
     def segment_features(self, segment_ids: SegmentIds) -> SegmentFeatures: ...
     def video_features(self, segment_ids: SegmentIds) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...

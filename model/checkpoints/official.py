@@ -1,7 +1,7 @@
 """The official checkpoint layout (github.com/xuguohai/X-CLIP), in and out: tensors in, tensors out.
 
 It is one file of tensors and nothing else. Reading infers every size from their shapes; writing refuses a
-config whose choices are not the ones that the official code takes by itself.
+config whose choices are not the ones that the official code uses by default.
 """
 
 from __future__ import annotations
@@ -341,7 +341,7 @@ def differences(config: XClipConfig) -> list[str]:
     """Why the official code would score differently than this network, or not load it; empty if it would not.
 
     The official layout holds tensors and nothing else, so every choice of a config must be the one that the
-    official code takes by itself. A field that this function does not know is a difference when it is not at
+    official code uses by default. A field that this function does not know is a difference when it is not at
     its default.
     """
     official = type(config)(

@@ -78,8 +78,9 @@ class Worker:
     def run(self, stop: threading.Event) -> None:
         """Take jobs until `stop` is set or the parent is gone; a job under way gets the grace period.
 
-        Raises IndexSupersededError when another generation of the index has become the current one; the job
-        under way then waits there.
+        Raises:
+            IndexSupersededError: Another generation of the index has become the current one; the job under
+                way then waits there.
         """
         clean_up_at = time.monotonic()
         executor = ThreadPoolExecutor(1, "read")

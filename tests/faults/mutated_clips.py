@@ -271,9 +271,7 @@ def print_table(tally: Tally) -> None:
     died, late = (everything[name] for name in BAD_OUTCOMES)
     print(f"decoders that died: {died}; that were ended late: {late}")
     print(f"failures of the pool: {sum(case.outcome.startswith('FAILED') for case in tally.bad)}")
-    print(
-        f"truncated, yet whole with fewer frames: {sum(case.is_silently_shorter for case in tally.bad)}"
-    )
+    print(f"truncated, yet whole with fewer frames: {sum(case.is_silently_shorter for case in tally.bad)}")
     if tally.longest is not None:
         print(f"longest: {tally.longest.seconds:.2f} s (case {tally.longest.number}, {tally.longest.clip})")
     for case in tally.bad:

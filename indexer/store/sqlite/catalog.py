@@ -573,7 +573,7 @@ class Catalog:
             limit: how many.
             after: `sequence` of the last video of the page before, for the next page; videos added or deleted
                 in between shift nothing.
-            chosen: only those that this filter lets through.
+            chosen: only those that this filter matches.
         """
         where, values = "1", tuple[Any, ...]()
         if chosen is not None:

@@ -144,7 +144,7 @@ class ConnectionPool:
 
         What the operating system does not hold of a catalog comes from the disk, page after page, each waited
         for; a disk answers several readers in about the time of one. A video that is deleted meanwhile may
-        come in part.
+        be returned in part.
         """
         if len(ids) < MIN_ROWS:
             return self._read(read, ids)

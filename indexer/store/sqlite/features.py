@@ -138,8 +138,7 @@ class FeatureRows:
     def _join(
         self, rows: Sequence[tuple[Sequence[int], bytes, bytes, int]], bytes_a_dimension: int
     ) -> bytearray:
-        """One buffer of the blobs of rows (whose it is, fingerprint, blob, CRC-32); writable, as torch wants
-        it."""
+        """One buffer of the blobs of rows (whose it is, fingerprint, blob, CRC-32); writable, for torch."""
         size_bytes = bytes_a_dimension * self._embedding_dim
         joined = bytearray()
         for whose, made_with, blob, checksum in rows:

@@ -1,4 +1,4 @@
-"""Filters as SQL, and the segments that they let through, kept up to date by the change log."""
+"""Filters as SQL, and the segments that they match, kept up to date by the change log."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _some_element(path: str, condition: Condition) -> Condition:
 
 
 def matching_segments(connection: sqlite3.Connection, chosen: Filter, former: Matches | None) -> Matches:
-    """What the filter lets through as this snapshot sees it, from what it let through before, if possible."""
+    """What the filter matches as this snapshot sees it, from what it let through before, if possible."""
     sequence = last_sequence(connection)
     token = read_token(connection, sequence)
     if former is not None and (former.sequence, former.token) == (sequence, token):

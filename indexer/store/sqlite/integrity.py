@@ -1,4 +1,4 @@
-"""Is a catalog what was written? Checksums over its rows, and a look at the structure that finds them.
+"""Is a catalog what was written? Checksums over its rows, and a check of the indexes that find them.
 
 SQLite checks its own pages, but not what a row says: each row has a checksum, so that a byte that changes on
 a disk is noticed where the row is read, and by `verify`, instead of being searched with or shown. SQLite's

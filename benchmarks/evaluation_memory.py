@@ -49,9 +49,9 @@ def evaluate_drawn(answer: Connection, num_texts: int, num_clips: int) -> None:
     split = Split(
         "drawn",
         "test",
-        tuple(Clip(str(place), Path(f"{place}.mp4")) for place in range(num_clips)),
+        tuple(Clip(str(position), Path(f"{position}.mp4")) for position in range(num_clips)),
         tuple(map(str, range(num_texts))),
-        tuple(sorted(place % num_clips for place in range(num_texts))),
+        tuple(sorted(position % num_clips for position in range(num_texts))),
     )
     report("libraries and model loaded")
 

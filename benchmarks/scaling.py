@@ -245,12 +245,12 @@ def ask_coarse(
         }
         queries = texts(catalog.embedding_dim)
         found["ids"], found["answers"] = [], []
-        for place, fields in enumerate(FILTERS.values()):
+        for position, fields in enumerate(FILTERS.values()):
             allowed = allowed_ids(num_videos, fields)
             ids = coarse.search(queries, NUM_CANDIDATES, allowed)[1]
             found["ids"].append(ids)
             if right is not None:
-                recall = np.mean([np.isin(r, f).mean() for r, f in zip(right[place], ids, strict=True)])
+                recall = np.mean([np.isin(r, f).mean() for r, f in zip(right[position], ids, strict=True)])
 
                 def ask(number: int, allowed: NDArray[np.int64] | None = allowed) -> object:
                     return coarse.search(queries[number : number + 1], NUM_CANDIDATES, allowed)

@@ -1,7 +1,7 @@
 """What can go wrong in this package.
 
 IndexerError
-├── IndexNotFoundError         no index at this place
+├── IndexNotFoundError         no index at this path
 ├── IndexExistsError           an index is already there
 ├── IndexDamagedError          what is stored is not what was written
 ├── IndexVersionError          an index of a format that this version does not read
@@ -38,11 +38,11 @@ class IndexerError(Exception):
 
 
 class IndexNotFoundError(IndexerError):
-    """No index at this place; the message names it."""
+    """No index at this path; the message names it."""
 
 
 class IndexExistsError(IndexerError):
-    """An index is already at this place; creating never overwrites one."""
+    """An index is already at this path; creating never overwrites one."""
 
 
 class IndexDamagedError(IndexerError):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file and put it in the place of `path`; an interruption leaves what was there before.
+    """Write a file and replace `path` with it; an interruption leaves what was there before.
 
     Args:
         path: the file to replace or create, in a folder that exists.

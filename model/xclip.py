@@ -353,7 +353,7 @@ class XClip(nn.Module):
             ShapeError: The config weights words equally; weights of another shape, below 0 or not finite.
         """
         if self.config.word_weighting == "uniform":
-            raise ShapeError("this model's config weights words equally: it has no place for word weights")
+            raise ShapeError("this model's config weights words equally: it takes no word weights")
         stored: Tensor = self.word_weights  # type: ignore[assignment]
         if weights.shape != stored.shape or not bool((weights.isfinite() & (weights >= 0)).all()):
             raise ShapeError(f"word weights must be {len(stored)} finite numbers of at least 0")

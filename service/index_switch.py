@@ -27,7 +27,7 @@ logger = logging.getLogger("xclip_search.service")
 async def watch_generations(
     app: FastAPI, load: Callable[[], Awaitable[ReadyService]], retire_seconds: float
 ) -> None:
-    """Put what `load` gives in the place of `app.state.service` whenever its catalog is superseded.
+    """Replace `app.state.service` by what `load` returns whenever its catalog is superseded.
 
     Until cancelled. The former service goes on answering the requests that have it, and is closed
     `retire_seconds` later. Where loading fails, it goes on for all: searches are answered, changes are not;

@@ -371,7 +371,7 @@ class Uploads:
             except BusyError:
                 if not self._pending:
                     raise
-                self._settle_oldest()  # Then the queue has a place for one more.
+                self._settle_oldest()  # Then the queue admits one more.
                 continue
             else:
                 # The same bytes twice in the corpus lead to the same job.

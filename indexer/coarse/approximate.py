@@ -134,8 +134,8 @@ class ApproximateSearch:
         if selector is not None:
             selector = _faiss.IDSelectorTranslated(self.index.id_map, selector)
         parameters = _faiss.SearchParameters(sel=selector)
-        products, places = _only_found(*storage.search(query[None], count, params=parameters))
-        return products, self.ids[places]
+        products, rows = _only_found(*storage.search(query[None], count, params=parameters))
+        return products, self.ids[rows]
 
 
 def _only_found(products: NDArray[np.float32], ids: NDArray[np.int64]) -> FoundByOne:

@@ -485,9 +485,9 @@ def _live_blocks(
 
 def _common(ids: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
     """Those of `others` that are in `ids`; both ascending."""
-    places = np.searchsorted(ids, others)
-    inside = places < len(ids)
-    found: NDArray[np.int64] = others[inside][ids[places[inside]] == others[inside]]
+    positions = np.searchsorted(ids, others)
+    inside = positions < len(ids)
+    found: NDArray[np.int64] = others[inside][ids[positions[inside]] == others[inside]]
     return found
 
 

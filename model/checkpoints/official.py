@@ -69,7 +69,7 @@ def official_name(ours: str) -> str:
     for theirs, prefix in _PREFIXES.items():
         if ours.startswith(prefix):
             return theirs + ours.removeprefix(prefix)
-    raise CheckpointError(f"{ours} has no place in the official layout")
+    raise CheckpointError(f"{ours} has no counterpart in the official layout")
 
 
 def official_order(vision_layers: int, text_layers: int, temporal_layers: int) -> list[str]:
@@ -125,7 +125,7 @@ def read_official(path: Path) -> Checkpoint:
         path: `pytorch_model.bin.N`, any other torch archive of tensors, or the same as .safetensors.
 
     Raises:
-        CheckpointError: A tensor has no place in an X-CLIP, or the sizes make no network; the message names
+        CheckpointError: A tensor is none of an X-CLIP, or the sizes make no network; the message names
             the tensor.
     """
     return from_official(read_tensors(path, wrapped_as=_WRAPPERS))
@@ -282,7 +282,7 @@ def to_official(
 
     Raises:
         ConversionError: The official code would score differently; the message holds every reason.
-        CheckpointError: A tensor has no place in the official layout.
+        CheckpointError: A tensor has no counterpart in the official layout.
     """
     if found := differences(config):
         raise ConversionError("the official layout cannot represent this model: " + "; ".join(found))

@@ -32,8 +32,8 @@ def segments_of(number: int) -> list[SegmentRecord]:
     """One to three segments, always the same ones for the video of this number."""
     random = np.random.default_rng(number)
     return [
-        make_segment(random, D, F, num_real_frames=1 + (number + place) % F, start_seconds=10.0 * place)
-        for place in range(1 + number % 3)
+        make_segment(random, D, F, num_real_frames=1 + (number + position) % F, start_seconds=10.0 * position)
+        for position in range(1 + number % 3)
     ]
 
 

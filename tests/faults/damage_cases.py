@@ -117,32 +117,32 @@ def damage(path: Path, case: Case) -> None:
     whole = path.read_bytes()
     content = bytearray(whole)
     while bytes(content) == whole:
-        place = _place(random, len(content))
+        position = _position(random, len(content))
         if case.kind == "bit":
-            content[place] ^= 1 << int(random.integers(8))
+            content[position] ^= 1 << int(random.integers(8))
         elif case.kind == "byte":
-            content[place] = int(random.integers(256))
+            content[position] = int(random.integers(256))
         elif case.kind == "noise":
-            content[place : place + 16] = random.bytes(len(content[place : place + 16]))
+            content[position : position + 16] = random.bytes(len(content[position : position + 16]))
         elif case.kind == "zeros":
             size = int(random.choice([512, 4096, PAGE_BYTES]))
-            start = place // size * size
+            start = position // size * size
             content[start : start + size] = bytes(len(content[start : start + size]))
         elif case.kind == "cut":
             del content[int(random.integers(len(content))) :]
     path.write_bytes(content)
 
 
-def _place(random: np.random.Generator, size_bytes: int) -> int:
+def _position(random: np.random.Generator, size_bytes: int) -> int:
     """Anywhere; half of them in a page's header, at its start, or in its last rows."""
-    place = int(random.integers(size_bytes))
-    page = place // PAGE_BYTES * PAGE_BYTES
+    position = int(random.integers(size_bytes))
+    page = position // PAGE_BYTES * PAGE_BYTES
     way = random.random()
     if way < 0.3:
         return min(page + int(random.integers(120)), size_bytes - 1)
     if way < 0.5:
         return min(page + PAGE_BYTES - 1 - int(random.integers(300)), size_bytes - 1)
-    return place
+    return position
 
 
 def make_indexes(directory: Path) -> None:
@@ -232,9 +232,9 @@ def answers(directory: Path) -> Answers:
         queries = np.random.default_rng(3).standard_normal((4, D)).astype(np.float32)
         found["search"] = _bits([index.search(queries, count) for count in (7, 2000)])
         matches = FilterCache(catalog)
-        for place, chosen in enumerate(FILTERS):
+        for position, chosen in enumerate(FILTERS):
             allowed = matches.segment_ids(parse_filter(chosen))
-            found[f"filter {place}"] = _bits([allowed, index.search(queries, 20, allowed)])
+            found[f"filter {position}"] = _bits([allowed, index.search(queries, 20, allowed)])
         return found
 
 

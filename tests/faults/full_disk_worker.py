@@ -138,10 +138,10 @@ def changes(directory: Path, limit: int) -> dict[str, Any]:
     index = Index(directory)
     size = (directory / "catalog.sqlite3-wal").stat().st_size
     with limited_to(size + limit):
-        for place in range(6):
+        for position in range(6):
             index.add()
-            index.update(place)
-            index.delete(10 + place)
+            index.update(position)
+            index.delete(10 + position)
         index.expect_reading()
         attempt(index, lambda: Catalog.open(directory).close())
     index.expect_all_well()
@@ -260,9 +260,9 @@ def full_disk(folder: Path) -> dict[str, Any]:
         note(error)
 
     index.note = note_kind  # type: ignore[method-assign]
-    for place in range(30):
+    for position in range(30):
         index.add()
-        index.update(place % 8)
+        index.update(position % 8)
     index.expect_reading()
     num_failed = index.num_failed
     for action in (

@@ -125,10 +125,10 @@ def edit_sizes(content: bytearray, other: bytes, chance: random.Random) -> bytea
         b"moof",
     )
     names += (b"trun", b"LIST", b"movi", b"strh", b"strf", b"idx1", b"\x1f\x43\xb6\x75", b"\x16\x54\xae\x6b")
-    places = [place for name in names if (place := content.find(name)) >= 0]
+    positions = [position for name in names if (position := content.find(name)) >= 0]
     for _ in range(chance.randrange(1, 4)):
-        place = chance.choice(places) if places else chance.randrange(len(content))
-        start = max(0, min(len(content) - 4, place + chance.choice((-4, 4, 8, 12))))
+        position = chance.choice(positions) if positions else chance.randrange(len(content))
+        start = max(0, min(len(content) - 4, position + chance.choice((-4, 4, 8, 12))))
         value = chance.choice((0, 1, 7, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, chance.getrandbits(32)))
         content[start : start + 4] = value.to_bytes(4, chance.choice(("big", "little")))
     return content

@@ -239,7 +239,7 @@ def test_a_choice_that_conversion_does_not_know_is_a_difference_unless_it_is_the
 def test_a_tensor_without_a_counterpart_is_never_left_out_silently():
     network = trainable()
     network.register_buffer("loudness", torch.ones(3))
-    with pytest.raises(CheckpointError, match="loudness has no place in the official layout"):
+    with pytest.raises(CheckpointError, match="loudness has no counterpart in the official layout"):
         to_official(network.config, network.state_dict())
 
 

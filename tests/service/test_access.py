@@ -139,9 +139,9 @@ def test_a_session_ends_with_its_time_with_its_key_and_with_any_change_of_it(
     assert key is not None
     value = sessions.make_session(key, 60)
     assert sessions.find_session(value, ring) == key
-    for place in range(len(value)):
-        changed = value[:place] + ("0" if value[place] != "0" else "1") + value[place + 1 :]
-        assert sessions.find_session(changed, ring) is None, place
+    for position in range(len(value)):
+        changed = value[:position] + ("0" if value[position] != "0" else "1") + value[position + 1 :]
+        assert sessions.find_session(changed, ring) is None, position
     for wrong in ("", "::", "me:9:", "me:9999999999999999:x", "me:²:x", "me:1:é"):
         assert sessions.find_session(wrong, ring) is None
     assert sessions.find_session(sessions.make_session(key, -1), ring) is None

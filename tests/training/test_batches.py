@@ -140,9 +140,9 @@ def test_epochs_and_seeds_differ() -> None:
 
 def test_the_order_is_shuffled_evenly() -> None:
     # Where text 0 stands, over many epochs: a mean of 24.5 with a standard error of 0.32.
-    places = [epoch_order(range(50), 1, epoch).tolist().index(0) for epoch in range(2000)]
-    assert 23.2 < np.mean(places) < 25.8
-    assert set(places) == set(range(50))
+    positions = [epoch_order(range(50), 1, epoch).tolist().index(0) for epoch in range(2000)]
+    assert 23.2 < np.mean(positions) < 25.8
+    assert set(positions) == set(range(50))
 
 
 def test_the_steps_of_an_epoch_are_counted() -> None:

@@ -3,7 +3,7 @@
 Every figure was read from the LaTeX source of arXiv:2207.07285 (`sample-base.tex`, tables
 `tab:mstvtt_performance`, `tab:module`, `tab:attention`, `tab:tau` and `tab:temporal`), in the copy that
 github.com/hiennguyen9874/llm-wiki keeps at `raw/2207.07285_X-CLIP/`, commit
-c59c2e533f4f63eb178e8beab66cb1f7be7604dd. Numbers of tables are their places in that source. What the paper
+c59c2e533f4f63eb178e8beab66cb1f7be7604dd. Numbers of tables are their positions in that source. What the paper
 does not print is None here.
 """
 

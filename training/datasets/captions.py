@@ -53,7 +53,7 @@ class _Row:
 def find_manifest(directory: Path, split: SplitName) -> Path:
     """`directory` itself where it is a file; in a folder SPLIT.jsonl, SPLIT.csv, or manifest.jsonl, .csv.
 
-    Raises DatasetError with the places where it looked.
+    Raises DatasetError, which names the paths that were tried.
     """
     if directory.is_file():
         return directory

@@ -47,38 +47,38 @@ class Layout:
         if not directory.is_dir():
             raise DatasetError(f"there is no folder {directory}; {self._expectation()}")
         names = self.files[split]
-        places = [
+        paths = [
             (directory / root, directory / root / where)
             for root in self.roots
             for where in self.annotation_folders
         ]
-        for root, folder in places:
+        for root, folder in paths:
             if all((folder / name).is_file() for name in names):
                 return root, folder
         best = max(
-            (folder for _, folder in places), key=lambda at: sum((at / name).is_file() for name in names)
+            (folder for _, folder in paths), key=lambda at: sum((at / name).is_file() for name in names)
         )
         lacking = [name for name in names if not (best / name).is_file()]
         raise DatasetError(
             f"{self.title} {split} needs {' and '.join(names)}; {best} has no {' and no '.join(lacking)}"
-            f" (looked in {_row(folder for _, folder in places)}); {self._expectation()}"
+            f" (looked in {_row(folder for _, folder in paths)}); {self._expectation()}"
         )
 
     def find_videos(self, root: Path, videos: Path | None) -> Path:
-        """The folder of videos: the one named, else the first known place that exists and is not empty.
+        """The folder of videos: the one named, else the first known path that exists and is not empty.
 
-        Raises DatasetError with the places where it looked.
+        Raises DatasetError, which names the paths that were tried.
         """
         if videos is not None:
             if not videos.is_dir():
                 raise DatasetError(f"there is no folder of videos {videos}")
             return videos
-        places = [root / where for where in self.video_folders]
-        for place in places:
-            if place.is_dir() and any(place.iterdir()):
-                return place
+        paths = [root / where for where in self.video_folders]
+        for path in paths:
+            if path.is_dir() and any(path.iterdir()):
+                return path
         raise DatasetError(
-            f"the videos of {self.title} were not found; looked in {_row(places)}; name their folder, or"
+            f"the videos of {self.title} were not found; looked in {_row(paths)}; name their folder, or"
             f" {self._expectation()}"
         )
 
@@ -86,8 +86,8 @@ class Layout:
         return f"{self.title} is expected like this:\n{self.tree}"
 
 
-def _row(places: Iterable[Path]) -> str:
-    return ", ".join(dict.fromkeys(str(place) for place in places))
+def _row(paths: Iterable[Path]) -> str:
+    return ", ".join(dict.fromkeys(str(path) for path in paths))
 
 
 def assemble(

@@ -46,7 +46,7 @@ def load_split(
         dataset: One of NAMES.
         directory: Where the data set lies; docs/datasets.md shows each layout. For `captions` the manifest or
             the folder that holds it.
-        videos: The folder of videos; by default the places that the official scripts and the guide name.
+        videos: The folder of videos; by default the paths that the official scripts and the guide name.
         missing: `error` raises DatasetError for videos that have no file or an empty one and lists them;
             `warn` leaves them out with one DatasetWarning, and `Split.missing` names them.
 

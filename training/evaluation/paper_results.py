@@ -1,7 +1,7 @@
 """The figures that the X-CLIP paper (arXiv:2207.07285) gives for its five data sets, its tables 1 to 5.
 
 Read in the paper's LaTeX source; `confirmed_by` names every text in which a row was found again, and how much
-of it. Table numbers are the places in that source.
+of it. Table numbers are the positions in that source.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def brute_force(vectors, query, count):
 
 
 def assert_is_brute_force(found, vectors, query, count):
-    """Each place has a score within rounding of the true one, and the true score of what was found there is
-    as near; equal scores come by ascending id."""
+    """Each score is within rounding of the true one at its rank, and so is the true score of what was found
+    there; equal scores come by ascending id."""
     scores, ids = found
     right_scores, _ = brute_force(vectors, query, count)
     # Bound on the rounding of an inner product (Higham, Accuracy and Stability, section 3.1), vectors of unit
@@ -217,9 +217,9 @@ def change_manifest(catalog, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def flip_byte(path, place):
+def flip_byte(path, position):
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[position] ^= 1
     path.write_bytes(content)
 
 

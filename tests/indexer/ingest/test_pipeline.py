@@ -68,9 +68,9 @@ def _one_by_one(model: XClip, path: Path) -> list[tuple[np.ndarray, np.ndarray, 
     for segment in plan_segments(file.timeline.times, file.timeline.end_seconds, 0, SAMPLING):
         frames = list(file.frames_at(segment.times_seconds))
         pixels = torch.zeros(1, model.config.num_frames, 3, model.config.image_size, model.config.image_size)
-        for place, frame in enumerate(frames):
+        for position, frame in enumerate(frames):
             square = resize_and_crop(frame.rgb, model.config.image_size)
-            pixels[0, place] = model.normalize_pixels(square)
+            pixels[0, position] = model.normalize_pixels(square)
         mask = torch.arange(model.config.num_frames)[None] < len(frames)
         features = model.encode_video(pixels, mask)
         found.append(

@@ -70,8 +70,10 @@ def index(tmp_path, random):
         catalog.clock = iter(np.linspace(1e9, 2e9, 1000) / 3).__next__
         for number in range(13):
             segments = [
-                make_segment(random, num_real_frames=1 + (number + place) % 4, start_seconds=10.0 * place)
-                for place in range(1 + number % 3)
+                make_segment(
+                    random, num_real_frames=1 + (number + position) % 4, start_seconds=10.0 * position
+                )
+                for position in range(1 + number % 3)
             ]
             add_video(catalog, number, segments, **ODD_RECORDS[number % 4])
             if number % 4 == 1:
@@ -156,8 +158,8 @@ def test_a_search_in_the_imported_index_gives_the_same_answers(tmp_path, random)
     with create_catalog(tmp_path / "index", fingerprint=fingerprint, **sizes) as catalog:
         for number in range(30):
             segments = [
-                make_segment(random, 32, 8, num_real_frames=1 + number % 8, start_seconds=10.0 * place)
-                for place in range(2)
+                make_segment(random, 32, 8, num_real_frames=1 + number % 8, start_seconds=10.0 * position)
+                for position in range(2)
             ]
             add_video(catalog, number, segments, title=f"title {number}", metadata={"number": number})
             if number % 5 == 4:
@@ -185,7 +187,7 @@ def test_any_parquet_reader_finds_in_the_files_what_the_catalog_holds(index, tmp
     frames = segments["frame_features"].combine_chunks().flatten().to_numpy().reshape(-1, 4, 8)
     features = segments["video_feature"].combine_chunks().flatten().to_numpy().reshape(-1, 8)
     rows = segments.drop_columns(["frame_features", "video_feature"]).to_pylist()
-    place = 0
+    row = 0
     with Catalog.open(index) as catalog:
         for video, record in zip(videos, reversed(catalog.list_videos()), strict=True):
             # What this operator trusts, the operator of another index need not.
@@ -194,9 +196,9 @@ def test_any_parquet_reader_finds_in_the_files_what_the_catalog_holds(index, tmp
             assert {**video, "metadata": json.loads(video["metadata"])} == expected
             for position, info in enumerate(catalog.video_segments(record.id)):
                 stored = catalog.segment_features([info.segment_id])
-                assert frames.dtype == np.float16 and np.array_equal(frames[place], stored.frames[0])
-                assert features.dtype == np.float32 and np.array_equal(features[place], stored.video[0])
-                assert rows[place] == {
+                assert frames.dtype == np.float16 and np.array_equal(frames[row], stored.frames[0])
+                assert features.dtype == np.float32 and np.array_equal(features[row], stored.video[0])
+                assert rows[row] == {
                     "video_id": record.id,
                     "position": position,
                     "start_seconds": info.start_seconds,
@@ -204,8 +206,8 @@ def test_any_parquet_reader_finds_in_the_files_what_the_catalog_holds(index, tmp
                     "num_frames": info.num_frames,
                     "frame_times": info.frame_times.tolist(),
                 }
-                place += 1
-    assert place == segments.num_rows
+                row += 1
+    assert row == segments.num_rows
 
 
 def test_an_export_is_of_one_moment_whatever_is_written_meanwhile(index, tmp_path, random, small_parts):
@@ -345,17 +347,17 @@ def test_no_flipped_bit_and_no_cut_gets_in(index, tmp_path, random):
     export = tmp_path / "export"
     export_index(index, export)
     for name, whole in files_of(export).items():
-        places = range(len(whole)) if name == "export.json" else random.integers(0, len(whole), 40)
-        for place in places:
+        positions = range(len(whole)) if name == "export.json" else random.integers(0, len(whole), 40)
+        for position in positions:
             damaged = bytearray(whole)
-            damaged[place] ^= 1 << random.integers(8)
+            damaged[position] ^= 1 << random.integers(8)
             (export / name).write_bytes(damaged)
             try:
                 manifest = ExportManifest.read(export)
                 export_layout.check_files(export, manifest, lambda *progress: None)
             except ExportDamagedError:
                 continue
-            pytest.fail(f"bit flipped at byte {place} of {name}, and it was not noticed")
+            pytest.fail(f"bit flipped at byte {position} of {name}, and it was not noticed")
         for size in (0, 1, len(whole) // 2, len(whole) - 2):
             (export / name).write_bytes(whole[:size])
             with pytest.raises(ExportDamagedError):

@@ -154,9 +154,9 @@ def test_a_changed_change_is_never_followed(directory):
         catalog.changes_since(0)
 
 
-def flip(path, place):
+def flip(path, position):
     data = bytearray(path.read_bytes())
-    data[place] ^= 0x10
+    data[position] ^= 0x10
     path.write_bytes(data)
 
 

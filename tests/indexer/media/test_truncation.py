@@ -89,14 +89,16 @@ def test_a_cut_within_a_frame_is_noticed_where_the_container_promises_nothing(
     assert _outcome(whole) == "whole"
     content, truncated = whole.read_bytes(), tmp_path / f"cut.{ending}"
     with av.open(str(whole)) as container:
-        places = [packet.pos for packet in container.demux(video=0) if packet.size and packet.pos is not None]
+        positions = [
+            packet.pos for packet in container.demux(video=0) if packet.size and packet.pos is not None
+        ]
     if ending == "mpg":
-        places = list(range(300, len(content), 150))  # Many frames are in one packet, of up to 2048 bytes.
-    assert len(places) > 20
+        positions = list(range(300, len(content), 150))  # Many frames are in one packet, of up to 2048 bytes.
+    assert len(positions) > 20
     outcomes = {}
-    for place in places[::3]:
-        truncated.write_bytes(content[: place + 9])
-        outcomes[place] = _outcome(truncated)
+    for position in positions[::3]:
+        truncated.write_bytes(content[: position + 9])
+        outcomes[position] = _outcome(truncated)
     assert set(outcomes.values()) <= {"refused", "partial"}, outcomes
     assert "partial" in outcomes.values()
 

@@ -69,8 +69,10 @@ def searcher(index_directory, model):
 def fill(catalog, random, numbers, *, segments_each=1):
     for number in numbers:
         segments = [
-            make_segment(random, D, F, num_real_frames=1 + (number + place) % F, start_seconds=10.0 * place)
-            for place in range(segments_each)
+            make_segment(
+                random, D, F, num_real_frames=1 + (number + position) % F, start_seconds=10.0 * position
+            )
+            for position in range(segments_each)
         ]
         add_video(catalog, number, segments, title=f"title {number}", metadata={"number": number})
 
@@ -281,7 +283,7 @@ def test_moments_are_the_best_real_frames(searcher, random, model):
         )
         matches = model.frame_matches(model.encode_text(["a dog"]), video)[0, 0, :num_frames].tolist()
         expected = sorted(zip(matches, range(num_frames), strict=True), key=lambda pair: -pair[0])[:3]
-        assert [moment.time_seconds for moment in result.moments] == [place for _, place in expected]
+        assert [moment.time_seconds for moment in result.moments] == [position for _, position in expected]
         assert [moment.score for moment in result.moments] == pytest.approx(
             [m for m, _ in expected], abs=1e-4
         )

@@ -165,13 +165,15 @@ class SearchesAndChanges(RuleBasedStateMachine):
         segments = [segment_of_kind(kind) for kind in kinds]
         number, video_id = self.next_number, f"video-{self.next_number}"
         self.next_number += 1
-        records = [to_record(segment, 10.0 * place) for place, segment in enumerate(segments)]
+        records = [to_record(segment, 10.0 * position) for position, segment in enumerate(segments)]
         catalog = self._writer(writer)
         add_video(catalog, number, records, title=title, metadata=metadata)
         ids = [info.segment_id for info in catalog.video_segments(video_id)]
         assert ids == sorted(ids) and ids[0] > self.last_segment_id, "ids ascend and are never used again"
         self.last_segment_id = ids[-1]
-        of_segments = {i: (10.0 * place, s) for place, (i, s) in enumerate(zip(ids, segments, strict=True))}
+        of_segments = {
+            i: (10.0 * position, s) for position, (i, s) in enumerate(zip(ids, segments, strict=True))
+        }
         self.videos[video_id] = PlainVideo(video_id, title, metadata, 10.0 * len(kinds), of_segments)
         self.numbers[video_id] = number
 
@@ -222,8 +224,8 @@ class SearchesAndChanges(RuleBasedStateMachine):
         levels = sorted({round(result.score, 2) for result in expected})
         if cut is not None and len(levels) > 1:
             # Between two scores, so that no rounding decides.
-            place = min(int(cut * (len(levels) - 1)), len(levels) - 2)
-            least = (levels[place] + levels[place + 1]) / 2
+            position = min(int(cut * (len(levels) - 1)), len(levels) - 2)
+            least = (levels[position] + levels[position + 1]) / 2
             if min(abs(result.score - least) for result in expected) < 0.01:
                 return
             query = SearchQuery(filter=chosen[0], min_score=least, **fields)

@@ -144,16 +144,16 @@ def test_texts_are_ranked_by_the_full_score_with_the_best_segment(searcher: Sear
     assert [r.index for r in answer.results if r.index != 4] == [row for row in expected if row != 4]
     assert [r.rank for r in answer.results] == list(range(1, len(TEXTS) + 1))
     for row, text in enumerate(TEXTS):
-        result, place = ranked[row], best[row]
+        result, position = ranked[row], best[row]
         assert result.text == text
-        assert result.score == pytest.approx(scores.total[row, place].item(), abs=1e-3)
+        assert result.score == pytest.approx(scores.total[row, position].item(), abs=1e-3)
         for name in SCORE_NAMES:
-            assert result.scores[name] == pytest.approx(getattr(scores, name)[row, place].item(), abs=1e-3)
+            assert result.scores[name] == pytest.approx(getattr(scores, name)[row, position].item(), abs=1e-3)
         assert (result.segment.start_seconds, result.segment.end_seconds) == (
-            infos[place].start_seconds,
-            infos[place].end_seconds,
+            infos[position].start_seconds,
+            infos[position].end_seconds,
         )
-        assert result.moments[0].score == pytest.approx(matches[row, place].max().item(), abs=1e-3)
+        assert result.moments[0].score == pytest.approx(matches[row, position].max().item(), abs=1e-3)
     assert "1 of the texts" in answer.warnings[0]
     assert answer.timings.encode_seconds > 0 and None not in {r.percentile for r in answer.results}
 

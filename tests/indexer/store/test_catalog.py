@@ -314,8 +314,8 @@ def test_features_come_in_the_order_asked_without_the_missing(catalog, random):
         add_video(catalog, number, segments[2 * number : 2 * number + 2])
     features = catalog.segment_features(np.array([6, 99, 1, 3, 3]))
     assert features.segment_ids.tolist() == [6, 1, 3, 3] and len(features) == 4
-    for row, place in enumerate([5, 0, 2, 2]):
-        assert np.array_equal(features.frames[row], segments[place].frame_features)
+    for row, position in enumerate([5, 0, 2, 2]):
+        assert np.array_equal(features.frames[row], segments[position].frame_features)
     nothing = catalog.segment_features([])
     assert (
         nothing.frames.shape == (0, 4, 8)

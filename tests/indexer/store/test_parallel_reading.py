@@ -44,8 +44,8 @@ def test_any_number_of_segments_come_as_if_read_one_by_one(catalog: Catalog, cou
     assert features.video.tobytes() == b"".join(one.video.tobytes() for one in one_by_one)
     ids, vectors = catalog.video_features(asked)
     assert ids.tolist() == sorted(set(there))
-    places = np.searchsorted(ids, features.segment_ids)
-    assert vectors[places].tobytes() == features.video.tobytes()
+    positions = np.searchsorted(ids, features.segment_ids)
+    assert vectors[positions].tobytes() == features.video.tobytes()
 
 
 @pytest.mark.parametrize("segment_id", [1, N // 2, N])

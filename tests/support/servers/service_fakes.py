@@ -158,19 +158,19 @@ class FakeSearcher:
         num_warned_of = len(texts if warn_of is None else warn_of)
         warnings = [f"{num_warned_of} texts"] if num_warned_of else []
         self.catalog.get_video(video_id)
-        order = sorted(range(len(texts)), key=lambda place: -len(texts[place]))
+        order = sorted(range(len(texts)), key=lambda position: -len(texts[position]))
         results = [
             RankedText(
                 rank=rank,
-                index=place,
-                text=texts[place],
-                score=float(len(texts[place])),
+                index=position,
+                text=texts[position],
+                score=float(len(texts[position])),
                 scores={"video_sentence": 1.5, "video_word": None, "sentence_frame": 2.5, "frame_word": None},
                 percentile=50.0,
                 segment=Segment(0.0, 10.0),
                 moments=[Moment(5.0, 3.0)],
             )
-            for rank, place in enumerate(order, start=1)
+            for rank, position in enumerate(order, start=1)
         ]
         return TextsAnswer(video_id, warnings, TextTimings(0.1, 0.2, 0.3), results)
 

@@ -23,7 +23,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def pairs(split: Split) -> list[tuple[str, str]]:
     return [
-        (split.clips[place].id, text) for text, place in zip(split.texts, split.clip_of_text, strict=True)
+        (split.clips[position].id, text)
+        for text, position in zip(split.texts, split.clip_of_text, strict=True)
     ]
 
 

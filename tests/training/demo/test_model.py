@@ -215,7 +215,9 @@ def test_the_demo_model_finds_things_by_a_word_or_two(demo):
     ]
     scores = demo.score(demo.encode_text([say(one, rng) for one in said]), encode_frames(demo, frames))
     best = scores.total.argmax(dim=1).tolist()
-    right = [satisfies(description, scenes[place]) for description, place in zip(said, best, strict=True)]
+    right = [
+        satisfies(description, scenes[position]) for description, position in zip(said, best, strict=True)
+    ]
     assert np.mean(right) >= 0.8
 
 

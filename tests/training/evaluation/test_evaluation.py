@@ -86,17 +86,17 @@ def test_a_split_encoded_in_batches_equals_its_clips_and_texts_one_by_one(model,
     in_batches = encode_split(model, split, reader, EncodingOptions(3))
     assert in_batches.clip_of_text == split.clip_of_text
     torch.testing.assert_close(in_batches.video.frames, encoded.video.frames)
-    for place, clip in enumerate(split.clips):
+    for position, clip in enumerate(split.clips):
         frames = reader.read(clip)
         pixels = torch.zeros(1, model.config.num_frames, 32, 32, 3, dtype=torch.uint8)
         pixels[0, : len(frames)] = torch.from_numpy(frames)
         alone = model.encode_video(
             model.normalize_pixels(pixels), torch.arange(model.config.num_frames)[None] < len(frames)
         )
-        torch.testing.assert_close(encoded.video.video[place], alone.video[0], atol=1e-5, rtol=1e-5)
-        assert encoded.video.frame_mask[place].tolist() == alone.frame_mask[0].tolist()
-        text = model.encode_text([split.texts[place]])
-        torch.testing.assert_close(encoded.text.sentence[place], text.sentence[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(encoded.video.video[position], alone.video[0], atol=1e-5, rtol=1e-5)
+        assert encoded.video.frame_mask[position].tolist() == alone.frame_mask[0].tolist()
+        text = model.encode_text([split.texts[position]])
+        torch.testing.assert_close(encoded.text.sentence[position], text.sentence[0], atol=1e-5, rtol=1e-5)
 
 
 def test_features_are_kept_on_the_cpu_and_in_half_the_memory_where_asked(model, split, reader, encoded):
@@ -259,8 +259,8 @@ def test_the_coarse_scores_order_clips_as_the_coarse_index_does():
     coarse = coarse_similarity(model, text, video)
     index = faiss.IndexFlatIP(model.config.embedding_dim)
     index.add(video.video.numpy())
-    scores, places = index.search(model.coarse_query(text).numpy(), 9)
-    np.testing.assert_array_equal(np.argsort(-coarse, axis=1, kind="stable"), places)
+    scores, positions = index.search(model.coarse_query(text).numpy(), 9)
+    np.testing.assert_array_equal(np.argsort(-coarse, axis=1, kind="stable"), positions)
     # Each side sums the same D products in an order of its own; the model also multiplies by the scale, and
     # the test divides by it.
     length = float(model.coarse_query(text).norm(dim=1).max())
@@ -284,13 +284,13 @@ NUM_CLIPS = 12
 
 
 def split_of(texts_per_clip: int) -> Split:
-    places = tuple(clip for clip in range(NUM_CLIPS) for _ in range(texts_per_clip))
+    positions = tuple(clip for clip in range(NUM_CLIPS) for _ in range(texts_per_clip))
     return Split(
         "captions",
         "test",
         tuple(Clip(f"clip{clip}", Path(f"{clip}.mp4")) for clip in range(NUM_CLIPS)),
-        tuple(f"text {number}" for number in range(len(places))),
-        places,
+        tuple(f"text {number}" for number in range(len(positions))),
+        positions,
     )
 
 

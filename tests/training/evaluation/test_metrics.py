@@ -72,8 +72,8 @@ def test_multi_caption_metrics_equal_the_official_ones(expected, arrays):
 
 
 def ranks_of_one_query(row: np.ndarray, own: int) -> list[int]:
-    """The places, from 1, at which the own item's score stands in the sorted row."""
-    return [place for place, score in enumerate(sorted(row, reverse=True), 1) if score == row[own]]
+    """The positions, from 1, at which the own item's score stands in the sorted row."""
+    return [position for position, score in enumerate(sorted(row, reverse=True), 1) if score == row[own]]
 
 
 def assert_describes(ours: RankStatistics, ranks: list[float], median: float) -> None:

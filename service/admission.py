@@ -19,7 +19,7 @@ from typing import TypeVar
 from anyio import CancelScope, CapacityLimiter, to_thread
 
 from indexer.search.cancellation import cancellable, raise_if_cancelled
-from service.auth.limits import CLIENT
+from service.auth.access import CLIENT
 from service.errors import OverloadedError, TooManyRequestsError
 
 Answer = TypeVar("Answer")

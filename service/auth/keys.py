@@ -63,7 +63,7 @@ class ApiKey(BaseModel):
 
     @property
     def client(self) -> str:
-        """What identifies the client that uses this key, see `service.auth.limits.CLIENT`."""
+        """What identifies the client that uses this key, see `service.auth.access.CLIENT`."""
         return f"key {self.name}"
 
     def allows(self, scope: Scope) -> bool:

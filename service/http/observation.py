@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.auth.limits import CLIENT, network_of
+from service.auth.access import CLIENT, network_of
 from service.errors import PROBLEM_MEDIA_TYPE, BodyTooLargeError, InternalError
 from service.http.middleware import PROBES
 from service.observability.logs import REQUEST_ID, choose_request_id

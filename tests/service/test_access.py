@@ -16,9 +16,8 @@ from service.app import ROUTERS, create_app
 from service.auth import access as sessions
 from service.auth import keys as api_keys
 from service.auth import limits as client_limits
-from service.auth.access import declared_access
+from service.auth.access import FailedAttempts, declared_access, network_of
 from service.auth.keys import KeyRing, KeysFileError, add_key, read_keys, remove_key
-from service.auth.limits import FailedAttempts, network_of
 from service.settings import Settings
 from tests.service.routes.test_errors import check_problem
 from tests.support.servers.service_fakes import Service, add_video, running

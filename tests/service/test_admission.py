@@ -16,8 +16,8 @@ import pytest
 from indexer.errors import SearchCancelledError
 from indexer.search.cancellation import cancellable, raise_if_cancelled
 from service.admission import SearchLimiter
+from service.auth.access import CLIENT
 from service.auth.keys import add_key
-from service.auth.limits import CLIENT
 from service.errors import OverloadedError, TooManyRequestsError
 from tests.service.routes.test_errors import check_problem
 from tests.support.servers.server_process import wait_until

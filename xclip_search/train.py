@@ -111,7 +111,7 @@ def _errors_explained(directory: Path) -> Iterator[TrainingDisplay]:
     except TrainingStoppedError as stopped:
         end(f"{stopped}\n{resuming}", 128 + stopped.signal_number)
     except KeyboardInterrupt:
-        end(f"stopped at once\n{resuming}", INTERRUPTED)
+        end(f"stopped immediately\n{resuming}", INTERRUPTED)
     except Exception as error:
         explained = explain_error(error, FAILED)
         if explained is None:

@@ -190,7 +190,7 @@ class DecodePool:
 @contextlib.contextmanager
 def _scratch_folder() -> Iterator[str]:
     """An empty folder, removed at the end. A process that was started in it can then neither find nor create
-    files there, and nothing is left behind, however the process ends."""
+    files there, and none is left, however the process ends."""
     folder = tempfile.mkdtemp(prefix="xclip-decode-")
     try:
         yield folder

@@ -189,7 +189,7 @@ class Worker:
         if not job.delete_source and source.resolve() != source:
             raise MediaError("the file is no longer where it was")
         video = self._read_video(source, cancelled)
-        # A child computed this hash. If it was taken over, it could claim that of a file that is yet to come.
+        # A child computed this hash. A compromised one could claim that of a file that is yet to come.
         if job.content_sha256 not in (None, video.content_sha256):
             raise MediaError("the file is not the one that was sent")
         return video

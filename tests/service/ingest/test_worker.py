@@ -324,10 +324,10 @@ def test_a_worker_ends_when_the_server_that_started_it_is_gone(bench: Bench) -> 
 
 def test_a_cancel_at_any_moment_leaves_a_video_with_its_file_or_nothing(bench: Bench) -> None:
     chance = random.Random(0)
-    cancelled_at_once = bench.upload(b"at once")
-    bench.queue.cancel(cancelled_at_once.id)
+    cancelled_early = bench.upload(b"early")
+    bench.queue.cancel(cancelled_early.id)
     thread = bench.start()
-    jobs = [cancelled_at_once]
+    jobs = [cancelled_early]
     for number in range(40):
         job = bench.upload(MP4 + str(number).encode())
         jobs.append(job)

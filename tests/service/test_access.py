@@ -13,9 +13,7 @@ from starlette.routing import Route
 from typer.testing import CliRunner
 
 from service.app import ROUTERS, create_app
-from service.auth import access as sessions
-from service.auth import keys as api_keys
-from service.auth import limits as client_limits
+from service.auth import access, keys
 from service.auth.access import FailedAttempts, declared_access, network_of
 from service.auth.keys import KeyRing, KeysFileError, add_key, read_keys, remove_key
 from service.settings import Settings
@@ -30,7 +28,7 @@ SAFE_METHODS = {"GET", "HEAD"}
 
 @pytest.fixture(autouse=True)
 def poll_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_keys, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(keys, "POLL_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -136,18 +134,18 @@ def test_a_session_ends_with_its_time_with_its_key_and_with_any_change_of_it(
     ring = KeyRing(path)
     key = ring.named("me")
     assert key is not None
-    value = sessions.make_session(key, 60)
-    assert sessions.find_session(value, ring) == key
+    value = access.make_session(key, 60)
+    assert access.find_session(value, ring) == key
     for position in range(len(value)):
         changed = value[:position] + ("0" if value[position] != "0" else "1") + value[position + 1 :]
-        assert sessions.find_session(changed, ring) is None, position
+        assert access.find_session(changed, ring) is None, position
     for wrong in ("", "::", "me:9:", "me:9999999999999999:x", "me:²:x", "me:1:é"):
-        assert sessions.find_session(wrong, ring) is None
-    assert sessions.find_session(sessions.make_session(key, -1), ring) is None
+        assert access.find_session(wrong, ring) is None
+    assert access.find_session(access.make_session(key, -1), ring) is None
     remove_key(path, "me")
-    assert sessions.find_session(value, ring) is None
+    assert access.find_session(value, ring) is None
     add_key(path, "me", "write")
-    assert sessions.find_session(value, ring) is None
+    assert access.find_session(value, ring) is None
 
 
 def test_a_key_is_known_by_its_hash_and_works_from_the_next_poll_until_it_is_removed(tmp_path: Path) -> None:
@@ -221,22 +219,21 @@ def test_wrong_keys_are_limited_by_address_and_a_right_one_always_gets_in(
 ) -> None:
     service, keys = guarded
     statuses = [
-        service.client.get("/videos", headers=bearer("wrong")).status_code
-        for _ in range(client_limits.BURST + 2)
+        service.client.get("/videos", headers=bearer("wrong")).status_code for _ in range(access.BURST + 2)
     ]
-    assert statuses == [401] * client_limits.BURST + [429] * 2
+    assert statuses == [401] * access.BURST + [429] * 2
     response = service.client.get("/videos", headers=bearer("wrong"))
     check_problem(response, 429)
-    assert 0 < int(response.headers["retry-after"]) <= client_limits.SECONDS_PER_ATTEMPT
+    assert 0 < int(response.headers["retry-after"]) <= access.SECONDS_PER_ATTEMPT
     assert service.client.get("/videos", headers=bearer(keys["read"])).status_code == 200
 
 
 def test_clients_have_attempts_of_their_own_and_not_all_are_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(client_limits, "MAX_ADDRESSES", 3)
+    monkeypatch.setattr(access, "MAX_ADDRESSES", 3)
     attempts = FailedAttempts()
-    for _ in range(client_limits.BURST):
+    for _ in range(access.BURST):
         assert attempts.count("10.0.0.1") == 0
     assert attempts.count("10.0.0.1") > 0 and attempts.count("10.0.0.2") == 0
     for number in range(3, 6):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from indexer.coarse.index import CoarseIndex
+from indexer.coarse.index import save_coarse_index
 from indexer.errors import IndexExistsError, IndexNotFoundError, MediaError
 from indexer.ingest.encoding import index_facts, index_fingerprint
 from indexer.ingest.manifest import VideoSource, find_videos
@@ -222,14 +221,3 @@ def absolute_spec(spec: str) -> str:
     is_named = spec == "demo" or spec.startswith(("openclip:", "hf-hub:"))
     path = Path(spec).expanduser()
     return str(path.resolve()) if spec and not is_named and path.exists() else spec
-
-
-def save_coarse_index(catalog: Catalog) -> None:
-    """Save the coarse index, so that the next search or server starts without building it.
-
-    A disk that refuses is no error: the next search makes its own.
-    """
-    with suppress(OSError):
-        coarse = CoarseIndex.open(catalog)
-        coarse.compact()
-        coarse.save()

@@ -197,7 +197,7 @@ def import_command(
       xclip-search import my-export --index other-index
     """
     with errors_explained(RESUMES):
-        from indexer.index import save_coarse_index
+        from indexer.coarse.index import save_coarse_index
         from indexer.maintenance.importing import import_index
         from indexer.store.sqlite.catalog import Catalog
 

@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -451,6 +452,17 @@ def make_snapshot(catalog: Catalog, kind: CoarseKind, former: Snapshot | None = 
             f" {len(snapshot.ids)} are found; run verify to learn more"
         )
     return snapshot
+
+
+def save_coarse_index(catalog: Catalog) -> None:
+    """Save the coarse index, so that the next search or server starts without building it.
+
+    A disk that refuses is no error: the next search makes its own.
+    """
+    with suppress(OSError):
+        coarse = CoarseIndex.open(catalog)
+        coarse.compact()
+        coarse.save()
 
 
 def limit_faiss_threads() -> None:

@@ -172,7 +172,7 @@ def test_a_running_index_command_goes_on_with_the_new_model(
     result = add(index, *videos)
     assert overtaken() == 1
     assert result.exit_code == 0, result.output
-    assert "the index was encoded again meanwhile" in result.stderr
+    assert "the index was reindexed meanwhile" in result.stderr
     assert (facts(index)["num_videos"], facts(index)["model_spec"]) == (4, str(other_model))
     assert verify(index).is_clean
     with Catalog.open_generation(index, 1) as former:

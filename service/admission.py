@@ -20,7 +20,7 @@ from anyio import CancelScope, CapacityLimiter, to_thread
 
 from indexer.search.cancellation import cancellable, raise_if_cancelled
 from service.auth.access import CLIENT
-from service.errors import OverloadedError, TooManyRequestsError
+from service.errors import OverloadedError, ServiceError, TooManyRequestsError
 
 Answer = TypeVar("Answer")
 
@@ -137,17 +137,37 @@ class SearchLimiter:
         if scope.cancelled_caught:
             raise TooManyRequestsError()
 
+    def refusal(self) -> ServiceError | None:
+        """Why a search of the client of this request would be refused now; None where it may be admitted.
+
+        Known before the request is routed and read: under overload nearly all are refused, and reading those
+        would leave no time for searches. A client that has no search here is never refused so early; `run`
+        knows better who it is.
+        """
+        client = self._clients.get(CLIENT.get())
+        if client is None or self.num_inside < self._max_inside or self._is_lighter(client):
+            return None
+        return self._refuse(client)
+
     def _shed(self, client: _Client) -> None:
         """Cancel the last waiting search of the client with most of them, or raise where that is this one."""
-        heaviest = max(self._clients.values(), key=lambda other: len(other.waiting), default=client)
-        if len(client.waiting) + 1 < len(heaviest.waiting):
-            heaviest.waiting.pop().cancel()
-            self.num_shed[TooManyRequestsError.kind] += 1
-            return
+        if not self._is_lighter(client):
+            raise self._refuse(client)
+        self._heaviest(client).waiting.pop().cancel()
+        self.num_shed[TooManyRequestsError.kind] += 1
+
+    def _heaviest(self, client: _Client) -> _Client:
+        return max(self._clients.values(), key=lambda other: len(other.waiting), default=client)
+
+    def _is_lighter(self, client: _Client) -> bool:
+        """Whether with one more search this client still waits with fewer than the heaviest."""
+        return len(client.waiting) + 1 < len(self._heaviest(client).waiting)
+
+    def _refuse(self, client: _Client) -> ServiceError:
         others_wait = any(other.waiting for other in self._clients.values() if other is not client)
         problem = TooManyRequestsError() if client.waiting and others_wait else OverloadedError()
         self.num_shed[problem.kind] += 1
-        raise problem
+        return problem
 
     def _leave(self, name: str, borrower: object) -> None:
         """Free what a search holds; nothing where that was done before."""

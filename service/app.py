@@ -26,6 +26,7 @@ from service.admission import SearchLimiter
 from service.auth.access import AccessControl
 from service.auth.keys import KeyRing, keys_path
 from service.derived_media import MakeClip, Playability, Previews, TakePicture, Thumbnails
+from service.errors import ServiceError
 from service.http.middleware import DeadlineMiddleware, HeadersMiddleware, RequestChecksMiddleware
 from service.http.observation import ObservationMiddleware, SearchObserver
 from service.http.openapi import install_openapi, problems
@@ -159,6 +160,10 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     drain: Drain = app.state.drain
     access: AccessControl = app.state.access
 
+    def search_refusal() -> ServiceError | None:
+        service: ReadyService | None = app.state.service
+        return None if service is None else service.search_limiter.refusal()
+
     app.add_middleware(
         DeadlineMiddleware,
         request_timeout_seconds=settings.request_timeout_seconds,
@@ -169,6 +174,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         RequestChecksMiddleware,
         allowed_hosts=settings.allowed_hosts,
         keys_required=lambda: access.ring.required,
+        search_refusal=search_refusal,
     )
     app.add_middleware(ObservationMiddleware, metrics=app.state.metrics)
     app.add_middleware(HeadersMiddleware, is_ending=lambda: drain.begun)

@@ -105,12 +105,19 @@ class RequestChecksMiddleware:
 
     allowed_hosts: names that are answered; where there are none, every name is once `keys_required`, since a
     key or cookie is not sent under a wrong name, and before that only names that cannot belong to others.
+    search_refusal: why a search would be refused now, see `SearchLimiter.refusal`.
     """
 
     def __init__(
-        self, app: ASGIApp, *, allowed_hosts: Sequence[str], keys_required: Callable[[], bool]
+        self,
+        app: ASGIApp,
+        *,
+        allowed_hosts: Sequence[str],
+        keys_required: Callable[[], bool],
+        search_refusal: Callable[[], ServiceError | None],
     ) -> None:
         self.app = app
+        self._search_refusal = search_refusal
         self._allowed_hosts = frozenset(allowed_hosts)
         self._keys_required = keys_required
 
@@ -139,7 +146,7 @@ class RequestChecksMiddleware:
             return HostNotAllowedError()
         if scope["method"] not in SAFE_METHODS and is_cross_site(headers):
             return CrossSiteError()
-        return None
+        return self._search_refusal() if (scope["method"], scope["path"]) == ("POST", "/search") else None
 
     def _may_be_called(self, host: str) -> bool:
         name = host_name(host)

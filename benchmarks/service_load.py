@@ -12,7 +12,7 @@ overload are for the proxy to bound: `--through-proxy` starts Caddy with docker/
 
 Overload: requests come at a fixed rate, ten times the one that 8 clients in turn were answered at just
 before, whether the former are answered or not. Each has to be answered, 200, 429 or 503, and each refusal
-within 0.2 s of the moment at which the kernel had taken the whole request.
+within 0.5 s of the moment at which the kernel had taken the whole request.
 
 Accepted, in `shutdown`: the whole request, body included, was handed to the kernel before the signal was
 sent.
@@ -50,7 +50,7 @@ from http_load import (
     serving,
 )
 
-SHED_SECONDS, NORMAL_AGAIN_SECONDS = 0.2, 10.0
+SHED_SECONDS, NORMAL_AGAIN_SECONDS = 0.5, 10.0
 """Longest time to a refusal, and from the end of an overload until searches take what they took before."""
 
 OVERLOAD_FACTOR = 10

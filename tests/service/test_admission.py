@@ -69,12 +69,13 @@ def test_a_search_that_finds_the_queue_full_is_refused_immediately(
 
 
 def test_a_search_that_would_be_refused_is_not_read(tmp_path: Path) -> None:
+    broken: Any = {"content": b"not JSON", "headers": {"content-type": "application/json"}}
     with full_queue(tmp_path) as service:
-        response = service.client.post("/search", content=b"not JSON")
+        response = service.client.post("/search", **broken)
         assert check_problem(response, 503)["type"].endswith(":overloaded")
         assert 'xclip_searches_shed_total{problem="overloaded"} 1.0' in service.client.get("/metrics").text
     with running(tmp_path / "other") as service:
-        assert service.client.post("/search", content=b"not JSON").status_code == 400
+        assert service.client.post("/search", **broken).status_code == 400
 
 
 def test_a_full_queue_keeps_nothing_else_waiting(tmp_path: Path) -> None:

@@ -31,7 +31,6 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Security
 from fastapi.routing import APIRoute
 from fastapi.security import APIKeyCookie, HTTPBearer
-from starlette.requests import HTTPConnection
 
 from service.auth.keys import ApiKey, KeyRing, Scope
 from service.errors import ForbiddenError, ServiceError, TooManyRequestsError, UnauthorizedError
@@ -157,15 +156,6 @@ class AccessControl:
                 raise UnauthorizedError()
             return self.check_secret(request, secret.strip())
         cookie = request.cookies.get(COOKIE)
-        return None if cookie is None else find_session(cookie, self.ring)
-
-    def find_key(self, connection: HTTPConnection) -> ApiKey | None:
-        """The key that came with a request; None where none came, or a wrong one, which is not counted."""
-        authorization = connection.headers.get("authorization")
-        if authorization is not None:
-            kind, _, secret = authorization.partition(" ")
-            return self.ring.find(secret.strip()) if kind.lower() == "bearer" else None
-        cookie = connection.cookies.get(COOKIE)
         return None if cookie is None else find_session(cookie, self.ring)
 
     def check_secret(self, request: Request, secret: str) -> ApiKey:

@@ -17,6 +17,7 @@ IndexerError
 ├── SearchCancelledError       the caller of a search cancelled it
 ├── VideoNotFoundError         no video of this id
 ├── DuplicateIdError           the id is taken by another video
+├── KeptOutError               the content was deleted on purpose and is kept out
 ├── ChangesForgottenError      the change log no longer reaches back that far
 ├── JobNotFoundError           no job of this id
 ├── QueueFullError             as many jobs wait as may wait
@@ -151,6 +152,24 @@ class DuplicateIdError(IndexerError):
 
     def __str__(self) -> str:
         return f"the id {self.video_id!r} is taken by another video"
+
+
+class KeptOutError(IndexerError):
+    """The content was deleted on purpose and is kept out until it is let in.
+
+    Attributes:
+        video_id: of the video that was deleted.
+    """
+
+    def __init__(self, video_id: str) -> None:
+        super().__init__(video_id)
+        self.video_id = video_id
+
+    def __str__(self) -> str:
+        return (
+            f"its content was deleted as the video {self.video_id!r} and is kept out;"
+            f" `xclip-search kept-out --let-in {self.video_id}` lets it in again"
+        )
 
 
 class ChangesForgottenError(IndexerError):

@@ -316,7 +316,7 @@ def default_num_workers(is_gpu: bool) -> int:
 def _fields_of_source(source: VideoSource) -> dict[str, Any]:
     """The fields of `NewVideo` that do not come out of the file."""
     if source.record is not None:
-        names = ("id", "uri", "title", "metadata", "trusted", "added_at")
+        names = ("id", "uri", "title", "metadata", "trusted", "added_at", "missing_since")
         return {name: getattr(source.record, name) for name in names}
     path = source.path.absolute()
     title = source.title

@@ -29,7 +29,11 @@ from indexer.errors import (
 from indexer.store.records import IndexFacts
 
 MANIFEST_FILE: Final = "export.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
+READABLE_FORMATS: Final = (1, 2)
+"""1 is the format of versions 0.1.0 and 0.2.0, without the columns NEW_VIDEO_COLUMNS."""
+
+NEW_VIDEO_COLUMNS: Final = ("media_start_seconds", "recorded_at", "missing_since")
 _KINDS: Final = ("videos", "segments")
 _PART_NAME = re.compile(r"(videos|segments)-\d{5,}\.parquet")
 
@@ -79,10 +83,13 @@ def load_pyarrow() -> tuple[Any, Any]:
         ) from None
 
 
-def video_schema() -> Any:
-    """Columns of the videos; see `VideoRecord` for what they say. `metadata` is a JSON object as text."""
+def video_schema(format: int = FORMAT) -> Any:
+    """Columns of the videos; see `VideoRecord` for what they say. `metadata` is a JSON object as text.
+
+    format: of the export, one of READABLE_FORMATS.
+    """
     pa, _ = load_pyarrow()
-    may_be_absent = {"uri", "title"}
+    may_be_absent = {"uri", "title", "recorded_at", "missing_since"}
     types = {
         "id": pa.string(),
         "content_sha256": pa.string(),
@@ -99,6 +106,8 @@ def video_schema() -> Any:
         "fraction_read": pa.float64(),
         "added_at": pa.float64(),
     }
+    if format >= 2:
+        types |= dict.fromkeys(NEW_VIDEO_COLUMNS, pa.float64())
     return pa.schema([pa.field(name, type, name in may_be_absent) for name, type in types.items()])
 
 
@@ -151,6 +160,7 @@ class ExportManifest:
         num_segments: rows of the segment files.
         with_frames: whether frame features were written.
         files: the Parquet files by name.
+        format: one of READABLE_FORMATS.
     """
 
     made_at: float
@@ -164,6 +174,7 @@ class ExportManifest:
     num_segments: int
     with_frames: bool
     files: Mapping[str, PartFile]
+    format: int = FORMAT
 
     @property
     def facts(self) -> IndexFacts:
@@ -176,7 +187,7 @@ class ExportManifest:
 
     def write(self, directory: Path) -> Path:
         """Write export.json and return its path."""
-        content = {"format": FORMAT, **asdict(self)}
+        content = asdict(self)
         path = directory / MANIFEST_FILE
         text = json.dumps({**content, "sha256": sha256_of_json(content)}, indent=2)
         path.write_text(f"{text}\n", encoding="utf-8")
@@ -199,8 +210,11 @@ class ExportManifest:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("sha256") != sha256_of_json(content):
                 raise damaged
-            if content.pop("format") != FORMAT:
-                raise IndexVersionError(f"{path} is not of format {FORMAT}, which this version imports")
+            if content["format"] not in READABLE_FORMATS:
+                raise IndexVersionError(
+                    f"{path} is of format {content['format']}; this version imports"
+                    f" {' and '.join(map(str, READABLE_FORMATS))}"
+                )
             files = {name: PartFile(**row) for name, row in content.pop("files").items()}
             manifest = cls(**content, files=files)
             if not manifest._is_consistent():
@@ -223,7 +237,7 @@ def check_files(directory: Path, manifest: ExportManifest, on_progress: OnProgre
     """
     pa, parquet = load_pyarrow()
     schemas = {
-        "videos": video_schema(),
+        "videos": video_schema(manifest.format),
         "segments": segment_schema(manifest.embedding_dim, manifest.num_frames, manifest.with_frames),
     }
     for num_done, (name, part) in enumerate(manifest.files.items(), start=1):

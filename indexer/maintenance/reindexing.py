@@ -20,8 +20,9 @@ from indexer.ingest.manifest import VideoSource
 from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
 from indexer.ingest.video_files import find_video_file
 from indexer.store.records import IndexFacts, VideoRecord
-from indexer.store.sqlite.catalog import Catalog, read_successors
+from indexer.store.sqlite.catalog import CHANGEABLE_FIELDS, Catalog, read_successors
 from indexer.store.sqlite.connections import Transaction
+from indexer.store.sqlite.files import carry_over
 from indexer.store.sqlite.generations import (
     generations,
     locked_for_reindexing,
@@ -256,9 +257,14 @@ def _require_former_generation(index: Path, current: Catalog) -> int:
 
 
 def _hand_over(source: Catalog, target: Catalog, transaction: Transaction) -> int:
-    """Carry the jobs over and make `target` the current generation; returns how many jobs there are."""
+    """Carry jobs, known files and kept-out content over, and make `target` the current generation.
+
+    Returns:
+        How many jobs there are.
+    """
     with target.transaction() as into:
         num_jobs = JobQueue(target).replace_all(transaction, into)
+        carry_over(transaction, into)
     source.hand_over(target, transaction)
     return num_jobs
 
@@ -350,9 +356,13 @@ class _Build:
             if same_bytes is not None:  # Deleted, and added again under another id.
                 self._delete(same_bytes.id)
             return True
-        title, uri, metadata = wanted.title, wanted.uri, wanted.metadata
-        if (title, uri, metadata) != (present.title, present.uri, present.metadata):
-            self._target.update_video(video_id, title=title, uri=uri, metadata=metadata)
+        changed = {
+            name: getattr(wanted, name)
+            for name in CHANGEABLE_FIELDS
+            if getattr(wanted, name) != getattr(present, name)
+        }
+        if changed:
+            self._target.update_video(video_id, **changed)
         return False
 
     def _delete(self, video_id: str) -> None:

@@ -15,6 +15,7 @@ from indexer.errors import IndexDamagedError
 from indexer.maintenance.backup import MANIFEST_FILE as BACKUP_MANIFEST_FILE
 from indexer.maintenance.backup import damages_of_backup
 from indexer.store.sqlite.catalog import Catalog, read_successors
+from indexer.store.sqlite.files import FileTable
 from indexer.store.sqlite.generations import find_named_generation, name_generation, named_generation
 from indexer.store.sqlite.jobs import JobQueue
 
@@ -29,7 +30,8 @@ class Finding:
     Attributes:
         part: what it is a part of. `catalog` and `change log` are the truth: restore a backup, or delete the
             videos named and index them again. `totals`, `coarse index` and `current.json` are derived:
-            `rebuild` builds them again. `jobs` are requests: `rebuild` removes those that are damaged, and
+            `rebuild` builds them again. `files` spare reading: `rebuild` forgets those that are damaged, and
+            they are read again. `jobs` are requests: `rebuild` removes those that are damaged, and
             the clients send them again. `backup`: a file of a backup; make another one.
         problem: a sentence for the user.
     """
@@ -40,7 +42,7 @@ class Finding:
     @property
     def is_derived(self) -> bool:
         """Whether `rebuild` repairs it."""
-        return self.part in ("totals", "coarse index", "jobs", "current.json")
+        return self.part in ("totals", "coarse index", "files", "jobs", "current.json")
 
 
 @dataclass
@@ -107,6 +109,8 @@ def _findings(
 ) -> Iterator[Finding]:
     for damage in catalog.damages(lambda num_done: on_progress(num_done, num_segments)):
         yield Finding(damage.part, damage.problem)
+    for uri in FileTable(catalog).damaged():
+        yield Finding("files", f"what is known of {uri} is not what was written")
     for number in JobQueue(catalog).damaged():
         yield Finding("jobs", f"job number {number} is not what was written")
     yield from _coarse_findings(catalog)
@@ -183,6 +187,7 @@ def rebuild(directory: str | Path, coarse_kind: KindChoice = "auto") -> tuple[in
         with catalog.transaction() as transaction:
             catalog.repair(transaction)
             JobQueue(catalog).forget_damaged(transaction)
+            FileTable(catalog).forget_damaged(transaction)
         CoarseIndex.build(catalog, kind=coarse_kind).save()
         if named_generation(Path(directory)) != catalog.generation:
             name_generation(Path(directory), catalog.generation)

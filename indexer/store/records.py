@@ -69,6 +69,9 @@ class NewVideo:
     fraction_read: float = 1.0
     trusted: bool = False
     added_at: float | None = None
+    media_start_seconds: float = 0.0
+    recorded_at: float | None = None
+    missing_since: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,11 @@ class VideoRecord:
             `indexer.ingest.manifest.VideoSource`.
         added_at: seconds since 1970.
         sequence: number of the change that added it; later videos have higher ones.
+        media_start_seconds: added to a time of ours, it is the time on the clock of a player of the file; 0
+            where the first picture is at the file's zero.
+        recorded_at: when it was recorded, in seconds since 1970; None where that is not known.
+        missing_since: when its file was first found to be gone, in seconds since 1970; None where it was
+            there when it was last looked for.
     """
 
     id: str
@@ -102,6 +110,49 @@ class VideoRecord:
     trusted: bool
     added_at: float
     sequence: int
+    media_start_seconds: float = 0.0
+    recorded_at: float | None = None
+    missing_since: float | None = None
+
+
+@dataclass(frozen=True)
+class KnownFile:
+    """What was found in a file when it was last read; it is taken for that while size and time are these.
+
+    Attributes:
+        uri: its file:// address; unique.
+        size_bytes: of the file.
+        modified_ns: when it was last modified, in nanoseconds since 1970.
+        content_sha256: over its bytes, 64 hex digits.
+        failure: why its content cannot become a video, a sentence; None where it can, and did.
+        version: of xclip-search that found this failure; another one tries again.
+    """
+
+    uri: str
+    size_bytes: int
+    modified_ns: int
+    content_sha256: str
+    failure: str | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True)
+class KeptOut:
+    """Content that was deleted on purpose and does not come in again until it is let in.
+
+    Attributes:
+        content_sha256: over its bytes, 64 hex digits; unique.
+        video_id: of the video that was deleted.
+        title: of that video.
+        uri: of that video.
+        kept_out_at: when it was deleted, in seconds since 1970.
+    """
+
+    content_sha256: str
+    video_id: str
+    title: str | None
+    uri: str | None
+    kept_out_at: float
 
 
 @dataclass(frozen=True)
@@ -288,6 +339,12 @@ def check_number(name: str, value: float, least: float = 0.0, most: float = sys.
     if not least <= value <= most:  # NaN is nowhere between.
         raise InvalidRecordError(f"{name} must be a finite number from {least:g} to {most:g}")
     return without_sign_of_zero(value)
+
+
+def check_time(name: str, value: float | None) -> float | None:
+    """`value`, or InvalidRecordError where it is no time of the clock: from the year 1 to 9999, as
+    `datetime` has it."""
+    return None if value is None else check_number(name, value, -62_135_596_800.0, 253_402_300_799.0)
 
 
 def check_count(name: str, value: int) -> int:

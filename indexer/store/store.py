@@ -9,7 +9,7 @@ say; their contracts are written once, at the methods of `Catalog` and `JobQueue
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -25,6 +25,8 @@ from indexer.store.records import (
     Change,
     Damage,
     IndexFacts,
+    KeptOut,
+    KnownFile,
     Matches,
     NewVideo,
     SegmentFeatures,
@@ -35,7 +37,7 @@ from indexer.store.records import (
 from indexer.store.sqlite.catalog import Catalog
 
 if TYPE_CHECKING:
-    from indexer.store.sqlite import connections, jobs
+    from indexer.store.sqlite import connections, files, jobs
 
 Transaction = TypeVar("Transaction")
 """Several changes as one, in the store's own way."""
@@ -57,7 +59,9 @@ class VideoStore(Protocol[Transaction]):
         *,
         check: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     ) -> VideoRecord: ...
-    def delete_video(self, video_id: str) -> None: ...
+    def delete_video(
+        self, video_id: str, transaction: Transaction | None = None, *, keep_out: bool = False
+    ) -> None: ...
     def get_video(self, video_id: str) -> VideoRecord: ...
     def get_videos(self, video_ids: Sequence[str]) -> dict[str, VideoRecord]: ...
     def list_videos(
@@ -67,6 +71,10 @@ class VideoStore(Protocol[Transaction]):
     def find_by_sha256(
         self, content_sha256: str, transaction: Transaction | None = None
     ) -> VideoRecord | None: ...
+    def find_by_uris(self, uris: Sequence[str]) -> dict[str, list[VideoRecord]]: ...
+    def find_by_contents(self, content_sha256s: Sequence[str]) -> dict[str, VideoRecord]: ...
+    def known_sizes(self, sizes_bytes: Sequence[int]) -> set[int]: ...
+    def videos_below(self, folder_uri: str) -> Iterator[VideoRecord]: ...
     def totals(self) -> tuple[int, int]: ...
 
 
@@ -140,6 +148,25 @@ class Jobs(Protocol[JobTransaction]):
     def requeue_expired(self) -> int: ...
 
 
+class Files(Protocol[JobTransaction]):
+    """The files that were read, by their addresses."""
+
+    def find(self, uris: Sequence[str]) -> dict[str, KnownFile]: ...
+    def with_content(self, content_sha256s: Sequence[str]) -> list[KnownFile]: ...
+    def below(self, folder_uri: str) -> Iterator[KnownFile]: ...
+    def remember(self, files: Iterable[KnownFile], transaction: JobTransaction | None = None) -> None: ...
+    def forget(self, uris: Sequence[str], transaction: JobTransaction | None = None) -> None: ...
+
+
+class KeptOutContent(Protocol[JobTransaction]):
+    """The content that was deleted on purpose and does not come in again until it is let in."""
+
+    def add(self, kept_out: KeptOut, transaction: JobTransaction | None = None) -> None: ...
+    def find(self, content_sha256s: Sequence[str]) -> dict[str, KeptOut]: ...
+    def list_all(self) -> list[KeptOut]: ...
+    def let_in(self, content_sha256: str) -> bool: ...
+
+
 def open_store(address: str | Path, *, fingerprint: str | None = None) -> Catalog:
     """Open the store at an address.
 
@@ -171,3 +198,9 @@ if TYPE_CHECKING:  # The SQLite store is one.
 
     def _is_jobs(queue: jobs.JobQueue) -> Jobs[connections.Transaction]:
         return queue
+
+    def _is_files(table: files.FileTable) -> Files[connections.Transaction]:
+        return table
+
+    def _is_kept_out(table: files.KeptOutTable) -> KeptOutContent[connections.Transaction]:
+        return table

@@ -26,6 +26,7 @@ from indexer.errors import (
     IndexNotFoundError,
     IndexStorageError,
     InvalidRecordError,
+    KeptOutError,
     VideoNotFoundError,
 )
 from indexer.store.filters import Filter
@@ -34,6 +35,7 @@ from indexer.store.records import (
     Change,
     Damage,
     IndexFacts,
+    KeptOut,
     Matches,
     NewVideo,
     SegmentFeatures,
@@ -46,6 +48,7 @@ from indexer.store.records import (
     check_segments,
     check_sha256,
     check_text,
+    check_time,
     check_video_id,
     merge_patch,
     metadata_to_json,
@@ -61,6 +64,7 @@ from indexer.store.sqlite.changes import (
 )
 from indexer.store.sqlite.connections import ConnectionPool, PinnedConnection, Transaction, translated
 from indexer.store.sqlite.features import FeatureRows, damaged_segments, read_segment_infos
+from indexer.store.sqlite.files import KeptOutTable, damaged_kept_out, find_kept_out
 from indexer.store.sqlite.filters import compile_filter, matching_segments
 from indexer.store.sqlite.generations import (
     FIRST_GENERATION,
@@ -81,11 +85,17 @@ from model.atomic_files import fsync_directory
 
 _COLUMNS: Final = (
     "id, content_sha256, uri, title, metadata, duration_seconds, width, height, frame_rate, codec,"
-    " size_bytes, partial, fraction_read, trusted, added_at, sequence"
+    " size_bytes, partial, fraction_read, trusted, added_at, sequence, media_start_seconds, recorded_at,"
+    " missing_since"
 )
 """Of a video, in the order of the fields of `VideoRecord`."""
 
-_METADATA, _PARTIAL, _TRUSTED = map(_COLUMNS.split(", ").index, ("metadata", "partial", "trusted"))
+_URI, _METADATA, _PARTIAL, _TRUSTED = map(
+    _COLUMNS.split(", ").index, ("uri", "metadata", "partial", "trusted")
+)
+
+CHANGEABLE_FIELDS: Final = ("title", "uri", "metadata", "missing_since")
+"""Of a video, what `Catalog.update_video` changes; all else comes out of its file."""
 
 _RECORDS_AT_ONCE: Final = 1_000
 
@@ -385,6 +395,7 @@ class Catalog:
 
         Raises:
             DuplicateIdError: the id is taken by other content.
+            KeptOutError: the content was deleted on purpose and is kept out.
             InvalidRecordError: something cannot be stored.
         """
         check_segments(video.segments, self.num_frames, self.embedding_dim)
@@ -404,6 +415,9 @@ class Catalog:
             "fraction_read": check_number("fraction_read", video.fraction_read, most=1.0),
             "trusted": int(video.trusted),
             "added_at": check_number("added_at", self.clock() if video.added_at is None else video.added_at),
+            "media_start_seconds": check_number("media_start_seconds", video.media_start_seconds),
+            "recorded_at": check_time("recorded_at", video.recorded_at),
+            "missing_since": check_time("missing_since", video.missing_since),
         }
         with self.connections.joined(transaction) as connection:
             return self._add_or_find(connection, row, video.segments)
@@ -414,6 +428,8 @@ class Catalog:
         same = _find_by_sha256(connection, row["content_sha256"])
         if same is not None:
             return AddOutcome(same.id, created=False)
+        if (kept_out := find_kept_out(connection, row["content_sha256"])) is not None:
+            raise KeptOutError(kept_out.video_id)
         if _records_by_ids(connection, [row["id"]]):
             raise DuplicateIdError(row["id"])
         row["sequence"] = next_sequence(connection)
@@ -430,12 +446,29 @@ class Catalog:
         )
         return AddOutcome(row["id"], created=True)
 
-    def delete_video(self, video_id: str) -> None:
-        """Remove a video, its segments and features; log their ids. Raises VideoNotFoundError."""
-        with self.connections.transaction() as connection:
+    def delete_video(
+        self, video_id: str, transaction: Transaction | None = None, *, keep_out: bool = False
+    ) -> None:
+        """Remove a video, its segments and features; log their ids.
+
+        Args:
+            video_id: of the video.
+            transaction: from `transaction`, for changes that belong together; its own otherwise.
+            keep_out: whether the same content shall not come in again, see `KeptOut`.
+
+        Raises:
+            VideoNotFoundError: there is no such video.
+        """
+        with self.connections.joined(transaction) as connection:
             found = connection.execute("SELECT number FROM videos WHERE id = ?", (video_id,)).fetchone()
             if found is None:
                 raise VideoNotFoundError(video_id)
+            if keep_out:
+                record = _record_by_id(connection, video_id)
+                KeptOutTable(self).add(
+                    KeptOut(record.content_sha256, record.id, record.title, record.uri, self.clock()),
+                    Transaction(connection),
+                )
             rows = connection.execute("SELECT id FROM segments WHERE video_number = ? ORDER BY id", found)
             segment_ids = [segment_id for (segment_id,) in rows]
             connection.execute("DELETE FROM videos WHERE number = ?", found)
@@ -448,10 +481,12 @@ class Catalog:
     def update_video(
         self,
         video_id: str,
+        transaction: Transaction | None = None,
         *,
         title: str | _Keep | None = KEEP,
         uri: str | _Keep | None = KEEP,
         metadata: Metadata | _Keep | None = KEEP,
+        missing_since: float | _Keep | None = KEEP,
     ) -> VideoRecord:
         """Replace the given fields (None erases), log the change and return the new record.
 
@@ -459,14 +494,16 @@ class Catalog:
             VideoNotFoundError: there is no such video.
             InvalidRecordError: a value cannot be stored.
         """
-        values: dict[str, str | None] = {}
+        values: dict[str, str | float | None] = {}
         if title is not KEEP:
             values["title"] = check_text("title", title)
         if uri is not KEEP:
             values["uri"] = check_text("uri", uri)
         if metadata is not KEEP:
             values["metadata"] = metadata_to_json(metadata)
-        with self.connections.transaction() as connection:
+        if missing_since is not KEEP:
+            values["missing_since"] = check_time("missing_since", missing_since)
+        with self.connections.joined(transaction) as connection:
             return self._update(connection, video_id, values)
 
     def patch_video(
@@ -500,7 +537,7 @@ class Catalog:
             raise InvalidRecordError("metadata must be an object or None")
         with self.connections.transaction() as connection:
             record = _record_by_id(connection, video_id)
-            values: dict[str, str | None] = {}
+            values: dict[str, str | float | None] = {}
             if "title" in patch and patch["title"] != record.title:
                 values["title"] = check_text("title", patch["title"])
             if "metadata" in patch:
@@ -512,7 +549,7 @@ class Catalog:
             return self._update(connection, video_id, values)
 
     def _update(
-        self, connection: sqlite3.Connection, video_id: str, values: Mapping[str, str | None]
+        self, connection: sqlite3.Connection, video_id: str, values: Mapping[str, str | float | None]
     ) -> VideoRecord:
         """Set columns of a video, named by us, never by a client, and log it."""
         # Read first: the new checksum must not cover up that another column is not what was written.
@@ -563,6 +600,61 @@ class Catalog:
             return _find_by_sha256(transaction.connection, content_sha256)
         with self.connections.reading() as connection:
             return _find_by_sha256(connection, content_sha256)
+
+    def find_by_uris(self, uris: Sequence[str]) -> dict[str, list[VideoRecord]]:
+        """The videos at these addresses, by address; several may name the same one."""
+        found: dict[str, list[VideoRecord]] = {}
+        for record in self._records_where("uri", uris):
+            found.setdefault(record.uri or "", []).append(record)
+        return found
+
+    def find_by_contents(self, content_sha256s: Sequence[str]) -> dict[str, VideoRecord]:
+        """Those of these contents that are videos here, by their sha256."""
+        return {
+            record.content_sha256: record for record in self._records_where("content_sha256", content_sha256s)
+        }
+
+    def _records_where(self, column: str, values: Sequence[str]) -> Iterator[VideoRecord]:
+        for first in range(0, len(values), _RECORDS_AT_ONCE):
+            with self.connections.reading() as connection:
+                rows = connection.execute(
+                    f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE {column} IN"
+                    " (SELECT value FROM json_each(?))",
+                    (json.dumps(values[first : first + _RECORDS_AT_ONCE]),),
+                ).fetchall()
+            yield from map(_record, rows)
+
+    def known_sizes(self, sizes_bytes: Sequence[int]) -> set[int]:
+        """Those of these sizes that the file of some video has."""
+        found: set[int] = set()
+        for first in range(0, len(sizes_bytes), _RECORDS_AT_ONCE):
+            with self.connections.reading() as connection:
+                rows = connection.execute(
+                    "SELECT DISTINCT size_bytes FROM videos WHERE size_bytes IN"
+                    " (SELECT value FROM json_each(?))",
+                    (json.dumps(sizes_bytes[first : first + _RECORDS_AT_ONCE]),),
+                )
+                found |= {size_bytes for (size_bytes,) in rows}
+        return found
+
+    def videos_below(self, folder_uri: str) -> Iterator[VideoRecord]:
+        """The videos whose addresses lie below a folder's, in the order of their addresses.
+
+        folder_uri: without a slash at its end.
+        """
+        last, last_number = f"{folder_uri}/", 0
+        while True:
+            with self.connections.reading() as connection:
+                rows = connection.execute(
+                    f"SELECT {_COLUMNS}, row_crc32, number FROM videos WHERE (uri, number) > (?, ?)"
+                    " AND uri < ? ORDER BY uri, number LIMIT ?",
+                    (last, last_number, f"{folder_uri}0", _RECORDS_AT_ONCE),  # 0 follows the slash.
+                ).fetchall()
+            for *row, _ in rows:
+                yield _record(row)
+            if len(rows) < _RECORDS_AT_ONCE:
+                return
+            last, last_number = rows[-1][_URI], rows[-1][-1]
 
     def list_videos(
         self, limit: int = 100, after: int | None = None, *, chosen: Filter | None = None
@@ -811,6 +903,8 @@ class Catalog:
             yield from inconsistencies(connection)
             for number, problem in _damaged_videos(connection):
                 yield Damage("catalog", f"video number {number}: {problem}")
+            for content_sha256 in damaged_kept_out(connection):
+                yield Damage("catalog", f"kept-out content {content_sha256} is not what was written")
             for sequence in damaged_changes(connection):
                 yield Damage("change log", f"change {sequence} is not what was written")
             segments = damaged_segments(connection, self.num_frames, self.embedding_dim, self.fingerprint)

@@ -8,7 +8,7 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,8 @@ from typing import Final
 from indexer.errors import IndexDamagedError, IndexExistsError, IndexVersionError
 from indexer.store.records import IndexFacts
 from indexer.store.sqlite.connections import translated
-from indexer.store.sqlite.integrity import checksum_of_row
+from indexer.store.sqlite.files import SCHEMA as FILES_SCHEMA
+from indexer.store.sqlite.integrity import NO_CHECKSUM, checksum_of_row
 from indexer.store.sqlite.superseded import SCHEMA as SUPERSEDED_SCHEMA
 from indexer.store.sqlite.superseded import Successor, write_successor
 from model.atomic_files import fsync_directory, fsync_file, make_directories
@@ -25,7 +26,7 @@ CATALOG_FILE = "catalog.sqlite3"
 APPLICATION_ID = 0x58434C50
 """`XCLP`, in the header of the file: marks our catalog among SQLite databases."""
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 PAGE_SIZE_BYTES = 8_192
 """Three video features (512 x 4 bytes) fit in a page of 8 KiB, only one in SQLite's usual 4 KiB: reading them
 all touches a third of the pages. Larger pages hold hardly more of them in proportion, and each commit writes
@@ -35,7 +36,7 @@ _FACTS_CHECKSUM = "checksum"
 MINIMUM_SQLITE = (3, 37, 0)
 """The first SQLite with STRICT tables."""
 
-SCHEMA = f"""{SUPERSEDED_SCHEMA}
+SCHEMA = f"""{SUPERSEDED_SCHEMA}{FILES_SCHEMA}
 CREATE TABLE facts (
     name TEXT PRIMARY KEY,
     value TEXT NOT NULL
@@ -66,8 +67,13 @@ CREATE TABLE videos (
     trusted INTEGER NOT NULL CHECK (trusted IN (0, 1)),
     added_at REAL NOT NULL,
     sequence INTEGER NOT NULL UNIQUE,
+    media_start_seconds REAL NOT NULL DEFAULT 0,
+    recorded_at REAL,
+    missing_since REAL,
     row_crc32 INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX videos_by_uri ON videos (uri);
+CREATE INDEX videos_by_size ON videos (size_bytes);
 
 -- AUTOINCREMENT: an id is never used twice, so an index that still holds a deleted one can only miss.
 CREATE TABLE segments (
@@ -128,14 +134,56 @@ CREATE INDEX jobs_by_state ON jobs (state, attempts, number);
 CREATE UNIQUE INDEX one_open_job_for_a_video ON jobs (video_id) WHERE state IN ('queued', 'running');
 """
 
-_MIGRATIONS: Final = {
-    3: """
+_TO_4: Final = """
 ALTER TABLE jobs ADD COLUMN failure TEXT;
 UPDATE jobs SET failure = 'unknown' WHERE state = 'failed';
 DROP TABLE idempotency_keys;
-""",
-}
-"""Statements that bring a catalog of this format to the next one. 3 is the format of version 0.1.0."""
+"""
+
+_TO_5: Final = f"""
+ALTER TABLE videos ADD COLUMN media_start_seconds REAL NOT NULL DEFAULT 0;
+ALTER TABLE videos ADD COLUMN recorded_at REAL;
+ALTER TABLE videos ADD COLUMN missing_since REAL;
+CREATE INDEX videos_by_uri ON videos (uri);
+CREATE INDEX videos_by_size ON videos (size_bytes);
+{FILES_SCHEMA}"""
+
+_VIDEO_COLUMNS_OF_4: Final = (
+    "id, content_sha256, uri, title, metadata, duration_seconds, width, height, frame_rate, codec,"
+    " size_bytes, partial, fraction_read, trusted, added_at, sequence"
+)
+_NEW_VIDEO_VALUES_OF_5: Final = (0.0, None, None)
+"""Of the columns that format 5 adds, in the order in which checksums are over them."""
+
+
+def _migrate_to_4(connection: sqlite3.Connection) -> None:
+    _execute_all(connection, _TO_4)
+
+
+def _migrate_to_5(connection: sqlite3.Connection) -> None:
+    """Add columns and tables; a record that was not what was written does not become valid by it."""
+    _execute_all(connection, _TO_5)
+    rows = connection.execute(f"SELECT number, row_crc32, {_VIDEO_COLUMNS_OF_4} FROM videos")
+    checksums = [
+        (
+            checksum_of_row([*values, *_NEW_VIDEO_VALUES_OF_5])
+            if checksum_of_row(values) == checksum
+            else NO_CHECKSUM,
+            number,
+        )
+        for number, checksum, *values in rows
+    ]
+    connection.executemany("UPDATE videos SET row_crc32 = ? WHERE number = ?", checksums)
+
+
+def _execute_all(connection: sqlite3.Connection, statements: str) -> None:
+    """Not `executescript`, which would commit first. No statement of ours holds a semicolon in a text."""
+    for statement in statements.split(";"):
+        connection.execute(statement)
+
+
+_MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {3: _migrate_to_4, 4: _migrate_to_5}
+"""What brings a catalog of this format to the next one. 3 is the format of version 0.1.0, 4 of 0.2.0."""
 
 
 def create_catalog_file(directory: Path, facts: IndexFacts, successor_of: int | None = None) -> Path:
@@ -233,8 +281,7 @@ def check_format(connection: sqlite3.Connection, path: Path) -> None:
         try:
             # Another process may have done it meanwhile.
             while (version := _version(connection)) in _MIGRATIONS:
-                for statement in _MIGRATIONS[version].split(";"):
-                    connection.execute(statement)
+                _MIGRATIONS[version](connection)
                 connection.execute(f"PRAGMA user_version = {version + 1}")
             connection.execute("COMMIT")
         except BaseException:

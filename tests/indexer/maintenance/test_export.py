@@ -134,6 +134,29 @@ def test_what_was_exported_and_imported_is_the_same_bit_for_bit(index, tmp_path)
     assert checked.is_clean and checked.num_segments == report.num_segments
 
 
+def test_an_export_of_the_first_format_is_imported(index, tmp_path):
+    export_index(index, tmp_path / "export")
+    name = "videos-00000.parquet"
+    table = parquet.read_table(tmp_path / "export" / name)
+    manifest = replace(ExportManifest.read(tmp_path / "export"), format=1)
+    manifest.write(tmp_path / "export")
+    write_again(tmp_path / "export", name, table.drop_columns(list(export_layout.NEW_VIDEO_COLUMNS)))
+    assert import_index(tmp_path / "export", tmp_path / "new").num_added == 10
+    assert contents(tmp_path / "new") == contents(index)
+
+
+def test_the_columns_that_came_later_are_carried(tmp_path, random):
+    with create_catalog(tmp_path / "index") as catalog:
+        add_video(
+            catalog, 1, [make_segment(random)], media_start_seconds=1.5, recorded_at=-1.0, missing_since=2.0
+        )
+    export_index(tmp_path / "index", tmp_path / "export")
+    import_index(tmp_path / "export", tmp_path / "new")
+    with Catalog.open(tmp_path / "new") as catalog:
+        (video,) = catalog.list_videos()
+    assert (video.media_start_seconds, video.recorded_at, video.missing_since) == (1.5, -1.0, 2.0)
+
+
 def test_many_small_files_hold_the_same_as_one_large_one(index, tmp_path, small_parts):
     report = export_index(index, tmp_path / "export")
     assert report.num_files > 6

@@ -26,6 +26,7 @@ from indexer.store.filters import parse_filter
 from indexer.store.job import FailureReason
 from indexer.store.sqlite import schema
 from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.files import FileTable, KeptOutTable
 from indexer.store.sqlite.jobs import JobQueue
 from model import XClip
 from tests.support.catalog_builders import add_and_finish, add_video, make_segment
@@ -60,12 +61,24 @@ def check_results(index: Path, model: XClip, expected: list[list[Any]]) -> None:
             np.testing.assert_allclose([result.score for result in results], wanted, rtol=1e-3)
 
 
+@pytest.fixture(params=[3, 4])
+def index_of_format(request: pytest.FixtureRequest, index: Path) -> Path:
+    """The same index in the formats of versions 0.1.0 and 0.2.0."""
+    if request.param == 4:
+        connection = sqlite3.connect(index / "catalog.sqlite3", isolation_level=None)
+        schema._MIGRATIONS[3](connection)
+        connection.execute("PRAGMA user_version = 4")
+        connection.close()
+    return index
+
+
 def test_it_is_searched_as_before(index: Path, demo_model: XClip) -> None:
     check_results(index, demo_model, EXPECTED["results"])
     assert verify(index).is_clean
 
 
-def test_nothing_that_it_holds_is_lost(index: Path) -> None:
+def test_nothing_that_it_holds_is_lost(index_of_format: Path) -> None:
+    index = index_of_format
     with Catalog.open(index, fingerprint=EXPECTED["fingerprint"]) as catalog:
         assert catalog.sequence == EXPECTED["sequence"]
         assert {video.id: video.title for video in catalog.list_videos()} == EXPECTED["titles"]
@@ -115,8 +128,13 @@ def test_a_migration_that_fails_leaves_the_former_format(
     index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        broken = f"{schema._MIGRATIONS[3]} INSERT INTO nowhere VALUES (1)"
-        patch.setitem(schema._MIGRATIONS, 3, broken)
+
+        def broken(connection: sqlite3.Connection) -> None:
+            whole(connection)
+            connection.execute("INSERT INTO nowhere VALUES (1)")
+
+        whole = schema._MIGRATIONS[4]
+        patch.setitem(schema._MIGRATIONS, 4, broken)
         with pytest.raises(IndexDamagedError):
             Catalog.open(index)
     connection = sqlite3.connect(index / "catalog.sqlite3")
@@ -124,3 +142,19 @@ def test_a_migration_that_fails_leaves_the_former_format(
     assert connection.execute("SELECT count(*) FROM idempotency_keys").fetchone() == (1,)
     connection.close()
     Catalog.open(index).close()
+
+
+def test_its_records_get_what_was_not_known_of_them(index_of_format: Path) -> None:
+    with Catalog.open(index_of_format) as catalog:
+        for video in catalog.list_videos():
+            assert (video.media_start_seconds, video.recorded_at, video.missing_since) == (0.0, None, None)
+        assert FileTable(catalog).find([video.uri or "" for video in catalog.list_videos()]) == {}
+        assert KeptOutTable(catalog).list_all() == []
+    assert verify(index_of_format).is_clean
+
+
+def test_a_record_that_was_damaged_before_stays_so(index_of_format: Path) -> None:
+    connection = sqlite3.connect(index_of_format / "catalog.sqlite3", isolation_level=None)
+    connection.execute("UPDATE videos SET width = width + 1 WHERE number = 1")
+    connection.close()
+    assert [finding.part for finding in verify(index_of_format).findings] == ["catalog"]

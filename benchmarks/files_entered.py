@@ -4,7 +4,8 @@
 
 Starts a server and a worker on a small index of its own with the demo model, each under a profiler, adds
 videos and searches unrecorded, then records the same several times. What was not entered each time, such as a
-watch that looks every few seconds, does not belong to it. Decoding processes are not looked into.
+watch that looks every few seconds, does not belong to it; the one that looks twice a second is switched off.
+Decoding processes are not looked into. Exit status 1 where it is more than MAX_FILES allows.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("model", "indexer", "service", "training", "xclip_search")
 QUERY = {"query": "a purple crown spins, then a yellow plane falls", "limit": 5}
+MAX_FILES = {"search": 25, "upload": 30}
 WITHIN_SECONDS = 120.0
 NUM_RECORDINGS = 6
 SETTLE_SECONDS = 0.1
@@ -68,6 +70,9 @@ def run_traced(output: Path, arguments: list[str]) -> None:
         unfinished.write_text(json.dumps({"functions": functions, "moves": moves}))
         unfinished.replace(output)
 
+    import service.index_switch
+
+    service.index_switch.POLL_SECONDS = 24 * 3600.0
     signal.signal(signal.SIGUSR1, begin)
     signal.signal(signal.SIGUSR2, end)
     threading.setprofile(profile)
@@ -118,11 +123,14 @@ def main() -> None:
         return
     sys.path.insert(0, str(REPOSITORY))
     with tempfile.TemporaryDirectory() as folder:
-        record(Path(folder), with_functions=options.functions)
+        num_files = record(Path(folder), with_functions=options.functions)
+    too_many = [name for name, most in MAX_FILES.items() if num_files[name] > most]
+    if too_many:
+        raise SystemExit(f"more files than MAX_FILES allows: {', '.join(too_many)}")
 
 
-def record(folder: Path, *, with_functions: bool) -> None:
-    """Serve an index in `folder`, add and search, and print what the second time entered."""
+def record(folder: Path, *, with_functions: bool) -> dict[str, int]:
+    """Serve an index in `folder`, add and search, print what was entered; the number of files of each."""
     import httpx
 
     from tests.support.video_files import write_numbered_video
@@ -163,8 +171,11 @@ def record(folder: Path, *, with_functions: bool) -> None:
                 worker.begin()
                 add(3 + number)
                 uploads.append([server.end(), worker.end()])
-            report("one warm POST /search", searches, with_functions)
-            report("one uploaded video, in the server and the worker", uploads, with_functions)
+            title = "one uploaded video, in the server and the worker"
+            return {
+                "search": report("one warm POST /search", searches, with_functions),
+                "upload": report(title, uploads, with_functions),
+            }
     finally:
         for traced in (worker, server):
             if traced is not None:
@@ -189,8 +200,8 @@ def wait_until_ready(client: Any, server: Traced) -> None:
     raise SystemExit("the server did not get ready")
 
 
-def report(title: str, recordings: list[list[dict[str, Any]]], with_functions: bool) -> None:
-    """Print what was entered in each recording, of all processes together."""
+def report(title: str, recordings: list[list[dict[str, Any]]], with_functions: bool) -> int:
+    """Print what was entered in each recording, of all processes together; the number of files."""
     each = [
         {(file, name) for one in processes for file, name in one["functions"]} for processes in recordings
     ]
@@ -205,6 +216,7 @@ def report(title: str, recordings: list[list[dict[str, Any]]], with_functions: b
         print(f"    {file} ({count})")
         if with_functions:
             print(*(f"        {name}" for other, name in functions if other == file), sep="\n")
+    return len(files)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,11 @@ from fastapi.telemetry import TelemetryConfig
 
 from indexer.store.sqlite.jobs import JobQueue
 from service.admission import SearchLimiter
-from service.auth.access import AccessControl
-from service.auth.keys import KeyRing, keys_path
-from service.derived_media import MakeClip, Playability, Previews, TakePicture, Thumbnails
-from service.errors import ServiceError
+from service.auth.access import AccessControl, KeyRing
+from service.auth.keys import keys_path
+from service.derived_media import MakeClip, Previews, TakePicture, Thumbnails
 from service.http.middleware import DeadlineMiddleware, HeadersMiddleware, RequestChecksMiddleware
-from service.http.observation import ObservationMiddleware, SearchObserver
+from service.http.observation import Metrics, ObservationMiddleware, SearchObserver
 from service.http.openapi import install_openapi, problems
 from service.http.problems import install_error_handlers
 from service.index_switch import watch_generations
@@ -36,18 +35,16 @@ from service.ingest.media_store import MediaStore, delete_orphans
 from service.ingest.upload import FORM_OVERHEAD_BYTES
 from service.ingest.worker_process import keep_worker_running, worker_command
 from service.loading import freeze_loaded_objects, load_searcher, log_failure
-from service.observability.metrics import Metrics
 from service.routes import (
     health,
     ingest,
-    jobs,
     media,
     page,
     search,
     videos,
 )
 from service.settings import Settings
-from service.state import Drain, ReadyService
+from service.state import Drain, Playability, ReadyService
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -62,17 +59,14 @@ NUM_INGEST_THREADS = 8
 PICTURE_TIMEOUT_SECONDS = 30.0
 """Longest work on one thumbnail or preview; a client does not wait longer."""
 
-ROUTERS = tuple(
-    module.router
-    for module in (
-        search,
-        ingest,
-        videos,
-        media,
-        jobs,
-        health,
-        page,
-    )
+ROUTERS = (
+    search.router,
+    ingest.router,
+    videos.router,
+    media.router,
+    ingest.jobs_router,
+    health.router,
+    page.router,
 )
 
 
@@ -160,10 +154,6 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     drain: Drain = app.state.drain
     access: AccessControl = app.state.access
 
-    def search_refusal() -> ServiceError | None:
-        service: ReadyService | None = app.state.service
-        return None if service is None else service.search_limiter.refusal()
-
     app.add_middleware(
         DeadlineMiddleware,
         request_timeout_seconds=settings.request_timeout_seconds,
@@ -174,7 +164,6 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         RequestChecksMiddleware,
         allowed_hosts=settings.allowed_hosts,
         keys_required=lambda: access.ring.required,
-        search_refusal=search_refusal,
     )
     app.add_middleware(ObservationMiddleware, metrics=app.state.metrics)
     app.add_middleware(HeadersMiddleware, is_ending=lambda: drain.begun)

@@ -1,24 +1,22 @@
 """Thumbnails and previews, made from videos' files on demand and kept in memory up to a bound.
 
-Both are made in child processes, few at a time. A preview is for browsers that cannot play the file itself,
-which `Playability` says by container and codec.
+Both are made in child processes, few at a time. A preview is for browsers that cannot play the file itself
+(`service.state.Playability`).
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from anyio import CapacityLimiter, to_thread
 
 from indexer.errors import MediaError
-from indexer.store.records import VideoRecord
-from indexer.store.sqlite.catalog import Catalog
 from service.errors import MediaNotFoundError, OverloadedError
-from service.ingest.media_store import MediaFile, MediaStore
+from service.ingest.media_store import MediaFile
 
 _Key = tuple[str, int, int, tuple[float, ...]]
 
@@ -146,43 +144,3 @@ class Previews:
     def forget(self, video_id: str) -> None:
         """Drop all previews of a video."""
         self._made.forget(video_id)
-
-
-PLAYED_CODECS = {
-    "video/mp4": frozenset({"h264", "vp9", "av1"}),
-    "video/webm": frozenset({"vp8", "vp9", "av1"}),
-}
-"""Content type -> FFmpeg's names of the codecs that today's Chrome, Edge, Firefox and Safari play in it.
-Depth and layout of the colours are not known here, so a player still has to be ready for a file that it
-cannot play."""
-
-MAX_REMEMBERED = 100_000
-
-
-class Playability:
-    """Answers for one catalog and its files, remembered until the catalog changes. Methods block, briefly."""
-
-    def __init__(self, catalog: Catalog, media_store: MediaStore) -> None:
-        self._catalog = catalog
-        self._media_store = media_store
-        self._lock = threading.Lock()
-        self._sequence = -1
-        self._remembered: dict[str, bool] = {}
-
-    def of_record(self, record: VideoRecord) -> bool:
-        """Whether browsers play this video's file; false too where the file is not at hand."""
-        media = self._media_store.locate(record)
-        return media is not None and record.codec in PLAYED_CODECS.get(media.content_type, ())
-
-    def of_ids(self, video_ids: Collection[str]) -> dict[str, bool]:
-        """The same for each id; false for those that the index does not hold."""
-        sequence = self._catalog.sequence
-        with self._lock:
-            if self._sequence != sequence or len(self._remembered) > MAX_REMEMBERED:
-                self._remembered, self._sequence = {}, sequence
-            remembered = self._remembered
-        unknown = [video_id for video_id in video_ids if video_id not in remembered]
-        records = self._catalog.get_videos(unknown) if unknown else {}
-        for video_id in unknown:
-            remembered[video_id] = video_id in records and self.of_record(records[video_id])
-        return {video_id: remembered[video_id] for video_id in video_ids}

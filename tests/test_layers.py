@@ -298,3 +298,10 @@ def test_nothing_unpickles_and_torch_load_reads_weights_only():
                         assert keywords.get("weights_only") == "True", path
                     if name in {"np.load", "numpy.load"}:
                         assert keywords.get("allow_pickle", "False") == "False", path
+
+
+@pytest.mark.slow
+def test_a_search_and_an_uploaded_video_can_be_followed_through_few_files():
+    program = ROOT / "benchmarks" / "files_entered.py"
+    result = subprocess.run([sys.executable, str(program)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr

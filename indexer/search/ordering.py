@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.coarse.index import CoarseIndex
-from indexer.search.cancellation import raise_if_cancelled
-from indexer.search.types import GroupBy, SearchQuery
+from indexer.search.types import GroupBy, SearchQuery, raise_if_cancelled
 from indexer.store.sqlite.catalog import Catalog
 from model.score_names import SCORE_NAMES
 

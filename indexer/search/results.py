@@ -12,9 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from indexer.search.caches import FeatureCache, ScorableSegments
-from indexer.search.cancellation import raise_if_cancelled
 from indexer.search.ordering import ScoredSegments
-from indexer.search.types import DEFAULT_MOMENTS, Explanation, Moment, SearchResult, Segment
+from indexer.search.types import (
+    DEFAULT_MOMENTS,
+    Explanation,
+    Moment,
+    SearchResult,
+    Segment,
+    raise_if_cancelled,
+)
 from indexer.store.records import SegmentInfo, VideoRecord
 from indexer.store.sqlite.catalog import Catalog
 from model.features import TextFeatures

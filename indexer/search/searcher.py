@@ -1,24 +1,29 @@
-"""Text to videos: candidates from the coarse index, the full score on them, grouped into pages."""
+"""Text to videos: candidates from the coarse index, the full score on them, grouped into pages.
+
+Between searches a background thread keeps what they use in order (`IndexRefresher`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from indexer.coarse.exact import KindChoice
-from indexer.coarse.index import CoarseIndex
+from indexer.coarse.index import CoarseIndex, limit_faiss_threads
 from indexer.errors import FingerprintMismatchError
 from indexer.ingest.encoding import index_fingerprint
 from indexer.search.baseline import Baseline, BaselineScores
 from indexer.search.caches import FeatureCache, FilterCache, ScorableSegments
-from indexer.search.cancellation import raise_if_cancelled
 from indexer.search.ordering import (
     CoarseHits,
     CoarseOrder,
@@ -27,7 +32,6 @@ from indexer.search.ordering import (
     num_coarse_hits,
     order_candidates,
 )
-from indexer.search.refresh import IndexRefresher
 from indexer.search.results import (
     Page,
     complete_scores,
@@ -54,6 +58,7 @@ from indexer.search.types import (
     as_filter,
     check_batch,
     check_page,
+    raise_if_cancelled,
 )
 from indexer.store.filters import Filter
 from indexer.store.store import open_store
@@ -61,6 +66,8 @@ from model.features import TextFeatures
 
 if TYPE_CHECKING:
     from model.xclip import XClip
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["SearchAnswer", "SearchQuery", "SearchResult", "Searcher"]
 
@@ -384,3 +391,76 @@ class _Search:
     least_score: float | None
     hits: CoarseHits | None
     stages: StageTimes
+
+
+# Maintenance of the searched index
+
+PAUSE_SECONDS: Final = 600.0
+"""What has failed is not retried sooner: a damaged segment or a full disk stays so for a while."""
+
+_Task = Literal["baseline scores", "compaction", "saving"]
+
+
+class IndexRefresher:
+    """Makes the baseline scores again, compacts and saves the coarse index, each when it is due.
+
+    Runs one thread at a time, when there is something to do. Safe to use from several threads. No answer
+    depends on it: what fails is logged and retried later.
+    """
+
+    def __init__(self, index: CoarseIndex, baseline: BaselineScores, directory: Path) -> None:
+        """directory: of the index, for the log."""
+        self._index = index
+        self._baseline = baseline
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._not_before: dict[_Task, float] = {}
+
+    def start_where_needed(self, *, after_search: bool) -> None:
+        """after_search: scores are wanted, so there should be a baseline for them."""
+        is_needed = (
+            (after_search and self._baseline.is_stale and self._may("baseline scores"))
+            or (self._index.needs_compaction and self._may("compaction"))
+            or (self._index.needs_saving and self._may("saving"))
+        )
+        if not is_needed:
+            return
+        with self._lock:
+            if self._closed or (self._thread is not None and self._thread.is_alive()):
+                return
+            self._thread = threading.Thread(target=self._work, args=(after_search,), name="index-refresh")
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Block until nothing is under way."""
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def close(self) -> None:
+        """Finish what is under way, and start nothing more."""
+        with self._lock:
+            self._closed = True
+        self.wait()
+
+    def _work(self, after_search: bool) -> None:
+        limit_faiss_threads()
+        if after_search:
+            self._do("baseline scores", self._baseline.is_stale, self._baseline.make)
+        self._do("compaction", self._index.needs_compaction, self._index.compact)
+        self._do("saving", self._index.needs_saving, self._index.save)
+
+    def _do(self, task: _Task, is_needed: bool, do: Callable[[], object]) -> None:
+        if not (is_needed and self._may(task)):
+            return
+        try:
+            do()
+        except Exception as error:  # The top of a thread: there is no caller to raise to.
+            self._not_before[task] = time.monotonic() + PAUSE_SECONDS
+            logger.warning("refreshing the index %s, %s: %s", self._directory, task, error)
+
+    def _may(self, task: _Task) -> bool:
+        return task not in self._not_before or time.monotonic() >= self._not_before[task]

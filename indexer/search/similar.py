@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import VideoNotFoundError
 from indexer.search.caches import FeatureCache, ScorableSegments
-from indexer.search.cancellation import raise_if_cancelled
 from indexer.search.ordering import ScoredSegments, best
 from indexer.search.results import Page, best_moments, make_results, read_page
-from indexer.search.types import Moment, SimilarAnswer
+from indexer.search.types import Moment, SimilarAnswer, raise_if_cancelled
 from indexer.store.sqlite.catalog import Catalog
 from model.score_names import SCORE_NAMES
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from indexer.errors import InvalidQueryError, VideoNotFoundError
 from indexer.search.baseline import Baseline
 from indexer.search.caches import FeatureCache, ScorableSegments
-from indexer.search.cancellation import raise_if_cancelled
 from indexer.search.results import best_moments, named_scores
 from indexer.search.types import (
     MAX_BATCH_TEXTS,
@@ -24,6 +23,7 @@ from indexer.search.types import (
     TextsAnswer,
     TextTimings,
     check_text,
+    raise_if_cancelled,
 )
 from indexer.store.records import SegmentInfo
 from indexer.store.sqlite.catalog import Catalog

@@ -10,15 +10,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import hmac
 import json
 import logging
 import os
 import secrets
 import stat
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -179,85 +176,3 @@ def _write_keys(path: Path, keys: Sequence[ApiKey]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-@dataclass(frozen=True)
-class _Stamp:
-    """What changes when a file is replaced or written."""
-
-    inode: int
-    size_bytes: int
-    changed_ns: int
-
-
-class KeyRing:
-    """The keys of a running server, read again soon after the file has changed.
-
-    Once there was a key, keys are needed for good: removing the last one must not open the server. A file
-    that became unreadable leaves the keys as they were.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._keys: list[ApiKey] = []
-        self._required = False
-        self._stamp: _Stamp | None = None
-        self._polled_at = float("-inf")
-
-    def demand(self) -> None:
-        """Require a key from now on, whether there is one or not."""
-        self._required = True
-
-    @property
-    def required(self) -> bool:
-        """Whether requests need a key."""
-        self._refresh()
-        return self._required
-
-    @property
-    def num_keys(self) -> int:
-        """Valid keys."""
-        self._refresh()
-        return len(self._keys)
-
-    def find(self, secret: str) -> ApiKey | None:
-        """The key that `secret` is, or None. Takes the same time whichever it is, and whether it is one."""
-        self._refresh()
-        digest = hash_key(secret)
-        found = None
-        for key in self._keys:
-            if hmac.compare_digest(key.sha256, digest):
-                found = key
-        return found
-
-    def named(self, name: str) -> ApiKey | None:
-        """The key of this name, or None."""
-        self._refresh()
-        return next((key for key in self._keys if key.name == name), None)
-
-    def _refresh(self) -> None:
-        now = time.monotonic()
-        if now - self._polled_at < POLL_SECONDS:
-            return
-        self._polled_at = now
-        stamp = _stamp(self._path)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        try:
-            self._keys = read_keys(self._path)
-        except KeysFileError as error:
-            # Whatever is wrong, the keys of before stay in force.
-            self._required = True
-            logger.error("the keys stay as they were: %s", error)
-            return
-        self._required = self._required or bool(self._keys)
-        logger.info("%d keys are valid", len(self._keys))
-
-
-def _stamp(path: Path) -> _Stamp | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return _Stamp(status.st_ino, status.st_size, status.st_mtime_ns)

@@ -22,6 +22,7 @@ from service.errors import (
     ServiceError,
     UriTooLongError,
 )
+from service.state import ReadyService
 
 
 def host_name(host: str) -> str:
@@ -105,7 +106,6 @@ class RequestChecksMiddleware:
 
     allowed_hosts: names that are answered; where there are none, every name is once `keys_required`, since a
     key or cookie is not sent under a wrong name, and before that only names that cannot belong to others.
-    search_refusal: why a search would be refused now, see `SearchLimiter.refusal`.
     """
 
     def __init__(
@@ -114,10 +114,8 @@ class RequestChecksMiddleware:
         *,
         allowed_hosts: Sequence[str],
         keys_required: Callable[[], bool],
-        search_refusal: Callable[[], ServiceError | None],
     ) -> None:
         self.app = app
-        self._search_refusal = search_refusal
         self._allowed_hosts = frozenset(allowed_hosts)
         self._keys_required = keys_required
 
@@ -146,7 +144,9 @@ class RequestChecksMiddleware:
             return HostNotAllowedError()
         if scope["method"] not in SAFE_METHODS and is_cross_site(headers):
             return CrossSiteError()
-        return self._search_refusal() if (scope["method"], scope["path"]) == ("POST", "/search") else None
+        service: ReadyService | None = scope["app"].state.service
+        is_search = (scope["method"], scope["path"]) == ("POST", "/search")
+        return service.search_limiter.refusal() if is_search and service is not None else None
 
     def _may_be_called(self, host: str) -> bool:
         name = host_name(host)

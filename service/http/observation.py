@@ -1,20 +1,38 @@
-"""What is recorded of a request: its id, a line in the log, figures; and of a search its stages."""
+"""What is recorded of a request: its id, a line in the log, figures; and of a search its stages.
+
+Each application has its own registry of figures. Labels take few values: templates of routes, never paths.
+"""
 
 from __future__ import annotations
 
 import logging
+import platform
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from prometheus_client import (
+    GC_COLLECTOR,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.auth.access import CLIENT, network_of
+from service.auth.access import CLIENT, AccessControl, network_of
 from service.errors import PROBLEM_MEDIA_TYPE, BodyTooLargeError, InternalError
 from service.http.middleware import PROBES
+from service.observability.collector import StateCollector
 from service.observability.logs import REQUEST_ID, choose_request_id
-from service.observability.metrics import Metrics, stage_seconds
 from service.observability.tracing import add_stage_spans
+from service.state import ReadyService
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -25,8 +43,75 @@ access_logger = logging.getLogger("xclip_search.access")
 QUIET_ROUTES = PROBES | {"/metrics"}
 """Asked every few seconds: in the log at the level debug only."""
 
+SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
 NO_ROUTE = "none"
 """Stands for the route of what no endpoint answers."""
+
+
+class Metrics:
+    """The figures of one application.
+
+    get_service: what is loaded, or None.
+    """
+
+    def __init__(self, get_service: Callable[[], ReadyService | None], access: AccessControl) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "xclip_http_requests", "Answered requests.", ["method", "route", "status"], registry=registry
+        )
+        self._request_seconds = Histogram(
+            "xclip_http_request_seconds",
+            "Time from a request's headers to the end of its answer.",
+            ["method", "route"],
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self.requests_inside = Gauge(
+            "xclip_http_requests_inside", "Requests that are being answered.", registry=registry
+        )
+        self._stage_seconds = Histogram(
+            "xclip_search_stage_seconds",
+            "Time of a search by stage: wait (for a thread), encode, coarse, rerank; total without wait.",
+            ["stage"],
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        build = Info("xclip_build", "Version of this program and of Python.", registry=registry)
+        build.info({"version": version("xclip-search"), "python": platform.python_version()})
+        registry.register(StateCollector(get_service, access))
+        registry.register(GC_COLLECTOR)
+        ProcessCollector(registry=registry)
+
+    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one answered request."""
+        method = method if method in METHODS else "other"
+        self._requests.labels(method, route, str(status)).inc()
+        self._request_seconds.labels(method, route).observe(seconds)
+
+    def observe_stages(self, seconds: Mapping[str, float]) -> None:
+        """Count one search by the seconds of its stages."""
+        for stage, value in seconds.items():
+            self._stage_seconds.labels(stage).observe(value)
+
+    def render(self) -> bytes:
+        """All figures in Prometheus' text format. Reads the catalog: blocks for a moment."""
+        return generate_latest(self.registry)
+
+
+def stage_seconds(answer: object) -> dict[str, float]:
+    """The stages of whatever a search answered: the `..._seconds` of its `timings`, without that ending."""
+    timings = getattr(answer, "timings", None)
+    if not is_dataclass(timings):
+        return {}
+    ending = "_seconds"
+    return {
+        field.name.removesuffix(ending): float(getattr(timings, field.name))
+        for field in fields(timings)
+        if field.name.endswith(ending)
+    }
 
 
 class ObservationMiddleware:

@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from service.auth.access import OPEN, READ
 from service.errors import NotReadyError
-from service.observability.metrics import Metrics
+from service.http.observation import Metrics
 from service.schemas.operation import HealthAnswer, StatsAnswer
 from service.state import ReadyService, Service
 

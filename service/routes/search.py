@@ -1,4 +1,4 @@
-"""Searches by text, videos like a video, texts for a video; their results as JSON, with addresses of ours."""
+"""Searches by text, videos like a video, texts for a video; and their results as JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
-from urllib.parse import quote
 
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request
@@ -16,7 +15,7 @@ from indexer.search.types import SearchAnswer, SearchQuery, SearchResult, TextsA
 from service.auth.access import READ
 from service.errors import OverloadedError, VideoNotFoundError
 from service.http.openapi import problems
-from service.schemas.fields import Answer
+from service.schemas.fields import Answer, media_url, preview_url, thumbnail_url
 from service.schemas.search import (
     RankTextsRequest,
     ResultAnswer,
@@ -145,31 +144,3 @@ def _to_result(result: SearchResult, playable: bool, root_path: str) -> ResultAn
 def _to_response(body: Answer) -> Response:
     """`body` as it is: FastAPI would check and copy it first, and large answers would delay all others."""
     return Response(body.model_dump_json(exclude_unset=True), media_type="application/json")
-
-
-# Addresses of our own resources, relative to the host
-
-
-def video_url(video_id: str) -> str:
-    """Of a video's record."""
-    return f"/videos/{quote(video_id, safe='')}"
-
-
-def media_url(video_id: str) -> str:
-    """Of a video's file."""
-    return f"{video_url(video_id)}/media"
-
-
-def thumbnail_url(video_id: str, time_seconds: float) -> str:
-    """Of the picture that a video shows at a moment."""
-    return f"{video_url(video_id)}/thumbnail?time_seconds={time_seconds:.3f}"
-
-
-def preview_url(video_id: str, time_seconds: float) -> str:
-    """Of the short clip that every browser plays, from a moment on."""
-    return f"{video_url(video_id)}/preview?time_seconds={time_seconds:.3f}"
-
-
-def job_url(job_id: str) -> str:
-    """Of a job."""
-    return f"/jobs/{quote(job_id, safe='')}"

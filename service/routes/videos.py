@@ -20,8 +20,7 @@ from service.errors import (
     VideoNotFoundError,
 )
 from service.http.openapi import problems, schema_of
-from service.routes.search import media_url, preview_url, thumbnail_url
-from service.schemas.fields import check_metadata
+from service.schemas.fields import check_metadata, media_url, preview_url, thumbnail_url
 from service.schemas.videos import ListVideosParameters, PatchVideoRequest, VideoAnswer, VideoPage
 from service.state import ReadyService, Service
 

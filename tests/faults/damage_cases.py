@@ -40,8 +40,8 @@ from indexer.search.caches import FilterCache
 from indexer.store.filters import parse_filter
 from indexer.store.sqlite import integrity
 from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.connections import Successor
 from indexer.store.sqlite.generations import name_generation
-from indexer.store.sqlite.superseded import Successor
 from tests.support.catalog_builders import FINGERPRINT, add_video, create_catalog, make_segment, sha256_of
 
 D, F = 8, 4

@@ -13,9 +13,9 @@ from starlette.routing import Route
 from typer.testing import CliRunner
 
 from service.app import ROUTERS, create_app
-from service.auth import access, keys
-from service.auth.access import FailedAttempts, declared_access, network_of
-from service.auth.keys import KeyRing, KeysFileError, add_key, read_keys, remove_key
+from service.auth import access
+from service.auth.access import FailedAttempts, KeyRing, declared_access, network_of
+from service.auth.keys import KeysFileError, add_key, read_keys, remove_key
 from service.settings import Settings
 from tests.service.routes.test_errors import check_problem
 from tests.support.servers.service_fakes import Service, add_video, running
@@ -28,7 +28,7 @@ SAFE_METHODS = {"GET", "HEAD"}
 
 @pytest.fixture(autouse=True)
 def poll_always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(access, "POLL_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from starlette.testclient import TestClient
 from indexer.errors import FingerprintMismatchError, IndexBusyError, IndexSupersededError, MediaError
 from indexer.store.records import IndexFacts, NewVideo
 from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.connections import Successor
 from indexer.store.sqlite.generations import name_generation
 from indexer.store.sqlite.jobs import JobQueue
-from indexer.store.sqlite.superseded import Successor
 from service import app as application
 from service import index_switch as generation_watch
 from service.app import create_app

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from indexer.store.job import FailureReason
 from service.errors import ERROR_CLASSES
 from service.observability import logs
-from service.observability.metrics import STATS_GAUGES
+from service.observability.collector import STATS_GAUGES
 from tests.service.routes.test_docs import DOCS, rows
 from tests.support.catalog_builders import enqueue
 from tests.support.servers.service_fakes import Service, add_video, running

@@ -56,13 +56,21 @@ from indexer.store.records import (
 from indexer.store.sqlite.changes import (
     damaged_changes,
     forget_changes,
-    last_sequence,
     next_sequence,
     read_changes,
     read_token,
     write_change,
 )
-from indexer.store.sqlite.connections import ConnectionPool, PinnedConnection, Transaction, translated
+from indexer.store.sqlite.connections import (
+    ConnectionPool,
+    PinnedConnection,
+    Successor,
+    Transaction,
+    checksum_of_row,
+    read_successor,
+    translated,
+    write_successor,
+)
 from indexer.store.sqlite.features import FeatureRows, damaged_segments, read_segment_infos
 from indexer.store.sqlite.files import KeptOutTable, damaged_kept_out, find_kept_out
 from indexer.store.sqlite.filters import compile_filter, matching_segments
@@ -73,14 +81,13 @@ from indexer.store.sqlite.generations import (
     index_exists,
     named_generation,
 )
-from indexer.store.sqlite.integrity import check_structure, checksum_of_row, inconsistencies, is_checked
+from indexer.store.sqlite.integrity import check_structure, inconsistencies, is_checked
 from indexer.store.sqlite.schema import (
     CATALOG_FILE,
     check_facts,
     check_format,
     create_catalog_file,
 )
-from indexer.store.sqlite.superseded import Successor, read_successor, write_successor
 from model.atomic_files import fsync_directory
 
 _COLUMNS: Final = (
@@ -89,6 +96,12 @@ _COLUMNS: Final = (
     " missing_since"
 )
 """Of a video, in the order of the fields of `VideoRecord`."""
+
+_STATE: Final = (
+    "SELECT num_videos, num_segments, sequence, token FROM totals"
+    " LEFT JOIN (SELECT sequence, token FROM changes ORDER BY sequence DESC LIMIT 1)"
+)
+"""Of one row: the totals, with the last change where there is one."""
 
 _URI, _METADATA, _PARTIAL, _TRUSTED = map(
     _COLUMNS.split(", ").index, ("uri", "metadata", "partial", "trusted")
@@ -712,14 +725,8 @@ class Catalog:
 
     def totals(self) -> tuple[int, int]:
         """(num_videos, num_segments) of one moment."""
-        with self.connections.reading() as connection:
-            return self._totals(connection)
-
-    def _totals(self, connection: sqlite3.Connection) -> tuple[int, int]:
-        row = connection.execute("SELECT num_videos, num_segments FROM totals").fetchone()
-        if row is None or None in row:
-            raise IndexDamagedError(f"the catalog {self.path} is damaged: it has no totals; run rebuild")
-        return row[0], row[1]
+        state = self.state()
+        return state.num_videos, state.num_segments
 
     def matching(self, chosen: Filter, former: Matches | None = None) -> Matches:
         """The segments whose videos fulfil a filter now.
@@ -752,16 +759,18 @@ class Catalog:
             ChangesForgottenError: the log does not reach back to `since`, or never came to it.
         """
         with self.connections.snapshot() as connection:
-            sequence = last_sequence(connection)
+            row = connection.execute(_STATE).fetchone()
+            if row is None or None in row[:2]:
+                raise IndexDamagedError(f"the catalog {self.path} is damaged: it has no totals; run rebuild")
+            num_videos, num_segments, sequence, token = row
+            sequence = sequence or 0
             changes = () if since is None or since == sequence else read_changes(connection, since, limit)
-            token = read_token(connection, sequence) or ""
-            return StoreState(sequence, token, *self._totals(connection), changes)
+            return StoreState(sequence, token or "", num_videos, num_segments, changes)
 
     @property
     def sequence(self) -> int:
         """Number of the last change; 0 before the first."""
-        with self.connections.reading() as connection:
-            return last_sequence(connection)
+        return self.state().sequence
 
     def change_token(self, sequence: int) -> str | None:
         """Random text of this change, None where the log does not hold it; "" for 0, before the first change.

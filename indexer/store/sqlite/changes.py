@@ -10,7 +10,7 @@ from typing import Any
 
 from indexer.errors import ChangesForgottenError, IndexDamagedError
 from indexer.store.records import Change, ChangeKind
-from indexer.store.sqlite.integrity import checksum_of_row
+from indexer.store.sqlite.connections import checksum_of_row
 
 _COLUMNS = "sequence, kind, video_id, segment_ids, changed_at, token"
 

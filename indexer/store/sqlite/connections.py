@@ -1,11 +1,20 @@
-"""Connections to one SQLite file for many threads: each is used by one thread at a time."""
+"""What every module of this store works with: connections and transactions, and the checksums of rows.
+
+A connection is used by one thread at a time. A transaction that changes something first looks whether
+another generation of the index has taken over (`indexer.store.sqlite.generations`). SQLite checks its own
+pages, but not what a row says: each row has a checksum, so that a byte that changes on a disk is noticed
+where the row is read, and by `verify`, instead of being searched with or shown.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
+import struct
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +29,6 @@ from indexer.errors import (
     IndexStorageError,
     IndexSupersededError,
 )
-from indexer.store.sqlite.superseded import read_successor
 
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long a writer waits for another one before it gives up."""
@@ -271,3 +279,69 @@ def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
             f"{advice if kind in _UNWRITABLE_CODES else ''}"
         )
     return error
+
+
+# Checksums of rows
+
+NO_CHECKSUM = -1
+"""Of values of types that were never written: a damaged row can hold anything. No row's checksum is this."""
+
+
+def checksum_of_row(values: Sequence[str | int | float | None]) -> int:
+    """CRC-32 of a row's values in the order of its columns, booleans as the 0 or 1 that the catalog holds."""
+    try:
+        return zlib.crc32(json.dumps(list(values), ensure_ascii=False).encode())
+    except (TypeError, ValueError):
+        return NO_CHECKSUM
+
+
+def checksum_of_blob(
+    blob: bytes | bytearray | memoryview, *numbers: int | float, fingerprint: bytes = b""
+) -> int:
+    """CRC-32 of bytes together with numbers that say what they belong to, whole ones below 2^53, and with the
+    fingerprint that they were made with."""
+    try:
+        numbers_crc = zlib.crc32(struct.pack(f"<{len(numbers)}d", *numbers))
+        return zlib.crc32(blob, zlib.crc32(fingerprint, numbers_crc))
+    except (TypeError, struct.error, OverflowError):
+        return NO_CHECKSUM
+
+
+# The generation that came after this one
+
+
+@dataclass(frozen=True)
+class Successor:
+    """The generation that takes the changes instead of this one.
+
+    Attributes:
+        generation: its number.
+        epoch: higher with each switch of an index; 0 in a generation that has yet to become the current one.
+    """
+
+    generation: int
+    epoch: int
+
+
+def read_successor(connection: sqlite3.Connection) -> Successor | None:
+    """None in the current generation. Raises IndexDamagedError."""
+    rows = connection.execute("SELECT generation, epoch, row_crc32 FROM succession").fetchall()
+    if not rows:
+        return None
+    generation, epoch, checksum = rows[0]
+    if len(rows) > 1 or checksum_of_row((generation, epoch)) != checksum:
+        raise IndexDamagedError(
+            "the catalog is damaged: what it says of its successor is not what was written; restore a backup"
+        )
+    return Successor(generation, epoch)
+
+
+def write_successor(connection: sqlite3.Connection, successor: Successor | None) -> None:
+    """Replace the row, or take it away, within the caller's transaction.
+
+    The commit is what makes another generation the current one.
+    """
+    connection.execute("DELETE FROM succession")
+    if successor is not None:
+        row = (successor.generation, successor.epoch)
+        connection.execute("INSERT INTO succession VALUES (1, ?, ?, ?)", (*row, checksum_of_row(row)))

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 
 from indexer.errors import FingerprintMismatchError, IndexDamagedError
 from indexer.store.records import SegmentFeatures, SegmentInfo, SegmentRecord, without_sign_of_zero
-from indexer.store.sqlite.connections import Rows
-from indexer.store.sqlite.integrity import checksum_of_blob
+from indexer.store.sqlite.connections import Rows, checksum_of_blob
 
 MAX_IDS_PER_QUERY = 2_000
 """Rows fetched together: bounds what SQLite and Python hold next to the arrays."""

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from indexer.errors import IndexDamagedError
 from indexer.store.records import KeptOut, KnownFile, check_count, check_sha256, check_text, check_time
-from indexer.store.sqlite.connections import Transaction
-from indexer.store.sqlite.integrity import checksum_of_row
+from indexer.store.sqlite.connections import Transaction, checksum_of_row
 
 if TYPE_CHECKING:
     from indexer.store.sqlite.catalog import Catalog

@@ -9,7 +9,7 @@ the coarse index made from it. Files of videos are shared.
     INDEX/media/, INDEX/uploads/              of all generations
 
 Every generation but the current one has a row that names another one and refuses changes
-(`indexer.store.sqlite.superseded`). A switch from A to B writes A's row, takes B's away and then renames
+(`indexer.store.sqlite.connections`). A switch from A to B writes A's row, takes B's away and then renames
 current.json: the first of these steps is the switch, and what a crash leaves of the others is made up for
 when the index is opened. In between both have a row, and that of the higher epoch counts.
 """
@@ -28,8 +28,8 @@ from typing import Final
 
 from indexer.atomic_files import sha256_of_json
 from indexer.errors import IndexBusyError, IndexDamagedError, IndexNotFoundError
+from indexer.store.sqlite.connections import Successor
 from indexer.store.sqlite.schema import CATALOG_FILE
-from indexer.store.sqlite.superseded import Successor
 from model.atomic_files import write_atomically
 
 if sys.platform != "win32":

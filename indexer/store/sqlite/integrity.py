@@ -1,48 +1,19 @@
-"""Is a catalog what was written? Checksums over its rows, and a check of the indexes that find them.
+"""Is a catalog what was written? A check of what the checksums of its rows do not cover.
 
-SQLite checks its own pages, but not what a row says: each row has a checksum, so that a byte that changes on
-a disk is noticed where the row is read, and by `verify`, instead of being searched with or shown. SQLite's
-trees and indexes have no checksum either. A flipped bit in one can hide a row, and searches would lack a
+SQLite's trees and indexes have no checksum. A flipped bit in one can hide a row, and searches would lack a
 video without notice. So a catalog is checked when it is opened: its counters whatever its size, up to
 CHECKED_SIZE_BYTES the tables that searches ask, with their indexes, up to WHOLE_SIZE_BYTES every page.
 """
 
 from __future__ import annotations
 
-import json
 import sqlite3
-import struct
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from indexer.errors import IndexDamagedError
 from indexer.store.records import Damage
-
-NO_CHECKSUM = -1
-"""Of values of types that were never written: a damaged row can hold anything. No row's checksum is this."""
-
-
-def checksum_of_row(values: Sequence[str | int | float | None]) -> int:
-    """CRC-32 of a row's values in the order of its columns, booleans as the 0 or 1 that the catalog holds."""
-    try:
-        return zlib.crc32(json.dumps(list(values), ensure_ascii=False).encode())
-    except (TypeError, ValueError):
-        return NO_CHECKSUM
-
-
-def checksum_of_blob(
-    blob: bytes | bytearray | memoryview, *numbers: int | float, fingerprint: bytes = b""
-) -> int:
-    """CRC-32 of bytes together with numbers that say what they belong to, whole ones below 2^53, and with the
-    fingerprint that they were made with."""
-    try:
-        numbers_crc = zlib.crc32(struct.pack(f"<{len(numbers)}d", *numbers))
-        return zlib.crc32(blob, zlib.crc32(fingerprint, numbers_crc))
-    except (TypeError, struct.error, OverflowError):
-        return NO_CHECKSUM
-
 
 WHOLE_SIZE_BYTES: Final = 256 << 20
 CHECKED_SIZE_BYTES: Final = 2 << 30

@@ -30,8 +30,7 @@ from indexer.errors import (
 from indexer.store.job import JOB_STATES, Admission, FailureReason, Job, JobState, NewJob
 from indexer.store.records import check_sha256, check_text, check_video_id, metadata_to_json
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.connections import Transaction
-from indexer.store.sqlite.integrity import checksum_of_row
+from indexer.store.sqlite.connections import Transaction, checksum_of_row
 
 MAX_ATTEMPTS: Final = 3
 GAVE_UP_REASON: Final = f"processing was started {MAX_ATTEMPTS} times and never came to an end"

@@ -15,11 +15,14 @@ from typing import Final
 
 from indexer.errors import IndexDamagedError, IndexExistsError, IndexVersionError
 from indexer.store.records import IndexFacts
-from indexer.store.sqlite.connections import translated
+from indexer.store.sqlite.connections import (
+    NO_CHECKSUM,
+    Successor,
+    checksum_of_row,
+    translated,
+    write_successor,
+)
 from indexer.store.sqlite.files import SCHEMA as FILES_SCHEMA
-from indexer.store.sqlite.integrity import NO_CHECKSUM, checksum_of_row
-from indexer.store.sqlite.superseded import SCHEMA as SUPERSEDED_SCHEMA
-from indexer.store.sqlite.superseded import Successor, write_successor
 from model.atomic_files import fsync_directory, fsync_file, make_directories
 
 CATALOG_FILE = "catalog.sqlite3"
@@ -36,7 +39,15 @@ _FACTS_CHECKSUM = "checksum"
 MINIMUM_SQLITE = (3, 37, 0)
 """The first SQLite with STRICT tables."""
 
-SCHEMA = f"""{SUPERSEDED_SCHEMA}{FILES_SCHEMA}
+SCHEMA = f"""{FILES_SCHEMA}
+-- Empty while this generation of the index is the current one.
+CREATE TABLE succession (
+    only_row INTEGER PRIMARY KEY CHECK (only_row = 1),
+    generation INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    row_crc32 INTEGER NOT NULL
+) STRICT;
+
 CREATE TABLE facts (
     name TEXT PRIMARY KEY,
     value TEXT NOT NULL

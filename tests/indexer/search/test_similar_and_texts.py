@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from indexer.errors import InvalidQueryError, SearchCancelledError, VideoNotFoundError
-from indexer.search.cancellation import cancellable
 from indexer.search.results import texts_warnings
 from indexer.search.searcher import Searcher
 from indexer.search.similar import MAX_ASKED_SEGMENTS
-from indexer.search.types import SearchQuery
+from indexer.search.types import SearchQuery, cancellable
 from model.score_names import SCORE_NAMES
 from tests.support.small_searchers import fill, make_index, open_index, tiny_model
 

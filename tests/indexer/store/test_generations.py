@@ -19,6 +19,7 @@ from indexer.errors import (
 )
 from indexer.maintenance.verification import rebuild, verify
 from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.connections import Successor, write_successor
 from indexer.store.sqlite.generations import (
     POINTER_FILE,
     generations,
@@ -27,7 +28,6 @@ from indexer.store.sqlite.generations import (
     named_generation,
 )
 from indexer.store.sqlite.jobs import JobQueue
-from indexer.store.sqlite.superseded import Successor, write_successor
 from tests.support.catalog_builders import FINGERPRINT, add_video, create_catalog, enqueue, make_segment
 
 OTHER = "0123456789abcdef" * 4

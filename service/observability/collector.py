@@ -1,38 +1,21 @@
-"""Figures for Prometheus: what requests and searches took, and at each scrape how index and queues stand.
+"""Figures for Prometheus that are read at each scrape: how index, queues and keys stand.
 
-Each application has its own registry. Labels take few values: templates of routes, never paths.
+Those of requests and searches are counted in `service.http.observation`.
 """
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import (
-    GC_COLLECTOR,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    Info,
-    ProcessCollector,
-    generate_latest,
-)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from service.auth.access import AccessControl
 from service.state import ReadyService
-
-SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 STATS_GAUGES = {
     "coarse_num_pending": (
@@ -45,71 +28,8 @@ STATS_GAUGES = {
 """Key of `Searcher.stats` -> name and meaning. One that a searcher does not report is left out."""
 
 
-class Metrics:
-    """The figures of one application.
-
-    get_service: what is loaded, or None.
-    """
-
-    def __init__(self, get_service: Callable[[], ReadyService | None], access: AccessControl) -> None:
-        self.registry = registry = CollectorRegistry()
-        self._requests = Counter(
-            "xclip_http_requests", "Answered requests.", ["method", "route", "status"], registry=registry
-        )
-        self._request_seconds = Histogram(
-            "xclip_http_request_seconds",
-            "Time from a request's headers to the end of its answer.",
-            ["method", "route"],
-            buckets=SECONDS_BUCKETS,
-            registry=registry,
-        )
-        self.requests_inside = Gauge(
-            "xclip_http_requests_inside", "Requests that are being answered.", registry=registry
-        )
-        self._stage_seconds = Histogram(
-            "xclip_search_stage_seconds",
-            "Time of a search by stage: wait (for a thread), encode, coarse, rerank; total without wait.",
-            ["stage"],
-            buckets=SECONDS_BUCKETS,
-            registry=registry,
-        )
-        build = Info("xclip_build", "Version of this program and of Python.", registry=registry)
-        build.info({"version": version("xclip-search"), "python": platform.python_version()})
-        registry.register(_StateCollector(get_service, access))
-        registry.register(GC_COLLECTOR)
-        ProcessCollector(registry=registry)
-
-    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one answered request."""
-        method = method if method in METHODS else "other"
-        self._requests.labels(method, route, str(status)).inc()
-        self._request_seconds.labels(method, route).observe(seconds)
-
-    def observe_stages(self, seconds: Mapping[str, float]) -> None:
-        """Count one search by the seconds of its stages."""
-        for stage, value in seconds.items():
-            self._stage_seconds.labels(stage).observe(value)
-
-    def render(self) -> bytes:
-        """All figures in Prometheus' text format. Reads the catalog: blocks for a moment."""
-        return generate_latest(self.registry)
-
-
-def stage_seconds(answer: object) -> dict[str, float]:
-    """The stages of whatever a search answered: the `..._seconds` of its `timings`, without that ending."""
-    timings = getattr(answer, "timings", None)
-    if not is_dataclass(timings):
-        return {}
-    ending = "_seconds"
-    return {
-        field.name.removesuffix(ending): float(getattr(timings, field.name))
-        for field in fields(timings)
-        if field.name.endswith(ending)
-    }
-
-
-class _StateCollector(Collector):
-    """What is read at each scrape, since other processes change it too."""
+class StateCollector(Collector):
+    """Figures that are read at each scrape, since other processes change them too."""
 
     def __init__(self, get_service: Callable[[], ReadyService | None], access: AccessControl) -> None:
         self._get_service = get_service

@@ -53,7 +53,7 @@ def demo(
     manifest = make_corpus(folder / "videos", num_videos, seed)
     console.print(f"[bold]$ xclip-search index --manifest {manifest} --index {index} --model demo")
     with errors_explained(RESUMES), Index.open_or_create(index, "demo") as opened:
-        sources = read_sources(manifest)
+        sources = read_sources(manifest).sources
         with video_progress("indexing") as count:
             opened.add_all(sources, lambda event: count(len(sources), event.outcome == "failed"))
         console.print(f"{len(opened)} videos are in")

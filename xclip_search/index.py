@@ -127,7 +127,7 @@ def index(
     )  # fmt: skip
     directory = directory_or_server(context, index, server, local_only=local_only)
     with errors_explained():
-        sources = _find_sources(paths or [], manifest)
+        sources, notes = _find_sources(paths or [], manifest)
         if directory is not None:
             _refuse_a_folder_of_videos(directory, sources)
         require_report_file(report)
@@ -160,6 +160,8 @@ def index(
                     break
                 except IndexSupersededError:
                     typer.echo("the index was reindexed meanwhile; continuing with its new model", err=True)
+    if manifest is not None:
+        done["manifest"] = notes
     _print_report(done)
     write_report(report, done)
     if done["num_failed"]:
@@ -220,8 +222,8 @@ def search(
         _print_answer(answer)
 
 
-def _find_sources(paths: list[Path], manifest: Path | None) -> list[VideoSource]:
-    """The files to add; ends the command where there are none."""
+def _find_sources(paths: list[Path], manifest: Path | None) -> tuple[list[VideoSource], list[str]]:
+    """The files to add, and what the manifest's reader has to say; ends the command where there are none."""
     from indexer.ingest.manifest import find_videos, read_manifest
 
     if not paths and manifest is None:
@@ -232,9 +234,10 @@ def _find_sources(paths: list[Path], manifest: Path | None) -> list[VideoSource]
         stop(str(error))
     if paths and not sources:
         stop(f"there are no videos in {', '.join(map(str, paths))}")
-    if manifest is not None:
-        sources += read_manifest(manifest)
-    return sources
+    if manifest is None:
+        return sources, []
+    listed = read_manifest(manifest)
+    return sources + listed.sources, listed.notes
 
 
 def _refuse_a_folder_of_videos(directory: Path, sources: list[VideoSource]) -> None:
@@ -266,6 +269,8 @@ def _open_or_create(
 
 def _print_report(done: dict[str, Any]) -> None:
     """What was done; a server does not say all of it."""
+    for note in done.get("manifest", ()):
+        typer.echo(f"manifest: {note}")
     segments = times = ""
     if done["num_segments"] is not None:
         segments = f" ({done['num_segments']} segments)"

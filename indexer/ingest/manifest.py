@@ -1,22 +1,27 @@
 """What to index: files, folders, and manifests that give files ids, titles and metadata.
 
-A manifest is JSONL, one object a line, or CSV with a header line. `path` is required, and relative to the
-manifest's folder; `id`, `title`, `uri` and `metadata` (an object; in CSV, its JSON) are optional. Further
-columns of a CSV become metadata.
+A manifest is JSONL, one object a line, or a table with a header line as spreadsheets save it (.csv, .tsv,
+.txt; see `indexer.ingest.tables`). `path` is required, and relative to the manifest's folder; `id`, `title`,
+`uri` and `metadata` (an object; in a table, its JSON) are optional. Further columns of a table become
+metadata: numbers where each of its cells is one.
 """
 
 from __future__ import annotations
 
-import csv
+import io
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from indexer.errors import ManifestError
+from indexer.ingest.tables import CSV_ENDINGS, Table, TypedColumn, parse_table, read_text, typed_column
+from indexer.ingest.video_files import local_path
+from indexer.store.text import nfc
 
 if TYPE_CHECKING:
     from indexer.store.records import VideoRecord
@@ -30,6 +35,9 @@ VIDEO_EXTENSIONS: Final = frozenset(
 """Of files in folders, those that are taken. A file that is named itself may have any extension."""
 
 _FIELDS: Final = ("path", "id", "title", "uri", "metadata")
+
+_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|file:")
+_WINDOWS_PATH: Final = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,18 @@ class VideoSource:
     record: VideoRecord | None = None
 
 
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest lists.
+
+    sources: the videos, each file once. notes: how its columns were read, and what was left out; a sentence
+    each, for the user.
+    """
+
+    sources: list[VideoSource]
+    notes: list[str]
+
+
 def find_videos(paths: Iterable[Path]) -> list[VideoSource]:
     """The files among `paths`, and below its folders those with a video's extension, sorted, each once.
 
@@ -76,24 +96,29 @@ def find_videos(paths: Iterable[Path]) -> list[VideoSource]:
     return [VideoSource(path) for path in found]
 
 
-def read_manifest(path: Path) -> list[VideoSource]:
-    """The videos that a manifest lists; CSV where its name ends in .csv, else JSONL.
+def read_manifest(path: Path) -> Manifest:
+    """The videos that a manifest lists: a table where its name ends as one's does, else JSONL.
 
     Raises:
         ManifestError: it is not of this form; the message names the line.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = _read_csv(file) if path.suffix.lower() == ".csv" else _read_json_lines(file)
-            sources = [_to_source(number, row, path.parent) for number, row in rows]
-    except OSError as error:
-        raise ManifestError(f"the manifest {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ManifestError(f"the manifest {path} is not UTF-8 text") from None
-    except csv.Error as error:
-        raise ManifestError(f"the manifest {path} is not CSV: {error}") from None
-    _check_ids(sources)
-    return sources
+    text = read_text(path)
+    if path.suffix.lower() in CSV_ENDINGS and not text.lstrip().startswith("{"):
+        rows, notes = _read_csv(text)
+    else:
+        rows, notes = list(_read_json_lines(text)), []
+    sources = [(line, _to_source(line, row, path.parent)) for line, row in rows]
+    _check_ids(source for _, source in sources)
+    kept: dict[Path, VideoSource] = {}
+    for _, source in sources:
+        kept.setdefault(source.path, source)
+    if (num_repeated := len(sources) - len(kept)) > 0:
+        line = next(line for line, source in sources if kept[source.path] is not source)
+        notes.append(
+            f"{num_repeated} rows name a file that an earlier row has, and are left out; the first of them is"
+            f" line {line}"
+        )
+    return Manifest(list(kept.values()), notes)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -109,57 +134,110 @@ def _log_unread(error: OSError) -> None:
     logger.warning("the folder %s is left out, it cannot be read: %s", error.filename, error.strerror)
 
 
-def _read_json_lines(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    for number, line in enumerate(lines, start=1):
+def _read_json_lines(text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate(io.StringIO(text), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ManifestError(f"line {number} of the manifest is not JSON: {error}") from None
+        row = _parse_json(line, f"line {number} of the manifest")
+        if number == 1 and isinstance(row, list):
+            raise ManifestError(
+                "the manifest is one JSON list: write each of its objects on a line of its own"
+            )
         if not isinstance(row, dict):
             raise ManifestError(f"line {number} of the manifest is not a JSON object")
         if unknown := sorted(set(row) - set(_FIELDS)):
             raise ManifestError(
                 f"line {number} of the manifest has unknown fields {', '.join(unknown)};"
-                f" the known ones are {', '.join(_FIELDS)}"
+                f" the known ones are {', '.join(_FIELDS)}, and others belong into metadata"
             )
         yield number, row
 
 
-def _read_csv(lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    reader = csv.DictReader(lines, strict=True)
-    columns: Sequence[str] = reader.fieldnames or ()
-    if "path" not in columns:
-        raise ManifestError("the first line of a CSV manifest names its columns, `path` among them")
-    for cells in reader:
-        number = reader.line_num
-        if None in cells or None in cells.values():
-            raise ManifestError(f"line {number} of the manifest has not as many cells as its header")
-        row: dict[str, Any] = {name: cells[name] or None for name in _FIELDS if name in columns}
-        metadata: Any = {}
-        if row.get("metadata"):
-            try:
-                metadata = json.loads(row["metadata"])
-            except (ValueError, RecursionError) as error:
-                raise ManifestError(f"line {number}: the metadata is not JSON: {error}") from None
-        if isinstance(metadata, dict):
-            extra = {name: cells[name] for name in columns if name not in _FIELDS and cells[name]}
-            metadata = {**extra, **metadata}
-        yield number, {**row, "metadata": metadata}
+def _read_csv(text: str) -> tuple[list[tuple[int, Mapping[str, Any]]], list[str]]:
+    """The rows of a table, and how its columns were read. Each of its other columns is metadata."""
+    table = parse_table(text, _FIELDS)
+    columns = {name: _typed(table, name) for name in table.columns if name not in _FIELDS}
+    rows: list[tuple[int, Mapping[str, Any]]] = []
+    for number, (line, cells) in enumerate(table.rows):
+        row: dict[str, Any] = {name: cells[name] for name in _FIELDS if name in cells}
+        metadata = {name: values[number] for name, (values, _) in columns.items() if number in values}
+        if "metadata" in cells:
+            inner = _parse_json(cells["metadata"], f"line {line}: the metadata")
+            if not isinstance(inner, dict):
+                raise ManifestError(f"line {line} of the manifest: metadata is not an object")
+            if both := sorted(inner.keys() & metadata.keys()):
+                raise ManifestError(
+                    f"line {line} of the manifest: {both[0]} is a column and in the metadata too"
+                )
+            metadata |= inner
+        rows.append((line, {**row, "metadata": metadata}))
+    return rows, _notes_of_columns({name: column for name, (_, column) in columns.items()})
 
 
-def _to_source(number: int, row: Mapping[str, Any], folder: Path) -> VideoSource:
+def _typed(table: Table, name: str) -> tuple[Mapping[int, Any], TypedColumn]:
+    """The values of a column by the number of the row, and how they were read."""
+    rows = [number for number, (_, cells) in enumerate(table.rows) if name in cells]
+    cells = [table.rows[number][1][name] for number in rows]
+    column = typed_column(cells, [table.rows[number][0] for number in rows], table.delimiter)
+    return dict(zip(rows, column.values, strict=True)), column
+
+
+def _notes_of_columns(columns: Mapping[str, TypedColumn]) -> list[str]:
+    notes = []
+    for kind, label in (("number", "numbers"), ("truth", "true or false"), ("text", "text")):
+        names = [
+            name if column.doubt is None else f"{name} ({column.doubt})"
+            for name, column in columns.items()
+            if column.kind == kind and column.values
+        ]
+        if names:
+            notes.append(f"columns read as {label}: {', '.join(names)}")
+    if empty := [name for name, column in columns.items() if not column.values]:
+        notes.append(f"columns without a value, left out: {', '.join(empty)}")
+    return notes
+
+
+def _parse_json(text: str, what: str) -> Any:
+    """A JSON value in which nothing is lost: no name twice, no NaN, no U+0000. Raises ManifestError."""
+    try:
+        value = json.loads(text, object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{what} is not JSON: {error}") from None
+    if "\\u0000" in text and _holds_zero(value):
+        raise ManifestError(f"{what} holds a zero character (U+0000): remove it")
+    return value
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a name stands in one object twice")
+    return values
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _holds_zero(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(_holds_zero(inner) for pair in value.items() for inner in pair)
+    return isinstance(value, list) and any(map(_holds_zero, value))
+
+
+def _to_source(line: int, row: Mapping[str, Any], folder: Path) -> VideoSource:
     for name in ("path", "id", "title", "uri"):
         if row.get(name) is not None and not isinstance(row[name], str):
-            raise ManifestError(f"line {number} of the manifest: {name} is not a text")
-    if not row.get("path"):
-        raise ManifestError(f"line {number} of the manifest has no path")
+            raise ManifestError(f"line {line} of the manifest: {name} is not a text")
+    if not (row.get("path") or "").strip():
+        raise ManifestError(f"line {line} of the manifest has no path")
     metadata = row.get("metadata") or {}
     if not isinstance(metadata, dict):
-        raise ManifestError(f"line {number} of the manifest: metadata is not an object")
+        raise ManifestError(f"line {line} of the manifest: metadata is not an object")
     return VideoSource(
-        path=folder / row["path"],
+        path=_to_path(line, row["path"], folder),
         id=row.get("id"),
         title=row.get("title"),
         metadata=metadata,
@@ -167,10 +245,39 @@ def _to_source(number: int, row: Mapping[str, Any], folder: Path) -> VideoSource
     )
 
 
-def _check_ids(sources: Sequence[VideoSource]) -> None:
+def _to_path(line: int, text: str, folder: Path) -> Path:
+    """The file that a path means: absolute, below the manifest's folder, of a user's home (`~`), or a file://
+    address."""
+    where = f"line {line} of the manifest"
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ManifestError(f"{where}: the path is not valid Unicode (it holds a lone surrogate)") from None
+    if _ADDRESS.match(text):
+        path = local_path(text)
+        if path is None or _WINDOWS_PATH.match(str(path).lstrip("/")):
+            raise ManifestError(f"{where}: the path is no address of a file here, as file:///videos/a.mp4 is")
+        return path
+    if not (text.startswith("~") or "\\" in text or _WINDOWS_PATH.match(text)) or os.path.lexists(
+        folder / text
+    ):
+        return folder / text
+    if text.startswith("~"):
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:
+            raise ManifestError(f"{where}: there is no user whose home the path could mean") from None
+    if os.name == "nt":
+        return folder / text
+    raise ManifestError(
+        f"{where}: the path has backslashes or a drive letter of Windows: write it with / as it is here"
+    )
+
+
+def _check_ids(sources: Iterable[VideoSource]) -> None:
     seen: set[str] = set()
     for source in sources:
         if source.id is not None:
-            if source.id in seen:
+            if nfc(source.id) in seen:
                 raise ManifestError(f"the id {source.id!r} is in the manifest twice")
-            seen.add(source.id)
+            seen.add(nfc(source.id))

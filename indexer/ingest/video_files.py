@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from indexer.store.records import VideoRecord
 
@@ -31,14 +32,20 @@ def find_video_file(index_directory: Path, record: VideoRecord) -> tuple[Path, b
 
 
 def local_path(uri: str | None) -> Path | None:
-    """The absolute path that a uri names, `file:///...` or the path itself; None for anything else."""
+    """The absolute path that a uri names, `file:///...` or the path itself; None for anything else.
+
+    The bytes that are percent-encoded are those of the path, UTF-8 or not.
+    """
     if not uri or "\0" in uri:
         return None
     if uri.startswith("file:"):
         parts = urlsplit(uri)
         if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
             return None
-        uri = unquote(parts.path)
+        try:
+            uri = os.fsdecode(unquote_to_bytes(os.fsencode(parts.path)))
+        except UnicodeEncodeError:  # A lone surrogate.
+            return None
         if "\0" in uri:
             return None
     path = Path(uri)

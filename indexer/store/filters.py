@@ -9,7 +9,8 @@
               | {"gt" | "gte" | "lt" | "lte": bound, ...}  all of them hold
 
 A condition on a metadata field that holds a list is true where one element fulfils it. Nothing equals, and
-nothing lies within a range, where the field is absent or of another type: 3 is not "3".
+nothing lies within a range, where the field is absent or of another type: 3 is not "3". Texts and keys are
+compared in NFC.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal, get_args
 
 from indexer.errors import InvalidQueryError
+from indexer.store.text import nfc
 
 MAX_DEPTH: Final = 8
 MAX_CONDITIONS: Final = 100
@@ -193,7 +195,7 @@ def _keys(name: str, path: str) -> tuple[str, ...]:
         raise InvalidQueryError(
             f"{path}: a key of metadata is not empty and holds no quotation mark or backslash"
         )
-    return keys
+    return tuple(map(nfc, keys))
 
 
 def _column_condition(field: Field, condition: dict[str, Any], path: str) -> Filter:
@@ -205,6 +207,8 @@ def _column_condition(field: Field, condition: dict[str, Any], path: str) -> Fil
     if operator in ("eq", "in"):
         wanted = [operand] if operator == "eq" else _values(operand, path)
         values = [_column_value(field.column, one, path) for one in wanted]
+        if field.column == "id":  # An index of an earlier version may hold one that is not in NFC.
+            values += [one for one in wanted if isinstance(one, str) and one not in values]
         return OneOf(
             field,
             texts=tuple(value for value in values if isinstance(value, str)),
@@ -300,7 +304,7 @@ def _text(value: str, path: str) -> str:
         raise InvalidQueryError(f"{path} holds a zero character (U+0000)")
     if len(value) > MAX_TEXT_LENGTH:
         raise InvalidQueryError(f"{path} is longer than {MAX_TEXT_LENGTH} characters")
-    return value
+    return nfc(value)
 
 
 def _number(value: int | float, path: str) -> int | float:

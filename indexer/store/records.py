@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from indexer.errors import InvalidRecordError
+from indexer.store.text import nfc
 
 if TYPE_CHECKING:
     import numpy as np
@@ -308,16 +309,39 @@ def check_text(name: str, text: str | None) -> str | None:
     return text
 
 
+def check_title(title: str | None) -> str | None:
+    """`title` as it is stored, in NFC, or InvalidRecordError as from `check_text`."""
+    return None if title is None else check_text("title", nfc(title))
+
+
 def metadata_to_json(metadata: Mapping[str, Any] | None) -> str:
-    """JSON text of an object, or InvalidRecordError where it is none, or longer than 64 KiB."""
+    """JSON text of an object, in NFC, or InvalidRecordError where it is none, or longer than 64 KiB.
+
+    Where two names of an object would be the same in NFC, all of it is stored as it is.
+    """
     try:
-        text = json.dumps(dict(metadata or {}), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        given = json.dumps(dict(metadata or {}), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        # The marks of JSON compose with nothing, so that this is each of its texts in NFC.
+        text = nfc(given)
+        if text != given and _has_equal_names(text):
+            text = given
         size_bytes = len(text.encode("utf-8"))
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRecordError(f"metadata is not a JSON object: {error}") from None
     if size_bytes > MAX_METADATA_BYTES:
         raise InvalidRecordError(f"metadata is longer than {MAX_METADATA_BYTES} bytes of JSON")
     return text
+
+
+def _has_equal_names(text: str) -> bool:
+    found = False
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        nonlocal found
+        found |= len({name for name, _ in pairs}) < len(pairs)
+
+    json.loads(text, object_pairs_hook=look)
+    return found
 
 
 def merge_patch(target: Any, patch: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,15 +111,15 @@ def test_files_that_fail_are_listed_and_the_status_is_3(
     (corpus / "twice.mp4").write_bytes((corpus / "clip 0.mp4").read_bytes())
     (corpus / "empty.mp4").touch()
     rows = [
-        {"path": name, "title": f"Title of {name}", "metadata": {"from": "manifest"}}
+        f"{name};Title of {name};{'mine' if name == 'part.mp4' else ''};manifest;2020"
         for name in ("bad.mp4", "large.mp4", "part.mp4", "clip 0.mp4", "twice.mp4", "empty.mp4", "absent.mp4")
     ]
-    rows[2]["id"] = "mine"
-    manifest, report = corpus / "corpus.jsonl", tmp_path / "report.json"
-    manifest.write_text("\n".join(map(json.dumps, rows)))
+    manifest, report = corpus / "corpus.csv", tmp_path / "report.json"
+    manifest.write_text("\n".join(["Path;Title;id;from;year", *rows]))
     result = run("index", "--manifest", manifest, "--server", server, "--report", report)
     assert result.exit_code == 3, result.output
     assert "2 added, 1 already indexed, 4 failed" in result.stdout
+    assert "manifest: columns read as numbers: year\nmanifest: columns read as text: from\n" in result.stdout
     assert "1 of the added are damaged or truncated" in result.stdout
     assert f"failed: {corpus / 'bad.mp4'}: text, not a video" in result.stderr
     assert f"failed: {corpus / 'absent.mp4'}: no such file or directory" in result.stderr
@@ -128,7 +128,7 @@ def test_files_that_fail_are_listed_and_the_status_is_3(
     assert reasons["large.mp4"] == "The file is larger than 5000 bytes."
     assert reasons["empty.mp4"] == "file: The file is empty."
     (partial,) = (video for video in service.catalog.list_videos(1000) if video.title == "Title of part.mp4")
-    assert partial.metadata == {"from": "manifest"} and partial.partial
+    assert partial.metadata == {"from": "manifest", "year": 2020} and partial.partial
 
 
 def test_a_search_prints_what_the_local_one_prints(service: Service, server: str) -> None:

@@ -1,6 +1,6 @@
 """The user's own captioned videos: a manifest of paths and texts.
 
-JSONL, one object a line, or CSV with a header line:
+JSONL, one object a line, or a table with a header line as spreadsheets save it (`indexer.ingest.tables`):
 
     path              the video, relative to the manifest (or to the folder of videos, where one is named)
     caption           the text of the clip; rows of one path and interval are several texts of one clip
@@ -17,21 +17,20 @@ uses `caption` where a row has one, and else all its `captions`, as several quer
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, get_args
 
+from indexer.errors import ManifestError
+from indexer.ingest.tables import CSV_ENDINGS, parse_table, read_text
 from training.datasets.annotation_files import (
     AnnotatedClip,
     checked_id,
     checked_text,
     parse_json,
     read_lines,
-    read_text,
 )
 from training.datasets.split import SplitName
 from training.errors import DatasetError
@@ -78,7 +77,7 @@ def read_captions(manifest: Path, split: SplitName, videos: Path | None = None) 
         DatasetError: The manifest is not of the form above, or nothing in it belongs to the split; the
             message names the line.
     """
-    is_csv = manifest.suffix.lower() == ".csv"
+    is_csv = manifest.suffix.lower() in CSV_ENDINGS
     raw = _read_csv(manifest) if is_csv else _read_json_lines(manifest)
     folder = manifest.parent if videos is None else videos
     rows = [_to_row(where, values, folder, split) for where, values in raw]
@@ -187,17 +186,13 @@ def _read_json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
-        if "path" not in (reader.fieldnames or ()):
-            raise DatasetError(f"{path}, line 1: no column `path`")
-        for cells in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in cells or None in cells.values():
-                raise DatasetError(f"{where} has not as many cells as the first line")
-            values: dict[str, Any] = {name: cell for name, cell in cells.items() if cell}
-            for name in {"captions", "metadata"} & set(values):
-                values[name] = parse_json(values[name], f"{where}, {name}")
-            yield where, values
-    except csv.Error as error:
-        raise DatasetError(f"{path}, line {reader.line_num}: not CSV: {error}") from None
+        table = parse_table(read_text(path), _FIELDS)
+    except ManifestError as error:
+        raise DatasetError(f"{path}: {error}") from None
+    for line, cells in table.rows:
+        where = f"{path}, line {line}"
+        values: dict[str, Any] = dict(cells)
+        for name in {"captions", "metadata"} & set(values):
+            values[name] = parse_json(values[name], f"{where}, {name}")
+        yield where, values

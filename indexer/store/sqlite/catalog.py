@@ -49,6 +49,7 @@ from indexer.store.records import (
     check_sha256,
     check_text,
     check_time,
+    check_title,
     check_video_id,
     merge_patch,
     metadata_to_json,
@@ -416,7 +417,7 @@ class Catalog:
             "id": uuid.uuid4().hex if video.id is None else check_video_id(video.id),
             "content_sha256": check_sha256(video.content_sha256),
             "uri": check_text("uri", video.uri),
-            "title": check_text("title", video.title),
+            "title": check_title(video.title),
             "metadata": metadata_to_json(video.metadata),
             "duration_seconds": check_number("duration_seconds", video.duration_seconds),
             "width": check_count("width", video.width),
@@ -509,7 +510,7 @@ class Catalog:
         """
         values: dict[str, str | float | None] = {}
         if title is not KEEP:
-            values["title"] = check_text("title", title)
+            values["title"] = check_title(title)
         if uri is not KEEP:
             values["uri"] = check_text("uri", uri)
         if metadata is not KEEP:
@@ -552,7 +553,7 @@ class Catalog:
             record = _record_by_id(connection, video_id)
             values: dict[str, str | float | None] = {}
             if "title" in patch and patch["title"] != record.title:
-                values["title"] = check_text("title", patch["title"])
+                values["title"] = check_title(patch["title"])
             if "metadata" in patch:
                 of_metadata = patch["metadata"]
                 merged = {} if of_metadata is None else merge_patch(record.metadata, of_metadata)

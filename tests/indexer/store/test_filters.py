@@ -233,6 +233,33 @@ def test_the_time_added_is_compared_with_seconds_or_with_a_date(tmp_path):
             assert len(matches.segment_ids(parse_filter({"added_at": {"lte": early}}))) == 0
 
 
+def test_a_name_is_found_in_whichever_unicode_form_it_was_given(tmp_path):
+    composed, decomposed = "Caf\u00e9", "Cafe\u0301"
+    with create_catalog(tmp_path) as catalog:
+        for number, text in enumerate((composed, decomposed)):
+            segments = [make_segment(np.random.default_rng(number))]
+            add_video(catalog, number, segments, title=text, metadata={text: [text, 1]})
+        catalog.update_video("video-0", title=decomposed)
+        catalog.patch_video("video-1", {"title": decomposed, "metadata": {"x": {decomposed: decomposed}}})
+        assert [video.title for video in catalog.list_videos()] == [composed] * 2
+        assert catalog.get_video("video-1").metadata == {composed: [composed, 1], "x": {composed: composed}}
+        for text in (composed, decomposed):
+            for chosen in (
+                {"title": text},
+                {"title": {"in": ["x", text]}},
+                {f"metadata.{text}": text},
+                {f"metadata.{text}": {"gte": text, "lte": text}},
+            ):
+                assert len(catalog.list_videos(chosen=parse_filter(chosen))) == 2, chosen
+
+
+def test_metadata_whose_names_would_become_equal_is_stored_as_it_is(tmp_path):
+    metadata = {"Caf\u00e9": 1, "Cafe\u0301": 2}
+    with create_catalog(tmp_path) as catalog:
+        add_video(catalog, 0, [make_segment(np.random.default_rng(0))], metadata=metadata)
+        assert catalog.get_video("video-0").metadata == metadata
+
+
 def test_remembered_matches_follow_additions_deletions_and_new_metadata(tmp_path):
     random = np.random.default_rng(1)
     chosen = parse_filter({"metadata.kept": True})

@@ -101,6 +101,13 @@ def test_csv_says_the_same_as_jsonl_and_may_hold_columns_of_its_own(clips, tmp_p
     )
 
 
+def test_a_table_of_captions_is_read_as_spreadsheets_save_it(clips, tmp_path):
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("Path; Caption ;Split\r\none.mp4; ein Hund;test\r\n;;\r\n", encoding="utf-16")
+    split = load_split("captions", manifest, "test", videos=clips)
+    assert (split.texts, [clip.id for clip in split.clips]) == (("ein Hund",), ["one.mp4"])
+
+
 def test_a_file_for_the_split_comes_before_a_manifest_of_all(clips, tmp_path):
     for name, text in (("train.jsonl", "of train"), ("manifest.jsonl", "of all")):
         (tmp_path / name).write_text(json.dumps({"path": "one.mp4", "caption": text}) + "\n")
@@ -163,10 +170,10 @@ def test_a_wrong_row_is_refused_with_its_line(clips, tmp_path, rows, reported):
 @pytest.mark.parametrize(
     ("text", "reported"),
     [
-        ("", "line 1: no column `path`"),
-        ("caption\na\n", "line 1: no column `path`"),
-        ("path,caption\none.mp4\n", "line 2 has not as many cells"),
-        ("path,caption\none.mp4,a,b\n", "line 2 has not as many cells"),
+        ("", "`path` among them"),
+        ("caption\na\n", "`path` among them"),
+        ("path,caption\none.mp4\n", "line 2: neither caption nor captions"),
+        ("path,caption\none.mp4,a,b\n", "line 2 of the manifest has 3 cells, its header has 2"),
         ("path,captions\none.mp4,[a]\n", "line 2, captions is not JSON"),
         ('path,caption\none.mp4,"a\n', "not CSV"),
     ],

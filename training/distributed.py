@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from model import TextFeatures, VideoFeatures
+from model.checkpoints.tensors import usable_device
 from training.errors import RunError
 
 BUCKET_BYTES = 25 * 2**20
@@ -36,12 +37,13 @@ def process_group(device: str = "auto", timeout: timedelta = TIMEOUT) -> Iterato
             takes GPUs where there are any.
 
     Raises:
+        model.SpecError: There is no such device.
         RunError: A process finds no GPU of its own.
     """
-    wanted = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     if not distributed.is_available() or not distributed.is_torchelastic_launched():
-        yield wanted
+        yield usable_device(device)
         return
+    wanted = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     if wanted.type == "cuda":
         local_rank = distributed.get_node_local_rank()
         if local_rank >= torch.cuda.device_count():

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.atomic_files import write_atomically
+from model.checkpoints.foreign import require_our_config
 from model.checkpoints.hub import download, is_unreachable, reason
 from model.checkpoints.official import is_official_name, read_official
 from model.checkpoints.tensors import Checkpoint, read_tensors
@@ -73,12 +74,15 @@ def read(spec: str) -> Checkpoint:
 
 def read_directory(directory: Path) -> Checkpoint:
     """What `write_directory` wrote. Raises CheckpointError where a file is missing or damaged."""
+    config_file = directory / CONFIG_FILE
+    if config_file.is_file():
+        require_our_config(config_file.read_bytes())
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (directory / name).is_file():
             inside = sorted(file.parent for file in directory.glob(f"*/{CONFIG_FILE}"))
             hint = f"is it {inside[0]}?" if inside else FORMS
             raise CheckpointError(f"{directory} holds no {name}; {hint}")
-    config = XClipConfig.from_json((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = XClipConfig.from_json(config_file.read_text(encoding="utf-8"))
     return Checkpoint(config, read_tensors(directory / WEIGHTS_FILE))
 
 

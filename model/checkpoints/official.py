@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.atomic_files import write_atomically
+from model.checkpoints.foreign import require_xclip, without_wrappings
 from model.checkpoints.tensors import Checkpoint, read_tensors
 from model.config import XClipConfig
 from model.errors import CheckpointError, ConversionError
@@ -111,12 +112,6 @@ def is_half_in_official(name: str) -> bool:
 
 # In
 
-_WRAPPERS = ("model_state_dict", "state_dict")
-"""Keys under which a training checkpoint may hold the weights next to other things."""
-
-_PARALLEL_PREFIX = "module."
-"""What torch's DistributedDataParallel puts before every name."""
-
 
 def read_official(path: Path) -> Checkpoint:
     """An official checkpoint file, by our names.
@@ -125,10 +120,10 @@ def read_official(path: Path) -> Checkpoint:
         path: `pytorch_model.bin.N`, any other torch archive of tensors, or the same as .safetensors.
 
     Raises:
-        CheckpointError: A tensor is none of an X-CLIP, or the sizes make no network; the message names
-            the tensor.
+        CheckpointError: It is another network, a tensor is none of an X-CLIP, or the sizes make no network.
+            The message names the network or the tensor.
     """
-    return from_official(read_tensors(path, wrapped_as=_WRAPPERS))
+    return from_official(read_tensors(path))
 
 
 def from_official(tensors: Mapping[str, Tensor]) -> Checkpoint:
@@ -137,9 +132,8 @@ def from_official(tensors: Mapping[str, Tensor]) -> Checkpoint:
     Raises:
         CheckpointError: As `read_official`.
     """
-    # Where only some names have the prefix all stay as they are, and the first that does not belong is named.
-    if all(name.startswith(_PARALLEL_PREFIX) for name in tensors):
-        tensors = {name.removeprefix(_PARALLEL_PREFIX): tensor for name, tensor in tensors.items()}
+    tensors = without_wrappings(tensors)
+    require_xclip(tensors)
     config = infer_config(tensors)
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from model.checkpoints.foreign import find_weights
 from model.config import XClipConfig
 from model.errors import CheckpointError, SpecError
 
@@ -61,13 +64,12 @@ def fill(model: nn.Module, checkpoint: Checkpoint) -> None:
     model.load_state_dict({name: tensor.float() for name, tensor in found.items()})
 
 
-def read_tensors(path: Path, wrapped_as: Sequence[str] = ()) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors file or a torch archive, which is read without running pickle code.
 
     Args:
-        path: The file; one that ends in .safetensors is read as such.
-        wrapped_as: Keys under which a training checkpoint may hold the tensors next to other things; the
-            first that is there is taken.
+        path: The file; one that ends in .safetensors is read as such. Of a training checkpoint the weights
+            are taken, see `foreign.KEYS_OF_WEIGHTS`.
 
     Raises:
         CheckpointError: The file is neither, or holds anything but tensors.
@@ -75,7 +77,10 @@ def read_tensors(path: Path, wrapped_as: Sequence[str] = ()) -> dict[str, Tensor
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # Trainers put the options that they were called with next to the weights. It only sets attributes.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # What it warns of is an error to us.
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (
         OSError,
         SafetensorError,
@@ -89,8 +94,7 @@ def read_tensors(path: Path, wrapped_as: Sequence[str] = ()) -> dict[str, Tensor
         raise CheckpointError(
             f"{path.name} is not a checkpoint that can be read safely: {_reason(error)}"
         ) from None
-    if isinstance(loaded, dict):
-        loaded = next((loaded[key] for key in wrapped_as if isinstance(loaded.get(key), dict)), loaded)
+    loaded = find_weights(loaded)
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path.name} holds {type(loaded).__name__}, not a dictionary of tensors")
     for name, value in loaded.items():
@@ -103,9 +107,19 @@ def read_tensors(path: Path, wrapped_as: Sequence[str] = ()) -> dict[str, Tensor
 
 def _reason(error: Exception) -> str:
     """One line. torch's own message on what it will not unpickle advises to unpickle it; ours does not."""
+    if "TorchScript" in str(error):
+        return (
+            "it is a TorchScript archive, as OpenAI's own files of CLIP are; its CLIP is"
+            " openclip:ARCHITECTURE/openai, for example openclip:ViT-B-32-quickgelu/openai"
+        )
     if isinstance(error, pickle.UnpicklingError):
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        return f"it holds {found[1]}, which is no tensor" if found else "it is no archive of tensors"
+        if found is None:
+            return "it is no archive of tensors"
+        return (
+            f"it holds {found[1]}, which is no tensor; save the weights alone, as"
+            " torch.save(network.state_dict(), FILE) does"
+        )
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
@@ -115,9 +129,22 @@ def place(model: nn.Module, device: str) -> None:
     Raises:
         SpecError: There is no such device.
     """
+    model.to(usable_device(device)).eval()
+
+
+def usable_device(device: str) -> torch.device:
+    """The device of this name, on which something was made to see that it is there.
+
+    Args:
+        device: `cpu`, `cuda`, `cuda:1`, ...; `auto`: a GPU where there is one.
+
+    Raises:
+        SpecError: There is no such device.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model.to(torch.device(device)).eval()
+        torch.empty(1, device=device)
+        return torch.device(device)
     except (RuntimeError, AssertionError) as error:
         raise SpecError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from None

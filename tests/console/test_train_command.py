@@ -48,6 +48,16 @@ def test_the_shipped_configs_are_listed():
         assert name in result.output
 
 
+@pytest.mark.parametrize("device", ["cuda:77", "gpu"])
+def test_a_device_that_is_not_there_is_one_line(corpus, tmp_path, device):
+    where = ("--data", corpus / "corpus", "--output", tmp_path / "run")
+    result = run(corpus / "small.toml", *where, "--device", device)
+    assert result.exit_code == 2
+    assert result.output.startswith(f"error: the device '{device}' cannot be used: ")
+    assert result.output.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_command_trains_and_resumes(corpus, tmp_path):
     output = tmp_path / "run"
     where = ("--data", corpus / "corpus", "--output", output)

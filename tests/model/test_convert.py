@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -246,38 +248,69 @@ def test_a_tensor_without_a_counterpart_is_never_left_out_silently():
 # What official files look like
 
 
-def wrapped(kind: str) -> object:
-    tensors = official_checkpoint()
-    parallel = {f"module.{name}": tensor for name, tensor in tensors.items()}
-    ordered = OrderedDict(tensors)
+def prefixed(prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in official_checkpoint().items()}
+
+
+def compiled_within(name: str) -> str:
+    """As where the towers were compiled, sharded or given to DistributedDataParallel by themselves."""
+    for before, after in (("clip.", "clip._orig_mod."), ("transformerClip.", "transformerClip.module.")):
+        name = after + name.removeprefix(before) if name.startswith(before) else name
+    return name.replace("resblocks.0.", "resblocks.0._checkpoint_wrapped_module.")
+
+
+def state_dict_of_torch() -> OrderedDict[str, Tensor]:
+    ordered = OrderedDict(official_checkpoint())
     ordered._metadata = OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]
-    return {
-        "plain": tensors,
-        "a state dict of torch": ordered,
-        "parameters": {name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()},
-        "parallel": parallel,
-        "training checkpoint": {"epoch": 3, "model_state_dict": tensors, "loss": 0.25},
-        "parallel training checkpoint": {"epoch": 3, "state_dict": parallel, "optimizer": {"state": {}}},
-    }[kind]
+    return ordered
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "plain",
-        "a state dict of torch",
-        "parameters",
-        "parallel",
-        "training checkpoint",
-        "parallel training checkpoint",
-    ],
-)
+WRAPPED: dict[str, Callable[[], object]] = {
+    "plain": official_checkpoint,
+    "a state dict of torch": state_dict_of_torch,
+    "parameters": lambda: {n: torch.nn.Parameter(t) for n, t in official_checkpoint().items()},
+    "DistributedDataParallel": lambda: prefixed("module."),
+    "torch.compile": lambda: prefixed("_orig_mod."),
+    "torch.compile of DistributedDataParallel": lambda: prefixed("_orig_mod.module."),
+    "parts that were compiled": lambda: {compiled_within(n): t for n, t in official_checkpoint().items()},
+    "AveragedModel": lambda: {"n_averaged": torch.tensor(9), **prefixed("module.")},
+    "a training checkpoint": lambda: {"epoch": 3, "model_state_dict": official_checkpoint(), "loss": 0.25},
+    "a parallel training checkpoint": lambda: {
+        "epoch": 3,
+        "state_dict": prefixed("module."),
+        "optimizer": {"state": {}},
+    },
+    "Lightning": lambda: {
+        "epoch": 1,
+        "global_step": 20,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": prefixed("model."),
+        "callbacks": {"ModelCheckpoint": {"best_model_score": torch.tensor(41.5)}},
+        "hyper_parameters": {"lr": 1e-4},
+    },
+    "a key model, and the options": lambda: {
+        "model": official_checkpoint(),
+        "optimizer": {"state": {}},
+        "args": argparse.Namespace(lr=1e-4, output_dir="runs"),
+    },
+    "DeepSpeed": lambda: {"module": official_checkpoint(), "ds_version": "0.15"},
+    "averaged weights alone": lambda: {"epoch": 2, "model_ema": {"module": prefixed("module.")}},
+    "averaged weights besides": lambda: {
+        "model_ema": {n: torch.zeros_like(t) for n, t in official_checkpoint().items()},
+        "model": official_checkpoint(),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
 def test_the_wrappings_of_real_checkpoints_are_seen_through(kind, zipped, tmp_path):
     path = tmp_path / "didemo_xclip_model.bin"
-    torch.save(wrapped(kind), path, _use_new_zipfile_serialization=zipped)
+    torch.save(WRAPPED[kind](), path, _use_new_zipfile_serialization=zipped)
     plain = XClip.from_official(GOLDENS / "tiny_model.safetensors", device="cpu")
-    assert XClip.load(path, device="cpu").fingerprint == plain.fingerprint
+    loaded = XClip.load(path, device="cpu")
+    assert_same_bits(dict(loaded.state_dict()), dict(plain.state_dict()))
+    assert loaded.fingerprint == plain.fingerprint
 
 
 def without(name: str) -> dict[str, Tensor]:
@@ -317,9 +350,17 @@ BROKEN = {
         lambda: {**official_checkpoint(), "transformerClip.resblocks.999999999.ln_1.bias": torch.zeros(64)},
         r"missing tensor transformerClip\.resblocks\.2\.attn\.in_proj_weight",
     ),
-    "plain CLIP4Clip": (
-        lambda: without("word_mat_weight"),
-        "missing tensor word_mat_weight",
+    "one matrix missing": (
+        lambda: without("word_mat_weight2"),
+        "missing tensor word_mat_weight2",
+    ),
+    "two tensors of one name": (
+        lambda: {**official_checkpoint(), "_orig_mod.word_mat_weight": torch.eye(12)},
+        "two tensors are called word_mat_weight",
+    ),
+    "a Lightning module of two networks": (
+        lambda: {"state_dict": {**prefixed("student."), "teacher.conv.weight": torch.zeros(1)}},
+        r"the X-CLIP of this file lies below student, next to teacher: .* torch\.save",
     ),
     "double precision": (
         lambda: {**official_checkpoint(), "local_mat_weight": torch.eye(64).double()},
@@ -336,7 +377,7 @@ BROKEN = {
     "a list": (lambda: [torch.eye(2)], "holds list, not a dictionary of tensors"),
     "numbers of numpy": (
         lambda: {"model_state_dict": official_checkpoint(), "loss": np.float64(0.5)},
-        r"read safely: it holds numpy\S*, which is no tensor",
+        r"read safely: it holds numpy\S*, which is no tensor; save the weights alone",
     ),
 }  # fmt: skip
 

@@ -244,8 +244,15 @@ def test_a_run_is_neither_overwritten_nor_resumed_by_mistake(config, tmp_path):
         train(short, output, device="cpu")
     with pytest.raises(RunError, match=r"training\.seed: 42 before, 7 now"):
         train(change_config(short, ["training.seed=7"]), output, device="cpu", existing="resume")
+    with pytest.raises(
+        RunError, match=r"epochs: 1 before, 2 now; leave that out .* --set model.start=RUN/best"
+    ):
+        train(change_config(short, ["training.epochs=2"]), output, device="cpu", existing="resume")
     # What does not touch the result may differ.
     train(change_config(short, ["log.every_steps=3", "data.cache="]), output, device="cpu", existing="resume")
+    # And what the message says to do works.
+    longer = change_config(short, [f"model.start={output / 'best'}", "training.epochs=2"])
+    assert len(train(longer, tmp_path / "longer", device="cpu").rows) == 2
     result = train(change_config(short, ["training.seed=7"]), output, device="cpu", existing="overwrite")
     assert result.rows[0]["epoch"] == 1
     (tmp_path / "mine").mkdir()

@@ -181,7 +181,11 @@ def check(state: dict[str, Any], config: TrainingConfig, data_digest: str) -> st
     except ConfigError as error:
         raise RunError(f"the run was begun by another version: {error}") from None
     if changed := _changes(former.what_counts(), config.what_counts()):
-        raise RunError("a run resumes with the config that it was begun with, but " + "; ".join(changed))
+        advice = _MORE_EPOCHS if any(change.startswith("training.epochs:") for change in changed) else ""
+        raise RunError(
+            f"a run resumes with the config that it was begun with, but {'; '.join(changed)}; leave that out"
+            f" to resume{advice}"
+        )
     if state["data"] != data_digest:
         raise RunError("the data set has other texts or clips than when the run was begun")
     rounding = _changes(former.what_rounds(), config.what_rounds())
@@ -193,6 +197,13 @@ def check(state: dict[str, Any], config: TrainingConfig, data_digest: str) -> st
             )
         rounding.append(processes)
     return f"{'; '.join(rounding)}: the result is the same up to rounding" if rounding else None
+
+
+_MORE_EPOCHS = (
+    ". The learning rates of all steps follow from the number of epochs: for more of them begin another run"
+    " with the weights of this one, xclip-search train CONFIG --output NEW --set model.start=RUN/best"
+    " --set training.epochs=N"
+)
 
 
 def _changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:

@@ -15,6 +15,7 @@ IndexerError
 ├── ManifestError              a list of videos to index that cannot be understood
 ├── InvalidQueryError          a search that asks for something outside its ranges
 ├── SearchCancelledError       the caller of a search cancelled it
+├── QueryTimeoutError          a filter that takes longer than it may
 ├── VideoNotFoundError         no video of this id
 ├── DuplicateIdError           the id is taken by another video
 ├── KeptOutError               the content was deleted on purpose and is kept out
@@ -130,6 +131,10 @@ class InvalidQueryError(IndexerError, ValueError):
 
 class SearchCancelledError(IndexerError):
     """A search stopped because its caller cancelled it."""
+
+
+class QueryTimeoutError(IndexerError):
+    """Finding what a filter matches took longer than it may; nothing was changed."""
 
 
 class VideoNotFoundError(IndexerError, LookupError):

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 
-from indexer.search.types import cancellable, raise_if_cancelled
+from indexer.store.sqlite.connections import cancellable, raise_if_cancelled
 from service.auth.access import CLIENT
 from service.errors import OverloadedError, ServiceError, TooManyRequestsError
 
@@ -76,7 +76,7 @@ class SearchLimiter:
         """Call `search` in a thread.
 
         Args:
-            search: Blocks. Where the caller is cancelled it is asked to stop (`indexer.search.types`),
+            search: Blocks. Where the caller is cancelled it is asked to stop (`cancellable`),
                 and its thread is free when it has.
             begun: It continues a request that was admitted before, and may wait though the queue is full:
                 what was done so far would be lost. Another client may still take its place.

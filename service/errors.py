@@ -73,6 +73,16 @@ class InvalidCursorError(ServiceError):
     default_detail = "The cursor does not belong to this index. Begin again without it."
 
 
+class FilterTooCostlyError(ServiceError):
+    """Finding what the filter matches takes longer than this server lets one query take."""
+
+    status, kind, title = 422, "filter-too-costly", "Filter too costly"
+    default_detail = (
+        "Finding what the filter matches takes longer than this server lets one query take. "
+        "Use fewer conditions or shorter lists of values; the operator sets XCLIP_FILTER_LIMIT_SECONDS."
+    )
+
+
 class MalformedBodyError(ServiceError):
     """The body cannot be parsed at all."""
 

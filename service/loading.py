@@ -61,10 +61,12 @@ def load_searcher(settings: Settings) -> Searcher:
         coarse_kind=settings.coarse_kind,
         feature_memory_bytes=settings.feature_memory_bytes,
     )
+    searcher.catalog.filter_limit_seconds = settings.filter_limit_seconds
     try:
         if settings.warm_up:
-            # So that the first client does not pay for what torch does once.
+            # So that the first client does not pay for what torch does once, nor the first filter.
             searcher.search(SearchQuery(text="a warm-up"))
+            searcher.catalog.check_records()
         catalog = searcher.catalog
         logger.info("loaded generation %d of the index: %d videos", catalog.generation, catalog.num_videos)
     except BaseException:

@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     body_limit_bytes: int = Field(default=64 * 1024, ge=1024, description="Largest JSON body taken.")
     num_search_threads: int = Field(default=2, ge=1, le=256, description="Searches that run concurrently.")
     max_waiting_searches: int = Field(default=64, ge=0, description="Searches that may wait, then 503.")
+    filter_limit_seconds: float = Field(
+        default=5.0, gt=0, description="Longest time to find what a filter matches, then 422."
+    )
     wait_limit_seconds: float = Field(default=60.0, ge=0, le=3600, description="Longest wait of ?wait=true.")
     max_queued_jobs: int = Field(default=1_000, ge=1, description="Jobs that may wait, then 503.")
     thumbnail_cache_bytes: int = Field(default=32 * MIB, ge=0, description="Memory kept for thumbnails.")

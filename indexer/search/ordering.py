@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.coarse.index import CoarseIndex
-from indexer.search.types import GroupBy, SearchQuery, raise_if_cancelled
+from indexer.search.types import GroupBy, SearchQuery
 from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.connections import raise_if_cancelled
 from model.score_names import SCORE_NAMES
 
 CoarseHits = tuple[NDArray[np.float32], NDArray[np.int64]]

@@ -19,10 +19,10 @@ from indexer.search.types import (
     Moment,
     SearchResult,
     Segment,
-    raise_if_cancelled,
 )
 from indexer.store.records import SegmentInfo, VideoRecord
 from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.connections import raise_if_cancelled
 from model.features import TextFeatures
 from model.score_names import SCORE_NAMES
 

@@ -58,9 +58,9 @@ from indexer.search.types import (
     as_filter,
     check_batch,
     check_page,
-    raise_if_cancelled,
 )
 from indexer.store.filters import Filter
+from indexer.store.sqlite.connections import raise_if_cancelled
 from indexer.store.store import open_store
 from model.features import TextFeatures
 

@@ -12,8 +12,9 @@ from indexer.errors import VideoNotFoundError
 from indexer.search.caches import FeatureCache, ScorableSegments
 from indexer.search.ordering import ScoredSegments, best
 from indexer.search.results import Page, best_moments, make_results, read_page
-from indexer.search.types import Moment, SimilarAnswer, raise_if_cancelled
+from indexer.search.types import Moment, SimilarAnswer
 from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.connections import raise_if_cancelled
 from model.score_names import SCORE_NAMES
 
 MAX_ASKED_SEGMENTS: Final = 16

@@ -1,18 +1,16 @@
-"""What a search takes and answers, with every bound of a query; how it is timed and cancelled."""
+"""What a search takes and answers, with every bound of a query; how it is timed."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal, Self, get_args
 
-from indexer.errors import InvalidQueryError, SearchCancelledError
+from indexer.errors import InvalidQueryError
 from indexer.store.filters import Filter, parse_filter
 
 SearchMode = Literal["rerank", "coarse", "exhaustive"]
@@ -341,25 +339,3 @@ class StageTimes:
     def total_seconds(self) -> float:
         """Since the start, stages or not."""
         return time.perf_counter() - self._started
-
-
-# Cooperative cancellation: a thread cannot be ended from outside.
-
-_CANCELLED: ContextVar[threading.Event | None] = ContextVar("cancelled", default=None)
-
-
-@contextlib.contextmanager
-def cancellable(cancelled: threading.Event) -> Iterator[None]:
-    """Let the search inside, in this thread, stop soon after `cancelled` is set."""
-    token = _CANCELLED.set(cancelled)
-    try:
-        yield
-    finally:
-        _CANCELLED.reset(token)
-
-
-def raise_if_cancelled() -> None:
-    """Raise SearchCancelledError where the search of this thread was cancelled; called between its blocks."""
-    cancelled = _CANCELLED.get()
-    if cancelled is not None and cancelled.is_set():
-        raise SearchCancelledError("the search was cancelled")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from fastapi import Depends, Request
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import (
@@ -55,6 +57,9 @@ HEADER_LIMIT_BYTES = 16 * 1024
 MAX_HEADERS = 100
 URI_LIMIT_BYTES = 8 * 1024
 """Path and query."""
+
+CLIENT_GONE = 499
+"""Status in log and figures of a request whose client did not wait for the answer; nginx calls it so too."""
 
 PROBES = frozenset({"/healthz", "/readyz"})
 """Asked by load balancers under whatever name or address they know; the answers reveal nothing."""
@@ -171,6 +176,7 @@ class DeadlineMiddleware:
 
     request_timeout_seconds: from the headers to the beginning of the answer, unless the endpoint declares
         WITHOUT_DEADLINE.
+        An endpoint that declares WHILE_CONNECTED is cancelled when its client has gone.
     body_timeout_seconds: longest silence while a body arrives. min_bytes_per_second: a body has
         body_timeout_seconds and on top the time that it takes at this rate; only waiting for it counts.
     """
@@ -194,8 +200,15 @@ class DeadlineMiddleware:
             await self.app(scope, receive, send)
             return
         deadline = asyncio.timeout(self._request_timeout_seconds)
-        scope.setdefault("state", {})["deadline"] = deadline
-        begun = False
+        begun = gone = False
+
+        def note_gone() -> None:
+            nonlocal gone
+            if not begun and not deadline.expired():
+                gone = True
+                deadline.reschedule(0.0)
+
+        scope.setdefault("state", {}).update(deadline=deadline, note_gone=note_gone)
 
         async def send_in_time(message: Message) -> None:
             nonlocal begun
@@ -212,6 +225,9 @@ class DeadlineMiddleware:
         except TimeoutError:
             if begun or not deadline.expired():
                 raise
+            if gone:
+                await Response(status_code=CLIENT_GONE)(scope, receive, send)  # For log and figures alone.
+                return
             await DeadlineExceededError().to_response()(scope, receive, send)
 
     def _watch(self, receive: Receive) -> Receive:
@@ -242,6 +258,24 @@ async def _end_without_deadline(request: Request) -> None:
 
 WITHOUT_DEADLINE = Depends(_end_without_deadline)
 """Declared by an endpoint that takes as long as its client keeps sending."""
+
+
+async def _cancel_when_gone(request: Request) -> AsyncIterator[None]:
+    async def watch() -> None:
+        with contextlib.suppress(ServiceError):  # A body that nobody reads stopped arriving.
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            request.state.note_gone()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watching.cancel()
+
+
+WHILE_CONNECTED = Depends(_cancel_when_gone)
+"""Declared by an endpoint that only reads, and may have a lot to do: nobody would see what it still finds."""
 
 
 def has_deadline(route: APIRoute) -> bool:

@@ -15,6 +15,7 @@ from starlette.routing import Match, Route
 from indexer import errors as indexer_errors
 from service.errors import (
     BodyTooLargeError,
+    FilterTooCostlyError,
     IdTakenError,
     InternalError,
     JobNotFoundError,
@@ -81,6 +82,8 @@ def from_indexer_error(error: Exception) -> ServiceError:
         return JobNotFoundError()
     if isinstance(error, indexer_errors.DuplicateIdError):
         return IdTakenError()
+    if isinstance(error, indexer_errors.QueryTimeoutError):
+        return FilterTooCostlyError()
     # A superseded catalog is one that the server is about to leave for the current one.
     if isinstance(error, indexer_errors.IndexBusyError | indexer_errors.IndexSupersededError):
         return OverloadedError()

@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from indexer.search.types import SearchAnswer, SearchQuery, SearchResult, TextsAnswer
 from service.auth.access import READ
-from service.errors import OverloadedError, VideoNotFoundError
+from service.errors import FilterTooCostlyError, OverloadedError, VideoNotFoundError
+from service.http.middleware import WHILE_CONNECTED
 from service.http.openapi import problems
 from service.schemas.fields import Answer, media_url, preview_url, thumbnail_url
 from service.schemas.search import (
@@ -29,7 +30,7 @@ from service.schemas.search import (
 )
 from service.state import ReadyService, Service
 
-router = APIRouter(tags=["search"], dependencies=[READ])
+router = APIRouter(tags=["search"], dependencies=[READ, WHILE_CONNECTED])
 
 QUERIES_AT_ONCE = 8
 TEXTS_AT_ONCE = 64
@@ -42,7 +43,7 @@ TEXTS_BODY_LIMIT_BYTES = 4 * 1024 * 1024
 @router.post(
     "/search",
     response_model=SearchAnswerBody | SearchAnswersBody,
-    responses=problems(OverloadedError),
+    responses=problems(FilterTooCostlyError, OverloadedError),
 )
 async def search(request: Request, body: SearchRequest, service: Service) -> Response:
     """Find videos, and the moments in them, by text; or by several texts, each by itself."""
@@ -74,7 +75,7 @@ async def search(request: Request, body: SearchRequest, service: Service) -> Res
 @router.get(
     "/videos/{video_id}/similar",
     response_model=SimilarAnswerBody,
-    responses=problems(VideoNotFoundError, OverloadedError),
+    responses=problems(FilterTooCostlyError, VideoNotFoundError, OverloadedError),
 )
 async def find_similar(
     request: Request, video_id: str, parameters: Annotated[SimilarParameters, Query()], service: Service

@@ -13,12 +13,14 @@ from indexer.store.records import VideoRecord
 from indexer.store.sqlite.catalog import Catalog
 from service.auth.access import READ, WRITE
 from service.errors import (
+    FilterTooCostlyError,
     InvalidCursorError,
     InvalidRequestError,
     OverloadedError,
     StorageFullError,
     VideoNotFoundError,
 )
+from service.http.middleware import WHILE_CONNECTED
 from service.http.openapi import problems, schema_of
 from service.schemas.fields import check_metadata, media_url, preview_url, thumbnail_url
 from service.schemas.videos import ListVideosParameters, PatchVideoRequest, VideoAnswer, VideoPage
@@ -32,14 +34,21 @@ _NUMBERS_OF_ONE = 1 << 40
 router = APIRouter(prefix="/videos", tags=["videos"], dependencies=[READ])
 
 
-@router.get("", responses=problems(InvalidCursorError))
+@router.get(
+    "",
+    dependencies=[WHILE_CONNECTED],
+    responses=problems(InvalidCursorError, FilterTooCostlyError, OverloadedError),
+)
 async def list_videos(
     request: Request, parameters: Annotated[ListVideosParameters, Query()], service: Service
 ) -> VideoPage:
     """Videos of the index, newest first. Videos added or deleted in between shift no page."""
     after = _from_cursor(service.catalog, parameters.after)
     read = partial(service.catalog.list_videos, parameters.limit + 1, after, chosen=parameters.filter)
-    records = await to_thread.run_sync(read)
+    if parameters.filter is None:
+        records = await to_thread.run_sync(read)
+    else:  # May read all videos: as much work as a search.
+        records = await service.search_limiter.run(read)
     page = records[: parameters.limit]
     root_path = request.scope.get("root_path", "")
     playable = await to_thread.run_sync(service.playability.of_ids, [record.id for record in page])

@@ -24,6 +24,13 @@ from indexer.store.sqlite.jobs import JobQueue
 FINGERPRINT = "f" * 64
 
 
+LONG_METADATA = {"list": list(range(12_000))}
+"""Nearly as large as metadata may be."""
+
+COSTLY_FILTER = {"not": {"or": [{"metadata.list": {"in": [-1 - number]}} for number in range(80)]}}
+"""Over a few dozen videos with LONG_METADATA it takes SQLite many seconds."""
+
+
 def create_catalog(
     directory: Path, *, embedding_dim: int = 8, num_frames: int = 4, **changes: Any
 ) -> Catalog:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import enum
 import json
+import math
 import sqlite3
 import time
 import uuid
@@ -141,6 +142,7 @@ class Catalog:
         directory: where the files of that generation lie, the catalog at `path` among them.
         facts: what the index is.
         clock: gives the time of changes, in seconds since 1970.
+        filter_limit_seconds: how long it may take to find what a filter matches, then QueryTimeoutError.
     """
 
     # Opening and closing
@@ -155,6 +157,7 @@ class Catalog:
         self.path = self.directory / CATALOG_FILE
         self.connections = ConnectionPool(self.path, although_superseded=although_superseded)
         self.clock: Callable[[], float] = time.time
+        self.filter_limit_seconds = math.inf
 
     def _read_facts(self, check: bool) -> Self:
         """Make sure that this is a catalog, read what it says of itself, and where `check` its structure."""
@@ -685,7 +688,7 @@ class Catalog:
         if chosen is not None:
             condition = compile_filter(chosen)
             where, values = condition.sql, condition.values
-        with self.connections.reading() as connection:
+        with self.connections.reading(self.filter_limit_seconds) as connection:
             rows = connection.execute(
                 f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE sequence < ? AND {where}"
                 " ORDER BY sequence DESC LIMIT ?",
@@ -737,15 +740,24 @@ class Catalog:
             former: what this returned for the same filter before. It is brought up to date by the change log,
                 which is quicker; it is returned itself where nothing has changed.
         """
-        with self.connections.snapshot() as connection:
-            if self._must_check_videos:
-                for number, problem in _damaged_videos(connection):
-                    raise IndexDamagedError(
-                        f"the catalog is damaged: video number {number}: {problem}; run verify, delete it and"
-                        " index it again, or restore a backup"
-                    )
-                self._must_check_videos = False
+        self.check_records()
+        with self.connections.snapshot(self.filter_limit_seconds) as connection:
             return matching_segments(connection, chosen, former)
+
+    def check_records(self) -> None:
+        """Read the record of every video, once, before a filter is asked. Raises IndexDamagedError.
+
+        Without a limit: begun anew by each filter that it takes too long for, it would never end.
+        """
+        if not self._must_check_videos:
+            return
+        with self.connections.snapshot() as connection:
+            for number, problem in _damaged_videos(connection):
+                raise IndexDamagedError(
+                    f"the catalog is damaged: video number {number}: {problem}; run verify, delete it and"
+                    " index it again, or restore a backup"
+                )
+        self._must_check_videos = False
 
     # Changes
 

@@ -1,7 +1,9 @@
 """What every module of this store works with: connections and transactions, and the checksums of rows.
 
-A connection is used by one thread at a time. A transaction that changes something first looks whether
-another generation of the index has taken over (`indexer.store.sqlite.generations`). SQLite checks its own
+A connection is used by one thread at a time. A thread cannot be ended from outside: who may want its work to
+end wraps it in `cancellable(event)`; the work calls `raise_if_cancelled` between its blocks, and a statement
+under way is ended. A transaction that changes something first looks whether another generation of the index
+has taken over (`indexer.store.sqlite.generations`). SQLite checks its own
 pages, but not what a row says: each row has a checksum, so that a byte that changes on a disk is noticed
 where the row is read, and by `verify`, instead of being searched with or shown.
 """
@@ -9,11 +11,14 @@ where the row is read, and by `verify`, instead of being searched with or shown.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import json
+import math
 import os
 import sqlite3
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +33,8 @@ from indexer.errors import (
     IndexNotFoundError,
     IndexStorageError,
     IndexSupersededError,
+    QueryTimeoutError,
+    SearchCancelledError,
 )
 
 BUSY_TIMEOUT_SECONDS = 30.0
@@ -55,6 +62,10 @@ _REFUSED_CODES = (
 )
 _UNWRITABLE_CODES = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
 _WAL_LIMIT_BYTES = 64 << 20
+_STEPS_BETWEEN_CHECKS = 50_000
+"""Of SQLite's virtual machine, until it asks whether to go on. On columns these take a millisecond or two; on
+the largest metadata, which a step may parse, some tenths of a second. Asking takes Python's lock, for which a
+busy process waits milliseconds: more often would slow down every query there."""
 
 NUM_READERS: Final = 4
 MIN_ROWS: Final = 64
@@ -72,6 +83,26 @@ class Transaction:
     """A writing transaction under way. Callers hand it from method to method; only the store looks inside."""
 
     connection: sqlite3.Connection
+
+
+_CANCELLED: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("cancelled", default=None)
+
+
+@contextlib.contextmanager
+def cancellable(cancelled: threading.Event) -> Iterator[None]:
+    """Let the work inside, in this thread, stop soon after `cancelled` is set."""
+    token = _CANCELLED.set(cancelled)
+    try:
+        yield
+    finally:
+        _CANCELLED.reset(token)
+
+
+def raise_if_cancelled() -> None:
+    """Raise SearchCancelledError where the work of this thread was cancelled."""
+    cancelled = _CANCELLED.get()
+    if cancelled is not None and cancelled.is_set():
+        raise SearchCancelledError("the search was cancelled")
 
 
 class ConnectionPool:
@@ -99,20 +130,44 @@ class ConnectionPool:
         self._process_id = os.getpid()
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection on which every statement sees the newest commit."""
+    def reading(self, limit_seconds: float = math.inf) -> Iterator[sqlite3.Connection]:
+        """A connection on which every statement sees the newest commit.
+
+        A statement under way ends where the thread's work is cancelled (`cancellable`).
+
+        Args:
+            limit_seconds: how long SQLite may work inside the block.
+
+        Raises:
+            SearchCancelledError: the work was cancelled.
+            QueryTimeoutError: it took longer.
+        """
         connection = self._take()
+        end, cancelled = time.monotonic() + limit_seconds, _CANCELLED.get()
+
+        def must_stop() -> bool:
+            return (cancelled is not None and cancelled.is_set()) or time.monotonic() > end
+
+        if cancelled is not None or limit_seconds < math.inf:
+            connection.set_progress_handler(must_stop, _STEPS_BETWEEN_CHECKS)
         try:
             yield connection
         except sqlite3.DatabaseError as error:
-            raise translated(error, self._path) from error
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_INTERRUPT:
+                raise translated(error, self._path) from error
+            if cancelled is not None and cancelled.is_set():
+                raise SearchCancelledError("the search was cancelled") from None
+            raise QueryTimeoutError(
+                f"finding what the filter matches takes longer than {limit_seconds:g} seconds"
+            ) from None
         finally:
+            connection.set_progress_handler(None, 0)
             self._give_back(connection)
 
     @contextlib.contextmanager
-    def snapshot(self) -> Iterator[sqlite3.Connection]:
-        """A connection on which all statements see the same state."""
-        with self.reading() as connection:
+    def snapshot(self, limit_seconds: float = math.inf) -> Iterator[sqlite3.Connection]:
+        """A connection on which all statements see the same state; otherwise as `reading`."""
+        with self.reading(limit_seconds) as connection:
             connection.execute("BEGIN")
             try:
                 yield connection
@@ -182,7 +237,8 @@ class ConnectionPool:
                 raise RuntimeError("this catalog is closed")
             if self._readers is None:
                 self._readers = ThreadPoolExecutor(NUM_READERS - 1, thread_name_prefix="catalog-reading")
-            return self._readers.submit(self._read, read, ids)
+            # In this thread's context, where it stands that the work was cancelled.
+            return self._readers.submit(contextvars.copy_context().run, self._read, read, ids)
 
     def _read(self, read: Read, ids: Sequence[int]) -> Rows:
         with self.reading() as connection:
@@ -238,8 +294,8 @@ class PinnedConnection(ConnectionPool):
         self._pinned = connection
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """The connection. SQLite's errors are translated by the pool that it came from."""
+    def reading(self, limit_seconds: float = math.inf) -> Iterator[sqlite3.Connection]:
+        """The connection. Limits are set, and SQLite's errors translated, by the pool that it came from."""
         yield self._pinned
 
     snapshot = reading

@@ -14,7 +14,8 @@ from indexer.errors import InvalidQueryError, SearchCancelledError, VideoNotFoun
 from indexer.search.results import texts_warnings
 from indexer.search.searcher import Searcher
 from indexer.search.similar import MAX_ASKED_SEGMENTS
-from indexer.search.types import SearchQuery, cancellable
+from indexer.search.types import SearchQuery
+from indexer.store.sqlite.connections import cancellable
 from model.score_names import SCORE_NAMES
 from tests.support.small_searchers import fill, make_index, open_index, tiny_model
 

@@ -181,7 +181,8 @@ def _read_segments(
 ) -> tuple[list[DecodedSegment], float]:
     """The segments, and the share of their frames that are whole and the wanted ones."""
     times = [time_seconds for segment in planned for time_seconds in segment.times_seconds]
-    frames = file.frames_at(times, request.backend if request.trusted else "pyav")
+    backend = request.backend if request.trusted else "pyav"
+    frames = file.frames_at(times, backend, min_side=2 * request.image_size)
     segments, num_exact, last = [], 0, None
     for segment in planned:
         pixels, starts = [], []

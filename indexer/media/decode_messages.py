@@ -94,7 +94,7 @@ class DecodedSegment:
     Attributes:
         start_seconds: where it begins.
         end_seconds: where it ends.
-        frames: uint8 [n, R, R, 3] RGB, upright, 1 <= n <= F.
+        frames: uint8 [n, R, R, 3] RGB, as shown, 1 <= n <= F.
         frame_times: float64 [n], when they start, seconds after the first frame of the video, ascending.
     """
 

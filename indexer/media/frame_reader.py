@@ -1,4 +1,4 @@
-"""Frames of a video at given times, by decord or PyAV: the same frames from both, upright.
+"""Frames of a video at given times, by decord or PyAV: the same frames from both, as shown.
 
 The frame at a time is the one a player shows then: the last that starts at or before it, counted from the
 first.
@@ -19,11 +19,12 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from indexer.media.decord_reader import KeyPictures, open_with_decord, read_with_decord
-from indexer.media.probing import MediaInfo, MediaLimits, check_file, open_media
+from indexer.media.probing import MediaInfo, MediaLimits, check_file, check_frame_size, open_media
 from indexer.media.pyav_reader import DecodedFrame, read_with_pyav
 from indexer.media.sampling import frame_indices_at
 from indexer.media.timeline import Timeline, read_timeline
 from indexer.media.truncation import fraction_of_bytes
+from indexer.media.view import UPRIGHT, View, orientation_of, pixel_aspect, square_size
 
 Backend = Literal["auto", "decord", "pyav"]
 
@@ -47,7 +48,7 @@ class VideoFile:
         kind, status = check_file(self.path, self.limits)
         with open_media(self.path, self.limits) as (container, stream):
             codec = stream.codec_context.codec.canonical_name
-            first, keys = _FirstFrame(), KeyPictures(codec, stream.codec_context.extradata)
+            first, keys = _FirstFrame(stream), KeyPictures(codec, stream.codec_context.extradata)
 
             def look(packet: Packet[VideoStream]) -> None:
                 first.look(packet)
@@ -57,17 +58,15 @@ class VideoFile:
             if timeline.fraction_present == 1:
                 # The packets of a file that lacks only its end may look like all of them.
                 timeline = replace(timeline, fraction_present=fraction_of_bytes(self.path, kind))
-            width, height = stream.width, stream.height
-            if first.quarter_turns % 2:
-                width, height = height, width
+            check_frame_size(first.size.width, first.size.height, self.limits)
             self.timeline: Timeline = timeline
-            self._keys_are_whole = keys.all_whole
+            self._suits_decord = keys.all_whole and first.is_plain
             self.info = MediaInfo(
                 container=kind,
                 codec=codec,
-                width=width,
-                height=height,
-                rotation_degrees=-90 * first.quarter_turns % 360,
+                width=first.size.width,
+                height=first.size.height,
+                rotation_degrees=-90 * first.orientation.quarter_turns % 360,
                 frame_rate=timeline.frame_rate,
                 duration_seconds=timeline.end_seconds,
                 num_frames=len(timeline),
@@ -75,7 +74,9 @@ class VideoFile:
                 has_audio=len(container.streams.audio) > 0,
             )
 
-    def frames_at(self, times_seconds: Sequence[float], backend: Backend = "pyav") -> Iterator[DecodedFrame]:
+    def frames_at(
+        self, times_seconds: Sequence[float], backend: Backend = "pyav", min_side: int | None = None
+    ) -> Iterator[DecodedFrame]:
         """The frame shown at each time, one by one. One that several times share is decoded once.
 
         Args:
@@ -84,9 +85,10 @@ class VideoFile:
                 `decord` lets decord read where it is sure to agree and PyAV the rest (AV1, AVI, damaged
                 files). `auto` does the same but gives H.264 to PyAV, whose reader skips what is not needed
                 and is up to twice as fast.
+            min_side: pixels of the shorter side that are enough, see `indexer.media.view.View.show`.
         """
         indices = frame_indices_at(self.timeline.times, times_seconds).tolist()
-        frames = self._distinct_frames(sorted(set(indices)), backend)
+        frames = self._distinct_frames(sorted(set(indices)), backend, min_side)
         current: DecodedFrame | None = None
         for index in indices:
             while current is None or current.index < index:
@@ -95,11 +97,13 @@ class VideoFile:
 
     def open_decord(self) -> Any | None:
         """decord's reader of this file, or None where it is not sure to give the frames that PyAV gives."""
-        if not self._keys_are_whole:
+        if not self._suits_decord:
             return None
         return open_with_decord(self.path, self.info, self.timeline, self.num_threads)
 
-    def _distinct_frames(self, indices: list[int], backend: Backend) -> Iterator[DecodedFrame]:
+    def _distinct_frames(
+        self, indices: list[int], backend: Backend, min_side: int | None
+    ) -> Iterator[DecodedFrame]:
         done = 0
         if backend == "decord" or (backend == "auto" and self.info.codec != "h264"):
             reader = self.open_decord()
@@ -108,14 +112,19 @@ class VideoFile:
                     done += 1
                     yield frame
         # All of it, or what decord gave up at: PyAV conceals more damage.
-        yield from read_with_pyav(self.path, self.timeline, indices[done:], self.limits, self.num_threads)
+        yield from read_with_pyav(
+            self.path, self.timeline, indices[done:], self.limits, self.num_threads, min_side
+        )
 
 
 class _FirstFrame:
-    """Decodes until one frame comes out: only a decoded frame says how far the picture is rotated."""
+    """Decodes until one frame comes out: only a decoded frame says how it is to be shown."""
 
-    def __init__(self) -> None:
-        self.quarter_turns = 0  # counter-clockwise
+    def __init__(self, stream: VideoStream) -> None:
+        self.size = square_size(stream.width, stream.height, pixel_aspect(stream))
+        self.orientation = UPRIGHT
+        self.is_plain = False
+        self._view = View(stream)
         self._tried = 0
 
     def look(self, packet: Packet[VideoStream]) -> None:
@@ -124,8 +133,11 @@ class _FirstFrame:
         self._tried += 1
         with suppress(av.error.FFmpegError, ValueError):
             for frame in packet.decode():
-                self.quarter_turns = round(frame.rotation / 90) % 4
+                self.size = self._view.size(frame)
+                self.orientation = orientation_of(frame)
+                self.is_plain = self._view.is_plain(frame)
                 self._tried = _TRIED_PACKETS
+                break
 
 
 def probe(path: str | Path, limits: MediaLimits | None = None) -> MediaInfo:
@@ -154,7 +166,7 @@ def read_frames(
         limits: what is refused.
 
     Returns:
-        RGB uint8 [H, W, 3] each, upright, and the times at which those frames start.
+        RGB uint8 [H, W, 3] each, as shown, and the times at which those frames start.
 
     Raises:
         MediaError: the file cannot become a video.

@@ -65,7 +65,7 @@ def make_clip(path: Path, time_seconds: float, limits: MediaLimits) -> bytes:
     """
     file = VideoFile(path, limits)
     times = clip_times(file.timeline.end_seconds, time_seconds)
-    clip = _encode(frame.rgb for frame in file.frames_at(times))
+    clip = _encode(frame.rgb for frame in file.frames_at(times, min_side=MAX_CLIP_SIDE))
     if len(clip) > MAX_CLIP_BYTES:
         raise MediaLimitError(f"a clip of {len(clip)} bytes; at most {MAX_CLIP_BYTES} are allowed")
     return clip

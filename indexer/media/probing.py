@@ -22,6 +22,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from indexer.errors import MediaError, MediaLimitError, NotAVideoError, UnsupportedMediaError
+from indexer.media.view import pixel_aspect, square_size
 
 DEMUXERS: Final = {
     "mp4": "mov",
@@ -88,7 +89,7 @@ class MediaLimits:
     """What is refused before it costs anything.
 
     Attributes:
-        max_pixels: width x height of a frame. 36 million is 8K (7680 x 4320) and a little.
+        max_pixels: width x height of a frame as shown. 36 million is 8K (7680 x 4320) and a little.
         max_aspect_ratio: longer side by shorter side. Frames are enlarged to the network's square by their
             shorter side, so that a line one pixel wide would become enormous.
         max_duration_seconds: of the file.
@@ -114,9 +115,10 @@ class MediaInfo:
     Attributes:
         container: a key of `DEMUXERS`.
         codec: FFmpeg's canonical name, one of `VIDEO_CODECS`.
-        width: pixels, after rotation.
-        height: pixels, after rotation.
-        rotation_degrees: clockwise, that make a frame upright: 0, 90, 180 or 270.
+        width: of a frame as shown: upright, with square pixels.
+        height: of a frame as shown.
+        rotation_degrees: clockwise, that make a stored frame upright: 0, 90, 180 or 270. Where the container
+            mirrors it as well, left to right, that comes before.
         frame_rate: frames a second, on average.
         duration_seconds: from the start of the first frame to the end of the last that is there.
         num_frames: frames that are there, by their packets.
@@ -269,7 +271,7 @@ def open_media(
         codec = _codec_name(stream)
         if codec not in VIDEO_CODECS:
             raise UnsupportedMediaError(f"the video codec {codec} is not supported")
-        check_frame_size(stream.width, stream.height, limits)
+        check_frame_size(*square_size(stream.width, stream.height, pixel_aspect(stream)), limits)
         _check_duration(container, stream, limits)
         context = stream.codec_context
         context.options = {"max_pixels": str(limits.max_pixels)}
@@ -296,7 +298,7 @@ def demux_all(container: InputContainer, *streams: VideoStream) -> Iterator[Pack
 
 
 def check_frame_size(width: int, height: int, limits: MediaLimits) -> None:
-    """Raise MediaLimitError where a frame is larger or narrower than allowed."""
+    """Raise MediaLimitError where a frame, as shown, is larger or narrower than allowed."""
     if min(width, height) < 1:
         raise UnsupportedMediaError("frames without a size")
     if max(width, height) > limits.max_aspect_ratio * min(width, height):

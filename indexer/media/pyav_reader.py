@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import av.error
 import numpy as np
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from indexer.errors import UnsupportedMediaError
 from indexer.media.probing import MediaLimits, check_frame_size, demux_all, open_media
 from indexer.media.timeline import Timeline
+from indexer.media.view import View
 
 _START: Final = -(2**63)
 """Stands for the first packet of the file, below every tick."""
@@ -46,7 +47,7 @@ class DecodedFrame:
     Attributes:
         index: of the wanted frame in the timeline.
         time_seconds: when the decoded one starts, after the first.
-        rgb: uint8 [H, W, 3], upright.
+        rgb: uint8 [H, W, 3], as shown.
         exact: it is the wanted one and whole; else, in a damaged file, the nearest that could be decoded.
     """
 
@@ -57,7 +58,12 @@ class DecodedFrame:
 
 
 def read_with_pyav(
-    path: Path, timeline: Timeline, indices: Sequence[int], limits: MediaLimits, num_threads: int = 1
+    path: Path,
+    timeline: Timeline,
+    indices: Sequence[int],
+    limits: MediaLimits,
+    num_threads: int = 1,
+    min_side: int | None = None,
 ) -> Iterator[DecodedFrame]:
     """The frames of these indices, one by one, in order.
 
@@ -67,6 +73,7 @@ def read_with_pyav(
         indices: ascending, distinct, of `timeline.ticks`.
         limits: what is refused.
         num_threads: decoding threads.
+        min_side: see `indexer.media.view.View.show`.
 
     Raises:
         MediaLimitError: a frame is larger than allowed.
@@ -74,7 +81,7 @@ def read_with_pyav(
     """
     if not indices:
         return
-    wanted = _Wanted(timeline, indices, limits)
+    wanted = _Wanted(timeline, indices, limits, min_side)
     if timeline.clock == "presentation":
         try:
             with _packets_of(path, timeline, wanted, limits, num_threads) as (stream, packets):
@@ -90,14 +97,6 @@ def read_with_pyav(
             yield from wanted.leftovers()
 
 
-def _upright(frame: VideoFrame) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3] RGB, turned as the container says."""
-    pixels: Any = frame.to_ndarray(format="rgb24")  # typed for all formats, of up to 32 bits
-    rgb: NDArray[np.uint8] = pixels
-    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 counts
-    return np.ascontiguousarray(np.rot90(rgb, quarter_turns)) if quarter_turns else rgb
-
-
 class _KeyPacketMisleadsError(Exception):
     """Decoding could not start at a packet that says so: the picture builds up slowly there (intra refresh),
     or it is damaged. The file is then decoded from its start."""
@@ -106,10 +105,14 @@ class _KeyPacketMisleadsError(Exception):
 class _Wanted:
     """The frames still to be answered, and the last one decoded."""
 
-    def __init__(self, timeline: Timeline, indices: Sequence[int], limits: MediaLimits) -> None:
+    def __init__(
+        self, timeline: Timeline, indices: Sequence[int], limits: MediaLimits, min_side: int | None
+    ) -> None:
         self.timeline = timeline
         self.indices = indices
         self.limits = limits
+        self.min_side = min_side
+        self.view: View | None = None  # of the stream that is read
         self.next = 0
         self.last: tuple[int, VideoFrame] | None = None
 
@@ -138,12 +141,14 @@ class _Wanted:
             yield self._answer(*self.last)
 
     def _answer(self, tick: int, frame: VideoFrame) -> DecodedFrame:
-        check_frame_size(frame.width, frame.height, self.limits)
+        assert self.view is not None
+        check_frame_size(*self.view.size(frame), self.limits)
         index, ticks = self.index, self.timeline.ticks
         self.next += 1
         position = int(np.clip(np.searchsorted(ticks, tick, side="right") - 1, 0, len(ticks) - 1))
         exact = tick == int(ticks[index]) and not frame.is_corrupt
-        return DecodedFrame(index, float(self.timeline.times[position]), _upright(frame), exact)
+        rgb = self.view.show(frame, self.min_side)
+        return DecodedFrame(index, float(self.timeline.times[position]), rgb, exact)
 
 
 @contextmanager
@@ -155,6 +160,7 @@ def _packets_of(
     with ExitStack() as stack:
         container, stream = stack.enter_context(open_media(path, limits, num_threads))
         _only(container, stream)
+        wanted.view = View(stream)
         if timeline is not None and not wanted.done:
             key = _key_of(timeline, wanted.index)
             if _is_far(timeline, key):
@@ -165,6 +171,7 @@ def _packets_of(
                 stack.close()
                 container, stream = stack.enter_context(open_media(path, limits, num_threads))
                 _only(container, stream)
+                wanted.view = View(stream)
         yield stream, demux_all(container, stream)
 
 

@@ -37,7 +37,7 @@ Order = Literal["forward", "reversed", "shuffled"]
 
 _logger = logging.getLogger(__name__)
 
-_DECODING: Final = 1
+_DECODING: Final = 2
 """Part of what cached frames are known by: raise it when decoding gives other frames or pixels."""
 
 
@@ -149,7 +149,7 @@ class FrameReader:
         times = [float(file.timeline.times[position]) for position in positions]
         squares: list[NDArray[np.uint8]] = []
         size, last = self.recipe.image_size, None
-        for frame in file.frames_at(times, self.backend):
+        for frame in file.frames_at(times, self.backend, min_side=2 * size):
             # A picture that is shown for seconds is resized and cropped once.
             squares.append(squares[-1] if frame is last else resize_and_crop(frame.rgb, size))
             last = frame

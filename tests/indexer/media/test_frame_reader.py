@@ -14,6 +14,7 @@ from indexer.errors import MediaError, MediaLimitError
 from indexer.media.frame_reader import VideoFile, read_frames
 from indexer.media.probing import MediaLimits
 from indexer.media.sampling import Sampling, plan_segments
+from indexer.media.view import View
 from tests.support.video_files import numbered_picture, shown_number, write_numbered_video, write_pictures
 
 decord = pytest.importorskip("decord", reason="decord has no wheel for this platform")
@@ -23,7 +24,7 @@ FORMATS: list[tuple[str, str, dict[str, str], bool]] = [
     # ending, encoder, options, whether decord is let near it
     ("mp4", "libx264", {}, True),
     ("mp4", "libx264", {"x264-params": "open-gop=1:bframes=3:b-pyramid=normal:scenecut=0"}, False),
-    ("mp4", "libx264", {"x264-params": "interlaced=1"}, True),
+    ("mp4", "libx264", {"x264-params": "interlaced=1"}, False),
     ("mp4", "libx264", {"x264-params": "intra-refresh=1"}, False),
     ("mov", "libx264", {"x264-params": "bframes=0"}, True),
     ("mkv", "libx264", {}, True),
@@ -206,7 +207,7 @@ def test_both_readers_give_the_same_frames_of_real_clips(clips_directory: Path) 
             assert ours.time_seconds == pytest.approx(theirs.time_seconds, abs=0.001), clip["file"]
             difference = np.abs(ours.rgb.astype(np.int16) - theirs.rgb).mean()
             assert difference <= ALLOWED_DIFFERENCE, clip["file"]
-    assert num_by_decord >= 12
+    assert num_by_decord >= 9
 
 
 def test_real_clips_are_what_their_notes_say(clips_directory: Path) -> None:
@@ -214,7 +215,9 @@ def test_real_clips_are_what_their_notes_say(clips_directory: Path) -> None:
         info = VideoFile(clips_directory / clip["file"]).info
         assert info.codec == clip["video_codec"], clip["file"]
         assert info.num_frames == clip["frames"], clip["file"]
-        size = (clip["width"], clip["height"])
+        # The one with pixels that are not square, 1024:765.
+        width = 455 if clip["file"].endswith("pool_cleaning.mp4") else clip["width"]
+        size = (width, clip["height"])
         assert (info.width, info.height) == (size[::-1] if clip["rotation"] % 180 else size), clip["file"]
         assert info.rotation_degrees == -clip["rotation"] % 360, clip["file"]
         assert info.duration_seconds == pytest.approx(clip["seconds"], rel=0.05, abs=0.05), clip["file"]
@@ -228,8 +231,7 @@ def test_leaving_out_frames_changes_no_pixel_of_real_clips(clips_directory: Path
         times = list(file.timeline.times[:: max(1, len(file.timeline) // 9)])
         found = {frame.index: frame.rgb for frame in file.frames_at(times)}
         with av.open(str(file.path)) as container:
+            view = View(container.streams.video[0])
             for number, frame in enumerate(container.decode(video=0)):
                 if number in found:
-                    turns = round(frame.rotation / 90) % 4
-                    plain = np.rot90(frame.to_ndarray(format="rgb24"), turns)
-                    assert np.array_equal(found[number], plain), (clip["file"], number)
+                    assert np.array_equal(found[number], view.show(frame)), (clip["file"], number)

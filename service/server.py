@@ -18,7 +18,7 @@ from types import FrameType
 import uvicorn
 
 from service.app import create_app
-from service.http.middleware import HEADER_LIMIT_BYTES, URI_LIMIT_BYTES, is_loopback
+from service.http.middleware import SPARE_CONNECTIONS, BoundedProtocol, is_loopback
 from service.observability.logs import start_logging
 from service.observability.tracing import TracingUnavailableError, make_tracer_provider
 from service.settings import Settings
@@ -26,6 +26,12 @@ from service.state import Drain
 
 MAX_FILES = 65536
 """Open files and connections that this process allows itself, where it may."""
+
+OWN_FILES = 256
+"""Of them those that are no connections: 3 of the catalog for each of about 50 threads, videos, pipes of
+child processes."""
+
+MIN_CONNECTIONS = 8
 
 logger = logging.getLogger("xclip_search.service")
 
@@ -49,19 +55,17 @@ def run_server(settings: Settings) -> int:
         app.state.access.ring.demand()
     config = uvicorn.Config(
         app,
-        http="h11",  # The parser whose limit on headers can be set.
+        http=BoundedProtocol,
         ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=settings.max_connections,
-        h11_max_incomplete_event_size=HEADER_LIMIT_BYTES + URI_LIMIT_BYTES,
+        limit_concurrency=_connections_within_limits(settings.max_connections),
         forwarded_allow_ips=settings.trusted_proxies,
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.drain_timeout_seconds,
     )
     server = DrainingServer(config, app.state.drain, settings.drain_delay_seconds)
-    _raise_file_limit()
     try:
         # Before anything is loaded: that a port is taken should be reported early.
         listener = listen_on(settings.host, settings.port)
@@ -118,8 +122,26 @@ class DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _raise_file_limit() -> None:
+def _connections_within_limits(wanted: int) -> int:
+    """How many connections there may be: `wanted`, or as many as this process may open files for.
+
+    Its limit of open files is raised first as far as it may be. At the limit nothing works any more, not even
+    what is under way: the catalog could not be opened, nor a video.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if hard == resource.RLIM_INFINITY or hard > MAX_FILES:
+        hard = MAX_FILES if soft == resource.RLIM_INFINITY else max(soft, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    possible = max(MIN_CONNECTIONS, hard - OWN_FILES - SPARE_CONNECTIONS)
+    if wanted <= possible:
+        return wanted
+    logger.warning(
+        "the limit of %d open files is too low for XCLIP_MAX_CONNECTIONS=%d: taking %d connections;"
+        " raise the limit to %d (ulimit -n, LimitNOFILE= of systemd, ulimits of compose)",
+        hard,
+        wanted,
+        possible,
+        wanted + OWN_FILES + SPARE_CONNECTIONS,
+    )
+    return possible

@@ -50,6 +50,10 @@ BURST = 10
 SECONDS_PER_ATTEMPT = 6.0
 """After the burst, the seconds until one more may be sent."""
 
+CLIENTS_OF_PEER = 10
+"""So many times that may come from one peer, whatever addresses its header names: a proxy stands for many
+clients, but what may be sent without a proxy may name any number of them."""
+
 MAX_ADDRESSES = 10_000
 """Addresses that are remembered; the one that was silent for longest is forgotten first."""
 
@@ -61,9 +65,14 @@ class _Bucket:
 
 
 class FailedAttempts:
-    """Counts wrong keys by address: a bucket of BURST tokens each, refilled one in SECONDS_PER_ATTEMPT."""
+    """Counts wrong keys by address: a bucket of BURST tokens each, refilled one in SECONDS_PER_ATTEMPT.
 
-    def __init__(self) -> None:
+    num_clients: how many clients one address may stand for, each with a bucket.
+    """
+
+    def __init__(self, num_clients: int = 1) -> None:
+        self._burst = BURST * num_clients
+        self._seconds_per_attempt = SECONDS_PER_ATTEMPT / num_clients
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     def count(self, address: str) -> int:
@@ -77,14 +86,15 @@ class FailedAttempts:
         """
         now = time.monotonic()
         network = network_of(address)
-        bucket = self._buckets.setdefault(network, _Bucket(BURST, now))
+        bucket = self._buckets.setdefault(network, _Bucket(self._burst, now))
         self._buckets.move_to_end(network)
         if len(self._buckets) > MAX_ADDRESSES:
             self._buckets.popitem(last=False)
-        bucket.tokens = min(BURST, bucket.tokens + (now - bucket.filled_at) / SECONDS_PER_ATTEMPT)
+        filled = bucket.tokens + (now - bucket.filled_at) / self._seconds_per_attempt
+        bucket.tokens = min(self._burst, filled)
         bucket.filled_at = now
         if bucket.tokens < 1:
-            return math.ceil((1 - bucket.tokens) * SECONDS_PER_ATTEMPT)
+            return math.ceil((1 - bucket.tokens) * self._seconds_per_attempt)
         bucket.tokens -= 1
         return 0
 
@@ -226,6 +236,7 @@ class AccessControl:
     def __init__(self, ring: KeyRing) -> None:
         self.ring = ring
         self.failed_attempts = FailedAttempts()
+        self.failed_attempts_of_peers = FailedAttempts(CLIENTS_OF_PEER)
         self.num_wrong_keys = 0
 
     def identify(self, request: Request) -> ApiKey | None:
@@ -259,7 +270,11 @@ class AccessControl:
         if key is not None:
             return key
         self.num_wrong_keys += 1
-        wait_seconds = self.failed_attempts.count(request.client.host if request.client else "")
+        address = request.client.host if request.client else ""
+        wait_seconds = max(
+            self.failed_attempts.count(address),
+            self.failed_attempts_of_peers.count(getattr(request.state, "peer", address)),
+        )
         if wait_seconds:
             raise TooManyRequestsError(
                 "Too many wrong keys come from this address.", retry_after_seconds=wait_seconds

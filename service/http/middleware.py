@@ -1,20 +1,27 @@
-"""What holds for every request: size, host, origin and deadlines; and the headers of every answer."""
+"""What holds for every connection and request: size, host, origin and deadlines; the headers of every answer.
+
+`BoundedProtocol` is how uvicorn reads requests here: llhttp, the parser of Node.js, with limits of ours.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import ipaddress
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
+import httptools
 from fastapi import Depends, Request
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import (
+    PROBLEM_MEDIA_TYPE,
     CrossSiteError,
     DeadlineExceededError,
     HeadersTooLargeError,
@@ -74,6 +81,162 @@ SECURITY_HEADERS = {
     ),
 }
 """Everything comes from this server, is of the kind that it says, and is not shown inside other sites."""
+
+
+READ_BYTES = 32 * 1024
+"""Parsed at a time; then other connections have their turn. In chunks of a byte that takes milliseconds."""
+
+FREE_CHUNKS, MIN_CHUNK_BYTES = 1_000, 64
+"""For each chunk beyond so many a body has so many bytes: what a chunk costs is paid in bytes."""
+
+SPARE_CONNECTIONS = 32
+"""Beyond the limit they are answered 503 before anything is done for them; further ones are closed."""
+
+LINGER_SECONDS = 2.0
+"""How long the rest of a body that was answered before its end is still taken, and dropped unparsed. Were the
+connection closed while its client sends, the answer could be lost on the way."""
+
+
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+"""Clients that would rather speak HTTP/2 offer it with each request, body or not, Java's for one. The parser
+would take what follows the head for another protocol; here it is HTTP/1.1."""
+
+
+class BoundedProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
+    """Reads the requests of one connection.
+
+    Bounds what a head may take before it is complete, the number of chunks of a body, and how much is parsed
+    before other connections have their turn. A target in absolute form is taken (RFC 9112, 3.2.2). What comes
+    after a request whose answer did not wait for its end is not parsed: the connection is closed.
+    """
+
+    _buffer = bytearray(READ_BYTES)
+    """Of all connections: what is read is parsed before another one reads."""
+
+    in_head, num_head_bytes, num_chunks, num_body_bytes = True, 0, 0, 0
+    is_lingering = False
+    refusal: ServiceError | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Called by the event loop."""
+        super().connection_made(transport)
+        limit = self.limit_concurrency
+        if limit is not None and len(self.connections) > limit + SPARE_CONNECTIONS:
+            transport.abort()
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Where the event loop writes what it reads."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Parse what was read."""
+        if self.is_lingering:
+            return
+        data = bytes(self._buffer[:nbytes])
+        if self.in_head:
+            self.num_head_bytes += nbytes
+            end = data.find(b"\r\n\r\n")
+            found = _UPGRADE.search(data, 0, len(data) if end < 0 else end)
+            if found is not None:
+                data = data[: found.start()] + b"\r\nx-upgrade:" + data[found.end() :]
+        self.data_received(data)
+        if self.in_head and self.num_head_bytes > HEADER_LIMIT_BYTES + URI_LIMIT_BYTES:
+            self.refuse(HeadersTooLargeError())
+
+    def on_message_begin(self) -> None:
+        """Called by the parser."""
+        super().on_message_begin()
+        self.num_chunks = self.num_body_bytes = 0
+        self.scope["state"]["peer"] = self.client[0] if self.client else "unknown"
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser. What this and the following raise is answered 400."""
+        self.in_head = False
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if not self.url.startswith(b"/"):
+            target = httptools.parse_url(self.url)
+            if not target.host:
+                raise ValueError("neither a path nor an address")
+            host = b"[%s]" % target.host if b":" in target.host else target.host
+            hosts = [host + (b":%d" % target.port if target.port else b"")]
+            self.headers[:] = [(name, value) for name, value in self.headers if name != b"host"]
+            self.headers.append((b"host", hosts[0]))
+            self.url = (target.path or b"/") + (b"?" + target.query if target.query else b"")
+        if len(hosts) != 1 and self.parser.get_http_version() != "1.0":
+            raise ValueError("a request names one host")
+        super().on_headers_complete()
+        # The class is uvicorn's choice; its instance is of the class that it would be of had we one.
+        self.cycle.__class__ = _Cycle
+        self.cycle.transport = _Lingering(self)  # type: ignore[assignment]
+
+    def on_chunk_header(self) -> None:
+        """Called by the parser."""
+        self.num_chunks += 1
+        if self.num_body_bytes < MIN_CHUNK_BYTES * (self.num_chunks - FREE_CHUNKS):
+            self.refusal = MalformedBodyError(
+                f"The body comes in too many chunks: send at least {MIN_CHUNK_BYTES} bytes in each."
+            )
+            raise ValueError("too many chunks")
+
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser."""
+        self.num_body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        self.in_head, self.num_head_bytes = True, 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be parsed, and take no more of this connection."""
+        self.refuse(self.refusal or MalformedBodyError("The request is not HTTP/1.1 as RFC 9112 has it."))
+
+    def refuse(self, problem: ServiceError) -> None:
+        """Answer a request that may be incomplete, unless it was answered, and close."""
+        answered = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+        if not answered and not self.transport.is_closing():
+            body = bytes(problem.to_response().body)
+            head = f"content-type: {PROBLEM_MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close"
+            self.transport.write(STATUS_LINE[problem.status] + head.encode() + b"\r\n\r\n" + body)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.linger()
+
+    def linger(self) -> None:
+        """Send what is written, drop what comes, and close soon."""
+        if self.is_lingering or self.transport.is_closing():
+            return
+        self.is_lingering = True
+        self._unset_keepalive_if_required()
+        with contextlib.suppress(OSError, NotImplementedError):
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+
+class _Cycle(RequestResponseCycle):
+    """One request and its answer, which says so where the connection ends with it."""
+
+    async def send(self, message: Message) -> None:  # type: ignore[override]
+        if message["type"] == "http.response.start" and self.more_body:
+            self.keep_alive = False
+        await super().send(message)  # type: ignore[arg-type]
+
+
+class _Lingering:
+    """The transport as a `_Cycle` uses it: it lingers where the client is still sending."""
+
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        self._protocol, self._cycle = protocol, protocol.cycle
+        self.write, self.is_closing = protocol.transport.write, protocol.transport.is_closing
+
+    def close(self) -> None:
+        if self._cycle.response_complete and self._cycle.more_body:
+            self._protocol.linger()
+        else:
+            self._protocol.transport.close()
 
 
 class HeadersMiddleware:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import sys
+import time
+import traceback
 import uuid
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -20,6 +23,11 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Of the request under way, in its threads too; on every line that is logged meanwhile."""
+
+TRACEBACK_SECONDS = 60.0
+"""Between two tracebacks of the same class that end at the same line."""
+
+MAX_KINDS = 1_000
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -32,11 +40,40 @@ def start_logging(log_format: LogFormat, level: LogLevel, stream: TextIO | None 
     as_text = log_format == "text" or (log_format == "auto" and stream.isatty())
     handler = logging.StreamHandler(stream)
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
+    handler.addFilter(RepeatedTracebacks())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Our own lines say of every request more than uvicorn's; its other lines are ours.
     logging.getLogger("uvicorn.access").disabled = True
+
+
+class RepeatedTracebacks(logging.Filter):
+    """Leaves the traceback out where the same error was logged with one lately.
+
+    What fails once may fail with every request: without memory, open files or a disk. Each is still a line.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always true: no line is lost."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return True
+        last = traceback.extract_tb(error.__traceback__, -1)
+        kind = (type(error).__qualname__, f"{last[0].filename}:{last[0].lineno}" if last else "")
+        now = time.monotonic()
+        if now - self._shown.get(kind, -math.inf) >= TRACEBACK_SECONDS:
+            if len(self._shown) >= MAX_KINDS:
+                self._shown.clear()
+            self._shown[kind] = now
+        else:
+            record.msg, record.args = f"{record.getMessage()} ({kind[0]} again: {error})", ()
+            record.exc_info = record.exc_text = None
+        return True
 
 
 def choose_request_id(offered: str | None) -> str:

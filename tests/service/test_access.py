@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.routing import Route
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from service.app import ROUTERS, create_app
 from service.auth import access
 from service.auth.access import FailedAttempts, KeyRing, declared_access, network_of
 from service.auth.keys import KeysFileError, add_key, read_keys, remove_key
+from service.errors import ServiceError, TooManyRequestsError, UnauthorizedError
 from service.settings import Settings
 from tests.service.routes.test_errors import check_problem
 from tests.support.servers.service_fakes import Service, add_video, running
@@ -239,6 +241,23 @@ def test_clients_have_attempts_of_their_own_and_not_all_are_remembered(
     for number in range(3, 6):
         attempts.count(f"10.0.0.{number}")
     assert attempts.count("10.0.0.1") == 0
+
+
+def test_no_header_lets_one_peer_try_more_keys_than_a_proxy_of_some_clients_may(tmp_path: Path) -> None:
+    add_key(tmp_path / "keys.json", "me", "read")
+    control = access.AccessControl(KeyRing(tmp_path / "keys.json"))
+
+    def try_key(claimed: str, peer: str) -> type[Exception]:
+        scope = {"type": "http", "headers": [], "client": (claimed, 1), "state": {"peer": peer}}
+        with pytest.raises(ServiceError) as raised:
+            control.check_secret(Request(scope), "wrong")
+        return raised.type
+
+    number = access.BURST * access.CLIENTS_OF_PEER
+    for claimed in range(number):
+        assert try_key(f"10.0.{claimed // 250}.{claimed % 250}", "127.0.0.1") is UnauthorizedError
+    assert try_key("10.9.9.9", "127.0.0.1") is TooManyRequestsError
+    assert try_key("10.9.9.9", "192.0.2.1") is UnauthorizedError
 
 
 def test_an_ipv6_client_is_known_by_its_network() -> None:

@@ -282,3 +282,28 @@ def test_requests_and_stages_are_spans_below_the_callers(tmp_path: Path) -> None
     for span in spans.values():
         assert span.parent is not None and span.parent.span_id == request.get_span_context().span_id
     service.catalog.close()
+
+
+def test_a_traceback_is_not_repeated_with_every_request() -> None:
+    log = io.StringIO()
+    logger = logging.getLogger("xclip_search.repeats")
+    handler = logging.StreamHandler(log)
+    handler.setFormatter(logs.TextFormatter())
+    handler.addFilter(logs.RepeatedTracebacks())
+    logger.addHandler(handler)
+
+    def fail(number: int) -> None:
+        try:
+            int(f"number {number}")
+        except ValueError as error:
+            logger.error("request %d failed", number, exc_info=error)
+
+    for number in range(1000):
+        fail(number)
+    text = log.getvalue()
+    assert text.count("Traceback") == 1 and "request 999 failed (ValueError again: " in text
+    try:
+        raise ValueError("elsewhere")
+    except ValueError as error:
+        logger.error("another", exc_info=error)
+    assert log.getvalue().count("Traceback") == 2

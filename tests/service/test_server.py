@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import resource
 import socket
 import threading
 import time
@@ -17,10 +18,17 @@ import pytest
 import uvicorn
 from starlette.responses import Response
 
-from service.http.middleware import DeadlineMiddleware, HeadersMiddleware
+from service.http.middleware import SPARE_CONNECTIONS, BoundedProtocol, DeadlineMiddleware, HeadersMiddleware
 from service.index_switch import _retire
 from service.loading import freeze_loaded_objects
-from service.server import DrainingServer, listen_on, run_server
+from service.server import (
+    MAX_FILES,
+    OWN_FILES,
+    DrainingServer,
+    _connections_within_limits,
+    listen_on,
+    run_server,
+)
 from service.settings import Settings
 from service.state import Drain
 
@@ -36,7 +44,12 @@ class Server:
         drain = Drain()
         app = HeadersMiddleware(self._app, is_ending=lambda: drain.begun)
         config = uvicorn.Config(
-            app, http="h11", log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=10
+            app,
+            http=BoundedProtocol,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=10,
         )
         self.server = DrainingServer(config, drain, delay_seconds)
         listener = socket.create_server(("127.0.0.1", 0))
@@ -220,3 +233,32 @@ def test_the_second_part_of_an_answer_does_not_wait_for_an_acknowledgement_of_th
         listener.accept()[0] as accepted,
     ):
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+# Open files
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "wanted", "expected"),
+    [
+        (1024, 1_048_576, 1_000, 1_000),
+        (1024, 1024, 1_000, 1024 - OWN_FILES - SPARE_CONNECTIONS),
+        (100, 300, 1_000, 12),
+        (64, 64, 1_000, 8),
+        (1024, resource.RLIM_INFINITY, 20_000, 20_000),
+    ],
+)
+def test_there_are_as_many_connections_as_files_can_be_open(
+    soft: int,
+    hard: int,
+    wanted: int,
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limits = [soft, hard]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.__setitem__(slice(None), pair))
+    assert _connections_within_limits(wanted) == expected
+    assert limits[0] == min(hard if hard > 0 else MAX_FILES, MAX_FILES)
+    assert ("ulimit -n" in caplog.text) == (expected < wanted)

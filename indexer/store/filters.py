@@ -2,28 +2,34 @@
 
     filter    = {field: condition, ...}  all of them hold
               | {"and": [filter, ...]} | {"or": [filter, ...]} | {"not": filter}
-    field     = "id" | "title" | "duration_seconds" | "added_at" | "content_sha256" (64 lower-case hex digits)
-              | "metadata.KEY" | "metadata.KEY.KEY" ...
+    field     = "id" | "title" | "uri" | "duration_seconds" | "added_at" | "recorded_at"
+              | "content_sha256" (64 lower-case hex digits) | "metadata.KEY" | "metadata.KEY.KEY" ...
     condition = value                                  the same as {"eq": value}
               | {"eq": value} | {"in": [value, ...]} | {"exists": true | false}
-              | {"gt" | "gte" | "lt" | "lte": bound, ...}  all of them hold
+              | {"gt" | "gte" | "lt" | "lte": bound, ...}  all of them hold; not for "uri"
+              | {"contains": text}                     for "title" and metadata: case and accents' form aside
+              | {"prefix": folder}                     for "uri": that folder or file, or what is below it
 
 A condition on a metadata field that holds a list is true where one element fulfils it. Nothing equals, and
 nothing lies within a range, where the field is absent or of another type: 3 is not "3". Texts and keys are
-compared in NFC.
+compared in NFC. Where a bound and a text of the metadata are both dates or times as in RFC 3339, they are
+compared as moments, whatever their zones; other texts by code points.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from operator import ge, gt, le, lt
 from typing import Any, Final, Literal, get_args
 
 from indexer.errors import InvalidQueryError
-from indexer.store.text import nfc
+from indexer.store.text import folded, instant, nfc, plain_uri
 
 MAX_DEPTH: Final = 8
 MAX_CONDITIONS: Final = 100
@@ -33,12 +39,21 @@ MAX_TEXT_LENGTH: Final = 1_000
 _COLUMNS: Final = {
     "id": str,
     "title": str,
+    "uri": str,
     "duration_seconds": float,
     "added_at": float,
+    "recorded_at": float,
     "content_sha256": str,
 }
 Comparison = Literal["gt", "gte", "lt", "lte"]
+_TIMES: Final = ("added_at", "recorded_at")
 COMPARISONS: Final[tuple[Comparison, ...]] = get_args(Comparison)
+_COMPARE: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
+    "gt": gt,
+    "gte": ge,
+    "lt": lt,
+    "lte": le,
+}
 _KEY: Final = re.compile(r'[^"\\\x00-\x1f\ud800-\udfff]+')
 """What JSON paths take between quotation marks; no lone surrogate, which UTF-8 has no path for."""
 
@@ -84,6 +99,22 @@ class Within:
 
 
 @dataclass(frozen=True)
+class Contains:
+    """The field is a text that contains this one, which is folded (`indexer.store.text.folded`)."""
+
+    field: Field
+    text: str
+
+
+@dataclass(frozen=True)
+class Below:
+    """The field is a uri at or below this one, see `indexer.store.text.is_below`."""
+
+    field: Field
+    folder: str
+
+
+@dataclass(frozen=True)
 class Not:
     """The filter does not hold."""
 
@@ -104,7 +135,8 @@ class Or:
     parts: tuple[Filter, ...]
 
 
-Filter = Exists | OneOf | Within | Not | And | Or
+Leaf = Exists | OneOf | Within | Contains | Below
+Filter = Leaf | Not | And | Or
 """A condition on videos. Hashable: equal filters let the same videos through. Each store compiles it."""
 
 
@@ -123,6 +155,28 @@ def parse_filter(value: object) -> Filter:
         Within(field=Field(column='metadata', keys=('year',)), bounds=(('gte', 2020),))
     """
     return _Parser().filter(value, "filter", 0)
+
+
+def is_within(text: str, bounds_json: str) -> bool:
+    """Whether a text of the metadata fulfils all bounds: as a moment where it and the bound are such.
+
+    Args:
+        text: of the metadata.
+        bounds_json: of a `Within` with texts, as JSON: a text that is bound to an SQL statement once.
+    """
+    moment = instant(text)
+    for compare, bound, moment_of_bound in _parsed_bounds(bounds_json):
+        if moment is None or moment_of_bound is None:
+            if not compare(text, bound):
+                return False
+        elif not compare(moment, moment_of_bound):
+            return False
+    return True
+
+
+@lru_cache(maxsize=1_000)
+def _parsed_bounds(bounds_json: str) -> list[tuple[Callable[[Any, Any], bool], str, timedelta | None]]:
+    return [(_COMPARE[name], bound, instant(bound)) for name, bound in json.loads(bounds_json)]
 
 
 class _Parser:
@@ -178,7 +232,7 @@ def _condition(value: object, path: str) -> dict[str, Any]:
         raise InvalidQueryError(f'{path} is a list: say {{"in": [...]}} for any of several values')
     if not isinstance(value, dict):
         return {"eq": value}
-    allowed = ("eq", "in", "exists", *COMPARISONS)
+    allowed = ("eq", "in", "exists", "contains", "prefix", *COMPARISONS)
     for name in value:
         if name not in allowed:
             raise InvalidQueryError(
@@ -204,11 +258,22 @@ def _column_condition(field: Field, condition: dict[str, Any], path: str) -> Fil
         return Exists(field, _truth(operand, path))
     if operator == "eq" and operand is None:
         return Exists(field, exists=False)
+    if operator == "contains" and field.column == "title":
+        return _contains(field, operand, path)
+    if operator == "prefix" and field.column == "uri":
+        return Below(field, plain_uri(_some_text(operand, f"{path}.prefix")))
+    if operator in ("contains", "prefix") or (field.column == "uri" and operator in COMPARISONS):
+        raise InvalidQueryError(
+            f"{path} cannot be compared so: contains is for title and metadata, prefix for uri, a range not"
+            " for uri"
+        )
     if operator in ("eq", "in"):
         wanted = [operand] if operator == "eq" else _values(operand, path)
         values = [_column_value(field.column, one, path) for one in wanted]
         if field.column == "id":  # An index of an earlier version may hold one that is not in NFC.
             values += [one for one in wanted if isinstance(one, str) and one not in values]
+        if field.column == "uri":
+            values = [plain_uri(one) for one in values if isinstance(one, str)]
         return OneOf(
             field,
             texts=tuple(value for value in values if isinstance(value, str)),
@@ -220,14 +285,14 @@ def _column_condition(field: Field, condition: dict[str, Any], path: str) -> Fil
 
 
 def _column_value(column: str, value: object, path: str) -> str | float:
-    if column == "added_at" and isinstance(value, str):
+    if column in _TIMES and isinstance(value, str):
         return _seconds_of(value, path)
     if _COLUMNS[column] is str:
         if not isinstance(value, str):
             raise InvalidQueryError(f"{path} must be compared with text")
         return _text(value, path)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        or_date = " or a date and time as in 2026-01-31T12:00:00Z" if column == "added_at" else ""
+        or_date = " or a date and time as in 2026-01-31T12:00:00Z" if column in _TIMES else ""
         raise InvalidQueryError(f"{path} must be compared with a number{or_date}")
     return float(_number(value, path))
 
@@ -245,6 +310,10 @@ def _metadata_condition(field: Field, condition: dict[str, Any], path: str) -> F
     ((operator, operand), *_) = condition.items()
     if operator == "exists":
         return Exists(field, _truth(operand, path))
+    if operator == "contains":
+        return _contains(field, operand, path)
+    if operator == "prefix":
+        raise InvalidQueryError(f"{path} cannot be compared so: prefix is for uri")
     if operator in ("eq", "in"):
         return _one_of(field, [operand] if operator == "eq" else _values(operand, path), path)
     if len({isinstance(bound, str) for bound in condition.values()}) > 1:
@@ -256,6 +325,16 @@ def _metadata_condition(field: Field, condition: dict[str, Any], path: str) -> F
             raise InvalidQueryError(f"{path}: the bounds of a range must be numbers or text")
         bounds.append((name, value))
     return Within(field, tuple(bounds))
+
+
+def _contains(field: Field, value: object, path: str) -> Contains:
+    return Contains(field, folded(_some_text(value, f"{path}.contains")))
+
+
+def _some_text(value: object, path: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidQueryError(f"{path} must be a text that is not empty")
+    return _text(value, path)
 
 
 def _bounds(condition: dict[str, Any]) -> list[tuple[Comparison, object]]:

@@ -172,6 +172,7 @@ FILTER_REFERENCE = _reference("Filter")
 _KEYS = r'^metadata(\.[^."\\\x00-\x1f]+)+$'
 
 _TEXT: dict[str, Any] = {"type": "string", "maxLength": MAX_TEXT_LENGTH, "pattern": r"^[^\x00]*$"}
+_SOME_TEXT: dict[str, Any] = {**_TEXT, "minLength": 1}
 _NUMBER: dict[str, Any] = {"type": "number"}
 _TIME: dict[str, Any] = {
     "anyOf": [_NUMBER, {"type": "string", "format": "date-time"}, {"type": "string", "format": "date"}]
@@ -198,7 +199,9 @@ def _range(bound: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _condition(value: dict[str, Any], listed: dict[str, Any], *bounds: dict[str, Any]) -> dict[str, Any]:
+def _condition(
+    value: dict[str, Any], listed: dict[str, Any], *bounds: dict[str, Any], operator: str | None = None
+) -> dict[str, Any]:
     return {
         "anyOf": [
             value,
@@ -206,12 +209,13 @@ def _condition(value: dict[str, Any], listed: dict[str, Any], *bounds: dict[str,
             _one("in", {"type": "array", "items": listed, "minItems": 1, "maxItems": MAX_VALUES}),
             _one("exists", {"type": "boolean"}),
             *map(_range, bounds),
+            *([] if operator is None else [_one(operator, _SOME_TEXT)]),
         ]
     }
 
 
-def _column(value: dict[str, Any]) -> dict[str, Any]:
-    return _condition({"anyOf": [value, _NULL]}, value, value)
+def _column(value: dict[str, Any], operator: str | None = None) -> dict[str, Any]:
+    return _condition({"anyOf": [value, _NULL]}, value, value, operator=operator)
 
 
 FILTER_SCHEMAS: dict[str, dict[str, Any]] = {
@@ -222,10 +226,12 @@ FILTER_SCHEMAS: dict[str, dict[str, Any]] = {
         "additionalProperties": False,
         "properties": {
             "id": _reference("TextCondition"),
-            "title": _reference("TextCondition"),
+            "title": _reference("TitleCondition"),
+            "uri": _reference("UriCondition"),
             "content_sha256": _reference("TextCondition"),
             "duration_seconds": _reference("NumberCondition"),
             "added_at": _reference("TimeCondition"),
+            "recorded_at": _reference("TimeCondition"),
             "and": {"type": "array", "items": FILTER_REFERENCE, "minItems": 1},
             "or": {"type": "array", "items": FILTER_REFERENCE, "minItems": 1},
             "not": FILTER_REFERENCE,
@@ -233,9 +239,11 @@ FILTER_SCHEMAS: dict[str, dict[str, Any]] = {
         "patternProperties": {_KEYS: _reference("MetadataCondition")},
     },
     "TextCondition": _column(_TEXT),
+    "TitleCondition": _column(_TEXT, "contains"),
+    "UriCondition": _condition({"anyOf": [_TEXT, _NULL]}, _TEXT, operator="prefix"),
     "NumberCondition": _column(_NUMBER),
     "TimeCondition": _column(_TIME),
-    "MetadataCondition": _condition(_SCALAR, _SCALAR, _NUMBER, _TEXT),
+    "MetadataCondition": _condition(_SCALAR, _SCALAR, _NUMBER, _TEXT, operator="contains"),
 }
 """By the name of the component of the OpenAPI document."""
 

@@ -36,6 +36,18 @@ from indexer.errors import (
     QueryTimeoutError,
     SearchCancelledError,
 )
+from indexer.store.filters import is_within
+from indexer.store.text import folded, is_below, plain_uri
+
+CONTAINS, IS_BELOW, IS_WITHIN = "xclip_contains", "xclip_is_below", "xclip_is_within"
+PLAIN_URI = "xclip_plain_uri"
+_FUNCTIONS: Final[tuple[tuple[str, int, Callable[..., Any]], ...]] = (
+    (CONTAINS, 2, lambda text, part: text is not None and part in folded(text)),
+    (IS_BELOW, 2, lambda uri, folder: uri is not None and is_below(uri, folder)),
+    (IS_WITHIN, 2, is_within),
+    (PLAIN_URI, 1, lambda uri: None if uri is None else plain_uri(uri)),
+)
+"""What filters call on every connection: name, number of arguments, function. NULL fulfils nothing."""
 
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long a writer waits for another one before it gives up."""
@@ -274,6 +286,8 @@ class ConnectionPool:
                 raise translated(error, self._path) from error
             raise IndexNotFoundError(f"the catalog {self._path} does not exist") from error
         try:
+            for name, num_arguments, function in _FUNCTIONS:
+                connection.create_function(name, num_arguments, function, deterministic=True)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA trusted_schema = OFF")

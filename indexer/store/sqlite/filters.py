@@ -12,9 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import ChangesForgottenError
-from indexer.store.filters import And, Exists, Field, Filter, Not, OneOf, Or, Within
+from indexer.store.filters import (
+    And,
+    Below,
+    Contains,
+    Exists,
+    Field,
+    Filter,
+    Leaf,
+    Not,
+    OneOf,
+    Or,
+    Within,
+)
 from indexer.store.records import Change, Matches
 from indexer.store.sqlite.changes import last_sequence, read_changes, read_token
+from indexer.store.sqlite.connections import CONTAINS, IS_BELOW, IS_WITHIN, PLAIN_URI
+from indexer.store.text import instant
 
 MAX_CHANGES_TO_FOLLOW: Final = 10_000
 """Where more has changed since a filter was last asked, all videos are asked again."""
@@ -44,7 +58,7 @@ def compile_filter(chosen: Filter) -> Condition:
         case Not(part):
             negated = compile_filter(part)
             return Condition(f"NOT {negated.sql}", negated.values)
-        case Exists() | OneOf() | Within():
+        case Exists() | OneOf() | Within() | Contains() | Below():
             return _of_metadata(chosen) if chosen.field.keys else _of_column(chosen)
 
 
@@ -53,13 +67,19 @@ def _joined(parts: Sequence[Condition], word: str) -> Condition:
     return Condition(f"({word.join(part.sql for part in parts)})", values)
 
 
-def _of_column(chosen: Exists | OneOf | Within) -> Condition:
+def _of_column(chosen: Leaf) -> Condition:
     column = f"videos.{chosen.field.column}"
     match chosen:
+        case Contains(_, text):
+            return Condition(f"{CONTAINS}({column}, ?)", (text,))
+        case Below(_, folder):
+            return Condition(f"{IS_BELOW}({column}, ?)", (folder,))
         case Exists(_, exists):
             return Condition(f"{column} IS {'NOT ' if exists else ''}NULL")
         case OneOf(_, texts, numbers):
             values = (*texts, *numbers)
+            if chosen.field.column == "uri":
+                column = f"{PLAIN_URI}({column})"
             if len(values) == 1:
                 return Condition(f"{column} IS ?", values)
             return Condition(
@@ -72,7 +92,7 @@ def _of_column(chosen: Exists | OneOf | Within) -> Condition:
             return Condition(f"coalesce({inside.sql}, 0)", inside.values)
 
 
-def _of_metadata(chosen: Exists | OneOf | Within) -> Condition:
+def _of_metadata(chosen: Leaf) -> Condition:
     path = _json_path(chosen.field)
     match chosen:
         case Exists(_, exists):
@@ -86,11 +106,21 @@ def _of_metadata(chosen: Exists | OneOf | Within) -> Condition:
             ]
             equal = [Condition(sql, (json.dumps(values),)) for values, sql in parts if values]
             return _some_element(path, _joined(equal, " OR "))
+        case Contains(_, text):
+            condition = Condition(f"item.type = 'text' AND {CONTAINS}(item.atom, ?)", (text,))
+            return _some_element(path, condition)
         case Within(_, bounds):
             is_text = isinstance(bounds[0][1], str)
+            if any(isinstance(to, str) and instant(to) is not None for _, to in bounds):
+                condition = Condition(
+                    f"item.type = 'text' AND {IS_WITHIN}(item.atom, ?)", (json.dumps(bounds),)
+                )
+                return _some_element(path, condition)
             kind = "item.type = 'text'" if is_text else "item.type IN ('integer', 'real')"
             inside = [Condition(f"item.atom {_OPERATORS[name]} ?", (to,)) for name, to in bounds]
             return _some_element(path, _joined([Condition(kind), *inside], " AND "))
+        case Below():
+            raise AssertionError("metadata has no uri")  # The parser makes none.
 
 
 def _json_path(field: Field) -> str:

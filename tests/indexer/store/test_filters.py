@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
+from datetime import date
+from fractions import Fraction
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -33,8 +38,59 @@ def kind_of(value: Any) -> str:
     return "number" if isinstance(value, int | float) else type(value).__name__
 
 
+def nfc(value: Any) -> Any:
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
+
+
 def same(one: Any, other: Any) -> bool:
-    return kind_of(one) == kind_of(other) and one == other
+    return kind_of(one) == kind_of(other) and one == nfc(other)
+
+
+def caseless(text: str) -> str:
+    return nfc(nfc(text).casefold())
+
+
+def moment(value: Any) -> Fraction | None:
+    """Days since the year 1 of a date or time as RFC 3339 writes them, by hand."""
+    found = isinstance(value, str) and re.fullmatch(
+        r"(\d{4})-(\d\d)-(\d\d)([Tt ](\d\d):(\d\d)(:(\d\d)(\.\d+)?)?([Zz]|([+-])(\d\d):(\d\d))?)?",
+        value,
+        re.ASCII,
+    )
+    if not found:
+        return None
+    year, month, day, hours, minutes, seconds, zone_hours, zone_minutes = (
+        int(found[group] or 0) for group in (1, 2, 3, 5, 6, 8, 12, 13)
+    )
+    try:
+        days = date(year, month, day).toordinal()
+    except ValueError:
+        return None
+    zone = (60 * zone_hours + zone_minutes) * (-1 if found[11] == "-" else 1)
+    if hours > 23 or minutes > 59 or seconds > 60 or zone_hours > 23 or zone_minutes > 59:
+        return None
+    return days + Fraction(60 * (60 * hours + minutes - zone) + seconds, 86_400)
+
+
+def lies_within(element: Any, bounds: dict[str, Any]) -> bool:
+    for name, bound in bounds.items():
+        if kind_of(element) != kind_of(bound):
+            return False
+        one, other = moment(element), moment(bound)
+        if one is None or other is None:
+            one, other = element, nfc(bound)
+        if not RANGES[name](one, other):
+            return False
+    return True
+
+
+def lies_below(uri: str, folder: str) -> bool:
+    """By the names of the folders on the way."""
+    folder = f"file://{folder}" if folder.startswith("/") else folder
+    parts, wanted = ([nfc(unquote(part)) for part in text.split("/")] for text in (uri, folder))
+    if wanted[-1] == "":
+        return len(parts) >= len(wanted) and parts[: len(wanted) - 1] == wanted[:-1]
+    return parts[: len(wanted)] == wanted
 
 
 def found_at(metadata: Any, keys: list[str]) -> tuple[bool, Any]:
@@ -57,7 +113,7 @@ def holds(video: dict[str, Any], name: str, value: Any) -> bool:
     if name == "not":
         return not fulfils(video, value)
     if name.startswith("metadata."):
-        exists, found = found_at(video["metadata"], name.split(".")[1:])
+        exists, found = found_at(video["metadata"], nfc(name).split(".")[1:])
         elements = found if isinstance(found, list) else [found]
         elements = [] if not exists or isinstance(found, dict) else elements
     else:
@@ -71,17 +127,41 @@ def holds(video: dict[str, Any], name: str, value: Any) -> bool:
         return any(same(element, value["eq"]) for element in elements)
     if "in" in value:
         return any(same(element, one) for element in elements for one in value["in"])
-    return any(
-        all(
-            kind_of(element) == kind_of(bound) and RANGES[name](element, bound)
-            for name, bound in value.items()
-        )
-        for element in elements
-    )
+    if "contains" in value:
+        return any(isinstance(one, str) and caseless(value["contains"]) in caseless(one) for one in elements)
+    if "prefix" in value:
+        return found is not None and lies_below(found, value["prefix"])
+    if not name.startswith("metadata."):  # Columns of text have no dates.
+        return found is not None and all(RANGES[one](found, nfc(bound)) for one, bound in value.items())
+    return any(lies_within(element, value) for element in elements)
 
 
-keys = st.sampled_from(["a", "b", "c d", "ä"])
-texts = st.sampled_from(["", "x", "X", "x y", "3", "true", "é", "z" * 40])
+keys = st.sampled_from(["a", "b", "c d", "ä", "a\u0308"])
+TIMES = [
+    "2024-05-01", "2024-05-01T00:00:00Z", "2024-05-01t02:00:00+02:00", "2024-04-30 23:59:59.5-00:30",
+    "2024-05-01T10:00", "2024-04-30T22:00:00", "2016-12-31T23:59:60Z", "2017-01-01T00:00:00.25Z",
+    "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59.999999-23:59", "2024-06-31", "0000-01-01", "2024-05",
+    "2024-05-01T25:00:00Z", "2024-05-01T00:00:00+24:00",
+]  # fmt: skip
+times = st.sampled_from(TIMES)
+texts = (
+    st.sampled_from(["", "x", "X", "x y", "3", "true", "é", "E\u0301", "Straße", "STRASSE", "z" * 40]) | times
+)
+parts = st.sampled_from(["x", "Y", "é", "e", "e\u0301", "ss", "strasse", "05-01", " "])
+FOLDERS = [
+    "file:///a",
+    "file:///a/",
+    "/a/b",
+    "/a/b/",
+    "file:///a%20b",
+    "/a b",
+    "file:///caf%C3%A9",
+    "/cafe\u0301/",
+    "https://h/a",
+    "/",
+]
+URIS = ["file:///a", "file:///a/b", "file:///a/b/1.mp4", "file:///ab/1.mp4", "file:///a%20b/1.mp4", "file:///caf%C3%A9/1.mp4",
+    "file:///cafe%CC%81/2.mp4", "https://h/a/1.mp4", "https://h/ab"]  # fmt: skip
 numbers = st.one_of(
     st.integers(-3, 3), st.sampled_from([0.5, -0.0, 1e300, 2**53 + 1, 2**62, -(2**63)]), st.floats(-3, 3)
 )
@@ -113,6 +193,10 @@ leaves = st.one_of(
     st.dictionaries(metadata_fields, conditions(scalars, [texts, numbers]), min_size=1, max_size=2),
     st.fixed_dictionaries({"title": conditions(texts, [texts])}),
     st.fixed_dictionaries({"id": conditions(st.sampled_from(["video-0", "video-1", "x"]), [texts])}),
+    st.fixed_dictionaries({"title": st.fixed_dictionaries({"contains": parts})}),
+    st.dictionaries(metadata_fields, st.fixed_dictionaries({"contains": parts}), min_size=1, max_size=2),
+    st.dictionaries(metadata_fields, ranges(times), min_size=1, max_size=1),
+    st.fixed_dictionaries({"uri": st.sampled_from(FOLDERS).map(lambda folder: {"prefix": folder})}),
     st.fixed_dictionaries({"duration_seconds": conditions(st.sampled_from([10.0, 20, 30.5]), [numbers])}),
 )
 filters = st.recursive(
@@ -128,7 +212,11 @@ filters = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.lists(st.tuples(metadatas, st.none() | texts.filter(bool)), min_size=1, max_size=6),
+    st.lists(
+        st.tuples(metadatas, st.none() | texts.filter(bool), st.none() | st.sampled_from(URIS)),
+        min_size=1,
+        max_size=6,
+    ),
     st.lists(filters, min_size=1, max_size=8),
 )
 def test_a_filter_matches_the_videos_that_a_plain_evaluation_of_it_matches(tmp_path_factory, videos, chosen):
@@ -136,11 +224,9 @@ def test_a_filter_matches_the_videos_that_a_plain_evaluation_of_it_matches(tmp_p
     random = np.random.default_rng(0)
     with create_catalog(directory) as catalog:
         records, segments = [], {}
-        for number, (metadata, title) in enumerate(videos):
-            count = number % 2 + 1
-            add_video(
-                catalog, number, [make_segment(random) for _ in range(count)], metadata=metadata, title=title
-            )
+        for number, (metadata, title, uri) in enumerate(videos):
+            segments_of_it = [make_segment(random) for _ in range(number % 2 + 1)]
+            add_video(catalog, number, segments_of_it, metadata=metadata, title=title, uri=uri)
             records.append(vars(catalog.get_video(f"video-{number}")))
             segments[number] = [info.segment_id for info in catalog.video_segments(f"video-{number}")]
         matches = FilterCache(catalog)
@@ -170,6 +256,16 @@ def test_a_filter_matches_the_videos_that_a_plain_evaluation_of_it_matches(tmp_p
         ({"metadata.a": {"in": list(range(MAX_VALUES + 1))}}, "must be a list of 1 to"),
         ({"metadata.a": {"in": [{}]}}, "text, numbers, true, false or null"),
         ({"metadata.a": {"gt": 1, "lt": "b"}}, "all numbers or all text"),
+        ({"metadata.a": {"contains": 3}}, "filter.metadata.(key).contains must be a text that is not empty"),
+        ({"metadata.a": {"contains": ""}}, "must be a text that is not empty"),
+        ({"title": {"contains": "x\0"}}, "zero character"),
+        ({"id": {"contains": "x"}}, "contains is for title and metadata, prefix for uri"),
+        ({"uri": {"contains": "x"}}, "contains is for title and metadata, prefix for uri"),
+        ({"uri": {"gt": "x"}}, "a range not for uri"),
+        ({"uri": {"prefix": None}}, "must be a text that is not empty"),
+        ({"title": {"prefix": "x"}}, "prefix for uri"),
+        ({"metadata.a": {"prefix": "x"}}, "prefix is for uri"),
+        ({"recorded_at": {"gte": "yesterday"}}, "date and time"),
         ({"metadata.a": {"gt": True}}, "numbers or text"),
         ({"metadata.a": {"gt": None}}, "numbers or text"),
         ({"metadata.a": {"exists": 1}}, "must be true or false"),
@@ -258,6 +354,49 @@ def test_metadata_whose_names_would_become_equal_is_stored_as_it_is(tmp_path):
     with create_catalog(tmp_path) as catalog:
         add_video(catalog, 0, [make_segment(np.random.default_rng(0))], metadata=metadata)
         assert catalog.get_video("video-0").metadata == metadata
+
+
+def test_times_of_the_metadata_are_compared_as_moments_whatever_their_zone(tmp_path):
+    with create_catalog(tmp_path) as catalog:
+        taken = ["2024-05-01T00:30:00+02:00", "2024-04-30T22:29:59Z", "2024-05-01", "spring"]
+        for number, text in enumerate(taken):
+            add_video(
+                catalog, number, [make_segment(np.random.default_rng(number))], metadata={"taken": [text, 1]}
+            )
+
+        def found(condition: dict[str, Any]) -> list[int]:
+            chosen = parse_filter({"metadata.taken": condition})
+            return sorted(int(video.id[6:]) for video in catalog.list_videos(chosen=chosen))
+
+        assert found({"gte": "2024-04-30T17:30:00-05:00"}) == [0, 2, 3]  # By code points, "spring" is later.
+        assert found({"gte": "2024-04-30T17:30:00-05:00", "lt": "2024-05-01"}) == [0]
+        assert found({"lt": "2024-04-30T22:30:00Z"}) == [1]
+        assert found({"gt": "2024-04-30T23:59:59.999999Z", "lte": "2024-05-01"}) == [2]
+        assert found({"gte": "2024-05", "lt": "2024-06"}) == [0, 2]  # Neither is a date.
+        assert found({"eq": "2024-04-30T22:30:00Z"}) == []
+
+
+def test_a_uri_is_found_by_its_folder_however_it_is_written(tmp_path):
+    uris = ["file:///films/caf%C3%A9/a.mp4", "file:///films/cafe%CC%81/b%20c.mp4", "file:///films/caf%E9/d.mp4",
+        "file:///films2/e.mp4", "https://example.org/films/f.mp4", None, "/films/g.mp4"]  # fmt: skip
+    with create_catalog(tmp_path) as catalog:
+        for number, uri in enumerate(uris):
+            add_video(catalog, number, [make_segment(np.random.default_rng(number))], uri=uri)
+
+        def found(condition: object) -> list[int]:
+            chosen = parse_filter({"uri": condition})
+            return sorted(int(video.id[6:]) for video in catalog.list_videos(chosen=chosen))
+
+        for folder in ("/films", "/films/", "file:///films", "file://localhost/films/"):
+            assert found({"prefix": folder}) == [0, 1, 2, 6]
+        for folder in ("/films/café", "/films/cafe\u0301/", "file:///films/caf%C3%A9"):
+            assert found({"prefix": folder}) == [0, 1]
+        assert found({"prefix": "file:///films/caf%E9"}) == [2]
+        assert found({"prefix": "https://example.org"}) == [4]
+        assert found({"prefix": "/films/caf"}) == []
+        assert found("/films/cafe\u0301/b c.mp4") == [1]
+        assert found({"in": ["/films/g.mp4", "file:///films2/e.mp4"]}) == [3, 6]
+        assert found({"exists": False}) == found(None) == [5]
 
 
 def test_remembered_matches_follow_additions_deletions_and_new_metadata(tmp_path):

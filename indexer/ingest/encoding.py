@@ -79,6 +79,7 @@ def new_video(
         size_bytes=info.size_bytes,
         partial=fraction_read < 1,
         fraction_read=fraction_read,
+        media_start_seconds=info.media_start_seconds,
     )
 
 

@@ -206,6 +206,7 @@ def _checked_info(values: dict[str, Any]) -> MediaInfo:
     _check(all(type(count) is int and 1 <= count < 2**63 for count in counts), "info")
     _check(_number(info.frame_rate) > 0 and _number(info.duration_seconds) > 0, "info")
     _check(info.container in DEMUXERS and info.codec in VIDEO_CODECS, "info")
+    _number(info.media_start_seconds)
     _check(info.rotation_degrees in (0, 90, 180, 270) and type(info.has_audio) is bool, "info")
     return info
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from av.packet import Packet
-from av.video.stream import VideoStream
 
 from indexer.media.probing import MediaInfo, MediaLimits, check_frame_size
 from indexer.media.pyav_reader import DecodedFrame
@@ -30,50 +28,23 @@ _SAME_SECONDS: Final = 0.002
 """decord's times are float32 of rounded ticks."""
 
 
-class KeyPictures:
-    """Whether all key packets of an H.264 stream hold a whole picture (IDR), as decord takes for granted.
-
-    With intra refresh the picture builds up over many frames after a key packet, which show nothing until
-    then.
-    """
-
-    def __init__(self, codec: str, extradata: bytes | None) -> None:
-        # The avcC box, ISO/IEC 14496-15 5.3.3.1: its fifth byte holds the size of a NAL unit's length.
-        self._length_bytes = (extradata[4] & 3) + 1 if extradata and extradata[0] == 1 else 0
-        self._looks = codec == "h264"
-        self.all_whole = not self._looks or self._length_bytes > 0
-
-    def look(self, packet: Packet[VideoStream]) -> None:
-        """Take one more packet into account."""
-        if self._looks and packet.is_keyframe and self.all_whole:
-            self.all_whole = _is_whole_picture(bytes(packet), self._length_bytes)
-
-
-def _is_whole_picture(payload: bytes, length_bytes: int) -> bool:
-    position = 0
-    while position + length_bytes < len(payload):
-        start = position + length_bytes
-        kind = payload[start] & 31  # nal_unit_type, ITU-T H.264 table 7-1
-        if 1 <= kind <= 5:
-            return kind == 5
-        position = start + int.from_bytes(payload[position:start], "big")
-    return False
-
-
 def open_with_decord(path: Path, info: MediaInfo, timeline: Timeline, num_threads: int = 1) -> Any | None:
     """decord's reader of a file, or None where decord is absent, fails, or would number frames differently.
 
     Args:
         path: the trusted file that `info` and `timeline` were read from.
-        info: its container and codec. H.264 needs `KeyPictures` as well.
+        info: its container and codec. All key packets of H.264 must hold whole pictures (`H264Headers`).
         timeline: when each frame is shown.
         num_threads: decoding threads.
     """
     if info.container not in _CONTAINERS or info.codec not in _CODECS:
         return None
-    if timeline.clock != "presentation" or timeline.num_hidden:
+    # It takes each packet for a frame, and seeks by the values of one clock.
+    if timeline.clock != "presentation" or timeline.num_joins:
         return None
-    if not len(timeline.key_ticks) or timeline.key_ticks[0] != timeline.ticks[0]:
+    if timeline.num_hidden or len(timeline.frame_of_packet) != len(timeline):
+        return None
+    if not len(timeline.key_packets) or timeline.key_packets[0] or timeline.key_frames[0]:
         return None
     try:
         import decord

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +17,13 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from indexer.media.decord_reader import KeyPictures, open_with_decord, read_with_decord
+from indexer.media.decord_reader import open_with_decord, read_with_decord
+from indexer.media.h264 import H264Headers
 from indexer.media.probing import MediaInfo, MediaLimits, check_file, check_frame_size, open_media
 from indexer.media.pyav_reader import DecodedFrame, read_with_pyav
 from indexer.media.sampling import frame_indices_at
 from indexer.media.timeline import Timeline, read_timeline
-from indexer.media.truncation import fraction_of_bytes
+from indexer.media.truncation import check_end
 from indexer.media.view import UPRIGHT, View, orientation_of, pixel_aspect, square_size
 
 Backend = Literal["auto", "decord", "pyav"]
@@ -48,19 +48,13 @@ class VideoFile:
         kind, status = check_file(self.path, self.limits)
         with open_media(self.path, self.limits) as (container, stream):
             codec = stream.codec_context.codec.canonical_name
-            first, keys = _FirstFrame(stream), KeyPictures(codec, stream.codec_context.extradata)
-
-            def look(packet: Packet[VideoStream]) -> None:
-                first.look(packet)
-                keys.look(packet)
-
-            timeline = read_timeline(container, stream, kind, self.limits, look)
-            if timeline.fraction_present == 1:
-                # The packets of a file that lacks only its end may look like all of them.
-                timeline = replace(timeline, fraction_present=fraction_of_bytes(self.path, kind))
+            first = _FirstFrame(stream)
+            headers = H264Headers(stream.codec_context.extradata) if codec == "h264" else None
+            timeline = read_timeline(container, stream, kind, self.limits, first.look, headers)
+            timeline = check_end(self.path, kind, timeline, self.limits)
             check_frame_size(first.size.width, first.size.height, self.limits)
             self.timeline: Timeline = timeline
-            self._suits_decord = keys.all_whole and first.is_plain
+            self._suits_decord = first.is_plain and (headers is None or headers.all_keys_whole)
             self.info = MediaInfo(
                 container=kind,
                 codec=codec,
@@ -72,6 +66,7 @@ class VideoFile:
                 num_frames=len(timeline),
                 size_bytes=status.st_size,
                 has_audio=len(container.streams.audio) > 0,
+                media_start_seconds=timeline.media_start_seconds,
             )
 
     def frames_at(

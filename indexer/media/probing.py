@@ -36,6 +36,10 @@ DEMUXERS: Final = {
 }
 """Our names of the containers that we read, and FFmpeg's demuxer for each."""
 
+TRANSPORT_CONTAINERS: Final = frozenset({"mpegts", "mpegps"})
+"""Those with the clock of a broadcast, which joined recordings set anew, and without a promise of their
+length: the duration that FFmpeg gives is the difference of the last and the first time."""
+
 _EXTENSIONS: Final = {
     "mp4": "mp4",
     "matroska": "mkv",
@@ -81,7 +85,13 @@ _OTHERS: Final = (
 )
 _IMAGE_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis"})
 _MP4_BOXES: Final = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"})
-_HEAD_BYTES: Final = 1024
+HEAD_BYTES: Final = 2048
+"""What is read of a file to recognise it: ten packets of MPEG-TS, wherever the first begins."""
+
+_TS_PACKET_BYTES: Final = (188, 192, 204)
+"""ISO/IEC 13818-1; with a time code before each (.m2ts); with 16 Reed-Solomon bytes after each (DVB)."""
+_TS_MARKS: Final = 5
+"""So many packets in a row must begin with the mark where a file does not begin with one."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,7 @@ class MediaInfo:
         num_frames: frames that are there, by their packets.
         size_bytes: of the file.
         has_audio: whether there is a sound stream.
+        media_start_seconds: when the first frame starts on the clock of a player of the file, 0 or more.
     """
 
     container: str
@@ -136,6 +147,7 @@ class MediaInfo:
     num_frames: int
     size_bytes: int
     has_audio: bool
+    media_start_seconds: float
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -143,7 +155,7 @@ class MediaInfo:
 
 
 def identify_container(head: bytes) -> str:
-    """The container, a key of `DEMUXERS`, that a file's first bytes show. At least 400 bytes settle it.
+    """The container, a key of `DEMUXERS`, that a file's first HEAD_BYTES show; fewer settle most.
 
     Raises:
         NotAVideoError: it is something else; the reason says what.
@@ -166,10 +178,8 @@ def identify_container(head: bytes) -> str:
         if head[8:11] == b"AVI":
             return "avi"
         raise NotAVideoError("a WebP image, not a video" if head[8:12] == b"WEBP" else "not a video")
-    for start, step in ((0, 188), (4, 192)):  # MPEG-TS, and the same with time codes (.m2ts)
-        marks = head[start::step][:3]
-        if len(marks) >= 2 and marks == b"\x47" * len(marks):
-            return "mpegts"
+    if transport_packets(head) is not None:
+        return "mpegts"
     if head.startswith(b"\x00\x00\x01\xba"):
         return "mpegps"
     if head.startswith(b"OggS"):
@@ -188,6 +198,22 @@ def identify_container(head: bytes) -> str:
     raise NotAVideoError("not a video in any format we know")
 
 
+def transport_packets(head: bytes) -> tuple[int, int] | None:
+    """(where the first whole packet begins, bytes of each) of an MPEG-TS file, which may begin inside a
+    packet, or None.
+
+    Args:
+        head: its first HEAD_BYTES, or all of a smaller file.
+    """
+    for step in _TS_PACKET_BYTES:
+        before = 4 if step == 192 else 0  # the time code
+        for mark in range(before, before + step):
+            marks = head[mark::step]
+            if len(marks) >= min(_TS_MARKS, len(head) // step) >= 2 and not marks.strip(b"\x47"):
+                return mark - before, step
+    return None
+
+
 def file_extension(path: Path) -> str | None:
     """The usual extension, without a dot, of the container that a file's first bytes show; None: no video.
 
@@ -195,7 +221,7 @@ def file_extension(path: Path) -> str | None:
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+        head = file.read(HEAD_BYTES)
     try:
         container = identify_container(head)
     except MediaError:
@@ -220,7 +246,7 @@ def check_file(path: Path, limits: MediaLimits) -> tuple[str, os.stat_result]:
         if status.st_size > limits.max_size_bytes:
             raise MediaLimitError(f"the file has {status.st_size} bytes; {limits.max_size_bytes} are allowed")
         with path.open("rb") as file:
-            return identify_container(file.read(_HEAD_BYTES)), status
+            return identify_container(file.read(HEAD_BYTES)), status
     except OSError as error:
         raise MediaError(f"the file cannot be read ({error.strerror})") from error
 
@@ -272,7 +298,8 @@ def open_media(
         if codec not in VIDEO_CODECS:
             raise UnsupportedMediaError(f"the video codec {codec} is not supported")
         check_frame_size(*square_size(stream.width, stream.height, pixel_aspect(stream)), limits)
-        _check_duration(container, stream, limits)
+        if kind not in TRANSPORT_CONTAINERS:
+            _check_duration(container, stream, limits)
         context = stream.codec_context
         context.options = {"max_pixels": str(limits.max_pixels)}
         context.thread_count = num_threads
@@ -345,4 +372,6 @@ def _check_duration(container: InputContainer, stream: VideoStream, limits: Medi
         begins_at = max(0, container.start_time or 0)
         check_duration((container.duration - begins_at) / av.time_base, limits)
     if stream.duration is not None and stream.time_base is not None:
-        check_duration(float(stream.duration * stream.time_base), limits)
+        # Of MP4 in fragments, which have no table of frames, it is the time at which the last one ends.
+        begins_at = 0 if stream.frames else max(0, stream.start_time or 0)
+        check_duration(float((stream.duration - begins_at) * stream.time_base), limits)

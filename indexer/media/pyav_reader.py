@@ -7,17 +7,21 @@ decoder, and in H.264 only the frames that others refer to, plus the wanted ones
     wanted           x                         x     x
     decoded    K . . x                     K . x . . x                  the second group is skipped
 
+Frames are named by their numbers in the timeline: each packet gets that number in place of its time, and the
+decoder hands it on to the frame, so that a clock that repeats itself confuses nothing.
+
 No seeking is relied upon, but for one jump where the first wanted frame is far into the file, and what it
 lands on is checked.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 import av.error
 import numpy as np
@@ -30,13 +34,13 @@ from numpy.typing import NDArray
 
 from indexer.errors import UnsupportedMediaError
 from indexer.media.probing import MediaLimits, check_frame_size, demux_all, open_media
-from indexer.media.timeline import Timeline
+from indexer.media.timeline import NO_TICK, Timeline
 from indexer.media.view import View
 
-_START: Final = -(2**63)
-"""Stands for the first packet of the file, below every tick."""
+_START: Final = -1
+"""In place of a key packet's number: decoding starts at the first packet of the file."""
 
-_JUMP_SECONDS: Final = 30.0
+_FAR_SECONDS: Final = 30.0
 """Reading through this much of a file costs about as much as a jump and its check."""
 
 
@@ -70,7 +74,7 @@ def read_with_pyav(
     Args:
         path: the file that `timeline` was read from.
         timeline: when each frame is shown.
-        indices: ascending, distinct, of `timeline.ticks`.
+        indices: ascending, distinct, of the timeline's frames.
         limits: what is refused.
         num_threads: decoding threads.
         min_side: see `indexer.media.view.View.show`.
@@ -83,23 +87,25 @@ def read_with_pyav(
         return
     wanted = _Wanted(timeline, indices, limits, min_side)
     if timeline.clock == "presentation":
+        starts = _starts_of(timeline, indices)
         try:
-            with _packets_of(path, timeline, wanted, limits, num_threads) as (stream, packets):
-                yield from _read_by_time(stream, packets, wanted, timeline)
+            with _packets_of(path, wanted, starts[0], num_threads) as (stream, packets):
+                yield from _read_by_time(stream, packets, wanted, starts)
                 yield from wanted.leftovers()
         except _KeyPacketMisleadsError:
-            with _packets_of(path, None, wanted, limits, num_threads) as (stream, packets):
-                yield from _read_by_time(stream, packets, wanted, None)
+            with _packets_of(path, wanted, _START, num_threads) as (stream, packets):
+                yield from _read_by_time(stream, packets, wanted, [_START] * len(indices))
                 yield from wanted.leftovers()
     else:
-        with _packets_of(path, None, wanted, limits, num_threads) as (stream, packets):
+        with _packets_of(path, wanted, _START, num_threads) as (stream, packets):
             yield from _read_by_count(stream, packets, wanted)
             yield from wanted.leftovers()
 
 
 class _KeyPacketMisleadsError(Exception):
     """Decoding could not start at a packet that says so: the picture builds up slowly there (intra refresh),
-    or it is damaged. The file is then decoded from its start."""
+    or it is damaged; or a jump led to other packets than those of the timeline. The file is then decoded from
+    its start."""
 
 
 class _Wanted:
@@ -124,14 +130,14 @@ class _Wanted:
     def index(self) -> int:
         return self.indices[self.next]
 
-    def offer(self, tick: int, frame: VideoFrame) -> Iterator[DecodedFrame]:
-        """Answer all wanted frames that this one determines. Frames come in ascending order of ticks."""
-        ticks = self.timeline.ticks
-        while not self.done and tick > ticks[self.index]:
-            yield self._answer(*(self.last or (tick, frame)))
-        self.last = (tick, frame)
-        if not self.done and tick == ticks[self.index]:
-            yield self._answer(tick, frame)
+    def offer(self, index: int, frame: VideoFrame) -> Iterator[DecodedFrame]:
+        """Answer all wanted frames that this one, by its index in the timeline, determines. Frames come in
+        ascending order."""
+        while not self.done and index > self.index:
+            yield self._answer(*(self.last or (index, frame)))
+        self.last = (index, frame)
+        if not self.done and index == self.index:
+            yield self._answer(index, frame)
 
     def leftovers(self) -> Iterator[DecodedFrame]:
         """At the end of the file: what is still wanted is answered by the last frame decoded."""
@@ -140,79 +146,96 @@ class _Wanted:
                 raise UnsupportedMediaError("not one frame could be decoded")
             yield self._answer(*self.last)
 
-    def _answer(self, tick: int, frame: VideoFrame) -> DecodedFrame:
+    def _answer(self, shown: int, frame: VideoFrame) -> DecodedFrame:
         assert self.view is not None
         check_frame_size(*self.view.size(frame), self.limits)
-        index, ticks = self.index, self.timeline.ticks
+        index = self.index
         self.next += 1
-        position = int(np.clip(np.searchsorted(ticks, tick, side="right") - 1, 0, len(ticks) - 1))
-        exact = tick == int(ticks[index]) and not frame.is_corrupt
+        exact = shown == index and not frame.is_corrupt
         rgb = self.view.show(frame, self.min_side)
-        return DecodedFrame(index, float(self.timeline.times[position]), rgb, exact)
+        return DecodedFrame(index, float(self.timeline.times[shown]), rgb, exact)
+
+
+_Numbered: TypeAlias = "Iterator[tuple[int, Packet[VideoStream]]]"
+"""Packets with their numbers in the file; the empty one at the end has the number of the one after the
+last."""
 
 
 @contextmanager
 def _packets_of(
-    path: Path, timeline: Timeline | None, wanted: _Wanted, limits: MediaLimits, num_threads: int
-) -> Iterator[tuple[VideoStream, Iterator[Packet[VideoStream]]]]:
-    """The video stream and its packets: all of them, or, with a timeline, from where the first wanted
-    needs."""
+    path: Path, wanted: _Wanted, start: int, num_threads: int
+) -> Iterator[tuple[VideoStream, _Numbered]]:
+    """The video stream and its packets from the first, or from a key packet at or before the one numbered
+    `start` where that is far into the file and the demuxer can jump there."""
     with ExitStack() as stack:
-        container, stream = stack.enter_context(open_media(path, limits, num_threads))
+        container, stream = stack.enter_context(open_media(path, wanted.limits, num_threads))
         _only(container, stream)
         wanted.view = View(stream)
-        if timeline is not None and not wanted.done:
-            key = _key_of(timeline, wanted.index)
-            if _is_far(timeline, key):
-                packets = _jump(container, stream, key)
-                if packets is not None:
-                    yield stream, packets
-                    return
-                stack.close()
-                container, stream = stack.enter_context(open_media(path, limits, num_threads))
-                _only(container, stream)
-                wanted.view = View(stream)
-        yield stream, demux_all(container, stream)
+        if _is_far(wanted.timeline, start):
+            packets = _jump(container, stream, wanted.timeline, start)
+            if packets is not None:
+                yield stream, packets
+                return
+            stack.close()
+            container, stream = stack.enter_context(open_media(path, wanted.limits, num_threads))
+            _only(container, stream)
+            wanted.view = View(stream)
+        yield stream, _numbered(demux_all(container, stream), wanted.timeline, 0)
+
+
+def _numbered(packets: Iterator[Packet[VideoStream]], timeline: Timeline, first: int) -> _Numbered:
+    """Number the packets from `first` on, and give each the number of its frame in place of its time.
+
+    Raises _KeyPacketMisleadsError where they are not those of the timeline, after a jump.
+    """
+    number = first
+    for packet in packets:
+        if not packet.size:
+            yield number, packet
+        elif number < len(timeline.ticks):
+            tick = NO_TICK if packet.pts is None else packet.pts
+            if first and tick != timeline.ticks[number]:
+                raise _KeyPacketMisleadsError
+            packet.pts = int(timeline.frame_of_packet[number])
+            yield number, packet
+            number += 1
 
 
 def _read_by_time(
-    stream: VideoStream, packets: Iterator[Packet[VideoStream]], wanted: _Wanted, timeline: Timeline | None
+    stream: VideoStream, packets: _Numbered, wanted: _Wanted, starts: Sequence[int]
 ) -> Iterator[DecodedFrame]:
-    """timeline: leave out the groups of pictures that hold nothing wanted; None: decode all of them.
+    """starts: of each wanted frame, from which packet it is decoded, ascending; groups of pictures that hold
+    nothing wanted are left out.
 
     Raises _KeyPacketMisleadsError before it would answer from a start that was none.
     """
-    context = stream.codec_context
-    ticks = wanted.timeline.ticks
-    wanted_ticks = {int(ticks[index]) for index in wanted.indices}
-    keys = [_START if timeline is None else _key_of(timeline, index) for index in wanted.indices]
-    starts = set(keys)
+    context, timeline = stream.codec_context, wanted.timeline
+    wanted_frames = set(wanted.indices)
+    first_frames = dict(zip(timeline.key_packets.tolist(), timeline.key_frames.tolist(), strict=True))
     # H.264 says of each frame whether any other may refer to it (nal_ref_idc, ITU-T H.264 7.4.1), so leaving
     # the others out changes nothing. HEVC's flag speaks of one temporal layer only: not the same.
-    may_leave_out = stream.codec_context.codec.canonical_name == "h264" and context.thread_count == 1
-    key, first_tick, feeding, must_start = _START, _START, keys[wanted.next] == _START, False
-    for packet in packets:
+    may_leave_out = context.codec.canonical_name == "h264" and context.thread_count == 1
+    feeding, first_frame, must_start = starts[wanted.next] == _START, 0, False
+    for number, packet in packets:
         if packet.size:
-            tick = packet.pts if packet.pts is not None else _START
-            if packet.is_keyframe and tick > key:
-                key = tick
-                if key in starts and not feeding:
-                    context.flush_buffers()
-                    feeding, first_tick, must_start = True, key, True
-            if feeding and keys[wanted.next] > key:
+            start = starts[wanted.next]
+            if start > number:
                 feeding = False
+            elif start == number and not feeding:
+                context.flush_buffers()
+                feeding, first_frame, must_start = True, first_frames[number], True
             if not feeding:
                 continue
             if may_leave_out:
-                discard: Literal["DEFAULT", "NONREF"] = "DEFAULT" if tick in wanted_ticks else "NONREF"
+                discard: Literal["DEFAULT", "NONREF"] = "DEFAULT" if packet.pts in wanted_frames else "NONREF"
                 if context.skip_frame != discard:
                     context.skip_frame = discard
         elif not feeding:
             return
         for frame in _decode(packet):
-            if frame.pts is None or frame.pts < first_tick:
+            if frame.pts is None or frame.pts < first_frame:
                 continue  # Frames before a key packet that was jumped to lack what they refer to.
-            if must_start and (frame.pts != first_tick or frame.is_corrupt):
+            if must_start and (frame.pts != first_frame or frame.is_corrupt):
                 raise _KeyPacketMisleadsError
             must_start = False
             yield from wanted.offer(frame.pts, frame)
@@ -220,15 +243,14 @@ def _read_by_time(
                 return
 
 
-def _read_by_count(
-    stream: VideoStream, packets: Iterator[Packet[VideoStream]], wanted: _Wanted
-) -> Iterator[DecodedFrame]:
-    ticks = wanted.timeline.ticks
-    number = 0
-    for packet in packets:
+def _read_by_count(stream: VideoStream, packets: _Numbered, wanted: _Wanted) -> Iterator[DecodedFrame]:
+    num_frames, number = len(wanted.timeline), 0
+    for _, packet in packets:
         for frame in _decode(packet):
-            if number < len(ticks):
-                yield from wanted.offer(int(ticks[number]), frame)
+            if frame.pts is not None and not stream.codec_context.has_b_frames:
+                number = frame.pts  # Frames come in the order of packets, of which some may show nothing.
+            if number < num_frames:
+                yield from wanted.offer(number, frame)
             number += 1
             if wanted.done:
                 return
@@ -245,34 +267,42 @@ def _decode(packet: Packet[VideoStream]) -> list[VideoFrame]:
         return []
 
 
-def _key_of(timeline: Timeline, index: int) -> int:
-    tick = int(timeline.ticks[index])
-    position = int(np.searchsorted(timeline.key_ticks, tick, side="right")) - 1
-    return int(timeline.key_ticks[position]) if position > 0 else _START
+def _starts_of(timeline: Timeline, indices: Sequence[int]) -> list[int]:
+    """The packet from which each of these frames is to be decoded: the last key packet that does not come
+    after it, neither in the file nor as it is shown; _START where that is the first."""
+    frames, first_packets = np.unique(timeline.frame_of_packet, return_index=True)
+    starts = []
+    for index in indices:
+        packet = first_packets[np.searchsorted(frames, index)]
+        position = int(np.searchsorted(timeline.key_packets, packet, side="right")) - 1
+        while position > 0 and timeline.key_frames[position] > index:
+            position -= 1  # It follows the key packet and is shown before it: it refers to what came before.
+        starts.append(int(timeline.key_packets[position]) if position > 0 else _START)
+    return starts if starts == sorted(starts) else [_START] * len(starts)
 
 
-def _is_far(timeline: Timeline, key: int) -> bool:
-    if key == _START:
+def _is_far(timeline: Timeline, start: int) -> bool:
+    if start == _START or timeline.num_joins:  # A clock that was set anew leads nowhere.
         return False
-    return bool(timeline.times[np.searchsorted(timeline.ticks, key)] > _JUMP_SECONDS)
+    frame = timeline.key_frames[np.searchsorted(timeline.key_packets, start)]
+    return bool(timeline.times[frame] > _FAR_SECONDS)
 
 
-def _jump(container: InputContainer, stream: VideoStream, key: int) -> Iterator[Packet[VideoStream]] | None:
-    """The packets from `key` or an earlier key packet on; None where the demuxer cannot jump there."""
+def _jump(container: InputContainer, stream: VideoStream, timeline: Timeline, start: int) -> _Numbered | None:
+    """The packets from the one numbered `start` or an earlier key packet on; None where the demuxer cannot
+    jump there."""
     try:
-        container.seek(key, stream=stream, backward=True)
+        container.seek(int(timeline.ticks[start]), stream=stream, backward=True)
         packets = demux_all(container, stream)
         first = next(packets)
     except (av.error.FFmpegError, StopIteration):
         return None
-    if not first.is_keyframe or first.pts is None or first.pts > key:
+    if not first.is_keyframe or first.pts is None:
         return None
-
-    def from_first() -> Iterator[Packet[VideoStream]]:
-        yield first
-        yield from packets
-
-    return from_first()
+    found = timeline.key_packets[timeline.ticks[timeline.key_packets] == first.pts]
+    if len(found) != 1 or found[0] > start:
+        return None
+    return _numbered(itertools.chain([first], packets), timeline, int(found[0]))
 
 
 def _only(container: InputContainer, stream: VideoStream) -> None:

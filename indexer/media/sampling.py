@@ -7,6 +7,13 @@ The rule of this project, by time (one frame a second, at most F of them, long v
     candidates     x    x    x    x    x ...             x    x                   x
     F = 4 of them  x                   x  ...            x    x  ...              x
 
+A picture that stands still is not sampled again and again. It gives at most F candidates of a segment, and a
+segment in which no new picture starts repeats the one before, which then lasts until the next:
+
+    pictures      a a a a b - - - - - - - - - - - - - - - - - - - c c c c      b stays, the clock jumps
+    segments      |-------|-------|-------|-------|-------|-------|-------|
+    kept          |---------------------------------------|---------------|
+
 and the official one, by frame number with the truncated frame rate (29.97 counts as 29, so it drifts). For
 constant whole frame rates and videos of one segment, both choose the same frames.
 """
@@ -17,7 +24,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -38,7 +45,8 @@ class Sampling:
     Attributes:
         num_frames: F, the most frames of one segment.
         frames_per_second: candidates per second, of which F are taken uniformly.
-        max_segment_seconds: a longer video becomes equal segments of at most this length; 0 keeps it whole.
+        max_segment_seconds: a longer video becomes equal segments of at most this length, but where a picture
+            stays for longer; 0 keeps it whole.
         rule: `time`, or `official` (by frame number, whole videos only, as in the paper's benchmarks).
 
     Raises:
@@ -121,10 +129,15 @@ def plan_segments(
         kept = slice_positions(len(positions), sampling.num_frames, "uniform")
         times = tuple(float(frame_times[positions[number]]) for number in kept)
         return [PlannedSegment(0.0, end_seconds, times)]
-    return [
-        PlannedSegment(start, end, tuple(sample_times(start, end, sampling)))
-        for start, end in segment_bounds(end_seconds, sampling.max_segment_seconds)
-    ]
+    planned: list[PlannedSegment] = []
+    num_started = 0
+    for start, end in segment_bounds(end_seconds, sampling.max_segment_seconds):
+        before, num_started = num_started, int(np.searchsorted(frame_times, end - TIME_TOLERANCE_SECONDS))
+        if planned and num_started == before:
+            planned[-1] = replace(planned[-1], end_seconds=end)
+        else:
+            planned.append(PlannedSegment(start, end, tuple(sample_times(start, end, frame_times, sampling))))
+    return planned
 
 
 def segment_bounds(duration_seconds: float, max_segment_seconds: float) -> list[tuple[float, float]]:
@@ -137,19 +150,37 @@ def segment_bounds(duration_seconds: float, max_segment_seconds: float) -> list[
     return list(itertools.pairwise(bounds))
 
 
-def sample_times(start_seconds: float, end_seconds: float, sampling: Sampling) -> list[float]:
+def sample_times(
+    start_seconds: float, end_seconds: float, frame_times: NDArray[np.float64], sampling: Sampling
+) -> list[float]:
     """The times of one segment, ascending, in seconds; at least one, the start.
 
-    `frames_per_second` candidates from the start up to before the end, then F of them uniformly.
+    `frames_per_second` candidates from the start up to before the end, of each frame the first F, then F of
+    them uniformly.
+
+    Args:
+        start_seconds: where the segment begins.
+        end_seconds: where it ends.
+        frame_times: float64 [N], N >= 1, when each frame of the video starts, ascending.
+        sampling: the rate and F.
+
+    >>> sample_times(0.0, 60.0, np.array([0.0, 1.0, 2.0]), Sampling(4))
+    [0.0, 1.0, 3.0, 5.0]
     """
     # Counts in units of the sampling period; a candidate within the tolerance of the end is outside.
     length = (end_seconds - start_seconds - TIME_TOLERANCE_SECONDS) * sampling.frames_per_second
-    num_candidates = max(1, math.ceil(length))
-    kept = slice_positions(num_candidates, sampling.num_frames, "uniform")
-    return [start_seconds + number / sampling.frames_per_second for number in kept]
+    times = start_seconds + np.arange(max(1, math.ceil(length))) / sampling.frames_per_second
+    _, first_of_frame, frame_of_time = np.unique(
+        frame_indices_at(frame_times, times), return_index=True, return_inverse=True
+    )
+    is_candidate = np.arange(len(times)) - first_of_frame[frame_of_time] < sampling.num_frames
+    candidates = times[is_candidate].tolist()
+    return [candidates[number] for number in slice_positions(len(candidates), sampling.num_frames, "uniform")]
 
 
-def frame_indices_at(frame_times: NDArray[np.float64], times_seconds: Sequence[float]) -> NDArray[np.int64]:
+def frame_indices_at(
+    frame_times: NDArray[np.float64], times_seconds: Sequence[float] | NDArray[np.float64]
+) -> NDArray[np.int64]:
     """Index of the frame shown at each time: the last that starts at or before it, the first where none does.
 
     Args:

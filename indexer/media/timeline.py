@@ -3,14 +3,24 @@
 Containers often lack a frame count or a duration, or lie about them. The packets do not: reading through them
 costs microseconds each, gives both readers the same clock, says where decoding may start (key packets) and
 whether the file ends before what its header promises.
+
+A clock value is no name of a frame, and a packet is no frame. Frames are named by their place in the order in
+which they are shown. Recordings that were joined byte by byte start their clock again or jump ahead; the
+times then continue:
+
+    packets, by their clock   0 1 2 3 | 0 1 2 3      a joined recording: the clock goes back
+    times                     0 1 2 3   4 5 6 7      the gap becomes one frame interval
+    packets of fields         a a b b c c            two packets a frame
+    frames                    0   1   2
 """
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import av
 import av.error
@@ -22,15 +32,37 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from indexer.errors import MediaLimitError, TruncatedMediaError
-from indexer.media.probing import MediaLimits, check_duration, demux_all
+from indexer.media.h264 import H264Headers
+from indexer.media.probing import TRANSPORT_CONTAINERS, MediaLimits, check_duration, demux_all
 
 Clock = Literal["presentation", "count"]
+
+JUMP_SECONDS: Final = 10.0
+"""A clock that goes ahead by more, in every stream, was set anew: `dts_delta_threshold` of ffmpeg, which
+ignores such jumps of MPEG-TS and MPEG-PS too. ISO/IEC 13818-1, 2.7.4, allows 0.7 s between two pictures'
+times."""
+
+REORDER_SECONDS: Final = 1.0
+"""A clock of decoding that goes back by more, or at a key packet, was set anew; less is the disorder of
+writers that give times of presentation alone."""
+
+NO_FRAME: Final = -1
+"""In `Timeline.frame_of_packet`: the packet is not to be shown."""
+
+NO_TICK: Final = -(2**63)
+"""A packet without a time."""
+
+_WITH_OWN_TIMES: Final = frozenset({"h264", "hevc", "vvc"})
+"""Codecs whose times FFmpeg does not reckon from the types of pictures (libavformat/demux.c,
+`onein_oneout`)."""
+
+_MOST_BETWEEN_REFERENCES: Final = 16
 
 _MIN_FRAME_SECONDS = 0.001
 _MISSING_SHARE = 0.05
 _MISSING_SECONDS = 0.25
-"""A file whose packets end earlier than promised by more than both counts as truncated; less is rounding, or
-sound that is a little longer."""
+"""A file whose packets end earlier than promised by more than both counts as truncated, unless the file
+proves whole; less is rounding, or sound that is a little longer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,25 +71,41 @@ class Timeline:
 
     Attributes:
         times: float64 [N], N >= 1, when each frame starts, seconds after the first, ascending.
-        ticks: int64 [N], the same in the stream's time base and not shifted.
-        key_ticks: int64 [K], ascending: frames before which decoding may start.
         end_seconds: when the last frame ends.
         frame_rate: frames a second, on average.
+        frame_of_packet: int64 [P], the frame that each packet of the file belongs to, in the order of the
+            file, empty packets left out. Where the clock is `count`, just the packet's own number.
+        ticks: int64 [P], the presentation time of each packet in the stream's time base, or NO_TICK.
+        key_packets: int64 [K], ascending: packets before which decoding may start.
+        key_frames: int64 [K], the first frame that each of them leads to.
         clock: `presentation` where packets carry presentation times. `count` where they do not (AVI) and the
             n-th decoded frame is the n-th of the timeline.
+        num_joins: places where the clock was set anew.
+        num_hidden: packets that the container says are not to be shown (cut away by an edit list).
+        num_second_fields: packets that hold the second field of a frame.
         fraction_present: of what the header promises, 0 to 1; 1 where it promises nothing. Where the packets
             end in damage and the missing part has no known size, as if it were one packet.
-        num_hidden: packets that the container says are not to be shown (cut away by an edit list).
+        ends_in_damage: the packets end in damage.
+        promised_end_seconds: when the video ends as the header says, after the first frame; 0 where it says
+            nothing.
+        media_start_seconds: when the first frame starts on the clock of a player of the file, 0 or more.
     """
 
     times: NDArray[np.float64]
-    ticks: NDArray[np.int64]
-    key_ticks: NDArray[np.int64]
     end_seconds: float
     frame_rate: float
+    frame_of_packet: NDArray[np.int64]
+    ticks: NDArray[np.int64]
+    key_packets: NDArray[np.int64]
+    key_frames: NDArray[np.int64]
     clock: Clock
-    fraction_present: float
-    num_hidden: int
+    num_joins: int = 0
+    num_hidden: int = 0
+    num_second_fields: int = 0
+    fraction_present: float = 1.0
+    ends_in_damage: bool = False
+    promised_end_seconds: float = 0.0
+    media_start_seconds: float = 0.0
 
     def __len__(self) -> int:
         return len(self.times)
@@ -69,6 +117,7 @@ def read_timeline(
     kind: str,
     limits: MediaLimits,
     on_packet: Callable[[Packet[Any]], None] = lambda packet: None,
+    h264: H264Headers | None = None,
 ) -> Timeline:
     """Read all packets and find out when each frame is shown.
 
@@ -78,97 +127,143 @@ def read_timeline(
         kind: the container, a key of `indexer.media.probing.DEMUXERS`.
         limits: what is refused.
         on_packet: called for each packet of the video stream.
+        h264: reads the headers of an H.264 stream.
 
     Raises:
         TruncatedMediaError: there is not one frame.
         MediaLimitError: there are too many, or they last too long.
     """
-    packets = _read_packets(container, stream, limits, on_packet)
-    if not packets.decode_ticks:
+    packets = _read_packets(container, stream, kind, limits, on_packet, h264)
+    if not len(packets):
         raise TruncatedMediaError("the file ends before its first frame")
     tick_seconds = float(stream.time_base or 0) or 1 / 25
     rate = float(stream.guessed_rate or stream.average_rate or 0)
-    clock: Clock = "count" if kind == "avi" or packets.num_without_time else "presentation"
-    if clock == "presentation":
-        ticks = np.unique(np.array(packets.shown_ticks or packets.hidden_ticks, dtype=np.int64))
-        keys = np.unique(np.array(packets.key_ticks, dtype=np.int64))
-    else:
-        ticks = np.unique(np.array(packets.decode_ticks, dtype=np.int64))
-        keys = ticks[:1]
-    times = (ticks - ticks[0]) * tick_seconds
-    if clock == "count" and len(ticks) < packets.num_packets:
-        # Decoding times are missing or repeated as well: nothing but the frame rate is left.
-        times = np.arange(packets.num_packets) / (rate or 25.0)
-        ticks = np.arange(packets.num_packets, dtype=np.int64)
-        keys = ticks[:1]
-    gap = float(np.median(np.diff(times))) if len(times) > 1 else 1 / (rate or 25.0)
-    last = packets.last_duration * tick_seconds or gap
+    frames = _frames_of(packets, kind, tick_seconds, rate)
+    times = frames.times
+    last = packets.last_duration * tick_seconds or frames.interval
+    if packets.num_second_fields:  # What packets and header say may be said of fields.
+        last = frames.interval
+        rate = rate / 2 if rate * frames.interval > 1.5 else rate
     # Rounded to the microsecond, so that eight seconds do not become 7.999999999999999.
     end_seconds = round(float(times[-1]) + max(last, _MIN_FRAME_SECONDS), 6)
     check_duration(end_seconds, limits)
+    first_seconds = frames.first_tick * tick_seconds
+    promised, present = _promised_and_present(container, stream, kind, packets, first_seconds, end_seconds)
+    fraction = 1.0
+    # AVI counts its frames, so that one fewer is one lost.
+    tolerated = tick_seconds / 2 if kind == "avi" else max(_MISSING_SECONDS, _MISSING_SHARE * promised)
+    if promised - present > tolerated:
+        fraction = max(0.0, present / promised)
+    elif packets.ends_in_damage:
+        fraction = len(packets) / (len(packets) + 1)
     return Timeline(
         times=times,
-        ticks=ticks,
-        key_ticks=keys,
         end_seconds=end_seconds,
         frame_rate=rate or len(times) / end_seconds,
-        clock=clock,
-        fraction_present=_fraction_present(container, stream, kind, packets, end_seconds),
-        num_hidden=len(packets.hidden_ticks),
+        frame_of_packet=frames.frame_of_packet,
+        ticks=np.array(packets.ticks, dtype=np.int64),
+        key_packets=frames.key_packets,
+        key_frames=frames.key_frames,
+        clock=frames.clock,
+        num_joins=frames.num_joins,
+        num_hidden=sum(packets.are_hidden),
+        num_second_fields=packets.num_second_fields,
+        fraction_present=fraction,
+        ends_in_damage=packets.ends_in_damage,
+        promised_end_seconds=max(0.0, end_seconds + promised - present) if promised else 0.0,
+        media_start_seconds=round(max(0.0, first_seconds - player_zero_seconds(container, kind)), 6),
     )
 
 
 class _Packets:
-    """What is kept of the packets of one file. Ticks are in the video stream's time base."""
+    """What is kept of the packets of one video stream, in the order of the file, empty ones left out. Ticks
+    are in the stream's time base."""
 
-    def __init__(self) -> None:
+    def __init__(self, codec: str) -> None:
         # A film has hundreds of thousands of packets: lists would take five times the memory of arrays.
-        self.shown_ticks = array("q")
-        self.hidden_ticks = array("q")
-        self.key_ticks = array("q")
+        self.ticks = array("q")
         self.decode_ticks = array("q")
-        self.num_packets = 0
+        self.are_keys = array("b")
+        self.are_hidden = array("b")
+        self.are_second_fields = array("b")
+        self.are_joins = array("b")  # The clock was set anew before this packet.
+        self.shows_last_reference_last = codec not in _WITH_OWN_TIMES
+        self.num_second_fields = 0
         self.num_of_all = 0  # of sound and the like too
         self.ends_in_damage = False
-        self.num_slots = 0  # packets and empty ones, which repeat a frame (AVI)
-        self.num_without_time = 0
         self.last_duration = 0
-        self.last_shown: int | None = None
         self.end_of_all_seconds = 0.0
+        self._last_shown = NO_TICK
 
-    def add(self, packet: Packet[Any]) -> None:
-        self.num_slots += 1
-        if not packet.size:
-            return
-        self.num_packets += 1
+    def __len__(self) -> int:
+        return len(self.ticks)
+
+    def add(self, packet: Packet[Any], is_second_field: bool, is_join: bool) -> None:
+        tick = NO_TICK if packet.pts is None else packet.pts
+        self.ticks.append(tick)
+        self.decode_ticks.append(tick if packet.dts is None else packet.dts)
+        self.are_keys.append(packet.is_keyframe and not is_second_field)
+        self.are_hidden.append(packet.is_discard)
+        self.are_second_fields.append(is_second_field)
+        self.are_joins.append(is_join)
+        self.num_second_fields += is_second_field
         self.ends_in_damage = packet.is_corrupt
-        tick = packet.pts
-        if packet.dts is not None or tick is not None:
-            self.decode_ticks.append(packet.dts if packet.dts is not None else tick or 0)
-        if tick is None:
-            self.num_without_time += 1
-            return
-        if packet.is_discard:
-            self.hidden_ticks.append(tick)
+        if tick != NO_TICK and (tick >= self._last_shown or is_join):
+            self._last_shown, self.last_duration = tick, packet.duration or 0
+
+
+class _ClockWatch:
+    """Finds where the clock of decoding was set anew, before packets of the video stream.
+
+    A picture may stand for long while sound goes on, so that a jump ahead is one only where no stream has
+    packets in between, and only in containers whose clock is that of a broadcast.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._may_jump = kind in TRANSPORT_CONTAINERS
+        self._last: tuple[float, float] | None = None  # when the last packet is decoded and shown
+        self._latest_of_all = -math.inf
+        self._empty: tuple[float, float] = (0.0, 0.0)  # the last long interval without a packet of any stream
+
+    def is_join(self, packet: Packet[Any], is_video: bool) -> bool:
+        if packet.dts is None or packet.time_base is None:
+            return False
+        decoded = float(packet.dts * packet.time_base)
+        shown = decoded if packet.pts is None else float(packet.pts * packet.time_base)
+        if shown > self._latest_of_all + JUMP_SECONDS:
+            self._empty = (self._latest_of_all, shown)
+        self._latest_of_all = max(self._latest_of_all, shown)
+        if not is_video:
+            return False
+        last, self._last = self._last, (decoded, shown)
+        if last is None:
+            return False
+        step = decoded - last[0]
+        if step < 0:
+            is_join = packet.is_keyframe or step < -REORDER_SECONDS
         else:
-            self.shown_ticks.append(tick)
-        if packet.is_keyframe:
-            self.key_ticks.append(tick)
-        if self.last_shown is None or tick >= self.last_shown:
-            self.last_shown, self.last_duration = tick, packet.duration or 0
+            empty_seconds = min(shown, self._empty[1]) - max(last[1], self._empty[0])
+            is_join = self._may_jump and min(step, empty_seconds) > JUMP_SECONDS
+        if is_join:
+            self._latest_of_all, self._empty = shown, (0.0, 0.0)
+        return is_join
 
 
 def _read_packets(
     container: InputContainer,
     stream: VideoStream,
+    kind: str,
     limits: MediaLimits,
     on_packet: Callable[[Packet[Any]], None],
+    h264: H264Headers | None,
 ) -> _Packets:
-    packets = _Packets()
+    packets, watch = _Packets(stream.codec_context.name), _ClockWatch(kind)
     promised_by_stream = stream.duration is not None or "DURATION" in stream.metadata
+    reads_sound = not promised_by_stream or kind in TRANSPORT_CONTAINERS
     for other in container.streams:
-        # Sound matters only where the header promises a length of the whole file: sound may be what fills it.
-        if other.index != stream.index and (promised_by_stream or other.type != "audio"):
+        # Sound matters only where the header promises a length of the whole file, which sound may be what
+        # fills, and where it shows that the clock goes on.
+        if other.index != stream.index and not (reads_sound and other.type == "audio"):
             other.discard = Discard.all
     try:
         for packet in demux_all(container):
@@ -181,10 +276,15 @@ def _read_packets(
                 shown = packet.pts if packet.pts is not None else packet.dts or 0
                 end = float((shown + (packet.duration or 0)) * packet.time_base)
                 packets.end_of_all_seconds = max(packets.end_of_all_seconds, end)
-            if packet.stream_index != stream.index:
+            is_video = packet.stream_index == stream.index
+            if reads_sound or is_video:
+                is_join = watch.is_join(packet, is_video)
+            if not is_video:
                 continue
-            packets.add(packet)
-            if packets.num_packets > limits.max_frames:
+            if packet.size:
+                is_second = h264 is not None and h264.is_second_field(packet)
+                packets.add(packet, is_second, is_join and not is_second)
+            if len(packets) > limits.max_frames:
                 raise MediaLimitError(f"more than {limits.max_frames} frames")
             on_packet(packet)
     except MemoryError:
@@ -194,26 +294,142 @@ def _read_packets(
     return packets
 
 
-def _fraction_present(
-    container: InputContainer, stream: VideoStream, kind: str, packets: _Packets, end_seconds: float
-) -> float:
-    promised, present, tolerated = 0.0, end_seconds, _MISSING_SECONDS
+@dataclass(frozen=True)
+class _Frames:
+    """The frames that packets hold; the fields are those of `Timeline`.
+
+    first_tick: of the first frame. interval: seconds between two frames, typically.
+    """
+
+    times: NDArray[np.float64]
+    frame_of_packet: NDArray[np.int64]
+    key_packets: NDArray[np.int64]
+    key_frames: NDArray[np.int64]
+    clock: Clock
+    num_joins: int
+    first_tick: int
+    interval: float
+
+
+def _frames_of(packets: _Packets, kind: str, tick_seconds: float, rate: float) -> _Frames:
+    ticks = np.array(packets.ticks, dtype=np.int64)
+    are_second = np.array(packets.are_second_fields, dtype=bool)
+    # A second field belongs to the frame of the packet before it, whatever its own time.
+    firsts = np.flatnonzero(~are_second)
+    packet_of_first = np.cumsum(~are_second) - 1
+    ticks = ticks[firsts]
+    are_shown = ~np.array(packets.are_hidden, dtype=bool)[firsts]
+    if not are_shown.any():
+        are_shown[:] = True
+    are_keys = np.array(packets.are_keys, dtype=bool)[firsts]
+    clock: Clock = "count" if kind == "avi" or (ticks == NO_TICK).any() else "presentation"
+    decode_ticks = np.array(packets.decode_ticks, dtype=np.int64)[firsts]
+    if clock == "count":
+        ticks = decode_ticks
+        are_shown[:] = True
+    starts = np.flatnonzero(np.array(packets.are_joins, dtype=bool)[firsts])
+    runs = np.split(np.arange(len(firsts)), starts[starts > 0])
+    if packets.shows_last_reference_last and clock == "presentation":
+        for run in runs[:-1]:
+            _place_last_reference(ticks[run[0] : run[-1] + 1], decode_ticks[run])
+    frame_of_first = np.full(len(firsts), NO_FRAME, dtype=np.int64)
+    key_frame_of_first = np.zeros(len(firsts), dtype=np.int64)
+    parts: list[NDArray[np.int64]] = []  # the ticks of the frames of each run, from its first
+    num_frames, first_tick = 0, 0
+    for run in runs:
+        shown, places = np.unique(ticks[run][are_shown[run]], return_inverse=True)
+        if not parts and len(shown):
+            first_tick = int(shown[0])
+        frame_of_first[run[are_shown[run]]] = num_frames + places
+        key_frame_of_first[run] = num_frames + np.searchsorted(shown, ticks[run])
+        num_frames += len(shown)
+        if len(shown):
+            parts.append(shown - shown[0])
+    steps = np.concatenate([np.diff(part) for part in parts]) * tick_seconds
+    interval = float(np.median(steps)) if len(steps) else 1 / (rate or 25.0)
+    if clock == "count" and num_frames < len(firsts):
+        # Decoding times are missing or repeated as well: nothing but the frame rate is left.
+        times, interval, first_tick, parts = (
+            np.arange(len(firsts)) / (rate or 25.0),
+            1 / (rate or 25.0),
+            0,
+            parts[:1],
+        )
+    else:
+        times = _continued(parts, tick_seconds, interval)
+    if clock == "count":
+        frame_of_first = np.arange(len(firsts))
+    return _Frames(
+        times=times,
+        frame_of_packet=frame_of_first[packet_of_first],
+        key_packets=firsts[are_keys],
+        key_frames=key_frame_of_first[are_keys],
+        clock=clock,
+        num_joins=len(parts) - 1,
+        first_tick=first_tick,
+        interval=interval,
+    )
+
+
+def _place_last_reference(ticks: NDArray[np.int64], decode_ticks: NDArray[np.int64]) -> None:
+    """Correct the time of the last picture that others refer to before a join, in place.
+
+    Where the file has no time for it, FFmpeg takes that at which the next such picture is decoded, which here
+    is one of another clock. It is shown after all others of its part.
+    """
+    late = np.flatnonzero(ticks > decode_ticks)
+    if len(late) and len(ticks) - late[-1] <= _MOST_BETWEEN_REFERENCES:
+        ticks[late[-1]] = decode_ticks[-1] + int(np.median(np.diff(decode_ticks)))
+
+
+def _continued(parts: list[NDArray[np.int64]], tick_seconds: float, interval: float) -> NDArray[np.float64]:
+    """Seconds of frames whose ticks begin at 0 in each part: each part follows the one before it."""
+    times, start = [], 0.0
+    for part in parts:
+        times.append(start + part * tick_seconds)
+        start = float(times[-1][-1]) + interval
+    return np.concatenate(times)
+
+
+def _promised_and_present(
+    container: InputContainer,
+    stream: VideoStream,
+    kind: str,
+    packets: _Packets,
+    first_seconds: float,
+    end_seconds: float,
+) -> tuple[float, float]:
+    """How many seconds the header promises, and how many are there, counted from the same start; (0, ...)
+    where it promises nothing."""
     if kind == "avi":
-        # FFmpeg shortens the duration of a cut AVI file to what is there, and keeps the promised count.
-        promised, present, tolerated = float(stream.frames), float(packets.num_slots), 0.0
-    elif stream.duration is not None and stream.time_base is not None:
-        promised = float(stream.duration * stream.time_base)
-    elif "DURATION" in stream.metadata:
+        # FFmpeg shortens the duration of a cut AVI file to what is there, and keeps the promised count. Empty
+        # chunks, which repeat a frame, take a tick each; FFmpeg gives no packets of them.
+        tick_seconds = float(stream.time_base or 0)
+        return stream.frames * tick_seconds, (max(packets.decode_ticks) + 1) * tick_seconds
+    if kind in TRANSPORT_CONTAINERS:
+        return 0.0, end_seconds  # What FFmpeg calls their duration is the clock of the last packets.
+    if stream.duration is not None and stream.time_base is not None and kind != "matroska":
+        # Of fragments FFmpeg gives the time at which the last ends.
+        start = first_seconds if kind == "mp4" and not stream.frames else 0.0
+        return float(stream.duration * stream.time_base), end_seconds + start
+    if "DURATION" in stream.metadata:
         promised = _clock_seconds(stream.metadata["DURATION"])
-        present += float((stream.start_time or 0) * (stream.time_base or 0))
-    elif container.duration is not None:
-        promised = container.duration / av.time_base
-        present = packets.end_of_all_seconds
-        if kind != "matroska":  # Its duration is, as most writers have it, the time at which it ends.
-            present -= (container.start_time or 0) / av.time_base
-    if promised - present > max(tolerated, _MISSING_SHARE * promised):
-        return max(0.0, present / promised)
-    return packets.num_packets / (packets.num_packets + 1) if packets.ends_in_damage else 1.0
+        return promised, end_seconds + float((stream.start_time or 0) * (stream.time_base or 0))
+    if container.duration is not None:
+        # Matroska's duration is, as most writers have it, the time at which it ends.
+        start = 0.0 if kind == "matroska" else (container.start_time or 0) / av.time_base
+        end_of_all = max(packets.end_of_all_seconds, first_seconds + end_seconds)
+        return container.duration / av.time_base, end_of_all - start
+    return 0.0, end_seconds
+
+
+def player_zero_seconds(container: InputContainer, kind: str) -> float:
+    """Where the clock of a player of the file is 0, on the file's own clock.
+
+    Chromium, which plays MP4 and Matroska (WebM), keeps their own clock; ffmpeg, mpv and VLC count what else
+    there is from where its earliest stream begins (docs/decisions/0013).
+    """
+    return 0.0 if kind in ("mp4", "matroska") else (container.start_time or 0) / av.time_base
 
 
 def _clock_seconds(text: str) -> float:

@@ -4,16 +4,27 @@ Only the outermost structures are read: sizes that the container promises of its
 ends with. Where it promises nothing (between two packets of MPEG-TS or MPEG-PS, two fragments of MP4, two
 blocks of a Matroska file that was written live), a file that was truncated there looks like one that
 was meant to end there.
+
+A header may promise more than the packets hold of a file that lacks nothing: the last picture of slides stays
+while sound goes on, and a recorder counts the time in which nothing moved. Such a file is whole where it
+proves so.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
+import av.error
+from av.stream import Discard
+
 from indexer.errors import MediaLimitError
+from indexer.media.probing import HEAD_BYTES, MediaLimits, demux_all, open_media, transport_packets
+from indexer.media.timeline import Timeline, player_zero_seconds
 
 _MAX_STRUCTURES: Final = 20_000_000
 """Boxes, pages or packets that are read: of days of film by the usual sizes."""
@@ -29,6 +40,124 @@ _MP4_BOXES: Final = frozenset(
 _MATROSKA_SEGMENT: Final = b"\x18\x53\x80\x67"
 _MATROSKA_CLUSTER: Final = b"\x1f\x43\xb6\x75"
 _ASF_FILE_PROPERTIES: Final = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+
+
+_STILL_SECONDS: Final = 0.5
+"""Sound that ends this much before the promised end still shows that the file goes on to there."""
+
+
+def check_end(path: Path, container: str, timeline: Timeline, limits: MediaLimits) -> Timeline:
+    """The timeline of a file, with what the file itself says of its end.
+
+    Args:
+        path: the file.
+        container: a key of `indexer.media.probing.DEMUXERS`.
+        timeline: as the packets of its video give it.
+        limits: what is refused.
+
+    Returns:
+        One whose `fraction_present` is below 1 where bytes are missing that no packet shows. Where the header
+        promises more than there are packets and the file proves whole, one whose last frame stays up to the
+        promised end.
+
+    Raises:
+        MediaError: it has more parts than a real video has, or is longer than allowed.
+    """
+    fraction = fraction_of_bytes(path, container)
+    if fraction < 1:
+        # The packets of a file that lacks only its end may look like all of them.
+        return timeline if timeline.fraction_present < 1 else replace(timeline, fraction_present=fraction)
+    is_short = timeline.fraction_present < 1 and not timeline.ends_in_damage
+    if not is_short or not _is_proven_whole(path, container, timeline, limits):
+        return timeline
+    return replace(timeline, fraction_present=1.0, end_seconds=round(timeline.promised_end_seconds, 6))
+
+
+def _is_proven_whole(path: Path, container: str, timeline: Timeline, limits: MediaLimits) -> bool:
+    """Whether a file, all of whose promised bytes are there, lacks nothing although its pictures end
+    early."""
+    with path.open("rb") as file, open_media(path, limits) as (media, stream):
+        size_bytes = os.fstat(file.fileno()).st_size
+        if container == "mp4":
+            # The table of all samples is in one box; fragments are known one by one.
+            kinds = _mp4_kinds(file, size_bytes)
+            if b"moov" in kinds and b"moof" not in kinds:
+                return len(timeline.ticks) >= stream.frames
+        elif container == "avi":
+            return _avi_places(file, size_bytes, stream.index) >= stream.frames
+        elif (
+            (container == "matroska" and _has_sized_segment(file))
+            or (container == "asf" and _promised_by_asf(file, size_bytes))
+            or (container == "flv" and _noted_in_flv(file) == size_bytes)
+        ):
+            return True
+        for other in media.streams:
+            if other.type != "audio":
+                other.discard = Discard.all
+        sound_end = 0.0
+        with suppress(av.error.FFmpegError):
+            for packet in demux_all(media):
+                if packet.pts is not None and packet.time_base is not None:
+                    sound_end = max(
+                        sound_end, float((packet.pts + (packet.duration or 0)) * packet.time_base)
+                    )
+        promised = timeline.media_start_seconds + timeline.promised_end_seconds
+        return sound_end - player_zero_seconds(media, container) >= promised - _STILL_SECONDS
+
+
+def _mp4_kinds(file: BinaryIO, size_bytes: int) -> set[bytes]:
+    """The names of the outermost boxes."""
+    kinds, position = set(), 0
+    for _ in range(_MAX_STRUCTURES):
+        header = _read(file, position, 16)
+        box_bytes = int.from_bytes(header[:4], "big")
+        if len(header) < 8 or not box_bytes:
+            break
+        kinds.add(header[4:8])
+        position += max(8, int.from_bytes(header[8:], "big") if box_bytes == 1 else box_bytes)
+    return kinds
+
+
+def _avi_places(file: BinaryIO, size_bytes: int, stream_index: int) -> int:
+    """Chunks of a stream, the empty ones included, which stand for a frame that is shown once more."""
+    position, num_places, prefix = 0, 0, b"%02d" % stream_index
+    for _ in range(_MAX_STRUCTURES):
+        header = _read(file, position, 12)
+        if len(header) < 8:
+            break
+        kind, chunk_bytes = header[:4], int.from_bytes(header[4:8], "little")
+        if kind == b"RIFF" or (kind == b"LIST" and header[8:12] in (b"movi", b"rec ")):
+            position += 12
+            continue
+        num_places += kind[:2] == prefix
+        position += 8 + chunk_bytes + chunk_bytes % 2
+    return num_places
+
+
+def _has_sized_segment(file: BinaryIO) -> bool:
+    """Whether a Matroska file says how long its Segment is: its writer came to its end."""
+    position, kind = 0, b""
+    for _ in range(2):
+        kind, start, content_bytes = _matroska_element(_read(file, position, 12))
+        if content_bytes is None:
+            return False
+        position += start + content_bytes
+    return kind == _MATROSKA_SEGMENT
+
+
+def _matroska_element(header: bytes) -> tuple[bytes, int, int | None]:
+    """(id, where its content starts, bytes of the content) of an element whose first 12 bytes these are, RFC
+    8794; None where the size is not known or the bytes are none of an element."""
+    if not header or not header[0]:
+        return b"", 0, None
+    id_bytes = 9 - header[0].bit_length()
+    kind, digits = header[:id_bytes], header[id_bytes:]
+    length = 9 - digits[0].bit_length() if digits else 9
+    if len(digits) < length or id_bytes > 4:
+        return kind, 0, None
+    ones = (1 << 7 * length) - 1
+    content_bytes = int.from_bytes(digits[:length], "big") & ones
+    return kind, id_bytes + length, None if content_bytes == ones else content_bytes
 
 
 def fraction_of_bytes(path: Path, container: str) -> float:
@@ -125,15 +254,22 @@ def _promised_by_asf(file: BinaryIO, size_bytes: int) -> int:
     return 0 if is_broadcast else int.from_bytes(head[start + 40 : start + 48], "little")
 
 
-def _promised_by_flv(file: BinaryIO, size_bytes: int) -> int:
+def _noted_in_flv(file: BinaryIO) -> int:
+    """The size that writers that can go back note in the script data at the front, an AMF number (type 0,
+    float64); 0 where there is none."""
     head = _read(file, 0, _HEAD_BYTES)
-    # Writers that can go back note the size in the script data at the front: an AMF number (type 0, float64).
     name = b"\x00\x08filesize\x00"
     start = head.find(name)
-    if start >= 0 and len(head) >= start + len(name) + 8:
-        (file_bytes,) = struct.unpack_from(">d", head, start + len(name))
-        if size_bytes < file_bytes < 2**62:
-            return int(file_bytes)
+    if start < 0 or len(head) < start + len(name) + 8:
+        return 0
+    (file_bytes,) = struct.unpack_from(">d", head, start + len(name))
+    return int(file_bytes) if 0 < file_bytes < 2**62 else 0
+
+
+def _promised_by_flv(file: BinaryIO, size_bytes: int) -> int:
+    file_bytes = _noted_in_flv(file)
+    if file_bytes > size_bytes:
+        return file_bytes
     # After each tag stands its length, which leads back to its head.
     if size_bytes < 4:
         return size_bytes + 1
@@ -165,8 +301,8 @@ def _promised_by_ogg(file: BinaryIO, size_bytes: int) -> int:
 
 
 def _promised_by_mpegts(file: BinaryIO, size_bytes: int) -> int:
-    packet_bytes = 192 if _read(file, 0, 1) != b"\x47" else 188
-    return -(-size_bytes // packet_bytes) * packet_bytes
+    first, packet_bytes = transport_packets(_read(file, 0, HEAD_BYTES)) or (0, 188)
+    return first + -(-(size_bytes - first) // packet_bytes) * packet_bytes
 
 
 def _promised_by_mpegps(file: BinaryIO, size_bytes: int) -> int:

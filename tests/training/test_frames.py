@@ -65,7 +65,7 @@ def _constant(num_frames: int, rate: float) -> Timeline:
     """A timeline of constant rate."""
     times = np.arange(num_frames) / rate
     ticks = np.arange(num_frames, dtype=np.int64)
-    return Timeline(times, ticks, ticks[:1], num_frames / rate, rate, "presentation", 1.0, 0)
+    return Timeline(times, num_frames / rate, rate, ticks, ticks, ticks[:1], ticks[:1], "presentation")
 
 
 @pytest.mark.parametrize("golden", SHORT, ids=_name)

@@ -83,7 +83,8 @@ def test_segments_tile_the_video_and_hold_their_times(
     else:
         assert len(bounds) == 1
     for start, end in bounds[:3]:
-        times = sample_times(start, end, sampling)
+        frame_times = np.arange(0, duration + 1, 0.25)
+        times = sample_times(start, end, frame_times, sampling)
         assert 1 <= len(times) <= num_frames
         assert times[0] == start
         assert times == sorted(set(times))
@@ -166,3 +167,40 @@ def test_other_json_is_no_sampling(text: str) -> None:
 def test_a_sampling_out_of_range_is_refused(arguments: dict) -> None:
     with pytest.raises(ValueError):
         Sampling(**arguments)
+
+
+@given(
+    steps=st.lists(st.floats(0.01, 400), min_size=1, max_size=60),
+    still_end=st.floats(0.1, 5000),
+    num_frames=st.integers(1, 12),
+)
+def test_segments_tile_the_video_and_each_but_the_first_begins_a_picture(
+    steps: list[float], still_end: float, num_frames: int
+) -> None:
+    frame_times = np.concatenate([[0.0], np.cumsum(steps)])
+    end = float(frame_times[-1]) + still_end
+    planned = plan_segments(frame_times, end, 25.0, Sampling(num_frames))
+    assert (planned[0].start_seconds, planned[-1].end_seconds) == (0, pytest.approx(end))
+    for one, following in itertools.pairwise(planned):
+        assert one.end_seconds == following.start_seconds
+        assert np.any(
+            (frame_times > following.start_seconds - 0.01) & (frame_times < following.end_seconds + 0.01)
+        )
+    for segment in planned:
+        assert segment.times_seconds[0] == segment.start_seconds
+        assert len(segment.times_seconds) <= num_frames
+
+
+def test_a_still_end_takes_no_samples_from_what_moves() -> None:
+    slides = np.array([0.0, 1.0, 2.0])
+    (planned,) = plan_segments(slides, 600.0, 25.0, Sampling(12))
+    assert set(frame_indices_at(slides, planned.times_seconds).tolist()) == {0, 1, 2}
+    assert (planned.start_seconds, planned.end_seconds) == (0, 600)
+
+
+def test_a_picture_a_minute_gives_a_segment_for_each() -> None:
+    planned = plan_segments(np.arange(20) * 60.0, 1200.0, 1 / 60, Sampling(12))
+    assert [(segment.start_seconds, segment.end_seconds) for segment in planned] == [
+        (60.0 * number, 60.0 * number + 60) for number in range(20)
+    ]
+    assert all(len(segment.times_seconds) == 12 for segment in planned)

@@ -189,7 +189,8 @@ def test_streams_that_appear_while_reading_are_no_error(tmp_path: Path) -> None:
 def test_packets_of_sound_count_towards_the_limit() -> None:
     # Of a container that promises a length only as a whole, all streams are read.
     packet = SimpleNamespace(dts=0, pts=0, size=1, duration=1, time_base=1, stream_index=1)
-    stream = SimpleNamespace(index=0, duration=None, metadata={}, type="video")
+    codec = SimpleNamespace(name="h264")
+    stream = SimpleNamespace(index=0, duration=None, metadata={}, type="video", codec_context=codec)
     container: Any = SimpleNamespace(streams=[stream], demux=lambda: iter([packet] * 11))
     with pytest.raises(MediaLimitError, match="more than 10 packets"):
         read_timeline(container, stream, "flv", MediaLimits(max_packets=10))  # type: ignore[arg-type]

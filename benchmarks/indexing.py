@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from indexer.ingest.manifest import find_videos
-from indexer.store.sqlite.catalog import Catalog
+from indexer.store.store import open_store
 from training.demo_corpus.corpus import write_corpus
 
 MODELS = (
@@ -44,7 +44,7 @@ def measure(folder: Path, model: str) -> dict[str, Any]:
         wall_seconds = time.perf_counter() - started
         if not report.exists():
             raise SystemExit(f"indexing with {model} failed: {' '.join(command)}")
-        with Catalog.open(index) as catalog:
+        with open_store(index) as catalog:
             size_bytes = catalog.size_bytes
         return {
             **json.loads(report.read_text(encoding="utf-8")),

@@ -31,7 +31,7 @@ from synthetic_index import World, draw_segments, make_index
 from indexer.coarse.exact import KindChoice
 from indexer.coarse.index import CoarseIndex
 from indexer.search.searcher import Searcher, SearchQuery
-from indexer.store.sqlite.catalog import Catalog
+from indexer.store.store import open_store
 from model import TextFeatures, XClip
 
 MODEL = "openclip:ViT-B-32-quickgelu/random?seed=0"
@@ -153,9 +153,7 @@ def print_sizes(folder: Path, sizes: list[int]) -> None:
     later = []
     for size in sizes:
         index = folder / str(size)
-        seconds = (
-            f"{make_index(index, XClip.load(MODEL, 'cpu'), MODEL, size):.0f}" if not index.exists() else "-"
-        )
+        seconds = f"{make_index(index, MODEL, size):.0f}" if not index.exists() else "-"
         in_process(save_coarse, index, "auto")
         disk = [sum(path.stat().st_size for path in index.glob(name)) for name in ("catalog*", "coarse*")]
         start = in_process(start_up, index)
@@ -178,7 +176,7 @@ def print_sizes(folder: Path, sizes: list[int]) -> None:
 
 def save_coarse(index: Path, kind: KindChoice) -> dict[str, float]:
     """Build, save; seconds and the highest memory."""
-    with Catalog.open(index) as catalog:
+    with open_store(index) as catalog:
         before = resident_mib()
         forget_peak()
         started = time.perf_counter()
@@ -235,7 +233,7 @@ def ask_coarse(
     index: Path, num_videos: int, kind: KindChoice, right: list[NDArray[np.int64]] | None
 ) -> dict[str, Any]:
     """Open a saved coarse index and ask it with each filter; recall against `right`, where that is given."""
-    with Catalog.open(index) as catalog:
+    with open_store(index) as catalog:
         before = resident_mib()
         started = time.perf_counter()
         coarse = CoarseIndex.open(catalog, kind=kind)

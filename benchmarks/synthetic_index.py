@@ -21,11 +21,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.ingest.encoding import index_facts
-from indexer.media.sampling import Sampling
+from indexer.index import Index
 from indexer.store.records import NewVideo, SegmentRecord
-from indexer.store.sqlite.catalog import Catalog
-from model import XClip
 
 NUM_CLUSTERS = 5_000
 BLOCK = 1_024
@@ -109,7 +106,7 @@ def draw_segments(
 
 
 def make_index(
-    directory: Path, model: XClip, model_spec: str, num_videos: int, seed: int = 0, *, durable: bool = False
+    directory: Path, model_spec: str, num_videos: int, seed: int = 0, *, durable: bool = False
 ) -> float:
     """An index of videos of one segment each, added as the catalog adds them. Returns seconds.
 
@@ -117,19 +114,19 @@ def make_index(
     Every video has metadata to filter by: `shelf` 0 to 99, `even` true or false. durable: wait for the disk
     after each video, as indexing does, or after each block.
     """
-    sampling = Sampling(model.config.num_frames)
-    started = time.perf_counter()
-    with Catalog.open_or_create(directory, index_facts(model, model_spec, sampling)) as catalog:
+    with Index.open_or_create(directory, model_spec, device="cpu") as index:
+        started = time.perf_counter()
+        catalog, config = index.catalog, index.model.config
         number = catalog.num_videos
         for _, segments in draw_segments(
-            num_videos, model.config.num_frames, model.config.embedding_dim, seed, first=number
+            num_videos, config.num_frames, config.embedding_dim, seed, first=number
         ):
             # One wait for the disk a block, or one a video.
             with contextlib.nullcontext() if durable else catalog.transaction() as transaction:
                 for segment in segments:
                     catalog.add_video(_video(number, segment), transaction)
                     number += 1
-    return time.perf_counter() - started
+        return time.perf_counter() - started
 
 
 def _video(number: int, segment: SegmentRecord) -> NewVideo:
@@ -157,12 +154,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--durable", action="store_true", help="Wait for the disk after each video.")
     choices = parser.parse_args()
-    model = XClip.load(choices.model, "cpu")
     with tempfile.TemporaryDirectory() as temporary:
         index = choices.index or Path(temporary) / "index"
-        seconds = make_index(
-            index, model, choices.model, choices.num_videos, choices.seed, durable=choices.durable
-        )
+        seconds = make_index(index, choices.model, choices.num_videos, choices.seed, durable=choices.durable)
     print(f"{choices.num_videos} videos in {seconds:.1f} s, {1e3 * seconds / choices.num_videos:.2f} ms each")
 
 

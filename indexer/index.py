@@ -6,22 +6,23 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 
-from indexer.coarse.index import save_coarse_index
 from indexer.errors import IndexExistsError, IndexNotFoundError, MediaError
 from indexer.ingest.encoding import index_facts, index_fingerprint
 from indexer.ingest.manifest import VideoSource, find_videos
 from indexer.ingest.pipeline import IndexEvent, IndexingPipeline, IndexReport
 from indexer.media.sampling import Sampling
-from indexer.search.searcher import Searcher
 from indexer.search.types import SearchAnswer, SearchQuery
-from indexer.store.sqlite.catalog import Catalog
+from indexer.store.store import Store, create_store, open_store
 from model.features import VideoFeatures
 from model.xclip import XClip
+
+if TYPE_CHECKING:
+    from indexer.search.searcher import Searcher
 
 
 class Index:
@@ -41,7 +42,7 @@ class Index:
     video the model sees.
     """
 
-    def __init__(self, catalog: Catalog, model: XClip) -> None:
+    def __init__(self, catalog: Store[Any], model: XClip) -> None:
         self.catalog = catalog
         self.model = model
         self.sampling = Sampling.from_json(catalog.sampling_json)
@@ -66,7 +67,7 @@ class Index:
         """
         loaded, spec = (model, "") if isinstance(model, XClip) else (XClip.load(model, device), model)
         chosen = Sampling(loaded.config.num_frames, **sampling)  # type: ignore[arg-type]
-        return cls(Catalog.create(directory, index_facts(loaded, absolute_spec(spec), chosen)), loaded)
+        return cls(create_store(directory, index_facts(loaded, absolute_spec(spec), chosen)), loaded)
 
     @classmethod
     def open(
@@ -84,12 +85,12 @@ class Index:
             FingerprintMismatchError: It was made with another model or sampling.
             IndexDamagedError: It is not what was written.
         """
-        with Catalog.open(directory) as catalog:
+        with open_store(directory) as catalog:
             spec, sampling_json = catalog.model_spec, catalog.sampling_json
         loaded = model if isinstance(model, XClip) else XClip.load(model or spec, device)
         if sampling:
             sampling_json = replace(Sampling.from_json(sampling_json), **sampling).to_json()  # type: ignore[arg-type]
-        return cls(Catalog.open(directory, fingerprint=index_fingerprint(loaded, sampling_json)), loaded)
+        return cls(open_store(directory, fingerprint=index_fingerprint(loaded, sampling_json)), loaded)
 
     @classmethod
     def open_or_create(
@@ -116,6 +117,8 @@ class Index:
         if self._searcher is not None:
             self._searcher.close()
         if self._has_grown:
+            from indexer.coarse.index import save_coarse_index
+
             save_coarse_index(self.catalog)
         self.catalog.close()
 
@@ -174,9 +177,13 @@ class Index:
         **options: Any,
     ) -> IndexReport:
         """Add files with their ids, titles and metadata. options: of `IndexingPipeline`."""
-        report = IndexingPipeline(self.catalog, self.model, **options).run(sources, on_event)
+        report = self.pipeline(**options).run(sources, on_event)
         self._has_grown |= report.num_added > 0
         return report
+
+    def pipeline(self, **options: Any) -> IndexingPipeline:
+        """What reads and encodes videos for this index. options: of `IndexingPipeline`."""
+        return IndexingPipeline(self.catalog, self.model, **options)
 
     def delete(self, video_id: str) -> None:
         """Remove a video; its file stays. Raises VideoNotFoundError."""
@@ -192,8 +199,10 @@ class Index:
 
     @property
     def searcher(self) -> Searcher:
-        """The search engine; started by the first search."""
+        """The search engine; started, and FAISS loaded, by the first search."""
         if self._searcher is None:
+            from indexer.search.searcher import Searcher
+
             self._searcher = Searcher(self.catalog.index_directory, self.model)
         return self._searcher
 
@@ -206,7 +215,7 @@ class Index:
         Raises:
             MediaError: It is not a video that can be read.
         """
-        with IndexingPipeline(self.catalog, self.model, num_workers=1).encoder() as encoder:
+        with self.pipeline(num_workers=1).encoder() as encoder:
             records = encoder.encode_file(Path(path), trusted=True).segments
         counts = torch.tensor([record.num_frames for record in records])
         return VideoFeatures(

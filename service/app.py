@@ -21,7 +21,6 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
-from indexer.store.sqlite.jobs import JobQueue
 from service.admission import SearchLimiter
 from service.auth.access import AccessControl, KeyRing
 from service.auth.keys import keys_path
@@ -178,7 +177,7 @@ def _assemble(
         settings=settings,
         searcher=searcher,
         catalog=searcher.catalog,
-        job_queue=JobQueue(searcher.catalog),
+        job_queue=searcher.catalog.jobs,
         media_store=store,
         search_limiter=SearchLimiter(
             settings.num_search_threads, settings.max_waiting_searches, app.state.observe_search

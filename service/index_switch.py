@@ -11,7 +11,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from indexer.errors import FingerprintMismatchError, IndexerError
-from indexer.store.sqlite.connections import Successor
+from indexer.store.records import Successor
 from service.loading import freeze_loaded_objects, log_failure
 from service.state import ReadyService
 

@@ -7,60 +7,50 @@ import logging
 from typing import TYPE_CHECKING
 
 from indexer.errors import IndexerError, IndexNotFoundError
-from indexer.ingest.encoding import index_facts, index_fingerprint
-from indexer.media.sampling import Sampling
 from indexer.search.types import SearchQuery
-from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.generations import index_exists
+from indexer.store.store import store_exists
 from model.errors import ModelError
 from service.settings import Settings
 
 if TYPE_CHECKING:
+    from indexer.index import Index
     from indexer.search.searcher import Searcher
-    from model import XClip
 
 logger = logging.getLogger("xclip_search.service")
 
 
-def load_model(settings: Settings) -> XClip:
-    """The model of an index, or the one of the settings; the index is made where there is none.
+def open_index(settings: Settings) -> Index:
+    """The index of the settings with its model, or the one that they name; made where there is none.
 
     Raises:
         IndexNotFoundError: There is no index and no model to make one with.
         FingerprintMismatchError: Index and model do not belong together.
         ModelError: The model cannot be loaded.
     """
-    from model import XClip
+    from indexer.index import Index
 
-    index_directory, device = settings.index_directory, settings.device
-    if not index_exists(index_directory):
-        model_spec = settings.model or settings.new_index_model
-        if model_spec is None:
-            raise IndexNotFoundError(f"there is no index in {index_directory}, and no model to make one with")
-        model = XClip.load(model_spec, device)
-        sampling = Sampling(num_frames=model.config.num_frames)
-        with Catalog.open_or_create(index_directory, index_facts(model, model_spec, sampling)):
-            logger.info("made an empty index in %s", index_directory)
-        return model
-    with Catalog.open(index_directory) as catalog:
-        spec = settings.model or catalog.model_spec
-        sampling_json = catalog.sampling_json
-    model = XClip.load(spec, device)
-    Catalog.open(index_directory, fingerprint=index_fingerprint(model, sampling_json)).close()
-    return model
+    directory, device = settings.index_directory, settings.device
+    if store_exists(directory):
+        return Index.open(directory, settings.model, device=device)
+    model_spec = settings.model or settings.new_index_model
+    if model_spec is None:
+        raise IndexNotFoundError(f"there is no index in {directory}, and no model to make one with")
+    index = Index.open_or_create(directory, model_spec, device=device)
+    logger.info("made an empty index in %s", directory)
+    return index
 
 
 def load_searcher(settings: Settings) -> Searcher:
-    """A searcher that is ready to answer. Raises as `load_model` does."""
+    """A searcher that is ready to answer. Raises as `open_index` does."""
     from indexer.search.searcher import Searcher
 
-    model = load_model(settings)
-    searcher = Searcher(
-        settings.index_directory,
-        model,
-        coarse_kind=settings.coarse_kind,
-        feature_memory_bytes=settings.feature_memory_bytes,
-    )
+    with open_index(settings) as index:
+        searcher = Searcher(
+            settings.index_directory,
+            index.model,
+            coarse_kind=settings.coarse_kind,
+            feature_memory_bytes=settings.feature_memory_bytes,
+        )
     searcher.catalog.filter_limit_seconds = settings.filter_limit_seconds
     try:
         if settings.warm_up:

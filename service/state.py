@@ -10,14 +10,13 @@ import asyncio
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from indexer.store.records import VideoRecord
-from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.jobs import JobQueue
+from indexer.store.store import Jobs, Store
 from service.admission import SearchLimiter
 from service.derived_media import Previews, Thumbnails
 from service.errors import NotReadyError, may_raise
@@ -42,7 +41,7 @@ MAX_REMEMBERED = 100_000
 class Playability:
     """Answers for one catalog and its files, remembered until the catalog changes. Methods block, briefly."""
 
-    def __init__(self, catalog: Catalog, media_store: MediaStore) -> None:
+    def __init__(self, catalog: Store[Any], media_store: MediaStore) -> None:
         self._catalog = catalog
         self._media_store = media_store
         self._lock = threading.Lock()
@@ -77,8 +76,8 @@ class ReadyService:
 
     settings: Settings
     searcher: Searcher
-    catalog: Catalog
-    job_queue: JobQueue
+    catalog: Store[Any]
+    job_queue: Jobs[Any]
     media_store: MediaStore
     search_limiter: SearchLimiter
     ingest_limiter: CapacityLimiter

@@ -242,10 +242,10 @@ def _find_sources(paths: list[Path], manifest: Path | None) -> tuple[list[VideoS
 
 def _refuse_a_folder_of_videos(directory: Path, sources: list[VideoSource]) -> None:
     """End the command where the files of a new index would lie among the videos."""
-    from indexer.store.sqlite.generations import index_exists
+    from indexer.store.store import store_exists
 
     folders = {source.path.parent for source in sources}
-    if not index_exists(directory) and directory.resolve() in {folder.resolve() for folder in folders}:
+    if not store_exists(directory) and directory.resolve() in {folder.resolve() for folder in folders}:
         stop(
             f"{directory} is a folder of videos, and an index needs one of its own: --index my-index makes it"
         )
@@ -254,9 +254,9 @@ def _refuse_a_folder_of_videos(directory: Path, sources: list[VideoSource]) -> N
 def _open_or_create(
     directory: Path, spec: str | None, new_index_spec: str | None, device: str, sampling: dict[str, float]
 ) -> Index:
-    from indexer.store.sqlite.generations import index_exists
+    from indexer.store.store import store_exists
 
-    if not index_exists(directory):
+    if not store_exists(directory):
         if directory.exists() and not directory.is_dir():
             stop(f"{directory} is not a folder")
         spec = spec or new_index_spec

@@ -199,12 +199,12 @@ def import_command(
     with errors_explained(RESUMES):
         from indexer.coarse.index import save_coarse_index
         from indexer.maintenance.importing import import_index
-        from indexer.store.sqlite.catalog import Catalog
+        from indexer.store.store import open_store
 
         with progress_bars() as on_progress:
             report = import_index(source, index, on_progress=on_progress)
         if report.num_added:
-            with Catalog.open(index) as catalog:
+            with open_store(index) as catalog:
                 save_coarse_index(catalog)
     if as_json:
         typer.echo(json.dumps({**asdict(report), "num_failed": report.num_failed}, indent=2))
@@ -333,10 +333,10 @@ def _load(index: Path, asked: _Encoding, decoding: dict[str, Any]) -> tuple[Inde
     from indexer.ingest.encoding import index_facts
     from indexer.ingest.pipeline import IndexingPipeline
     from indexer.media.sampling import Sampling
-    from indexer.store.sqlite.catalog import Catalog
+    from indexer.store.store import open_store
     from model import XClip
 
-    with Catalog.open(index) as current:
+    with open_store(index) as current:
         spec, sampling = asked.model or current.model_spec, Sampling.from_json(current.sampling_json)
     loaded = XClip.load(spec, asked.device)
     changes: dict[str, Any] = {"num_frames": loaded.config.num_frames}

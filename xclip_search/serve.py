@@ -188,12 +188,12 @@ def _read_settings(**options: object) -> Settings:
 
 def _require_index_or_model(settings: Settings) -> None:
     """End the command where there is no index, and no model to make one with."""
-    from indexer.store.sqlite.generations import index_exists
+    from indexer.store.store import store_exists
 
     if settings.index is None:
         stop(NO_INDEX)
     directory = settings.index_directory
-    if not index_exists(directory) and settings.model is None and settings.new_index_model is None:
+    if not store_exists(directory) and settings.model is None and settings.new_index_model is None:
         stop(
             f"there is no index in {directory}. Make one with: xclip-search index VIDEOS --index {directory} "
             "--model SPEC; or start with an empty one by adding --model SPEC here (--model demo, for example)"
@@ -222,7 +222,7 @@ def add(
     """Make a key and print it. It is shown this once: only its hash is kept."""
     from pydantic import ValidationError
 
-    from indexer.store.sqlite.generations import index_exists
+    from indexer.store.store import store_exists
     from service.auth.keys import KeyNameTakenError, KeysFileError, add_key
 
     if scope not in ("read", "write"):
@@ -239,7 +239,7 @@ def add(
     except OSError as error:
         stop(explain_os_error(error, path), FAILED)
     typer.secho(f"This is the key {name}. Keep it now: it cannot be shown again.", err=True)
-    if index is not None and keys_file is None and not index_exists(path.parent):
+    if index is not None and keys_file is None and not store_exists(path.parent):
         typer.secho(f"note: there is no index in {path.parent} yet", fg="yellow", err=True)
     typer.echo(secret)
 

@@ -104,10 +104,10 @@ def list_videos(
     else:
         with errors_explained():
             from indexer.store.filters import parse_filter
-            from indexer.store.sqlite.catalog import Catalog
+            from indexer.store.store import open_store
 
             chosen = None if conditions is None else parse_filter(conditions)
-            with Catalog.open(directory) as catalog:
+            with open_store(directory) as catalog:
                 videos = [_facts(record) for record in catalog.list_videos(limit, chosen=chosen)]
                 num_videos = catalog.num_videos
     if as_json:
@@ -153,9 +153,9 @@ def delete(
     else:
         with errors_explained():
             from indexer.errors import VideoNotFoundError
-            from indexer.store.sqlite.catalog import Catalog
+            from indexer.store.store import open_store
 
-            with Catalog.open(directory) as catalog:
+            with open_store(directory) as catalog:
                 for video_id in dict.fromkeys(ids):
                     try:
                         catalog.delete_video(video_id)
@@ -199,10 +199,10 @@ def info(
             }  # The rest, a server does not say.
     else:
         with errors_explained():
-            from indexer.store.sqlite.catalog import Catalog
             from indexer.store.sqlite.generations import generations
+            from indexer.store.store import open_store
 
-            with Catalog.open(directory) as catalog:
+            with open_store(directory) as catalog:
                 facts["num_videos"], facts["num_segments"] = catalog.totals()
                 facts |= {
                     "sequence": catalog.sequence,

@@ -42,7 +42,7 @@ from indexer.coarse.exact import (
 from indexer.coarse.snapshots import Snapshot, SnapshotUnusableError, load_snapshot, save_snapshot
 from indexer.errors import ChangesForgottenError, IndexDamagedError
 from indexer.store.records import Change
-from indexer.store.sqlite.catalog import Catalog
+from indexer.store.store import SearchedStore
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +136,7 @@ class CoarseIndex:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: SearchedStore,
         snapshot: Snapshot,
         *,
         kind: KindChoice,
@@ -158,7 +158,7 @@ class CoarseIndex:
     @classmethod
     def open(
         cls,
-        catalog: Catalog,
+        catalog: SearchedStore,
         *,
         kind: KindChoice = "auto",
         max_pending: int = 4096,
@@ -193,7 +193,7 @@ class CoarseIndex:
     @classmethod
     def build(
         cls,
-        catalog: Catalog,
+        catalog: SearchedStore,
         *,
         kind: KindChoice = "auto",
         max_pending: int = 4096,
@@ -415,7 +415,7 @@ def _with_rows(
     return tuple(delta for delta in deltas if len(delta.ids))
 
 
-def make_snapshot(catalog: Catalog, kind: CoarseKind, former: Snapshot | None = None) -> Snapshot:
+def make_snapshot(catalog: SearchedStore, kind: CoarseKind, former: Snapshot | None = None) -> Snapshot:
     """A snapshot of the whole store.
 
     The number of the last change is read first: what changes during the reading may be seen or not, and comes
@@ -448,13 +448,13 @@ def make_snapshot(catalog: Catalog, kind: CoarseKind, former: Snapshot | None = 
     snapshot = Snapshot(kind, index, np.concatenate(all_ids), sequence, token)
     if len(snapshot.ids) != catalog.num_segments and catalog.sequence == sequence:
         raise IndexDamagedError(
-            f"the catalog {catalog.path} is damaged: of its {catalog.num_segments} segments"
+            f"the catalog in {catalog.directory} is damaged: of its {catalog.num_segments} segments"
             f" {len(snapshot.ids)} are found; run verify to learn more"
         )
     return snapshot
 
 
-def save_coarse_index(catalog: Catalog) -> None:
+def save_coarse_index(catalog: SearchedStore) -> None:
     """Save the coarse index, so that the next search or server starts without building it.
 
     A disk that refuses is no error: the next search makes its own.
@@ -470,7 +470,7 @@ def limit_faiss_threads() -> None:
     faiss.omp_set_num_threads(max(1, (os.cpu_count() or 1) // 2))
 
 
-def _sample(catalog: Catalog, size: int) -> NDArray[np.float32]:
+def _sample(catalog: SearchedStore, size: int) -> NDArray[np.float32]:
     """Video features of about `size` segments, float32 [S, D], the same ones for the same store."""
     ids = catalog.segment_ids()
     chosen = np.random.default_rng(_SAMPLE_SEED).choice(ids, min(size, len(ids)), replace=False)
@@ -478,7 +478,7 @@ def _sample(catalog: Catalog, size: int) -> NDArray[np.float32]:
     return vectors
 
 
-def _quick_kind(catalog: Catalog, kind: KindChoice) -> CoarseKind:
+def _quick_kind(catalog: SearchedStore, kind: KindChoice) -> CoarseKind:
     """What to make while searches wait."""
     return "exact" if kind == "auto" else choose_kind(kind, catalog.num_segments)
 

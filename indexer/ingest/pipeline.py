@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from indexer.media.frame_reader import Backend
-    from indexer.store.sqlite.catalog import Catalog
+    from indexer.store.store import Store
     from model import XClip
 
 __all__ = ["IndexEvent", "IndexReport", "IndexingPipeline", "VideoEncoder", "VideoSource"]
@@ -209,7 +209,7 @@ class IndexingPipeline:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Store[Any],
         model: XClip,
         *,
         num_workers: int | None = None,

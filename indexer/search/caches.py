@@ -23,7 +23,7 @@ from torch import Tensor
 from indexer.errors import ChangesForgottenError
 from indexer.store.filters import Filter
 from indexer.store.records import Matches, SegmentFeatures
-from indexer.store.sqlite.catalog import Catalog
+from indexer.store.store import SearchedStore
 from model.features import VideoFeatures
 
 _NOT_HELD = -1
@@ -67,7 +67,7 @@ class ScorableSegments:
 class FeatureCache:
     """Features of the segments of a catalog. Safe to use from several threads."""
 
-    def __init__(self, catalog: Catalog, *, size_bytes: int, device: torch.device) -> None:
+    def __init__(self, catalog: SearchedStore, *, size_bytes: int, device: torch.device) -> None:
         """Start empty.
 
         Args:
@@ -315,7 +315,7 @@ class FilterCache:
     max_filters: how many filters are kept, at 8 bytes a matching segment.
     """
 
-    def __init__(self, catalog: Catalog, max_filters: int = 16) -> None:
+    def __init__(self, catalog: SearchedStore, max_filters: int = 16) -> None:
         self._catalog = catalog
         self._max_filters = max_filters
         self._lock = threading.Lock()

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from indexer.coarse.index import CoarseIndex
 from indexer.search.types import GroupBy, SearchQuery
-from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.connections import raise_if_cancelled
+from indexer.store.store import SearchedStore
 from model.score_names import SCORE_NAMES
 
 CoarseHits = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -94,7 +94,7 @@ class CoarseOrder:
     def __init__(
         self,
         index: CoarseIndex,
-        catalog: Catalog,
+        catalog: SearchedStore,
         vector: NDArray[np.float32],
         allowed: NDArray[np.int64] | None,
         scale: float,

@@ -21,8 +21,8 @@ from indexer.search.types import (
     Segment,
 )
 from indexer.store.records import SegmentInfo, VideoRecord
-from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.connections import raise_if_cancelled
+from indexer.store.store import SearchedStore
 from model.features import TextFeatures
 from model.score_names import SCORE_NAMES
 
@@ -52,7 +52,7 @@ class Page:
         return [info.frame_times for info, _ in self.records]
 
 
-def read_page(ordered: ScoredSegments, page: slice, catalog: Catalog, features: FeatureCache) -> Page:
+def read_page(ordered: ScoredSegments, page: slice, catalog: SearchedStore, features: FeatureCache) -> Page:
     """What the catalog says about the results of a page; those deleted by now are replaced by the next."""
     has_gaps = False
     while True:

@@ -13,8 +13,8 @@ from indexer.search.caches import FeatureCache, ScorableSegments
 from indexer.search.ordering import ScoredSegments, best
 from indexer.search.results import Page, best_moments, make_results, read_page
 from indexer.search.types import Moment, SimilarAnswer
-from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.connections import raise_if_cancelled
+from indexer.store.store import SearchedStore
 from model.score_names import SCORE_NAMES
 
 MAX_ASKED_SEGMENTS: Final = 16
@@ -25,7 +25,7 @@ SPARE_SEGMENTS: Final = 32
 
 
 def find_similar(
-    catalog: Catalog,
+    catalog: SearchedStore,
     index: CoarseIndex,
     features: FeatureCache,
     video_id: str,
@@ -58,7 +58,7 @@ def find_similar(
 
 
 def _nearest_videos(
-    catalog: Catalog,
+    catalog: SearchedStore,
     index: CoarseIndex,
     own: ScorableSegments,
     own_ids: NDArray[np.int64],
@@ -83,7 +83,7 @@ def _nearest_videos(
 
 
 def _nearest_segments(
-    catalog: Catalog,
+    catalog: SearchedStore,
     products: NDArray[np.float32],
     segment_ids: NDArray[np.int64],
     own_ids: NDArray[np.int64],

@@ -25,8 +25,8 @@ from indexer.search.types import (
     check_text,
 )
 from indexer.store.records import SegmentInfo
-from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.connections import raise_if_cancelled
+from indexer.store.store import SearchedStore
 from model.features import TextFeatures
 from model.score_names import SCORE_NAMES
 
@@ -40,7 +40,7 @@ _SEGMENTS_AT_ONCE: Final = 256
 
 def rank_texts(
     model: XClip,
-    catalog: Catalog,
+    catalog: SearchedStore,
     features: FeatureCache,
     video_id: str,
     texts: Sequence[str],

@@ -231,6 +231,19 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Successor:
+    """The generation that takes the changes instead of this one.
+
+    Attributes:
+        generation: its number.
+        epoch: higher with each switch of an index; 0 in a generation that has yet to become the current one.
+    """
+
+    generation: int
+    epoch: int
+
+
+@dataclass(frozen=True)
 class StoreState:
     """The store at one moment.
 

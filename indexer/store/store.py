@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +33,11 @@ from indexer.store.records import (
     SegmentFeatures,
     SegmentInfo,
     StoreState,
+    Successor,
     VideoRecord,
 )
 from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.generations import index_exists
 
 if TYPE_CHECKING:
     from indexer.store.sqlite import connections, files, jobs
@@ -45,6 +48,36 @@ Transaction = TypeVar("Transaction")
 JobTransaction = TypeVar("JobTransaction", contravariant=True)
 
 SegmentIds = Sequence[int] | NDArray[np.int64]
+
+
+class Described(Protocol):
+    """What an index is and holds, and where it lies on this machine.
+
+    index_directory: of files that belong to all generations. directory: of what is derived from this one.
+    """
+
+    facts: IndexFacts
+    created_at: float
+    generation: int
+    index_directory: Path
+    directory: Path
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def model_spec(self) -> str: ...
+    @property
+    def embedding_dim(self) -> int: ...
+    @property
+    def num_frames(self) -> int: ...
+    @property
+    def sampling_json(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def num_videos(self) -> int: ...
+    @property
+    def num_segments(self) -> int: ...
 
 
 class VideoStore(Protocol[Transaction]):
@@ -100,6 +133,8 @@ class SegmentStore(Protocol):
 class ChangeLog(Protocol):
     """What has changed, under numbers that any process can follow."""
 
+    @property
+    def sequence(self) -> int: ...
     def state(self, since: int | None = None, limit: int = 10_000) -> StoreState: ...
     def changes_since(self, sequence: int, limit: int = 10_000) -> list[Change]: ...
     def change_token(self, sequence: int) -> str | None: ...
@@ -110,16 +145,38 @@ class Maintained(Protocol):
     """What maintenance asks: a copy of one moment, and what is damaged."""
 
     def copy_to(self, target: Path) -> None: ...
+    def check_records(self) -> None: ...
     def damages(self, on_progress: Callable[[int], None]) -> Iterator[Damage]: ...
 
 
-class Store(VideoStore[Transaction], SegmentStore, ChangeLog, Maintained, Protocol[Transaction]):
-    """The truth about an index. Safe to use from several threads."""
+class Generations(Protocol):
+    """Which generation of the index is the current one."""
 
-    facts: IndexFacts
+    @property
+    def superseded_by(self) -> Successor | None: ...
+    def ids_in_other_generations(self, video_ids: Sequence[str]) -> set[str]: ...
 
+
+class SearchedStore(Described, SegmentStore, ChangeLog, Protocol):
+    """What searches and the coarse index read.
+
+    filter_limit_seconds: how long it may take to find what a filter matches.
+    """
+
+    filter_limit_seconds: float
+
+
+class Store(SearchedStore, VideoStore[Transaction], Generations, Maintained, Protocol[Transaction]):
+    """The truth about an index. Safe to use from several threads; a context manager that closes it."""
+
+    @property
+    def jobs(self) -> Jobs[Transaction]: ...
     def repair(self, transaction: Transaction) -> None: ...
     def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class Jobs(Protocol[JobTransaction]):
@@ -145,7 +202,12 @@ class Jobs(Protocol[JobTransaction]):
         self, job_id: str, reason: str, failure: FailureReason, *, attempt: int | None = None
     ) -> Job: ...
     def release(self, job_id: str, *, attempt: int | None = None) -> Job: ...
-    def requeue_expired(self) -> int: ...
+    def put_back_fetched(self, job_id: str, content_sha256: str, *, attempt: int | None = None) -> Job: ...
+    def has_capacity(self, max_queued: int) -> bool: ...
+    def counts(self) -> dict[JobState, int]: ...
+    def failure_counts(self) -> dict[FailureReason, int]: ...
+    def ended_sources(self, paths: Sequence[Path]) -> list[Path]: ...
+    def forget_ended(self, before: float) -> int: ...
 
 
 class Files(Protocol[JobTransaction]):
@@ -167,7 +229,7 @@ class KeptOutContent(Protocol[JobTransaction]):
     def let_in(self, content_sha256: str) -> bool: ...
 
 
-def open_store(address: str | Path, *, fingerprint: str | None = None) -> Catalog:
+def open_store(address: str | Path, *, fingerprint: str | None = None) -> Store[Any]:
     """Open the store at an address.
 
     Args:
@@ -185,10 +247,24 @@ def open_store(address: str | Path, *, fingerprint: str | None = None) -> Catalo
         ...
         indexer.errors.IndexNotFoundError: an index lies in a directory; postgresql:// is not supported
     """
+    return Catalog.open(_directory(address), fingerprint=fingerprint)
+
+
+def create_store(address: str | Path, facts: IndexFacts) -> Store[Any]:
+    """Make an empty store at an address. Raises IndexExistsError, and what `open_store` raises."""
+    return Catalog.create(_directory(address), facts)
+
+
+def store_exists(address: str | Path) -> bool:
+    """Whether there is an index at an address, without opening it."""
+    return index_exists(_directory(address))
+
+
+def _directory(address: str | Path) -> Path:
     scheme = re.match(r"[a-z][a-z0-9+.-]+://", str(address)) if isinstance(address, str) else None
     if scheme is not None:
         raise IndexNotFoundError(f"an index lies in a directory; {scheme.group()} is not supported")
-    return Catalog.open(address, fingerprint=fingerprint)
+    return Path(address)
 
 
 if TYPE_CHECKING:  # The SQLite store is one.

@@ -21,14 +21,14 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from indexer.errors import IndexerError
 from indexer.ingest.video_files import MEDIA_FOLDER, local_path
 from indexer.media.probing import file_extension
 from indexer.store.job import Job
 from indexer.store.records import VideoRecord
-from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.jobs import JobQueue
+from indexer.store.store import Jobs, Store
 from model.atomic_files import fsync_directory
 
 CONTENT_TYPES = {
@@ -181,7 +181,7 @@ def _is_inside(path: Path, roots: Sequence[Path]) -> bool:
     return any(path.is_relative_to(root) for root in roots)
 
 
-def discard_upload(job: Job, media_store: MediaStore, catalog: Catalog) -> None:
+def discard_upload(job: Job, media_store: MediaStore, catalog: Store[Any]) -> None:
     """Delete the upload of a job that has ended, wherever it lies, unless it is a video's file now."""
     if not job.delete_source:
         return
@@ -190,7 +190,7 @@ def discard_upload(job: Job, media_store: MediaStore, catalog: Catalog) -> None:
         media_store.remove(job.video_id)
 
 
-def delete_orphans(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue) -> int:
+def delete_orphans(media_store: MediaStore, catalog: Store[Any], job_queue: Jobs[Any]) -> int:
     """Delete uploads of jobs that have ended or were never made, and accepted files of no video of any
     generation.
 
@@ -213,7 +213,7 @@ def delete_orphans(media_store: MediaStore, catalog: Catalog, job_queue: JobQueu
     return 0
 
 
-def _delete_orphans(media_store: MediaStore, catalog: Catalog, job_queue: JobQueue) -> int:
+def _delete_orphans(media_store: MediaStore, catalog: Store[Any], job_queue: Jobs[Any]) -> int:
     # A worker may have died between the end of a job and the deletion of its upload. The job says so: no need
     # to wait until the file is stale.
     orphans = job_queue.ended_sources(list(media_store.uploads_directory.glob("*")))

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 from indexer.errors import (
     DecoderDiedError,
@@ -20,8 +21,7 @@ from indexer.errors import (
     MediaError,
 )
 from indexer.store.job import FailureReason, Job
-from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.jobs import JobQueue
+from indexer.store.store import Jobs, Store
 from service.ingest.media_store import FULL_DISK_ERRORS, MediaStore, discard_upload
 
 logger = logging.getLogger("xclip_search.worker")
@@ -44,7 +44,7 @@ def worker_name() -> str:
 class JobOutcomes:
     """Records how leased jobs fail, and deletes their files."""
 
-    def __init__(self, queue: JobQueue, media_store: MediaStore, catalog: Catalog) -> None:
+    def __init__(self, queue: Jobs[Any], media_store: MediaStore, catalog: Store[Any]) -> None:
         self._queue = queue
         self._store = media_store
         self._catalog = catalog

@@ -29,8 +29,7 @@ from indexer.errors import (
 )
 from indexer.store.job import FailureReason, Job
 from indexer.store.records import NewVideo
-from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.jobs import JobQueue
+from indexer.store.store import Store
 from service.ingest.media_store import MediaStore, delete_orphans
 from service.ingest.outcomes import (
     UNWRITABLE,
@@ -65,11 +64,11 @@ class Worker:
     """Processes the jobs of one index, one at a time, until it is stopped."""
 
     def __init__(
-        self, settings: Settings, catalog: Catalog, media_store: MediaStore, read_video: ReadVideo
+        self, settings: Settings, catalog: Store[Any], media_store: MediaStore, read_video: ReadVideo
     ) -> None:
         self._settings = settings
         self._catalog = catalog
-        self._queue = JobQueue(catalog)
+        self._queue = catalog.jobs
         self._store = media_store
         self._read_video = read_video
         self._outcomes = JobOutcomes(self._queue, media_store, catalog)
@@ -218,7 +217,7 @@ class Worker:
 
 
 def fetching_where_on(
-    settings: Settings, catalog: Catalog, media_store: MediaStore, stop: threading.Event
+    settings: Settings, catalog: Store[Any], media_store: MediaStore, stop: threading.Event
 ) -> contextlib.AbstractContextManager[None]:
     """Fetch from the web in other threads for as long as the context lasts, where that is switched on."""
     if not settings.url_ingest:
@@ -270,24 +269,22 @@ def _work_on_current(settings: Settings, stop: threading.Event, ready: threading
 
     ready: set when all is loaded.
     """
-    from indexer.ingest.pipeline import IndexingPipeline
-    from service.loading import load_model
+    from service.loading import open_index
 
-    model = load_model(settings)
-    ready.set()
-    store = MediaStore(settings.index_directory)
-    store.prepare()
-    with (
-        Catalog.open(settings.index_directory) as catalog,
-        IndexingPipeline(
-            catalog,
-            model,
+    with open_index(settings) as index:
+        ready.set()
+        store = MediaStore(settings.index_directory)
+        store.prepare()
+        pipeline = index.pipeline(
             num_workers=1,
             batch_size=SEGMENTS_AT_ONCE,
             decode_timeout_seconds=settings.decode_timeout_seconds,
-        ).encoder() as encoder,
-    ):
-        logger.info("ready for jobs")
-        with contextlib.suppress(IndexSupersededError), fetching_where_on(settings, catalog, store, stop):
-            Worker(settings, catalog, store, encoder.encode_file).run(stop)
-        return catalog.superseded_by is not None
+        )
+        with pipeline.encoder() as encoder:
+            logger.info("ready for jobs")
+            with (
+                contextlib.suppress(IndexSupersededError),
+                fetching_where_on(settings, index.catalog, store, stop),
+            ):
+                Worker(settings, index.catalog, store, encoder.encode_file).run(stop)
+        return index.catalog.superseded_by is not None

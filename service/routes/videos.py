@@ -10,7 +10,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 
 from indexer.store.records import VideoRecord
-from indexer.store.sqlite.catalog import Catalog
+from indexer.store.store import Store
 from service.auth.access import READ, WRITE
 from service.errors import (
     FilterTooCostlyError,
@@ -134,12 +134,12 @@ def to_video_answer(record: VideoRecord, playable: bool, root_path: str) -> Vide
     )
 
 
-def _to_cursor(catalog: Catalog, sequence: int) -> int:
+def _to_cursor(catalog: Store[Any], sequence: int) -> int:
     """`next` of a list: the change that added its last video, and the generation in which it did so."""
     return (catalog.generation - 1) * _NUMBERS_OF_ONE + sequence
 
 
-def _from_cursor(catalog: Catalog, cursor: int | None) -> int | None:
+def _from_cursor(catalog: Store[Any], cursor: int | None) -> int | None:
     """The number of the change. Raises InvalidCursorError where the cursor is of another generation: the same
     numbers are of other videos there."""
     if cursor is None:

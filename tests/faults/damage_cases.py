@@ -38,9 +38,9 @@ from indexer.maintenance.backup import backup, restore
 from indexer.maintenance.verification import verify
 from indexer.search.caches import FilterCache
 from indexer.store.filters import parse_filter
+from indexer.store.records import Successor
 from indexer.store.sqlite import integrity
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.connections import Successor
 from indexer.store.sqlite.generations import name_generation
 from tests.support.catalog_builders import FINGERPRINT, add_video, create_catalog, make_segment, sha256_of
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +124,13 @@ def test_a_spec_that_is_a_path_is_kept_whole(tmp_path: Path, monkeypatch: pytest
     assert absolute_spec("model") == str(tmp_path / "model")
     for named in ("demo", "openclip:ViT-B-32/openai", "hf-hub:me/films", "no such file", ""):
         assert absolute_spec(named) == named
+
+
+def test_an_index_that_is_not_searched_loads_no_faiss(directory: Path) -> None:
+    """A worker opens an index, checks its model and encodes, all without FAISS."""
+    code = (
+        "import sys\nfrom indexer.index import Index\n"
+        f"with Index.open({str(directory)!r}, device='cpu') as index:\n    index.pipeline()\n"
+        "assert 'faiss' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

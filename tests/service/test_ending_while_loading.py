@@ -51,11 +51,11 @@ from service import loading
 from service.settings import Settings
 from service.ingest.worker import run_worker
 
-def load_model(*values, **options):
+def open_index(*values, **options):
     print("loading", flush=True)
     time.sleep(600)
 
-loading.load_model = load_model
+loading.open_index = open_index
 sys.exit(run_worker(Settings(index=Path(sys.argv[1]))))
 """
 """A worker whose model takes ten minutes to load."""

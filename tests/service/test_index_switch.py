@@ -15,9 +15,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from indexer.errors import FingerprintMismatchError, IndexBusyError, IndexSupersededError, MediaError
-from indexer.store.records import IndexFacts, NewVideo
+from indexer.store.records import IndexFacts, NewVideo, Successor
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.connections import Successor
 from indexer.store.sqlite.generations import name_generation
 from indexer.store.sqlite.jobs import JobQueue
 from service import app as application

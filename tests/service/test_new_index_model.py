@@ -11,7 +11,7 @@ from indexer.errors import FingerprintMismatchError, IndexNotFoundError
 from indexer.ingest.encoding import index_fingerprint
 from indexer.store.sqlite.catalog import Catalog
 from model import XClip, XClipConfig
-from service.loading import load_model
+from service.loading import open_index
 from service.settings import Settings
 from tests.support.video_files import write_coloured_video
 from xclip_search.index import app
@@ -36,14 +36,14 @@ def test_a_server_makes_a_new_index_with_it_and_serves_an_old_one_with_its_own(
 ) -> None:
     index = tmp_path / "index"
     with pytest.raises(IndexNotFoundError):
-        load_model(Settings(index=index, device="cpu"))
-    load_model(Settings(index=index, device="cpu", new_index_model=str(model_directory)))
+        open_index(Settings(index=index, device="cpu"))
+    open_index(Settings(index=index, device="cpu", new_index_model=str(model_directory))).close()
     made = fingerprint_of(index)
-    model = load_model(Settings(index=index, device="cpu", new_index_model=str(other_model)))
-    with Catalog.open(index) as catalog:
-        assert index_fingerprint(model, catalog.sampling_json) == made == catalog.fingerprint
+    with open_index(Settings(index=index, device="cpu", new_index_model=str(other_model))) as opened:
+        catalog = opened.catalog
+        assert index_fingerprint(opened.model, catalog.sampling_json) == made == catalog.fingerprint
     with pytest.raises(FingerprintMismatchError):
-        load_model(
+        open_index(
             Settings(index=index, model=str(other_model), device="cpu", new_index_model=str(model_directory))
         )
 

@@ -43,6 +43,7 @@ from indexer.store.records import (
     SegmentInfo,
     SegmentRecord,
     StoreState,
+    Successor,
     VideoRecord,
     check_count,
     check_number,
@@ -66,7 +67,6 @@ from indexer.store.sqlite.changes import (
 from indexer.store.sqlite.connections import (
     ConnectionPool,
     PinnedConnection,
-    Successor,
     Transaction,
     checksum_of_row,
     read_successor,
@@ -84,6 +84,7 @@ from indexer.store.sqlite.generations import (
     named_generation,
 )
 from indexer.store.sqlite.integrity import check_structure, inconsistencies, is_checked
+from indexer.store.sqlite.jobs import JobQueue
 from indexer.store.sqlite.schema import (
     CATALOG_FILE,
     check_facts,
@@ -349,6 +350,11 @@ class Catalog:
         """Size of the file on disk, with the part of it that is still in the write-ahead log."""
         log = self.path.with_name(f"{self.path.name}-wal")
         return self.path.stat().st_size + (log.stat().st_size if log.exists() else 0)
+
+    @property
+    def jobs(self) -> JobQueue:
+        """The requests to add videos to this index."""
+        return JobQueue(self)
 
     # Generations
 

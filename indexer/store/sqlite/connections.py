@@ -3,9 +3,10 @@
 A connection is used by one thread at a time. A thread cannot be ended from outside: who may want its work to
 end wraps it in `cancellable(event)`; the work calls `raise_if_cancelled` between its blocks, and a statement
 under way is ended. A transaction that changes something first looks whether another generation of the index
-has taken over (`indexer.store.sqlite.generations`). SQLite checks its own
-pages, but not what a row says: each row has a checksum, so that a byte that changes on a disk is noticed
-where the row is read, and by `verify`, instead of being searched with or shown.
+has taken over (`indexer.store.sqlite.generations`).
+
+SQLite checks its own pages, but not what a row says: each row has a checksum, so that a byte that changes on
+a disk is noticed where the row is read, and by `verify`, instead of being searched with or shown.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from indexer.errors import (
     SearchCancelledError,
 )
 from indexer.store.filters import is_within
+from indexer.store.records import Successor
 from indexer.store.text import folded, is_below, plain_uri
 
 CONTAINS, IS_BELOW, IS_WITHIN = "xclip_contains", "xclip_is_below", "xclip_is_within"
@@ -378,19 +380,6 @@ def checksum_of_blob(
 
 
 # The generation that came after this one
-
-
-@dataclass(frozen=True)
-class Successor:
-    """The generation that takes the changes instead of this one.
-
-    Attributes:
-        generation: its number.
-        epoch: higher with each switch of an index; 0 in a generation that has yet to become the current one.
-    """
-
-    generation: int
-    epoch: int
 
 
 def read_successor(connection: sqlite3.Connection) -> Successor | None:

@@ -28,7 +28,7 @@ from typing import Final
 
 from indexer.atomic_files import sha256_of_json
 from indexer.errors import IndexBusyError, IndexDamagedError, IndexNotFoundError
-from indexer.store.sqlite.connections import Successor
+from indexer.store.records import Successor
 from indexer.store.sqlite.schema import CATALOG_FILE
 from model.atomic_files import write_atomically
 

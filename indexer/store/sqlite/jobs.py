@@ -17,7 +17,7 @@ import sqlite3
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from indexer.errors import (
     DuplicateIdError,
@@ -29,8 +29,10 @@ from indexer.errors import (
 )
 from indexer.store.job import JOB_STATES, Admission, FailureReason, Job, JobState, NewJob
 from indexer.store.records import check_sha256, check_text, check_video_id, metadata_to_json
-from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.connections import Transaction, checksum_of_row
+
+if TYPE_CHECKING:
+    from indexer.store.sqlite.catalog import Catalog
 
 MAX_ATTEMPTS: Final = 3
 GAVE_UP_REASON: Final = f"processing was started {MAX_ATTEMPTS} times and never came to an end"
@@ -153,11 +155,6 @@ class JobQueue:
                 )
             )
         return {reason: found.get(reason, 0) for reason in FailureReason}
-
-    def find_open(self, content_sha256: str) -> Job | None:
-        """A queued or running job for a file with these bytes, or None."""
-        with self._connections.reading() as connection:
-            return _find_open(connection, "content_sha256 = ?", content_sha256)
 
     def ended_sources(self, paths: Sequence[Path]) -> list[Path]:
         """Those of `paths` that were uploads of jobs which have ended: they are not needed any more."""
@@ -319,14 +316,6 @@ class JobQueue:
             _put_back(connection, job_id)
             _change_job(connection, job_id, content_sha256=check_sha256(content_sha256))
             return _read_job(connection, job_id)
-
-    def requeue_expired(self) -> int:
-        """Put jobs with an expired lease back, or fail them after MAX_ATTEMPTS; returns how many changed.
-
-        `lease` does this too; this is for an index whose only worker has died.
-        """
-        with self._connections.transaction() as connection:
-            return _requeue_expired(connection, self._clock())
 
     # For maintenance
 

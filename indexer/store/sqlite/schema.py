@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from indexer.errors import IndexDamagedError, IndexExistsError, IndexVersionError
-from indexer.store.records import IndexFacts
+from indexer.store.records import IndexFacts, Successor
 from indexer.store.sqlite.connections import (
     NO_CHECKSUM,
-    Successor,
     checksum_of_row,
     translated,
     write_successor,

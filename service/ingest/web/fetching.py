@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from indexer.errors import (
     IndexSupersededError,
@@ -18,8 +19,7 @@ from indexer.errors import (
     LeaseLostError,
 )
 from indexer.store.job import FailureReason, Job
-from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.jobs import JobQueue
+from indexer.store.store import Store
 from model.atomic_files import fsync_directory
 from service.ingest.media_store import MediaStore, unfinished_download
 from service.ingest.outcomes import (
@@ -50,12 +50,12 @@ class Fetcher:
     """Downloads the files of one job after the other until it is stopped. fetch: replaced in tests."""
 
     def __init__(
-        self, settings: Settings, catalog: Catalog, media_store: MediaStore, fetch: Fetch = download
+        self, settings: Settings, catalog: Store[Any], media_store: MediaStore, fetch: Fetch = download
     ) -> None:
         self._settings = settings
         self._rules = DownloadRules.of(settings)
         self._catalog = catalog
-        self._queue = JobQueue(catalog)
+        self._queue = catalog.jobs
         self._store = media_store
         self._fetch = fetch
         self._outcomes = JobOutcomes(self._queue, media_store, catalog)
@@ -120,7 +120,7 @@ class Fetcher:
 
 @contextlib.contextmanager
 def fetching(
-    settings: Settings, catalog: Catalog, media_store: MediaStore, stop: threading.Event
+    settings: Settings, catalog: Store[Any], media_store: MediaStore, stop: threading.Event
 ) -> Iterator[None]:
     """Run `settings.num_url_downloads` threads that fetch, for as long as the context is open.
 

@@ -18,8 +18,9 @@ from indexer.errors import (
     IndexSupersededError,
 )
 from indexer.maintenance.verification import rebuild, verify
+from indexer.store.records import Successor
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.connections import Successor, write_successor
+from indexer.store.sqlite.connections import write_successor
 from indexer.store.sqlite.generations import (
     POINTER_FILE,
     generations,
@@ -102,7 +103,6 @@ WRITINGS: dict[str, Callable[[Catalog], Any]] = {
     "update": lambda catalog: catalog.update_video("video-1", title="x"),
     "forget": lambda catalog: catalog.forget_changes(1),
     "enqueue": lambda catalog: enqueue(JobQueue(catalog), None, "/x"),
-    "requeue": lambda catalog: JobQueue(catalog).requeue_expired(),
 }
 
 

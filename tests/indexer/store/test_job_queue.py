@@ -77,7 +77,7 @@ def test_a_job_lives_from_queued_over_running_to_done(queue, clock):
         "u",
         True,
     )
-    assert queue.find_open(sha256_of(1)) == queue.get(queued.id) == queued and not queued.ended
+    assert queue.list_jobs(state="queued") == [queue.get(queued.id)] == [queued] and not queued.ended
     clock.now = 1001.0
     running = queue.lease("worker", 30.0)
     assert (running.id, running.state, running.attempts) == (queued.id, "running", 1)
@@ -85,7 +85,6 @@ def test_a_job_lives_from_queued_over_running_to_done(queue, clock):
     clock.now = 1005.0
     done = queue.finish(queued.id, "video-1")
     assert (done.state, done.finished_at, done.reason, done.ended) == ("done", 1005.0, None, True)
-    assert queue.find_open(sha256_of(1)) is None
     assert queue.lease("worker", 30.0) is None
 
 
@@ -128,7 +127,7 @@ def test_an_expired_job_is_tried_three_times_behind_the_others(queue, clock):
     bad, good = enqueue(queue, None, "/bad"), enqueue(queue, None, "/good")
     assert queue.lease("a", 30.0).id == bad.id
     clock.now += 29.0
-    assert queue.requeue_expired() == 0
+    assert queue.lease("fetching", 30.0, unfetched=True) is None and queue.get(bad.id).state == "running"
     clock.now += 1.0
     assert queue.lease("b", 1000.0).id == good.id, "one that kills its workers does not block the rest"
     assert queue.get(bad.id).state == "queued" and queue.get(bad.id).worker_name is None
@@ -141,20 +140,13 @@ def test_an_expired_job_is_tried_three_times_behind_the_others(queue, clock):
     assert queue.counts() == {"queued": 0, "running": 1, "done": 0, "failed": 1}
 
 
-def test_expired_jobs_come_back_without_a_worker_too(queue, clock):
-    job = enqueue(queue, None, "/a")
-    queue.lease("a", 30.0)
-    clock.now += 31.0
-    assert queue.requeue_expired() == 1 and queue.get(job.id).state == "queued"
-
-
 def test_a_heartbeat_keeps_the_lease(queue, clock):
     job = enqueue(queue, None, "/a")
     queue.lease("a", 30.0)
     for _ in range(5):
         clock.now += 25.0
         queue.heartbeat(job.id, 30.0)
-    assert queue.requeue_expired() == 0 and queue.get(job.id).attempts == 1
+    assert queue.lease("b", 30.0) is None and queue.get(job.id).attempts == 1
 
 
 def test_a_worker_thought_dead_cannot_touch_what_another_leased(queue, catalog, clock, segment):
@@ -228,7 +220,7 @@ def test_a_cancel_ends_what_has_not_ended_and_is_final(queue, clock, bring_about
     cancelled = queue.cancel(job.id)
     assert (cancelled.state, cancelled.reason, cancelled.ended) == (state, reason, True)
     clock.now += 100
-    assert queue.requeue_expired() == 0 and queue.lease("b", 30.0) is None
+    assert queue.lease("b", 30.0) is None
     assert queue.get(job.id) == cancelled
 
 
@@ -237,7 +229,7 @@ def test_a_job_whose_lease_expired_can_be_cancelled_before_anyone_takes_it(queue
     queue.lease("a", 30.0)
     clock.now += 31
     assert queue.cancel(job.id).state == "failed"
-    assert queue.requeue_expired() == 0 and queue.lease("b", 30.0) is None
+    assert queue.lease("b", 30.0) is None
 
 
 def test_a_cancel_and_the_end_at_the_same_moment_have_one_outcome(queue, catalog, segment):

@@ -499,12 +499,12 @@ def test_a_real_worker_killed_while_it_decodes_takes_its_decoder_along_and_the_n
     import torch
 
     from model import XClip, XClipConfig
-    from service.loading import load_model
+    from service.loading import open_index
 
     torch.manual_seed(0)
     XClip(XClipConfig.tiny()).eval().save(tmp_path / "model")
     index = tmp_path / "index"
-    load_model(Settings(index=index, model=str(tmp_path / "model"), device="cpu"))
+    open_index(Settings(index=index, model=str(tmp_path / "model"), device="cpu")).close()
     film = write_numbered_video(tmp_path / "film.mp4", 900, rate=1, codec="mpeg4")
     store = MediaStore(index)
     store.prepare()

@@ -496,9 +496,9 @@ def test_a_warm_search_reads_the_store_at_most_five_times(
         searcher._refresher.wait()
         reading = searcher.catalog.connections.reading
 
-        def count_and_read():  # Every read goes through it, a snapshot too.
+        def count_and_read(*limits):  # Every read goes through it, a snapshot too.
             reads.append(threading.current_thread())
-            return reading()
+            return reading(*limits)
 
         monkeypatch.setattr(searcher.catalog.connections, "reading", count_and_read)
         assert len(searcher.search(query).results) == 10

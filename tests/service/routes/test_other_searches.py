@@ -1,4 +1,4 @@
-"""Lists of queries, similar videos, texts for a video and patches over HTTP."""
+"""Lists of queries, similar videos and texts for a video over HTTP."""
 
 from __future__ import annotations
 
@@ -113,38 +113,3 @@ def test_many_texts_are_ranked_in_parts_as_if_together(service: Service) -> None
     ]
     assert body["warnings"] == ["150 texts"]
     assert body["timings"]["total_seconds"] == pytest.approx(3 * 0.3)
-
-
-@pytest.mark.parametrize("media_type", ["application/json", "application/merge-patch+json"])
-def test_a_patch_merges_and_answers_the_video(service: Service, media_type: str) -> None:
-    def patch(body: Any) -> Any:
-        headers = {"Content-Type": media_type}
-        return service.client.patch("/videos/v1", content=json.dumps(body), headers=headers)
-
-    answer = patch({"title": "new", "metadata": {"a": {"b": 1}}}).json()
-    assert (answer["title"], answer["metadata"]) == ("new", {"number": 1, "a": {"b": 1}})
-    assert answer == service.client.get("/videos/v1").json()
-    assert patch({"metadata": {"a": {"b": None}}}).json()["metadata"] == {"number": 1, "a": {}}
-    assert patch({"title": None, "metadata": None}).json()["metadata"] == {}
-    assert patch({}).json()["title"] is None
-    for body in ({"id": "x"}, {"title": ""}, {"metadata": []}, {"metadata": 1}, []):
-        assert problem(patch(body)) == (422, "invalid-request")
-
-
-def test_what_a_patch_comes_to_is_held_to_the_limits(service: Service) -> None:
-    big = {f"key {number}": "x" * 1000 for number in range(12)}
-    assert service.client.patch("/videos/v1", json={"metadata": big}).status_code == 200
-    more = {f"more {number}": "x" * 1000 for number in range(12)}
-    assert problem(service.client.patch("/videos/v1", json={"metadata": more})) == (422, "invalid-request")
-    assert len(service.client.get("/videos/v1").json()["metadata"]) == 13
-    assert problem(service.client.patch("/videos/no", json={})) == (404, "video-not-found")
-    refused = service.client.patch("/videos/v1", content="{}", headers={"Content-Type": "text/plain"})
-    assert problem(refused) == (415, "unsupported-content-type")
-
-
-def test_a_list_takes_a_filter(service: Service) -> None:
-    chosen = json.dumps({"metadata.number": {"gte": 1}})
-    first = service.client.get("/videos", params={"limit": 2, "filter": chosen}).json()
-    assert [video["id"] for video in first["videos"]] == ["v3", "v2"]
-    rest = service.client.get("/videos", params={"limit": 2, "filter": chosen, "after": first["next"]}).json()
-    assert [video["id"] for video in rest["videos"]] == ["v1"] and rest["next"] is None

@@ -1,7 +1,8 @@
-"""Listing, reading and deleting videos; their files and thumbnails; jobs."""
+"""Listing, reading, patching and deleting videos; their files and thumbnails; jobs."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,56 @@ def test_a_video_is_shown_with_all_that_was_said_about_it(service: Service) -> N
     VideoAnswer.model_validate(body)
     assert body["title"] == "𠮷itle \u200fكلب 👩\u200d👩\u200d👧" and body["metadata"] == metadata
     assert body["added_at"].endswith("Z") and body["codec"] == "h264" and body["partial"] is False
+
+
+@pytest.fixture
+def numbered(service: Service) -> Service:
+    """The service with four videos, v0 to v3."""
+    for number in range(4):
+        add_video(service.catalog, f"v{number}", metadata={"number": number})
+    return service
+
+
+def problem(response: Any) -> tuple[int, str]:
+    assert response.headers["content-type"] == "application/problem+json"
+    return response.status_code, response.json()["type"].rpartition(":")[2]
+
+
+@pytest.mark.parametrize("media_type", ["application/json", "application/merge-patch+json"])
+def test_a_patch_merges_and_answers_the_video(numbered: Service, media_type: str) -> None:
+    def patch(body: Any) -> Any:
+        headers = {"Content-Type": media_type}
+        return numbered.client.patch("/videos/v1", content=json.dumps(body), headers=headers)
+
+    answer = patch({"title": "new", "metadata": {"a": {"b": 1}}}).json()
+    assert (answer["title"], answer["metadata"]) == ("new", {"number": 1, "a": {"b": 1}})
+    assert answer == numbered.client.get("/videos/v1").json()
+    assert patch({"metadata": {"a": {"b": None}}}).json()["metadata"] == {"number": 1, "a": {}}
+    assert patch({"title": None, "metadata": None}).json()["metadata"] == {}
+    assert patch({}).json()["title"] is None
+    for body in ({"id": "x"}, {"title": ""}, {"metadata": []}, {"metadata": 1}, []):
+        assert problem(patch(body)) == (422, "invalid-request")
+
+
+def test_what_a_patch_comes_to_is_held_to_the_limits(numbered: Service) -> None:
+    big = {f"key {number}": "x" * 1000 for number in range(12)}
+    assert numbered.client.patch("/videos/v1", json={"metadata": big}).status_code == 200
+    more = {f"more {number}": "x" * 1000 for number in range(12)}
+    assert problem(numbered.client.patch("/videos/v1", json={"metadata": more})) == (422, "invalid-request")
+    assert len(numbered.client.get("/videos/v1").json()["metadata"]) == 13
+    assert problem(numbered.client.patch("/videos/no", json={})) == (404, "video-not-found")
+    refused = numbered.client.patch("/videos/v1", content="{}", headers={"Content-Type": "text/plain"})
+    assert problem(refused) == (415, "unsupported-content-type")
+
+
+def test_a_list_takes_a_filter(numbered: Service) -> None:
+    chosen = json.dumps({"metadata.number": {"gte": 1}})
+    first = numbered.client.get("/videos", params={"limit": 2, "filter": chosen}).json()
+    assert [video["id"] for video in first["videos"]] == ["v3", "v2"]
+    rest = numbered.client.get(
+        "/videos", params={"limit": 2, "filter": chosen, "after": first["next"]}
+    ).json()
+    assert [video["id"] for video in rest["videos"]] == ["v1"] and rest["next"] is None
 
 
 def test_a_deleted_video_is_gone_with_its_uploaded_file_but_not_with_one_indexed_in_place(

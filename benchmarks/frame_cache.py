@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from indexer.ingest.manifest import find_videos
+from model.preprocessing import Resizing
 from training.data.batches import BatchPlan, TrainingBatches
 from training.data.frames import FrameReader, FrameRecipe
 from training.datasets.split import Clip, Split
@@ -43,7 +44,7 @@ def measure_reading(clips: list[Clip], folder: Path) -> None:
     )
     print("| ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for num_frames in (12, 64):
-        recipe = FrameRecipe(num_frames, IMAGE_SIZE, frames_per_second=1 if num_frames == 12 else 8)
+        recipe = FrameRecipe(num_frames, Resizing(IMAGE_SIZE), frames_per_second=1 if num_frames == 12 else 8)
         cached = FrameReader(recipe, folder / str(num_frames))
         plain = FrameReader(recipe)
         started = time.process_time()
@@ -61,7 +62,7 @@ def measure_batches(clips: list[Clip], folder: Path) -> None:
     num_clips = BATCH_SIZE * NUM_BATCHES
     many = tuple(Clip(str(number), clips[number % len(clips)].path) for number in range(num_clips))
     split = Split("captions", "train", many, tuple("a" * num_clips), tuple(range(num_clips)))
-    recipe = FrameRecipe(12, IMAGE_SIZE)
+    recipe = FrameRecipe(12, Resizing(IMAGE_SIZE))
     print()
     print("| workers | frames | clips a second |")
     print("| ---: | --- | ---: |")

@@ -11,7 +11,7 @@ import torch
 
 from model import XClip
 from model.checkpoints.official import from_official
-from model.preprocessing import resize_and_crop
+from model.preprocessing import Resizing
 from model.tokenization import Tokenizer
 
 GOLDENS = Path(__file__).parent.parent / "tests" / "goldens"
@@ -69,7 +69,7 @@ def main() -> None:
     pictures = dict(np.load(GOLDENS / "preprocess.npz"))
     for name in sorted({key.split("/")[0] for key in pictures}):
         expected = pictures[f"{name}/pixel_values"]
-        square = resize_and_crop(pictures[f"{name}/rgb_u8"], expected.shape[-1])
+        square = Resizing(expected.shape[-1])(pictures[f"{name}/rgb_u8"])
         show(f"preprocessing: {name}", tiny.normalize_pixels(square), expected)
 
     rows = json.loads((GOLDENS / "tokenizer.json").read_text())["rows"]

@@ -8,16 +8,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self, get_args
 
+from model.architecture import Architecture
 from model.errors import CheckpointError
-from model.preprocessing import PIXEL_MEAN, PIXEL_STD
+from model.preprocessing import PIXEL_MEAN, PIXEL_STD, Interpolation, ResizeMode, Resizing
 from model.score_names import DEFAULT_TEMPERATURE, SCORE_NAMES, Aggregation
 
 FORMAT = "xclip-search/1"
 
+DEFAULT_NUM_WORDS = 32
+"""The official `--max_words`; of plain towers too, so that their scores cost as much."""
+
 WordWeighting = Literal["uniform", "inverse-document-frequency"]
 FrameWordSides = Literal["both", "words"]
 
-_WRITTEN_IF_CHANGED = ("aggregation", "temperature", "word_weighting", "frame_word_sides")
+_WRITTEN_IF_CHANGED = (
+    *("aggregation", "temperature", "word_weighting", "frame_word_sides"),
+    *("resize_mode", "interpolation", "fill_color"),
+)
 """Fields that came after checkpoints had been published: at their default they are not written, so that the
 text, and with it every fingerprint, stays what it was."""
 
@@ -27,8 +34,10 @@ class XClipConfig:
     """Sizes and choices of one X-CLIP network.
 
     Attributes:
-        clip: The towers as open_clip describes them: `embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`.
-        num_words: W, the length of every text; AOSM matrices of words are of this size.
+        clip: The towers as open_clip describes them: `embed_dim`, `vision_cfg`, `text_cfg`, `quick_gelu`,
+            `custom_text`, `init_logit_bias`; a text tower of transformers has its configuration in
+            `text_cfg.hf_config`. What that means is in `architecture`.
+        num_words: W, how many positions of a text are scored; AOSM matrices of words are of this size.
         num_frames: F, the length of every video; AOSM matrices of frames are of this size.
         temporal_layers: Blocks of the temporal transformer; 0 leaves the frames as they are (mean pooling).
         mask_padding: Leave padding words and frames out of AOSM. Official checkpoints were trained without.
@@ -45,6 +54,9 @@ class XClipConfig:
         pixel_mean: Per channel, RGB, of pixels in 0..1.
         pixel_deviation: Standard deviation per channel, RGB, of pixels in 0..1; named as in every
             `config.json` that was written.
+        resize_mode: How a picture becomes a square, see `model.preprocessing.Resizing`.
+        interpolation: Likewise.
+        fill_color: Likewise.
         description: Where the weights came from; no part of the fingerprint.
 
     Raises:
@@ -55,7 +67,7 @@ class XClipConfig:
     """
 
     clip: Mapping[str, Any]
-    num_words: int = 32
+    num_words: int = DEFAULT_NUM_WORDS
     num_frames: int = 12
     temporal_layers: int = 4
     mask_padding: bool = True
@@ -67,28 +79,23 @@ class XClipConfig:
     vocabulary: tuple[int, ...] | None = None
     pixel_mean: tuple[float, float, float] = PIXEL_MEAN
     pixel_deviation: tuple[float, float, float] = PIXEL_STD
+    resize_mode: ResizeMode = "shortest"
+    interpolation: Interpolation = "bicubic"
+    fill_color: int = 0
     description: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        text, vision = self.clip.get("text_cfg", {}), self.clip.get("vision_cfg", {})
-        problems = []
+        problems = self.architecture.problems(self.clip)
         if unknown := set(self.score_names) - set(SCORE_NAMES):
             problems.append(f"unknown scores {sorted(unknown)}")
         if not self.score_names:
             problems.append("no score to average")
         problems.extend(self._scoring_problems())
-        if vision.get("timm_model_name") or not isinstance(vision.get("layers"), int):
-            problems.append("the vision tower is not a ViT of open_clip's own")
-        if (
-            text.get("hf_model_name")
-            or text.get("pool_type", "argmax") != "argmax"
-            or text.get("no_causal_mask")
-        ):
-            problems.append("the text tower is not CLIP's (causal, read at the end token)")
-        if not 3 <= self.num_words <= text.get("context_length", 77):
-            problems.append(f"num_words {self.num_words} is not within 3..{text.get('context_length', 77)}")
-        if not 1 <= self.num_frames <= text.get("context_length", 77) and self.temporal_layers:
-            problems.append(f"num_frames {self.num_frames} is not within 1..{text.get('context_length', 77)}")
+        for name, least in (("num_words", 3), ("num_frames", 1)):
+            if name == "num_frames" and not self.temporal_layers:
+                continue
+            if not least <= getattr(self, name) <= self.context_length:
+                problems.append(f"{name} {getattr(self, name)} is not within {least}..{self.context_length}")
         if self.temporal_layers < 0:
             problems.append("temporal_layers is negative")
         if problems:
@@ -101,6 +108,8 @@ class XClipConfig:
             "aggregation": get_args(Aggregation),
             "word_weighting": get_args(WordWeighting),
             "frame_word_sides": get_args(FrameWordSides),
+            "resize_mode": get_args(ResizeMode),
+            "interpolation": get_args(Interpolation),
         }
         problems = [
             f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}"
@@ -114,20 +123,41 @@ class XClipConfig:
         return problems
 
     @property
+    def architecture(self) -> Architecture:
+        """What `clip` means.
+
+        Raises:
+            CheckpointError: It is no description of towers.
+        """
+        try:
+            return Architecture.of(self.clip)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"config.json describes no towers: {error}") from None
+
+    @property
     def embedding_dim(self) -> int:
         """D, the length of every feature."""
-        return int(self.clip["embed_dim"])
+        return self.architecture.embedding_dim
 
     @property
     def image_size(self) -> int:
         """R, side of the square input in pixels."""
-        size = self.clip["vision_cfg"]["image_size"]
-        return int(size if isinstance(size, int) else size[0])
+        return self.architecture.image_size
 
     @property
     def context_length(self) -> int:
-        """Rows of the text tower's position table, at least `num_words`."""
-        return int(self.clip["text_cfg"].get("context_length", 77))
+        """The most positions that the text tower reads, at least `num_words`."""
+        return self.architecture.context_length
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of a row of token ids, at least `num_words`."""
+        return self.architecture.num_tokens(self.num_words)
+
+    @property
+    def resizing(self) -> Resizing:
+        """How a picture becomes the square that the model sees."""
+        return Resizing(self.image_size, self.resize_mode, self.interpolation, self.fill_color)
 
     @classmethod
     def tiny(cls, **changes: Any) -> Self:

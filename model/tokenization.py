@@ -1,13 +1,15 @@
-"""CLIP's byte-pair tokens, cut and padded by the official rule, with an optional smaller vocabulary."""
+"""Texts to token ids: CLIP's byte pairs by the official rule, and the tokenizers of other text towers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Protocol
 
 import regex
 import torch
-from open_clip.tokenizer import SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from torch import Tensor
 
 from model.errors import TokenError
@@ -44,8 +46,41 @@ def _clip_tokenizer() -> _ClipTokenizer:
     return _ClipTokenizer()
 
 
+class TextTokenizer(Protocol):
+    """What a model needs of a tokenizer; a row of ids is the text from its first token to the padding."""
+
+    @property
+    def num_read(self) -> int:
+        """How many tokens of a text are read, those that the tokenizer adds itself not counted."""
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Token ids, int64 [T, L]. Raises TokenError where a text is not valid Unicode."""
+
+    def mask(self, input_ids: Tensor) -> Tensor:
+        """Which positions hold the text and not padding, bool [T, L]."""
+
+    def num_tokens(self, text: str) -> int:
+        """Tokens that `text` has before it is cut to `num_read`."""
+
+    def pieces(self, text: str) -> list[str]:
+        """The text of each position that `__call__` fills."""
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of `text` that the model has no embedding for, in order, each once."""
+
+    def save(self, directory: Path) -> None:
+        """Write what `load_tokenizer` needs besides the config, if anything, into a new `directory`."""
+
+
+def _require_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise TokenError("the text holds a lone surrogate; send valid Unicode") from None
+
+
 class Tokenizer:
-    """Text to token ids for one model.
+    """CLIP's tokens.
 
     With a vocabulary of n tokens, row r of the embedding table is: 0 padding, 1..n the vocabulary's tokens,
     n+1 unknown, n+2 start, n+3 end.
@@ -60,6 +95,7 @@ class Tokenizer:
 
     def __init__(self, num_words: int, vocabulary: Sequence[int] | None = None) -> None:
         self.num_words = num_words
+        self.num_read = num_words - 2
         self._clip = _clip_tokenizer()
         self._rows: dict[int, int] | None = None
         self.unknown_id: int | None = None
@@ -81,10 +117,7 @@ class Tokenizer:
         Raises:
             TokenError: The text is not valid Unicode (a lone surrogate).
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise TokenError("the text holds a lone surrogate; send valid Unicode") from None
+        _require_unicode(text)
         token_ids: list[int] = self._clip.encode(text)
         if self._rows is None:
             return token_ids
@@ -94,18 +127,26 @@ class Tokenizer:
         """Rows of [start, tokens, end, 0 ...], int64 [T, W]; at most W - 2 tokens are kept."""
         rows = torch.zeros(len(texts), self.num_words, dtype=torch.long)
         for row, text in zip(rows, texts, strict=True):
-            token_ids = [self.start_id, *self.encode(text)[: self.num_words - 2], self.end_id]
+            token_ids = [self.start_id, *self.encode(text)[: self.num_read], self.end_id]
             row[: len(token_ids)] = torch.tensor(token_ids)
         return rows
 
+    def mask(self, input_ids: Tensor) -> Tensor:
+        """True from the start token to the first end token, which has the highest id: bool [T, W]."""
+        end = input_ids.argmax(dim=1)  # [T], the first maximum
+        return torch.arange(input_ids.shape[1], device=input_ids.device) <= end[:, None]
+
+    def save(self, directory: Path) -> None:
+        """Nothing: the byte pairs come with open_clip, the vocabulary stands in the config."""
+
     def num_tokens(self, text: str) -> int:
-        """Tokens that `text` has before the cut to `num_words - 2`."""
+        """Tokens that `text` has before the cut to `num_read`."""
         return len(self.encode(text))
 
     def pieces(self, text: str) -> list[str]:
         """The text of each position that `__call__` fills: start, tokens after the cut, end."""
         decode = self._clip.decoder
-        kept = self._clip.encode(text)[: self.num_words - 2]
+        kept = self._clip.encode(text)[: self.num_read]
         return [START, *(decode[token_id].removesuffix("</w>") for token_id in kept), END]
 
     def unknown_words(self, text: str) -> list[str]:
@@ -114,6 +155,85 @@ class Tokenizer:
             return []
         words = dict.fromkeys(regex.findall(r"[\p{L}\p{N}']+", text.lower()))
         return [word for word in words if self.unknown_id in self.encode(word)]
+
+
+class HubTokenizer:
+    """A tokenizer of transformers, called as open_clip calls it; loaded when it is first needed.
+
+    Args:
+        source: A repository on the Hub, or a directory that `save` wrote.
+        num_tokens: L, length of every row.
+        options: Of open_clip's `HFTokenizer`: how texts are cleaned, and more.
+        explain: Makes an error of ours of what went wrong while it was loaded.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        num_tokens: int,
+        options: Mapping[str, Any],
+        explain: Callable[[Exception], Exception],
+    ) -> None:
+        self._source, self._length, self._options, self._explain = source, num_tokens, options, explain
+
+    @cached_property
+    def _wrapper(self) -> Any:
+        try:
+            return HFTokenizer(str(self._source), context_length=self._length, **self._options)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            raise self._explain(error) from None
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Token ids, int64 [T, L], cut and padded by the tokenizer itself."""
+        for text in texts:
+            _require_unicode(text)
+        if not texts:
+            return torch.zeros(0, self._length, dtype=torch.long)
+        ids: Tensor = self._wrapper(list(texts))
+        return ids
+
+    @cached_property
+    def num_read(self) -> int:
+        """L without the tokens that the tokenizer adds."""
+        return self._length - int(self._wrapper.tokenizer.num_special_tokens_to_add())
+
+    def mask(self, input_ids: Tensor) -> Tensor:
+        """True but for padding, bool [T, L]; SigLIP pads with its end token, which so counts as padding."""
+        mask: Tensor = input_ids != self._wrapper.tokenizer.pad_token_id
+        return mask
+
+    def num_tokens(self, text: str) -> int:
+        """Tokens that `text` has before the cut to `num_read`."""
+        _require_unicode(text)
+        cleaned = self._wrapper.clean_fn(text)
+        return len(self._wrapper.tokenizer(cleaned, add_special_tokens=False)["input_ids"])
+
+    def pieces(self, text: str) -> list[str]:
+        """The text of each position before the padding; words begin without their mark of a space."""
+        ids = self([text])
+        kept = ids[0][self.mask(ids)[0]].tolist()
+        return [
+            piece.removeprefix("\u2581").removeprefix("\u0120")  # SentencePiece's space, GPT-2's space
+            for piece in self._wrapper.tokenizer.convert_ids_to_tokens(kept)
+        ]
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of which a piece is the tokenizer's unknown token."""
+        tokenizer = self._wrapper.tokenizer
+        if tokenizer.unk_token_id is None:
+            return []
+        _require_unicode(text)
+        words = dict.fromkeys(regex.findall(r"[\p{L}\p{N}\p{M}']+", text))
+        return [
+            word
+            for word in words
+            if tokenizer.unk_token_id
+            in tokenizer(self._wrapper.clean_fn(word), add_special_tokens=False)["input_ids"]
+        ]
+
+    def save(self, directory: Path) -> None:
+        """Write the tokenizer's own files, so that the saved model needs no network."""
+        self._wrapper.save_pretrained(str(directory))
 
 
 def vocabulary_of(words: Sequence[str]) -> tuple[int, ...]:

@@ -1,22 +1,103 @@
-"""CLIP's two towers, built by open_clip."""
+"""The two towers of an image-text model, built by open_clip, and what its text tower makes of token ids."""
 
 from __future__ import annotations
 
-import open_clip
-from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import open_clip
+import torch
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from torch import Tensor, nn
+
+from model.architecture import Architecture
 from model.config import XClipConfig
 from model.tokenization import Tokenizer
 
 
-def clip_towers(config: XClipConfig) -> open_clip.CLIP:
-    """Vision tower, text tower and `logit_scale` of a config, with random weights."""
-    text_cfg = dict(config.clip["text_cfg"])
+def clip_towers(config: XClipConfig) -> open_clip.CLIP | open_clip.CustomTextCLIP:
+    """Vision tower, text tower, `logit_scale` and perhaps `logit_bias` of a config, with random weights."""
+    towers, architecture = config.clip, config.architecture
+    text_cfg = {name: value for name, value in towers["text_cfg"].items() if name != "hf_config"}
     if config.vocabulary is not None:
-        text_cfg["vocab_size"] = Tokenizer(config.num_words, config.vocabulary).size
-    return open_clip.CLIP(
-        embed_dim=config.embedding_dim,
-        vision_cfg=CLIPVisionCfg(**config.clip["vision_cfg"]),
-        text_cfg=CLIPTextCfg(**text_cfg),
-        quick_gelu=bool(config.clip.get("quick_gelu", False)),
-    )
+        text_cfg["vocab_size"] = Tokenizer(config.num_tokens, config.vocabulary).size
+    with TemporaryDirectory() as directory:
+        if architecture.huggingface is not None:
+            # open_clip reads the configuration by name; from a directory it takes it without a network.
+            Path(directory, "config.json").write_text(json.dumps(architecture.huggingface), encoding="utf-8")
+            text_cfg |= {"hf_model_name": directory, "hf_model_pretrained": False}
+        kind = open_clip.CustomTextCLIP if architecture.custom_text else open_clip.CLIP
+        bias = {"init_logit_bias": towers["init_logit_bias"]} if architecture.has_bias else {}
+        return kind(
+            embed_dim=architecture.embedding_dim,
+            vision_cfg=CLIPVisionCfg(**towers["vision_cfg"]),
+            text_cfg=CLIPTextCfg(**text_cfg),
+            quick_gelu=bool(towers.get("quick_gelu", False)),
+            **bias,
+        )
+
+
+def text_tower(clip: nn.Module) -> Any:
+    """The module that holds the parts of the text tower: CLIP keeps them beside its vision tower."""
+    return getattr(clip, "text", clip)
+
+
+def vocabulary_size(clip: nn.Module) -> int:
+    """Rows of the text tower's embedding table."""
+    return int(clip.vocab_size)  # type: ignore[arg-type]
+
+
+def encode_positions(clip: nn.Module, architecture: Architecture, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """What the text tower makes of texts, as open_clip's `encode_text` computes it, for each position too.
+
+    Args:
+        clip: From `clip_towers`.
+        architecture: Of the same config.
+        input_ids: int64 [T, L]; where `architecture.reads_padding` of the full length.
+
+    Returns:
+        Sentence, float [T, D], and positions, float [T, L, D], projected and not normalised. The positions of
+        a tower of transformers are its last hidden states.
+    """
+    text = text_tower(clip)
+    if architecture.sentence_at == "pooled":
+        mask = (input_ids != text.config.pad_token_id).long()
+        out = text.transformer(input_ids=input_ids, attention_mask=mask)
+        return text.proj(text.pooler(out, mask)), text.proj(out.last_hidden_state)
+    x = text.token_embedding(input_ids)  # [T, L, text width]
+    length = input_ids.shape[1]
+    mask = None
+    if architecture.sentence_at == "appended":  # a learned position after the last, and a mask of padding
+        x = torch.cat([x, text.cls_emb.expand(len(x), 1, -1)], dim=1)
+        length += 1
+        mask = text._build_additive_mask(input_ids, length, x.dtype)
+    if text.attn_mask is not None:
+        causal = text.attn_mask[:length, :length]
+        mask = causal if mask is None else causal + mask
+    x = text.transformer(x + text.positional_embedding[:length], attn_mask=mask)
+    x = _project(text, text.ln_final(x))  # [T, L, D]
+    sentence = x[torch.arange(len(x), device=x.device), _sentence_positions(architecture, input_ids, length)]
+    return sentence, x[:, : input_ids.shape[1]]
+
+
+def _sentence_positions(architecture: Architecture, input_ids: Tensor, length: int) -> Tensor:
+    """Where the sentence is read, int64 [T]."""
+    match architecture.sentence_at:
+        case "argmax":
+            return input_ids.argmax(dim=1)
+        case "eos":
+            return (input_ids == architecture.end_id).int().argmax(dim=1)
+        case "first":
+            return torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
+        case _:
+            return torch.full((len(input_ids),), length - 1, device=input_ids.device)
+
+
+def _project(text: Any, x: Tensor) -> Tensor:
+    projection = text.text_projection
+    if projection is None:
+        return x
+    projected: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+    return projected

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.checkpoints.huggingface import make_tokenizer
 from model.checkpoints.loading import read, write_directory
 from model.checkpoints.official import read_official
 from model.checkpoints.tensors import Checkpoint, fill, place
@@ -27,8 +28,8 @@ from model.features import Scores, TextFeatures, VideoFeatures
 from model.preprocessing import PREPROCESSING
 from model.scoring import ScoreHead
 from model.temporal import TemporalTransformer, normalize_real, pool_frames
-from model.tokenization import Tokenizer
-from model.towers import clip_towers
+from model.tokenization import TextTokenizer
+from model.towers import clip_towers, encode_positions, text_tower, vocabulary_size
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """CLIP's bound on logit_scale (arXiv:2103.00020 section 2.5)."""
@@ -49,10 +50,11 @@ class XClip(nn.Module):
     torch.Size([2, 1])
     """
 
-    def __init__(self, config: XClipConfig) -> None:
+    def __init__(self, config: XClipConfig, tokenizer: TextTokenizer | None = None) -> None:
+        """`tokenizer`: that of `config`, where its files are at hand; by default it is found by its name."""
         super().__init__()
         self.config = config
-        self.tokenizer = Tokenizer(config.num_words, config.vocabulary)
+        self.tokenizer = tokenizer or make_tokenizer(config)
         self.clip = clip_towers(config)
         width = config.embedding_dim
         self.temporal = (
@@ -67,7 +69,7 @@ class XClip(nn.Module):
         self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
         if config.word_weighting != "uniform":
             # Saved with the model: texts cannot be scored without them.
-            self.register_buffer("word_weights", torch.ones(self.clip.token_embedding.num_embeddings))
+            self.register_buffer("word_weights", torch.ones(vocabulary_size(self.clip)))
 
     # Loading and saving
 
@@ -107,14 +109,18 @@ class XClip(nn.Module):
             SpecError: There is no such device.
         """
         with torch.random.fork_rng(devices=[]):  # loading takes no random numbers from the caller
-            model = cls(checkpoint.config)
+            tokenizer = make_tokenizer(checkpoint.config, checkpoint.tokenizer_directory)
+            model = cls(checkpoint.config, tokenizer)
         fill(model, checkpoint)
         place(model, device)
         return model
 
     def save(self, directory: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` (float32) into `directory`, made if absent."""
-        write_directory(self.config, self.state_dict(), Path(directory))
+        """Write `config.json`, `model.safetensors` (float32) and the tokenizer's files, if it has any.
+
+        `directory` is made if absent.
+        """
+        write_directory(self.config, self.state_dict(), self.tokenizer, Path(directory))
 
     # Facts
 
@@ -128,6 +134,20 @@ class XClip(nn.Module):
     def logit_scale_exp(self) -> float:
         """exp(logit_scale), the factor of every score; 1 to 100."""
         return float(self.clip.logit_scale.detach().exp())
+
+    def probability(self, score: Tensor) -> Tensor | None:
+        """How sure a model that was trained with a sigmoid is that a text and a video belong together.
+
+        Args:
+            score: float, any shape: `Scores.total`, or one of the scores, as they are, scaled.
+
+        Returns:
+            0 to 1, of the same shape: sigmoid(score + logit_bias) (arXiv:2303.15343 section 3.2), which
+            SigLIP learned for one picture and one text. None for a model that was trained with a softmax over
+            a batch, as CLIP and every X-CLIP are: it ranks and has no probability.
+        """
+        bias = self.clip.logit_bias
+        return None if bias is None else torch.sigmoid(score + bias.detach().to(score.device))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -147,10 +167,11 @@ class XClip(nn.Module):
     # Text
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids, int64 [T, W]: start, tokens cut to W - 2, end, zeros.
+        """Token ids, int64 [T, L]; with CLIP's tokenizer start, tokens cut to L - 2, end, zeros.
 
         Raises:
             TokenError: A text is not valid Unicode.
+            SpecError: The tokenizer has files of its own, which are not here and cannot be fetched.
         """
         return self.tokenizer(texts)
 
@@ -167,44 +188,36 @@ class XClip(nn.Module):
         return self.encode_tokens(self.tokenize(texts))
 
     def encode_tokens(self, input_ids: Tensor) -> TextFeatures:
-        """Features of T texts from token ids, int64 [T, W].
+        """Features of T texts from token ids, int64 [T, L], L being `XClipConfig.num_tokens`.
 
-        The causal mask is the only mask. The sentence is read at the first highest id, the end token.
-        Where the config masks padding, the word features of padding are zeros; elsewhere they are what the
-        tower makes of padding.
+        What a position sees, and where the sentence is read, is the text tower's (`model.architecture`). The
+        words are the first W positions. Where the config masks padding, the word features of padding are
+        zeros; elsewhere they are what the tower makes of padding.
 
         Raises:
-            ShapeError: W is not `num_words`.
+            ShapeError: L is another.
         """
-        if input_ids.ndim != 2 or input_ids.shape[1] != self.config.num_words:
-            raise ShapeError(f"token ids must be [T, {self.config.num_words}], not {list(input_ids.shape)}")
+        config = self.config
+        if input_ids.ndim != 2 or input_ids.shape[1] != config.num_tokens:
+            raise ShapeError(f"token ids must be [T, {config.num_tokens}], not {list(input_ids.shape)}")
         input_ids = input_ids.to(self.device)
-        end = input_ids.argmax(dim=1)  # [T], the first maximum
-        word_mask = torch.arange(self.config.num_words, device=self.device) <= end[:, None]  # [T, W]
-        # Positions after the longest text are not computed: by the causal mask nothing before them sees them.
-        length = int(end.max()) + 1 if self.config.mask_padding and len(end) else self.config.num_words
-        clip = self.clip
+        mask = self.tokenizer.mask(input_ids)  # [T, L]
+        length = config.num_tokens
+        if config.mask_padding and len(mask) and not config.architecture.reads_padding:
+            # Positions after the longest text are not computed: nothing before them sees them.
+            length = int(mask.any(dim=0).nonzero().max()) + 1 if bool(mask.any()) else 1
         with self._gradients():
-            x = clip.token_embedding(input_ids[:, :length])  # [T, length, text width]
-            x = x + clip.positional_embedding[:length]
-            x = clip.transformer(x, attn_mask=clip.attn_mask[:length, :length])
-            x = self._project_text(clip.ln_final(x)).float()  # [T, length, D]
-            x = x / x.norm(dim=-1, keepdim=True)
-            sentence = x[torch.arange(len(x), device=x.device), end]
-            words = functional.pad(x, (0, 0, 0, self.config.num_words - length))  # [T, W, D]
-            if self.config.mask_padding:
+            sentence, words = encode_positions(self.clip, config.architecture, input_ids[:, :length])
+            sentence = _unit(sentence.float())
+            words = functional.pad(_unit(words.float()), (0, 0, 0, max(0, config.num_words - length)))
+            words, word_mask = words[:, : config.num_words], mask[:, : config.num_words]
+            if config.mask_padding:
                 words = words.masked_fill(~word_mask[..., None], 0.0)
         weights = None
-        if self.config.word_weighting != "uniform":
-            weights = self.word_weights[input_ids].masked_fill(~word_mask, 0.0)  # type: ignore[index]
+        if config.word_weighting != "uniform":
+            known: Tensor = self.word_weights  # type: ignore[assignment]
+            weights = known[input_ids[:, : config.num_words]].masked_fill(~word_mask, 0.0)
         return TextFeatures(sentence, words, word_mask, weights)
-
-    def _project_text(self, x: Tensor) -> Tensor:
-        projection = self.clip.text_projection
-        if projection is None:
-            return x
-        projected: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
-        return projected
 
     # Video
 
@@ -329,18 +342,35 @@ class XClip(nn.Module):
         Frame positions <- text positions; temporal block n <- text block n; AOSM <- identity.
 
         Raises:
-            ShapeError: The text width is not D, or the text tower has too few blocks.
+            ShapeError: The text tower is no causal transformer of CLIP's kind, its width is not D, or it has
+                too few blocks.
         """
         if self.temporal is not None:
-            source = list(self.clip.transformer.resblocks)
-            positions = self.clip.positional_embedding
-            if positions.shape[1] != self.config.embedding_dim or len(source) < len(self.temporal.resblocks):
+            if not self._temporal_fits_text_blocks():
                 raise ShapeError("the temporal transformer does not fit the text tower's blocks")
+            text = text_tower(self.clip)
+            source, positions = list(text.transformer.resblocks), text.positional_embedding
             self.temporal.frame_position_embeddings.weight.copy_(positions)
             for target, block in zip(self.temporal.resblocks, source, strict=False):
                 target.load_state_dict(block.state_dict())
         for matrix in self.matrices.parameters():
             matrix.copy_(torch.eye(len(matrix), device=matrix.device))
+
+    def _temporal_fits_text_blocks(self) -> bool:
+        """Whether the temporal transformer can begin as the text tower's blocks, which are CLIP's then."""
+        architecture, temporal = self.config.architecture, self.temporal
+        if (
+            temporal is None
+            or architecture.sentence_at not in ("argmax", "eos")
+            or not architecture.is_causal
+        ):
+            return False
+        text = text_tower(self.clip)
+        blocks, positions = list(text.transformer.resblocks), temporal.frame_position_embeddings.weight
+        return text.positional_embedding.shape == positions.shape and [
+            {name: weight.shape for name, weight in block.state_dict().items()}
+            for block in blocks[: len(temporal.resblocks)]
+        ] == [{name: weight.shape for name, weight in b.state_dict().items()} for b in temporal.resblocks]
 
     @torch.no_grad()
     def set_word_weights(self, weights: Tensor) -> None:
@@ -371,6 +401,12 @@ class XClip(nn.Module):
             self.__dict__.pop("fingerprint", None)
         super().train(mode)
         return self
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Each vector of the last dimension to unit length."""
+    unit: Tensor = x / x.norm(dim=-1, keepdim=True)
+    return unit
 
 
 def _with_real_frames(frame_mask: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ PACKAGES = {
 
 LAYERS = {
     "model": """
-        atomic_files errors score_names | aggregation features preprocessing temporal tokenization | config
-        | towers | scoring | checkpoints | xclip
+        architecture atomic_files errors preprocessing score_names
+        | aggregation features temporal tokenization | config | towers | scoring | checkpoints | xclip
     """,
     "indexer": "errors | atomic_files | media | store | coarse ingest | search | maintenance | index",
     "service": """

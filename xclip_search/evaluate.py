@@ -142,10 +142,10 @@ def _recipe(spec: str, model: XClip, sampling: FrameRule | None) -> FrameRecipe:
     from training.data.splits import frame_recipe
     from training.loop.run_directory import CHECKPOINT_CONFIG_FILE
 
-    recipe = FrameRecipe(model.config.num_frames, model.config.image_size)
+    recipe = FrameRecipe(model.config.num_frames, model.config.resizing)
     trained = Path(spec) / CHECKPOINT_CONFIG_FILE
     if trained.is_file():
-        recipe = replace(frame_recipe(read_config(trained), model.config.image_size), order="forward")
+        recipe = replace(frame_recipe(read_config(trained), model.config.resizing), order="forward")
     return recipe if sampling is None else replace(recipe, rule=sampling)
 
 

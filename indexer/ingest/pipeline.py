@@ -408,7 +408,7 @@ class _Run:
         return DecodeRequest(
             path=str(video.source.path),
             sampling=self.encoder.sampling,
-            image_size=self.encoder.model.config.image_size,
+            resizing=self.encoder.model.config.resizing,
             trusted=video.source.trusted,
             backend=self.encoder.backend,
             first_segment=first_segment,

@@ -37,7 +37,6 @@ from indexer.media.preview import make_clip
 from indexer.media.probing import MediaLimits, check_file
 from indexer.media.sampling import PlannedSegment, plan_segments
 from indexer.media.sandbox import allow_processor_seconds, limit_resources, refuse_system_calls
-from model.preprocessing import resize_and_crop
 
 _GRACE_SECONDS = 10.0
 """How much later than the parent's own time limit the kernel ends a child, for where the parent is gone."""
@@ -182,7 +181,7 @@ def _read_segments(
     """The segments, and the share of their frames that are whole and the wanted ones."""
     times = [time_seconds for segment in planned for time_seconds in segment.times_seconds]
     backend = request.backend if request.trusted else "pyav"
-    frames = file.frames_at(times, backend, min_side=2 * request.image_size)
+    frames = file.frames_at(times, backend, min_side=2 * request.resizing.image_size)
     segments, num_exact, last = [], 0, None
     for segment in planned:
         pixels, starts = [], []
@@ -190,7 +189,7 @@ def _read_segments(
             frame = next(frames)
             # One frame may be shown for seconds: it is resized once for all its times.
             if last is None or frame is not last:
-                square = resize_and_crop(frame.rgb, request.image_size)
+                square = request.resizing(frame.rgb)
             last = frame
             pixels.append(square)
             starts.append(frame.time_seconds)

@@ -23,6 +23,7 @@ from indexer.errors import DecoderDiedError, MediaError
 from indexer.media.frame_reader import Backend
 from indexer.media.probing import DEMUXERS, VIDEO_CODECS, MediaInfo
 from indexer.media.sampling import Sampling
+from model.preprocessing import Resizing
 
 MAX_SEGMENTS_PER_ANSWER: Final = 16
 """Bounds the memory of one answer: 16 segments of 12 frames of 224 x 224 pixels are 29 MB."""
@@ -42,7 +43,7 @@ class DecodeRequest:
     Attributes:
         path: the file.
         sampling: which frames.
-        image_size: R, the side of the square that frames are resized and cropped to, in pixels.
+        resizing: how a picture becomes the model's square.
         trusted: whether the operator trusts the file, so that decord may read it.
         backend: for trusted files, see `indexer.media.frame_reader.VideoFile.frames_at`; others are read by
             PyAV.
@@ -53,7 +54,7 @@ class DecodeRequest:
 
     path: str
     sampling: Sampling
-    image_size: int
+    resizing: Resizing
     trusted: bool = False
     backend: Backend = "auto"
     first_segment: int = 0
@@ -72,7 +73,14 @@ class DecodeRequest:
     def from_dict(cls, values: dict[str, Any]) -> DecodeRequest:
         """What `to_dict` gave."""
         stamp = None if values["stamp"] is None else tuple(values["stamp"])
-        return cls(**{**values, "sampling": Sampling.from_json(values["sampling"]), "stamp": stamp})
+        return cls(
+            **{
+                **values,
+                "sampling": Sampling.from_json(values["sampling"]),
+                "resizing": Resizing(**values["resizing"]),
+                "stamp": stamp,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,7 @@ def decoded_from_message(header: dict[str, Any], payload: bytearray, request: De
     """
     try:
         info = _checked_info(header["info"])
-        size = request.image_size
+        size = request.resizing.image_size
         pixels = np.frombuffer(payload, dtype=np.uint8).reshape(-1, size, size, 3)
         segments, used = [], 0
         for values in header["segments"][: request.max_segments]:

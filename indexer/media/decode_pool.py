@@ -149,7 +149,7 @@ class DecodePool:
         return self._decode_once(replace(request, backend="pyav"))
 
     def _decode_once(self, request: DecodeRequest) -> DecodedVideo:
-        size = request.image_size
+        size = request.resizing.image_size
         max_bytes = request.max_segments * request.sampling.num_frames * size * size * 3
         # A child has no folder of its own that a relative path could start from.
         wanted = replace(request, path=str(Path(request.path).absolute()))

@@ -25,6 +25,11 @@ _TRANSPORT: tuple[type[Exception], ...] = tuple(
 )
 """Errors of the HTTP library below, not all of them OSError; which library differs between versions."""
 
+HOW_TO_FETCH = (
+    ". The weights are fetched once and then kept: run this once with a network, or copy the cache"
+    " of huggingface_hub (~/.cache/huggingface, or HF_HOME) from a machine that has them"
+)
+
 _FAILURES: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError, *_TRANSPORT)
 _NAME_RULE = "letters, digits, '-', '_' and '.', 96 characters at most"
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -16,29 +17,29 @@ from typing import Any, Literal
 import open_clip
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from model.architecture import Architecture, without_training
 from model.atomic_files import write_atomically
 from model.checkpoints.foreign import require_our_config
-from model.checkpoints.hub import download, is_unreachable, reason
+from model.checkpoints.hub import download
+from model.checkpoints.huggingface import TOKENIZER_FOLDER, explained, text_tower_configuration
 from model.checkpoints.official import is_official_name, read_official
-from model.checkpoints.tensors import Checkpoint, read_tensors
-from model.config import XClipConfig
+from model.checkpoints.tensors import Checkpoint, in_float32, read_tensors
+from model.config import DEFAULT_NUM_WORDS, XClipConfig
 from model.errors import CheckpointError, ConversionError, SpecError
 from model.scoring import ScoreHead
+from model.tokenization import TextTokenizer
 from model.towers import clip_towers
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, f"{TOKENIZER_FOLDER}/*")
+"""Of a repository on the Hub that holds a model of ours, as patterns."""
 
 FORMS = (
     "a model spec is one of: demo | a directory with config.json and model.safetensors | "
     "an official checkpoint file | openclip:ARCHITECTURE/PRETRAINED | "
-    "openclip:ARCHITECTURE/random?seed=0 | hf-hub:OWNER/NAME"
-)
-
-HOW_TO_FETCH = (
-    ". The weights are fetched once and then kept: run this once with a network, or copy the cache"
-    " of huggingface_hub (~/.cache/huggingface, or HF_HOME) from a machine that has them"
+    "openclip:ARCHITECTURE/random?seed=0 | hf-hub:OWNER/NAME; `xclip-search models` lists what open_clip has"
 )
 
 Layout = Literal["official", "ours"]
@@ -60,7 +61,7 @@ def read(spec: str) -> Checkpoint:
     if spec.startswith("openclip:"):
         return _read_openclip(spec.removeprefix("openclip:"))
     if spec.startswith("hf-hub:"):
-        return read_directory(download(spec.removeprefix("hf-hub:"), (CONFIG_FILE, WEIGHTS_FILE)))
+        return read_directory(download(spec.removeprefix("hf-hub:"), MODEL_FILES))
     path = Path(spec).expanduser()
     if path.is_dir():
         return read_directory(path)
@@ -81,19 +82,34 @@ def read_directory(directory: Path) -> Checkpoint:
         if not (directory / name).is_file():
             inside = sorted(file.parent for file in directory.glob(f"*/{CONFIG_FILE}"))
             hint = f"is it {inside[0]}?" if inside else FORMS
+            if (directory / "open_clip_config.json").is_file():
+                hint = f"it is a model of open_clip: name it openclip:local-dir:{directory}"
             raise CheckpointError(f"{directory} holds no {name}; {hint}")
     config = XClipConfig.from_json(config_file.read_text(encoding="utf-8"))
-    return Checkpoint(config, read_tensors(directory / WEIGHTS_FILE))
+    tokenizer = directory / TOKENIZER_FOLDER
+    return Checkpoint(
+        config,
+        read_tensors(directory / WEIGHTS_FILE),
+        tokenizer_directory=tokenizer if tokenizer.is_dir() else None,
+    )
 
 
-def write_directory(config: XClipConfig, tensors: Mapping[str, Tensor], directory: Path) -> None:
-    """Write `config.json` and `model.safetensors`, float32. The directory is made if absent."""
+def write_directory(
+    config: XClipConfig, tensors: Mapping[str, Tensor], tokenizer: TextTokenizer, directory: Path
+) -> None:
+    """Write `config.json`, `model.safetensors`, float32, and a tokenizer that has files of its own.
+
+    The directory is made if absent.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    single = {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
+    # Towers may share a tensor under two names, which a file of safetensors cannot: each is written.
+    single = {name: in_float32(tensor).cpu().clone().contiguous() for name, tensor in tensors.items()}
     config_file = directory / CONFIG_FILE
     # Two files cannot be replaced atomically. Without a config the directory holds no model, so an
     # interruption never leaves new weights under an old config.
     config_file.unlink(missing_ok=True)
+    with suppress(SpecError):  # without its files here, the tokenizer's name in the config must do
+        tokenizer.save(directory / TOKENIZER_FOLDER)
     write_atomically(directory / WEIGHTS_FILE, lambda path: save_file(single, path))
     write_atomically(config_file, lambda path: path.write_text(config.to_json(), encoding="utf-8"))
 
@@ -134,48 +150,104 @@ def require_free(destination: Path, layout: Layout, overwrite: bool) -> None:
 
 
 def _read_openclip(name: str) -> Checkpoint:
+    if name.startswith(_OWN_CONFIG):
+        return _read_with_own_config(name)
     architecture, slash, pretrained = name.partition("/")
-    clip_config = open_clip.get_model_config(architecture)
     if not slash or not pretrained:
         raise SpecError(f"'openclip:{name}' names no weights; {FORMS}")
-    if clip_config is None:
+    description = open_clip.get_model_config(architecture)
+    if description is None:
         known = ", ".join(known for known in open_clip.list_models() if known.startswith(architecture[:5]))
         raise SpecError(f"open_clip knows no architecture {architecture!r}; close to it: {known or 'none'}")
-    config = replace(_zero_shot_config(clip_config), description=f"openclip:{name}")
     if match := re.fullmatch(r"random(?:\?seed=(\d+))?", pretrained):
+        config = _zero_shot_config(description, _preprocessing_of(architecture), name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(match[1] or 0))
             towers = clip_towers(config)
     else:
-        config, towers = _pretrained_towers(config, architecture, pretrained)
-    tensors = {f"clip.{name}": tensor for name, tensor in towers.state_dict().items()}
+        _require_weights(description, architecture, pretrained)
+        config = _zero_shot_config(description, _preprocessing_of(architecture, pretrained), name)
+        towers = _pretrained_towers(name, architecture, pretrained)
+    return _zero_shot(config, towers)
+
+
+_OWN_CONFIG = ("hf-hub:", "local-dir:")
+"""What open_clip puts before a repository or a directory that holds an `open_clip_config.json`."""
+
+
+def _read_with_own_config(name: str) -> Checkpoint:
+    """A model that brings its own `open_clip_config.json`, and perhaps its tokenizer."""
+    towers = _pretrained_towers(name, name)
+    config = _zero_shot_config(open_clip.get_model_config(name), towers.visual.preprocess_cfg, name)
+    # open_clip's own get_tokenizer, too, takes it from a local directory and nowhere else.
+    directory = Path(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else None
+    return replace(_zero_shot(config, towers), tokenizer_directory=directory)
+
+
+def _zero_shot(config: XClipConfig, towers: nn.Module) -> Checkpoint:
+    # What is no search, CoCa's captioning decoder, stays behind.
+    tensors = {
+        f"clip.{name}": tensor
+        for name, tensor in towers.state_dict().items()
+        if not name.startswith("text_decoder.")
+    }
     tensors |= {f"matrices.{name}": tensor for name, tensor in ScoreHead(config).state_dict().items()}
     return Checkpoint(config, tensors)
 
 
-def _zero_shot_config(clip_config: dict[str, Any]) -> XClipConfig:
-    """Plain CLIP as an X-CLIP: no temporal transformer, AOSM identity, padding masked, two scores of four.
+def _zero_shot_config(
+    description: dict[str, Any], preprocessing: Mapping[str, Any], name: str
+) -> XClipConfig:
+    """Plain towers as an X-CLIP: no temporal transformer, AOSM identity, padding masked, two scores of four.
 
-    Raises SpecError where the architecture is not a ViT with CLIP's text tower.
+    Raises SpecError where no model can be built of them.
     """
-    wanted: dict[str, Any] = {
-        name: clip_config[name]
-        for name in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
-        if name in clip_config
-    }
+    towers = without_training(description)
+    if hf_model := towers["text_cfg"].get("hf_model_name"):
+        towers["text_cfg"]["hf_config"] = text_tower_configuration(hf_model)
     try:
-        # CLIP's word positions were never trained to match anything by themselves, so only the scores that
-        # use the sentence are averaged.
-        names = ("video_sentence", "sentence_frame")
-        return XClipConfig(clip=wanted, temporal_layers=0, mask_padding=True, score_names=names)
+        return XClipConfig(
+            clip=towers,
+            num_words=min(DEFAULT_NUM_WORDS, Architecture.of(towers).context_length),
+            temporal_layers=0,
+            mask_padding=True,
+            # Word positions were never trained to match anything by themselves, so only the scores that use
+            # the sentence are averaged.
+            score_names=("video_sentence", "sentence_frame"),
+            description=f"openclip:{name}",
+            **_preprocessing_fields(preprocessing),
+        )
     except CheckpointError as error:
-        raise SpecError(str(error)) from None
+        raise SpecError(f"openclip:{name}: {error}") from None
 
 
-def _pretrained_towers(
-    config: XClipConfig, architecture: str, pretrained: str
-) -> tuple[XClipConfig, open_clip.CLIP]:
-    """Towers with open_clip's weights or those of a file, and the config with their pixel statistics."""
+def _preprocessing_of(architecture: str, pretrained: str = "") -> dict[str, Any]:
+    """How weights want their pixels; random ones, and those of a file, as the first that were published."""
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    facts = open_clip.get_pretrained_cfg(architecture, pretrained)
+    if not facts and tags:
+        facts = open_clip.get_pretrained_cfg(architecture, tags[0])
+    return dict(facts)
+
+
+def _preprocessing_fields(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of our config from those of open_clip (open_clip/transform.py `PreprocessCfg`)."""
+    names = {
+        "mean": "pixel_mean",
+        "std": "pixel_deviation",
+        "resize_mode": "resize_mode",
+        "interpolation": "interpolation",
+        "fill_color": "fill_color",
+    }
+    return {
+        names[name]: tuple(value) if isinstance(value, list) else value
+        for name, value in facts.items()
+        if name in names
+    }
+
+
+def _require_weights(description: dict[str, Any], architecture: str, pretrained: str) -> None:
+    """Raise SpecError where there are no such weights, or they belong to the other activation."""
     facts = open_clip.get_pretrained_cfg(architecture, pretrained)
     if not facts and not Path(pretrained).is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
@@ -183,26 +255,20 @@ def _pretrained_towers(
             f"open_clip has no weights {pretrained!r} for {architecture}; it has: {tags or 'none'}"
         )
     # Loaded with the other activation the weights would run, and score worse without a word.
-    quick = bool(config.clip.get("quick_gelu"))
+    quick = bool(description.get("quick_gelu"))
     if facts and bool(facts.get("quick_gelu")) != quick:
         other = architecture.removesuffix("-quickgelu") if quick else f"{architecture}-quickgelu"
         raise SpecError(
             f"the weights {pretrained!r} were trained with the other activation: "
             f"use openclip:{other}/{pretrained}"
         )
+
+
+def _pretrained_towers(name: str, architecture: str, pretrained: str | None = None) -> Any:
+    """open_clip's model with its weights. Raises SpecError where it cannot be loaded."""
     try:
-        if facts:
+        if facts := open_clip.get_pretrained_cfg(architecture, pretrained or ""):
             open_clip.download_pretrained(facts)  # create_model would log a failure too, at length
-        towers = open_clip.create_model(architecture, pretrained=pretrained)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise SpecError(
-            f"openclip:{architecture}/{pretrained} cannot be loaded: {reason(error)}"
-            + (HOW_TO_FETCH if is_unreachable(error) else "")
-        ) from None
-    mean, std = facts.get("mean"), facts.get("std")
-    config = replace(
-        config,
-        pixel_mean=tuple(mean) if mean else config.pixel_mean,
-        pixel_deviation=tuple(std) if std else config.pixel_deviation,
-    )
-    return config, towers
+        return open_clip.create_model(architecture, pretrained=pretrained, require_pretrained=True)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise explained(f"openclip:{name}")(error) from None

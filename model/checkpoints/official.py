@@ -244,6 +244,9 @@ _REASONS = {
     "aggregation": "similarities are aggregated by something else than attention (AOSM)",
     "temperature": "the softmax of AOSM has another temperature than 0.01",
     "word_weighting": "words are weighted, in the official code all count the same",
+    "resize_mode": "frames become squares by another way than a centre cut",
+    "interpolation": "frames are resized by another interpolation than bicubic",
+    "fill_color": "frames are filled up with another colour",
     "frame_word_sides": "frame_word is the side of the words alone, the official code averages both",
 }
 
@@ -338,6 +341,8 @@ def differences(config: XClipConfig) -> list[str]:
     official code uses by default. A field that this function does not know is a difference when it is not at
     its default.
     """
+    if found := list(_architecture_differences(config)):
+        return found
     official = type(config)(
         clip={**config.clip, "quick_gelu": True},
         num_words=config.num_words,
@@ -351,6 +356,20 @@ def differences(config: XClipConfig) -> list[str]:
         *_tower_differences("vision tower", config.clip["vision_cfg"], CLIPVisionCfg),
         *_tower_differences("text tower", config.clip["text_cfg"], CLIPTextCfg),
     ]
+
+
+def _architecture_differences(config: XClipConfig) -> Iterator[str]:
+    """What makes the towers others than CLIP's altogether, so that no further difference is of interest."""
+    architecture, vision = config.architecture, config.clip["vision_cfg"]
+    if vision.get("timm_model_name") or not isinstance(vision.get("layers", 12), int):
+        name = vision.get("timm_model_name") or "ResNet"
+        yield f"the vision tower is a {name}, in the official code CLIP's ViT"
+    if architecture.custom_text:
+        yield "the text tower is one of its own, in the official code CLIP's"
+    if architecture.tokenizer is not None:
+        yield f"texts are read by the tokenizer {architecture.tokenizer}, in the official code by CLIP's"
+    if architecture.has_bias:
+        yield "scores have a learned bias (logit_bias), in the official code none"
 
 
 def _choices(config: XClipConfig) -> dict[str, Any]:

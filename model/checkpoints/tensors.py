@@ -31,11 +31,13 @@ class Checkpoint:
         config: Sizes and choices.
         tensors: All weights, by our names.
         name_in_file: From our name of a tensor to the one that an error message shows.
+        tokenizer_directory: Where the tokenizer's files are, if it has any and they came with the model.
     """
 
     config: XClipConfig
     tensors: Mapping[str, Tensor]
     name_in_file: Callable[[str], str] = str
+    tokenizer_directory: Path | None = None
 
 
 def fill(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -57,11 +59,20 @@ def fill(model: nn.Module, checkpoint: Checkpoint) -> None:
             raise CheckpointError(
                 f"tensor {name} is {list(tensor.shape)}, expected {list(expected[ours].shape)}"
             )
+        if not expected[ours].is_floating_point():  # counters of batch normalisation
+            if tensor.is_floating_point() or tensor.is_complex():
+                raise CheckpointError(f"tensor {name} is {tensor.dtype}, expected {expected[ours].dtype}")
+            continue
         if tensor.dtype not in EXACT_IN_FLOAT32:
             raise CheckpointError(f"tensor {name} is {tensor.dtype}, expected float32, float16 or bfloat16")
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(f"tensor {name} holds values that are not finite")
-    model.load_state_dict({name: tensor.float() for name, tensor in found.items()})
+    model.load_state_dict({name: in_float32(tensor) for name, tensor in found.items()})
+
+
+def in_float32(tensor: Tensor) -> Tensor:
+    """A weight as float32, detached; a counter as it is."""
+    return tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from model import XClip, XClipConfig
+from model.preprocessing import Resizing
 from tests.support.video_files import write_coloured_video
 from training.data.frames import FrameRecipe
 from training.datasets.split import Clip, Split
@@ -215,7 +216,9 @@ def report():
     clips = tuple(Clip(f"clip{number}", Path(f"{number}.mp4")) for number in range(3))
     split = Split("lsmdc", "test", clips, ("one", "two", "three"), (0, 1, 2))
     evaluation = Evaluation(tuple(exhaustive_rows(np.eye(3, dtype=np.float32), split)), (), {"encode": 1.0})
-    return EvaluationReport(evaluation, split, "mine", "0" * 64, {}, FrameRecipe(12, 224), "ViT-B/16", "cpu")
+    return EvaluationReport(
+        evaluation, split, "mine", "0" * 64, {}, FrameRecipe(12, Resizing(224)), "ViT-B/16", "cpu"
+    )
 
 
 def shown(report: EvaluationReport) -> str:

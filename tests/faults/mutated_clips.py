@@ -27,6 +27,7 @@ from indexer.errors import DecoderDiedError, DecodeTimeoutError, MediaError
 from indexer.media.decode_pool import DecodePool, DecodeRequest
 from indexer.media.frame_reader import VideoFile
 from indexer.media.sampling import Sampling
+from model.preprocessing import Resizing
 from tests.support.video_files import write_numbered_video
 
 NUM_FRAMES, IMAGE_SIZE = 12, 224
@@ -254,7 +255,7 @@ def _decode_one(pool: DecodePool, clips: Sequence[Clip], seed: int, scratch: Pat
 
 
 def _request(path: Path) -> DecodeRequest:
-    return DecodeRequest(str(path), Sampling(NUM_FRAMES), IMAGE_SIZE, trusted=False, max_segments=4)
+    return DecodeRequest(str(path), Sampling(NUM_FRAMES), Resizing(IMAGE_SIZE), trusted=False, max_segments=4)
 
 
 def print_table(tally: Tally) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from model import XClip
 from model.checkpoints.official import from_official, official_name
-from model.preprocessing import resize_and_crop
+from model.preprocessing import Resizing
 from model.tokenization import Tokenizer
 from tests.support.training_runs.b32_drawing import b32_weights
 
@@ -177,7 +177,7 @@ PICTURES = sorted({name.split("/")[0] for name in arrays("preprocess.npz")})
 def test_every_picture_gets_the_official_pixels(tiny, name):
     stored = arrays("preprocess.npz")
     expected = stored[f"{name}/pixel_values"]
-    square = resize_and_crop(stored[f"{name}/rgb_u8"], expected.shape[-1])
+    square = Resizing(expected.shape[-1])(stored[f"{name}/rgb_u8"])
     np.testing.assert_allclose(
         tiny.normalize_pixels(square), expected.reshape(3, *square.shape[:2]), atol=1e-6
     )

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from model.preprocessing import Resizing
 from tests.support.treacherous_reader import TreacherousReader
 from tests.support.video_files import write_coloured_video
 from training.data import loading as batch_loading
@@ -36,7 +37,7 @@ from training.data.frames import FrameReader, FrameRecipe
 from training.datasets.split import Clip, Split
 from training.errors import ConfigError, DatasetError
 
-RECIPE = FrameRecipe(3, 16)
+RECIPE = FrameRecipe(3, Resizing(16))
 COUNTS = (3, 1, 2, 4, 1, 2)  # texts of each clip
 ORDER_0_0 = [3, 2, 1, 6, 0, 7, 4, 5]
 ORDER_0_1 = [7, 4, 5, 1, 6, 2, 0, 3]
@@ -438,11 +439,13 @@ TRAINER = """
 import sys, time
 from pathlib import Path
 from typing import Any
+from model.preprocessing import Resizing
 from training.data.loading import ClipLoader, LoadRequest
 from training.datasets.split import Clip
 from training.data.frames import FrameReader, FrameRecipe
 if __name__ == "__main__":
-    loader = ClipLoader([Clip("v", Path(sys.argv[1]))], FrameReader(FrameRecipe(3, 16)), num_workers=1)
+    reader = FrameReader(FrameRecipe(3, Resizing(16)))
+    loader = ClipLoader([Clip("v", Path(sys.argv[1]))], reader, num_workers=1)
     next(loader.load([LoadRequest((0,)), LoadRequest((0,))]))
     print(int(loader._board[0, 2]), flush=True)
     time.sleep(1000)

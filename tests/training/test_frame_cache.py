@@ -17,13 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from model.preprocessing import Resizing
 from tests.support.video_files import write_coloured_video
 from training.data.frame_cache import FrameCache
 from training.data.frames import FrameReader, FrameRecipe
 from training.datasets.split import Clip
 from training.errors import DatasetError
 
-RECIPE = FrameRecipe(4, 32)
+RECIPE = FrameRecipe(4, Resizing(32))
 
 
 @pytest.fixture
@@ -61,18 +62,18 @@ def test_cached_frames_are_the_decoded_ones_bit_for_bit(clip: Clip, cache: Path)
 
 def test_all_orders_share_an_entry(clip: Clip, cache: Path) -> None:
     forward = FrameReader(RECIPE, cache).read(clip)
-    backward = _Counting(FrameRecipe(4, 32, order="reversed"), cache)
+    backward = _Counting(FrameRecipe(4, Resizing(32), order="reversed"), cache)
     np.testing.assert_array_equal(backward.read(clip), forward[::-1])
     assert backward.num_decoded == 0
     assert len(_entries(cache)) == 1
 
 
 OTHER_RECIPES = [
-    FrameRecipe(3, 32),
-    FrameRecipe(4, 16),
-    FrameRecipe(4, 32, 2),
-    FrameRecipe(4, 32, slice_mode="head"),
-    FrameRecipe(4, 32, rule="time"),
+    FrameRecipe(3, Resizing(32)),
+    FrameRecipe(4, Resizing(16)),
+    FrameRecipe(4, Resizing(32), 2),
+    FrameRecipe(4, Resizing(32), slice_mode="head"),
+    FrameRecipe(4, Resizing(32), rule="time"),
 ]
 
 

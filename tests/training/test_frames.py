@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from indexer.media.frame_reader import VideoFile
 from indexer.media.timeline import Timeline
-from model.preprocessing import resize_and_crop
+from model.preprocessing import Resizing
 from tests.support.treacherous_reader import TreacherousReader
 from tests.support.video_files import (
     numbered_picture,
@@ -74,17 +74,17 @@ def test_real_videos_give_the_frames_that_the_official_code_read(golden: dict, v
     pictures = _all_frames(path)
     assert [shown_number(picture) for picture in pictures] == list(range(golden["frame_count"]))
     recipes = {
-        f"{mode}_{count}": FrameRecipe(count, 32, golden["feature_framerate"], mode)
+        f"{mode}_{count}": FrameRecipe(count, Resizing(32), golden["feature_framerate"], mode)
         for mode in ("head", "tail", "uniform")
         for count in (4, 12)
     }
-    recipes["all"] = FrameRecipe(1000, 32, golden["feature_framerate"])
+    recipes["all"] = FrameRecipe(1000, Resizing(32), golden["feature_framerate"])
     expected = golden["sliced"] | {"all": golden["read_frames"]}
     assert set(expected) == set(recipes)
     for name, recipe in recipes.items():
         assert frame_positions(VideoFile(path).timeline, WHOLE, recipe) == expected[name], name
     frames = FrameReader(recipes["uniform_12"], backend="pyav").read(Clip("a", path))
-    wanted = np.stack([resize_and_crop(pictures[number], 32) for number in expected["uniform_12"]])
+    wanted = np.stack([Resizing(32)(pictures[number]) for number in expected["uniform_12"]])
     np.testing.assert_array_equal(frames, wanted)
 
 
@@ -93,15 +93,15 @@ def test_long_timelines_give_the_frames_that_the_official_code_read(golden: dict
     timeline = _constant(golden["frame_count"], golden["fps"])
     for name, expected in golden["sliced"].items():
         mode, count = name.rsplit("_", 1)
-        recipe = FrameRecipe(int(count), 32, golden["feature_framerate"], mode)
+        recipe = FrameRecipe(int(count), Resizing(32), golden["feature_framerate"], mode)
         assert frame_positions(timeline, WHOLE, recipe) == expected
 
 
 @pytest.mark.parametrize("golden", [g for g in GOLDENS if "error" in g], ids=_name)
 def test_where_the_official_code_fails_frames_are_taken_by_time(golden: dict) -> None:
     timeline = _constant(golden["frame_count"], golden["fps"])
-    official = FrameRecipe(1000, 32, golden["feature_framerate"])
-    by_time = FrameRecipe(1000, 32, golden["feature_framerate"], rule="time")
+    official = FrameRecipe(1000, Resizing(32), golden["feature_framerate"])
+    by_time = FrameRecipe(1000, Resizing(32), golden["feature_framerate"], rule="time")
     positions = frame_positions(timeline, WHOLE, official)
     assert positions == frame_positions(timeline, WHOLE, by_time)
     assert positions[0] == 0 and positions[-1] == golden["frame_count"] - 1
@@ -129,7 +129,7 @@ STRETCHES = [
 def test_official_intervals_are_whole_seconds_with_the_last_one_included(interval, seconds) -> None:
     clip = Clip("a", Path("a.mp4"), *interval)
     for rate in (1, 2):
-        positions = frame_positions(_constant(300, 30.0), clip, FrameRecipe(100, 32, rate))
+        positions = frame_positions(_constant(300, 30.0), clip, FrameRecipe(100, Resizing(32), rate))
         assert positions == [second * 30 + part * (30 // rate) for second in seconds for part in range(rate)]
 
 
@@ -137,7 +137,7 @@ def test_the_rule_by_time_stops_before_the_end_of_an_interval() -> None:
     timeline = _constant(300, 30.0)
 
     def positions(start: float | None, end: float | None, rate: float = 1, count: int = 100) -> list[int]:
-        recipe = FrameRecipe(count, 32, rate, rule="time")
+        recipe = FrameRecipe(count, Resizing(32), rate, rule="time")
         return frame_positions(timeline, Clip("a", Path("a.mp4"), start, end), recipe)
 
     assert positions(2, 5) == [60, 90, 120]
@@ -161,20 +161,22 @@ def test_official_seconds_are_never_empty(start: float, end: float) -> None:
 
 def test_an_interval_that_is_no_number_is_refused() -> None:
     with pytest.raises(DatasetError, match="'a' starts or ends at nan seconds"):
-        frame_positions(_constant(10, 5.0), Clip("a", Path("a"), float("nan"), 3), FrameRecipe(4, 32))
+        frame_positions(
+            _constant(10, 5.0), Clip("a", Path("a"), float("nan"), 3), FrameRecipe(4, Resizing(32))
+        )
 
 
 def test_an_interval_after_the_end_of_the_video_is_named(videos) -> None:
     clip = Clip("late", videos(31, 30.0), 5, 9)
     for rule in ("official", "time"):
         with pytest.raises(DatasetError, match=r"'late' has no frames: it starts at 5 s.*ends at 1\.0 s"):
-            FrameReader(FrameRecipe(4, 32, rule=rule)).read(clip)
+            FrameReader(FrameRecipe(4, Resizing(32), rule=rule)).read(clip)
 
 
 def test_orders_change_the_order_alone(videos) -> None:
     clip = Clip("a", videos(300, 30.0))
     read = {
-        order: FrameReader(FrameRecipe(10, 32, order=order), seed=3).read(clip)
+        order: FrameReader(FrameRecipe(10, Resizing(32), order=order), seed=3).read(clip)
         for order in ("forward", "reversed", "shuffled")
     }
     np.testing.assert_array_equal(read["reversed"], read["forward"][::-1])
@@ -187,7 +189,7 @@ def test_the_shuffled_order_is_decided_by_seed_epoch_and_clip(videos) -> None:
     path = videos(300, 30.0)
 
     def read(seed: int, epoch: int, clip_id: str) -> bytes:
-        reader = FrameReader(FrameRecipe(10, 32, order="shuffled"), seed=seed)
+        reader = FrameReader(FrameRecipe(10, Resizing(32), order="shuffled"), seed=seed)
         return reader.read(Clip(clip_id, path), epoch).tobytes()
 
     assert read(0, 0, "a") == read(0, 0, "a")
@@ -196,9 +198,9 @@ def test_the_shuffled_order_is_decided_by_seed_epoch_and_clip(videos) -> None:
 
 def test_pictures_are_cut_as_for_the_index(tmp_path: Path) -> None:
     path = write_numbered_video(tmp_path / "a.mp4", 3, rate=1)
-    frames = FrameReader(FrameRecipe(4, 16)).read(Clip("a", path))
+    frames = FrameReader(FrameRecipe(4, Resizing(16))).read(Clip("a", path))
     assert (frames.shape, frames.dtype) == ((3, 16, 16, 3), np.uint8)
-    expected = resize_and_crop(numbered_picture(2), 16).astype(int)
+    expected = Resizing(16)(numbered_picture(2)).astype(int)
     assert np.abs(frames[2] - expected).mean() < 8  # of a lossy codec
 
 
@@ -213,7 +215,7 @@ def test_an_unreadable_file_is_an_error_that_names_clip_and_file(
     path = tmp_path / "broken.mp4"
     if content is not None:
         path.write_bytes(content)
-    reader = FrameReader(FrameRecipe(4, 32), tmp_path / "cache" if with_cache else None)
+    reader = FrameReader(FrameRecipe(4, Resizing(32)), tmp_path / "cache" if with_cache else None)
     with pytest.raises(
         DatasetError, match=f"clip 'b7' cannot be read.*{reason}.*broken.mp4|b7.*No such file"
     ):
@@ -224,10 +226,10 @@ def test_a_truncated_video_gives_what_is_there_and_says_so(videos, tmp_path: Pat
     cut = tmp_path / "cut.mkv"
     write_numbered_video(cut, 300)
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
-    frames = FrameReader(FrameRecipe(12, 32)).read(Clip("cut", cut))
+    frames = FrameReader(FrameRecipe(12, Resizing(32))).read(Clip("cut", cut))
     assert 3 <= len(frames) <= 6
     assert "clip 'cut' is truncated" in caplog.text
-    FrameReader(FrameRecipe(12, 32)).read(Clip("whole", videos(300, 30.0)))
+    FrameReader(FrameRecipe(12, Resizing(32))).read(Clip("whole", videos(300, 30.0)))
     assert "'whole'" not in caplog.text
 
 
@@ -235,7 +237,7 @@ def test_a_truncated_video_gives_what_is_there_and_says_so(videos, tmp_path: Pat
     "arguments",
     [
         {"num_frames": 0},
-        {"image_size": 0},
+        {"resizing": Resizing(0)},
         {"frames_per_second": 0},
         {"frames_per_second": float("nan")},
         {"frames_per_second": 1.5},
@@ -246,15 +248,15 @@ def test_a_truncated_video_gives_what_is_there_and_says_so(videos, tmp_path: Pat
 )
 def test_a_recipe_out_of_range_is_refused(arguments: dict) -> None:
     with pytest.raises(ConfigError):
-        FrameRecipe(**({"num_frames": 4, "image_size": 32} | arguments))
+        FrameRecipe(**({"num_frames": 4, "resizing": Resizing(32)} | arguments))
 
 
 def test_half_frames_a_second_are_fine_by_time() -> None:
-    assert FrameRecipe(4, 32, 0.5, rule="time").frames_per_second == 0.5
+    assert FrameRecipe(4, Resizing(32), 0.5, rule="time").frames_per_second == 0.5
 
 
 def test_a_reader_is_light_and_imports_no_network() -> None:
-    reader = FrameReader(FrameRecipe(12, 224), Path("cache"))
+    reader = FrameReader(FrameRecipe(12, Resizing(224)), Path("cache"))
     assert len(pickle.dumps(reader)) < 2000
     code = "import sys, training.data.frames, training.data.clip_checks; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -288,7 +290,9 @@ def mixed(tmp_path: Path) -> Split:
 def test_all_unreadable_clips_are_listed_with_their_reasons(mixed: Split) -> None:
     counted: list[int] = []
     with pytest.raises(DatasetError) as caught:
-        readable(mixed, FrameReader(FrameRecipe(4, 32)), num_processes=2, on_progress=counted.append)
+        readable(
+            mixed, FrameReader(FrameRecipe(4, Resizing(32))), num_processes=2, on_progress=counted.append
+        )
     lines = str(caught.value).splitlines()
     assert lines[0] == "3 of 5 clips of captions train cannot be read:"
     assert [line.split("'")[1] for line in lines[1:]] == ["v1", "v3", "v4"]
@@ -297,7 +301,7 @@ def test_all_unreadable_clips_are_listed_with_their_reasons(mixed: Split) -> Non
 
 
 def test_by_choice_unreadable_clips_are_left_out_with_a_counted_warning(mixed: Split, tmp_path: Path) -> None:
-    reader = FrameReader(FrameRecipe(4, 32), tmp_path / "cache")
+    reader = FrameReader(FrameRecipe(4, Resizing(32)), tmp_path / "cache")
     with pytest.warns(UserWarning, match=r"(?s)3 of 5 clips.*v1.*v3.*v4.*left out"):
         split = readable(mixed, reader, missing="warn")
     assert [clip.id for clip in split.clips] == ["v0", "v2"]
@@ -315,7 +319,7 @@ def test_leaving_out_all_clips_is_an_error(mixed: Split) -> None:
 def test_a_decoder_that_crashes_or_hangs_costs_its_own_clip_alone(tmp_path: Path) -> None:
     path = write_coloured_video(tmp_path / "a.mp4", (1, 2, 3))
     clips = [Clip(name, path) for name in ("a", "crash", "b", "hang", "c")]
-    ended = list(read_all(clips, TreacherousReader(FrameRecipe(4, 32)), 2, 1.5))
+    ended = list(read_all(clips, TreacherousReader(FrameRecipe(4, Resizing(32))), 2, 1.5))
     assert {clip.id for clip, _ in ended} == {clip.id for clip in clips} and len(ended) == len(clips)
     failures = {clip.id: reason for clip, reason in ended if reason is not None}
     assert set(failures) == {"crash", "hang"}
@@ -327,7 +331,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_its_own_clip_alone(tmp_path: Path
 def test_of_real_broken_files_those_to_reject_are_listed_and_the_others_read(clips_directory: Path) -> None:
     notes = json.loads((clips_directory / "broken" / "notes.json").read_text())
     clips = [Clip(name, clips_directory / "broken" / name) for name in notes]
-    reader = FrameReader(FrameRecipe(12, 64))
+    reader = FrameReader(FrameRecipe(12, Resizing(64)))
     ended = read_all(clips, reader, num_processes=2, timeout_seconds=60)
     failures = {clip.id: reason for clip, reason in ended if reason is not None}
     either = ("reject or", "reject, or")

@@ -222,7 +222,7 @@ def a_report(model: XClip, path: Path, dataset: str = "msrvtt-9k") -> Path:
     split = Split(dataset, "test", clips, ("a", "b", "c", "d"), (0, 1, 2, 3))
     scores = torch.eye(4).numpy()
     evaluation = Evaluation(tuple(exhaustive_rows(scores, split)), (), {"encode": 1.0})
-    recipe = FrameRecipe(model.config.num_frames, model.config.image_size)
+    recipe = FrameRecipe(model.config.num_frames, model.config.resizing)
     path.write_text(to_json(make_report(evaluation, split, model, "mine", recipe)))
     return path
 

@@ -23,6 +23,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model import XClip
+from model.preprocessing import Resizing
 from training.ablation.corpus import HELD_OUT_SETS, make_starting_point, write_training_corpus
 from training.ablation.settings import AblationSettings, Folders, replace_text
 from training.ablation.variants import RunPlan
@@ -79,7 +80,7 @@ def _decode_all(
         settings.config,
         data=replace(settings.config.data, directory=folders.corpus, cache=folders.frames),
     )
-    _, reader = frame_readers(config, settings.start.image_size)
+    _, reader = frame_readers(config, Resizing(settings.start.image_size))
     splits = [
         load_split("captions", folders.corpus, "train"),
         *(load_split("captions", folders.corpus / manifest, "test") for manifest in HELD_OUT_SETS.values()),
@@ -149,7 +150,7 @@ def execute(plan: RunPlan, options: RunOptions, on_step: OnStep = lambda num_don
     else:
         facts, texts = {}, load_split("captions", folders.corpus, "train").texts
         model = starting_model(config.model, texts, plan.seed, options.device).model.eval()
-    _, reader = frame_readers(config, model.config.image_size)
+    _, reader = frame_readers(config, model.config.resizing)
     evaluation_started = time.perf_counter()
     sets = {
         name: _evaluate(model, folders.corpus / manifest, reader, config)

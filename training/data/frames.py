@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -28,7 +28,7 @@ from indexer.media.sampling import (
     slice_positions,
 )
 from indexer.media.timeline import Timeline
-from model.preprocessing import PREPROCESSING, resize_and_crop
+from model.preprocessing import PREPROCESSING, Resizing
 from training.data.frame_cache import FrameCache
 from training.datasets.split import Clip
 from training.errors import ConfigError, DatasetError
@@ -47,7 +47,7 @@ class FrameRecipe:
 
     Attributes:
         num_frames: F, the most that are kept.
-        image_size: R, pixels.
+        resizing: How a frame becomes the model's square.
         frames_per_second: Candidates a second, of which F are kept; a whole number for the official rule.
         slice_mode: Which F of more candidates: the first, the last, or evenly spread (official slice_framepos
             0, 1, 2).
@@ -59,14 +59,14 @@ class FrameRecipe:
     """
 
     num_frames: int
-    image_size: int
+    resizing: Resizing
     frames_per_second: float = 1.0
     slice_mode: SliceMode = "uniform"
     order: Order = "forward"
     rule: Rule = "official"
 
     def __post_init__(self) -> None:
-        if self.num_frames < 1 or self.image_size < 1:
+        if self.num_frames < 1 or self.resizing.image_size < 1:
             raise ConfigError("num_frames and image_size are at least 1")
         if not (math.isfinite(self.frames_per_second) and 0 < self.frames_per_second <= 1000):
             raise ConfigError("frames_per_second is above 0 and at most 1000")
@@ -125,7 +125,7 @@ class FrameReader:
             if self.cache is None:
                 return self._decode(clip)
             description = self._describe(clip, self.cache)
-            frames = self.cache.read(description, self.recipe.image_size, self.recipe.num_frames)
+            frames = self.cache.read(description, self.recipe.resizing.image_size, self.recipe.num_frames)
             if frames is None:
                 frames = self._decode(clip)
                 self.cache.write(description, frames)
@@ -148,21 +148,21 @@ class FrameReader:
             _logger.warning("clip %r is truncated: %.0f %% of it is present (%s)", clip.id, share, clip.path)
         times = [float(file.timeline.times[position]) for position in positions]
         squares: list[NDArray[np.uint8]] = []
-        size, last = self.recipe.image_size, None
-        for frame in file.frames_at(times, self.backend, min_side=2 * size):
+        last = None
+        for frame in file.frames_at(times, self.backend, min_side=2 * self.recipe.resizing.image_size):
             # A picture that is shown for seconds is resized and cropped once.
-            squares.append(squares[-1] if frame is last else resize_and_crop(frame.rgb, size))
+            squares.append(squares[-1] if frame is last else self.recipe.resizing(frame.rgb))
             last = frame
         return np.stack(squares)
 
     def _describe(self, clip: Clip, cache: FrameCache) -> dict[str, Any]:
         """What decides the pixels of a clip in forward order."""
         recipe = self.recipe
-        return cache.describe_file(clip.path) | {
+        described = cache.describe_file(clip.path) | {
             "start_seconds": clip.start_seconds,
             "end_seconds": clip.end_seconds,
             "num_frames": recipe.num_frames,
-            "image_size": recipe.image_size,
+            "image_size": recipe.resizing.image_size,
             "frames_per_second": recipe.frames_per_second,
             "slice_mode": recipe.slice_mode,
             "rule": recipe.rule,
@@ -170,6 +170,9 @@ class FrameReader:
             "decoding": _DECODING,
             "preprocessing": PREPROCESSING,
         }
+        if recipe.resizing != Resizing(recipe.resizing.image_size):  # CLIP's own way has never been named
+            described["resizing"] = asdict(recipe.resizing)
+        return described
 
 
 def unreadable(clip: Clip, reason: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import distributed
 
 from model import XClip
+from model.preprocessing import Resizing
 from training.config import TrainingConfig
 from training.data.batches import FrameFeatures
 from training.data.clip_checks import readable
@@ -64,12 +65,12 @@ def digest_of(splits: TrainingSplits) -> str:
     return digest.hexdigest()
 
 
-def frame_recipe(config: TrainingConfig, image_size: int) -> FrameRecipe:
+def frame_recipe(config: TrainingConfig, resizing: Resizing) -> FrameRecipe:
     """Which frames a run learns from."""
     data = config.data
     return FrameRecipe(
         num_frames=config.model.num_frames,
-        image_size=image_size,
+        resizing=resizing,
         frames_per_second=data.frames_per_second,
         slice_mode=data.frame_slice,
         order=data.frame_order,
@@ -77,9 +78,9 @@ def frame_recipe(config: TrainingConfig, image_size: int) -> FrameRecipe:
     )
 
 
-def frame_readers(config: TrainingConfig, image_size: int) -> tuple[FrameReader, FrameReader]:
+def frame_readers(config: TrainingConfig, resizing: Resizing) -> tuple[FrameReader, FrameReader]:
     """The reader for training, and that for validation, which leaves the frames in their order."""
-    data, recipe = config.data, frame_recipe(config, image_size)
+    data, recipe = config.data, frame_recipe(config, resizing)
     cache = FrameCache(data.cache, data.videos or data.directory) if data.cache is not None else None
     return (
         FrameReader(recipe, cache, seed=config.training.seed),

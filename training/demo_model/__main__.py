@@ -139,7 +139,7 @@ def _write_and_decode(pairs: list[tuple[Scene, str]], num_frames: int, image_siz
     import numpy as np
 
     from indexer.media.frame_reader import read_frames
-    from model.preprocessing import resize_and_crop
+    from model.preprocessing import Resizing
     from training.demo_corpus.rendering import write_video
 
     times = [float(second) for second in range(num_frames)]
@@ -149,7 +149,7 @@ def _write_and_decode(pairs: list[tuple[Scene, str]], num_frames: int, image_siz
         for scene, _ in progress.track(pairs, description="writing and decoding"):
             write_video(path, scene)
             frames, _ = read_frames(path, times)
-            videos.append(np.stack([resize_and_crop(frame, image_size) for frame in frames]))
+            videos.append(np.stack([Resizing(image_size)(frame) for frame in frames]))
     return np.stack(videos)
 
 

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model import Scores, XClip, XClipConfig
-from model.preprocessing import resize_and_crop
+from model.preprocessing import Resizing
 from model.score_names import SCORE_NAMES
-from model.tokenization import Tokenizer, vocabulary_of
+from model.tokenization import TextTokenizer, Tokenizer, vocabulary_of
 from training.demo_corpus.captions import (
     claims_of,
     describe,
@@ -172,7 +172,7 @@ def make_groups(recipe: Recipe) -> list[list[Scene]]:
 def draw_frames(scene: Scene, num_frames: int, image_size: int) -> NDArray[np.uint8]:
     """The frames that the indexer would sample (one a second from 0), uint8 [F, R, R, 3]."""
     return np.stack(
-        [resize_and_crop(render_frame(scene, float(second)), image_size) for second in range(num_frames)]
+        [Resizing(image_size)(render_frame(scene, float(second))) for second in range(num_frames)]
     )
 
 
@@ -204,11 +204,12 @@ def draw_scenes(
 def make_training_set(
     recipe: Recipe,
     groups: list[list[Scene]],
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     num_processes: int,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> TrainingSet:
     """Draw every scene and word every caption. Deterministic in `recipe.seed`."""
+    assert isinstance(tokenizer, Tokenizer)  # of CLIP's tokens, as the recipe's config has it
     scenes = [scene for group in groups for scene in group]
     frames = draw_scenes(scenes, recipe.num_frames, recipe.image_size, num_processes, on_progress)
     rng = random.Random(recipe.seed + 1)

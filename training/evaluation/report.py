@@ -84,7 +84,8 @@ def make_report(
 
 def to_json(report: EvaluationReport) -> str:
     """The report as JSON; docs/evaluation.md says what each field means."""
-    split = report.split
+    split, recipe = report.split, asdict(report.recipe)
+    resizing = recipe.pop("resizing")
     values = {
         "format": FORMAT,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -101,7 +102,7 @@ def to_json(report: EvaluationReport) -> str:
             "backbone": report.backbone,
             "config": report.model_config,
         },
-        "frames": asdict(report.recipe),
+        "frames": {**recipe, **resizing},
         "rows": [_row_to_dict(row) for row in report.evaluation.rows],
         "paper": [asdict(row) for row in report.paper],
         "paper_sources": {

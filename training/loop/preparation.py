@@ -249,7 +249,7 @@ def prepare(
         choices.batch_size, choices.seed, config.data.one_text_per_clip, rank=rank(), world_size=world_size()
     )
     plan.num_steps(splits.train)
-    reader, validation_reader = frame_readers(config, model.config.image_size)
+    reader, validation_reader = frame_readers(config, model.config.resizing)
     if (config.data.read_first and state is None) or config.data.missing == "warn":
         num_clips = sum(len(split.clips) for split in (splits.train, splits.validation) if split)
         splits = read_all_once(splits, config, reader, _counting(emit, "reading clips", num_clips))

@@ -24,7 +24,7 @@ from indexer.media.sampling import Sampling, plan_segments
 from indexer.store.records import NewVideo
 from indexer.store.sqlite.catalog import Catalog
 from model import XClip, XClipConfig
-from model.preprocessing import resize_and_crop
+from model.preprocessing import Resizing
 from tests.support.video_files import write_coloured_video, write_numbered_video
 
 SAMPLING = Sampling(8, max_segment_seconds=10)
@@ -69,7 +69,7 @@ def _one_by_one(model: XClip, path: Path) -> list[tuple[np.ndarray, np.ndarray, 
         frames = list(file.frames_at(segment.times_seconds))
         pixels = torch.zeros(1, model.config.num_frames, 3, model.config.image_size, model.config.image_size)
         for position, frame in enumerate(frames):
-            square = resize_and_crop(frame.rgb, model.config.image_size)
+            square = Resizing(model.config.image_size)(frame.rgb)
             pixels[0, position] = model.normalize_pixels(square)
         mask = torch.arange(model.config.num_frames)[None] < len(frames)
         features = model.encode_video(pixels, mask)

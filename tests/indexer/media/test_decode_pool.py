@@ -33,7 +33,7 @@ from indexer.media.decode_pool import DecodePool, DecodeRequest, HashedFile
 from indexer.media.frame_reader import VideoFile
 from indexer.media.probing import MediaLimits
 from indexer.media.sampling import Sampling
-from model.preprocessing import resize_and_crop
+from model.preprocessing import Resizing
 from tests.support.video_files import shown_number, write_numbered_video, write_pictures
 
 SIZE = 32
@@ -47,7 +47,7 @@ def pool() -> Iterator[DecodePool]:
 
 def _request(path: Path, num_frames: int = 4, **options: object) -> DecodeRequest:
     sampling = options.pop("sampling", None) or Sampling(num_frames)
-    return DecodeRequest(str(path), sampling, SIZE, **options)  # type: ignore[arg-type]
+    return DecodeRequest(str(path), sampling, Resizing(SIZE), **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("trusted", [True, False])
@@ -59,7 +59,7 @@ def test_an_answer_holds_the_sampled_frames(pool: DecodePool, tmp_path: Path, tr
     (segment,) = video.segments
     assert (segment.start_seconds, segment.end_seconds) == (0, pytest.approx(5))
     assert segment.frame_times.tolist() == [0, 1, 2, 4]
-    expected = [resize_and_crop(frame.rgb, SIZE) for frame in VideoFile(path).frames_at([0, 1, 2, 4])]
+    expected = [Resizing(SIZE)(frame.rgb) for frame in VideoFile(path).frames_at([0, 1, 2, 4])]
     np.testing.assert_array_equal(segment.frames, np.stack(expected))
 
 

@@ -32,6 +32,7 @@ from indexer.media.decode_pool import DecodePool, DecodeRequest
 from indexer.media.frame_reader import VideoFile, probe
 from indexer.media.probing import MediaLimits
 from indexer.media.sampling import Sampling
+from model.preprocessing import Resizing
 from tests.faults.hostile_files import write_hostile_files
 from tests.faults.mutated_clips import decode_mutations, load_clips
 from tests.support.video_files import write_numbered_video, write_pictures, write_sound
@@ -40,7 +41,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux keep
 
 
 def _request(path: Path, **options: Any) -> DecodeRequest:
-    return DecodeRequest(str(path), Sampling(2), 32, **options)
+    return DecodeRequest(str(path), Sampling(2), Resizing(32), **options)
 
 
 @pytest.fixture(scope="module")

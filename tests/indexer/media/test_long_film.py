@@ -19,7 +19,7 @@ from indexer.search.searcher import Searcher
 from indexer.search.types import SearchAnswer, SearchQuery
 from model import XClip
 from model.features import TextFeatures
-from model.preprocessing import resize_and_crop
+from model.preprocessing import Resizing
 from tests.conftest import REPOSITORY
 
 MIB = 1 << 20
@@ -91,7 +91,7 @@ class PictureSearcher:
         return TextFeatures(feature, words, torch.ones(1, model.config.num_words, dtype=torch.bool))
 
     def search(self, picture: np.ndarray, **fields: Any) -> SearchAnswer:
-        self._picture = resize_and_crop(picture, self._model.config.image_size)
+        self._picture = Resizing(self._model.config.image_size)(picture)
         return self._searcher.search(SearchQuery("a picture", mode="exhaustive", **fields))
 
     def close(self) -> None:

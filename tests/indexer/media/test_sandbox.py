@@ -22,13 +22,14 @@ from indexer.media.decode_messages import (
 )
 from indexer.media.decode_pool import DecodePool, DecodeRequest
 from indexer.media.sampling import Sampling
+from model.preprocessing import Resizing
 from tests.support.video_files import write_numbered_video
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to these limits")
 
 
 def _request(path: Path) -> DecodeRequest:
-    return DecodeRequest(str(path), Sampling(2), 32)
+    return DecodeRequest(str(path), Sampling(2), Resizing(32))
 
 
 # Limits on what a child may do: a stand-in tries what a compromised decoder would

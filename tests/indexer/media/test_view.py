@@ -20,7 +20,7 @@ from indexer.media.preview import clip_size
 from indexer.media.probing import MediaLimits
 from indexer.media.sampling import Sampling
 from indexer.media.view import View, orientation_of_matrix, square_size
-from model.preprocessing import resize_and_crop
+from model.preprocessing import Resizing
 from tests.support.tagged_videos import (
     BT601,
     BT709,
@@ -273,7 +273,7 @@ def test_features_thumbnails_previews_and_facts_show_the_same_view(tmp_path: Pat
     tags = Tags(aspect=Fraction(2), display_matrix=_matrix(*numbers))
     path = write_tagged_video(tmp_path / "a.mp4", [corner_picture(64, 64)] * 10, tags)
     with DecodePool(1, 30) as pool:
-        video = pool.submit(DecodeRequest(str(path), Sampling(2), 32)).result()
+        video = pool.submit(DecodeRequest(str(path), Sampling(2), Resizing(32))).result()
         assert (video.info.width, video.info.height) == (64, 128)
         thumbnail = np.asarray(Image.open(io.BytesIO(pool.submit_picture(path, 0.0, 320).result())))
         clip = pool.submit_clip(path, 0.0).result()
@@ -283,7 +283,7 @@ def test_features_thumbnails_previews_and_facts_show_the_same_view(tmp_path: Pat
         frame = next(container.decode(video=0))
         assert (frame.width, frame.height) == clip_size(64, 128)
         _assert_corners(frame.to_ndarray(format="rgb24"), [CORNERS[number] for number in order], 24)
-    wanted = resize_and_crop(_first(path, min_side=64), 32)
+    wanted = Resizing(32)(_first(path, min_side=64))
     assert np.array_equal(video.segments[0].frames[0], wanted)
 
 

@@ -74,7 +74,7 @@ def several(split):
 
 @pytest.fixture(scope="module")
 def reader(model):
-    return FrameReader(FrameRecipe(model.config.num_frames, model.config.image_size))
+    return FrameReader(FrameRecipe(model.config.num_frames, model.config.resizing))
 
 
 @pytest.fixture(scope="module")

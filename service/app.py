@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
+from starlette.middleware.cors import CORSMiddleware
 
 from service.admission import SearchLimiter
-from service.auth.access import AccessControl, KeyRing
+from service.auth.access import KEY_HEADER, AccessControl, KeyRing
 from service.auth.keys import keys_path
 from service.derived_media import MakeClip, Previews, TakePicture, Thumbnails
+from service.http.forwarding import ForwardingMiddleware
 from service.http.middleware import DeadlineMiddleware, HeadersMiddleware, RequestChecksMiddleware
 from service.http.observation import Metrics, ObservationMiddleware, SearchObserver
 from service.http.openapi import install_openapi, problems
@@ -57,6 +59,15 @@ NUM_INGEST_THREADS = 8
 
 PICTURE_TIMEOUT_SECONDS = 30.0
 """Longest work on one thumbnail or preview; a client does not wait longer."""
+
+CORS_HEADERS = (
+    *("Authorization", KEY_HEADER, "Content-Type", "Range", "If-Range", "If-None-Match", "If-Modified-Since"),
+    *("X-Request-ID", "traceparent", "tracestate"),
+)
+"""What a page of another origin may send."""
+
+CORS_EXPOSED_HEADERS = ("Accept-Ranges", "Content-Range", "ETag", "Location", "Retry-After", "X-Request-ID")
+"""What it may read beyond what every page may."""
 
 ROUTERS = (
     search.router,
@@ -117,6 +128,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # Its redirects name the Host, which a proxy may have changed; ours do not.
         responses=problems(),
         telemetry={**_SPANS_ALONE, "tracing": tracing is not None, "tracer_provider": tracing},
     )
@@ -163,9 +175,21 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         RequestChecksMiddleware,
         allowed_hosts=settings.allowed_hosts,
         keys_required=lambda: access.ring.required,
+        cors_origins=settings.cors_origins,
     )
     app.add_middleware(ObservationMiddleware, metrics=app.state.metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
+            allow_headers=CORS_HEADERS,
+            expose_headers=CORS_EXPOSED_HEADERS,
+        )
     app.add_middleware(HeadersMiddleware, is_ending=lambda: drain.begun)
+    app.add_middleware(
+        ForwardingMiddleware, trusted_proxies=settings.trusted_proxies, root_path=settings.root_path
+    )
 
 
 def _assemble(

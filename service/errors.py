@@ -1,8 +1,9 @@
 """What can go wrong in a request, and its answer: RFC 9457 `application/problem+json`, always.
 
 Each class below is one problem: `status`, `type` (TYPE_PREFIX and its `kind`) and `title` are fixed; `detail`
-says what to do. No text of the client's, no path and no traceback ever goes into one: what went wrong inside
-is for the log. The table in docs/http-api.md and the responses in docs/openapi.json come from this list.
+says what to do. No text of the client's ever goes into one, but for a Host or an Origin that looks like one;
+no path and no traceback does: what went wrong inside is for the log. The table in docs/http-api.md and the
+responses in docs/openapi.json come from this list.
 """
 
 from __future__ import annotations
@@ -163,7 +164,10 @@ class CrossSiteError(ServiceError):
     """A browser says that the request was made by a page of another site."""
 
     status, kind, title = 403, "cross-site", "Cross-site request"
-    default_detail = "Pages of other sites cannot change anything here."
+    default_detail = (
+        "Pages of other sites cannot change anything here. Name their origins in XCLIP_CORS_ORIGINS"
+        " to let them use the API with a key."
+    )
 
 
 class IdTakenError(ServiceError):
@@ -183,7 +187,9 @@ class UnauthorizedError(ServiceError):
     """A key is needed, and none that opens anything came with the request."""
 
     status, kind, title = 401, "unauthorized", "Unauthorized"
-    default_detail = "Send a valid key in the header Authorization: Bearer KEY, or log in on the page."
+    default_detail = (
+        "Send a valid key in the header Authorization: Bearer KEY or X-API-Key: KEY, or log in on the page."
+    )
 
     def __init__(self, detail: str | None = None) -> None:
         super().__init__(detail, headers={"WWW-Authenticate": 'Bearer realm="xclip-search"'})

@@ -61,7 +61,7 @@ def run_server(settings: Settings) -> int:
         access_log=False,
         server_header=False,
         limit_concurrency=_connections_within_limits(settings.max_connections),
-        forwarded_allow_ips=settings.trusted_proxies,
+        proxy_headers=False,  # The application reads them, and keeps the peer's own address.
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.drain_timeout_seconds,
     )

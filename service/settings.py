@@ -7,6 +7,7 @@ Every field can be set by an environment variable, its name in capitals with the
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,27 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.observability.logs import LogFormat, LogLevel
 
 MIB = 1024 * 1024
+
+OWN_PATHS = frozenset(
+    {"search", "videos", "jobs", "healthz", "readyz", "stats", "metrics", "session", "page", "docs"}
+)
+"""First parts of the paths of our routes."""
+
+_PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)*")
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+
+
+def parse_prefix(text: str) -> str:
+    """A path below which a proxy shows this server, as `/xclip`; empty where it is the root.
+
+    Raises:
+        ValueError: It is no such path.
+    """
+    prefix = "/" + text.strip().strip("/") if text.strip(" /") else ""
+    if _PREFIX.fullmatch(prefix) is None:
+        raise ValueError("a prefix is a path of letters, digits and . _ ~ - as /xclip")
+    return prefix
+
 
 CoarseKindChoice = Literal["auto", "exact", "ivf-sq", "ivf-pq", "hnsw"]
 """As `indexer.coarse.exact.KindChoice`, which cannot be had without loading FAISS."""
@@ -106,7 +128,17 @@ class Settings(BaseSettings):
     )
     trusted_proxies: str = Field(
         default="127.0.0.1",
-        description="Addresses or networks whose X-Forwarded-For and -Proto count, separated by commas.",
+        description="Addresses or networks whose X-Forwarded-For, -Proto, -Prefix and -Host count, "
+        "separated by commas.",
+    )
+    root_path: str = Field(
+        default="",
+        description="Path below which a proxy shows this server, as /xclip, whether or not it strips it.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Origins whose pages may use the API with a key, as https://app.example.org, "
+        "separated by commas.",
     )
     max_connections: int = Field(default=1_000, ge=8, description="Concurrent connections, then 503.")
     body_timeout_seconds: float = Field(
@@ -138,6 +170,31 @@ class Settings(BaseSettings):
     def _split_hosts(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip().lower() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("root_path")
+    @classmethod
+    def _check_root_path(cls, value: str) -> str:
+        prefix = parse_prefix(value)
+        if prefix and prefix.split("/")[1] in OWN_PATHS:
+            raise ValueError(f"{prefix} begins as a path of this server does; choose another prefix")
+        return prefix
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return tuple(part.strip().rstrip("/").lower() for part in value.split(",") if part.strip())
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if _ORIGIN.fullmatch(origin) is None:
+                raise ValueError(
+                    f"{origin} is no origin: scheme, name and port, as https://app.example.org:8443"
+                )
         return value
 
     @field_validator("url_allowed_hosts")

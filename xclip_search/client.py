@@ -164,7 +164,8 @@ class AsyncClient:
         """Connect when the first request is sent.
 
         Args:
-            server: Its address, with a path where a proxy puts it below one.
+            server: Its address, with a path where a proxy puts it below one, and with `NAME:PASSWORD@` where
+                a proxy asks for these.
             key: An API key.
             timeout: Seconds without a byte, or httpx.Timeout.
             max_attempts: How often a request is sent at most.
@@ -172,7 +173,9 @@ class AsyncClient:
         """
         headers = {"User-Agent": "xclip-search-client", "Accept": "application/json, */*;q=0.5"}
         if key is not None:
-            headers["Authorization"] = f"Bearer {key}"
+            # A name and password in the address are for a proxy, and take the header Authorization.
+            has_other = bool(httpx.URL(server).userinfo)
+            headers |= {"X-API-Key": key} if has_other else {"Authorization": f"Bearer {key}"}
         self._max_attempts = max_attempts
         self._http = httpx.AsyncClient(base_url=server, headers=headers, timeout=timeout, transport=transport)
 

@@ -4,8 +4,8 @@
 
     @router.delete("/{video_id}", dependencies=[WRITE])
 
-A key comes in `Authorization: Bearer`, or as a session's cookie. Where the server has no keys and none are
-demanded, everything is open.
+A key comes in `Authorization: Bearer`, in `X-API-Key`, or as a session's cookie; an `Authorization` of
+another scheme is for a proxy. Where the server has no keys and none are demanded, everything is open.
 
 A browser's session is a cookie that says which key it stands for and until when, signed and not stored. The
 signature is an HMAC whose key is the stored hash of the API key: a session ends with its key, there is no
@@ -32,7 +32,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request, Security
 from fastapi.routing import APIRoute
-from fastapi.security import APIKeyCookie, HTTPBearer
+from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPBearer
 
 from service.auth.keys import POLL_SECONDS, ApiKey, KeysFileError, Scope, hash_key, read_keys
 from service.errors import ForbiddenError, ServiceError, TooManyRequestsError, UnauthorizedError
@@ -43,6 +43,8 @@ CLIENT: ContextVar[str] = ContextVar("client", default="unknown")
 """The client of the request under way: its key, else its address."""
 
 COOKIE = "xclip_session"
+KEY_HEADER = "X-API-Key"
+"""For clients whose Authorization is for a proxy."""
 
 BURST = 10
 """Wrong keys that one address may send without a pause."""
@@ -222,6 +224,12 @@ _BEARER = HTTPBearer(
     scheme_name="key",
     description="A key made with `xclip-search keys add`. Not needed where the server has no keys.",
 )
+_HEADER = APIKeyHeader(
+    name=KEY_HEADER,
+    auto_error=False,
+    scheme_name="key_header",
+    description="The same key, where a proxy has the header `Authorization` for itself.",
+)
 _COOKIE = APIKeyCookie(
     name=COOKIE,
     auto_error=False,
@@ -243,15 +251,14 @@ class AccessControl:
         """The key that came with a request, None where none came.
 
         Raises:
-            UnauthorizedError: The key is wrong, or the header is not of the Bearer scheme.
+            UnauthorizedError: The key is wrong.
             TooManyRequestsError: Too many wrong keys came from this address.
         """
-        authorization = request.headers.get("authorization")
-        if authorization is not None:
-            kind, _, secret = authorization.partition(" ")
-            if kind.lower() != "bearer":
-                raise UnauthorizedError()
+        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
             return self.check_secret(request, secret.strip())
+        if (header := request.headers.get(KEY_HEADER)) is not None:
+            return self.check_secret(request, header.strip())
         cookie = request.cookies.get(COOKIE)
         return None if cookie is None else find_session(cookie, self.ring)
 
@@ -298,6 +305,7 @@ class Access:
         self,
         request: Request,
         _bearer: Annotated[Any, Security(_BEARER)] = None,
+        _header: Annotated[Any, Security(_HEADER)] = None,
         _cookie: Annotated[Any, Security(_COOKIE)] = None,
     ) -> None:
         """Let the request through, and note whose it is.

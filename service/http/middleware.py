@@ -31,6 +31,7 @@ from service.errors import (
     ServiceError,
     UriTooLongError,
 )
+from service.http.forwarding import route_path
 from service.state import ReadyService
 
 
@@ -274,6 +275,7 @@ class RequestChecksMiddleware:
 
     allowed_hosts: names that are answered; where there are none, every name is once `keys_required`, since a
     key or cookie is not sent under a wrong name, and before that only names that cannot belong to others.
+    cors_origins: of pages of other sites that may use the API, with a key: no cookie of theirs counts.
     """
 
     def __init__(
@@ -282,21 +284,30 @@ class RequestChecksMiddleware:
         *,
         allowed_hosts: Sequence[str],
         keys_required: Callable[[], bool],
+        cors_origins: Sequence[str],
     ) -> None:
         self.app = app
         self._allowed_hosts = frozenset(allowed_hosts)
         self._keys_required = keys_required
+        self._cors_origins = frozenset(cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request: an ASGI application."""
-        if scope["type"] == "http" and (problem := self._find_problem(scope)) is not None:
-            await problem.to_response()(scope, receive, send)
-            return
+        if scope["type"] == "http":
+            if (problem := self._find_problem(scope)) is not None:
+                await problem.to_response()(scope, receive, send)
+                return
+            if self._is_of_named_origin(scope) and cross_site_problem(scope) is not None:
+                headers = [(name, value) for name, value in scope["headers"] if name != b"cookie"]
+                scope = {**scope, "headers": headers}
         await self.app(scope, receive, send)
 
+    def _is_of_named_origin(self, scope: Scope) -> bool:
+        return Headers(scope=scope).get("origin") in self._cors_origins
+
     def _find_problem(self, scope: Scope) -> ServiceError | None:
-        path: bytes = scope.get("raw_path") or scope["path"].encode()  # `raw_path` is optional in ASGI.
-        if len(path) + len(scope["query_string"]) > URI_LIMIT_BYTES:
+        raw_path: bytes = scope.get("raw_path") or scope["path"].encode()  # It is optional in ASGI.
+        if len(raw_path) + len(scope["query_string"]) > URI_LIMIT_BYTES:
             return UriTooLongError()
         size_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
         if len(scope["headers"]) > MAX_HEADERS or size_bytes > HEADER_LIMIT_BYTES:
@@ -308,12 +319,17 @@ class RequestChecksMiddleware:
                 "A request has a Content-Length or a Transfer-Encoding, not both.",
                 headers={"Connection": "close"},
             )
-        if scope["path"] not in PROBES and not self._may_be_called(headers.get("host", "")):
-            return HostNotAllowedError()
-        if scope["method"] not in SAFE_METHODS and is_cross_site(headers):
-            return CrossSiteError()
+        path, method, host = route_path(scope), scope["method"], headers.get("host", "")
+        if path not in PROBES and not self._may_be_called(host):
+            return HostNotAllowedError(
+                f"This server does not answer under the name in the Host header, {_shown(host)}: add it to"
+                " XCLIP_ALLOWED_HOSTS, or make a key."
+            )
+        may_change = method in SAFE_METHODS or self._is_of_named_origin(scope)
+        if not may_change and (problem := cross_site_problem(scope)) is not None:
+            return problem
         service: ReadyService | None = scope["app"].state.service
-        is_search = (scope["method"], scope["path"]) == ("POST", "/search")
+        is_search = (method, path) == ("POST", "/search")
         return service.search_limiter.refusal() if is_search and service is not None else None
 
     def _may_be_called(self, host: str) -> bool:
@@ -325,13 +341,55 @@ class RequestChecksMiddleware:
         return self._keys_required() or cannot_be_rebound(name)
 
 
-def is_cross_site(headers: Headers) -> bool:
-    """Whether a browser made this request for a page of another origin. Other clients send neither header."""
-    site = headers.get("sec-fetch-site")
+def cross_site_problem(scope: Scope) -> CrossSiteError | None:
+    """Why a browser made this request for a page of another origin, None where it did not.
+
+    A browser that knows the site says so. Otherwise the page's origin is compared with the name by which this
+    server was called, in Host or, from a trusted proxy, in X-Forwarded-Host. A Host without a port that comes
+    through such a proxy, or to another port than 80 and 443, was rewritten, as nginx's
+    `proxy_set_header Host $host` does: its port is not known. Other clients send neither header.
+    """
+    headers = Headers(scope=scope)
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site is not None:
-        return site not in ("same-origin", "none")
-    origin = headers.get("origin")
-    return origin is not None and origin.partition("://")[2] != headers.get("host")
+        return None if site in ("same-origin", "none") else CrossSiteError()
+    if origin is None:
+        return None
+    through_proxy: bool = scope.get("state", {}).get("through_proxy", False)
+    _, own_port = scope.get("server") or (None, None)
+    names = [headers.get("host", "")]
+    if through_proxy:
+        names.append(headers.get("x-forwarded-host", "").partition(",")[0].strip())
+    page_name, page_port = split_port(origin.partition("://")[2])
+    for name, port in map(split_port, names):
+        is_port_lost = port is None and (through_proxy or own_port not in DEFAULT_PORTS)
+        is_same_port = port == page_port or {port, page_port} <= {None, *DEFAULT_PORTS}
+        if name and name == page_name and (is_same_port or is_port_lost):
+            return None
+    return CrossSiteError(
+        f"The request is of a page at {_shown(origin)}, but calls this server {_shown(names[0])}. Open the"
+        " page under the server's own address; a proxy must pass the browser's Host on: proxy_set_header Host"
+        " $http_host in nginx, ProxyPreserveHost On in Apache."
+    )
+
+
+DEFAULT_PORTS = frozenset({80, 443})
+
+
+def split_port(host: str) -> tuple[str, int | None]:
+    """Name and port of a Host header, or of an origin without its scheme; None where it says no port.
+
+    >>> split_port("Search.Example.org:443"), split_port("[::1]")
+    (('search.example.org', 443), ('::1', None))
+    """
+    _, _, digits = host.rpartition("]")[2].partition(":")
+    is_port = digits.isascii() and digits.isdigit() and len(digits) <= 5
+    return host_name(host), int(digits) if is_port else None
+
+
+def _shown(host: str) -> str:
+    """A Host or Origin as an answer may show it: of the client's text only what looks like one."""
+    return host if re.fullmatch(r"(?:https?://)?[\w.:\[\]-]{1,255}", host, re.ASCII) else "by no name"
 
 
 class DeadlineMiddleware:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from indexer import errors as indexer_errors
 from service.errors import (
@@ -29,6 +31,7 @@ from service.errors import (
     VideoNotFoundError,
     validation_problem,
 )
+from service.http.forwarding import route_path
 
 logger = logging.getLogger("xclip_search.service")
 
@@ -46,8 +49,11 @@ def install_error_handlers(app: FastAPI, routers: Sequence[APIRouter]) -> None:
 
     async def on_http_exception(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        known = [app.router, *routers]
+        if error.status_code == 404 and (other := _with_the_other_ending(request, known)) is not None:
+            return RedirectResponse(other)
         if error.status_code == 405:
-            methods = _methods_of_path(request, [app.router, *routers])
+            methods = _methods_of_path(request.scope, known)
             return MethodNotAllowedError(headers={"Allow": ", ".join(methods)}).to_response()
         if isinstance(error.__cause__, ServiceError):
             return error.__cause__.to_response()  # FastAPI makes a 400 of any error while the body is read.
@@ -105,11 +111,20 @@ def _from_http_exception(error: HTTPException) -> ServiceError:
     return InternalError(headers=headers)
 
 
-def _methods_of_path(request: Request, routers: Sequence[APIRouter]) -> list[str]:
-    """Methods that the path of `request` takes. Each of them may have a route of its own."""
+def _methods_of_path(scope: Scope, routers: Sequence[APIRouter]) -> list[str]:
+    """Methods that the path of a request takes. Each of them may have a route of its own."""
     routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
-    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    matching = [route for route in routes if route.matches(scope)[0] is not Match.NONE]
     return sorted({method for route in matching for method in route.methods or ()})
+
+
+def _with_the_other_ending(request: Request, routers: Sequence[APIRouter]) -> str | None:
+    """Where the path with a slash more or less at its end leads, as a path; None where that is nowhere."""
+    path: str = request.scope["path"]
+    path = path.rstrip("/") if route_path(request.scope).endswith("/") else f"{path}/"
+    if not path or not _methods_of_path({**request.scope, "path": path}, routers):
+        return None
+    return quote(path) + (f"?{request.url.query}" if request.url.query else "")
 
 
 def _is_json(request: Request) -> bool:

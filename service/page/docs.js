@@ -39,8 +39,9 @@ function operation(path, method, description) {
 
 async function show() {
   const document_ = await (await fetch("openapi.json")).json();
+  const prefix = document_.servers?.[0]?.url ?? ""; // Where a proxy shows the server below a path.
   const operations = Object.entries(document_.paths).flatMap(([path, methods]) =>
-    Object.entries(methods).map(([method, description]) => operation(path, method, description)),
+    Object.entries(methods).map(([method, description]) => operation(prefix + path, method, description)),
   );
   document.getElementById("operations").replaceChildren(...operations);
   const schemas = Object.entries(document_.components.schemas).map(([name, schema]) =>

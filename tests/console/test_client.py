@@ -22,7 +22,8 @@ from typing import Any, Self
 import httpx
 import pytest
 
-from tests.support.servers.service_fakes import Service, add_video
+from service.auth.keys import add_key
+from tests.support.servers.service_fakes import Service, add_video, running
 from tests.support.servers.serving_thread import served
 from xclip_search import AsyncClient, Client, client_errors
 from xclip_search import client as client_module
@@ -588,3 +589,24 @@ def test_the_awaiting_client_does_many_things_concurrently(service: Service, ser
             await client.delete_video(job.video_id)
 
     asyncio.run(work())
+
+
+def test_an_address_may_have_a_path_and_what_a_proxy_asks_for(tmp_path: Path) -> None:
+    secret = add_key(tmp_path / "keys.json", "me", "write")
+    with running(tmp_path / "index", keys_file=tmp_path / "keys.json", root_path="/xclip") as service:
+        add_video(service.catalog, "known")
+        seen: list[httpx.Request] = []
+
+        class Noting(httpx.ASGITransport):
+            async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+                seen.append(request)
+                return await super().handle_async_request(request)
+
+        for server in ("http://ann:pass@localhost/xclip/", "http://localhost/xclip"):
+            with Client(server, key=secret, transport=Noting(service.app)) as client:
+                assert [video.id for video in client.videos()] == ["known"]
+                assert client.search("x").results[0].id == "known"
+                assert client.is_ready()
+        assert {request.url.path for request in seen} == {"/xclip/videos", "/xclip/search", "/xclip/readyz"}
+        assert seen[0].headers["authorization"].startswith("Basic ")
+        assert seen[-1].headers["authorization"] == f"Bearer {secret}"

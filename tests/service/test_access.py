@@ -95,7 +95,7 @@ def test_a_key_that_reads_may_not_change_and_one_that_writes_may_do_both(
     assert service.client.delete("/videos/known", headers=bearer(keys["write"])).status_code == 204
 
 
-@pytest.mark.parametrize("value", ["", "Bearer", "Bearer ", "Bearer x", "Basic eDp5", "bearer \xe9"])
+@pytest.mark.parametrize("value", ["Bearer", "Bearer ", "Bearer x", "bearer \xe9"])
 def test_what_is_no_key_is_refused_even_with_a_valid_session(
     guarded: tuple[Service, dict[str, str]], value: str
 ) -> None:
@@ -103,6 +103,21 @@ def test_what_is_no_key_is_refused_even_with_a_valid_session(
     assert service.client.post("/session", json={"key": keys["write"]}).status_code == 204
     headers = {"Authorization": value.encode("latin-1")}
     check_problem(service.client.get("/videos", headers=headers), 401)
+
+
+@pytest.mark.parametrize("value", ["", "Basic eDp5", "Negotiate YII=", 'Digest username="x"'])
+def test_the_authorization_of_a_proxy_hides_neither_a_session_nor_a_key(
+    guarded: tuple[Service, dict[str, str]], value: str
+) -> None:
+    service, keys = guarded
+    headers = {"Authorization": value}
+    check_problem(service.client.get("/videos", headers=headers), 401)
+    with_key = {**headers, "X-API-Key": keys["read"]}
+    assert service.client.get("/videos", headers=with_key).status_code == 200
+    check_problem(service.client.delete("/videos/known", headers=with_key), 403)
+    assert service.client.post("/session", json={"key": keys["write"]}, headers=headers).status_code == 204
+    assert service.client.get("/videos", headers=headers).status_code == 200
+    check_problem(service.client.get("/videos", headers={**headers, "X-API-Key": "wrong"}), 401)
 
 
 def test_a_browser_logs_in_and_out(guarded: tuple[Service, dict[str, str]]) -> None:
@@ -269,13 +284,13 @@ def test_an_ipv6_client_is_known_by_its_network() -> None:
 def test_every_guarded_operation_documents_its_security(guarded: tuple[Service, dict[str, str]]) -> None:
     service, _ = guarded
     document = service.client.get("/openapi.json").json()
-    assert set(document["components"]["securitySchemes"]) == {"key", "session"}
+    assert set(document["components"]["securitySchemes"]) == {"key", "key_header", "session"}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             is_open = path in OPEN_PATHS
             assert ("security" in operation) != is_open, (method, path)
             if not is_open:
-                assert operation["security"] == [{"key": []}, {"session": []}]
+                assert operation["security"] == [{"key": []}, {"key_header": []}, {"session": []}]
                 assert {"401", "429"} <= set(operation["responses"])
 
 

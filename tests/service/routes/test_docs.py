@@ -49,7 +49,7 @@ def test_every_field_of_a_search_is_documented_with_its_default(field: str) -> N
 
 def as_written(default: Any) -> str:
     """A default as the value of an environment variable."""
-    if default in (None, ()):
+    if default in (None, (), ""):
         return "unset"
     if isinstance(default, tuple):
         return ",".join(map(str, default))

@@ -73,7 +73,9 @@ class Site:
             Settings(index=directory / "index", **settings),
             searcher=self.searcher,  # type: ignore[arg-type]
         )
-        self.server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_level="warning"))
+        self.server = uvicorn.Server(
+            uvicorn.Config(self.app, port=0, log_level="warning", proxy_headers=False)
+        )
         self.address = ""
 
     def add_file(self, id: str, ending: str, codec: str, *, rotation_degrees: int = 0, **fields: Any) -> None:

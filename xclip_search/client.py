@@ -27,6 +27,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import (
@@ -50,6 +51,7 @@ from pydantic import BaseModel, ValidationError
 
 from indexer.search.types import DEFAULT_LIMIT, MAX_OFFSET, GroupBy, SearchMode
 from indexer.store.job import JobState
+from indexer.store.records import Sort
 from service.schemas.operation import HealthAnswer, SessionAnswer, StatsAnswer
 from service.schemas.search import (
     ResultAnswer,
@@ -286,27 +288,46 @@ class AsyncClient:
         return await self._ask(VideoAnswer, _Request("GET", _video_path(video_id)))
 
     async def list_videos(
-        self, *, limit: int = 50, after: int | None = None, filter: Filter | None = None
+        self,
+        *,
+        limit: int = 50,
+        after: int | str | None = None,
+        filter: Filter | None = None,
+        sort: Sort | None = None,
     ) -> VideoPage:
-        """A page of videos, newest first. after: `next` of the page before."""
-        params = {"limit": limit, "after": after, "filter": _json_or_none(filter)}
+        """A page of videos, newest first. after: `next` of the page before. sort: see `videos`."""
+        params = {"limit": limit, "after": after, "filter": _json_or_none(filter), "sort": sort}
         return await self._ask(VideoPage, _Request("GET", "videos", params))
 
-    async def videos(self, *, filter: Filter | None = None) -> AsyncIterator[VideoAnswer]:
-        """All videos, newest first."""
-        page = await self.list_videos(limit=LARGEST_PAGE, filter=filter)
+    async def videos(
+        self, *, filter: Filter | None = None, sort: Sort | None = None
+    ) -> AsyncIterator[VideoAnswer]:
+        """All videos, newest first.
+
+        sort: `added_at` or `recorded_at`, with a minus sign for the latest first; by default `-added_at`.
+        """
+        page = await self.list_videos(limit=LARGEST_PAGE, filter=filter, sort=sort)
         while True:
             for video in page.videos:
                 yield video
             if page.next is None:
                 return
-            page = await self.list_videos(limit=LARGEST_PAGE, after=page.next, filter=filter)
+            page = await self.list_videos(limit=LARGEST_PAGE, after=page.next, filter=filter, sort=sort)
 
     async def update_video(
-        self, video_id: str, *, title: str | None = UNCHANGED, metadata: Mapping[str, Any] | None = UNCHANGED
+        self,
+        video_id: str,
+        *,
+        title: str | None = UNCHANGED,
+        metadata: Mapping[str, Any] | None = UNCHANGED,
+        recorded_at: datetime | str | None = UNCHANGED,
     ) -> VideoAnswer:
-        """Change title or metadata. A field of the metadata that is None is removed, others stay."""
-        values = {"title": title, "metadata": metadata}
+        """Change title, metadata or the time of recording (a date, or date and time, in ISO 8601).
+
+        A field of the metadata that is None is removed, others stay.
+        """
+        at = recorded_at.isoformat() if isinstance(recorded_at, datetime) else recorded_at
+        values = {"title": title, "metadata": metadata, "recorded_at": at}
         request = _Request(
             "PATCH",
             _video_path(video_id),

@@ -35,6 +35,7 @@ from xclip_search.videos import (
     clock,
     connect,
     directory_or_server,
+    iso_time,
     parse_json,
 )
 
@@ -216,6 +217,8 @@ def search(
                 answer = asdict(opened.searcher.search(wanted))
         for result in answer["results"]:
             del result["explanation"]
+    for result in answer["results"]:
+        result["recorded_at"] = iso_time(result["recorded_at"])
     if as_json:
         typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
     else:

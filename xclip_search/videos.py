@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,6 +70,15 @@ FilterOption = Annotated[
 ]
 
 
+class SortName(StrEnum):
+    """Orders of a list."""
+
+    added_last = "-added_at"
+    added_first = "added_at"
+    recorded_last = "-recorded_at"
+    recorded_first = "recorded_at"
+
+
 @app.command("list")
 def list_videos(
     context: typer.Context,
@@ -77,15 +87,21 @@ def list_videos(
     key: KeyOption = None,
     limit: Annotated[int, typer.Option("--limit", "-k", min=1, help="The most videos to list.")] = 50,
     filter_json: FilterOption = None,
+    sort: Annotated[
+        SortName,
+        typer.Option(help="By when they were added or recorded; with a minus sign the latest first."),
+    ] = SortName.added_last,
     as_json: JsonOption = False,
 ) -> None:
-    """List the videos of an index with their ids, the newest first.
+    """List the videos of an index: ids, lengths, when they were recorded, titles.
 
     Examples:
 
       xclip-search list --index my-index --limit 5
 
       xclip-search list --index my-index --filter '{"duration_seconds": {"gt": 60}}' --json
+
+      xclip-search list --index my-index --sort=-recorded_at --filter '{"recorded_at": {"gte": "2024-05-01"}}'
 
       xclip-search list --server http://127.0.0.1:8000
     """
@@ -97,8 +113,8 @@ def list_videos(
                 video.model_dump(
                     mode="json", exclude={"thumbnail_url", "media_url", "preview_url", "playable"}
                 )
-                | {"added_at": video.added_at.isoformat()}
-                for video in islice(client.videos(filter=conditions), limit)
+                | {name: iso_time(getattr(video, name)) for name in ("added_at", "recorded_at")}
+                for video in islice(client.videos(filter=conditions, sort=sort.value), limit)
             ]
             num_videos = client.stats().num_videos
     else:
@@ -108,14 +124,18 @@ def list_videos(
 
             chosen = None if conditions is None else parse_filter(conditions)
             with open_store(directory) as catalog:
-                videos = [_facts(record) for record in catalog.list_videos(limit, chosen=chosen)]
+                videos = [
+                    _facts(record) for record in catalog.list_videos(limit, chosen=chosen, sort=sort.value)
+                ]
                 num_videos = catalog.num_videos
     if as_json:
         typer.echo(json.dumps({"num_videos": num_videos, "videos": videos}, indent=2, ensure_ascii=False))
         return
     width = max((len(video["id"]) for video in videos), default=0)
     for video in videos:
-        typer.echo(f"{video['id']:<{width}}  {clock(video['duration_seconds']):>7}  {video['title'] or ''}")
+        recorded_on = (video["recorded_at"] or "")[:10]
+        length = clock(video["duration_seconds"])
+        typer.echo(f"{video['id']:<{width}}  {length:>7}  {recorded_on:10}  {video['title'] or ''}")
     typer.echo(f"{len(videos)} of {num_videos} videos", err=True)
 
 
@@ -301,8 +321,15 @@ def _facts(record: VideoRecord) -> dict[str, Any]:
         "size_bytes", "content_sha256", "partial", "fraction_read",
     )  # fmt: skip
     facts = {name: getattr(record, name) for name in names}
-    added_at = datetime.fromtimestamp(record.added_at, UTC).isoformat()
-    return facts | {"metadata": dict(record.metadata), "added_at": added_at}
+    times = {name: iso_time(getattr(record, name)) for name in ("added_at", "recorded_at")}
+    return facts | {"metadata": dict(record.metadata)} | times
+
+
+def iso_time(time: datetime | float | None) -> str | None:
+    """A moment, or seconds since 1970, in ISO 8601 and UTC."""
+    if time is None or isinstance(time, datetime):
+        return None if time is None else time.isoformat()
+    return datetime.fromtimestamp(time, UTC).isoformat()
 
 
 @dataclass
@@ -401,6 +428,8 @@ class Uploads:
         except JobFailedError as error:
             self._fail(source, error.job.reason or "")
         else:
+            if source.recorded_at is not None:
+                self._client.update_video(job.video_id, recorded_at=iso_time(source.recorded_at))
             self.report.num_partial += self._client.get_video(job.video_id).partial
             self.report.num_added += 1
             self._on_done(False)

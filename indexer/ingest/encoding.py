@@ -80,6 +80,7 @@ def new_video(
         partial=fraction_read < 1,
         fraction_read=fraction_read,
         media_start_seconds=info.media_start_seconds,
+        recorded_at=info.recorded_at,
     )
 
 

@@ -2,8 +2,8 @@
 
 A manifest is JSONL, one object a line, or a table with a header line as spreadsheets save it (.csv, .tsv,
 .txt; see `indexer.ingest.tables`). `path` is required, and relative to the manifest's folder; `id`, `title`,
-`uri` and `metadata` (an object; in a table, its JSON) are optional. Further columns of a table become
-metadata: numbers where each of its cells is one.
+`uri`, `recorded_at` and `metadata` (an object; in a table, its JSON) are optional. Further columns of a table
+become metadata: numbers where each of its cells is one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from indexer.errors import ManifestError
 from indexer.ingest.tables import CSV_ENDINGS, Table, TypedColumn, parse_table, read_text, typed_column
 from indexer.ingest.video_files import local_path
-from indexer.store.text import nfc
+from indexer.store.text import instant, nfc
 
 if TYPE_CHECKING:
     from indexer.store.records import VideoRecord
@@ -34,7 +34,7 @@ VIDEO_EXTENSIONS: Final = frozenset(
 )
 """Of files in folders, those that are taken. A file that is named itself may have any extension."""
 
-_FIELDS: Final = ("path", "id", "title", "uri", "metadata")
+_FIELDS: Final = ("path", "id", "title", "uri", "recorded_at", "metadata")
 
 _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|file:")
 _WINDOWS_PATH: Final = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -50,6 +50,8 @@ class VideoSource:
         title: None for the file's name without its extension.
         metadata: any JSON object.
         uri: None for the file:// address of `path`.
+        recorded_at: when it was recorded, in seconds since 1970; None for what its container says, or the
+            time of the file.
         trusted: whether the operator trusts the file, so that decord may read it.
         record: of a video that is encoded again with another model: the video keeps what the record says, and
             a file of other bytes is refused.
@@ -60,6 +62,7 @@ class VideoSource:
     title: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     uri: str | None = None
+    recorded_at: float | None = None
     trusted: bool = True
     record: VideoRecord | None = None
 
@@ -242,7 +245,20 @@ def _to_source(line: int, row: Mapping[str, Any], folder: Path) -> VideoSource:
         title=row.get("title"),
         metadata=metadata,
         uri=row.get("uri"),
+        recorded_at=_to_time(line, row.get("recorded_at")),
     )
+
+
+def _to_time(line: int, value: object) -> float | None:
+    """Seconds since 1970 of a date, or a date and time, as in a filter."""
+    if value is None:
+        return None
+    moment = instant(value) if isinstance(value, str) else None
+    if moment is None:
+        raise ManifestError(
+            f"line {line} of the manifest: recorded_at is no date or time as in 2026-01-31T18:00:00+01:00"
+        )
+    return moment.total_seconds()
 
 
 def _to_path(line: int, text: str, folder: Path) -> Path:

@@ -30,6 +30,7 @@ from indexer.media.decode_messages import (
     HashedFile,
 )
 from indexer.media.decode_pool import DecodePool
+from indexer.media.probing import plausible_recording_time
 from indexer.media.sampling import Sampling
 from indexer.store.records import AddOutcome, NewVideo, SegmentRecord, VideoRecord
 
@@ -303,7 +304,7 @@ class IndexingPipeline:
             raise encoded
         if isinstance(encoded, AddOutcome):
             return encoded
-        return self.catalog.add_video(replace(encoded, **_fields_of_source(source)))
+        return self.catalog.add_video(replace(encoded, **_fields_of_source(source, encoded)))
 
 
 def default_num_workers(is_gpu: bool) -> int:
@@ -313,11 +314,16 @@ def default_num_workers(is_gpu: bool) -> int:
     return max(1, min(32, num_processors - 1 if is_gpu else num_processors // 2))
 
 
-def _fields_of_source(source: VideoSource) -> dict[str, Any]:
-    """The fields of `NewVideo` that do not come out of the file."""
+def _fields_of_source(source: VideoSource, encoded: NewVideo) -> dict[str, Any]:
+    """The fields of `NewVideo` that do not come out of the file, or not only."""
+    recorded_at = source.recorded_at if source.record is None else source.record.recorded_at
+    if recorded_at is None:
+        recorded_at = encoded.recorded_at
+    if recorded_at is None and source.trusted:  # An upload's file is as old as the upload.
+        recorded_at = file_time(source.path)
     if source.record is not None:
         names = ("id", "uri", "title", "metadata", "trusted", "added_at", "missing_since")
-        return {name: getattr(source.record, name) for name in names}
+        return {**{name: getattr(source.record, name) for name in names}, "recorded_at": recorded_at}
     path = source.path.absolute()
     title = source.title
     if title is None:
@@ -328,7 +334,16 @@ def _fields_of_source(source: VideoSource) -> dict[str, Any]:
         "title": title,
         "metadata": source.metadata,
         "trusted": source.trusted,
+        "recorded_at": recorded_at,
     }
+
+
+def file_time(path: Path) -> float | None:
+    """When a file was last modified, in seconds since 1970; None where it is gone or that cannot be."""
+    try:
+        return plausible_recording_time(path.stat().st_mtime)
+    except OSError:
+        return None
 
 
 class _Video:

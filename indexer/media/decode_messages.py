@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from indexer import errors
 from indexer.errors import DecoderDiedError, MediaError
 from indexer.media.frame_reader import Backend
-from indexer.media.probing import DEMUXERS, VIDEO_CODECS, MediaInfo
+from indexer.media.probing import DEMUXERS, VIDEO_CODECS, MediaInfo, plausible_recording_time
 from indexer.media.sampling import Sampling
 from model.preprocessing import Resizing
 
@@ -216,6 +216,9 @@ def _checked_info(values: dict[str, Any]) -> MediaInfo:
     _check(info.container in DEMUXERS and info.codec in VIDEO_CODECS, "info")
     _number(info.media_start_seconds)
     _check(info.rotation_degrees in (0, 90, 180, 270) and type(info.has_audio) is bool, "info")
+    _check(
+        info.recorded_at is None or plausible_recording_time(_number(info.recorded_at)) is not None, "info"
+    )
     return info
 
 

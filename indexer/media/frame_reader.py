@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 
 from indexer.media.decord_reader import open_with_decord, read_with_decord
 from indexer.media.h264 import H264Headers
-from indexer.media.probing import MediaInfo, MediaLimits, check_file, check_frame_size, open_media
+from indexer.media.probing import (
+    MediaInfo,
+    MediaLimits,
+    check_file,
+    check_frame_size,
+    open_media,
+    recording_time,
+)
 from indexer.media.pyav_reader import DecodedFrame, read_with_pyav
 from indexer.media.sampling import frame_indices_at
 from indexer.media.timeline import Timeline, read_timeline
@@ -67,6 +74,7 @@ class VideoFile:
                 size_bytes=status.st_size,
                 has_audio=len(container.streams.audio) > 0,
                 media_start_seconds=timeline.media_start_seconds,
+                recorded_at=recording_time(container, stream, kind),
             )
 
     def frames_at(

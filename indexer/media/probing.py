@@ -8,10 +8,13 @@ first bytes before FFmpeg sees it, and the whitelists refuse it once more.
 from __future__ import annotations
 
 import os
+import re
 import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -84,7 +87,30 @@ _OTHERS: Final = (
     (b"v=0", "a session description"),
 )
 _IMAGE_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis"})
+_RECORDING_KEYS: Final = (
+    "com.apple.quicktime.creationdate",  # The only one with the zone of the place.
+    "date_recorded",  # A tag of Matroska.
+    "creation_time",  # FFmpeg's name of `mvhd` in MP4, `DateUTC` in Matroska, `IDIT` in the header of AVI.
+    "idit",
+    "creationdate",  # In FLV.
+    "date",
+)
+"""Metadata of containers that says when a video was recorded, the surest first."""
+
+_EARLIEST_RECORDING_SECONDS: Final = 2 * 86_400.0
+"""The 3rd of January 1970. Clocks that were never set say 1904 (QuickTime's zero) or 1970, in any zone."""
+
+_ASF_FILE_PROPERTIES: Final = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_ASF_CREATION_DATE: Final = slice(48, 56)
+"""In that object, after its id, size, the file's id and size (ASF specification 3.2)."""
+
+_FILETIME_EPOCH_SECONDS: Final = -11_644_473_600
+"""1601, from which Windows counts 100 ns; FFmpeg (up to 8.0) reads this date and passes it on to nobody."""
+
 _MP4_BOXES: Final = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"})
+_ASF_HEAD_BYTES: Final = 64 << 10
+_DATE: Final = re.compile(r"[0-9]{4}([-:/])[0-9]{2}\1[0-9]{2}")
+
 HEAD_BYTES: Final = 2048
 """What is read of a file to recognise it: ten packets of MPEG-TS, wherever the first begins."""
 
@@ -135,6 +161,8 @@ class MediaInfo:
         size_bytes: of the file.
         has_audio: whether there is a sound stream.
         media_start_seconds: when the first frame starts on the clock of a player of the file, 0 or more.
+        recorded_at: when the container says that it was recorded, in seconds since 1970; None where it says
+            nothing that can be.
     """
 
     container: str
@@ -148,6 +176,7 @@ class MediaInfo:
     size_bytes: int
     has_audio: bool
     media_start_seconds: float
+    recorded_at: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -307,6 +336,49 @@ def open_media(
         yield container, stream
     finally:
         container.close()
+
+
+def recording_time(container: InputContainer, stream: VideoStream, kind: str) -> float | None:
+    """When the container says that it was recorded, in seconds since 1970; None where it says nothing that
+    can be. What has no zone is taken as UTC, for the place is not known.
+
+    kind: a key of `DEMUXERS`.
+    """
+    said = {name.lower(): text for name, text in container.metadata.items()}
+    for name in _RECORDING_KEYS:
+        text = said.get(name) or (stream.metadata.get(name, "") if name == "creation_time" else "")
+        # In MP4 and Matroska, a date without a time is that of a film's release.
+        if name == "date" and kind != "avi" and ":" not in text:
+            continue
+        seconds = _parsed_time(text.strip())
+        if seconds is not None and (checked := plausible_recording_time(seconds)) is not None:
+            return checked
+    if kind == "asf" and isinstance(container.name, str):
+        with suppress(OSError), Path(container.name).open("rb") as file:
+            head = file.read(_ASF_HEAD_BYTES)
+            if (start := head.find(_ASF_FILE_PROPERTIES)) >= 0:
+                ticks = int.from_bytes(head[start:][_ASF_CREATION_DATE], "little")
+                return plausible_recording_time(_FILETIME_EPOCH_SECONDS + ticks / 1e7)
+    return None
+
+
+def plausible_recording_time(seconds: float) -> float | None:
+    """`seconds` since 1970 where a video can have been recorded then: not before 1970, nor in the future by
+    more than the zones of the earth differ; else None."""
+    return seconds if _EARLIEST_RECORDING_SECONDS <= seconds <= time.time() + 86_400 else None
+
+
+def _parsed_time(text: str) -> float | None:
+    """Seconds since 1970 of a date, or a date and time, as containers hold them."""
+    with suppress(ValueError):
+        moment = datetime.strptime(" ".join(text.split()), "%a %b %d %H:%M:%S %Y")  # As C's asctime.
+        return moment.replace(tzinfo=UTC).timestamp()
+    if not _DATE.match(text):  # Not what only `fromisoformat` takes for a date, such as 20240501.
+        return None
+    with suppress(ValueError, OverflowError):
+        moment = datetime.fromisoformat(text[:10].replace(":", "-").replace("/", "-") + text[10:])
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return None
 
 
 def demux_all(container: InputContainer, *streams: VideoStream) -> Iterator[Packet[Any]]:

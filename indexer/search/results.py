@@ -87,6 +87,7 @@ def make_results(
             title=video.title,
             uri=video.uri,
             duration_seconds=video.duration_seconds,
+            recorded_at=video.recorded_at,
             metadata=video.metadata,
             segment=Segment(info.start_seconds, info.end_seconds),
             moments=moments[row],

@@ -131,6 +131,7 @@ class SearchResult:
         `video_sentence`.
     scores: the four, scaled; None for those that the mode does not compute. moments: the best frames of the
         segment, best first, `num_moments` of them (fewer where it has fewer).
+    recorded_at: seconds since 1970; None where it is not known when the video was recorded.
     percentile: how much of the index's baseline scores lies below the score, 0 to 100, see
         `indexer.search.baseline`; None where they are not known (yet).
     """
@@ -143,6 +144,7 @@ class SearchResult:
     title: str | None
     uri: str | None
     duration_seconds: float
+    recorded_at: float | None
     metadata: Mapping[str, Any]
     segment: Segment
     moments: Sequence[Moment]

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ChangeKind = Literal["add", "update", "delete"]
+Sort = Literal["-added_at", "added_at", "-recorded_at", "recorded_at"]
+"""Orders of a list of videos; a minus sign: descending."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,7 @@ from indexer.store.records import (
     NewVideo,
     SegmentFeatures,
     SegmentInfo,
+    Sort,
     StoreState,
     Successor,
     VideoRecord,
@@ -98,7 +99,13 @@ class VideoStore(Protocol[Transaction]):
     def get_video(self, video_id: str) -> VideoRecord: ...
     def get_videos(self, video_ids: Sequence[str]) -> dict[str, VideoRecord]: ...
     def list_videos(
-        self, limit: int = 100, after: int | None = None, *, chosen: Filter | None = None
+        self,
+        limit: int = 100,
+        after: int | None = None,
+        *,
+        chosen: Filter | None = None,
+        sort: Sort = "-added_at",
+        after_recorded_at: float | None = None,
     ) -> list[VideoRecord]: ...
     def iterate_videos(self, block_size: int = 1_000) -> Iterator[list[VideoRecord]]: ...
     def find_by_sha256(

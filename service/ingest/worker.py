@@ -207,6 +207,10 @@ class Worker:
         uri = job.uri
         if uri is not None and job.is_fetched_by_us:
             uri = uri.partition("?")[0]  # A query often holds a signature or a token.
+        if video.recorded_at is None and not job.delete_source:
+            from indexer.ingest.pipeline import file_time  # Heavy; whatever encoded the video has loaded it.
+
+            video = replace(video, recorded_at=file_time(self._source(job)))
         video = replace(video, id=job.video_id, uri=uri, title=job.title, metadata=job.metadata)
         with self._catalog.transaction() as transaction:
             outcome = self._catalog.add_video(video, transaction)

@@ -16,7 +16,7 @@ from service.auth.access import READ
 from service.errors import FilterTooCostlyError, OverloadedError, VideoNotFoundError
 from service.http.middleware import WHILE_CONNECTED
 from service.http.openapi import problems
-from service.schemas.fields import Answer, media_url, preview_url, thumbnail_url
+from service.schemas.fields import Answer, media_url, preview_url, thumbnail_url, to_datetime
 from service.schemas.search import (
     RankTextsRequest,
     ResultAnswer,
@@ -132,6 +132,7 @@ def _to_result(result: SearchResult, playable: bool, root_path: str) -> ResultAn
     best = result.moments[0].time_seconds if result.moments else result.segment.start_seconds
     fields = {
         **vars(result),
+        "recorded_at": to_datetime(result.recorded_at),
         "thumbnail_url": root_path + thumbnail_url(result.id, best),
         "media_url": root_path + media_url(result.id),
         "preview_url": root_path + preview_url(result.id, best),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 
-from indexer.store.records import VideoRecord
+from indexer.store.records import Sort, VideoRecord
 from indexer.store.store import Store
 from service.auth.access import READ, WRITE
 from service.errors import (
@@ -22,7 +22,7 @@ from service.errors import (
 )
 from service.http.middleware import WHILE_CONNECTED
 from service.http.openapi import problems, schema_of
-from service.schemas.fields import check_metadata, media_url, preview_url, thumbnail_url
+from service.schemas.fields import check_metadata, media_url, preview_url, thumbnail_url, to_datetime
 from service.schemas.videos import ListVideosParameters, PatchVideoRequest, VideoAnswer, VideoPage
 from service.state import ReadyService, Service
 
@@ -43,8 +43,15 @@ async def list_videos(
     request: Request, parameters: Annotated[ListVideosParameters, Query()], service: Service
 ) -> VideoPage:
     """Videos of the index, newest first. Videos added or deleted in between shift no page."""
-    after = _from_cursor(service.catalog, parameters.after)
-    read = partial(service.catalog.list_videos, parameters.limit + 1, after, chosen=parameters.filter)
+    after, recorded_at = _from_cursor(service.catalog, parameters)
+    read = partial(
+        service.catalog.list_videos,
+        parameters.limit + 1,
+        after,
+        chosen=parameters.filter,
+        sort=parameters.sort,
+        after_recorded_at=recorded_at,
+    )
     if parameters.filter is None:
         records = await to_thread.run_sync(read)
     else:  # May read all videos: as much work as a search.
@@ -54,7 +61,7 @@ async def list_videos(
     playable = await to_thread.run_sync(service.playability.of_ids, [record.id for record in page])
     return VideoPage(
         videos=[to_video_answer(record, playable[record.id], root_path) for record in page],
-        next=_to_cursor(service.catalog, page[-1].sequence) if len(records) > len(page) else None,
+        next=_to_cursor(service.catalog, page[-1], parameters.sort) if len(records) > len(page) else None,
     )
 
 
@@ -75,7 +82,8 @@ async def get_video(request: Request, video_id: str, service: Service) -> VideoA
 async def patch_video(
     request: Request, video_id: str, body: PatchVideoRequest, service: Service
 ) -> VideoAnswer:
-    """Change title and metadata by a merge patch (RFC 7396); answers the video as it then is."""
+    """Change title, metadata and `recorded_at` by a merge patch (RFC 7396); answers the video as it then
+    is."""
     record = await to_thread.run_sync(_patch, service, video_id, body.model_dump(exclude_unset=True))
     playable = await to_thread.run_sync(service.playability.of_record, record)
     return to_video_answer(record, playable, request.scope.get("root_path", ""))
@@ -127,6 +135,7 @@ def to_video_answer(record: VideoRecord, playable: bool, root_path: str) -> Vide
         partial=record.partial,
         fraction_read=record.fraction_read,
         added_at=datetime.fromtimestamp(record.added_at, UTC),
+        recorded_at=to_datetime(record.recorded_at),
         thumbnail_url=root_path + thumbnail_url(record.id, 0.0),
         media_url=root_path + media_url(record.id),
         preview_url=root_path + preview_url(record.id, 0.0),
@@ -134,17 +143,31 @@ def to_video_answer(record: VideoRecord, playable: bool, root_path: str) -> Vide
     )
 
 
-def _to_cursor(catalog: Store[Any], sequence: int) -> int:
-    """`next` of a list: the change that added its last video, and the generation in which it did so."""
-    return (catalog.generation - 1) * _NUMBERS_OF_ONE + sequence
+def _to_cursor(catalog: Store[Any], last: VideoRecord, sort: Sort) -> int | str:
+    """`next` of a list: the change that added its last video, and the generation in which it did so; and
+    where that orders the list, when it was recorded."""
+    number = (catalog.generation - 1) * _NUMBERS_OF_ONE + last.sequence
+    if not sort.endswith("recorded_at"):
+        return number
+    return f"{number}~{'' if last.recorded_at is None else repr(last.recorded_at)}"
 
 
-def _from_cursor(catalog: Store[Any], cursor: int | None) -> int | None:
-    """The number of the change. Raises InvalidCursorError where the cursor is of another generation: the same
-    numbers are of other videos there."""
-    if cursor is None:
-        return None
-    number, sequence = divmod(cursor, _NUMBERS_OF_ONE)
-    if number + 1 != catalog.generation:
+def _from_cursor(catalog: Store[Any], parameters: ListVideosParameters) -> tuple[int | None, float | None]:
+    """The number of the change, and when the video was recorded.
+
+    Raises:
+        InvalidCursorError: the cursor is of another order, or of another generation: the same numbers are of
+            other videos there.
+    """
+    if parameters.after is None:
+        return None, None
+    number, mark, time = parameters.after.partition("~")
+    if bool(mark) != parameters.sort.endswith("recorded_at"):
+        raise InvalidCursorError("The page before had another order: begin without `after`.")
+    generation, sequence = divmod(int(number), _NUMBERS_OF_ONE)
+    if generation + 1 != catalog.generation:
         raise InvalidCursorError("The index was encoded again since the page before: begin without `after`.")
-    return sequence
+    try:
+        return sequence, float(time) if time else None
+    except ValueError:
+        raise InvalidCursorError from None

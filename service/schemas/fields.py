@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 from urllib.parse import quote
 
@@ -26,7 +27,8 @@ from pydantic import (
 from indexer.errors import InvalidQueryError, InvalidRecordError
 from indexer.store import filters
 from indexer.store.filters import MAX_TEXT_LENGTH, MAX_VALUES
-from indexer.store.records import ID_PATTERN, MAX_ID_LENGTH, check_video_id
+from indexer.store.records import ID_PATTERN, MAX_ID_LENGTH, check_time, check_video_id
+from indexer.store.text import instant
 
 MAX_FIELDS: Final = 100
 """Of a body. No endpoint has this many."""
@@ -66,6 +68,11 @@ class Answer(BaseModel):
 
     model_config = ConfigDict(from_attributes=True, frozen=True)
 
+
+RECORDED_AT = Field(
+    description="When it was recorded, as the client or the container says, or else when the file was last"
+    " modified; null where that is not known."
+)
 
 MAX_QUERY_CHARACTERS = 2000
 MAX_FILTER_CHARACTERS = 8000
@@ -149,6 +156,26 @@ def as_whole_number(value: object) -> object:
 
 
 WholeNumber = Annotated[int, BeforeValidator(as_whole_number)]
+
+
+def check_moment(text: object) -> object:
+    """`text` as a moment of time, unless it names none in the form of RFC 3339. Raises ValueError."""
+    moment = instant(text) if isinstance(text, str) else None
+    if moment is None:
+        raise ValueError("The time must be a date, or a date and time as in 2026-01-31T18:00:00+01:00.")
+    try:
+        return check_time("recorded_at", moment.total_seconds())
+    except InvalidRecordError as error:
+        raise ValueError(f"{error}.") from None
+
+
+RecordedAt = Annotated[
+    float,
+    BeforeValidator(check_moment),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "string", "format": "date"}]}
+    ),
+]
 QueryText = Annotated[
     str,
     Field(max_length=MAX_QUERY_CHARACTERS, json_schema_extra={"pattern": VISIBLE}),
@@ -282,6 +309,11 @@ FilterText = Annotated[
 def video_url(video_id: str) -> str:
     """Of a video's record."""
     return f"/videos/{quote(video_id, safe='')}"
+
+
+def to_datetime(seconds: float | None) -> datetime | None:
+    """Seconds since 1970 as a moment in UTC."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def media_url(video_id: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -16,7 +17,16 @@ from indexer.search.types import (
     GroupBy,
     SearchMode,
 )
-from service.schemas.fields import Answer, Filter, FilterText, Parameters, QueryText, Request, WholeNumber
+from service.schemas.fields import (
+    RECORDED_AT,
+    Answer,
+    Filter,
+    FilterText,
+    Parameters,
+    QueryText,
+    Request,
+    WholeNumber,
+)
 
 MAX_QUERIES = 32
 MAX_TEXTS = MAX_BATCH_TEXTS
@@ -148,6 +158,7 @@ class ResultAnswer(Answer):
     title: str | None
     uri: str | None
     duration_seconds: float
+    recorded_at: datetime | None = RECORDED_AT
     metadata: dict[str, Any]
     segment: Span
     moments: list[MomentAnswer]

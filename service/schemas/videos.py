@@ -7,16 +7,22 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from indexer.store.records import Sort
 from service.schemas.fields import (
     MAX_URI_CHARACTERS,
+    RECORDED_AT,
     Answer,
     FilterText,
     Metadata,
     Parameters,
+    RecordedAt,
     Request,
     Title,
     VideoId,
 )
+
+CURSOR_PATTERN = r"^[0-9]{1,19}(~(-?[0-9.e+]+)?)?$"
+"""The change that added a video and, where it was asked for, when it was recorded."""
 
 
 class ListJobsParameters(Parameters):
@@ -86,17 +92,25 @@ class ListVideosParameters(Parameters):
     """Of GET /videos."""
 
     limit: int = Field(default=50, ge=1, le=200, description="Videos in the answer, at most.")
-    after: int | None = Field(default=None, ge=0, le=2**63 - 1, description="`next` of the page before.")
+    after: str | None = Field(
+        default=None, pattern=CURSOR_PATTERN, max_length=60, description="`next` of the page before."
+    )
+    sort: Sort = Field(
+        default="-added_at",
+        description="By when they were added or recorded; with a minus sign the latest first. Where that is"
+        " not known, last.",
+    )
     filter: FilterText | None = Field(default=None, description="As in a search, as JSON text.")
 
 
 class PatchVideoRequest(Request):
-    """A merge patch (RFC 7396) of title and metadata: null removes."""
+    """A merge patch (RFC 7396) of title, metadata and the time of recording: null removes."""
 
     title: Title | None = None
     metadata: dict[str, Any] | None = Field(
         default=None, description="Members to set; null removes one, or, instead of the object, all."
     )
+    recorded_at: RecordedAt | None = None
 
 
 class ThumbnailParameters(Parameters):
@@ -129,6 +143,7 @@ class VideoAnswer(Answer):
     partial: bool = Field(description="Whether a part of the file could not be read.")
     fraction_read: float
     added_at: datetime
+    recorded_at: datetime | None = RECORDED_AT
     thumbnail_url: str
     media_url: str
     preview_url: str
@@ -136,10 +151,12 @@ class VideoAnswer(Answer):
 
 
 class VideoPage(Answer):
-    """A page of videos, newest first."""
+    """A page of videos."""
 
     videos: list[VideoAnswer]
-    next: int | None = Field(description="Give it as `after` for the next page; null on the last.")
+    next: int | str | None = Field(
+        description="Give it as `after` for the next page of the same order; null on the last."
+    )
 
 
 class VideoReference(Answer):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import enum
 import json
 import math
 import sqlite3
@@ -13,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +41,7 @@ from indexer.store.records import (
     SegmentFeatures,
     SegmentInfo,
     SegmentRecord,
+    Sort,
     StoreState,
     Successor,
     VideoRecord,
@@ -75,7 +75,7 @@ from indexer.store.sqlite.connections import (
 )
 from indexer.store.sqlite.features import FeatureRows, damaged_segments, read_segment_infos
 from indexer.store.sqlite.files import KeptOutTable, damaged_kept_out, find_kept_out
-from indexer.store.sqlite.filters import compile_filter, matching_segments
+from indexer.store.sqlite.filters import Condition, compile_filter, matching_segments
 from indexer.store.sqlite.generations import (
     FIRST_GENERATION,
     directory_of,
@@ -110,9 +110,6 @@ _URI, _METADATA, _PARTIAL, _TRUSTED = map(
     _COLUMNS.split(", ").index, ("uri", "metadata", "partial", "trusted")
 )
 
-CHANGEABLE_FIELDS: Final = ("title", "uri", "metadata", "missing_since")
-"""Of a video, what `Catalog.update_video` changes; all else comes out of its file."""
-
 _RECORDS_AT_ONCE: Final = 1_000
 
 Owners = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -121,12 +118,17 @@ Owners = tuple[NDArray[np.int64], NDArray[np.int64]]
 Metadata = Mapping[str, Any]
 
 
-class _Keep(enum.Enum):
-    KEEP = enum.auto()
+class VideoChanges(TypedDict, total=False):
+    """Of a video, what `Catalog.update_video` changes; see `VideoRecord`. All else comes out of its file."""
+
+    title: str | None
+    uri: str | None
+    metadata: Metadata | None
+    missing_since: float | None
+    recorded_at: float | None
 
 
-KEEP: Final = _Keep.KEEP
-"""Given to `Catalog.update_video` for what stays as it is (None would erase it)."""
+CHANGEABLE_FIELDS: Final = tuple(VideoChanges.__annotations__)
 
 
 class Catalog:
@@ -502,14 +504,7 @@ class Catalog:
             )
 
     def update_video(
-        self,
-        video_id: str,
-        transaction: Transaction | None = None,
-        *,
-        title: str | _Keep | None = KEEP,
-        uri: str | _Keep | None = KEEP,
-        metadata: Metadata | _Keep | None = KEEP,
-        missing_since: float | _Keep | None = KEEP,
+        self, video_id: str, transaction: Transaction | None = None, **changes: Unpack[VideoChanges]
     ) -> VideoRecord:
         """Replace the given fields (None erases), log the change and return the new record.
 
@@ -518,14 +513,16 @@ class Catalog:
             InvalidRecordError: a value cannot be stored.
         """
         values: dict[str, str | float | None] = {}
-        if title is not KEEP:
-            values["title"] = check_title(title)
-        if uri is not KEEP:
-            values["uri"] = check_text("uri", uri)
-        if metadata is not KEEP:
-            values["metadata"] = metadata_to_json(metadata)
-        if missing_since is not KEEP:
-            values["missing_since"] = check_time("missing_since", missing_since)
+        if "title" in changes:
+            values["title"] = check_title(changes["title"])
+        if "uri" in changes:
+            values["uri"] = check_text("uri", changes["uri"])
+        if "metadata" in changes:
+            values["metadata"] = metadata_to_json(changes["metadata"])
+        if "missing_since" in changes:
+            values["missing_since"] = check_time("missing_since", changes["missing_since"])
+        if "recorded_at" in changes:
+            values["recorded_at"] = check_time("recorded_at", changes["recorded_at"])
         with self.connections.joined(transaction) as connection:
             return self._update(connection, video_id, values)
 
@@ -536,28 +533,30 @@ class Catalog:
         *,
         check: Callable[[Metadata], Metadata] = lambda merged: merged,
     ) -> VideoRecord:
-        """Apply a merge patch (RFC 7396) to the title and metadata of a video; returns the record as it then
-        is.
+        """Apply a merge patch (RFC 7396) to title, metadata and recording time of a video; returns the record
+        as it then is.
 
         Read, merged and written in one transaction: of two concurrent patches neither undoes the other.
         Logged as an `update`, unless nothing changes.
 
         Args:
             video_id: of the video.
-            patch: `title` and `metadata`, or one of them; None for a title erases it, for metadata makes it
-                empty.
+            patch: of `title`, `metadata` and `recorded_at` (seconds since 1970) those that change; None
+                erases, and makes metadata empty.
             check: called with the metadata to be stored; what it raises leaves the video as it was.
 
         Raises:
             VideoNotFoundError: there is no such video.
             InvalidRecordError: the patch is not possible, or its result cannot be stored.
         """
-        if unknown := patch.keys() - {"title", "metadata"}:
+        if unknown := patch.keys() - {"title", "metadata", "recorded_at"}:
             raise InvalidRecordError(f"{', '.join(sorted(unknown))} cannot be patched")
         if not isinstance(patch.get("title"), str | None):
             raise InvalidRecordError("title must be a text or None")
         if not isinstance(patch.get("metadata"), Mapping | None):
             raise InvalidRecordError("metadata must be an object or None")
+        if not isinstance(patch.get("recorded_at"), float | int | None):
+            raise InvalidRecordError("recorded_at must be a number of seconds or None")
         with self.connections.transaction() as connection:
             record = _record_by_id(connection, video_id)
             values: dict[str, str | float | None] = {}
@@ -569,6 +568,8 @@ class Catalog:
                 as_json = metadata_to_json(check(merged))
                 if as_json != metadata_to_json(record.metadata):
                     values["metadata"] = as_json
+            if "recorded_at" in patch and patch["recorded_at"] != record.recorded_at:
+                values["recorded_at"] = check_time("recorded_at", patch["recorded_at"])
             return self._update(connection, video_id, values)
 
     def _update(
@@ -680,7 +681,13 @@ class Catalog:
             last, last_number = rows[-1][_URI], rows[-1][-1]
 
     def list_videos(
-        self, limit: int = 100, after: int | None = None, *, chosen: Filter | None = None
+        self,
+        limit: int = 100,
+        after: int | None = None,
+        *,
+        chosen: Filter | None = None,
+        sort: Sort = "-added_at",
+        after_recorded_at: float | None = None,
     ) -> list[VideoRecord]:
         """At most `limit` videos, the newest first.
 
@@ -689,18 +696,38 @@ class Catalog:
             after: `sequence` of the last video of the page before, for the next page; videos added or deleted
                 in between shift nothing.
             chosen: only those that this filter matches.
+            sort: by when they were added or recorded, ascending or, with a minus sign, descending. Those of
+                which it is not known when they were recorded come last either way.
+            after_recorded_at: of the last video of the page before, where `recorded_at` is sorted by.
         """
-        where, values = "1", tuple[Any, ...]()
-        if chosen is not None:
-            condition = compile_filter(chosen)
-            where, values = condition.sql, condition.values
-        with self.connections.reading(self.filter_limit_seconds) as connection:
-            rows = connection.execute(
-                f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE sequence < ? AND {where}"
-                " ORDER BY sequence DESC LIMIT ?",
-                (2**63 - 1 if after is None else after, *values, max(0, limit)),
-            )
-            return [_record(row) for row in rows]
+        is_descending = sort.startswith("-")
+        before, direction = ("<", "DESC") if is_descending else (">", "ASC")
+        by_sequence = f"ORDER BY sequence {direction}"
+        first = (2**63 - 1 if is_descending else -1) if after is None else after
+        parts: list[tuple[str, tuple[float, ...], str]] = []
+        if sort.endswith("recorded_at"):
+            by_time = f"ORDER BY recorded_at {direction}, sequence {direction}"
+            if after is None:
+                parts.append(("recorded_at IS NOT NULL", (), by_time))
+            elif after_recorded_at is not None:
+                parts.append(
+                    (f"(recorded_at, sequence) {before} (?, ?)", (after_recorded_at, after), by_time)
+                )
+                first = 2**63 - 1 if is_descending else -1
+            parts.append((f"recorded_at IS NULL AND sequence {before} ?", (first,), by_sequence))
+        else:
+            parts.append((f"sequence {before} ?", (first,), by_sequence))
+        condition = Condition("1") if chosen is None else compile_filter(chosen)
+        records: list[VideoRecord] = []
+        with self.connections.snapshot(self.filter_limit_seconds) as connection:
+            for where, values, order in parts:
+                rows = connection.execute(
+                    f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE {where} AND {condition.sql} {order}"
+                    " LIMIT ?",
+                    (*values, *condition.values, max(0, limit) - len(records)),
+                )
+                records += map(_record, rows)
+        return records
 
     def iterate_videos(self, block_size: int = _RECORDS_AT_ONCE) -> Iterator[list[VideoRecord]]:
         """All videos in blocks, in the order in which they were added. Each block is read when it is asked

@@ -84,6 +84,7 @@ CREATE TABLE videos (
 ) STRICT;
 CREATE INDEX videos_by_uri ON videos (uri);
 CREATE INDEX videos_by_size ON videos (size_bytes);
+CREATE INDEX videos_by_recorded_at ON videos (recorded_at, sequence);
 
 -- AUTOINCREMENT: an id is never used twice, so an index that still holds a deleted one can only miss.
 CREATE TABLE segments (
@@ -156,6 +157,7 @@ ALTER TABLE videos ADD COLUMN recorded_at REAL;
 ALTER TABLE videos ADD COLUMN missing_since REAL;
 CREATE INDEX videos_by_uri ON videos (uri);
 CREATE INDEX videos_by_size ON videos (size_bytes);
+CREATE INDEX videos_by_recorded_at ON videos (recorded_at, sequence);
 {FILES_SCHEMA}"""
 
 _VIDEO_COLUMNS_OF_4: Final = (

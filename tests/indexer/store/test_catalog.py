@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ from indexer.errors import (
     VideoNotFoundError,
 )
 from indexer.maintenance.verification import verify
-from indexer.store.records import IndexFacts, StoreState
+from indexer.store.filters import parse_filter
+from indexer.store.records import IndexFacts, Sort, StoreState
 from indexer.store.sqlite import catalog as catalog_module
 from indexer.store.sqlite import connections as catalog_connections
 from indexer.store.sqlite.catalog import Catalog
@@ -265,6 +267,48 @@ def test_pages_of_videos_are_newest_first_and_do_not_shift(catalog, random):
     second = catalog.list_videos(limit=2, after=first[-1].sequence)
     assert [video.id for video in second] == ["video-3", "video-2"]
     assert catalog.list_videos(limit=0) == [] == catalog.list_videos(after=1)
+
+
+@pytest.mark.parametrize("sort", get_args(Sort))
+def test_pages_of_every_order_hold_each_video_once_whatever_comes_and_goes_in_between(catalog, random, sort):
+    times = [None, 5.0, -1e9, 5.0, None, 1e9, 2.5, 5.0, None]
+    for number, recorded_at in enumerate(times):
+        add_video(catalog, number, [make_segment(random)], recorded_at=recorded_at)
+    sign = -1 if sort.startswith("-") else 1
+    by_time = sort.endswith("recorded_at")
+
+    def place(number: int) -> tuple[float, ...]:
+        time = times[number]
+        known = (time is None, sign * (time or 0)) if by_time else ()
+        return (*known, sign * number)
+
+    wanted = sorted(range(len(times)), key=place)
+    for size in (1, 2, 4, 20):
+        found, after = [], {}
+        while page := catalog.list_videos(size, sort=sort, **after):
+            found += page
+            after = {"after": page[-1].sequence, "after_recorded_at": page[-1].recorded_at}
+        assert [video.id for video in found] == [f"video-{number}" for number in wanted]
+    chosen = parse_filter({"recorded_at": {"gt": 0}})
+    expected = [number for number in wanted if (times[number] or 0) > 0]
+    assert [video.id for video in catalog.list_videos(sort=sort, chosen=chosen)] == [
+        f"video-{n}" for n in expected
+    ]
+    first = catalog.list_videos(4, sort=sort)
+    catalog.delete_video(first[-1].id)
+    rest = catalog.list_videos(20, first[-1].sequence, sort=sort, after_recorded_at=first[-1].recorded_at)
+    assert [video.id for video in rest] == [f"video-{number}" for number in wanted[4:]]
+
+
+def test_a_page_of_videos_by_recording_time_is_read_through_an_index(catalog):
+    with catalog.connections.reading() as connection:
+        for direction, before in (("DESC", "<"), ("ASC", ">")):
+            for where in (f"(recorded_at, sequence) {before} (1, 1)", "recorded_at IS NOT NULL"):
+                plan = connection.execute(
+                    f"EXPLAIN QUERY PLAN SELECT * FROM videos WHERE {where}"
+                    f" ORDER BY recorded_at {direction}, sequence {direction} LIMIT 9"
+                ).fetchall()
+                assert "videos_by_recorded_at" in str(plan) and "TEMP B-TREE" not in str(plan)
 
 
 # Changes

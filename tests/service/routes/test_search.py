@@ -62,6 +62,7 @@ def test_a_search_answers_as_the_contract_says(service: Service) -> None:
         "title": "🐕 כלב 𠮷og",
         "uri": None,
         "duration_seconds": 10.0,
+        "recorded_at": None,
         "metadata": {"naïve": ["𝄞", {"מפתח": None}]},
         "segment": {"start_seconds": 0.0, "end_seconds": 10.0},
         "moments": [{"time_seconds": 5.0, "score": 3.0}, {"time_seconds": 0.0, "score": 1.0}],

@@ -46,6 +46,42 @@ def test_pages_of_videos_hold_each_once_whatever_is_added_or_deleted_in_between(
     assert page["next"] is None
 
 
+def test_videos_are_listed_by_when_they_were_recorded(service: Service) -> None:
+    for number, recorded_at in enumerate((None, 1.5, 1714557600.25, 1.5)):
+        add_video(service.catalog, f"video-{number}", recorded_at=recorded_at)
+    for sort, expected in (("-recorded_at", "2310"), ("recorded_at", "1320"), ("added_at", "0123")):
+        found, address = "", f"/videos?limit=1&sort={sort}"
+        page = service.client.get(address).json()
+        while True:
+            found += page["videos"][0]["id"][-1]
+            if page["next"] is None:
+                break
+            page = service.client.get(f"{address}&after={page['next']}").json()
+        assert found == expected
+    page = service.client.get("/videos?limit=1&sort=-recorded_at").json()
+    assert page["videos"][0]["recorded_at"] == "2024-05-01T10:00:00.250000Z"
+    for wrong in (f"after={page['next']}", "after=1&sort=recorded_at", "after=1~1.2.3&sort=recorded_at"):
+        assert service.client.get(f"/videos?{wrong}").json()["type"].endswith("invalid-cursor"), wrong
+    assert service.client.get("/videos?sort=title").status_code == 422
+    chosen = json.dumps({"recorded_at": {"gte": "2024-05-01T12:00:00+02:00"}})
+    found = service.client.get("/videos", params={"filter": chosen}).json()["videos"]
+    assert [video["id"] for video in found] == ["video-2"]
+
+
+def test_the_time_of_recording_is_changed_by_a_patch(service: Service) -> None:
+    add_video(service.catalog, "a", recorded_at=5.0)
+    for given, shown in (
+        ("2024-05-01T12:00:00+02:00", "2024-05-01T10:00:00Z"),
+        ("1931-05-01", "1931-05-01T00:00:00Z"),
+        (None, None),
+    ):
+        answer = service.client.patch("/videos/a", json={"recorded_at": given})
+        assert (answer.status_code, answer.json()["recorded_at"]) == (200, shown)
+    for wrong in ("yesterday", 5, "0001-01-01T00:00:00+14:00", "2024-06-31"):
+        answer = service.client.patch("/videos/a", json={"recorded_at": wrong})
+        assert answer.status_code == 422 and answer.json()["errors"][0]["field"] == "recorded_at"
+
+
 def test_a_video_is_shown_with_all_that_was_said_about_it(service: Service) -> None:
     metadata = {"tags": ["🎬", "عربى"], "deep": {"n": 1.5, "none": None, "big": 2**60}}
     add_video(service.catalog, "é-1", title="𠮷itle \u200fكلب 👩\u200d👩\u200d👧", metadata=metadata)

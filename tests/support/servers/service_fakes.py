@@ -120,6 +120,7 @@ class FakeSearcher:
                 title=record.title,
                 uri=record.uri,
                 duration_seconds=record.duration_seconds,
+                recorded_at=record.recorded_at,
                 metadata=record.metadata,
                 segment=Segment(0.0, 10.0),
                 moments=[Moment(5.0, 3.0), Moment(0.0, 1.0)],

@@ -1,8 +1,13 @@
-"""Searches by text, videos like a video, texts for a video; and their results as JSON."""
+"""Searches by text, videos like a video, texts for a video; and their results as JSON.
+
+An answer may hold megabytes. Its JSON is made in a thread, one result after the other and one query after the
+other, and sent in pieces that are forgotten then, so that the whole is in memory at most once.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
@@ -10,13 +15,19 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from indexer.search.types import SearchAnswer, SearchQuery, SearchResult, TextsAnswer
 from service.auth.access import READ
-from service.errors import FilterTooCostlyError, OverloadedError, VideoNotFoundError
+from service.errors import (
+    FilterTooCostlyError,
+    InvalidRequestError,
+    OverloadedError,
+    VideoNotFoundError,
+)
 from service.http.middleware import WHILE_CONNECTED
 from service.http.openapi import problems
-from service.schemas.fields import Answer, media_url, preview_url, thumbnail_url, to_datetime
+from service.schemas.fields import media_url, preview_url, thumbnail_url, to_datetime
 from service.schemas.search import (
     RankTextsRequest,
     ResultAnswer,
@@ -36,6 +47,12 @@ QUERIES_AT_ONCE = 8
 TEXTS_AT_ONCE = 64
 """A longer list is searched for in parts of this size; between them other clients get their turn."""
 
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+"""Results are bounded by their number first; those with the longest metadata by this."""
+
+PIECE_BYTES = 64 * 1024
+"""Sent at a time; waited for until the client has taken most of it."""
+
 TEXTS_BODY_LIMIT_BYTES = 4 * 1024 * 1024
 """A thousand texts need more than other bodies."""
 
@@ -52,24 +69,27 @@ async def search(request: Request, body: SearchRequest, service: Service) -> Res
     if body.queries is None:
         query = SearchQuery(text=str(body.query), **fields)
         answer = await service.search_limiter.run(partial(service.searcher.search, query))
-        return _to_response(await _to_body(answer, service, root_path))
+        pieces = Pieces()
+        await to_thread.run_sync(_write_answer, pieces, answer, service, root_path)
+        return pieces.to_response()
     started = time.perf_counter()
     queries = [SearchQuery(text=text, **fields) for text in body.queries]
-    parts = []
+    timings, pieces = [], Pieces()
     for first in range(0, len(queries), QUERIES_AT_ONCE):
         search_some = partial(service.searcher.search_all, queries[first : first + QUERIES_AT_ONCE])
-        parts.append(await service.search_limiter.run(search_some, begun=first > 0))
-    timings = [part.timings for part in parts]
-    together = SearchAnswersBody(
-        answers=[await _to_body(answer, service, root_path) for part in parts for answer in part.answers],
-        timings=TimingsAnswer(
-            encode_seconds=sum(part.encode_seconds for part in timings),
-            coarse_seconds=sum(part.coarse_seconds for part in timings),
-            rerank_seconds=sum(part.rerank_seconds for part in timings),
-            total_seconds=time.perf_counter() - started,
-        ),
+        part = await service.search_limiter.run(search_some, begun=first > 0)
+        timings.append(part.timings)
+        for position, answer in enumerate(part.answers, start=first):
+            pieces.write(b"," if position else b'{"answers":[')
+            await to_thread.run_sync(_write_answer, pieces, answer, service, root_path)
+    together = TimingsAnswer(
+        encode_seconds=sum(part.encode_seconds for part in timings),
+        coarse_seconds=sum(part.coarse_seconds for part in timings),
+        rerank_seconds=sum(part.rerank_seconds for part in timings),
+        total_seconds=time.perf_counter() - started,
     )
-    return _to_response(together)
+    pieces.write(b'],"timings":%s}' % together.model_dump_json().encode())
+    return pieces.to_response()
 
 
 @router.get(
@@ -89,8 +109,11 @@ async def find_similar(
         filter=parameters.filter,
     )
     answer = await service.search_limiter.run(find)
-    results = await _to_results(answer.results, service, request.scope.get("root_path", ""))
-    return _to_response(SimilarAnswerBody(id=answer.id, num_videos=answer.num_videos, results=results))
+    pieces = Pieces()
+    body = SimilarAnswerBody(id=answer.id, num_videos=answer.num_videos, results=[])
+    root_path = request.scope.get("root_path", "")
+    await to_thread.run_sync(_write, pieces, body, answer.results, service, root_path)
+    return pieces.to_response()
 
 
 @router.post(
@@ -108,24 +131,77 @@ async def rank_texts(video_id: str, body: RankTextsRequest, service: Service) ->
         some = body.texts[first : first + TEXTS_AT_ONCE]
         rank = partial(service.searcher.rank_texts, video_id, some, warn_of=warn_of)
         answers.append(await service.search_limiter.run(rank, begun=first > 0))
-    return _to_response(TextsAnswerBody.model_validate(TextsAnswer.join(answers)))
+    answer = TextsAnswerBody.model_validate(TextsAnswer.join(answers))
+    # FastAPI would check and copy it first, and large answers would delay all others.
+    return Response(answer.model_dump_json(exclude_unset=True), media_type="application/json")
 
 
 # Answers
 
 
-async def _to_body(answer: SearchAnswer, service: ReadyService, root_path: str) -> SearchAnswerBody:
-    results = await _to_results(answer.results, service, root_path)
-    return SearchAnswerBody.model_validate({**vars(answer), "results": results})
+class Pieces:
+    """The JSON of an answer as it grows. Raises InvalidRequestError where it becomes too large."""
+
+    def __init__(self) -> None:
+        self._pieces: deque[bytearray] = deque([bytearray()])
+        self._num_bytes = 0
+
+    def write(self, text: bytes) -> None:
+        """Append; all of it is JSON only in the end."""
+        self._num_bytes += len(text)
+        if self._num_bytes > MAX_ANSWER_BYTES:
+            raise InvalidRequestError(
+                f"The answer is larger than {MAX_ANSWER_BYTES >> 20} MiB. Ask for fewer queries at once, set"
+                " a lower limit, or leave out explain; videos with long metadata make it long."
+            )
+        if len(self._pieces[-1]) >= PIECE_BYTES:
+            self._pieces.append(bytearray())
+        self._pieces[-1] += text
+
+    def to_response(self) -> Response:
+        """An answer that sends the pieces, and forgets each that was sent."""
+        return _PiecesResponse(self._pieces, headers={"Content-Length": str(self._num_bytes)})
 
 
-async def _to_results(
-    results: Sequence[SearchResult], service: ReadyService, root_path: str
-) -> list[ResultAnswer]:
-    """`results` as JSON; `root_path` comes before every address of ours."""
-    ids = list(dict.fromkeys(result.id for result in results))
-    playable = await to_thread.run_sync(service.playability.of_ids, ids)
-    return [_to_result(result, playable.get(result.id, False), root_path) for result in results]
+class _PiecesResponse(Response):
+    media_type = "application/json"
+
+    def __init__(self, pieces: deque[bytearray], headers: dict[str, str]) -> None:
+        self._pieces = pieces
+        super().__init__(headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request: an ASGI application."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        while self._pieces:
+            piece = bytes(self._pieces.popleft())
+            await send({"type": "http.response.body", "body": piece, "more_body": bool(self._pieces)})
+
+
+def _write_answer(pieces: Pieces, answer: SearchAnswer, service: ReadyService, root_path: str) -> None:
+    body = SearchAnswerBody.model_validate({**vars(answer), "results": []})
+    _write(pieces, body, answer.results, service, root_path)
+
+
+def _write(
+    pieces: Pieces,
+    body: SearchAnswerBody | SimilarAnswerBody,
+    results: Sequence[SearchResult],
+    service: ReadyService,
+    root_path: str,
+) -> None:
+    """Append `body`, whose last field takes the results, with them. Blocks.
+
+    root_path: comes before every address of ours.
+    """
+    playable = service.playability.of_ids(list(dict.fromkeys(result.id for result in results)))
+    head = body.model_dump_json().encode()
+    pieces.write(head.removesuffix(b"]}"))
+    for position, result in enumerate(results):
+        answer = _to_result(result, playable.get(result.id, False), root_path)
+        pieces.write(b"," if position else b"")
+        pieces.write(answer.model_dump_json(exclude_unset=True).encode())
+    pieces.write(b"]}")
 
 
 def _to_result(result: SearchResult, playable: bool, root_path: str) -> ResultAnswer:
@@ -141,8 +217,3 @@ def _to_result(result: SearchResult, playable: bool, root_path: str) -> ResultAn
     if result.explanation is None:
         del fields["explanation"]  # What is not set does not show in the answer.
     return ResultAnswer.model_validate(fields)
-
-
-def _to_response(body: Answer) -> Response:
-    """`body` as it is: FastAPI would check and copy it first, and large answers would delay all others."""
-    return Response(body.model_dump_json(exclude_unset=True), media_type="application/json")

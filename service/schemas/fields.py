@@ -31,7 +31,8 @@ from indexer.store.records import ID_PATTERN, MAX_ID_LENGTH, check_time, check_v
 from indexer.store.text import instant
 
 MAX_FIELDS: Final = 100
-"""Of a body. No endpoint has this many."""
+MAX_ITEMS: Final = 1_000
+"""Of a body, and of a list in it. No endpoint takes more."""
 
 
 class Request(BaseModel):
@@ -48,6 +49,8 @@ class Request(BaseModel):
         if len(body) > MAX_FIELDS:
             # An error for each unknown field of a large body would take seconds to list.
             raise ValueError(f"The body has more than {MAX_FIELDS} fields.")
+        if any(isinstance(value, list) and len(value) > MAX_ITEMS for value in body.values()):
+            raise ValueError(f"The body has a list of more than {MAX_ITEMS} items.")
         try:
             json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError):

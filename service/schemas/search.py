@@ -32,7 +32,10 @@ MAX_QUERIES = 32
 MAX_TEXTS = MAX_BATCH_TEXTS
 MAX_LIMIT = 100
 MAX_CANDIDATES = 10_000
-"""These bound one request's work and the size of its answer; a `SearchQuery` in Python may ask for more."""
+MAX_RESULTS = 2_000
+MAX_EXPLAINED_RESULTS = 400
+"""These bound one request's work and the size of its answer; a `SearchQuery` in Python may ask for more. The
+last two are of all queries together: an explained result is some 10 KB."""
 
 _TOGETHER = {
     "oneOf": [
@@ -101,6 +104,12 @@ class SearchRequest(Request):
     def _check_together(self) -> Self:
         if (self.query is None) == (self.queries is None):
             raise ValueError("Give either query or queries.")
+        most = MAX_EXPLAINED_RESULTS if self.explain else MAX_RESULTS
+        if self.limit * len(self.queries or ("",)) > most:
+            raise ValueError(
+                f"The answer would be too large: queries times limit is at most {MAX_RESULTS}, and"
+                f" {MAX_EXPLAINED_RESULTS} with explain. Ask for fewer queries at once, or set a lower limit."
+            )
         return self
 
 

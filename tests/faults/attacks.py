@@ -110,7 +110,7 @@ def read_all(connection: socket.socket) -> None:
 def attacking(port: int, name: str) -> Iterator[list[int]]:
     """The ids of processes that attack."""
     first, then = ATTACKS[name]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # Others would first import what they do not need.
     attackers = [context.Process(target=attack, args=(port, first, then)) for _ in range(NUM_ATTACKERS)]
     for attacker in attackers:
         attacker.start()
@@ -231,7 +231,7 @@ def ask_together(server: ServerProcess, body: dict[str, Any]) -> tuple[set[tuple
     sizes: set[tuple[int, int]] = set()
 
     def ask() -> None:
-        response = httpx.post(f"{server.client.base_url}search", json=body, timeout=60)
+        response = httpx.post(f"{str(server.client.base_url).rstrip('/')}/search", json=body, timeout=60)
         sizes.add((response.status_code, len(response.content)))
 
     threads = [threading.Thread(target=ask) for _ in range(4)]

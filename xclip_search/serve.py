@@ -144,7 +144,7 @@ def worker(
         parent_pid=parent,
     )
     _require_index_or_model(settings)
-    from service.ingest.worker import run_worker
+    from service.ingest.worker_process import run_worker
 
     raise typer.Exit(run_worker(settings))
 

@@ -67,7 +67,7 @@ class DecodeRequest:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {**asdict(self), "sampling": self.sampling.to_json()}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DecodeRequest:
@@ -76,7 +76,7 @@ class DecodeRequest:
         return cls(
             **{
                 **values,
-                "sampling": Sampling.from_json(values["sampling"]),
+                "sampling": Sampling(**values["sampling"]),
                 "resizing": Resizing(**values["resizing"]),
                 "stamp": stamp,
             }

@@ -1,4 +1,6 @@
-"""The worker: takes jobs, encodes their videos, stores them, records the outcome. A process of its own.
+"""The worker: takes jobs, encodes their videos, stores them, records the outcome.
+
+It runs in a process of its own (`service.ingest.worker_process`).
 
 Files that are still on the web are fetched in other threads (`service.ingest.web`), so that a slow server far
 away holds up no video that is here.
@@ -12,10 +14,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
@@ -23,20 +25,21 @@ from pathlib import Path
 from typing import Any
 
 from indexer.errors import (
+    DecoderDiedError,
+    DecodeTimeoutError,
+    DuplicateIdError,
+    IndexBusyError,
     IndexerError,
+    IndexStorageError,
     IndexSupersededError,
+    JobNotFoundError,
+    LeaseLostError,
     MediaError,
 )
 from indexer.store.job import FailureReason, Job
 from indexer.store.records import NewVideo
-from indexer.store.store import Store
-from service.ingest.media_store import MediaStore, delete_orphans
-from service.ingest.outcomes import (
-    UNWRITABLE,
-    UNWRITABLE_PAUSE_SECONDS,
-    JobOutcomes,
-    worker_name,
-)
+from indexer.store.store import Jobs, Store
+from service.ingest.media_store import FULL_DISK_ERRORS, MediaStore, delete_orphans, discard_upload
 from service.settings import Settings
 
 logger = logging.getLogger("xclip_search.worker")
@@ -58,6 +61,21 @@ ReadVideo = Callable[[Path, threading.Event], NewVideo]
 
 SEGMENTS_AT_ONCE = 4
 """Encoded together: few, so that a stop is noticed soon and a film of hours takes little memory."""
+
+
+UNWRITABLE = (IndexBusyError, IndexStorageError)
+"""Transient errors of the catalog: it is busy, or the disk is full until space is freed."""
+
+UNWRITABLE_PAUSE_SECONDS = 2.0
+"""Pause after the catalog could not be written to: a full disk, or another process that writes for long."""
+
+FULL_DISK_REASON = "the server's disk is full: the video cannot be stored"
+ID_TAKEN_REASON = "another video has the id that was asked for"
+
+
+def worker_name() -> str:
+    """The name under which this process leases jobs."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class Worker:
@@ -220,75 +238,74 @@ class Worker:
         return outcome.video_id
 
 
-def fetching_where_on(
-    settings: Settings, catalog: Store[Any], media_store: MediaStore, stop: threading.Event
-) -> contextlib.AbstractContextManager[None]:
-    """Fetch from the web in other threads for as long as the context lasts, where that is switched on."""
-    if not settings.url_ingest:
-        return contextlib.nullcontext()
-    from service.ingest.web.fetching import fetching
-
-    return fetching(settings, catalog, media_store, stop)
+# Outcomes
 
 
-def run_worker(settings: Settings) -> int:
-    """Work until a signal; returns the exit status: 0, or 1 where model or index cannot be loaded.
+class JobOutcomes:
+    """Records how leased jobs fail, and deletes their files: the same for encoding and for fetching."""
 
-    When another generation of the index becomes the current one, it goes on there, with the model of that.
-    """
-    from model.errors import ModelError
-    from service.observability.logs import start_logging
+    def __init__(self, queue: Jobs[Any], media_store: MediaStore, catalog: Store[Any]) -> None:
+        self._queue = queue
+        self._store = media_store
+        self._catalog = catalog
 
-    start_logging(settings.log_format, settings.log_level)
-    # Searches go first where both share a machine.
-    os.nice(5)
-    signalled = threading.Event()
-    stops = [threading.Event()]
-    ready = threading.Event()
+    @contextlib.contextmanager
+    def recorded(
+        self, job: Job, internal_reason: str, failure: FailureReason | None = None
+    ) -> Iterator[None]:
+        """Let an error of the work inside become the outcome of the job.
 
-    def end(*_: object) -> None:
-        signalled.set()
-        stops[-1].set()
-        if not ready.is_set():
-            raise SystemExit(0)  # Nothing has begun that would have to be ended.
+        Args:
+            job: a leased job. Where it was cancelled or leased by another worker, it is left as it is.
+            internal_reason: what the client reads where the fault is ours.
+            failure: the class of all errors of the file and of ours; None where it follows from the error.
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    try:
-        while _work_on_current(settings, stops[-1], ready) and not signalled.is_set():
-            logger.info("the index was reindexed: going on with its new generation and model")
-            ready.clear()
-            stops.append(threading.Event())
-            if signalled.is_set():
-                break
-    except (IndexerError, ModelError) as error:
-        logger.error("cannot work: %s", error)
-        return 1
-    logger.info("ended")
-    return 0
+        Raises:
+            IndexBusyError, IndexStorageError, IndexSupersededError: nothing is wrong with the file.
+        """
+        try:
+            yield
+        except (LeaseLostError, JobNotFoundError):
+            logger.warning("job %s was cancelled, or leased by another worker", job.id)
+            self.discard_if_ended(job)
+        except MediaError as error:
+            is_decoder = isinstance(error, DecoderDiedError | DecodeTimeoutError)
+            self.fail(job, error.reason, failure or FailureReason("decoder" if is_decoder else "media"))
+        except DuplicateIdError:
+            self.fail(job, ID_TAKEN_REASON, FailureReason.ID_TAKEN)
+        except (*UNWRITABLE, IndexSupersededError):
+            raise
+        except Exception as error:
+            logger.error("job %s failed", job.id, exc_info=error)
+            if isinstance(error, OSError) and error.errno in FULL_DISK_ERRORS:
+                self.fail(job, FULL_DISK_REASON, FailureReason.NO_ROOM)
+            else:
+                self.fail(job, internal_reason, failure or FailureReason.INTERNAL)
 
+    def fail(self, job: Job, reason: str, failure: FailureReason) -> None:
+        """The job has failed, unless another worker has it by now; its upload is deleted.
 
-def _work_on_current(settings: Settings, stop: threading.Event, ready: threading.Event) -> bool:
-    """Work on the current generation; true where another one has become current meanwhile.
+        Args:
+            job: a leased job.
+            reason: a sentence for the client.
+            failure: the same in one of few classes.
+        """
+        logger.info("job %s failed: %s", job.id, reason)
+        try:
+            self._queue.fail(job.id, reason, failure, attempt=job.attempts)
+        except (LeaseLostError, JobNotFoundError):
+            self.discard_if_ended(job)
+            return
+        self.discard(job)
 
-    ready: set when all is loaded.
-    """
-    from service.loading import open_index
+    def discard_if_ended(self, job: Job) -> None:
+        """Delete the upload of a job that was cancelled; not of one that another worker has now."""
+        try:
+            if self._queue.get(job.id).ended:
+                self.discard(job)
+        except JobNotFoundError:
+            self.discard(job)
 
-    with open_index(settings) as index:
-        ready.set()
-        store = MediaStore(settings.index_directory)
-        store.prepare()
-        pipeline = index.pipeline(
-            num_workers=1,
-            batch_size=SEGMENTS_AT_ONCE,
-            decode_timeout_seconds=settings.decode_timeout_seconds,
-        )
-        with pipeline.encoder() as encoder:
-            logger.info("ready for jobs")
-            with (
-                contextlib.suppress(IndexSupersededError),
-                fetching_where_on(settings, index.catalog, store, stop),
-            ):
-                Worker(settings, index.catalog, store, encoder.encode_file).run(stop)
-        return index.catalog.superseded_by is not None
+    def discard(self, job: Job) -> None:
+        """Delete the upload of a job, unless it is a video's file by now."""
+        discard_upload(job, self._store, self._catalog)

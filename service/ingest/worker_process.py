@@ -1,4 +1,7 @@
-"""The worker as a child of the server: started, started again when it dies, ended at the end."""
+"""The worker's process: what it does from its start to its end, and how a server keeps one running.
+
+A server starts it, starts it again when it dies, and ends it at its own end.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,14 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
+from typing import Any
 
+from indexer.errors import IndexerError, IndexSupersededError
+from indexer.store.store import Store
+from service.ingest.media_store import MediaStore
+from service.ingest.worker import SEGMENTS_AT_ONCE, Worker
 from service.settings import Settings
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
@@ -19,6 +28,7 @@ HEALTHY_SECONDS = 60.0
 """After a worker that lived so long, the pauses start from the first again."""
 
 logger = logging.getLogger("xclip_search.service")
+worker_logger = logging.getLogger("xclip_search.worker")
 
 
 def worker_command(settings: Settings) -> list[str]:
@@ -71,3 +81,80 @@ async def _end(process: asyncio.subprocess.Process, grace_seconds: float) -> Non
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+# Inside the process
+
+
+def fetching_where_on(
+    settings: Settings, catalog: Store[Any], media_store: MediaStore, stop: threading.Event
+) -> contextlib.AbstractContextManager[None]:
+    """Fetch from the web in other threads for as long as the context lasts, where that is switched on."""
+    if not settings.url_ingest:
+        return contextlib.nullcontext()
+    from service.ingest.web.fetching import fetching
+
+    return fetching(settings, catalog, media_store, stop)
+
+
+def run_worker(settings: Settings) -> int:
+    """Work until a signal; returns the exit status: 0, or 1 where model or index cannot be loaded.
+
+    When another generation of the index becomes the current one, it goes on there, with the model of that.
+    """
+    from model.errors import ModelError
+    from service.observability.logs import start_logging
+
+    start_logging(settings.log_format, settings.log_level)
+    # Searches go first where both share a machine.
+    os.nice(5)
+    signalled = threading.Event()
+    stops = [threading.Event()]
+    ready = threading.Event()
+
+    def end(*_: object) -> None:
+        signalled.set()
+        stops[-1].set()
+        if not ready.is_set():
+            raise SystemExit(0)  # Nothing has begun that would have to be ended.
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    try:
+        while _work_on_current(settings, stops[-1], ready) and not signalled.is_set():
+            worker_logger.info("the index was reindexed: going on with its new generation and model")
+            ready.clear()
+            stops.append(threading.Event())
+            if signalled.is_set():
+                break
+    except (IndexerError, ModelError) as error:
+        worker_logger.error("cannot work: %s", error)
+        return 1
+    worker_logger.info("ended")
+    return 0
+
+
+def _work_on_current(settings: Settings, stop: threading.Event, ready: threading.Event) -> bool:
+    """Work on the current generation; true where another one has become current meanwhile.
+
+    ready: set when all is loaded.
+    """
+    from service.loading import open_index
+
+    with open_index(settings) as index:
+        ready.set()
+        store = MediaStore(settings.index_directory)
+        store.prepare()
+        pipeline = index.pipeline(
+            num_workers=1,
+            batch_size=SEGMENTS_AT_ONCE,
+            decode_timeout_seconds=settings.decode_timeout_seconds,
+        )
+        with pipeline.encoder() as encoder:
+            worker_logger.info("ready for jobs")
+            with (
+                contextlib.suppress(IndexSupersededError),
+                fetching_where_on(settings, index.catalog, store, stop),
+            ):
+                Worker(settings, index.catalog, store, encoder.encode_file).run(stop)
+        return index.catalog.superseded_by is not None

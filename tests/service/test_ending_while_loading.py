@@ -49,7 +49,7 @@ import sys, time
 from pathlib import Path
 from service import loading
 from service.settings import Settings
-from service.ingest.worker import run_worker
+from service.ingest.worker_process import run_worker
 
 def open_index(*values, **options):
     print("loading", flush=True)

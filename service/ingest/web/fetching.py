@@ -22,13 +22,13 @@ from indexer.store.job import FailureReason, Job
 from indexer.store.store import Store
 from model.atomic_files import fsync_directory
 from service.ingest.media_store import MediaStore, unfinished_download
-from service.ingest.outcomes import (
+from service.ingest.web.download import Download, DownloadRules, Tick, download
+from service.ingest.worker import (
     UNWRITABLE,
     UNWRITABLE_PAUSE_SECONDS,
     JobOutcomes,
     worker_name,
 )
-from service.ingest.web.download import Download, DownloadRules, Tick, download
 from service.settings import Settings
 
 logger = logging.getLogger("xclip_search.worker")

@@ -21,7 +21,8 @@ from service.ingest.web import download as url_download
 from service.ingest.web import fetching as url_fetching
 from service.ingest.web.fetching import Fetcher
 from service.ingest.web.policy import REFUSED
-from service.ingest.worker import FETCHING_OFF_REASON, Worker, fetching_where_on
+from service.ingest.worker import FETCHING_OFF_REASON, Worker
+from service.ingest.worker_process import fetching_where_on
 from service.settings import Settings
 from tests.faults.dying_worker import read_by_rote
 from tests.support.catalog_builders import enqueue

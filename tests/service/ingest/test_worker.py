@@ -27,8 +27,7 @@ from indexer.store.records import NewVideo
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import GAVE_UP_REASON, JobQueue
 from service.ingest.media_store import MediaStore, delete_orphans
-from service.ingest.outcomes import FULL_DISK_REASON, ID_TAKEN_REASON
-from service.ingest.worker import INTERNAL_REASON, Worker
+from service.ingest.worker import FULL_DISK_REASON, ID_TAKEN_REASON, INTERNAL_REASON, Worker
 from service.ingest.worker_process import keep_worker_running, worker_command
 from service.settings import Settings
 from tests.faults.dying_worker import POISON, read_by_rote
@@ -510,7 +509,7 @@ def test_a_real_worker_killed_while_it_decodes_takes_its_decoder_along_and_the_n
     store.prepare()
     program = (
         "from pathlib import Path\nfrom service.settings import Settings\n"
-        "from service.ingest.worker import run_worker\n"
+        "from service.ingest.worker_process import run_worker\n"
         f"run_worker(Settings(index=Path({str(index)!r}), device='cpu', lease_seconds=3.0))\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

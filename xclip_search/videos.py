@@ -317,8 +317,8 @@ def clock(seconds: float) -> str:
 
 def _facts(record: VideoRecord) -> dict[str, Any]:
     names = (
-        "id", "title", "uri", "metadata", "duration_seconds", "width", "height", "frame_rate", "codec",
-        "size_bytes", "content_sha256", "partial", "fraction_read",
+        "id", "title", "uri", "metadata", "duration_seconds", "media_start_seconds", "width", "height",
+        "frame_rate", "codec", "size_bytes", "content_sha256", "partial", "fraction_read",
     )  # fmt: skip
     facts = {name: getattr(record, name) for name in names}
     times = {name: iso_time(getattr(record, name)) for name in ("added_at", "recorded_at")}

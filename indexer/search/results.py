@@ -93,6 +93,7 @@ def make_results(
             moments=moments[row],
             explanation=None if explanations is None else explanations[row],
             percentile=None if percentiles is None else percentiles[row],
+            media_start_seconds=video.media_start_seconds,
         )
         for row, (info, video) in enumerate(page.records)
     ]

@@ -132,6 +132,7 @@ class SearchResult:
     scores: the four, scaled; None for those that the mode does not compute. moments: the best frames of the
         segment, best first, `num_moments` of them (fewer where it has fewer).
     recorded_at: seconds since 1970; None where it is not known when the video was recorded.
+    media_start_seconds: what to add to a time of ours for a player of the file, as in `VideoRecord`.
     percentile: how much of the index's baseline scores lies below the score, 0 to 100, see
         `indexer.search.baseline`; None where they are not known (yet).
     """
@@ -150,6 +151,7 @@ class SearchResult:
     moments: Sequence[Moment]
     explanation: Explanation | None = None
     percentile: float | None = None
+    media_start_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,11 @@ export function at(address, seconds, more = "") {
   return `${address.split("?")[0]}?time_seconds=${seconds.toFixed(3)}${more}`;
 }
 
+// The file from a moment on, by its own clock.
+export function mediaAt(item, seconds) {
+  return `${item.media_url}#t=${(item.media_start_seconds + seconds).toFixed(3)}`;
+}
+
 export function plain(value) {
   if (Array.isArray(value) && value.every((inner) => inner === null || typeof inner !== "object")) {
     return value.map(plain).join(" · ");

@@ -1,6 +1,6 @@
 // A still picture that plays, muted, while the pointer rests on it.
 
-import { at, bestTime } from "./format.js";
+import { at, bestTime, mediaAt } from "./format.js";
 
 const REST_MILLISECONDS = 280;
 const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -24,7 +24,7 @@ export function playOnHover(picture, item) {
     video.addEventListener("error", () => {
       if (video && !video.src.includes("/preview?")) video.src = preview;
     });
-    video.src = item.playable ? `${item.media_url}#t=${time}` : preview;
+    video.src = item.playable ? mediaAt(item, time) : preview;
     picture.append(video);
     video.play().catch(() => {});
   }

@@ -2,7 +2,7 @@
 
 import { button, byId, closable, element, show } from "./dom.js";
 import { deleteVideo, editVideo, showDetails } from "./details.js";
-import { at, capital, clocks, namedScore, nameOf, scoreName, scoreText, topShare } from "./format.js";
+import { at, capital, clocks, mediaAt, namedScore, nameOf, scoreName, scoreText, topShare } from "./format.js";
 import { fillBars, scoreRanges } from "./scores.js";
 import { allows } from "./session.js";
 import { addPlayhead, timeline } from "./timeline.js";
@@ -15,7 +15,9 @@ const video = byId("video");
 const note = byId("video-note");
 
 let shown = null;
-let previewStart = null; // Where the short clip begins, while one is shown instead of the file.
+let start = 0; // Where the clock of what is played is at time 0 of the video.
+let isPreview = false; // Whether a short clip is shown instead of the file.
+let wanted = 0; // The moment at which the file was opened.
 let follow = () => {};
 let hooks = {};
 
@@ -32,7 +34,8 @@ function link(item) {
 }
 
 function playPreview(seconds) {
-  previewStart = Math.max(0, Math.min(seconds, shown.duration_seconds - SHORTEST_PREVIEW_SECONDS));
+  isPreview = true;
+  start = -Math.max(0, Math.min(seconds, shown.duration_seconds - SHORTEST_PREVIEW_SECONDS));
   video.loop = true;
   video.src = at(shown.preview_url, seconds);
   say("Browsers cannot play this file: here are a few seconds of it, without sound. ", link(shown), ".");
@@ -40,18 +43,20 @@ function playPreview(seconds) {
 }
 
 function playFile(seconds) {
-  previewStart = null;
+  wanted = seconds;
+  isPreview = false;
+  start = shown.media_start_seconds;
   video.loop = false;
-  video.src = `${shown.media_url}#t=${seconds}`;
+  video.src = mediaAt(shown, seconds);
   say("");
   video.play().catch(() => {});
 }
 
 function jump(seconds) {
-  if (previewStart !== null) playPreview(seconds);
+  if (isPreview) playPreview(seconds);
   else if (video.error) playFile(seconds);
   else {
-    video.currentTime = seconds;
+    video.currentTime = start + seconds;
     video.play().catch(() => {});
   }
   hooks.onMoment(seconds);
@@ -204,10 +209,10 @@ export function setUpPlayer(given) {
     say("");
     hooks.onClosed(id);
   });
-  video.addEventListener("timeupdate", () => follow((previewStart ?? 0) + video.currentTime));
+  video.addEventListener("timeupdate", () => follow(video.currentTime - start));
   video.addEventListener("error", () => {
     if (!shown || !video.hasAttribute("src")) return;
-    if (previewStart === null) playPreview(Number.parseFloat(video.src.split("#t=")[1] ?? "0"));
+    if (!isPreview) playPreview(wanted);
     else say("This video cannot be shown: its file is gone or cannot be read. ", link(shown), " if it is still there.");
   });
 }

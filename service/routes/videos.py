@@ -126,6 +126,7 @@ def to_video_answer(record: VideoRecord, playable: bool, root_path: str) -> Vide
         uri=record.uri,
         metadata=dict(record.metadata),
         duration_seconds=record.duration_seconds,
+        media_start_seconds=record.media_start_seconds,
         width=record.width,
         height=record.height,
         frame_rate=record.frame_rate,

@@ -76,6 +76,10 @@ RECORDED_AT = Field(
     description="When it was recorded, as the client or the container says, or else when the file was last"
     " modified; null where that is not known."
 )
+MEDIA_START = Field(
+    description="Add it to a time of the video for a player of `media`: where the first picture is on the"
+    " file's own clock. Previews begin at 0."
+)
 
 MAX_QUERY_CHARACTERS = 2000
 MAX_FILTER_CHARACTERS = 8000

@@ -18,6 +18,7 @@ from indexer.search.types import (
     SearchMode,
 )
 from service.schemas.fields import (
+    MEDIA_START,
     RECORDED_AT,
     Answer,
     Filter,
@@ -168,6 +169,7 @@ class ResultAnswer(Answer):
     uri: str | None
     duration_seconds: float
     recorded_at: datetime | None = RECORDED_AT
+    media_start_seconds: float = MEDIA_START
     metadata: dict[str, Any]
     segment: Span
     moments: list[MomentAnswer]

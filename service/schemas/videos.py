@@ -10,6 +10,7 @@ from pydantic import Field
 from indexer.store.records import Sort
 from service.schemas.fields import (
     MAX_URI_CHARACTERS,
+    MEDIA_START,
     RECORDED_AT,
     Answer,
     FilterText,
@@ -134,6 +135,7 @@ class VideoAnswer(Answer):
     uri: str | None
     metadata: dict[str, Any]
     duration_seconds: float
+    media_start_seconds: float = MEDIA_START
     width: int
     height: int
     frame_rate: float

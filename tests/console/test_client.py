@@ -500,7 +500,8 @@ def search_page(*ranks: int) -> httpx.Response:
     scores = dict.fromkeys(("video_sentence", "video_word", "sentence_frame", "frame_word"), 1.0)
     result = {
         "score": 1.0, "percentile": None, "scores": scores, "title": None, "uri": None,
-        "duration_seconds": 1.0, "metadata": {}, "segment": {"start_seconds": 0, "end_seconds": 1},
+        "duration_seconds": 1.0, "media_start_seconds": 0.0, "recorded_at": None,
+        "metadata": {}, "segment": {"start_seconds": 0, "end_seconds": 1},
         "moments": [], "thumbnail_url": "", "media_url": "", "preview_url": "", "playable": True,
     }  # fmt: skip
     seconds = dict.fromkeys(("encode_seconds", "coarse_seconds", "rerank_seconds", "total_seconds"), 1.0)

@@ -63,6 +63,7 @@ def test_a_search_answers_as_the_contract_says(service: Service) -> None:
         "uri": None,
         "duration_seconds": 10.0,
         "recorded_at": None,
+        "media_start_seconds": 0.0,
         "metadata": {"naïve": ["𝄞", {"מפתח": None}]},
         "segment": {"start_seconds": 0.0, "end_seconds": 10.0},
         "moments": [{"time_seconds": 5.0, "score": 3.0}, {"time_seconds": 0.0, "score": 1.0}],

@@ -121,6 +121,7 @@ class FakeSearcher:
                 uri=record.uri,
                 duration_seconds=record.duration_seconds,
                 recorded_at=record.recorded_at,
+                media_start_seconds=record.media_start_seconds,
                 metadata=record.metadata,
                 segment=Segment(0.0, 10.0),
                 moments=[Moment(5.0, 3.0), Moment(0.0, 1.0)],

@@ -496,7 +496,7 @@ class AsyncClient:
                 file = files.enter_context(upload.path.open("rb"))
                 counted = cast("BinaryIO", _CountedFile(file, upload.on_progress))
                 arguments["data"] = upload.fields
-                arguments["files"] = {"file": (upload.path.name, counted, "application/octet-stream")}
+                arguments["files"] = {"file": (_filename(upload.path), counted, "application/octet-stream")}
             built = self._http.build_request(request.method, request.path, **arguments)
             response = await self._http.send(built, stream=True)
         try:
@@ -528,6 +528,11 @@ def _json_or_none(filter: Filter | None) -> str | None:
 
 def _wait(wait: bool) -> dict[str, str]:
     return {"wait": "true"} if wait else {}
+
+
+def _filename(path: Path) -> str:
+    """The name of a file; bytes that are not UTF-8 become U+FFFD."""
+    return os.fsencode(path.name).decode("utf-8", "replace")
 
 
 def _retry_after(response: httpx.Response) -> float | None:

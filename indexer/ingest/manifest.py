@@ -206,7 +206,7 @@ def _parse_json(text: str, what: str) -> Any:
         value = json.loads(text, object_pairs_hook=_unique_names, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{what} is not JSON: {error}") from None
-    if "\\u0000" in text and _holds_zero(value):
+    if "\\u0000" in text and holds_zero(value):
         raise ManifestError(f"{what} holds a zero character (U+0000): remove it")
     return value
 
@@ -222,12 +222,13 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _holds_zero(value: Any) -> bool:
+def holds_zero(value: Any) -> bool:
+    """Whether a text anywhere in a JSON value holds U+0000, at which SQLite's functions end a text."""
     if isinstance(value, str):
         return "\0" in value
     if isinstance(value, dict):
-        return any(_holds_zero(inner) for pair in value.items() for inner in pair)
-    return isinstance(value, list) and any(map(_holds_zero, value))
+        return any(holds_zero(inner) for pair in value.items() for inner in pair)
+    return isinstance(value, list) and any(map(holds_zero, value))
 
 
 def _to_source(line: int, row: Mapping[str, Any], folder: Path) -> VideoSource:

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from indexer.errors import DuplicateIdError, FingerprintMismatchError, InvalidRecordError, MediaError
 from indexer.ingest.encoding import encode_segments, index_fingerprint, new_video
-from indexer.ingest.manifest import VideoSource
+from indexer.ingest.manifest import VideoSource, holds_zero
+from indexer.ingest.video_files import title_of_file
 from indexer.media.decode_messages import (
     FILE_CHANGED,
     MAX_SEGMENTS_PER_ANSWER,
@@ -325,17 +326,22 @@ def _fields_of_source(source: VideoSource, encoded: NewVideo) -> dict[str, Any]:
         names = ("id", "uri", "title", "metadata", "trusted", "added_at", "missing_since")
         return {**{name: getattr(source.record, name) for name in names}, "recorded_at": recorded_at}
     path = source.path.absolute()
-    title = source.title
-    if title is None:
-        title = path.stem.encode("utf-8", "replace").decode("utf-8")
     return {
         "id": source.id,
         "uri": source.uri if source.uri is not None else path.as_uri(),
-        "title": title,
+        "title": title_of_file(path) if source.title is None else source.title,
         "metadata": source.metadata,
         "trusted": source.trusted,
         "recorded_at": recorded_at,
     }
+
+
+def _field_with_zero(source: VideoSource) -> str | None:
+    """The first field that holds U+0000, which no path can and no filter finds; None where none does."""
+    fields = {"path": str(source.path), "title": source.title, "uri": source.uri}
+    return next(
+        (name for name, value in {**fields, "metadata": source.metadata}.items() if holds_zero(value)), None
+    )
 
 
 def file_time(path: Path) -> float | None:
@@ -417,6 +423,9 @@ class _Run:
             source = next(self.sources, None)
             if source is None:
                 return
+            if source.record is None and (name := _field_with_zero(source)) is not None:
+                self.done.append((source, MediaError(f"its {name} holds a zero character (U+0000)")))
+                continue
             self.hashing[self.encoder.pool.submit_hash(source.path)] = source
 
     def _request(self, video: _Video, first_segment: int) -> DecodeRequest:

@@ -31,6 +31,11 @@ def find_video_file(index_directory: Path, record: VideoRecord) -> tuple[Path, b
     return path_of_uri, record.trusted
 
 
+def title_of_file(path: Path) -> str:
+    """A file's name without its ending, as a title: bytes that are not UTF-8 become U+FFFD."""
+    return os.fsencode(path.stem).decode("utf-8", "replace")
+
+
 def local_path(uri: str | None) -> Path | None:
     """The absolute path that a uri names, `file:///...` or the path itself; None for anything else.
 

@@ -42,7 +42,8 @@ class Job:
         number: increases with every job.
         video_id: the id its video will have, and from `done` on the id it has (another one where the same
             bytes were indexed already).
-        source_path: the local file to index; never shown to a client.
+        source_path: the local file to index, or its file:// address where its name is not UTF-8; never shown
+            to a client.
         delete_source: whether the file is ours, to be deleted when the job has ended.
         reason: why it failed, a sentence for the client.
         failure: the same in one of few classes.

@@ -171,7 +171,6 @@ def resolve_uri(uri: str, allowed_roots: Sequence[Path]) -> Path | None:
         resolved = path.resolve(strict=True)
         if not _is_inside(resolved, allowed_roots):
             return None
-        str(resolved).encode()  # A name on disk that is not Unicode cannot be a uri.
         return resolved if stat.S_ISREG(resolved.stat().st_mode) else None
     except (OSError, ValueError, RuntimeError):
         return None

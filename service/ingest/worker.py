@@ -36,6 +36,7 @@ from indexer.errors import (
     LeaseLostError,
     MediaError,
 )
+from indexer.ingest.video_files import local_path
 from indexer.store.job import FailureReason, Job
 from indexer.store.records import NewVideo
 from indexer.store.store import Jobs, Store
@@ -195,7 +196,7 @@ class Worker:
 
     def _source(self, job: Job) -> Path:
         """The file of a job. A worker that died at the worst moment has moved an upload already."""
-        source = Path(job.source_path)
+        source = local_path(job.source_path) or Path(job.source_path)
         if job.delete_source and not source.exists():
             return self._store.kept(job.video_id) or source
         return source

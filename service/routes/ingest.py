@@ -13,6 +13,7 @@ from anyio import sleep, to_thread
 from fastapi import APIRouter, Query, Request, Response
 
 from indexer.errors import IndexFullError, QueueFullError
+from indexer.ingest.video_files import title_of_file
 from indexer.store.job import Admission, Job, NewJob
 from service.auth.access import READ, WRITE
 from service.errors import (
@@ -170,13 +171,22 @@ def _from_local_uri(service: ReadyService, body: AddVideoRequest) -> NewJob:
     if path is None:
         raise UriNotAllowedError()
     return NewJob(
-        source_path=str(path),
+        source_path=_as_text(path),
         video_id=body.id,
-        title=body.title or path.stem,
+        title=body.title or title_of_file(path),
         metadata=body.metadata,
         uri=path.as_uri(),
         content_sha256=_hash_file(path, service.settings.upload_limit_bytes),
     )
+
+
+def _as_text(path: Path) -> str:
+    """A path as a job holds it: where its bytes are not UTF-8, as the address that percent-encodes them."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return path.as_uri()
+    return str(path)
 
 
 def _from_web_address(service: ReadyService, body: AddVideoRequest) -> NewJob:

@@ -133,13 +133,15 @@ def check_id(video_id: str) -> str:
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`metadata`, unless it is too large, too deep, or holds a number that JSON cannot. Raises ValueError.
+    """`metadata`, unless it is too large, too deep, or holds U+0000 or a number that JSON cannot. Raises
+    ValueError.
 
     At most MAX_REQUEST_METADATA_BYTES as compact UTF-8 JSON and MAX_METADATA_DEPTH objects and arrays deep.
     """
     if not _is_plain(metadata, MAX_METADATA_DEPTH):
         raise ValueError(
-            f"The metadata must be JSON without NaN or Infinity, at most {MAX_METADATA_DEPTH} levels deep."
+            f"The metadata must be JSON without NaN, Infinity and U+0000, at most {MAX_METADATA_DEPTH} levels"
+            " deep."
         )
     text = json.dumps(metadata, ensure_ascii=False, separators=(",", ":"))
     if len(text.encode("utf-8", "surrogatepass")) > MAX_REQUEST_METADATA_BYTES:
@@ -150,8 +152,13 @@ def check_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
 def _is_plain(value: Any, levels_left: int) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
+    if isinstance(value, str):
+        return "\0" not in value
     if isinstance(value, Mapping):
-        return levels_left > 0 and all(_is_plain(inner, levels_left - 1) for inner in value.values())
+        names = "".join(value)
+        return levels_left > 0 and all(
+            _is_plain(inner, levels_left - 1) for inner in (names, *value.values())
+        )
     if isinstance(value, list):
         return levels_left > 0 and all(_is_plain(inner, levels_left - 1) for inner in value)
     return True

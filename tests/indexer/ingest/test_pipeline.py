@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
-from dataclasses import fields
+from dataclasses import fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
 
 from indexer.errors import FingerprintMismatchError, MediaError
 from indexer.ingest.encoding import index_facts
+from indexer.ingest.manifest import find_videos
 from indexer.ingest.pipeline import IndexEvent, IndexingPipeline, VideoEncoder, VideoSource
+from indexer.ingest.video_files import find_video_file
 from indexer.media import decode_pool
 from indexer.media.decode_pool import DecodePool
 from indexer.media.frame_reader import VideoFile
@@ -135,6 +140,78 @@ def test_a_record_says_what_the_file_is_and_where(catalog: Catalog, model: XClip
     (one,) = [video for video in catalog.list_videos() if video.id != "five"]
     assert (one.title, one.uri) == ("1", "https://example.org/1")
     assert {event.video_id for event in events} == {"five", one.id}
+
+
+def test_a_video_was_recorded_when_the_manifest_the_container_or_the_file_says(
+    catalog: Catalog, model: XClip, corpus: Path, tmp_path: Path
+) -> None:
+    def sample(name: str, number: int, file_time: float, container_time: str | None = None) -> Path:
+        path = write_coloured_video(tmp_path / f"{name}.mkv", (number, 9, 9))
+        if container_time is not None:
+            with av.open(str(path)) as stored, av.open(str(tmp_path / f"{name}.mp4"), "w") as written:
+                written.metadata["creation_time"] = container_time
+                stream = written.add_stream_from_template(stored.streams.video[0])
+                for packet in stored.demux(video=0):
+                    if packet.dts is not None:
+                        packet.stream = stream
+                        written.mux(packet)
+            path = tmp_path / f"{name}.mp4"
+        os.utime(path, (file_time, file_time))
+        return path
+
+    container_time = datetime(2024, 5, 1, 10, tzinfo=UTC).timestamp()
+    in_container = {"container_time": "2024-05-01T10:00:00Z"}
+    sources = [
+        VideoSource(sample("manifest", 10, 1e9, **in_container), recorded_at=-5.0),
+        VideoSource(sample("container", 20, 1e9, **in_container)),
+        VideoSource(sample("file", 30, 1e9)),
+        VideoSource(sample("never-set", 40, 0.0)),
+        VideoSource(sample("future", 50, 9e9)),
+        VideoSource(sample("upload", 60, 1e9), trusted=False),
+    ]
+    assert IndexingPipeline(catalog, model, num_workers=1).run(sources).num_added == 6
+    found = {video.title: video.recorded_at for video in catalog.list_videos()}
+    assert found == {
+        "manifest": -5.0, "container": container_time, "file": 1e9,
+        "never-set": None, "future": None, "upload": None,
+    }  # fmt: skip
+    # Encoded again, a record of an earlier version gets what it lacks, and keeps what it has.
+    records = {video.title: replace(video, id=f"{video.id}-2") for video in catalog.list_videos()}
+    records["container"] = replace(records["container"], recorded_at=None)
+    with _create(tmp_path / "second", model) as second:
+        again = [replace(source, record=records[source.path.stem]) for source in sources[:2]]
+        IndexingPipeline(second, model, num_workers=1).run(again)
+        found = {video.title: video.recorded_at for video in second.list_videos()}
+    assert found == {"manifest": -5.0, "container": container_time}
+
+
+def test_a_file_whose_name_is_not_utf_8_is_read_and_found_again(
+    catalog: Catalog, model: XClip, corpus: Path, tmp_path: Path
+) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xfcro"))
+    folder.mkdir()
+    path = Path(shutil.copy(corpus / "0.mp4", Path(folder, os.fsdecode(b"caf\xe9.mp4"))))
+    (source,) = find_videos([folder])
+    assert IndexingPipeline(catalog, model, num_workers=1).run([source]).num_added == 1
+    (video,) = catalog.list_videos()
+    assert (video.title, video.uri) == ("caf\ufffd", f"{tmp_path.as_uri()}/b%FCro/caf%E9.mp4")
+    assert find_video_file(tmp_path, video) == (path, True)
+
+
+def test_what_holds_a_zero_character_fails_with_a_reason(
+    catalog: Catalog, model: XClip, corpus: Path
+) -> None:
+    path = corpus / "0.mp4"
+    sources = [
+        VideoSource(Path("a\0b")),
+        VideoSource(path, title="a\0b"),
+        VideoSource(path, uri="\0"),
+        VideoSource(path, metadata={"a": [{"\0": 1}]}),
+    ]
+    report = IndexingPipeline(catalog, model, num_workers=1).run(sources)
+    assert [reason for _, reason in report.failures] == [
+        f"its {name} holds a zero character (U+0000)" for name in ("path", "title", "uri", "metadata")
+    ]
 
 
 def test_what_is_in_already_is_skipped_by_content(catalog: Catalog, model: XClip, corpus: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from indexer.errors import IndexFullError
+from indexer.ingest.video_files import local_path
 from indexer.store.job import Job
 from service.ingest.media_store import STALE_UPLOAD_SECONDS, MediaStore, delete_orphans, resolve_uri
 from service.ingest.upload import FORM_OVERHEAD_BYTES, title_from_filename
@@ -342,6 +343,23 @@ def test_a_uri_inside_an_allowed_root_becomes_a_job_that_leaves_the_file_alone(s
     assert again.status_code == 409
     without_id = service.client.post("/videos", json={"uri": path.as_uri()})
     assert without_id.status_code == 202 and without_id.json()["job"]["title"] == "ein clip é"
+
+
+def test_a_uri_names_a_file_whose_name_is_not_utf_8_by_its_bytes(service: Service) -> None:
+    folder = service.directory.parent / "allowed"
+    Path(folder, os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"bytes")
+    uri = f"{folder.as_uri()}/caf%E9.mp4"
+    response = service.client.post("/videos", json={"uri": uri})
+    assert response.status_code == 202 and response.json()["job"]["title"] == "caf\ufffd"
+    job = service.job_queue.get(response.json()["job"]["id"])
+    assert job.source_path == job.uri == uri
+    assert local_path(job.source_path) == Path(folder, os.fsdecode(b"caf\xe9.mp4"))
+
+
+@pytest.mark.parametrize("metadata", [{"a": "x\0"}, {"a\0": 1}, {"a": [{"b": "\0"}]}])
+def test_metadata_with_a_zero_character_is_refused(service: Service, metadata: dict[str, Any]) -> None:
+    answer = service.client.post("/videos", json={"uri": "/x.mp4", "metadata": metadata})
+    assert answer.status_code == 422 and "U+0000" in answer.json()["detail"]
 
 
 def test_a_uri_above_the_size_limit_is_refused(service: Service) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,15 @@ def test_a_deleted_video_is_gone_with_its_uploaded_file_but_not_with_one_indexed
             assert service.client.get(f"/videos/{id}{path}").status_code == 404
         assert service.client.delete(f"/videos/{id}").status_code == 404
     assert in_place.exists() and not uploaded.exists()
+
+
+def test_a_file_whose_name_is_not_utf_8_is_served(service: Service) -> None:
+    path = Path(os.fsdecode(os.fsencode(service.directory.parent) + b"/caf\xe9.mp4"))
+    path.write_bytes(MP4)
+    add_video(service.catalog, "a", MP4, uri=path.as_uri())
+    answer = service.client.get("/videos/a/media", headers={"Range": "bytes=0-3"})
+    assert (answer.status_code, answer.content) == (206, MP4[:4])
+    assert service.client.get("/videos/a").json()["uri"].endswith("/caf%E9.mp4")
 
 
 @pytest.mark.parametrize(

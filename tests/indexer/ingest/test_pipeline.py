@@ -377,7 +377,7 @@ def test_an_upload_is_hashed_once_and_encoded_as_an_indexed_file_is(
         monkeypatch.setattr(catalog, "add_video", lambda video: (added.append(video), add_video(video))[1])
         assert IndexingPipeline(catalog, model).run([VideoSource(film)]).num_added == 1
     (indexed,) = added
-    of_source = {"id", "uri", "title", "metadata", "trusted", "added_at"}
+    of_source = {"id", "uri", "title", "metadata", "trusted", "added_at", "recorded_at"}
     for name in {field.name for field in fields(upload)} - {"segments", *of_source}:
         assert getattr(upload, name) == getattr(indexed, name), name
     for ours, theirs in zip(upload.segments, indexed.segments, strict=True):

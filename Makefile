@@ -11,7 +11,7 @@ FLAVOUR := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/
 LOCK := $(if $(filter gpu,$(FLAVOUR)),requirements-gpu.lock,requirements.lock)
 READY := .venv/ready-$(FLAVOUR)
 
-.PHONY: help install demo test test-slow test-browser screenshots openapi lint format bench lock demo-model demo-card clean
+.PHONY: help install demo test test-slow test-browser test-proxies screenshots openapi lint format bench lock demo-model demo-card clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
@@ -31,10 +31,13 @@ test: $(READY) ## the default tests: CPU, offline, on all cores
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(READY) ## the slow tests too
-	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not gpu and not browser'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not gpu and not browser and not proxy'
 
 test-browser: $(READY) ## the page in a headless Chromium
 	$(BIN)/python -m pytest -n auto --dist loadfile -m browser
+
+test-proxies: $(READY) ## the page behind nginx and Caddy (needs both, and Chromium)
+	$(BIN)/python -m pytest -m proxy
 
 screenshots: $(READY) ## the page's pictures for the docs (needs Chromium)
 	$(BIN)/python -m tests.support.servers.screenshots --output docs/images

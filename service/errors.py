@@ -195,6 +195,19 @@ class UnauthorizedError(ServiceError):
         super().__init__(detail, headers={"WWW-Authenticate": 'Bearer realm="xclip-search"'})
 
 
+class KeyNeededError(ServiceError):
+    """As UnauthorizedError, for a request with a proxy's Authorization.
+
+    At a 401 a browser forgets the password that it has for the proxy, and asks for that again.
+    """
+
+    status, kind, title = 403, "key-needed", "Key needed"
+    default_detail = (
+        "No valid key came besides the Authorization that is for a proxy. Send it in the header X-API-Key, or"
+        " log in on the page."
+    )
+
+
 class ForbiddenError(ServiceError):
     """The key is valid and does not allow this."""
 

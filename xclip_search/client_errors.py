@@ -8,7 +8,7 @@ ClientError
 ├── DamagedDownloadError        what arrived is not what the server says the file is
 └── ProblemError                the server said no, as RFC 9457 problem+json
     ├── InvalidRequestError     400, 405, 406, 411, 415, 416, 422: the request must change
-    ├── UnauthorizedError       401: no key, or one that is not known
+    ├── UnauthorizedError       401, or 403 behind a proxy's password: no key, or none that is known
     ├── ForbiddenError          403: the key may not do this, or no key may
     ├── NotFoundError           404: no such video, job, file or endpoint
     ├── ConflictError           409: the id is taken
@@ -136,6 +136,9 @@ _BY_STATUS: dict[int, type[ProblemError]] = {
 }
 
 
+_BY_KIND: dict[str, type[ProblemError]] = {"key-needed": UnauthorizedError}
+
+
 def to_error(response: httpx.Response) -> ClientError:
     """The error that an answer of 400 or above stands for; its body has been read."""
     status = response.status_code
@@ -149,7 +152,8 @@ def to_error(response: httpx.Response) -> ClientError:
             f"is {response.request.url.copy_with(path='/', query=None)} an xclip-search server?"
         )
     fallback = InvalidRequestError if status < 500 else ServerFailedError
-    return _BY_STATUS.get(status, fallback)(status, members)
+    kind = str(members.get("type", "")).rpartition(":")[2]
+    return (_BY_KIND.get(kind) or _BY_STATUS.get(status, fallback))(status, members)
 
 
 def connection_error(error: httpx.TransportError, url: httpx.URL, num_attempts: int) -> ConnectionFailedError:

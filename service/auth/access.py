@@ -35,7 +35,13 @@ from fastapi.routing import APIRoute
 from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPBearer
 
 from service.auth.keys import POLL_SECONDS, ApiKey, KeysFileError, Scope, hash_key, read_keys
-from service.errors import ForbiddenError, ServiceError, TooManyRequestsError, UnauthorizedError
+from service.errors import (
+    ForbiddenError,
+    KeyNeededError,
+    ServiceError,
+    TooManyRequestsError,
+    UnauthorizedError,
+)
 
 logger = logging.getLogger("xclip_search.service")
 
@@ -251,7 +257,7 @@ class AccessControl:
         """The key that came with a request, None where none came.
 
         Raises:
-            UnauthorizedError: The key is wrong.
+            UnauthorizedError, KeyNeededError: The key is wrong.
             TooManyRequestsError: Too many wrong keys came from this address.
         """
         scheme, _, secret = request.headers.get("authorization", "").partition(" ")
@@ -270,7 +276,7 @@ class AccessControl:
             secret: As the client sent it.
 
         Raises:
-            UnauthorizedError: It is not a valid key.
+            UnauthorizedError, KeyNeededError: It is not a valid key.
             TooManyRequestsError: It is not a valid key, and too many of them came from this address.
         """
         key = self.ring.find(secret)
@@ -286,7 +292,13 @@ class AccessControl:
             raise TooManyRequestsError(
                 "Too many wrong keys come from this address.", retry_after_seconds=wait_seconds
             )
-        raise UnauthorizedError("The key is not valid.")
+        raise no_key(request, "The key is not valid.")
+
+
+def no_key(request: Request, detail: str | None = None) -> ServiceError:
+    """What a request without a valid key is answered: see `KeyNeededError` for why there are two."""
+    scheme = request.headers.get("authorization", "").partition(" ")[0].lower()
+    return UnauthorizedError(detail) if scheme in ("", "bearer") else KeyNeededError(detail)
 
 
 @dataclass(frozen=True)
@@ -298,7 +310,7 @@ class Access:
     @property
     def problems(self) -> tuple[type[ServiceError], ...]:
         """What an endpoint that requires it may answer, see `service.errors.may_raise`."""
-        refused = (UnauthorizedError, TooManyRequestsError)
+        refused = (UnauthorizedError, KeyNeededError, TooManyRequestsError)
         return (*refused, ForbiddenError) if self.scope == "write" else refused
 
     async def __call__(
@@ -311,7 +323,7 @@ class Access:
         """Let the request through, and note whose it is.
 
         Raises:
-            UnauthorizedError: It has no key, or a wrong one.
+            UnauthorizedError, KeyNeededError: It has no key, or a wrong one.
             ForbiddenError: Its key has not the scope.
             TooManyRequestsError: Too many wrong keys came from this address.
         """
@@ -321,7 +333,7 @@ class Access:
             return
         key = control.identify(request)
         if key is None:
-            raise UnauthorizedError()
+            raise no_key(request)
         request.state.key_name = key.name
         CLIENT.set(key.client)
         if not key.allows(self.scope):

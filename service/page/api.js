@@ -11,6 +11,7 @@ const MESSAGES = {
   "storage-full": "The server has no space left for more videos.",
   "too-many-requests": "Too many requests. Try again in a moment.",
   unauthorized: "This server asks for a key.",
+  "key-needed": "This server asks for a key.",
   "video-not-found": "This video is no longer in the index.",
 };
 
@@ -20,6 +21,11 @@ export class Failure extends Error {
     this.status = status;
     this.kind = kind;
     this.retryAfter = retryAfter;
+  }
+
+  // Behind a proxy's password the server says so by 403, for at a 401 the browser would forget the password.
+  get needsKey() {
+    return this.status === 401 || this.kind === "key-needed";
   }
 
   get isBusy() {
@@ -62,8 +68,9 @@ export async function call(path, options = {}) {
     if (response.status === 204) return null;
     const body = await response.json().catch(() => null);
     if (response.ok && body !== null) return body;
-    if (response.status === 401 && path !== "session" && (await askForKey())) continue;
-    throw toFailure(response.status, body, response.headers.get("Retry-After"));
+    const failure = toFailure(response.status, body, response.headers.get("Retry-After"));
+    if (failure.needsKey && path !== "session" && (await askForKey())) continue;
+    throw failure;
   }
 }
 
@@ -81,7 +88,7 @@ export async function onceSignedIn(attempt) {
     try {
       return await attempt();
     } catch (error) {
-      if (error.status !== 401 || !(await askForKey())) throw error;
+      if (!error.needsKey || !(await askForKey())) throw error;
     }
   }
 }

@@ -155,7 +155,7 @@ function nothingFound(total) {
 function failed(error, isMore) {
   const text = error instanceof Failure ? error.message : "Something went wrong on this page.";
   if (isMore) moreNote.textContent = text;
-  else if (error.status === 401) stop("A key is needed", text, [["Sign in", () => load(state)]], true);
+  else if (error.needsKey) stop("A key is needed", text, [["Sign in", () => load(state)]], true);
   else if (error.kind === "video-not-found") stop("No longer available", text, [newest], true);
   else stop(error.isBusy ? "The server is busy" : "Something went wrong", text, [again], true);
   if (!(error instanceof Failure)) throw error;

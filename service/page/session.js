@@ -44,7 +44,7 @@ async function signIn() {
   try {
     await send("session", "POST", { key: form.elements.key.value });
   } catch (error) {
-    problem.textContent = error.status === 401 ? "This key is not valid." : error.message;
+    problem.textContent = error.needsKey ? "This key is not valid." : error.message;
     show(problem, true);
     form.elements.key.select();
     return;

@@ -108,7 +108,7 @@ async function upload(file, shown, control, onSent) {
 }
 
 // A retry may succeed unless the server has read the file or refused it.
-const isWorthTrying = (error) => error.isTransient || error.status === 401 || error.status >= 500;
+const isWorthTrying = (error) => error.isTransient || error.needsKey || error.status >= 500;
 
 async function run(file, shown, control, onSent) {
   numRunning += 1;

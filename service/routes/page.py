@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from service.auth.access import COOKIE, OPEN, AccessControl, make_session
-from service.errors import RouteNotFoundError, TooManyRequestsError, UnauthorizedError
+from service.errors import KeyNeededError, RouteNotFoundError, TooManyRequestsError, UnauthorizedError
 from service.http.files import answer_file
 from service.http.openapi import problems
 from service.schemas.operation import SessionAnswer, SessionRequest
@@ -63,7 +63,7 @@ async def _answer(request: Request, name: str, media_type: str) -> Response:
     tags=["session"],
     status_code=204,
     responses={
-        **problems(UnauthorizedError, TooManyRequestsError),
+        **problems(UnauthorizedError, KeyNeededError, TooManyRequestsError),
         204: {"description": "Logged in: a cookie is set"},
     },
 )

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,11 +38,19 @@ class Browser:
     problems: exceptions, errors and violated policies. failed_requests: what the network did not bring.
     """
 
-    def __init__(self, program: str, profile: Path, width: int = 1200, height: int = 900) -> None:
+    def __init__(
+        self,
+        program: str,
+        profile: Path,
+        width: int = 1200,
+        height: int = 900,
+        options: Sequence[str] = (),
+    ) -> None:
         self.problems: list[str] = []
         self.failed_requests: list[str] = []
         self._number = 0
-        options = [*OPTIONS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"]
+        size = f"--window-size={width},{height}"
+        options = [*OPTIONS, *options, f"--user-data-dir={profile}", size, "about:blank"]
         their_in, our_out = _pipe()
         our_in, their_out = _pipe()
         nowhere = os.open(os.devnull, os.O_RDWR)

@@ -53,13 +53,35 @@ def process_group(device: str = "auto", timeout: timedelta = TIMEOUT) -> Iterato
             )
         wanted = torch.device("cuda", local_rank)
         torch.cuda.set_device(wanted)
-        distributed.init_process_group("nccl", timeout=timeout, device_id=wanted)
-    else:
-        distributed.init_process_group("gloo", timeout=timeout)
+    with explained_if_others_are_gone(timeout):
+        if wanted.type == "cuda":
+            distributed.init_process_group("nccl", timeout=timeout, device_id=wanted)
+        else:
+            distributed.init_process_group("gloo", timeout=timeout)
+        try:
+            yield wanted
+        finally:
+            distributed.destroy_process_group()
+
+
+_SIGNS_OF_OTHERS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+"""In the message of a plain RuntimeError, which is what Gloo raises."""
+
+
+@contextmanager
+def explained_if_others_are_gone(timeout: timedelta) -> Iterator[None]:
+    """Turn a wait for other processes that ends in vain into RunError with what to look at."""
     try:
-        yield wanted
-    finally:
-        distributed.destroy_process_group()
+        yield
+    except RuntimeError as error:
+        kinds = (distributed.DistError,) if distributed.is_available() else ()
+        if not isinstance(error, kinds) and not any(sign in str(error) for sign in _SIGNS_OF_OTHERS):
+            raise
+        raise RunError(
+            f"another process of this training ended, or did not answer for {timeout}: the reason stands in"
+            " its own lines; full memory, a full /dev/shm (docker run --shm-size=2g) and a network that keeps"
+            " the processes apart are usual ones. Start all of them again with --resume"
+        ) from error
 
 
 def _together() -> bool:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.preprocessing import Resizing
+from tests.conftest import REPOSITORY
 from tests.support.treacherous_reader import TreacherousReader
 from tests.support.video_files import write_coloured_video
 from training.data import loading as batch_loading
@@ -433,6 +434,58 @@ def test_a_worker_that_is_ended_between_epochs_is_replaced(split: Split) -> None
     os.kill(int(loader._board[0, 2]), signal.SIGKILL)
     for (pixels, frame_mask), (again, mask_again) in zip(first, loader.load(requests), strict=True):
         assert torch.equal(pixels, again) and torch.equal(frame_mask, mask_again)
+
+
+def test_frames_go_through_a_pipe_where_shared_memory_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, frame_mask = batch_loading.pad_frames([np.full((2, 4, 4, 3), 7, np.uint8)], 3)
+    for free_bytes, kind in ((2 * pixels.nbytes, torch.Tensor), (2 * pixels.nbytes - 1, np.ndarray)):
+        monkeypatch.setattr(batch_loading, "_free_shared_memory", lambda free_bytes=free_bytes: free_bytes)
+        sent = batch_loading._to_send(pixels.clone(), frame_mask)
+        assert isinstance(sent[0], kind) and isinstance(sent[1], np.ndarray)
+        for received, original in zip(batch_loading._received(*sent), (pixels, frame_mask), strict=True):
+            assert torch.equal(received, original)
+
+    def refuse(tensor: torch.Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(batch_loading, "_free_shared_memory", lambda: sys.maxsize)
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    assert isinstance(batch_loading._to_send(pixels.clone(), frame_mask)[0], np.ndarray)
+
+
+@pytest.mark.parametrize(
+    ("index", "idle_seconds", "message"),
+    [
+        (-1, batch_loading.LOST_SECONDS + 1, r"a batch was lost .*/dev/shm.*--shm-size.*num_workers"),
+        (-1, None, "did not begin within 300 s"),
+        (0, batch_loading.LOST_SECONDS + 1, None),
+        (-1, 1.0, None),
+    ],
+)
+def test_a_batch_that_never_comes_is_not_awaited_for_ever(
+    split: Split, index: int, idle_seconds: float | None, message: str | None
+) -> None:
+    loader = batch_loading.ClipLoader(split.clips, FrameReader(RECIPE), num_workers=2)
+    now = time.monotonic()
+    loader._asked_at = now - 301
+    loader._board[0] = -1, now - batch_loading.LOST_SECONDS - 1, 1
+    if idle_seconds is not None:
+        loader._board[1] = index, now - idle_seconds, 2
+    if message is None:
+        loader._raise_if_lost()
+        return
+    with pytest.raises(DatasetError, match=message):
+        loader._raise_if_lost()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_training_in_a_container_with_64_mb_of_shared_memory_comes_to_its_end() -> None:
+    command = [sys.executable, "-m", "tests.faults.small_shared_memory"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    if "skipped" in result.stdout:
+        pytest.skip(f"no mounts of our own here: {result.stdout}")
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 TRAINER = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,14 @@ from tests.support.training_runs.training_pairs import (
 )
 from training.distributed import (
     check_equal_parameters,
+    explained_if_others_are_gone,
     gather_features,
     process_group,
     rank,
     share_parameters,
     world_size,
 )
+from training.errors import RunError
 from training.loop.loss import loss_and_gradients
 
 PROGRAM = Path(__file__).parents[1] / "support/training_runs/gather_process.py"
@@ -177,3 +180,21 @@ def test_torchrun_starts_the_processes_of_a_group(tmp_path):
         "process 0 of 2 on cpu: 3.0",
         "process 1 of 2 on cpu: 3.0",
     ]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1000ms for recv",
+        "[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:3022",
+        "NCCL communicator was aborted on rank 0.",
+    ],
+)
+def test_a_wait_for_processes_that_are_gone_says_so_and_what_to_do(message: str) -> None:
+    with (
+        pytest.raises(RunError, match=r"did not answer for 2:00:00.*its own lines.*--resume"),
+        explained_if_others_are_gone(timedelta(hours=2)),
+    ):
+        raise RuntimeError(message)
+    with pytest.raises(RuntimeError, match="another"), explained_if_others_are_gone(timedelta(hours=2)):
+        raise RuntimeError("another thing")

@@ -1,20 +1,26 @@
 """Clips to padded tensors, by worker processes if wanted, in the order of the requests.
 
 A worker that cannot read a clip sends the reason as data, and the error is raised where the batch is awaited.
-A worker that a decoder crashes, or one that hangs, is reported with the clip it had: each records in a shared
-tensor what it is reading, and since when.
+A worker that a decoder crashes, or one that hangs, is reported with the clip it had: each records in memory
+shared with this process what it is reading, and since when.
+
+Frames go through shared memory (/dev/shm) where it has room: a container has 64 MB of it unless told
+otherwise. Where it has none they go through a pipe, which costs two copies.
 """
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -31,6 +37,16 @@ _CHECK_SECONDS: Final = 10.0
 """How often to check whether a worker hangs or is gone, while a batch is awaited."""
 
 _CHECK_TRAINER_SECONDS: Final = 1.0
+
+LOST_SECONDS: Final = 30.0
+"""A batch is lost when every worker has had nothing to read for so long while one is awaited."""
+
+SHARED_MEMORY: Final = Path("/dev/shm")
+
+_MORE_SHARED_MEMORY: Final = (
+    "give it more (docker run --shm-size=2g; in Kubernetes an emptyDir with medium: Memory at /dev/shm), or"
+    " read with fewer processes (data.num_workers)"
+)
 
 
 @dataclass(frozen=True)
@@ -69,14 +85,14 @@ class ClipLoader:
         self.clips = tuple(clips)
         self.clip_timeout_seconds = clip_timeout_seconds
         self._requests = _Requests()
-        # For each worker: index of the clip it is reading, or -1; since when; its process id.
-        self._board = torch.full((num_workers, 3), -1.0, dtype=torch.float64)
-        self._board.share_memory_()  # type: ignore[no-untyped-call]
-        self._frames = _ClipFrames(self.clips, reader, self._board)
+        shared = _process_context().RawArray("d", [-1.0] * (3 * num_workers))
+        self._board = _view(shared)
+        self._frames = _ClipFrames(self.clips, reader, shared)
         self._num_workers = num_workers
         self._loader: DataLoader[Any] | None = None
         self._is_busy = False
         self._turn = 0
+        self._asked_at = 0.0
 
     def load(self, requests: Sequence[LoadRequest]) -> Iterator[tuple[Tensor, Tensor]]:
         """For each request pixels, uint8 [N, F, R, R, 3], and frame_mask, bool [N, F], in their order.
@@ -93,8 +109,7 @@ class ClipLoader:
         for item in loaded:
             if isinstance(item, _Unreadable):
                 raise DatasetError(item.message)
-            pixels, frame_mask = item
-            yield pixels, frame_mask
+            yield _received(*item)
             if turn != self._turn:
                 raise RuntimeError("these batches ended when later ones of the same loader were started")
 
@@ -105,14 +120,20 @@ class ClipLoader:
 
     def _load_here(self, requests: Sequence[LoadRequest]) -> Iterator[Any]:
         for request in requests:
-            item = self._frames[request]
-            if torch.cuda.is_available() and not isinstance(item, _Unreadable):
-                item = item[0].pin_memory(), item[1].pin_memory()
-            yield item
+            yield self._frames[request]
 
     def _load_by_workers(self, requests: Sequence[LoadRequest]) -> Iterator[Any]:
-        iterator = self._begin(requests)
+        try:
+            iterator = self._begin(requests)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise DatasetError(
+                f"shared memory ({SHARED_MEMORY}) is full, and no process that reads clips can be started:"
+                f" {_MORE_SHARED_MEMORY}"
+            ) from error
         self._is_busy = True
+        self._asked_at = time.monotonic()
         while True:
             try:
                 item = next(iterator)
@@ -123,11 +144,13 @@ class ClipLoader:
                 # torch has no class of its own for these two.
                 if "timed out" in str(error):
                     self._raise_if_one_hangs()
+                    self._raise_if_lost()
                     continue
                 if "DataLoader worker" in str(error) and "exited" in str(error):
                     raise self._death() from error
                 raise
             yield item
+            self._asked_at = time.monotonic()
 
     def _begin(self, requests: Sequence[LoadRequest]) -> Iterator[Any]:
         self._requests.pending = requests
@@ -141,6 +164,7 @@ class ClipLoader:
         return iter(self._loader)
 
     def _start(self) -> DataLoader[Any]:
+        self._board[:] = -1.0
         with warnings.catch_warnings():
             # The share of time that training waits for data says how many suit this machine.
             warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
@@ -168,6 +192,24 @@ class ClipLoader:
                     f" decoder hangs, or the disk is too slow ({clip.path}, process {process_id:.0f})"
                 )
 
+    def _raise_if_lost(self) -> None:
+        """What a worker has read comes within a moment, unless it could not be sent."""
+        now = time.monotonic()
+        begun = self._board[:, 1] >= 0
+        if not begun.all() and now - self._asked_at > self.clip_timeout_seconds:
+            self.close()
+            raise DatasetError(
+                f"a process that reads clips did not begin within {self.clip_timeout_seconds:.0f} s: the"
+                " machine is overloaded, or has no memory for it; read with fewer (data.num_workers)"
+            )
+        is_idle = (self._board[:, 0] < 0) & (now - self._board[:, 1] > LOST_SECONDS)
+        if begun.all() and is_idle.all() and now - self._asked_at > LOST_SECONDS:
+            self.close()
+            raise DatasetError(
+                "a batch was lost on the way from the process that read it; shared memory"
+                f" ({SHARED_MEMORY}) has {_free_shared_memory() / 1e6:.0f} MB left: {_MORE_SHARED_MEMORY}"
+            )
+
     def _death(self) -> DatasetError:
         self.close()
         suspects = []
@@ -178,7 +220,7 @@ class ClipLoader:
         if not suspects:
             return DatasetError(
                 "a process that reads clips ended while it read none: memory may be short, or shared memory"
-                " (/dev/shm; docker run --shm-size)"
+                f" ({SHARED_MEMORY}): {_MORE_SHARED_MEMORY}"
             )
         return DatasetError(
             f"a process that reads clips ended while it read clip {', '.join(suspects)}: its decoder crashed,"
@@ -209,28 +251,31 @@ class _WorkerStart:
 class _ClipFrames(Dataset[Any]):
     """What a worker holds."""
 
-    def __init__(self, clips: tuple[Clip, ...], reader: FrameReader, board: Tensor) -> None:
+    def __init__(self, clips: tuple[Clip, ...], reader: FrameReader, board: Any) -> None:
+        """board: memory shared with the workers. For each one: index of the clip it is reading, or -1; since
+        when it reads it, or none; its process id."""
         self._clips = clips
         self._reader = reader
         self._board = board
 
-    def __getitem__(self, request: LoadRequest) -> tuple[Tensor, Tensor] | _Unreadable:
+    def __getitem__(self, request: LoadRequest) -> _Sent | _Unreadable:
         worker = get_worker_info()
-        board = None if worker is None else self._board[worker.id]
+        board = None if worker is None else _view(self._board)[worker.id]
         frames: dict[int, NDArray[np.uint8]] = {}
         try:
             for index in request.clip_indices:
                 if index in frames:
                     continue
                 if board is not None:
-                    board.copy_(torch.tensor([index, time.monotonic(), os.getpid()]))
+                    board[:] = index, time.monotonic(), os.getpid()
                 frames[index] = self._reader.read(self._clips[index], request.epoch)
         except DatasetError as error:
             return _Unreadable(str(error))
         finally:
             if board is not None:
-                board[0] = -1
-        return pad_frames([frames[index] for index in request.clip_indices], self._reader.recipe.num_frames)
+                board[:2] = -1, time.monotonic()
+        padded = pad_frames([frames[index] for index in request.clip_indices], self._reader.recipe.num_frames)
+        return padded if worker is None else _to_send(*padded)
 
 
 class _Requests(Sampler[LoadRequest]):
@@ -261,6 +306,47 @@ def pad_frames(frames: Sequence[NDArray[np.uint8]], num_frames: int) -> tuple[Te
         pixels[row, : len(clip_frames)] = torch.from_numpy(clip_frames)
         frame_mask[row, : len(clip_frames)] = True
     return pixels, frame_mask
+
+
+_Sent = tuple[Tensor | NDArray[np.uint8], Tensor | NDArray[np.bool_]]
+
+
+def _to_send(pixels: Tensor, frame_mask: Tensor) -> _Sent:
+    """What a worker hands to the queue: arrays are written through a pipe, tensors lie in shared memory.
+
+    Here and not by the queue's own thread: an error there loses the batch. Half of what is free is left, to
+    other workers and to NCCL.
+    """
+    if _free_shared_memory() >= 2 * pixels.nbytes:
+        try:
+            return pixels.share_memory_(), frame_mask.numpy()  # type: ignore[no-untyped-call]
+        except (RuntimeError, OSError):
+            pass  # Another process was quicker.
+    return pixels.numpy(), frame_mask.numpy()
+
+
+def _received(
+    pixels: Tensor | NDArray[np.uint8], frame_mask: Tensor | NDArray[np.bool_]
+) -> tuple[Tensor, Tensor]:
+    """Tensors, in pinned memory on a machine with CUDA."""
+    tensors = torch.as_tensor(pixels), torch.as_tensor(frame_mask)
+    if not torch.cuda.is_available():
+        return tensors
+    return tensors[0].pin_memory(), tensors[1].pin_memory()
+
+
+def _free_shared_memory() -> int:
+    """Bytes; as good as infinite where the system has no such folder and no such limit."""
+    try:
+        free = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return sys.maxsize
+    return free.f_bavail * free.f_frsize
+
+
+def _view(board: Any) -> NDArray[np.float64]:
+    """float64 [workers, 3] on shared memory."""
+    return np.frombuffer(board, np.float64).reshape(-1, 3)
 
 
 def _as_it_is(item: Any) -> Any:

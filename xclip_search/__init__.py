@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,6 +125,10 @@ def root(
 
 def main() -> None:
     """Entry point of the console command."""
+    from xclip_search.console import PrintableFormatter
+
+    if logging.lastResort is not None:  # What is logged where nothing is set up, as `serve` does.
+        logging.lastResort.setFormatter(PrintableFormatter())
     app(prog_name="xclip-search")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xclip_search.console import FAILED, DeviceOption, errors_explained, make_app, progress_bars
+from xclip_search.console import FAILED, DeviceOption, echo, errors_explained, make_app, progress_bars
 
 if TYPE_CHECKING:
     from training.ablation.runner import RunOptions
@@ -77,16 +77,16 @@ def ablate(
             num_processes = 1 if quick else min(num_processors, max(2, jobs))
             prepare_folder(folders, settings, num_processes, on_progress)
         if prepare:
-            typer.echo(f"{folders.corpus} and {folders.start} are ready")
+            echo(f"{folders.corpus} and {folders.start} are ready")
             return
         plans = plan_runs(distinct_variants(chosen), seeds or (1 if quick else STANDARD_SEEDS))
         options = RunOptions(settings, folders, max(1, num_processors // jobs), device, keep_models)
         failures = _run(plans, options, jobs)
         if written := write_reports(chosen, plans, settings, folders, failures):
-            typer.echo(", ".join(map(str, written)))
+            echo(", ".join(map(str, written)))
     if failures:
         for run, reason in failures.items():
-            typer.echo(f"failed: {run}: {reason}", err=True)
+            echo(f"failed: {run}: {reason}", err=True)
         raise typer.Exit(FAILED)
 
 

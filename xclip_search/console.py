@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +16,10 @@ import typer
 FAILED = DAMAGED = 1
 WRONG_USE, SOME_FAILED, INTERRUPTED = 2, 3, 130
 """Exit statuses; 0 where all is well."""
+
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"  # Unicode: Cc, Bidi_Control.
+)
 
 RESUMES = "what is indexed is kept, and the same command resumes"
 """What becomes of the work where adding videos ends early."""
@@ -44,10 +50,55 @@ def make_app() -> typer.Typer:
     )
 
 
-def stop(message: str, status: int = WRONG_USE) -> NoReturn:
-    """End the command with one line on standard error."""
-    typer.echo(f"error: {message}", err=True)
+def printable(text: str, *, keep_lines: bool = False) -> str:
+    r"""`text` as a terminal may be given it: whatever would steer it, or hide what it says, is escaped.
+
+    That are control characters (a title may hold a sequence that clears the screen), those that turn the
+    direction of writing, separators of lines, and bytes of a file's name that are not UTF-8.
+
+    keep_lines: leave line feeds as they are, in a text of ours that has several lines.
+
+    Example:
+        >>> printable("a\x1b[2Jb\nc"), printable("\u202egpj.exe"), printable("caf\udce9")
+        ('a\\x1b[2Jb\\nc', '\\u202egpj.exe', 'caf\\xe9')
+    """
+
+    def escaped(found: re.Match[str]) -> str:
+        character = found[0]
+        if keep_lines and character == "\n":
+            return character
+        if "\udc80" <= character <= "\udcff":  # How Python names a byte that it could not decode.
+            return f"\\x{ord(character) - 0xDC00:02x}"
+        return character.encode("unicode_escape", "surrogatepass").decode()
+
+    return _UNPRINTABLE.sub(escaped, text)
+
+
+def echo(message: str, *, err: bool = False, keep_lines: bool = False, color: str | None = None) -> None:
+    """Print a line, see `printable`; every command prints by this, `print_json` or a table of such texts."""
+    typer.secho(printable(message, keep_lines=keep_lines), err=err, fg=color)
+
+
+def print_json(value: Any) -> None:
+    """Print a JSON value, in which `printable` escapes what JSON lets pass, in JSON's own way."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    typer.echo(
+        _UNPRINTABLE.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
+    )
+
+
+def stop(message: str, status: int = WRONG_USE, *, keep_lines: bool = False) -> NoReturn:
+    """End the command with a message on standard error; it is one line, unless it is to keep its lines."""
+    echo(f"error: {message}", err=True, keep_lines=keep_lines)
     raise typer.Exit(status)
+
+
+class PrintableFormatter(logging.Formatter):
+    """What is logged while a command runs, with nothing that steers the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message; a traceback keeps its lines."""
+        return printable(super().format(record), keep_lines=True)
 
 
 @contextmanager
@@ -62,7 +113,7 @@ def errors_explained(consequence: str = "", *, failed: int = WRONG_USE) -> Itera
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"interrupted{after}", err=True)
+        echo(f"interrupted{after}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except typer.Exit:
         raise
@@ -71,7 +122,9 @@ def errors_explained(consequence: str = "", *, failed: int = WRONG_USE) -> Itera
         if explained is None:
             raise
         message, status = explained
-        stop(message + (after if _is_of_the_disk(error) else ""), status)
+        # Of a data set that is not there, a drawing of its folders is shown.
+        keep_lines = type(error).__name__ == "DatasetError"
+        stop(message + (after if _is_of_the_disk(error) else ""), status, keep_lines=keep_lines)
 
 
 def explain_error(error: Exception, failed: int = WRONG_USE) -> tuple[str, int] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xclip_search.console import FAILED, WRONG_USE, errors_explained, make_app, stop
+from xclip_search.console import FAILED, WRONG_USE, echo, errors_explained, make_app, stop
 
 if TYPE_CHECKING:
     from model.xclip import XClip
@@ -77,8 +77,8 @@ def convert(
             _write_official(model, destination, dtype)
         else:
             model.save(destination)
-            typer.echo(f"{destination}: config.json and model.safetensors, float32")
-            typer.echo(f"fingerprint {model.fingerprint}")
+            echo(f"{destination}: config.json and model.safetensors, float32")
+            echo(f"fingerprint {model.fingerprint}")
 
 
 def _write_official(model: XClip, destination: Path, dtype: PrecisionName) -> None:
@@ -88,16 +88,16 @@ def _write_official(model: XClip, destination: Path, dtype: PrecisionName) -> No
     official = to_official(model.config, model.state_dict(), dtype.value)
     write_official(official.tensors, destination)
     num_float32 = len(official.tensors) - official.num_half
-    typer.echo(f"{destination}: {official.num_half} tensors in float16, {num_float32} in float32")
+    echo(f"{destination}: {official.num_half} tensors in float16, {num_float32} in float32")
     if official.lossy and official.num_half:
-        typer.echo(f"{len(official.lossy)} tensors were rounded to float16, {official.lossy[0]} the first")
+        echo(f"{len(official.lossy)} tensors were rounded to float16, {official.lossy[0]} the first")
     elif official.lossy:
-        typer.echo(
+        echo(
             f"float32 throughout: float16 would round {len(official.lossy)} tensors, {official.lossy[0]} the"
             " first. The official code itself rounds them when it loads the file"
         )
     written = XClip.from_official(destination, device="cpu").fingerprint
-    typer.echo(f"fingerprint {written}")
+    echo(f"fingerprint {written}")
     if written != model.fingerprint:
-        typer.echo(f"the source's is {model.fingerprint}: an index made with one is refused with the other")
-    typer.echo(f"the official main_xclip.py needs: {official_options(model.config)}")
+        echo(f"the source's is {model.fingerprint}: an index made with one is refused with the other")
+    echo(f"the official main_xclip.py needs: {official_options(model.config)}")

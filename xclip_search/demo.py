@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xclip_search.console import RESUMES, errors_explained, make_app, progress_bars, video_progress
+from xclip_search.console import RESUMES, errors_explained, make_app, printable, progress_bars, video_progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -131,7 +131,7 @@ def show_searches(searcher: Searcher, videos: Sequence[CaptionedVideo], console:
                 if score is not None
             )
             moments = ", ".join(f"{moment.time_seconds:.0f} s" for moment in result.moments)
-            console.print(f" {mark} {result.rank}. {escape(result.title or result.id)}")
+            console.print(f" {mark} {result.rank}. {escape(printable(result.title or result.id))}")
             console.print(f"      [dim]{result.score:.1f} ({parts}), best at {moments}", highlight=False)
 
 

@@ -13,7 +13,15 @@ import typer
 
 from training.datasets.split import MissingPolicy, SplitName
 from training.evaluation import BANK_EXTRAS, DEFAULT_BANK_SIZE, DEFAULT_CANDIDATES, EXTRAS
-from xclip_search.console import FAILED, DeviceOption, errors_explained, make_app, progress_bars, stop
+from xclip_search.console import (
+    FAILED,
+    DeviceOption,
+    errors_explained,
+    make_app,
+    printable,
+    progress_bars,
+    stop,
+)
 
 if TYPE_CHECKING:
     from model import XClip
@@ -132,7 +140,7 @@ def evaluate(
         print_report(report, console)
         if json_file is not None:
             json_file.write_text(to_json(report), encoding="utf-8")
-            console.print(f"[dim]written to {json_file}", highlight=False)
+            console.print(printable(f"written to {json_file}"), style="dim", markup=False, highlight=False)
 
 
 def _recipe(spec: str, model: XClip, sampling: FrameRule | None) -> FrameRecipe:

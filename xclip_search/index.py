@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -19,8 +18,11 @@ from xclip_search.console import (
     JsonOption,
     ReportOption,
     WorkersOption,
+    echo,
     errors_explained,
     make_app,
+    print_json,
+    printable,
     require_report_file,
     stop,
     video_progress,
@@ -134,9 +136,7 @@ def index(
         require_report_file(report)
     if directory is None:
         if any(source.id is not None or source.uri is not None for source in sources):
-            typer.echo(
-                "note: uploads get ids of the server's; id and uri of the manifest are left out", err=True
-            )
+            echo("note: uploads get ids of the server's; id and uri of the manifest are left out", err=True)
         with connect(server, key) as client, errors_explained(RESUMES), video_progress("indexing") as count:
             done = Uploads(client, lambda has_failed: count(len(sources), has_failed)).run(sources).to_dict()
     else:
@@ -160,7 +160,7 @@ def index(
                     ).to_dict()
                     break
                 except IndexSupersededError:
-                    typer.echo("the index was reindexed meanwhile; continuing with its new model", err=True)
+                    echo("the index was reindexed meanwhile; continuing with its new model", err=True)
     if manifest is not None:
         done["manifest"] = notes
     _print_report(done)
@@ -220,7 +220,7 @@ def search(
     for result in answer["results"]:
         result["recorded_at"] = iso_time(result["recorded_at"])
     if as_json:
-        typer.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+        print_json(answer)
     else:
         _print_answer(answer)
 
@@ -273,22 +273,22 @@ def _open_or_create(
 def _print_report(done: dict[str, Any]) -> None:
     """What was done; a server does not say all of it."""
     for note in done.get("manifest", ()):
-        typer.echo(f"manifest: {note}")
+        echo(f"manifest: {note}")
     segments = times = ""
     if done["num_segments"] is not None:
         segments = f" ({done['num_segments']} segments)"
         encoding, decoding = done["encode_seconds"], done["decode_seconds"]
         times = f" (encoding {encoding:.1f} s, decoding {decoding:.1f} s in all workers)"
-    typer.echo(
+    echo(
         f"{done['num_added']} added{segments}, {done['num_skipped']} already indexed,"
         f" {done['num_failed']} failed; {done['seconds']:.1f} s{times}"
     )
     if done["num_partial"]:
-        typer.echo(
+        echo(
             f"{done['num_partial']} of the added are damaged or truncated and were indexed as far as they go"
         )
     for failure in done["failures"]:
-        typer.echo(f"failed: {failure['path']}: {failure['reason']}", err=True)
+        echo(f"failed: {failure['path']}: {failure['reason']}", err=True)
 
 
 def _print_answer(answer: dict[str, Any]) -> None:
@@ -298,10 +298,10 @@ def _print_answer(answer: dict[str, Any]) -> None:
     from rich.table import Table
 
     for warning in answer["warnings"]:
-        typer.echo(f"note: {warning}", err=True)
+        echo(f"note: {warning}", err=True)
     results = answer["results"]
     if not results:
-        typer.echo("nothing found" if answer["num_videos"] else "the index is empty")
+        echo("nothing found" if answer["num_videos"] else "the index is empty")
         return
     table = Table(box=None, pad_edge=False, title_justify="left")
     table.add_column("#", justify="right", no_wrap=True)
@@ -313,8 +313,8 @@ def _print_answer(answer: dict[str, Any]) -> None:
     for result in results:
         scores = [f"{score:.2f}" if score is not None else "-" for score in result["scores"].values()]
         moments = " ".join(clock(moment["time_seconds"]) for moment in result["moments"])
-        title = escape(result["title"] or result["id"])
+        title = escape(printable(result["title"] or result["id"]))
         table.add_row(str(result["rank"]), title, f"{result['score']:.2f}", *scores, moments)
     Console().print(table)
     milliseconds = answer["timings"]["total_seconds"] * 1000
-    typer.echo(f"{len(results)} of {answer['num_videos']} videos in {milliseconds:.0f} ms")
+    echo(f"{len(results)} of {answer['num_videos']} videos in {milliseconds:.0f} ms")

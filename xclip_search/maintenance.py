@@ -5,7 +5,6 @@ Heavy imports happen inside the commands.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,8 +27,10 @@ from xclip_search.console import (
     JsonOption,
     ReportOption,
     WorkersOption,
+    echo,
     errors_explained,
     make_app,
+    print_json,
     progress_bars,
     require_report_file,
     stop,
@@ -68,16 +69,16 @@ def verify(index: IndexOption, as_json: JsonOption = False) -> None:
         with progress_bars() as on_progress:
             report = verify(index, partial(on_progress, "verifying"))
     if as_json:
-        typer.echo(json.dumps({**asdict(report), "is_clean": report.is_clean}, indent=2))
+        print_json({**asdict(report), "is_clean": report.is_clean})
     else:
         for finding in report.findings:
-            typer.echo(f"damaged: {finding.part}: {finding.problem}", err=True)
+            echo(f"damaged: {finding.part}: {finding.problem}", err=True)
         if not report.complete:
-            typer.echo("and more; this is not all", err=True)
+            echo("and more; this is not all", err=True)
         state = "clean" if report.is_clean else f"{len(report.findings)} findings"
-        typer.echo(f"{report.num_videos} videos, {report.num_segments} segments: {state}")
+        echo(f"{report.num_videos} videos, {report.num_segments} segments: {state}")
         if any(finding.is_derived for finding in report.findings):
-            typer.echo(f"derived parts are made again by: xclip-search rebuild --index {index}")
+            echo(f"derived parts are made again by: xclip-search rebuild --index {index}")
     if not report.is_clean:
         raise typer.Exit(DAMAGED)
 
@@ -110,7 +111,7 @@ def rebuild(
         from indexer.maintenance.verification import rebuild
 
         num_videos, num_segments = rebuild(index, coarse_kind.value)
-    typer.echo(f"made again for {num_videos} videos, {num_segments} segments")
+    echo(f"made again for {num_videos} videos, {num_segments} segments")
 
 
 @app.command()
@@ -178,7 +179,7 @@ def export_command(
             report = export_index(index, destination, with_frames=not without_frames, on_progress=on_progress)
     _show(report, f"exported to {destination}", as_json)
     if without_frames and not as_json:
-        typer.echo("note: without frame features it can be analysed but not imported", err=True)
+        echo("note: without frame features it can be analysed but not imported", err=True)
 
 
 @app.command("import")
@@ -207,23 +208,23 @@ def import_command(
             with open_store(index) as catalog:
                 save_coarse_index(catalog)
     if as_json:
-        typer.echo(json.dumps({**asdict(report), "num_failed": report.num_failed}, indent=2))
+        print_json({**asdict(report), "num_failed": report.num_failed})
     else:
-        typer.echo(
+        echo(
             f"{report.num_added} added ({report.num_segments} segments), {report.num_skipped}"
             f" already indexed, {report.num_failed} failed"
         )
         for video_id, reason in report.failures:
-            typer.echo(f"failed: {video_id}: {reason}", err=True)
+            echo(f"failed: {video_id}: {reason}", err=True)
     if report.num_failed:
         raise typer.Exit(SOME_FAILED)
 
 
 def _show(report: BackupReport | ExportReport, what: str, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(asdict(report), indent=2))
+        print_json(asdict(report))
         return
-    typer.echo(
+    echo(
         f"{what}: {report.num_videos} videos, {report.num_segments} segments, change {report.sequence},"
         f" {report.num_files} files, {report.size_bytes / 1e6:.1f} MB"
     )
@@ -306,7 +307,7 @@ def reindex(
     discarded = _discard(index) if discard_old and not (done.missing and not done.switched) else []
     content = {**done.to_dict(), "discarded": discarded}
     if as_json:
-        typer.echo(json.dumps(content, indent=2))
+        print_json(content)
     elif rollback:
         _print_rollback(done)
     else:
@@ -355,7 +356,7 @@ def _roll_back(index: Path, yes: bool) -> ReindexReport:
         from indexer.maintenance.reindexing import roll_back, rollback_effect
 
         effect = rollback_effect(index)
-        typer.echo(
+        echo(
             f"going back to generation {effect.generation}, as it was at the switch: {effect.num_hidden}"
             " videos that it does not have will not be found any more,"
             f" {effect.num_returned} that only it has will be found again,"
@@ -380,13 +381,13 @@ def _discard(index: Path) -> list[int]:
 
 
 def _print_rollback(done: ReindexReport) -> None:
-    typer.echo(
+    echo(
         f"generation {done.generation} is current again, as it was at the switch: {done.num_kept} videos,"
         f" {done.num_jobs} jobs carried over"
     )
-    typer.echo(f"fingerprint {done.fingerprint}, before {done.former_fingerprint}")
+    echo(f"fingerprint {done.fingerprint}, before {done.former_fingerprint}")
     if done.num_hidden:
-        typer.echo(
+        echo(
             f"{done.num_hidden} videos are in generation {done.former_generation} only:"
             " --rollback once more returns to it, --discard-old removes it"
         )
@@ -394,26 +395,24 @@ def _print_rollback(done: ReindexReport) -> None:
 
 def _print_reindexed(done: ReindexReport, discarded: list[int]) -> None:
     if done.switched:
-        typer.echo(
+        echo(
             f"generation {done.generation} is current now: {done.num_encoded} videos encoded"
             f" ({done.num_segments} segments), {done.num_kept} were there already,"
             f" {done.num_deleted} deleted, {done.num_jobs} jobs carried over"
         )
-        typer.echo(f"fingerprint {done.fingerprint}, before {done.former_fingerprint}")
+        echo(f"fingerprint {done.fingerprint}, before {done.former_fingerprint}")
     elif not done.missing:
-        typer.echo(
-            f"nothing to do: the index has been made with this model and sampling ({done.fingerprint})"
-        )
+        echo(f"nothing to do: the index has been made with this model and sampling ({done.fingerprint})")
     for video_id, reason in done.missing:
-        typer.echo(f"missing: {video_id}: {reason}", err=True)
+        echo(f"missing: {video_id}: {reason}", err=True)
     if done.missing and not done.switched:
-        typer.echo(
+        echo(
             f"{len(done.missing)} videos cannot be encoded, so nothing was switched: bring their files back,"
             " delete them, or leave them behind with --allow-missing; what is encoded is kept",
             err=True,
         )
     for number in discarded:
-        typer.echo(f"generation {number} was removed")
+        echo(f"generation {number} was removed")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from xclip_search.console import FAILED, errors_explained, make_app, stop
+from xclip_search.console import FAILED, echo, errors_explained, make_app, stop
 
 app = make_app()
 
@@ -54,7 +54,7 @@ def push(
         model = XClip.load(folder.absolute(), "cpu")
         card = card_text(directory, model, repository, license=license, evaluations=evaluation or [])
         if dry_run:
-            typer.echo(card, nl=False)
+            echo(card.removesuffix("\n"), keep_lines=True)
             return
         files = {name: folder / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
         done = publish(
@@ -64,7 +64,7 @@ def push(
             revision=revision,
             message=message or f"Upload model {model.fingerprint[:12]}",
         )
-    typer.echo(done.url)
-    typer.echo(f"fingerprint {model.fingerprint}")
-    typer.echo(f"loads as hf-hub:{repository}" + (f"@{revision}" if revision else ""))
-    typer.echo(f"and always as {done.spec}")
+    echo(done.url)
+    echo(f"fingerprint {model.fingerprint}")
+    echo(f"loads as hf-hub:{repository}" + (f"@{revision}" if revision else ""))
+    echo(f"and always as {done.spec}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xclip_search.console import FAILED, explain_os_error, make_app, stop
+from xclip_search.console import FAILED, echo, explain_os_error, make_app, stop
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -166,7 +166,7 @@ def _check_keys(settings: Settings) -> None:
             f"{danger}. Make one: xclip-search keys add --index {settings.index_directory} --name NAME "
             "--scope write; or say that this is meant: --allow-no-keys"
         )
-    typer.secho(f"warning: {danger}", fg="yellow", err=True)
+    echo(f"warning: {danger}", err=True, color="yellow")
 
 
 def _read_settings(**options: object) -> Settings:
@@ -238,10 +238,10 @@ def add(
         stop(str(error), FAILED)
     except OSError as error:
         stop(explain_os_error(error, path), FAILED)
-    typer.secho(f"This is the key {name}. Keep it now: it cannot be shown again.", err=True)
+    echo(f"This is the key {name}. Keep it now: it cannot be shown again.", err=True)
     if index is not None and keys_file is None and not store_exists(path.parent):
-        typer.secho(f"note: there is no index in {path.parent} yet", fg="yellow", err=True)
-    typer.echo(secret)
+        echo(f"note: there is no index in {path.parent} yet", err=True, color="yellow")
+    echo(secret)
 
 
 @keys.command("list")
@@ -255,9 +255,9 @@ def list_keys(index: IndexOption = None, keys_file: KeysFileOption = None) -> No
         stop(str(error), FAILED)
     width = max((len(key.name) for key in found), default=0)
     for key in found:
-        typer.echo(f"{key.name:<{width}}  {key.scope:<5}  {key.created_at:%Y-%m-%d %H:%M:%S} UTC")
+        echo(f"{key.name:<{width}}  {key.scope:<5}  {key.created_at:%Y-%m-%d %H:%M:%S} UTC")
     if not found:
-        typer.secho("no keys", err=True)
+        echo("no keys", err=True)
 
 
 @keys.command()

@@ -23,7 +23,7 @@ from training.loop.events import (
     TrainingEvent,
     ValidationStarted,
 )
-from xclip_search.console import FAILED, INTERRUPTED, explain_error, make_app, stop
+from xclip_search.console import FAILED, INTERRUPTED, echo, explain_error, make_app, printable, stop
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,7 +99,7 @@ def _errors_explained(directory: Path) -> Iterator[TrainingDisplay]:
 
     def end(message: str, status: int) -> NoReturn:
         if is_first:
-            typer.echo(message, err=True)
+            echo(message, err=True, keep_lines=True)
         raise typer.Exit(status)
 
     command = ["xclip-search", "train", "--output", str(directory), "--resume"]
@@ -200,7 +200,7 @@ class TrainingDisplay:
         """Print something that the user should know."""
         from rich.markup import escape
 
-        self._console.print(f"[yellow]note:[/] {escape(text)}", soft_wrap=True, highlight=False)
+        self._console.print(f"[yellow]note:[/] {escape(printable(text))}", soft_wrap=True, highlight=False)
 
     def finish(self, result: TrainingResult) -> None:
         """Print what the finished run found and where its time went."""
@@ -271,4 +271,4 @@ class TrainingDisplay:
             self.note(f"float16 skipped {row['num_skipped_steps']} steps of this epoch to find its scale")
 
     def _print(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+        self._console.print(printable(text, keep_lines=True), soft_wrap=True, markup=False, highlight=False)

@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xclip_search.console import FAILED, SOME_FAILED, JsonOption, errors_explained, make_app, stop
+from xclip_search.console import (
+    FAILED,
+    SOME_FAILED,
+    JsonOption,
+    echo,
+    errors_explained,
+    make_app,
+    print_json,
+    stop,
+)
 
 if TYPE_CHECKING:
     from indexer.ingest.manifest import VideoSource
@@ -129,14 +138,14 @@ def list_videos(
                 ]
                 num_videos = catalog.num_videos
     if as_json:
-        typer.echo(json.dumps({"num_videos": num_videos, "videos": videos}, indent=2, ensure_ascii=False))
+        print_json({"num_videos": num_videos, "videos": videos})
         return
     width = max((len(video["id"]) for video in videos), default=0)
     for video in videos:
         recorded_on = (video["recorded_at"] or "")[:10]
         length = clock(video["duration_seconds"])
-        typer.echo(f"{video['id']:<{width}}  {length:>7}  {recorded_on:10}  {video['title'] or ''}")
-    typer.echo(f"{len(videos)} of {num_videos} videos", err=True)
+        echo(f"{video['id']:<{width}}  {length:>7}  {recorded_on:10}  {video['title'] or ''}")
+    echo(f"{len(videos)} of {num_videos} videos", err=True)
 
 
 @app.command()
@@ -181,9 +190,9 @@ def delete(
                         catalog.delete_video(video_id)
                     except VideoNotFoundError:
                         unknown.append(video_id)
-    typer.echo(f"{len(set(ids)) - len(unknown)} deleted")
+    echo(f"{len(set(ids)) - len(unknown)} deleted")
     for video_id in unknown:
-        typer.echo(f"failed: {video_id}: no video has this id", err=True)
+        echo(f"failed: {video_id}: no video has this id", err=True)
     if unknown:
         raise typer.Exit(SOME_FAILED)
 
@@ -237,7 +246,7 @@ def info(
                     "other_generations": [n for n in generations(directory) if n != catalog.generation],
                 }
     if as_json:
-        typer.echo(json.dumps(facts, indent=2))
+        print_json(facts)
         return
     facts = {name: value for name, value in facts.items() if value is not None}
     if "created_at" in facts:
@@ -247,7 +256,7 @@ def info(
     if "other_generations" in facts:
         facts["other_generations"] = ", ".join(map(str, facts["other_generations"])) or "none"
     for name, value in facts.items():
-        typer.echo(f"{name:20}{value}")
+        echo(f"{name:20}{value}")
 
 
 def directory_or_server(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import errno
+import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,8 @@ from xclip_search.console import (
     WRONG_USE,
     errors_explained,
     explain_os_error,
+    print_json,
+    printable,
     stop,
 )
 
@@ -69,3 +74,38 @@ def test_an_error_of_the_system_names_its_path(tmp_path: Path) -> None:
     )
     assert explain_os_error(OSError(errno.EIO, "Input/output error"), tmp_path).startswith(str(tmp_path))
     assert explain_os_error(ConnectionError("no network")) == "no network"
+
+
+HOSTILE = "a\x1b]0;title\x07\x1b[2J\r\n\tb\x9b1m\x7f\u202egpj.\u2066x\u2028y\udce9\ud800"
+"""Sets the window's title, rings, clears the screen, begins lines, hides an ending, is not UTF-8."""
+
+
+def test_what_would_steer_a_terminal_is_escaped() -> None:
+    assert printable(HOSTILE) == (
+        r"a\x1b]0;title\x07\x1b[2J\r\n\tb\x9b1m\x7f\u202egpj.\u2066x\u2028y\xe9\ud800"
+    )
+    for kept in ("Straße", "日本語", "👩\u200d👩\u200d👧", "\u200fكلب", "e\u0301", "C:\\x"):
+        assert printable(kept) == kept
+    assert printable("one\ntwo\x1b", keep_lines=True) == "one\ntwo\\x1b"
+    every = "".join(map(chr, range(0x110000)))
+    left = {character for character in printable(every) if unicodedata.category(character) in ("Cc", "Cs")}
+    assert not left
+
+
+def test_json_says_the_same_and_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {HOSTILE: [HOSTILE, "Straße"]}
+    print_json(value)
+    text = capsys.readouterr().out
+    assert json.loads(text) == value and "Straße" in text
+    assert printable(text, keep_lines=True) == text
+
+
+def test_every_command_prints_through_the_one_function_that_escapes() -> None:
+    others = []
+    for path in Path("xclip_search").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and path.name not in ("console.py", "__init__.py"):
+                called = ast.unparse(node.func)
+                if called in ("typer.echo", "typer.secho", "print", "sys.stdout.write", "sys.stderr.write"):
+                    others.append(f"{path.name}:{node.lineno}: {called}")
+    assert not others

@@ -24,6 +24,7 @@ from indexer.store.sqlite.catalog import Catalog
 from model import XClip, XClipConfig
 from tests.support.video_files import write_coloured_video
 from xclip_search import app
+from xclip_search.console import printable
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -113,6 +114,30 @@ def test_bad_files_are_listed_and_the_status_is_3(
     assert len(json.loads(report.read_text())["failures"]) == 2
     with Catalog.open(index) as catalog:
         assert catalog.get_video("good").title == "Good"
+
+
+def test_names_that_would_steer_the_terminal_are_escaped_by_every_command(
+    tmp_path: Path, corpus: Path, model_directory: Path
+) -> None:
+    folder, index = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\x1b[2Jcaf\xe9")), tmp_path / "index"
+    folder.mkdir()
+    shutil.copy(corpus / "colour 0.mp4", folder / "good\x1b[31m\u202e.mp4")
+    (folder / "bad\nfailed: all\x07.mp4").write_text("words")
+    results = [
+        _run("index", folder, "--index", index, "--model", model_directory, "--workers", 1),
+        _run("list", "--index", index),
+        _run("list", "--index", index, "--json"),
+        _run("search", "a square", "--index", index),
+        _run("search", "a square", "--index", index, "--json"),
+        _run("index", folder / "absent\x1b.mp4", "--index", index),
+    ]
+    assert [result.exit_code for result in results] == [3, 0, 0, 0, 0, 2]
+    for result in results:
+        assert printable(result.output, keep_lines=True) == result.output
+    assert r"\x1b[2Jcaf\xe9/bad\nfailed: all\x07.mp4: not a video" in results[0].stderr
+    assert r"good\x1b[31m\u202e" in results[1].stdout and r"good\x1b[31m\u202e" in results[3].stdout
+    (video,) = json.loads(results[2].stdout)["videos"]
+    assert video["title"] == "good\x1b[31m\u202e"
 
 
 def test_wrong_use_is_one_line_and_status_2(

@@ -1,0 +1,309 @@
+"""Whether a video is found however its file is stored: captions' ranks for clips re-encoded in odd ways.
+
+    python benchmarks/media/as_shown.py --clips DIR --model SPEC [--made DIR] [--speed-against CHECKOUT]
+
+DIR holds captions.json (a list of {"file", "captions"}), or lies next to it. Each clip is re-encoded in each
+way, so that a player shows the same, and stands alone among the other clips as they are; its captions are
+ranked by the total score. A file that is refused counts as last. `--made` keeps the files, so that another
+version of the code can be measured with the same ones: copy this program into its checkout.
+
+`--speed-against` measures decoding and resizing of the plain clips by this checkout and another, in turns,
+instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, VideoReformatter
+from numpy.typing import NDArray
+from PIL import Image
+
+from indexer.errors import MediaError
+from indexer.media.decode_pool import DecodePool, DecodeRequest
+from indexer.media.frame_reader import VideoFile
+from indexer.media.sampling import Sampling
+from model import XClip
+
+RATE = 24
+SHORT_SIDE = 360
+MAX_SECONDS = 12.0
+ONE = 1 << 16
+BT709, UNTAGGED, BT2020, PQ, HLG = 1, 2, 9, 16, 18
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How pictures are stored. aspect: of a stored pixel. mirrored: stored so, and the container says it."""
+
+    ending: str = "mp4"
+    codec: str = "libx264"
+    pixel_format: str = "yuv420p"
+    options: dict[str, str] = field(default_factory=lambda: {"preset": "veryfast", "crf": "18"})
+    aspect: Fraction = Fraction(1)
+    mirrored: bool = False
+    transfer: int = UNTAGGED
+    matrix: int = UNTAGGED
+    num_parts: int = 1
+    short_side: int = SHORT_SIDE
+    woven: bool = False
+
+
+_X265 = {"preset": "ultrafast", "crf": "16", "x265-params": "log-level=none"}
+_HDR = {"codec": "libx265", "pixel_format": "yuv420p10le", "options": _X265, "matrix": BT2020}
+KINDS: dict[str, Storage] = {
+    "plain": Storage(),
+    "HDR, PQ": Storage(transfer=PQ, **_HDR),  # type: ignore[arg-type]
+    "HDR, HLG": Storage(ending="mov", transfer=HLG, **_HDR),  # type: ignore[arg-type]
+    "anamorphic 64:45": Storage(aspect=Fraction(64, 45)),
+    "anamorphic 1:2": Storage(ending="mkv", aspect=Fraction(1, 2)),
+    "hflip": Storage(mirrored=True),
+    "interlaced TS": Storage(
+        ending="ts",
+        woven=True,
+        options={"preset": "veryfast", "crf": "18", "x264-params": "interlaced=1:tff=1"},
+    ),
+    "joined TS": Storage(ending="ts", num_parts=2),
+    "HD, BT.709, untagged": Storage(short_side=720, matrix=BT709),
+}
+
+
+def pictures_of(path: Path, rate: float) -> list[NDArray[np.uint8]]:
+    """What a clip shows at `rate` pictures a second, RGB."""
+    file = VideoFile(path)
+    end = min(file.timeline.end_seconds, MAX_SECONDS)
+    times = [number / rate for number in range(max(2, int(end * rate)))]
+    return [frame.rgb for frame in file.frames_at([time for time in times if time < end] or [0.0])]
+
+
+def write(path: Path, pictures: Sequence[NDArray[np.uint8]], storage: Storage) -> None:
+    """One file of pictures that a player shows as they are given."""
+    if storage.num_parts > 1:
+        content = b""
+        for part in np.array_split(np.arange(len(pictures)), storage.num_parts):
+            write(path, [pictures[number] for number in part], Storage(ending=storage.ending))
+            content += path.read_bytes()
+        path.write_bytes(content)
+        return
+    scale = storage.short_side / min(pictures[0].shape[:2])
+    height, width = (side * scale for side in pictures[0].shape[:2])
+    if storage.aspect > 1:
+        width /= float(storage.aspect)
+    else:
+        height *= float(storage.aspect)
+    width, height = round(width / 2) * 2, round(height / 4) * 4
+    if storage.woven:
+        pictures = [_woven(*pair, height) for pair in zip(pictures[::2], pictures[1::2], strict=False)]
+    rate = RATE // 2 if storage.woven else RATE
+    convert = VideoReformatter()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(storage.codec, rate=rate, options=dict(storage.options))
+        stream.width, stream.height, stream.pix_fmt = width, height, storage.pixel_format
+        context = stream.codec_context
+        if storage.aspect != 1:
+            context.sample_aspect_ratio = storage.aspect
+        if storage.mirrored:
+            stream.set_display_matrix([-ONE, 0, 0, 0, ONE, 0, 0, 0, 1 << 30])
+        if storage.transfer != UNTAGGED:
+            context.color_primaries, context.color_trc = BT2020, storage.transfer
+            context.colorspace = BT2020
+        for number, rgb in enumerate(pictures):
+            shown = rgb[:, ::-1] if storage.mirrored else rgb
+            small = Image.fromarray(np.ascontiguousarray(shown)).resize(
+                (width, height), Image.Resampling.BICUBIC
+            )
+            frame = _stored(av.VideoFrame.from_image(small), storage, convert)
+            frame.pts, frame.time_base = number, Fraction(1, rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def _stored(frame: av.VideoFrame, storage: Storage, convert: VideoReformatter) -> av.VideoFrame:
+    if storage.transfer != UNTAGGED:
+        frame.color_primaries, frame.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        frame = convert.reformat(
+            frame.reformat(format="rgb48le"),
+            format="rgb48le",
+            dst_color_trc=storage.transfer,
+            dst_color_primaries=BT2020,
+        )
+        stored = frame.reformat(format=storage.pixel_format, dst_colorspace=Colorspace.BT2020)
+        stored.color_primaries, stored.color_trc, stored.colorspace = BT2020, storage.transfer, BT2020
+        return stored
+    space = Colorspace.ITU709 if storage.matrix == BT709 else Colorspace.SMPTE170M
+    stored = frame.reformat(format=storage.pixel_format, dst_colorspace=space)
+    stored.colorspace = UNTAGGED
+    return stored
+
+
+def _woven(upper: NDArray[np.uint8], lower: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
+    """Lines of two instants by turns."""
+    size = (upper.shape[1] * height // upper.shape[0], height)
+    woven = np.array(Image.fromarray(upper).resize(size))
+    woven[1::2] = np.asarray(Image.fromarray(lower).resize(size))[1::2]
+    return woven
+
+
+class Features:
+    """Encodes files with one model, as indexing does. refused: names of files that were not read."""
+
+    def __init__(self, model: XClip) -> None:
+        self.model = model
+        self.refused: list[str] = []
+        self._pool = DecodePool(1, 120)
+
+    def of(self, path: Path) -> Any | None:
+        """Video features of one segment of the whole file; None where it is refused."""
+        size, most = self.model.config.image_size, self.model.config.num_frames
+        try:
+            sampling = Sampling(most, max_segment_seconds=0)
+            video = self._pool.submit(DecodeRequest(str(path), sampling, size)).result()
+        except MediaError as error:
+            self.refused.append(f"{path.name}: {error.reason}")
+            return None
+        frames = video.segments[0].frames
+        padded = np.zeros((1, most, size, size, 3), np.uint8)
+        padded[0, : len(frames)] = frames
+        mask = torch.arange(most)[None] < len(frames)
+        pixels = self.model.normalize_pixels(torch.from_numpy(padded))
+        with torch.inference_mode():
+            return self.model.encode_video(pixels, mask)
+
+    def close(self) -> None:
+        """End the decoder."""
+        self._pool.close()
+
+
+def measure(clips: list[tuple[Path, list[str]]], model: XClip, made: Path) -> None:
+    """Print a row for each kind."""
+    features = Features(model)
+    originals = [features.of(path) for path, _ in clips]
+    texts = [model.encode_text(captions) for _, captions in clips]
+
+    def scores(text: Any, video: Any) -> NDArray[np.float64]:
+        with torch.inference_mode():
+            return model.score(text, video).total[:, 0].double().numpy()
+
+    table = [[scores(text, video) for video in originals] for text in texts]
+    print("| stored as | median rank | mean rank | R@1 % | cosine with the plain clip | refused |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    for kind, storage in {"(the clip itself)": None, **KINDS}.items():
+        ranks: list[float] = []
+        cosines: list[float] = []
+        features.refused.clear()
+        for number, (path, captions) in enumerate(clips):
+            video = originals[number] if storage is None else features.of(_made(made, kind, storage, path))
+            if video is None:
+                ranks += [float(len(clips))] * len(captions)
+                continue
+            own = scores(texts[number], video)
+            others = np.stack([row for other, row in enumerate(table[number]) if other != number])
+            ranks += (1 + (others > own).sum(axis=0)).tolist()
+            cosines.append(float((originals[number].video * video.video).sum()))
+        found = np.array(ranks)
+        print(
+            f"| {kind} | {np.median(found):g} | {found.mean():.2f} | {100 * (found == 1).mean():.1f}"
+            f" | {np.mean(cosines):.3f} | {len(features.refused)} |",
+            flush=True,
+        )
+        for reason in features.refused:
+            print(f"  {reason}", file=sys.stderr)
+    features.close()
+
+
+def _made(folder: Path, kind: str, storage: Storage, source: Path) -> Path:
+    name = "".join(letter if letter.isalnum() else "_" for letter in kind)
+    path = folder / f"{source.stem}.{name}.{storage.ending}"
+    if not path.exists():
+        write(path, pictures_of(source, RATE), storage)
+    return path
+
+
+SPEED_PROGRAM = """
+import sys, time
+from pathlib import Path
+from indexer.media.frame_reader import VideoFile
+from indexer.media.sampling import Sampling, plan_segments
+from model.preprocessing import resize_and_crop
+started = time.process_time()
+for name in sys.argv[1:]:
+    file = VideoFile(Path(name))
+    line = file.timeline
+    for segment in plan_segments(line.times, line.end_seconds, line.frame_rate, Sampling(12)):
+        for frame in file.frames_at(list(segment.times_seconds), "auto"):
+            resize_and_crop(frame.rgb, 224)
+print(time.process_time() - started)
+"""
+
+
+def compare_speed(paths: list[Path], other: Path, num_rounds: int) -> None:
+    """Print the processor seconds of reading all of these files, ours and another checkout's, in turns."""
+    ours = Path(__file__).resolve().parents[2]
+    seconds: dict[Path, list[float]] = {ours: [], other: []}
+    run: Callable[[Path], float] = lambda checkout: float(  # noqa: E731
+        subprocess.run(
+            [sys.executable, "-c", SPEED_PROGRAM, *map(str, paths)],
+            env={**os.environ, "PYTHONPATH": str(checkout)},
+            cwd=checkout,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    )
+    for number in range(num_rounds):
+        # Whoever goes second finds warm caches: that changes from round to round.
+        for checkout in (ours, other) if number % 2 else (other, ours):
+            seconds[checkout].append(run(checkout))
+    ratios = np.array(seconds[ours]) / np.array(seconds[other])
+    medians = [float(np.median(seconds[checkout])) for checkout in (ours, other)]
+    print(f"{len(paths)} files: ours {medians[0]:.3f} s, theirs {medians[1]:.3f} s")
+    print(
+        f"ratio: median {np.median(ratios):.3f}, of the least {min(seconds[ours]) / min(seconds[other]):.3f}"
+    )
+
+
+def main() -> None:
+    """Measure ranks or speed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--clips", type=Path, required=True, help="A folder with captions.json in or above it."
+    )
+    parser.add_argument("--model", help="A model spec.")
+    parser.add_argument("--made", type=Path, help="Where re-encoded files are kept, and taken from.")
+    parser.add_argument("--speed-against", type=Path, metavar="CHECKOUT")
+    parser.add_argument("--rounds", type=int, default=9)
+    choices = parser.parse_args()
+    captions = choices.clips / "captions.json"
+    if not captions.is_file():
+        captions = choices.clips.parent / "captions.json"
+    entries = json.loads(captions.read_text(encoding="utf-8"))
+    clips = [(captions.parent / entry["file"], list(entry["captions"])) for entry in entries]
+    if choices.speed_against is not None:
+        compare_speed([path for path, _ in clips], choices.speed_against.resolve(), choices.rounds)
+        return
+    if choices.model is None:
+        parser.error("--model names the model that ranks")
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as directory:
+        made = choices.made or Path(directory)
+        made.mkdir(parents=True, exist_ok=True)
+        measure(clips, XClip.load(choices.model, device="cpu").eval(), made)
+    print(f"\n{len(clips)} clips, {time.perf_counter() - started:.0f} s", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -68,7 +68,9 @@ def _move_up(unfinished: Path, last: str) -> None:
 
 
 def _taken(directory: Path) -> IndexExistsError:
-    return IndexExistsError(f"{directory} is not empty; name a folder that is empty or not there yet")
+    return IndexExistsError(
+        f"{directory} is not empty; choose an empty folder or one that does not exist yet"
+    )
 
 
 def sha256_of_file(path: Path) -> str:

@@ -81,9 +81,7 @@ class IndexSupersededError(IndexerError):
     """
 
     def __init__(self, generation: int) -> None:
-        super().__init__(
-            f"the index was reindexed meanwhile: its generation {generation} takes the changes now"
-        )
+        super().__init__(f"the index was reindexed meanwhile: generation {generation} is the current one")
         self.generation = generation
 
     def __reduce__(self) -> tuple[type[IndexSupersededError], tuple[int]]:
@@ -101,7 +99,7 @@ class FingerprintMismatchError(IndexerError):
 
     def __init__(self, expected: str, found: str, segment_id: int | None = None) -> None:
         super().__init__(
-            f"this index holds features of fingerprint {found}, but the model and sampling at hand have"
+            f"this index holds features of fingerprint {found}, but the model and sampling in use have"
             f" {expected}; open the index with the model that made it, or encode its videos with this one:"
             " xclip-search reindex"
             if segment_id is None

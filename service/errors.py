@@ -30,7 +30,7 @@ class ServiceError(Exception):
     status: ClassVar[int] = 500
     kind: ClassVar[str] = "internal-error"
     title: ClassVar[str] = "Internal error"
-    default_detail: ClassVar[str] = "Something went wrong inside the server. Its log says what."
+    default_detail: ClassVar[str] = "An internal error occurred. The server's log has the details."
 
     def __init__(
         self, detail: str | None = None, *, headers: Mapping[str, str] | None = None, **members: Any
@@ -256,10 +256,10 @@ class TooManyRequestsError(ServiceError):
 
 
 class DeadlineExceededError(ServiceError):
-    """The answer was not found in the time that a request may take."""
+    """The request took longer than this server allows."""
 
     status, kind, title = 504, "deadline-exceeded", "Deadline exceeded"
-    default_detail = "The answer was not found in the time that a request may take."
+    default_detail = "The request took longer than this server allows."
 
 
 class NotReadyError(ServiceError):

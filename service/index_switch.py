@@ -41,7 +41,7 @@ async def watch_generations(
             try:
                 successor = await to_thread.run_sync(_read_successor, former)
             except Exception as error:
-                log_failure("cannot see whether the index was reindexed", error)
+                log_failure("cannot check whether the index was reindexed", error)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             app.state.is_outdated = successor is not None
@@ -52,7 +52,7 @@ async def watch_generations(
                 service = await load()
             except Exception as error:
                 log_failure(
-                    "cannot change over to the new generation of the index, serving the former one",
+                    "cannot switch to the new generation of the index, still serving the previous one",
                     error,
                     _advice(former) if isinstance(error, FingerprintMismatchError) else "",
                 )
@@ -60,7 +60,7 @@ async def watch_generations(
                 continue
             app.state.service, app.state.is_outdated = service, False
             logger.info(
-                "changed over to generation %d of the index, fingerprint %s",
+                "switched to generation %d of the index, fingerprint %s",
                 service.catalog.generation,
                 service.catalog.fingerprint,
             )

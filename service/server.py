@@ -75,12 +75,12 @@ def run_server(settings: Settings) -> int:
         return 1
     address, bound_port = listener.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
-    logger.info("running on http://%s:%d (press Ctrl+C to end)", shown, bound_port)
+    logger.info("running on http://%s:%d (press Ctrl+C to stop)", shown, bound_port)
     server.run(sockets=[listener])
     status = 1 if failures or not server.started else 0
     if app.state.is_loading.is_set():
         # Python would wait for the thread that loads. What it writes, it writes so that a crash does no harm.
-        logger.info("ended before the index was loaded")
+        logger.info("stopped before the index was loaded")
         logging.shutdown()
         os._exit(status)
     return status

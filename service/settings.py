@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     index: Path | None = Field(default=None, description="The index directory.")
     model: str | None = Field(default=None, description="Model spec; the index's own where unset.")
     new_index_model: str | None = Field(
-        default=None, description="Model that a new index is made with; one that is there keeps its own."
+        default=None, description="Model for a new index; an existing one keeps its own."
     )
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
@@ -92,7 +92,7 @@ class Settings(BaseSettings):
         default=0.2, gt=0, description="Pause of a worker between two polls of an empty queue."
     )
     lease_seconds: float = Field(
-        default=60.0, gt=0, description="A job whose worker is silent for so long goes to another."
+        default=60.0, gt=0, description="A job goes to another worker after this time without a heartbeat."
     )
     parent_pid: int | None = Field(
         default=None, description="A worker ends with this process, which started it; set by serve."
@@ -108,9 +108,9 @@ class Settings(BaseSettings):
     url_ports: Annotated[tuple[int, ...], NoDecode] = Field(
         default=(80, 443), description="Ports to fetch from, separated by commas."
     )
-    url_timeout_seconds: float = Field(default=1800.0, gt=0, description="Longest fetching of one video.")
+    url_timeout_seconds: float = Field(default=1800.0, gt=0, description="Longest download of one video.")
     url_idle_seconds: float = Field(
-        default=20.0, gt=0, description="A download that brings less than 16 KiB in this time is given up."
+        default=20.0, gt=0, description="A download that receives less than 16 KiB in this time is aborted."
     )
     num_url_downloads: int = Field(default=2, ge=1, le=64, description="Videos fetched concurrently.")
 
@@ -118,13 +118,13 @@ class Settings(BaseSettings):
         default=None, description="File of the API keys; keys.json in the index directory where unset."
     )
     allow_no_keys: bool = Field(
-        default=False, description="Whether others than this machine may be served without any key."
+        default=False, description="Whether other machines may be served without API keys."
     )
     session_seconds: float = Field(
         default=12 * 3600.0, ge=60, le=30 * 24 * 3600, description="How long a browser stays logged in."
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="Names in the Host header that are answered, separated by commas."
+        default=(), description="Names accepted in the Host header, separated by commas."
     )
     trusted_proxies: str = Field(
         default="127.0.0.1",
@@ -142,20 +142,20 @@ class Settings(BaseSettings):
     )
     max_connections: int = Field(default=1_000, ge=8, description="Concurrent connections, then 503.")
     body_timeout_seconds: float = Field(
-        default=20.0, gt=0, description="Longest silence while a body arrives, then 408."
+        default=20.0, gt=0, description="Longest pause while a body arrives, then 408."
     )
     min_upload_bytes_per_second: int = Field(
         default=4096, ge=1, description="Bodies that arrive more slowly in the long run are refused, 408."
     )
     request_timeout_seconds: float = Field(
-        default=30.0, gt=0, description="Longest time to find an answer, then 504; uploads have no such end."
+        default=30.0, gt=0, description="Longest time to an answer, then 504; uploads have no such limit."
     )
     keep_alive_seconds: int = Field(default=75, gt=0, description="How long an idle connection stays open.")
     drain_delay_seconds: float = Field(
         default=0.0, ge=0, description="At shutdown: from not ready to no new connections."
     )
     drain_timeout_seconds: int = Field(
-        default=30, ge=0, description="At shutdown: time for requests under way to be answered."
+        default=30, ge=0, description="At shutdown: time for requests in progress to be answered."
     )
     log_format: LogFormat = Field(
         default="auto", description="json, text, or auto: text on a terminal, else JSON."

@@ -50,13 +50,13 @@ def ablate(
         typer.Option("--prepare", help="Only make the corpus, the starting point and the decoded frames."),
     ] = False,
     keep_models: Annotated[
-        bool, typer.Option("--keep-models", help="Leave every trained model in OUTPUT/runs.")
+        bool, typer.Option("--keep-models", help="Keep every trained model in OUTPUT/runs.")
     ] = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Train and evaluate variants of X-CLIP on the drawn corpus, next to the paper's own tables.
 
-    Called again, it continues: runs that are done are not done again. docs/ablations.md has the method and
+    An interrupted command resumes: finished runs are not repeated. docs/ablations.md has the method and
     the findings. Exit status: 0 all runs are done, 1 some failed (each is named), 2 wrong use, 130 stopped by
     Ctrl-C.
     """

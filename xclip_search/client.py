@@ -623,7 +623,7 @@ class _Download:
     def _refuse(self) -> None:
         self._file.close()
         self._unfinished.unlink(missing_ok=True)
-        raise DamagedDownloadError("what arrived is not the file that the index knows; nothing was kept")
+        raise DamagedDownloadError("the downloaded file is not the one in the index; it was discarded")
 
     def _count(self, chunk: bytes) -> None:
         self._digest.update(chunk)

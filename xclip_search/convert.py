@@ -53,7 +53,7 @@ def convert(
             " else float32 throughout."
         ),
     ] = PrecisionName.auto,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing destination.")] = False,
 ) -> None:
     """Convert between our layout (config.json, model.safetensors) and the official X-CLIP checkpoint file.
 

@@ -31,7 +31,7 @@ NUM_CAPTIONS_SHOWN = 2
 @app.command()
 def demo(
     directory: Annotated[
-        Path, typer.Option(help="Where the videos and the index go; kept for the next time.")
+        Path, typer.Option(help="Where the videos and the index go; reused by the next run.")
     ] = Path("demo-data"),
     num_videos: Annotated[int, typer.Option(help="Videos in the corpus.", min=10, max=5000)] = 80,
     seed: Annotated[int, typer.Option(help="Another seed gives other videos.")] = 1,

@@ -59,20 +59,20 @@ def evaluate(
     bank: Annotated[
         str, typer.Option(help="Queries to learn corrections from: train, val, or a file of one text a line.")
     ] = "train",
-    bank_size: Annotated[int, typer.Option(min=1, help="Most queries of the bank, drawn by a seed.")] = (
-        DEFAULT_BANK_SIZE
-    ),
+    bank_size: Annotated[
+        int, typer.Option(min=1, help="Maximum number of queries in the bank, drawn with a fixed seed.")
+    ] = (DEFAULT_BANK_SIZE),
     allow_test_queries: Annotated[
-        bool, typer.Option("--allow-test-queries", help="Let test queries be in the bank; the row says so.")
+        bool, typer.Option("--allow-test-queries", help="Allow test queries in the bank; the row is marked.")
     ] = False,
     single_scores: Annotated[
-        bool, typer.Option("--single-scores", help="Rows for each of the four scores too.")
+        bool, typer.Option("--single-scores", help="Also print a row for each of the four scores.")
     ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write everything to this JSON file.")
     ] = None,
     frame_cache: Annotated[
-        Path | None, typer.Option(help="A folder that keeps decoded frames for the next time.")
+        Path | None, typer.Option(help="A folder that caches decoded frames for later runs.")
     ] = None,
     missing: Annotated[
         MissingPolicy, typer.Option(help="Videos missing or unreadable: an error, or left out and counted.")
@@ -89,7 +89,7 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0: this one.")] = 2,
     float16_features: Annotated[
         bool,
-        typer.Option("--float16-features", help="Keep features in half the memory; scores move a little."),
+        typer.Option("--float16-features", help="Keep features in half the memory; scores change slightly."),
     ] = False,
 ) -> None:
     """Evaluate a model on a captioned data set, and print the paper's figures next to its own.

@@ -86,7 +86,7 @@ def index(
         str | None,
         typer.Option(
             envvar="XCLIP_NEW_INDEX_MODEL",
-            help="As --model, where an index is made; one that is there keeps its own.",
+            help="Like --model, but for a new index only; an existing one keeps its model.",
         ),
     ] = None,
     manifest: Annotated[
@@ -111,10 +111,10 @@ def index(
     ] = BackendName.auto,
     decode_timeout_seconds: DecodeTimeoutOption = 300.0,
 ) -> None:
-    """Add videos to an index, which is made where there is none.
+    """Add videos to an index, which is created if there is none.
 
     What is in it already is skipped by content, so the same command resumes after an interruption.
-    Exit status: 0 all in, 3 some files failed (they are listed), 2 wrong use.
+    Exit status: 0 all indexed, 3 some files failed (they are listed), 2 wrong use.
 
     Examples:
 
@@ -188,7 +188,7 @@ def search(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Find videos, and the moments in them, by what is to be seen.
+    """Find videos, and the moments in them, by a description of what they show.
 
     Examples:
 

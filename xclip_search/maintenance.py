@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 app = make_app()
 
-DestinationArgument = Annotated[Path, typer.Argument(help="A folder that is empty or not there yet.")]
+DestinationArgument = Annotated[Path, typer.Argument(help="An empty folder, or one that does not exist yet.")]
 
 
 @app.command()
@@ -74,11 +74,11 @@ def verify(index: IndexOption, as_json: JsonOption = False) -> None:
         for finding in report.findings:
             echo(f"damaged: {finding.part}: {finding.problem}", err=True)
         if not report.complete:
-            echo("and more; this is not all", err=True)
+            echo("and more that are not listed", err=True)
         state = "clean" if report.is_clean else f"{len(report.findings)} findings"
         echo(f"{report.num_videos} videos, {report.num_segments} segments: {state}")
         if any(finding.is_derived for finding in report.findings):
-            echo(f"derived parts are made again by: xclip-search rebuild --index {index}")
+            echo(f"derived parts are rebuilt by: xclip-search rebuild --index {index}")
     if not report.is_clean:
         raise typer.Exit(DAMAGED)
 
@@ -101,7 +101,7 @@ def rebuild(
         typer.Option(help="Kind of the coarse index; auto: exact up to 50,000 segments, then ivf-sq."),
     ] = KindName.auto,
 ) -> None:
-    """Make again all that is derived from the catalog: SQLite's indexes, the totals, the coarse index.
+    """Rebuild all that is derived from the catalog: SQLite's indexes, the totals, the coarse index.
 
     Examples:
 
@@ -111,7 +111,7 @@ def rebuild(
         from indexer.maintenance.verification import rebuild
 
         num_videos, num_segments = rebuild(index, coarse_kind.value)
-    echo(f"made again for {num_videos} videos, {num_segments} segments")
+    echo(f"rebuilt for {num_videos} videos, {num_segments} segments")
 
 
 @app.command()
@@ -140,7 +140,7 @@ def restore(
     index: IndexOption,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring a backup back as an index, into a folder that is empty or not there yet, checking every file.
+    """Restore a backup as an index, into an empty or new folder; every file is checked.
 
     Examples:
 
@@ -188,10 +188,10 @@ def import_command(
     index: IndexOption,
     as_json: JsonOption = False,
 ) -> None:
-    """Add the videos of an export to an index, which is made where there is none. It may be in use meanwhile.
+    """Add the videos of an export to an index, which is created if there is none. It may be in use meanwhile.
 
     What is in it already is skipped by content, so the same command resumes after an interruption.
-    Exit status: 0 all in, 1 the export is damaged, 3 some videos failed (they are listed), 2 wrong use.
+    Exit status: 0 all indexed, 1 the export is damaged, 3 some videos failed (they are listed), 2 wrong use.
 
     Examples:
 
@@ -246,20 +246,20 @@ def reindex(
         typer.Option(help="Cut longer videos into segments; 0: never.", show_default="the index's own"),
     ] = None,
     rollback: Annotated[
-        bool, typer.Option("--rollback", help="Go back to the generation that was current before.")
+        bool, typer.Option("--rollback", help="Roll back to the generation that was current before.")
     ] = False,
     discard_old: Annotated[
         bool,
         typer.Option(
-            "--discard-old", help="At the end, remove all other generations: there is no way back then."
+            "--discard-old", help="Remove all other generations at the end; a rollback is then impossible."
         ),
     ] = False,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Go back without asking, whatever is found no more then.")
+        bool, typer.Option("--yes", "-y", help="Roll back without asking for confirmation.")
     ] = False,
     allow_missing: Annotated[
         bool,
-        typer.Option("--allow-missing", help="Switch though some videos cannot be read any more."),
+        typer.Option("--allow-missing", help="Switch even if some videos can no longer be read."),
     ] = False,
     workers: WorkersOption = None,
     batch_size: BatchSizeOption = None,

@@ -80,17 +80,17 @@ def serve(
     allow_no_keys: Annotated[
         bool | None,
         typer.Option(
-            "--allow-no-keys", help="Serve other machines although there is no key.", show_default="off"
+            "--allow-no-keys", help="Serve other machines even without API keys.", show_default="off"
         ),
     ] = None,
 ) -> None:
     """Serve search, uploads and the page over HTTP, and start a worker that reads uploads.
 
-    An index that does not exist is made, empty, if --model says for which model.
+    If there is no index, an empty one is created for the model that --model names.
 
-    Other machines are served only where there are keys (xclip-search keys add), or with --allow-no-keys.
+    Other machines are served only if there are API keys (xclip-search keys add), or with --allow-no-keys.
 
-    SIGTERM or Ctrl-C ends it: requests under way are answered first. Every option is also an environment
+    SIGTERM or Ctrl-C stops it: requests in progress are answered first. Every option is also an environment
     variable XCLIP_..., and there are more of those: docs/operations.md has all.
     """
     settings = _read_settings(
@@ -116,7 +116,7 @@ def serve(
 
 
 @app.command(
-    epilog="Example, with the reading on a GPU of its own:\n\n"
+    epilog="Example, with a worker on a second GPU:\n\n"
     "xclip-search serve --index INDEX --no-worker\n\n"
     "xclip-search worker --index INDEX --device cuda:1"
 )
@@ -132,7 +132,7 @@ def worker(
     """Read uploaded videos into the index: decode, encode, store.
 
     `serve` starts one itself; start more on the same machine to read several videos concurrently.
-    SIGTERM ends a worker: its job gets the grace period, and then goes back to the queue.
+    SIGTERM stops a worker: its job gets the grace period, and then goes back to the queue.
     """
     settings = _read_settings(
         index=index,
@@ -160,11 +160,11 @@ def _check_keys(settings: Settings) -> None:
         stop(str(error), FAILED)
     if has_keys or is_loopback(settings.host):
         return
-    danger = f"any client of {settings.host} could search, upload and delete, for there are no keys"
+    danger = f"any client of {settings.host} could search, upload and delete, since there are no API keys"
     if not settings.allow_no_keys:
         stop(
             f"{danger}. Make one: xclip-search keys add --index {settings.index_directory} --name NAME "
-            "--scope write; or say that this is meant: --allow-no-keys"
+            "--scope write; or confirm that this is intended: --allow-no-keys"
         )
     echo(f"warning: {danger}", err=True, color="yellow")
 
@@ -202,9 +202,9 @@ def _require_index_or_model(settings: Settings) -> None:
 
 @keys.callback()
 def _describe() -> None:
-    """Make, list and remove API keys.
+    """Create, list and remove API keys.
 
-    Where a server has keys, every request needs one. A running server knows of a change within a second.
+    Where a server has keys, every request needs one. A running server notices a change within a second.
     """
 
 
@@ -215,11 +215,11 @@ def _describe() -> None:
 )
 def add(
     name: NameOption,
-    scope: Annotated[str, typer.Option(help="read: search and look; write: also add, change, delete.")],
+    scope: Annotated[str, typer.Option(help="read: search and view; write: also add, change, delete.")],
     index: IndexOption = None,
     keys_file: KeysFileOption = None,
 ) -> None:
-    """Make a key and print it. It is shown this once: only its hash is kept."""
+    """Create a key and print it. It is shown only once: only its hash is stored."""
     from pydantic import ValidationError
 
     from indexer.store.store import store_exists
@@ -246,7 +246,7 @@ def add(
 
 @keys.command("list")
 def list_keys(index: IndexOption = None, keys_file: KeysFileOption = None) -> None:
-    """List the keys: name, scope, when made. Never the keys themselves."""
+    """List the keys: name, scope, creation time. The keys themselves are not stored."""
     from service.auth.keys import KeysFileError, read_keys
 
     try:

@@ -38,7 +38,7 @@ app = make_app()
 def train(
     config: Annotated[
         str | None,
-        typer.Argument(help="A TOML file, or the name of a config that ships with us (--list)."),
+        typer.Argument(help="A TOML file, or the name of a built-in config (--list)."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -51,13 +51,13 @@ def train(
         typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change one value; may be repeated."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint; CONFIG may be left out.")
+        bool, typer.Option("--resume", help="Resume from the last checkpoint; CONFIG may be omitted.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove the run that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: GPUs where there are any.")
     ] = "auto",
-    list_configs: Annotated[bool, typer.Option("--list", help="List the configs that ship with us.")] = False,
+    list_configs: Annotated[bool, typer.Option("--list", help="List the built-in configs.")] = False,
 ) -> None:
     """Train a model: one config, one run directory, checkpoints that can be resumed.
 

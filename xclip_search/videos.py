@@ -75,7 +75,9 @@ KeyOption = Annotated[
 ]
 FilterOption = Annotated[
     str | None,
-    typer.Option("--filter", help='Only such videos, as JSON: \'{"metadata.camera": "north"}\''),
+    typer.Option(
+        "--filter", help='Only videos that match this filter, JSON: \'{"metadata.camera": "north"}\''
+    ),
 ]
 
 
@@ -156,9 +158,9 @@ def delete(
     server: ServerOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Take videos out of an index, which may be in use.
+    """Remove videos from an index, which may be in use.
 
-    Files that were indexed where they lie stay there; the file of an upload is removed by the server.
+    Files that were indexed in place stay there; the file of an upload is removed by the server.
 
     Exit status: 0 all deleted, 3 some ids are of no video (they are listed), 2 wrong use.
 

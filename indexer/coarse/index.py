@@ -175,9 +175,7 @@ class CoarseIndex:
         try:
             snapshot = load_snapshot(catalog.directory, catalog.fingerprint, catalog.embedding_dim)
             if catalog.change_token(snapshot.sequence) != snapshot.token:
-                raise SnapshotUnusableError(
-                    "the saved snapshot is of a history that the change log does not hold"
-                )
+                raise SnapshotUnusableError("the change log does not cover the saved snapshot")
             wanted = choose_kind(kind, catalog.num_segments, snapshot.kind)
             if kind != "auto" and wanted != snapshot.kind:
                 raise SnapshotUnusableError(f"the saved snapshot is of the kind {snapshot.kind}, not {kind}")

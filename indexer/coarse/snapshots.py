@@ -153,7 +153,7 @@ def load_snapshot(directory: Path, fingerprint: str, embedding_dim: int) -> Snap
             "sha256"
         ):
             raise SnapshotUnusableError(
-                "the saved snapshot is damaged: its bytes are not those that were written"
+                "the saved snapshot is damaged: its bytes do not match their checksum"
             )
         # Only after the check: FAISS trusts the numbers in a file.
         index: Any = faiss.read_index(str(path))

@@ -138,7 +138,7 @@ def restore(
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
                 raise BackupDamagedError(f"the backup lacks {name}") from None
             if not _is_intact(target, facts):
-                raise BackupDamagedError(f"{name} in the backup is not what was written")
+                raise BackupDamagedError(f"{name} in the backup does not match its checksum")
             target.chmod(0o640 if name == CATALOG_FILE else 0o600)
             fsync_file(target)
             on_progress(num_done, len(files))
@@ -159,7 +159,7 @@ def damages_of_backup(source: Path) -> Iterator[str]:
         if not (source / name).is_file():
             yield f"the backup lacks {name}"
         elif not _is_intact(source / name, facts):
-            yield f"{name} in the backup is not what was written"
+            yield f"{name} in the backup does not match its checksum"
 
 
 def _copy_one_moment(catalog: Catalog, unfinished: Path) -> None:
@@ -221,13 +221,13 @@ def _read_manifest(source: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files = manifest["files"]
         if manifest.get(_OWN_CHECKSUM, "") not in ("", _sha256_of(manifest)):
-            raise ValueError("its checksum is another one")
+            raise ValueError("its checksum differs")
         is_ours = manifest["format"] == FORMAT and isinstance(manifest["index_directory"], str)
         is_ours &= all(isinstance(facts["sha256"], str) for facts in files.values())
         is_ours &= all(isinstance(facts["size_bytes"], int) for facts in files.values())
         names = [PurePosixPath(name) for name in files]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BackupDamagedError(f"{path} is not what was written: {error}") from None
+        raise BackupDamagedError(f"{path} is damaged: {error}") from None
     if not is_ours or CATALOG_FILE not in files:
         raise BackupDamagedError(f"{path} is not of a backup that this version reads")
     if any(name.is_absolute() or ".." in name.parts for name in names):

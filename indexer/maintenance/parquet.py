@@ -205,7 +205,7 @@ class ExportManifest:
         path = directory / MANIFEST_FILE
         if not path.is_file():
             raise IndexNotFoundError(f"there is no export in {directory} (no file {MANIFEST_FILE})")
-        damaged = ExportDamagedError(f"{path} is not what was written")
+        damaged = ExportDamagedError(f"{path} is damaged")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("sha256") != sha256_of_json(content):
@@ -245,7 +245,7 @@ def check_files(directory: Path, manifest: ExportManifest, on_progress: OnProgre
         if not path.is_file():
             raise ExportDamagedError(f"the export lacks {name}")
         if path.stat().st_size != part.size_bytes or sha256_of_file(path) != part.sha256:
-            raise ExportDamagedError(f"{name} in the export is not what was written")
+            raise ExportDamagedError(f"{name} in the export does not match its checksum")
         try:
             with parquet.ParquetFile(path) as file:
                 columns, num_rows = file.schema_arrow, file.metadata.num_rows

@@ -100,7 +100,7 @@ def verify(
         except IndexDamagedError as error:  # So damaged that SQLite cannot go on reading.
             report.findings.append(Finding("catalog", str(error)))
         except MemoryError:  # A damaged page may claim a row of any size.
-            report.findings.append(Finding("catalog", "reading it needs more memory than there is"))
+            report.findings.append(Finding("catalog", "reading it ran out of memory"))
     return report
 
 
@@ -110,9 +110,9 @@ def _findings(
     for damage in catalog.damages(lambda num_done: on_progress(num_done, num_segments)):
         yield Finding(damage.part, damage.problem)
     for uri in FileTable(catalog).damaged():
-        yield Finding("files", f"what is known of {uri} is not what was written")
+        yield Finding("files", f"what is known of {uri} does not match its checksum")
     for number in JobQueue(catalog).damaged():
-        yield Finding("jobs", f"job number {number} is not what was written")
+        yield Finding("jobs", f"job number {number} does not match its checksum")
     yield from _coarse_findings(catalog)
 
 

@@ -30,7 +30,7 @@ MAX_SEGMENTS_PER_ANSWER: Final = 16
 
 FILE_CHANGED: Final = "the file changed while it was read"
 
-NONSENSE_REASON: Final = "the decoder gave an answer that makes no sense"
+NONSENSE_REASON: Final = "the decoder gave an invalid answer"
 _SIZES: Final = struct.Struct("!IQ")  # bytes of the header, bytes of the payload
 _MAX_HEADER_BYTES: Final = 4 << 20
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")

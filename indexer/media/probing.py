@@ -318,7 +318,9 @@ def open_media(
     except MemoryError as error:  # FFmpeg raises it for one stream too many, too.
         raise MediaLimitError("the file needs more streams or more memory than allowed") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise NotAVideoError("the file is damaged or not the video that its first bytes promise") from error
+        raise NotAVideoError(
+            "the file is damaged, or not of the format that its first bytes indicate"
+        ) from error
     try:
         if len(container.streams) > limits.max_streams:
             raise MediaLimitError(f"more than {limits.max_streams} streams")

@@ -143,7 +143,7 @@ class _Wanted:
         """At the end of the file: what is still wanted is answered by the last frame decoded."""
         while not self.done:
             if self.last is None:
-                raise UnsupportedMediaError("not one frame could be decoded")
+                raise UnsupportedMediaError("no frame could be decoded")
             yield self._answer(*self.last)
 
     def _answer(self, shown: int, frame: VideoFrame) -> DecodedFrame:

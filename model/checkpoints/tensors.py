@@ -126,7 +126,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         if found is None:
-            return "it is no archive of tensors"
+            return "it is not an archive of tensors"
         return (
             f"it holds {found[1]}, which is no tensor; save the weights alone, as"
             " torch.save(network.state_dict(), FILE) does"

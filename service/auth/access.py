@@ -211,10 +211,10 @@ class KeyRing:
         except KeysFileError as error:
             # Whatever is wrong, the keys of before stay in force.
             self._required = True
-            logger.error("the keys stay as they were: %s", error)
+            logger.error("the keys were not reloaded, the previous ones stay in force: %s", error)
             return
         self._required = self._required or bool(self._keys)
-        logger.info("%d keys are valid", len(self._keys))
+        logger.info("loaded %d API keys", len(self._keys))
 
 
 def _stamp(path: Path) -> _Stamp | None:

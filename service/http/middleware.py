@@ -191,7 +191,7 @@ class BoundedProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed, and take no more of this connection."""
-        self.refuse(self.refusal or MalformedBodyError("The request is not HTTP/1.1 as RFC 9112 has it."))
+        self.refuse(self.refusal or MalformedBodyError("The request is not HTTP/1.1 as RFC 9112 defines it."))
 
     def refuse(self, problem: ServiceError) -> None:
         """Answer a request that may be incomplete, unless it was answered, and close."""

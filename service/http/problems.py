@@ -94,7 +94,7 @@ def from_indexer_error(error: Exception) -> ServiceError:
     if isinstance(error, indexer_errors.IndexBusyError | indexer_errors.IndexSupersededError):
         return OverloadedError()
     if isinstance(error, indexer_errors.IndexFullError):
-        logger.error("the index cannot grow: %s", error)
+        logger.error("the disk of the index is full: %s", error)
         return StorageFullError()
     logger.error("the index failed", exc_info=error)
     return InternalError()

@@ -204,10 +204,10 @@ def delete_orphans(media_store: MediaStore, catalog: Store[Any], job_queue: Jobs
         except FileNotFoundError:  # A file was deleted, as it should be, between two looks.
             continue
         except IndexerError as error:
-            logger.error("no files are deleted: %s", error)
+            logger.error("orphaned files were not deleted: %s", error)
             return 0
         if num_deleted:
-            logger.info("deleted %d files that nothing refers to", num_deleted)
+            logger.info("deleted %d orphaned files", num_deleted)
         return num_deleted
     return 0
 

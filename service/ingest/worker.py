@@ -54,7 +54,7 @@ JOBS_KEPT_SECONDS = 30 * 24 * 3600.0
 CLEAN_UP_SECONDS = 600.0
 """Between two times that old jobs are forgotten and orphaned files deleted."""
 
-INTERNAL_REASON = "something went wrong inside while the video was read; the server's log says what"
+INTERNAL_REASON = "an internal error occurred while the video was read; the server's log has the details"
 FETCHING_OFF_REASON = "this server does not fetch videos from the web"
 
 ReadVideo = Callable[[Path, threading.Event], NewVideo]
@@ -134,7 +134,7 @@ class Worker:
     def _must_stop(self, stop: threading.Event) -> bool:
         parent = self._settings.parent_pid
         if parent is not None and os.getppid() != parent:
-            logger.warning("the server is gone; ending")
+            logger.warning("the server process has ended; stopping")
             stop.set()
         return stop.is_set()
 

@@ -122,7 +122,7 @@ def run_worker(settings: Settings) -> int:
         signal.signal(number, end)
     try:
         while _work_on_current(settings, stops[-1], ready) and not signalled.is_set():
-            worker_logger.info("the index was reindexed: going on with its new generation and model")
+            worker_logger.info("the index was reindexed: continuing with its new generation and model")
             ready.clear()
             stops.append(threading.Event())
             if signalled.is_set():

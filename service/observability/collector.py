@@ -23,7 +23,7 @@ STATS_GAUGES = {
         "Segments added or deleted since the coarse index was last compacted.",
     ),
     "catalog_size_bytes": ("xclip_catalog_bytes", "Size of the catalog with its log."),
-    "feature_memory_bytes": ("xclip_feature_memory_bytes", "Memory that kept features take."),
+    "feature_memory_bytes": ("xclip_feature_memory_bytes", "Memory used by cached features."),
 }
 """Key of `Searcher.stats` -> name and meaning. One that a searcher does not report is left out."""
 
@@ -66,12 +66,12 @@ def _queue_figures(service: ReadyService) -> Iterator[Metric]:
 
 
 def _job_figures(service: ReadyService) -> Iterator[Metric]:
-    jobs = GaugeMetricFamily("xclip_jobs", "Ingest requests by state, of thirty days.", labels=["state"])
+    jobs = GaugeMetricFamily("xclip_jobs", "Ingest jobs by state, of the last 30 days.", labels=["state"])
     for state, count in service.job_queue.counts().items():
         jobs.add_metric([state], count)
     yield jobs
     reasons = GaugeMetricFamily(
-        "xclip_failed_jobs", "Failed ingest requests by kind of reason, of thirty days.", labels=["reason"]
+        "xclip_failed_jobs", "Failed ingest jobs by kind of reason, of the last 30 days.", labels=["reason"]
     )
     for failure, count in service.job_queue.failure_counts().items():
         reasons.add_metric([failure], count)
@@ -86,7 +86,9 @@ def _index_figures(stats: Mapping[str, Any], service: ReadyService) -> Iterator[
     yield _gauge("xclip_index_sequence", "Number of the last change of the index.", sequence)
     if "coarse_sequence" in stats:
         lag = max(0, sequence - int(stats["coarse_sequence"]))
-        yield _gauge("xclip_coarse_lag", "Changes that searches have not seen; the next one will.", lag)
+        yield _gauge(
+            "xclip_coarse_lag", "Changes not yet visible to searches; the next search takes them in.", lag
+        )
     if (saved_at := _saved_at(service.catalog.directory)) is not None:
         age_seconds = max(0.0, time.time() - saved_at)
         yield _gauge("xclip_snapshot_age_seconds", "Age of the saved coarse index.", age_seconds)

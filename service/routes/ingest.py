@@ -69,7 +69,7 @@ _FORM_SCHEMA: dict[str, Any] = {
             "type": "string",
             "maxLength": MAX_TITLE_CHARACTERS,
             "pattern": f"^$|{TITLE_PATTERN}",
-            "description": "The file's name without its ending where there is none.",
+            "description": "By default the file's name without its extension.",
         },
         "metadata": {
             "type": "string",
@@ -93,8 +93,8 @@ _FORM_SCHEMA: dict[str, Any] = {
             StorageFullError,
         ),
         200: {"model": AddVideoAnswer, "description": "The same bytes are in the index already"},
-        201: {"model": AddVideoAnswer, "description": "With ?wait=true: the video can be found"},
-        202: {"description": "Accepted: GET the Location to see how it goes"},
+        201: {"model": AddVideoAnswer, "description": "With ?wait=true: the video is searchable"},
+        202: {"description": "Accepted: poll the Location for the job's state"},
     },
     openapi_extra={
         "requestBody": {

@@ -112,7 +112,7 @@ METADATA_SCHEMA: dict[str, Any] = {
 def check_query(text: str) -> str:
     """`text`, unless there is nothing in it to search for. Raises ValueError."""
     if not text.strip():
-        raise ValueError("The query is blank: say in a few words what is to be seen.")
+        raise ValueError("The query is blank: describe in a few words what the video shows.")
     return text
 
 

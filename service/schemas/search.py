@@ -54,7 +54,7 @@ class SearchRequest(Request):
 
     query: QueryText | None = Field(
         default=None,
-        description="What is to be seen, in words. Either this or `queries` is there.",
+        description="A description of what the video shows. Give either this or `queries`.",
         examples=["a dog runs on the beach"],
     )
     queries: list[QueryText] | None = Field(

@@ -85,7 +85,7 @@ class AddVideoParameters(Parameters):
     """Of POST /videos."""
 
     wait: bool = Field(
-        default=False, description="Answer when the video can be found, or after a bounded wait."
+        default=False, description="Answer when the video is searchable, or after a bounded wait."
     )
 
 

@@ -40,7 +40,7 @@ def test_a_server_ends_immediately_while_its_index_is_loaded(number: int, tmp_pa
         server.send_signal(number)
         _, log = server.communicate(timeout=60)
     assert server.returncode == 0, log
-    assert "ended before the index was loaded" in log
+    assert "stopped before the index was loaded" in log
     assert time.monotonic() - signalled < 20
 
 

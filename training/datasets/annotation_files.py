@@ -102,7 +102,7 @@ def checked_text(value: object, where: str) -> str:
     if not value.strip():
         raise DatasetError(f"{where}: the text is empty")
     if not _is_unicode(value):
-        raise DatasetError(f"{where}: the text holds half a character (a lone surrogate)")
+        raise DatasetError(f"{where}: the text holds a lone surrogate")
     return value
 
 

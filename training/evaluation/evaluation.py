@@ -343,7 +343,7 @@ class RowChoice:
         candidates: Shortlist sizes; those of V or more are left out.
         extras: Of EXTRAS.
         bank: The queries for those of BANK_EXTRAS.
-        single_scores: Rows for each of the four scores too.
+        single_scores: Also print a row for each of the four scores.
 
     Raises:
         ValueError: An unknown extra row, or one that lacks its bank.

@@ -183,7 +183,9 @@ class Catalog:
             self._features = FeatureRows(self.num_frames, self.embedding_dim, self.fingerprint)
         except (KeyError, ValueError, TypeError) as error:
             self.connections.close()
-            raise IndexDamagedError(f"the catalog {self.path} lacks a fact about itself: {error}") from error
+            raise IndexDamagedError(
+                f"the catalog {self.path} lacks a fact in its table of facts: {error}"
+            ) from error
         except BaseException:
             self.connections.close()
             raise
@@ -959,9 +961,9 @@ class Catalog:
             for number, problem in _damaged_videos(connection):
                 yield Damage("catalog", f"video number {number}: {problem}")
             for content_sha256 in damaged_kept_out(connection):
-                yield Damage("catalog", f"kept-out content {content_sha256} is not what was written")
+                yield Damage("catalog", f"kept-out content {content_sha256} does not match its checksum")
             for sequence in damaged_changes(connection):
-                yield Damage("change log", f"change {sequence} is not what was written")
+                yield Damage("change log", f"change {sequence} does not match its checksum")
             segments = damaged_segments(connection, self.num_frames, self.embedding_dim, self.fingerprint)
             num_done = 0
             for num_done, (segment_id, problem) in enumerate(segments, start=1):

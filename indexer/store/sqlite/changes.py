@@ -94,7 +94,7 @@ def _change(row: Sequence[Any]) -> Change:
     number, kind, video_id, segment_ids, _, _ = values
     if checksum_of_row(values) != checksum:
         raise IndexDamagedError(
-            f"the catalog is damaged: change {number} is not what was written; restore a backup"
+            f"the catalog is damaged: change {number} does not match its checksum; restore a backup"
         )
     return Change(number, kind, video_id, tuple(json.loads(segment_ids)))
 

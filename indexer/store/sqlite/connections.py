@@ -390,7 +390,8 @@ def read_successor(connection: sqlite3.Connection) -> Successor | None:
     generation, epoch, checksum = rows[0]
     if len(rows) > 1 or checksum_of_row((generation, epoch)) != checksum:
         raise IndexDamagedError(
-            "the catalog is damaged: what it says of its successor is not what was written; restore a backup"
+            "the catalog is damaged: the row that names its successor does not match its checksum;"
+            " restore a backup"
         )
     return Successor(generation, epoch)
 

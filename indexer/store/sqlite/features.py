@@ -144,8 +144,8 @@ class FeatureRows:
             is_whole = checksum_of_blob(blob, *whose, fingerprint=made_with) == checksum
             if not is_whole or not _is_blob(blob, size_bytes):
                 raise IndexDamagedError(
-                    f"the catalog is damaged: the features of segment {whose[0]} are not what was written; "
-                    "delete its video and index it again, or restore a backup"
+                    f"the catalog is damaged: the features of segment {whose[0]} do not match their checksum;"
+                    " delete its video and index it again, or restore a backup"
                 )
             if made_with != self._fingerprint:
                 raise FingerprintMismatchError(
@@ -217,7 +217,7 @@ def damaged_segments(
         problems = []
         is_right = checksum_of_blob(times, *whose, start, end) == row_sum
         if not is_right or real > num_frames or not _is_blob(times, 8 * real):
-            problems.append("what the catalog says of it")
+            problems.append("its record")
         if (
             not _is_blob(video, 4 * embedding_dim)
             or checksum_of_blob(video, *whose, fingerprint=made_with) != video_sum
@@ -227,7 +227,7 @@ def damaged_segments(
         if not is_right or checksum_of_blob(frames, segment_id, fingerprint=made_with) != frames_sum:
             problems.append("its frame features")
         if problems:
-            yield segment_id, f"not what was written: {', '.join(problems)}"
+            yield segment_id, f"checksum mismatch: {', '.join(problems)}"
         elif made_with.hex() != fingerprint:
             yield segment_id, f"its features have the fingerprint {made_with.hex()}, the index {fingerprint}"
         else:
@@ -257,7 +257,7 @@ def _check_absent(connection: sqlite3.Connection, asked: Sequence[int], found: C
         ).fetchone()
         if hidden is not None:
             raise IndexDamagedError(
-                f"the catalog is damaged: segment {hidden[0]} has frame features and is not to be found;"
+                f"the catalog is damaged: segment {hidden[0]} has frame features but no record;"
                 " restore a backup"
             )
 
@@ -274,7 +274,7 @@ def _segment_info(row: Sequence[Any]) -> SegmentInfo:
     is_whole = checksum_of_blob(frame_times, *whose) == checksum and _is_blob(frame_times, 8 * num_frames)
     if not is_whole or video_id is None:
         raise IndexDamagedError(
-            f"the catalog is damaged: what it says of segment {segment_id} is not what was written; "
+            f"the catalog is damaged: the record of segment {segment_id} does not match its checksum; "
             "delete its video and index it again, or restore a backup"
         )
     times = np.frombuffer(frame_times, "<f8")

@@ -222,7 +222,7 @@ def _kept_out(row: Sequence[Any]) -> KeptOut:
     *values, checksum = row
     if checksum_of_row(values) != checksum:
         raise IndexDamagedError(
-            "the catalog is damaged: what it says of content that is kept out is not what was written;"
+            "the catalog is damaged: the record of content that is kept out does not match its checksum;"
             " restore a backup"
         )
     return KeptOut(*values)

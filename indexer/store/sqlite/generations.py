@@ -144,7 +144,7 @@ def named_generation(index_directory: Path) -> int:
         content = json.loads(path.read_bytes())
         generation = content.pop("generation")
         if content != {"format": _FORMAT, "sha256": sha256_of_json({"generation": generation})}:
-            raise ValueError("its checksum is another one")
+            raise ValueError("its checksum differs")
     except (FileNotFoundError, NotADirectoryError):
         generation = FIRST_GENERATION
         others = generations(index_directory)
@@ -152,7 +152,7 @@ def named_generation(index_directory: Path) -> int:
             raise IndexDamagedError(f"{path} is gone; rebuild finds out which generation it named") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IndexDamagedError(
-            f"{path} is not what was written ({error}); rebuild finds out which generation it named"
+            f"{path} is damaged ({error}); rebuild finds out which generation it named"
         ) from None
     if not (directory_of(index_directory, generation) / CATALOG_FILE).is_file():
         if generation == FIRST_GENERATION:

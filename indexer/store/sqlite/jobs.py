@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 MAX_ATTEMPTS: Final = 3
 GAVE_UP_REASON: Final = f"processing was started {MAX_ATTEMPTS} times and never came to an end"
-DAMAGED_REASON: Final = "the request is not what was written any more; send it again"
+DAMAGED_REASON: Final = "the stored request is damaged; send it again"
 
 _UNFETCHED: Final = "(content_sha256 IS NULL AND delete_source = 1 AND uri IS NOT NULL)"
 """The job's file has still to be fetched; see `Job.is_unfetched`."""
@@ -431,7 +431,8 @@ def _read_job(connection: sqlite3.Connection, job_id: str) -> Job:
 def _job_of_row(row: Sequence[Any]) -> Job:
     if not _is_whole(row):
         raise IndexDamagedError(
-            f"the catalog is damaged: job number {row[0]} is not what was written; rebuild forgets such jobs"
+            f"the catalog is damaged: job number {row[0]} does not match its checksum;"
+            " rebuild removes such jobs"
         )
     fields = dict(zip(_COLUMNS.split(", "), row, strict=True))
     del fields["row_crc32"]
@@ -499,7 +500,7 @@ def _requeue_expired(connection: sqlite3.Connection, now: float) -> int:
 def _require_running(connection: sqlite3.Connection, job_id: str, attempt: int | None) -> None:
     job = _read_job(connection, job_id)
     if job.state != "running":
-        raise LeaseLostError(f"the job {job_id} is not running any more, it is {job.state}")
+        raise LeaseLostError(f"the job {job_id} is not running any more: it is {job.state}")
     if attempt is not None and attempt != job.attempts:
         raise LeaseLostError(f"the job {job_id} was leased by another worker")
 

@@ -253,7 +253,9 @@ def check_facts(facts: Mapping[str, str], path: Path) -> None:
     """Raise IndexDamagedError where the facts are not those that were written. Older catalogs have no
     checksum of them."""
     if _FACTS_CHECKSUM in facts and facts[_FACTS_CHECKSUM] != str(_checksum_of_facts(facts)):
-        raise IndexDamagedError(f"the catalog {path} is damaged: a fact about itself is not what was written")
+        raise IndexDamagedError(
+            f"the catalog {path} is damaged: its table of facts does not match its checksum"
+        )
 
 
 def _checksum_of_facts(facts: Mapping[str, str]) -> int:

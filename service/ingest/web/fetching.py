@@ -36,7 +36,7 @@ logger = logging.getLogger("xclip_search.worker")
 POLL_SECONDS = 1.0
 """Pause between two checks whether a job was cancelled: its download ends within that time."""
 
-INTERNAL_REASON = "something went wrong inside while the video was fetched; the server's log says what"
+INTERNAL_REASON = "an internal error occurred while the video was fetched; the server's log has the details"
 
 Fetch = Callable[[str, Path, DownloadRules, Tick], Download]
 """As `service.ingest.web.download.download`."""

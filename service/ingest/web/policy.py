@@ -23,7 +23,7 @@ MAX_URL_CHARACTERS: Final = 4096
 MAX_HOST_CHARACTERS: Final = 253
 
 REFUSED: Final = "the address names no server on the public internet that this server may ask"
-NO_WEB_ADDRESS: Final = "this is no web address: one looks like https://example.org/video.mp4"
+NO_WEB_ADDRESS: Final = "this is not a web address: one looks like https://example.org/video.mp4"
 CREDENTIALS_REFUSED: Final = "an address with a user name or a password in it is not taken"
 PORT_REFUSED: Final = "the address names a port that this server may not ask"
 
@@ -118,7 +118,7 @@ class AllowedHosts:
                 pass
             name = _normalised_name(entry)
             if name is None:
-                raise ValueError(f"{entry!r} is no host name, address or network")
+                raise ValueError(f"{entry!r} is not a host name, address or network")
             names.add(name)
         return cls(frozenset(names), tuple(networks))
 

@@ -294,7 +294,7 @@ def test_the_commands_say_what_they_did_and_end_as_promised(index, tmp_path):
     result = run(app, ["verify", "--index", str(index), "--json"])
     assert result.exit_code == 1 and json.loads(result.stdout)["is_clean"] is False
     result = run(app, ["rebuild", "--index", str(index)])
-    assert result.exit_code == 0 and "made again for 5 videos" in result.stdout
+    assert result.exit_code == 0 and "rebuilt for 5 videos" in result.stdout
     assert run(app, ["verify", "--index", str(index)]).exit_code == 0
     assert run(app, ["verify", "--index", str(tmp_path)]).exit_code == 2
     catalog = tmp_path / "backup" / "catalog.sqlite3"

@@ -309,6 +309,6 @@ def test_a_changed_manifest_of_a_backup_is_noticed(directory, tmp_path):
     backup(directory, tmp_path / "backup")
     path = tmp_path / "backup" / "backup.json"
     path.write_text(path.read_text().replace('"index_directory": "/', '"index_directory": "/0'))
-    with pytest.raises(BackupDamagedError, match="not what was written"):
+    with pytest.raises(BackupDamagedError, match=r"backup\.json is damaged"):
         restore(tmp_path / "backup", tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -210,7 +210,7 @@ def test_hosts_and_networks_can_be_allowed_by_name_but_no_name_leads_to_the_meta
 
 @pytest.mark.parametrize("entry", ["10.0.0.1/8", "a b", "*.internal", "http://a", "a:80", "", "127.1"])
 def test_an_entry_that_allows_nothing_is_an_error(entry: str) -> None:
-    with pytest.raises(ValueError, match="is no host name, address or network"):
+    with pytest.raises(ValueError, match="is not a host name, address or network"):
         AllowedHosts.parse([entry])
 
 

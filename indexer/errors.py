@@ -7,7 +7,8 @@ IndexerError
 ├── IndexVersionError          an index of a format that this version does not read
 ├── IndexBusyError             another process has been writing for too long
 ├── IndexStorageError          the disk refused a read or a write
-│   └── IndexFullError         the disk is full
+│   ├── IndexFullError         the disk is full
+│   └── IndexReadOnlyError     the index lies on a read-only file system
 ├── BackupDamagedError         a backup that is not what was written
 ├── IndexSupersededError       another generation of the index is the current one
 ├── FingerprintMismatchError   the index was made by another model or sampling
@@ -68,6 +69,10 @@ class IndexStorageError(IndexerError):
 
 class IndexFullError(IndexStorageError):
     """The disk is full; nothing was changed, reads continue."""
+
+
+class IndexReadOnlyError(IndexStorageError):
+    """The index lies on a read-only file system: it can be searched, not changed."""
 
 
 class BackupDamagedError(IndexerError):

@@ -196,7 +196,11 @@ def _assemble(
     app: FastAPI, settings: Settings, thumbnails: Thumbnails, previews: Previews, searcher: Searcher
 ) -> ReadyService:
     store = MediaStore(settings.index_directory, settings.allowed_roots)
-    store.prepare()
+    if searcher.catalog.is_read_only:
+        logger.warning("the index lies on a read-only file system: it is searched, and takes no changes")
+    else:
+        store.prepare()
+        searcher.catalog.keep_reserve()
     return ReadyService(
         settings=settings,
         searcher=searcher,
@@ -255,7 +259,8 @@ async def _load_and_run(
 
     try:
         service = await load()
-        await to_thread.run_sync(delete_orphans, service.media_store, service.catalog, service.job_queue)
+        if not service.catalog.is_read_only:
+            await to_thread.run_sync(delete_orphans, service.media_store, service.catalog, service.job_queue)
     except Exception as error:
         log_failure("cannot serve", error)
         if on_load_failure is not None:
@@ -268,7 +273,8 @@ async def _load_and_run(
         watch_generations(app, load, settings.request_timeout_seconds + settings.wait_limit_seconds)
     )
     try:
-        await _run_worker(app, settings)
+        if not service.catalog.is_read_only:
+            await _run_worker(app, settings)
         await watch
     finally:
         watch.cancel()

@@ -215,6 +215,13 @@ class ForbiddenError(ServiceError):
     default_detail = "This key may search and read only. Changes need a key with the scope write."
 
 
+class ReadOnlyIndexError(ServiceError):
+    """The index lies on a read-only file system."""
+
+    status, kind, title = 403, "read-only-index", "Read-only index"
+    default_detail = "The index lies where nothing can be written: it can be searched, and takes no changes."
+
+
 class HostNotAllowedError(ServiceError):
     """The Host header is none of this server's names."""
 

@@ -240,7 +240,8 @@ class CoarseIndex:
         """Whether the snapshot in use is worth a file and is not the one that this object last read or
         wrote."""
         snapshot = self._state.snapshot
-        return len(snapshot.ids) > 0 and self._saved_sequence != snapshot.sequence
+        is_new = len(snapshot.ids) > 0 and self._saved_sequence != snapshot.sequence
+        return is_new and not self._catalog.is_read_only
 
     # Searching
 

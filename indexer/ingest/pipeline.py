@@ -241,6 +241,7 @@ class IndexingPipeline:
             raise FingerprintMismatchError(expected=expected, found=catalog.fingerprint)
         is_gpu = model.device.type != "cpu"
         self.catalog = catalog
+        catalog.keep_reserve()
         self.model = model
         self.sampling = sampling
         self.num_workers = num_workers or default_num_workers(is_gpu)

@@ -149,8 +149,9 @@ class ChangeLog(Protocol):
 
 
 class Maintained(Protocol):
-    """What maintenance asks: a copy of one moment, and what is damaged."""
+    """What maintenance asks: what the disk allows, a copy of one moment, and what is damaged."""
 
+    def keep_reserve(self) -> None: ...
     def copy_to(self, target: Path) -> None: ...
     def check_records(self) -> None: ...
     def damages(self, on_progress: Callable[[int], None]) -> Iterator[Damage]: ...
@@ -171,6 +172,9 @@ class SearchedStore(Described, SegmentStore, ChangeLog, Protocol):
     """
 
     filter_limit_seconds: float
+
+    @property
+    def is_read_only(self) -> bool: ...
 
 
 class Store(SearchedStore, VideoStore[Transaction], Generations, Maintained, Protocol[Transaction]):

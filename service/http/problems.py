@@ -24,6 +24,7 @@ from service.errors import (
     MalformedBodyError,
     MethodNotAllowedError,
     OverloadedError,
+    ReadOnlyIndexError,
     RouteNotFoundError,
     ServiceError,
     StorageFullError,
@@ -93,6 +94,8 @@ def from_indexer_error(error: Exception) -> ServiceError:
     # A superseded catalog is one that the server is about to leave for the current one.
     if isinstance(error, indexer_errors.IndexBusyError | indexer_errors.IndexSupersededError):
         return OverloadedError()
+    if isinstance(error, indexer_errors.IndexReadOnlyError):
+        return ReadOnlyIndexError()
     if isinstance(error, indexer_errors.IndexFullError):
         logger.error("the disk of the index is full: %s", error)
         return StorageFullError()

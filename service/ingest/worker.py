@@ -128,6 +128,7 @@ class Worker:
         try:
             self._queue.forget_ended(time.time() - JOBS_KEPT_SECONDS)
             delete_orphans(self._store, self._catalog, self._queue)
+            self._catalog.keep_reserve()
         except (OSError, IndexerError) as error:
             logger.warning("could not clean up: %s", error)
 

@@ -22,6 +22,7 @@ from service.errors import (
     InvalidRequestError,
     JobNotFoundError,
     OverloadedError,
+    ReadOnlyIndexError,
     StorageFullError,
     UnsupportedContentTypeError,
     UriNotAllowedError,
@@ -90,6 +91,7 @@ _FORM_SCHEMA: dict[str, Any] = {
             IdTakenError,
             VideoRejectedError,
             OverloadedError,
+            ReadOnlyIndexError,
             StorageFullError,
         ),
         200: {"model": AddVideoAnswer, "description": "The same bytes are in the index already"},
@@ -120,6 +122,8 @@ async def add_video(
             f"or a uri as JSON with Content-Type: {JSON}."
         )
     # Before the body: gigabytes that would be refused in the end need not be sent.
+    if service.catalog.is_read_only:
+        raise ReadOnlyIndexError()
     has_capacity = partial(service.job_queue.has_capacity, max_queued=service.settings.max_queued_jobs)
     if not await to_thread.run_sync(has_capacity):
         raise _queue_full_problem()
@@ -286,7 +290,7 @@ async def get_job(job_id: str, service: Service) -> JobAnswer:
 @jobs_router.delete(
     "/{job_id}",
     dependencies=[WRITE],
-    responses=problems(JobNotFoundError, OverloadedError, StorageFullError),
+    responses=problems(JobNotFoundError, OverloadedError, ReadOnlyIndexError, StorageFullError),
 )
 async def cancel_job(job_id: str, service: Service) -> JobAnswer:
     """Cancel a job that waits or runs: it becomes failed. A job that has ended stays as it is."""

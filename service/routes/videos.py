@@ -17,6 +17,7 @@ from service.errors import (
     InvalidCursorError,
     InvalidRequestError,
     OverloadedError,
+    ReadOnlyIndexError,
     StorageFullError,
     VideoNotFoundError,
 )
@@ -76,7 +77,7 @@ async def get_video(request: Request, video_id: str, service: Service) -> VideoA
 @router.patch(
     "/{video_id}",
     dependencies=[WRITE],
-    responses=problems(VideoNotFoundError, OverloadedError, StorageFullError),
+    responses=problems(VideoNotFoundError, OverloadedError, ReadOnlyIndexError, StorageFullError),
     openapi_extra={"requestBody": {"content": {MERGE_PATCH: schema_of(PatchVideoRequest)}}},
 )
 async def patch_video(
@@ -103,7 +104,7 @@ def _patch(service: ReadyService, video_id: str, patch: dict[str, Any]) -> Video
     "/{video_id}",
     status_code=204,
     dependencies=[WRITE],
-    responses=problems(VideoNotFoundError, OverloadedError, StorageFullError),
+    responses=problems(VideoNotFoundError, OverloadedError, ReadOnlyIndexError, StorageFullError),
 )
 async def delete_video(video_id: str, service: Service) -> None:
     """Remove a video from the index; its file too if it was uploaded. No later search finds it."""

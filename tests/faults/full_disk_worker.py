@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 
 from indexer.coarse.index import CoarseIndex
-from indexer.errors import IndexStorageError
+from indexer.errors import IndexReadOnlyError, IndexStorageError
 from indexer.maintenance.backup import backup, restore
+from indexer.store.job import NewJob
 from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.disk import reserve_path
 from tests.faults.crash_cycles import Ledger, compare
 from tests.faults.crash_worker import D, F, segments_of
 from tests.support.catalog_builders import add_video, create_catalog
@@ -235,18 +237,104 @@ SCENARIOS: dict[str, tuple[Callable[[Path, int], dict[str, Any]], tuple[int, ...
 }
 
 
-def full_disk(folder: Path) -> dict[str, Any]:
-    """A file system of its own, of 6 MB, that fills up and is given space again."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNS) != 0:
-        return {"skipped": "this process may not have mounts of its own"}
+def mount(folder: Path, options: str) -> str:
+    """Mount a file system of its own, for this process alone; why it cannot be done, empty where it was."""
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) != 0:
+        return "this process may not have mounts of its own"
     for command in (
         ["mount", "--make-rprivate", "/"],
-        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)],
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)],
     ):
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode != 0:
-            return {"skipped": result.stderr}
+            return result.stderr
+    return ""
+
+
+def fill(path: Path) -> None:
+    """Until not a byte is free."""
+    with path.open("ab", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
+
+
+def full_disk_deletions(folder: Path) -> dict[str, Any]:
+    """Videos are deleted and jobs cancelled where not a byte is free, also by a process that starts then."""
+    if reason := mount(folder, "size=40m"):
+        return {"skipped": reason}
+    index = Index(folder / "index")
+    index.catalog.keep_reserve()
+    queue = index.catalog.jobs
+    jobs = [queue.enqueue(NewJob(source_path=f"/{number}")) for number in range(2)]
+    fill(folder / "filler")
+    refused = not index.add()
+    index.catalog.delete_video("video-0")
+    queue.cancel(jobs[0].id)
+    fill(folder / "filler")
+    index.catalog.close()
+    with Catalog.open(folder / "index") as catalog:
+        for number in range(1, 10):
+            catalog.delete_video(f"video-{number}")
+        catalog.jobs.cancel(jobs[1].id)
+        left = catalog.num_videos
+        states = sorted(job.state for job in catalog.jobs.list_jobs())
+        (folder / "filler").unlink()
+        catalog.delete_video("video-10")
+        add_video(catalog, 100, segments_of(100))
+        catalog.keep_reserve()
+        kept = reserve_path(catalog.path).stat().st_size
+    return {"refused": refused, "left": left, "states": states, "reserve": kept}
+
+
+def read_only(folder: Path) -> dict[str, Any]:
+    """An index is searched on a read-only file system: closed, open elsewhere, and left with a log."""
+    if reason := mount(folder, "size=60m"):
+        return {"skipped": reason}
+    seen = folder.with_name("seen")
+    seen.mkdir()
+    subprocess.run(["mount", "--bind", str(folder), str(seen)], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(seen)], check=True)
+    index = Index(folder / "index")
+    index.catalog.close()
+    report: dict[str, Any] = {}
+
+    def look(catalog: Catalog) -> list[int]:
+        coarse = CoarseIndex.open(catalog)
+        _, ids = coarse.search(np.ones((1, D), np.float32), 10_000)
+        return [catalog.num_videos, len(catalog.segment_features(ids[0])), int(coarse.needs_saving)]
+
+    with Catalog.open(seen / "index") as catalog:
+        report["closed"] = look(catalog)
+        try:
+            catalog.delete_video("video-0")
+        except IndexReadOnlyError as error:
+            report["refused"] = str(error)
+        with Catalog.open(folder / "index") as writer:
+            add_video(writer, 200, segments_of(200))
+            report["open elsewhere"] = catalog.num_videos
+            writer.delete_video("video-1")
+            writer.delete_video("video-2")
+            report["changed again"] = catalog.num_videos
+        report["closed again"] = catalog.num_videos
+    crashed = (
+        "import os; from indexer.store.sqlite.catalog import Catalog; import sys; "
+        "c = Catalog.open(sys.argv[1]); c.update_video('video-5', title='x'); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", crashed, str(folder / "index")], check=True)
+    (folder / "index" / "catalog.sqlite3-shm").unlink()
+    try:
+        Catalog.open(seen / "index").close()
+    except IndexReadOnlyError as error:
+        report["with a log"] = str(error)
+    return report
+
+
+def full_disk(folder: Path) -> dict[str, Any]:
+    """A file system of its own, of 6 MB, that fills up and is given space again."""
+    if reason := mount(folder, "size=6m"):
+        return {"skipped": reason}
     index = Index(folder / "index")
     filler = folder / "filler"
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
@@ -278,10 +366,17 @@ def full_disk(folder: Path) -> dict[str, Any]:
     return {**index.report(), "kinds": sorted(kinds), "refused": num_refused}
 
 
+ON_A_FILE_SYSTEM_OF_ITS_OWN = {
+    "full_disk": full_disk,
+    "full_disk_deletions": full_disk_deletions,
+    "read_only": read_only,
+}
+
+
 def main() -> int:
     name, folder = sys.argv[1], Path(sys.argv[2])
-    if name == "full_disk":
-        print(json.dumps(full_disk(folder)))
+    if name in ON_A_FILE_SYSTEM_OF_ITS_OWN:
+        print(json.dumps(ON_A_FILE_SYSTEM_OF_ITS_OWN[name](folder)))
         return 0
     scenario, limits = SCENARIOS[name]
     reports = {}

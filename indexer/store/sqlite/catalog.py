@@ -73,6 +73,7 @@ from indexer.store.sqlite.connections import (
     translated,
     write_successor,
 )
+from indexer.store.sqlite.disk import keep_reserve
 from indexer.store.sqlite.features import FeatureRows, damaged_segments, read_segment_infos
 from indexer.store.sqlite.files import KeptOutTable, damaged_kept_out, find_kept_out
 from indexer.store.sqlite.filters import Condition, compile_filter, matching_segments
@@ -360,6 +361,16 @@ class Catalog:
         """The requests to add videos to this index."""
         return JobQueue(self)
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether it lies on a file system that takes no writes: it is searched, and changes are refused."""
+        return self.connections.is_read_only
+
+    def keep_reserve(self) -> None:
+        """Keep some space, so that videos can be deleted on a full disk. Called by whoever adds videos."""
+        if not self.is_read_only:
+            keep_reserve(self.path)
+
     # Generations
 
     @property
@@ -486,6 +497,12 @@ class Catalog:
         Raises:
             VideoNotFoundError: there is no such video.
         """
+        if transaction is not None:
+            self._delete_video(video_id, transaction, keep_out)
+        else:
+            self.connections.even_if_full(lambda: self._delete_video(video_id, None, keep_out))
+
+    def _delete_video(self, video_id: str, transaction: Transaction | None, keep_out: bool) -> None:
         with self.connections.joined(transaction) as connection:
             found = connection.execute("SELECT number FROM videos WHERE id = ?", (video_id,)).fetchone()
             if found is None:

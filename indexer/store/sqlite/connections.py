@@ -25,13 +25,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 from indexer.errors import (
     IndexBusyError,
     IndexDamagedError,
     IndexFullError,
     IndexNotFoundError,
+    IndexReadOnlyError,
     IndexStorageError,
     IndexSupersededError,
     QueryTimeoutError,
@@ -39,6 +40,7 @@ from indexer.errors import (
 )
 from indexer.store.filters import is_within
 from indexer.store.records import Successor
+from indexer.store.sqlite.disk import is_read_only, keep_reserve, read_only_uri, release_reserve, state_of
 from indexer.store.text import folded, is_below, plain_uri
 
 CONTAINS, IS_BELOW, IS_WITHIN = "xclip_contains", "xclip_is_below", "xclip_is_within"
@@ -84,6 +86,8 @@ busy process waits milliseconds: more often would slow down every query there.""
 NUM_READERS: Final = 4
 MIN_ROWS: Final = 64
 """Fewer are read sooner than threads are woken."""
+
+Changed = TypeVar("Changed")
 
 Rows = dict[int, Sequence[Any]]
 """Rows by the id of their segment."""
@@ -142,6 +146,8 @@ class ConnectionPool:
         self._readers: ThreadPoolExecutor | None = None
         self._closed = False
         self._process_id = os.getpid()
+        self.is_read_only = is_read_only(path)
+        self._state = state_of(path) if self.is_read_only else ()
 
     @contextlib.contextmanager
     def reading(self, limit_seconds: float = math.inf) -> Iterator[sqlite3.Connection]:
@@ -192,8 +198,12 @@ class ConnectionPool:
     def transaction(self, *, although_superseded: bool = False) -> Iterator[sqlite3.Connection]:
         """A writing transaction: committed, and on disk, at the end of the block; undone on any exception.
 
-        Raises IndexSupersededError where another generation of the index is the current one.
+        Raises:
+            IndexSupersededError: another generation of the index is the current one.
+            IndexReadOnlyError: it lies where nothing can be written.
         """
+        if self.is_read_only:
+            raise _read_only(self._path)
         with self.reading() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -215,6 +225,19 @@ class ConnectionPool:
             return
         with self.transaction() as connection:
             yield connection
+
+    def even_if_full(self, change: Callable[[], Changed]) -> Changed:
+        """What `change`, a transaction of its own that makes space, gives. On a full disk it is tried again
+        with the space that was kept for it."""
+        try:
+            return change()
+        except IndexFullError:
+            if not release_reserve(self._path):
+                raise
+        try:
+            return change()
+        finally:
+            keep_reserve(self._path)
 
     def read_rows(self, read: Read, ids: Sequence[int]) -> Rows:
         """What `read` gives for all of the ids; many are read over several connections in parallel.
@@ -265,6 +288,10 @@ class ConnectionPool:
             if self._process_id != os.getpid():
                 # After a fork: SQLite connections must not be used, nor closed, in the child.
                 raise RuntimeError("this catalog was opened by another process; open it again in this one")
+            if self.is_read_only and (state := state_of(self._path)) != self._state:
+                self._state, outdated, self._idle = state, self._idle, []
+                for connection in outdated:
+                    connection.close()
             if self._idle:
                 return self._idle.pop()
         return self._connect()
@@ -279,6 +306,8 @@ class ConnectionPool:
     def _connect(self) -> sqlite3.Connection:
         # mode=rw: never make an empty database where the file is gone.
         uri = f"{self._path.absolute().as_uri()}?mode=rw"
+        if self.is_read_only:
+            uri = read_only_uri(self._path)
         try:
             connection = sqlite3.connect(
                 uri, uri=True, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
@@ -342,6 +371,8 @@ def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
         )
     if kind == sqlite3.SQLITE_FULL:
         return IndexFullError(f"the disk is full: {path} cannot grow; nothing was changed")
+    if kind in _UNWRITABLE_CODES and is_read_only(path):
+        return _read_only(path)
     if kind in _REFUSED_CODES:
         advice = (
             "; readers write too, to files next to it: its folder must be one that this user may write to"
@@ -351,6 +382,14 @@ def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
             f"{advice if kind in _UNWRITABLE_CODES else ''}"
         )
     return error
+
+
+def _read_only(path: Path) -> IndexReadOnlyError:
+    return IndexReadOnlyError(
+        f"{path} lies on a read-only file system: it can be searched, not changed. Where it was not closed"
+        f" (there is a {path.name}-wal) or is of an older format, open it once where it can be written to, as"
+        " with xclip-search info"
+    )
 
 
 # Checksums of rows

@@ -171,10 +171,14 @@ class JobQueue:
 
         The worker of a running job gets LeaseLostError from its next heartbeat or when it finishes.
         """
-        with self._connections.transaction() as connection:
-            if not _read_job(connection, job_id).ended:
-                _fail(connection, job_id, reason, FailureReason.CANCELLED, self._clock())
-            return _read_job(connection, job_id)
+
+        def change() -> Job:
+            with self._connections.transaction() as connection:
+                if not _read_job(connection, job_id).ended:
+                    _fail(connection, job_id, reason, FailureReason.CANCELLED, self._clock())
+                return _read_job(connection, job_id)
+
+        return self._connections.even_if_full(change)
 
     def forget_ended(self, before: float) -> int:
         """Drop jobs that ended before this time (seconds since 1970); returns how many."""

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from indexer.errors import IndexFullError
+from indexer.store.sqlite.disk import RESERVE_SIZES_BYTES
 from tests.conftest import REPOSITORY
 from tests.faults.full_disk_worker import SCENARIOS
 
@@ -45,3 +46,27 @@ def test_a_full_disk_is_reported_and_all_is_well_when_it_has_space_again(tmp_pat
     assert report["problems"] == []
     assert report["failed"] > 3 and report["refused"] == 3
     assert report["kinds"] == [IndexFullError.__name__]
+
+
+def test_videos_are_deleted_and_jobs_cancelled_where_not_a_byte_is_free(tmp_path):
+    report = run_worker("full_disk_deletions", tmp_path)
+    if "skipped" in report:
+        pytest.skip(f"no file system of our own here: {report['skipped']}")
+    assert report == {
+        "refused": True,
+        "left": 10,
+        "states": ["failed", "failed"],
+        "reserve": RESERVE_SIZES_BYTES[0],
+    }
+
+
+def test_an_index_on_a_read_only_file_system_is_searched(tmp_path):
+    (tmp_path / "there").mkdir()
+    report = run_worker("read_only", tmp_path / "there")
+    if "skipped" in report:
+        pytest.skip(f"no file system of our own here: {report['skipped']}")
+    num_videos, num_found, needs_saving = report["closed"]
+    assert num_videos == 20 and num_found >= 20 and not needs_saving
+    assert "read-only file system: it can be searched, not changed" in report["refused"]
+    assert (report["open elsewhere"], report["changed again"], report["closed again"]) == (21, 19, 19)
+    assert "catalog.sqlite3-wal" in report["with a log"] and "xclip-search info" in report["with a log"]

@@ -300,8 +300,9 @@ segment. Means the same in JSON Schema."""
 
 
 def check_video_id(video_id: str) -> str:
-    """`video_id`, or InvalidRecordError: 1 to 200 characters, none of white space / \\ ? # %, not `.` or
-    `..`."""
+    """`video_id` as it is stored, in NFC, or InvalidRecordError: 1 to 200 characters, none of white space
+    / \\ ? # %, not `.` or `..`."""
+    video_id = nfc(video_id)
     if len(video_id) > MAX_ID_LENGTH or not re.fullmatch(ID_PATTERN, video_id) or video_id in (".", ".."):
         raise InvalidRecordError(
             f"an id has 1 to {MAX_ID_LENGTH} characters, no white space, none of / \\ ? # %,"

@@ -92,6 +92,7 @@ from indexer.store.sqlite.schema import (
     check_format,
     create_catalog_file,
 )
+from indexer.store.text import nfc
 from model.atomic_files import fsync_directory
 
 _COLUMNS: Final = (
@@ -504,9 +505,8 @@ class Catalog:
 
     def _delete_video(self, video_id: str, transaction: Transaction | None, keep_out: bool) -> None:
         with self.connections.joined(transaction) as connection:
+            video_id = _stored_id(connection, video_id)
             found = connection.execute("SELECT number FROM videos WHERE id = ?", (video_id,)).fetchone()
-            if found is None:
-                raise VideoNotFoundError(video_id)
             if keep_out:
                 record = _record_by_id(connection, video_id)
                 KeptOutTable(self).add(
@@ -597,6 +597,7 @@ class Catalog:
         """Set columns of a video, named by us, never by a client, and log it."""
         # Read first: the new checksum must not cover up that another column is not what was written.
         record = _record_by_id(connection, video_id)
+        video_id = record.id
         if not values:
             return record
         assignments = ", ".join(f"{name} = ?" for name in values)
@@ -900,7 +901,7 @@ class Catalog:
     def video_segments(self, video_id: str) -> list[SegmentInfo]:
         """Segments of a video in their order, without features. Raises VideoNotFoundError."""
         with self.connections.reading() as connection:
-            infos = read_segment_infos(connection, video_id=video_id)
+            infos = read_segment_infos(connection, video_id=_stored_id(connection, video_id))
         if not infos:
             raise VideoNotFoundError(video_id)
         return infos
@@ -1015,10 +1016,24 @@ def read_successors(index_directory: Path) -> dict[int, Successor | None]:
 
 
 def _record_by_id(connection: sqlite3.Connection, video_id: str) -> VideoRecord:
-    records = _records_by_ids(connection, [video_id])
-    if video_id not in records:
+    video_id = _stored_id(connection, video_id)
+    return _records_by_ids(connection, [video_id])[video_id]
+
+
+def _stored_id(connection: sqlite3.Connection, video_id: str) -> str:
+    """The id of a video as it is stored: in NFC, or in an index of an earlier version as it was given.
+
+    Raises:
+        VideoNotFoundError: there is no such video.
+    """
+    rows = connection.execute(
+        "SELECT id FROM videos WHERE id IN (SELECT value FROM json_each(?))",
+        (json.dumps([video_id, nfc(video_id)]),),
+    ).fetchall()
+    ids = [row[0] for row in rows]
+    if not ids:
         raise VideoNotFoundError(video_id)
-    return records[video_id]
+    return video_id if video_id in ids else ids[0]
 
 
 def _records_by_ids(connection: sqlite3.Connection, video_ids: Sequence[str]) -> dict[str, VideoRecord]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import sqlite3
 import time
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from indexer.errors import IndexDamagedError, IndexExistsError, IndexVersionError
-from indexer.store.records import IndexFacts, Successor
+from indexer.errors import IndexDamagedError, IndexExistsError, IndexVersionError, InvalidRecordError
+from indexer.store.records import IndexFacts, Successor, metadata_to_json
 from indexer.store.sqlite.connections import (
     NO_CHECKSUM,
     checksum_of_row,
@@ -22,6 +24,7 @@ from indexer.store.sqlite.connections import (
     write_successor,
 )
 from indexer.store.sqlite.files import SCHEMA as FILES_SCHEMA
+from indexer.store.text import nfc
 from model.atomic_files import fsync_directory, fsync_file, make_directories
 
 CATALOG_FILE = "catalog.sqlite3"
@@ -173,19 +176,25 @@ def _migrate_to_4(connection: sqlite3.Connection) -> None:
 
 
 def _migrate_to_5(connection: sqlite3.Connection) -> None:
-    """Add columns and tables; a record that was not what was written does not become valid by it."""
+    """Add columns and tables; bring titles and metadata to NFC, as they are stored from now on. A record that
+    was not what was written does not become valid by it."""
     _execute_all(connection, _TO_5)
-    rows = connection.execute(f"SELECT number, row_crc32, {_VIDEO_COLUMNS_OF_4} FROM videos")
-    checksums = [
-        (
-            checksum_of_row([*values, *_NEW_VIDEO_VALUES_OF_5])
-            if checksum_of_row(values) == checksum
-            else NO_CHECKSUM,
-            number,
-        )
-        for number, checksum, *values in rows
-    ]
-    connection.executemany("UPDATE videos SET row_crc32 = ? WHERE number = ?", checksums)
+    title, metadata = map(_VIDEO_COLUMNS_OF_4.split(", ").index, ("title", "metadata"))
+    changes = []
+    for number, checksum, *values in connection.execute(
+        f"SELECT number, row_crc32, {_VIDEO_COLUMNS_OF_4} FROM videos"
+    ):
+        new_checksum = NO_CHECKSUM
+        if checksum_of_row(values) == checksum:
+            values[title] = None if values[title] is None else nfc(values[title])
+            if not unicodedata.is_normalized("NFC", values[metadata]):
+                with contextlib.suppress(InvalidRecordError):  # A little longer now, and no more allowed.
+                    values[metadata] = metadata_to_json(json.loads(values[metadata]))
+            new_checksum = checksum_of_row([*values, *_NEW_VIDEO_VALUES_OF_5])
+        changes.append((values[title], values[metadata], new_checksum, number))
+    connection.executemany(
+        "UPDATE videos SET title = ?, metadata = ?, row_crc32 = ? WHERE number = ?", changes
+    )
 
 
 def _execute_all(connection: sqlite3.Connection, statements: str) -> None:

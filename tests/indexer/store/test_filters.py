@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer.coarse.index import CoarseIndex
-from indexer.errors import InvalidQueryError
+from indexer.errors import DuplicateIdError, InvalidQueryError
 from indexer.search.caches import FilterCache
 from indexer.store.filters import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, parse_filter
+from indexer.store.sqlite import catalog as catalog_module
+from indexer.store.sqlite.connections import checksum_of_row
 from tests.support.catalog_builders import add_video, create_catalog, make_segment
 
 RANGES = {
@@ -347,6 +349,33 @@ def test_a_name_is_found_in_whichever_unicode_form_it_was_given(tmp_path):
                 {f"metadata.{text}": {"gte": text, "lte": text}},
             ):
                 assert len(catalog.list_videos(chosen=parse_filter(chosen))) == 2, chosen
+
+
+def test_an_id_is_found_in_whichever_unicode_form_it_was_given(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    random = np.random.default_rng(0)
+    with create_catalog(tmp_path) as catalog:
+        add_video(catalog, 0, [make_segment(random)], id=decomposed)
+        add_video(catalog, 1, [make_segment(random)], id="other")
+        with pytest.raises(DuplicateIdError):
+            add_video(catalog, 2, [make_segment(random)], id=composed)
+        for text in (composed, decomposed):
+            assert catalog.get_video(text).id == composed
+            assert len(catalog.video_segments(text)) == 1
+            assert catalog.update_video(text, title=text).id == composed
+            assert catalog.patch_video(text, {"metadata": {"a": text}}).metadata == {"a": composed}
+            assert [video.id for video in catalog.list_videos(chosen=parse_filter({"id": text}))] == [
+                composed
+            ]
+        catalog.delete_video(decomposed)
+        assert {change.video_id for change in catalog.changes_since(0)} == {composed, "other"}
+        # An index of an earlier version keeps the ids that it has.
+        with catalog.connections.transaction() as connection:
+            connection.execute("UPDATE videos SET id = ?", (decomposed,))
+            row = connection.execute(f"SELECT {catalog_module._COLUMNS} FROM videos").fetchone()
+            connection.execute("UPDATE videos SET row_crc32 = ?", (checksum_of_row(row),))
+        assert catalog.get_video(decomposed).id == decomposed
+        assert len(catalog.list_videos(chosen=parse_filter({"id": decomposed}))) == 1
 
 
 def test_metadata_whose_names_would_become_equal_is_stored_as_it_is(tmp_path):

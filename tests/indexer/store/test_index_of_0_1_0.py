@@ -26,6 +26,7 @@ from indexer.store.filters import parse_filter
 from indexer.store.job import FailureReason
 from indexer.store.sqlite import schema
 from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.connections import checksum_of_row
 from indexer.store.sqlite.files import FileTable, KeptOutTable
 from indexer.store.sqlite.jobs import JobQueue
 from model import XClip
@@ -150,6 +151,29 @@ def test_its_records_get_what_was_not_known_of_them(index_of_format: Path) -> No
             assert (video.media_start_seconds, video.recorded_at, video.missing_since) == (0.0, None, None)
         assert FileTable(catalog).find([video.uri or "" for video in catalog.list_videos()]) == {}
         assert KeptOutTable(catalog).list_all() == []
+    assert verify(index_of_format).is_clean
+
+
+def test_its_titles_and_metadata_are_found_in_whichever_unicode_form(index_of_format: Path) -> None:
+    decomposed, composed = "Cafe\u0301", "Caf\u00e9"
+    columns = schema._VIDEO_COLUMNS_OF_4
+    connection = sqlite3.connect(index_of_format / "catalog.sqlite3", isolation_level=None)
+    values = list(connection.execute(f"SELECT {columns} FROM videos WHERE number = 1").fetchone())
+    values[3], values[4] = decomposed, json.dumps({decomposed: [decomposed]}, ensure_ascii=False)
+    connection.execute(
+        "UPDATE videos SET title = ?, metadata = ?, row_crc32 = ? WHERE number = 1",
+        (values[3], values[4], checksum_of_row(values)),
+    )
+    connection.close()
+    with Catalog.open(index_of_format) as catalog:
+        for text in (composed, decomposed):
+            for chosen in (
+                {"title": text},
+                {f"metadata.{text}": text},
+                {"title": {"contains": text.upper()}},
+            ):
+                (video,) = catalog.list_videos(chosen=parse_filter(chosen))
+                assert (video.title, video.metadata) == (composed, {composed: [composed]})
     assert verify(index_of_format).is_clean
 
 

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import json
 import logging
+import math
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -228,9 +229,11 @@ def _derived_media(
     with contextlib.ExitStack() as stack:
         if take_picture is None or make_clip is None:
             from indexer.media.decode_pool import DecodePool
+            from indexer.media.probing import MediaLimits
 
             timeout_seconds = min(PICTURE_TIMEOUT_SECONDS, settings.decode_timeout_seconds)
-            pool = stack.enter_context(DecodePool(2, timeout_seconds))
+            limits = MediaLimits(max_duration_seconds=math.inf)  # Its length was judged when it was added.
+            pool = stack.enter_context(DecodePool(2, timeout_seconds, limits=limits))
             take_picture = take_picture or (lambda *values: pool.submit_picture(*values).result())
             make_clip = make_clip or (lambda *values: pool.submit_clip(*values).result())
         yield (

@@ -87,6 +87,7 @@ class Settings(BaseSettings):
         default=1024 * MIB, ge=0, description="Memory for features that the full score reads; 0: none."
     )
     decode_timeout_seconds: float = Field(default=300.0, gt=0, description="Longest decoding of one video.")
+    max_video_seconds: float = Field(default=6 * 3600.0, gt=0, description="Longest video taken.")
     worker_grace_seconds: float = Field(default=20.0, ge=0, description="Time a worker has to end its job.")
     poll_seconds: float = Field(
         default=0.2, gt=0, description="Pause of a worker between two polls of an empty queue."

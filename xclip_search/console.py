@@ -38,6 +38,9 @@ BatchSizeOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")]
 DecodeTimeoutOption = Annotated[float, typer.Option(min=1, help="Seconds that decoding one file may take.")]
+MaxHoursOption = Annotated[
+    float | None, typer.Option("--max-hours", help="Longest video taken, in hours.", show_default="6")
+]
 
 
 def make_app() -> typer.Typer:

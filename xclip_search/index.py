@@ -16,6 +16,7 @@ from xclip_search.console import (
     DecodeTimeoutOption,
     DeviceOption,
     JsonOption,
+    MaxHoursOption,
     ReportOption,
     WorkersOption,
     echo,
@@ -44,6 +45,7 @@ from xclip_search.videos import (
 if TYPE_CHECKING:
     from indexer.index import Index
     from indexer.ingest.manifest import VideoSource
+    from indexer.ingest.pipeline import DecodeOptions
 
 app = make_app()
 
@@ -110,6 +112,7 @@ def index(
         BackendName, typer.Option(help="Reader of files; auto: decord or PyAV, whichever is better.")
     ] = BackendName.auto,
     decode_timeout_seconds: DecodeTimeoutOption = 300.0,
+    max_hours: MaxHoursOption = None,
 ) -> None:
     """Add videos to an index, which is created if there is none.
 
@@ -126,7 +129,7 @@ def index(
     """
     local_only = (
         "model", "new_index_model", "workers", "batch_size", "device", "frames_per_second",
-        "max_segment_seconds", "backend", "decode_timeout_seconds",
+        "max_segment_seconds", "backend", "decode_timeout_seconds", "max_hours",
     )  # fmt: skip
     directory = directory_or_server(context, index, server, local_only=local_only)
     with errors_explained():
@@ -144,8 +147,7 @@ def index(
         options = {
             "num_workers": workers,
             "batch_size": batch_size,
-            "decode_timeout_seconds": decode_timeout_seconds,
-            "backend": backend.value,
+            "decoding": _decode_options(decode_timeout_seconds, max_hours, backend),
         }
         chosen = {name: value for name, value in sampling.items() if value is not None}
         while True:
@@ -223,6 +225,14 @@ def search(
         print_json(answer)
     else:
         _print_answer(answer)
+
+
+def _decode_options(timeout_seconds: float, max_hours: float | None, backend: BackendName) -> DecodeOptions:
+    from indexer.ingest.pipeline import DecodeOptions
+    from indexer.media.probing import MediaLimits
+
+    limits = None if max_hours is None else MediaLimits(max_duration_seconds=3600 * max_hours)
+    return DecodeOptions(timeout_seconds, limits, backend.value)
 
 
 def _find_sources(paths: list[Path], manifest: Path | None) -> tuple[list[VideoSource], list[str]]:

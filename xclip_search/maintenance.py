@@ -5,6 +5,7 @@ Heavy imports happen inside the commands.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -297,12 +298,8 @@ def reindex(
             from indexer.maintenance.reindexing import reindex
 
             encoding = _Encoding(model, frames_per_second, max_segment_seconds, device)
-            decoding = {
-                "num_workers": workers,
-                "batch_size": batch_size,
-                "decode_timeout_seconds": decode_timeout_seconds,
-            }
-            facts, make_pipeline = _load(index, encoding, decoding)
+            sizes = {"num_workers": workers, "batch_size": batch_size}
+            facts, make_pipeline = _load(index, encoding, sizes, decode_timeout_seconds)
             done = reindex(index, facts, make_pipeline, allow_missing=allow_missing, progress=progress)
     discarded = _discard(index) if discard_old and not (done.missing and not done.switched) else []
     content = {**done.to_dict(), "discarded": discarded}
@@ -326,13 +323,16 @@ class _Encoding(NamedTuple):
     device: str
 
 
-def _load(index: Path, asked: _Encoding, decoding: dict[str, Any]) -> tuple[IndexFacts, MakePipeline]:
+def _load(
+    index: Path, asked: _Encoding, sizes: dict[str, Any], timeout_seconds: float
+) -> tuple[IndexFacts, MakePipeline]:
     """The model and sampling that the user asked for."""
     from dataclasses import replace
 
     from indexer.index import absolute_spec
     from indexer.ingest.encoding import index_facts
-    from indexer.ingest.pipeline import IndexingPipeline
+    from indexer.ingest.pipeline import DecodeOptions, IndexingPipeline
+    from indexer.media.probing import MediaLimits
     from indexer.media.sampling import Sampling
     from indexer.store.store import open_store
     from model import XClip
@@ -347,7 +347,9 @@ def _load(index: Path, asked: _Encoding, decoding: dict[str, Any]) -> tuple[Inde
         changes["max_segment_seconds"] = asked.max_segment_seconds
     sampling = replace(sampling, **changes)
     facts = index_facts(loaded, absolute_spec(spec), sampling)
-    return facts, lambda catalog: IndexingPipeline(catalog, loaded, **decoding)
+    # The length of each video was judged when it was added.
+    decoding = DecodeOptions(timeout_seconds, MediaLimits(max_duration_seconds=math.inf))
+    return facts, lambda catalog: IndexingPipeline(catalog, loaded, decoding=decoding, **sizes)
 
 
 def _roll_back(index: Path, yes: bool) -> ReindexReport:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xclip_search.console import FAILED, echo, explain_os_error, make_app, stop
+from xclip_search.console import FAILED, MaxHoursOption, echo, explain_os_error, make_app, stop
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -72,6 +72,7 @@ def serve(
         typer.Option(help="A folder that POST /videos may read from; may be given several times."),
     ] = None,
     decode_timeout: DecodeTimeoutOption = None,
+    max_hours: MaxHoursOption = None,
     grace: GraceOption = None,
     threads: Annotated[
         int | None, typer.Option(help="Searches that run concurrently.", show_default="2")
@@ -103,6 +104,7 @@ def serve(
         upload_limit_bytes=upload_limit,
         allowed_roots=tuple(allow_root) if allow_root else None,
         decode_timeout_seconds=decode_timeout,
+        max_video_seconds=None if max_hours is None else 3600 * max_hours,
         worker_grace_seconds=grace,
         num_search_threads=threads,
         keys_file=keys_file,
@@ -126,6 +128,7 @@ def worker(
     device: DeviceOption = None,
     upload_limit: UploadLimitOption = None,
     decode_timeout: DecodeTimeoutOption = None,
+    max_hours: MaxHoursOption = None,
     grace: GraceOption = None,
     parent: Annotated[int | None, typer.Option("--parent", hidden=True)] = None,
 ) -> None:
@@ -140,6 +143,7 @@ def worker(
         device=device,
         upload_limit_bytes=upload_limit,
         decode_timeout_seconds=decode_timeout,
+        max_video_seconds=None if max_hours is None else 3600 * max_hours,
         worker_grace_seconds=grace,
         parent_pid=parent,
     )

@@ -63,7 +63,7 @@ class Storage:
     woven: bool = False
 
 
-_X265 = {"preset": "ultrafast", "crf": "16", "x265-params": "log-level=none"}
+_X265 = {"preset": "ultrafast", "crf": "16", "x265-params": "log-level=none:bframes=0"}
 _HDR = {"codec": "libx265", "pixel_format": "yuv420p10le", "options": _X265, "matrix": BT2020}
 KINDS: dict[str, Storage] = {
     "plain": Storage(),

@@ -18,7 +18,13 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from indexer.errors import DuplicateIdError, FingerprintMismatchError, InvalidRecordError, MediaError
+from indexer.errors import (
+    DuplicateIdError,
+    FingerprintMismatchError,
+    InvalidRecordError,
+    MediaError,
+    UnsupportedMediaError,
+)
 from indexer.ingest.encoding import encode_segments, index_fingerprint, new_video
 from indexer.ingest.manifest import VideoSource, holds_zero
 from indexer.ingest.video_files import title_of_file
@@ -31,7 +37,7 @@ from indexer.media.decode_messages import (
     HashedFile,
 )
 from indexer.media.decode_pool import DecodePool
-from indexer.media.probing import plausible_recording_time
+from indexer.media.probing import MediaLimits, plausible_recording_time
 from indexer.media.sampling import Sampling
 from indexer.store.records import AddOutcome, NewVideo, SegmentRecord, VideoRecord
 
@@ -56,6 +62,7 @@ WAIT_SECONDS: Final = 0.5
 """Decoded segments wait at most this long for others before they are encoded as a smaller batch; a cancelled
 run ends this soon."""
 
+NO_WHOLE_FRAME_REASON: Final = "not one of its pictures can be decoded whole"
 OTHER_BYTES_REASON: Final = "its bytes are not those that were indexed"
 
 
@@ -108,6 +115,22 @@ class IndexReport:
         return {**vars(self), "failures": failures}
 
 
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How files are read.
+
+    Attributes:
+        timeout_seconds: the longest that hashing a file may take, or decoding it, or decoding 16 segments of
+            a long one.
+        limits: what a file may be; the usual ones where None.
+        backend: how trusted files are read, see `indexer.media.frame_reader.VideoFile.frames_at`.
+    """
+
+    timeout_seconds: float = 300.0
+    limits: MediaLimits | None = None
+    backend: Backend = "auto"
+
+
 class VideoEncoder:
     """The way of every file to features: hashed, looked up, decoded in a child process, encoded in batches.
 
@@ -125,8 +148,7 @@ class VideoEncoder:
         *,
         num_workers: int,
         batch_size: int,
-        decode_timeout_seconds: float,
-        backend: Backend = "auto",
+        decoding: DecodeOptions,
     ) -> None:
         """Start the children; they import while the caller goes on.
 
@@ -135,18 +157,16 @@ class VideoEncoder:
             sampling: which frames of a file.
             num_workers: decoding children.
             batch_size: segments encoded together.
-            decode_timeout_seconds: the longest that hashing a file may take, or decoding it, or decoding 16
-                segments of a long one.
-            backend: how trusted files are read, see `indexer.media.frame_reader.VideoFile.frames_at`.
+            decoding: how files are read.
         """
         self.model = model
         self.sampling = sampling
         self.num_workers = num_workers
         self.batch_size = batch_size
-        self.backend: Backend = backend
+        self.backend = decoding.backend
         self.decode_seconds = 0.0
         self.encode_seconds = 0.0
-        self.pool = DecodePool(num_workers, decode_timeout_seconds)
+        self.pool = DecodePool(num_workers, decoding.timeout_seconds, limits=decoding.limits)
 
     def __enter__(self) -> Self:
         return self
@@ -216,8 +236,7 @@ class IndexingPipeline:
         *,
         num_workers: int | None = None,
         batch_size: int | None = None,
-        decode_timeout_seconds: float = 300.0,
-        backend: Backend = "auto",
+        decoding: DecodeOptions | None = None,
     ) -> None:
         """Check that the model is that of the catalog. For the other arguments see `VideoEncoder`.
 
@@ -226,8 +245,7 @@ class IndexingPipeline:
             model: the one that the catalog was made for.
             num_workers: None for `default_num_workers`.
             batch_size: None for 8 on a CPU, 32 on a GPU.
-            decode_timeout_seconds: for each file.
-            backend: for trusted files.
+            decoding: None for the usual options.
 
         Raises:
             FingerprintMismatchError: the catalog holds features of another model.
@@ -246,8 +264,7 @@ class IndexingPipeline:
         self.sampling = sampling
         self.num_workers = num_workers or default_num_workers(is_gpu)
         self.batch_size = batch_size or (32 if is_gpu else 8)
-        self.decode_timeout_seconds = decode_timeout_seconds
-        self.backend: Backend = backend
+        self.decoding = decoding or DecodeOptions()
 
     def run(
         self, sources: Iterable[VideoSource], on_event: Callable[[IndexEvent], None] = lambda event: None
@@ -278,8 +295,7 @@ class IndexingPipeline:
             self.sampling,
             num_workers=self.num_workers,
             batch_size=self.batch_size,
-            decode_timeout_seconds=self.decode_timeout_seconds,
-            backend=self.backend,
+            decoding=self.decoding,
         )
 
     def _store(self, source: VideoSource, encoded: Encoded, report: IndexReport) -> IndexEvent:
@@ -362,6 +378,7 @@ class _Video:
         self.first: DecodedVideo | None = None
         self.records: dict[int, SegmentRecord] = {}
         self.fraction_read = 1.0
+        self.has_whole_frame = False
         self.failed = False
 
 
@@ -488,6 +505,7 @@ class _Run:
             self._fail(video, MediaError(FILE_CHANGED))
             return
         video.fraction_read = min(video.fraction_read, answer.fraction_read)
+        video.has_whole_frame |= answer.fraction_read > 0
         if not self.waiting:
             self.last_progress = time.monotonic()
         for number, segment in enumerate(answer.segments, start=answer.first_segment):
@@ -505,7 +523,11 @@ class _Run:
             for (video, number, _), record in zip(batch, records, strict=True):
                 video.records[number] = record
                 first = video.first
-                if first is not None and len(video.records) == first.num_segments:
+                if first is None or len(video.records) < first.num_segments:
+                    continue
+                if not video.has_whole_frame:
+                    self._fail(video, UnsupportedMediaError(NO_WHOLE_FRAME_REASON))
+                else:
                     segments = [video.records[number] for number in range(first.num_segments)]
                     encoded = new_video(
                         video.hashed.content_sha256, first.info, segments, video.fraction_read

@@ -17,6 +17,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from indexer.errors import UnsupportedMediaError
 from indexer.media.decord_reader import open_with_decord, read_with_decord
 from indexer.media.h264 import H264Headers
 from indexer.media.probing import (
@@ -27,6 +28,7 @@ from indexer.media.probing import (
     open_media,
     recording_time,
 )
+from indexer.media.protection import PROTECTED_REASON, refuse_protected
 from indexer.media.pyav_reader import DecodedFrame, read_with_pyav
 from indexer.media.sampling import frame_indices_at
 from indexer.media.timeline import Timeline, read_timeline
@@ -53,11 +55,18 @@ class VideoFile:
         self.limits = limits or MediaLimits()
         self.num_threads = num_threads
         kind, status = check_file(self.path, self.limits)
+        refuse_protected(self.path, kind)
         with open_media(self.path, self.limits) as (container, stream):
             codec = stream.codec_context.codec.canonical_name
             first = _FirstFrame(stream)
             headers = H264Headers(stream.codec_context.extradata) if codec == "h264" else None
-            timeline = read_timeline(container, stream, kind, self.limits, first.look, headers)
+
+            def look(packet: Packet[VideoStream]) -> None:
+                if packet.is_keyframe and packet.has_sidedata("encryption_info"):
+                    raise UnsupportedMediaError(PROTECTED_REASON)
+                first.look(packet)
+
+            timeline = read_timeline(container, stream, kind, self.limits, look, headers)
             timeline = check_end(self.path, kind, timeline, self.limits)
             check_frame_size(first.size.width, first.size.height, self.limits)
             self.timeline: Timeline = timeline

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import av
+import av.codec.codec
 import av.error
 from av.container import InputContainer
 from av.packet import Packet
@@ -36,6 +37,8 @@ DEMUXERS: Final = {
     "ogg": "ogg",
     "flv": "flv",
     "asf": "asf",
+    "dv": "dv",
+    "mxf": "mxf",
 }
 """Our names of the containers that we read, and FFmpeg's demuxer for each."""
 
@@ -52,25 +55,43 @@ _EXTENSIONS: Final = {
     "ogg": "ogv",
     "flv": "flv",
     "asf": "wmv",
+    "dv": "dv",
+    "mxf": "mxf",
 }
 
 _FORMAT_NAMES: Final = {"mov": "mov,mp4,m4a,3gp,3g2,mj2", "matroska": "matroska,webm"}
 
 VIDEO_CODECS: Final = frozenset(
-    {"av1", "dnxhd", "ffv1", "flv1", "h263", "h264", "hevc", "huffyuv", "mjpeg", "mpeg1video", "mpeg2video"}
-    | {"mpeg4", "msmpeg4v2", "msmpeg4v3", "prores", "qtrle", "rawvideo", "svq3", "theora", "vc1", "vp6"}
-    | {"vp6f", "vp8", "vp9", "wmv1", "wmv2", "wmv3"}
+    {"av1", "cfhd", "cinepak", "dnxhd", "dvvideo", "ffv1", "ffvhuff", "flv1", "h261", "h263", "h264", "hevc"}
+    | {"huffyuv", "magicyuv", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v2", "msmpeg4v3"}
+    | {"msvideo1", "png", "prores", "qtrle", "rawvideo", "rpza", "svq1", "svq3", "theora", "utvideo", "vc1"}
+    | {"vp6", "vp6f", "vp8", "vp9", "wmv1", "wmv2", "wmv3"}
 )
 """Codecs that we decode, by FFmpeg's canonical names. It has hundreds, each of them code that reads hostile
-bytes."""
+bytes: these are the ones that people's files hold, see docs/decisions/0012."""
 
-_DECODERS = ",".join(sorted(VIDEO_CODECS | {"libdav1d", "libvpx", "libvpx-vp9", "msmpeg4"}))
-"""FFmpeg's `codec_whitelist` knows decoders by their own names. No sound or subtitle decoder is on it."""
+
+def _decoders_of(codecs: frozenset[str]) -> str:
+    """FFmpeg's `codec_whitelist`: it knows decoders by their own names, `flv` for what is called `flv1`."""
+    names = {"libdav1d", "libvpx", "libvpx-vp9"}  # Libraries that come before FFmpeg's own.
+    for codec in codecs:
+        with suppress(av.codec.codec.UnknownCodecError):
+            names.add(av.codec.Codec(codec, "r").name)
+    return ",".join(sorted(names))
+
+
+_DECODERS: Final = _decoders_of(VIDEO_CODECS)
+"""No sound or subtitle decoder is on it."""
+
+_REPLACED_CODECS: Final = frozenset({"cinepak", "msvideo1", "rpza", "svq1"})
+"""A QuickTime file may hold its pictures twice: in one of these for old players, and in a later one."""
+
+_REMAKE = "; make a video of it first: ffmpeg -i FILE -c:v libx264 -pix_fmt yuv420p NEW.mp4"
+_WRAP = "; put it into a container first: ffmpeg -i FILE -c copy NEW.mp4"
 
 _IMAGES: Final = (
     (b"\x89PNG\r\n\x1a\n", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
-    (b"GIF8", "a GIF image"),
     (b"BM", "a BMP image"),
     (b"II*\x00", "a TIFF image"),
     (b"MM\x00*", "a TIFF image"),
@@ -86,6 +107,26 @@ _OTHERS: Final = (
     (b"ffconcat", "a list of files"),
     (b"v=0", "a session description"),
 )
+_UNREAD: Final = (
+    (b"GIF8", "a GIF image, not a video", _REMAKE.replace("first", "where it moves")),
+    (b".RMF", "RealMedia, which is not read", _REMAKE),
+    (b".ra\xfd", "a RealAudio sound file, not a video", ""),
+    (b"\xb7\xd8\x00\x20\x37\x49\xda\x11\xa6\x4e\x00\x07", "WTV, which is not read", _REMAKE),
+    (b"DKIF", "an IVF stream, which is not read", _WRAP.replace("mp4", "webm")),
+    (b"YUV4MPEG2", "a raw Y4M stream, which is not read", _REMAKE),
+    (b"BIKi", "Bink, which is not read", _REMAKE),
+    (b"SMK2", "Smacker, which is not read", _REMAKE),
+    (b"nut/multimedia container", "NUT, which is not read", _WRAP),
+    (b"\x00\x00\x01\xb3", "a raw MPEG-1 or MPEG-2 stream, which is not read", _WRAP.replace("mp4", "mkv")),
+)
+"""What people have as videos and is none of `DEMUXERS`, with what to do about it."""
+
+_RAW_STREAMS: Final = {
+    "H.264": (b"\x67", b"\x27", b"\x47", b"\x09"),  # Parameter sets and access unit delimiters.
+    "HEVC": (b"\x40\x01", b"\x46\x01", b"\x42\x01"),
+}
+"""How the first NAL unit of a stream without a container begins, after its start code."""
+
 _IMAGE_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis"})
 _RECORDING_KEYS: Final = (
     "com.apple.quicktime.creationdate",  # The only one with the zone of the place.
@@ -128,7 +169,7 @@ class MediaLimits:
         max_pixels: width x height of a frame as shown. 36 million is 8K (7680 x 4320) and a little.
         max_aspect_ratio: longer side by shorter side. Frames are enlarged to the network's square by their
             shorter side, so that a line one pixel wide would become enormous.
-        max_duration_seconds: of the file.
+        max_duration_seconds: of the file; `math.inf` where its length has been judged before.
         max_size_bytes: of the file.
         max_frames: in the file, however short they are.
         max_streams: video, sound, subtitles, attached fonts and so on together.
@@ -196,7 +237,9 @@ def identify_container(head: bytes) -> str:
         raise NotAVideoError("the file is empty")
     for signature, name in _IMAGES:
         if head.startswith(signature):
-            raise NotAVideoError(f"{name}, not a video")
+            moves = b"acTL" in head[:512]
+            raise NotAVideoError(f"{name}, not a video" + (_REMAKE if moves else ""))
+    _refuse_unread(head)
     if head[4:8] in _MP4_BOXES:
         if head[4:8] == b"ftyp" and head[8:12] in _IMAGE_BRANDS:
             raise NotAVideoError("a HEIF or AVIF image, not a video")
@@ -217,6 +260,10 @@ def identify_container(head: bytes) -> str:
         return "flv"
     if head.startswith(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"):
         return "asf"
+    if head.startswith(b"\x1f\x07\x00") and head[3:4] in (b"\x3f", b"\xbf"):  # The first DIF block's ID.
+        return "dv"
+    if head.startswith(b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02"):  # Header partition.
+        return "mxf"
     for signature, name in _OTHERS:
         if head.startswith(signature):
             raise NotAVideoError(f"{name}, not a video")
@@ -241,6 +288,16 @@ def transport_packets(head: bytes) -> tuple[int, int] | None:
             if len(marks) >= min(_TS_MARKS, len(head) // step) >= 2 and not marks.strip(b"\x47"):
                 return mark - before, step
     return None
+
+
+def _refuse_unread(head: bytes) -> None:
+    for signature, name, advice in _UNREAD:
+        if head.startswith(signature):
+            raise NotAVideoError(f"{name}{advice}")
+    for start_code in (b"\x00\x00\x01", b"\x00\x00\x00\x01"):
+        for name, starts in _RAW_STREAMS.items():
+            if head.startswith(tuple(start_code + unit for unit in starts)):
+                raise NotAVideoError(f"a raw {name} stream, which is not read{_WRAP}")
 
 
 def file_extension(path: Path) -> str | None:
@@ -327,7 +384,7 @@ def open_media(
         stream = _video_stream(container)
         codec = _codec_name(stream)
         if codec not in VIDEO_CODECS:
-            raise UnsupportedMediaError(f"the video codec {codec} is not supported")
+            raise UnsupportedMediaError(f"the video codec {codec} is not supported{_REMAKE}")
         check_frame_size(*square_size(stream.width, stream.height, pixel_aspect(stream)), limits)
         if kind not in TRANSPORT_CONTAINERS:
             _check_duration(container, stream, limits)
@@ -415,6 +472,7 @@ def check_duration(duration_seconds: float, limits: MediaLimits) -> None:
     if duration_seconds > limits.max_duration_seconds:
         raise MediaLimitError(
             f"{duration_seconds:.0f} seconds long; at most {limits.max_duration_seconds:.0f} are allowed"
+            " (--max-hours of `xclip-search index`, XCLIP_MAX_VIDEO_SECONDS of a server)"
         )
 
 
@@ -425,7 +483,11 @@ def _video_stream(container: InputContainer) -> VideoStream:
             raise NotAVideoError("sound without pictures")
         raise NotAVideoError("the file has no video stream")
     best = container.streams.best("video")
-    return best if isinstance(best, VideoStream) and best in pictures else pictures[0]
+    for codecs in (VIDEO_CODECS - _REPLACED_CODECS, VIDEO_CODECS):
+        read = [stream for stream in pictures if _codec_name(stream) in codecs]
+        if read:
+            return best if isinstance(best, VideoStream) and best in read else read[0]
+    return pictures[0]
 
 
 def _is_cover(stream: VideoStream) -> bool:

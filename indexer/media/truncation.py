@@ -39,6 +39,7 @@ _MP4_BOXES: Final = frozenset(
 
 _MATROSKA_SEGMENT: Final = b"\x18\x53\x80\x67"
 _MATROSKA_CLUSTER: Final = b"\x1f\x43\xb6\x75"
+_SMPTE_KEY: Final = b"\x06\x0e\x2b\x34"
 _ASF_FILE_PROPERTIES: Final = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
@@ -331,6 +332,34 @@ def _promised_by_mpegps(file: BinaryIO, size_bytes: int) -> int:
     raise MediaLimitError(f"more than {_MAX_STRUCTURES} packets")
 
 
+def _promised_by_dv(file: BinaryIO, size_bytes: int) -> int:
+    # IEC 61834-2: frames of one size, which the first byte of the header tells apart by its DSF bit.
+    header = _read(file, 0, 4)
+    frame_bytes = 144_000 if len(header) == 4 and header[3] & 0x80 else 120_000
+    return -(-size_bytes // frame_bytes) * frame_bytes
+
+
+def _promised_by_mxf(file: BinaryIO, size_bytes: int) -> int:
+    # SMPTE ST 336: a key of 16 bytes, the length in BER, the value.
+    position = 0
+    for _ in range(_MAX_STRUCTURES):
+        header = _read(file, position, 25)
+        if not header:
+            return position
+        if not header.startswith(_SMPTE_KEY[: len(header)]):
+            return 0 if position else size_bytes
+        if len(header) < 17:
+            return position + 17
+        num_digits = header[16] & 0x7F if header[16] & 0x80 else 0
+        digits = header[17 : 17 + num_digits] if num_digits else header[16:17]
+        if len(digits) < max(1, num_digits) or num_digits > 8:
+            return position + 17 + num_digits if num_digits <= 8 else 0
+        position += 17 + num_digits + int.from_bytes(digits, "big")
+        if position >= size_bytes:
+            return position
+    raise MediaLimitError(f"more than {_MAX_STRUCTURES} elements")
+
+
 def _read(file: BinaryIO, position: int, num_bytes: int) -> bytes:
     file.seek(position)
     return file.read(num_bytes)
@@ -345,5 +374,7 @@ _PROMISES: Final = {
     "ogg": _promised_by_ogg,
     "mpegts": _promised_by_mpegts,
     "mpegps": _promised_by_mpegps,
+    "dv": _promised_by_dv,
+    "mxf": _promised_by_mxf,
 }
 """Each gives how many bytes the file promises to have; a number up to its size: nothing is missing."""

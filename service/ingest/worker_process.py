@@ -39,6 +39,7 @@ def worker_command(settings: Settings) -> list[str]:
     command += ["--device", settings.device]
     command += ["--upload-limit", str(settings.upload_limit_bytes)]
     command += ["--decode-timeout", str(settings.decode_timeout_seconds)]
+    command += ["--max-hours", repr(settings.max_video_seconds / 3600)]
     command += ["--grace", str(settings.worker_grace_seconds), "--parent", str(os.getpid())]
     return command
 
@@ -139,6 +140,8 @@ def _work_on_current(settings: Settings, stop: threading.Event, ready: threading
 
     ready: set when all is loaded.
     """
+    from indexer.ingest.pipeline import DecodeOptions
+    from indexer.media.probing import MediaLimits
     from service.loading import open_index
 
     with open_index(settings) as index:
@@ -148,7 +151,10 @@ def _work_on_current(settings: Settings, stop: threading.Event, ready: threading
         pipeline = index.pipeline(
             num_workers=1,
             batch_size=SEGMENTS_AT_ONCE,
-            decode_timeout_seconds=settings.decode_timeout_seconds,
+            decoding=DecodeOptions(
+                timeout_seconds=settings.decode_timeout_seconds,
+                limits=MediaLimits(max_duration_seconds=settings.max_video_seconds),
+            ),
         )
         with pipeline.encoder() as encoder:
             worker_logger.info("ready for jobs")

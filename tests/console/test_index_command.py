@@ -82,6 +82,18 @@ def test_indexing_again_skips_what_is_in(indexed: Path, corpus: Path, tmp_path: 
     assert written["seconds"] > 0
 
 
+def test_the_longest_duration_is_an_option_that_its_refusal_names(
+    corpus: Path, model_directory: Path, tmp_path: Path
+) -> None:
+    long = corpus / "colour 4.mp4"  # five seconds
+    arguments = ("index", long, "--index", tmp_path / "index", "--model", model_directory, "--workers", 1)
+    refused = _run(*arguments, "--max-hours", 4 / 3600)
+    assert refused.exit_code == 3
+    assert "5 seconds long; at most 4 are allowed (--max-hours" in refused.output
+    assert "XCLIP_MAX_VIDEO_SECONDS" in refused.output
+    assert _run(*arguments, "--max-hours", 6 / 3600).exit_code == 0
+
+
 def test_the_facts_of_an_index_are_printed(indexed: Path, model_directory: Path) -> None:
     facts = json.loads(_run("info", "--index", indexed, "--json").stdout)
     assert (facts["num_videos"], facts["num_segments"], facts["num_frames"]) == (5, 5, 8)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from indexer.errors import MediaError
 from indexer.media.frame_reader import Backend, VideoFile
+from indexer.media.probing import MediaLimits
 from indexer.media.sampling import (
     TIME_TOLERANCE_SECONDS,
     Rule,
@@ -136,7 +137,7 @@ class FrameReader:
             raise DatasetError(unreadable(clip, error.strerror or str(error))) from error
 
     def _decode(self, clip: Clip) -> NDArray[np.uint8]:
-        file = VideoFile(clip.path)
+        file = VideoFile(clip.path, MediaLimits(max_duration_seconds=math.inf))
         positions = frame_positions(file.timeline, clip, self.recipe)
         if not positions:
             raise DatasetError(

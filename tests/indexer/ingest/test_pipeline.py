@@ -20,7 +20,7 @@ import torch
 from indexer.errors import FingerprintMismatchError, MediaError
 from indexer.ingest.encoding import index_facts
 from indexer.ingest.manifest import find_videos
-from indexer.ingest.pipeline import IndexEvent, IndexingPipeline, VideoEncoder, VideoSource
+from indexer.ingest.pipeline import DecodeOptions, IndexEvent, IndexingPipeline, VideoEncoder, VideoSource
 from indexer.ingest.video_files import find_video_file
 from indexer.media import decode_pool
 from indexer.media.decode_pool import DecodePool
@@ -97,6 +97,23 @@ def _stored(catalog: Catalog) -> dict[str, list[tuple[np.ndarray, np.ndarray, li
             (info.start_seconds, features.video[row], features.frames[row], info.frame_times.tolist())
         )
     return {title: [rest for _, *rest in sorted(rows, key=lambda r: r[0])] for title, rows in stored.items()}
+
+
+@pytest.mark.parametrize("seconds", [2, 40])
+def test_a_video_of_which_not_one_frame_is_whole_does_not_go_in(
+    tmp_path: Path, catalog: Catalog, model: XClip, seconds: int
+) -> None:
+    """Encrypted, with all that says so taken away: every picture is decoded, and none is right."""
+    keys = {"encryption_scheme": "cenc-aes-ctr", "encryption_key": "7" * 32, "encryption_kid": "a" * 32}
+    path = write_numbered_video(tmp_path / "a.mp4", 10 * seconds, 10, container_options=keys)
+    content = path.read_bytes().replace(b"encv", b"avc1")
+    for name in (b"sinf", b"senc", b"saiz", b"saio"):
+        content = content.replace(name, b"free")
+    path.write_bytes(content)
+    pipeline = IndexingPipeline(catalog, model, num_workers=1, batch_size=2)
+    report = pipeline.run([VideoSource(path), VideoSource(path)])
+    assert (report.num_added, report.num_failed, catalog.num_videos) == (0, 2, 0)
+    assert "whole" in report.failures[0][1] or "decoded" in report.failures[0][1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
@@ -333,7 +350,7 @@ def test_another_model_or_sampling_is_refused(catalog: Catalog, model: XClip, tm
 
 def _encoder(model: XClip) -> VideoEncoder:
     return VideoEncoder(
-        model, Sampling(8, max_segment_seconds=4), num_workers=1, batch_size=4, decode_timeout_seconds=60
+        model, Sampling(8, max_segment_seconds=4), num_workers=1, batch_size=4, decoding=DecodeOptions(60)
     )
 
 
@@ -428,7 +445,7 @@ def test_no_broken_file_stops_the_pipeline(catalog: Catalog, model: XClip, clips
     from tests.indexer.media.test_probing import ACCEPTED
 
     paths = [path for path in sorted((clips_directory / "broken").iterdir()) if path.suffix != ".json"]
-    pipeline = IndexingPipeline(catalog, model, num_workers=2, decode_timeout_seconds=100)
+    pipeline = IndexingPipeline(catalog, model, num_workers=2, decoding=DecodeOptions(100))
     outcomes = {}
     report = pipeline.run(
         [VideoSource(path, trusted=number % 2 == 0) for number, path in enumerate(paths)],

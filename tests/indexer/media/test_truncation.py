@@ -31,6 +31,7 @@ PROMISING = [
     ("avi", "mpeg4", {}),
     ("flv", "libx264", {}),
     ("wmv", "wmv2", {}),
+    ("mxf", "mpeg2video", {}),
 ]
 """Ending, encoder, options of containers that say how long they are or mark their end."""
 
@@ -130,6 +131,8 @@ HEADS = {
     "ogg": b"OggS\x00\x02",
     "flv": b"FLV\x01\x05\x00\x00\x00\x09\x00\x00\x00\x00",
     "asf": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
+    "dv": b"\x1f\x07\x00\x3f",
+    "mxf": bytes.fromhex("060e2b34020501010d010201010204008300"),
 }
 
 

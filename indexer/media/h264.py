@@ -56,6 +56,7 @@ class H264Headers:
         self._length_bytes = (extradata[4] & 3) + 1 if extradata and extradata[0] == 1 else 0
         self._sequences: dict[int, _Sequence] = {}
         self._sequence_of_pps: dict[int, int] = {}
+        self._may_have_fields = False
         self._first_field: _Field | None = None
         self.all_keys_whole = self._length_bytes > 0
         if extradata is not None:
@@ -64,8 +65,7 @@ class H264Headers:
 
     def is_second_field(self, packet: Packet[VideoStream]) -> bool:
         """Whether a packet, the next of the file, holds the second field of the frame before."""
-        has_fields = any(sequence.has_fields for sequence in self._sequences.values())
-        if not (has_fields or packet.is_keyframe):
+        if not (self._may_have_fields or packet.is_keyframe):
             return False
         head = bytes(memoryview(packet)[:_HEADER_BYTES])
         unit = self._first_slice(head)
@@ -103,6 +103,7 @@ class H264Headers:
             if kind == _SPS:
                 number, sequence = _read_sequence(bits)
                 self._sequences[number] = sequence
+                self._may_have_fields |= sequence.has_fields
             else:
                 number = bits.unsigned()
                 self._sequence_of_pps[number] = bits.unsigned()

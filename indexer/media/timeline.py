@@ -187,9 +187,9 @@ class _Packets:
         self.are_hidden = array("b")
         self.are_second_fields = array("b")
         self.are_joins = array("b")  # The clock was set anew before this packet.
+        self._is_theora = codec == "theora"
         self.shows_last_reference_last = codec not in _WITH_OWN_TIMES
         self.num_second_fields = 0
-        self.num_of_all = 0  # of sound and the like too
         self.ends_in_damage = False
         self.last_duration = 0
         self.end_of_all_seconds = 0.0
@@ -199,11 +199,14 @@ class _Packets:
         return len(self.ticks)
 
     def add(self, packet: Packet[Any], is_second_field: bool, is_join: bool) -> None:
-        tick = NO_TICK if packet.pts is None else packet.pts
+        pts, dts = packet.pts, packet.dts
+        tick = NO_TICK if pts is None else pts
         self.ticks.append(tick)
-        self.decode_ticks.append(tick if packet.dts is None else packet.dts)
+        self.decode_ticks.append(tick if dts is None else dts)
         self.are_keys.append(packet.is_keyframe and not is_second_field)
-        self.are_hidden.append(packet.is_discard)
+        # A chained Ogg file repeats the headers of Theora, which are told by their first bit (Theora, 6.1).
+        is_header = self._is_theora and bytes(memoryview(packet)[:1]) >= b"\x80"
+        self.are_hidden.append(packet.is_discard or is_header)
         self.are_second_fields.append(is_second_field)
         self.are_joins.append(is_join)
         self.num_second_fields += is_second_field
@@ -225,25 +228,27 @@ class _ClockWatch:
         self._latest_of_all = -math.inf
         self._empty: tuple[float, float] = (0.0, 0.0)  # the last long interval without a packet of any stream
 
-    def is_join(self, packet: Packet[Any], is_video: bool) -> bool:
-        if packet.dts is None or packet.time_base is None:
-            return False
-        decoded = float(packet.dts * packet.time_base)
-        shown = decoded if packet.pts is None else float(packet.pts * packet.time_base)
-        if shown > self._latest_of_all + JUMP_SECONDS:
-            self._empty = (self._latest_of_all, shown)
-        self._latest_of_all = max(self._latest_of_all, shown)
-        if not is_video:
-            return False
+    def look_at_another(self, shown: float) -> None:
+        """Take a packet into account that is shown or heard at this time."""
+        if shown > self._latest_of_all:
+            if shown > self._latest_of_all + JUMP_SECONDS:
+                self._empty = (self._latest_of_all, shown)
+            self._latest_of_all = shown
+
+    def is_join(self, decoded: float, shown: float, is_key: bool) -> bool:
+        """Whether the clock was set anew before this packet of the video stream."""
+        self.look_at_another(shown)
         last, self._last = self._last, (decoded, shown)
         if last is None:
             return False
         step = decoded - last[0]
         if step < 0:
-            is_join = packet.is_keyframe or step < -REORDER_SECONDS
+            is_join = is_key or step < -REORDER_SECONDS
+        elif step <= JUMP_SECONDS or not self._may_jump:
+            return False
         else:
             empty_seconds = min(shown, self._empty[1]) - max(last[1], self._empty[0])
-            is_join = self._may_jump and min(step, empty_seconds) > JUMP_SECONDS
+            is_join = empty_seconds > JUMP_SECONDS
         if is_join:
             self._latest_of_all, self._empty = shown, (0.0, 0.0)
         return is_join
@@ -265,22 +270,29 @@ def _read_packets(
         # fills, and where it shows that the clock goes on.
         if other.index != stream.index and not (reads_sound and other.type == "audio"):
             other.discard = Discard.all
+    scales: dict[
+        int, float
+    ] = {}  # Seconds of a tick; a Fraction for each packet would take most of the time.
     try:
-        for packet in demux_all(container):
-            packets.num_of_all += 1
-            if packets.num_of_all > limits.max_packets:
+        for num_of_all, packet in enumerate(demux_all(container), start=1):
+            if num_of_all > limits.max_packets:
                 raise MediaLimitError(f"more than {limits.max_packets} packets")
-            if packet.dts is None and packet.pts is None and not packet.size:
+            index, pts, dts = packet.stream_index, packet.pts, packet.dts
+            shown = dts if pts is None else pts
+            if shown is None and not packet.size:
                 continue  # The demuxer's end-of-stream marker, not a packet of the file.
-            if packet.time_base and (packet.pts is not None or packet.dts is not None):
-                shown = packet.pts if packet.pts is not None else packet.dts or 0
-                end = float((shown + (packet.duration or 0)) * packet.time_base)
+            if index not in scales:
+                scales[index] = float(packet.time_base or 0)
+            scale, is_join = scales[index], False
+            if shown is not None:
+                end = (shown + (packet.duration or 0)) * scale
                 packets.end_of_all_seconds = max(packets.end_of_all_seconds, end)
-            is_video = packet.stream_index == stream.index
-            if reads_sound or is_video:
-                is_join = watch.is_join(packet, is_video)
-            if not is_video:
+            if index != stream.index:
+                if reads_sound and shown is not None:
+                    watch.look_at_another(shown * scale)
                 continue
+            if shown is not None and dts is not None:
+                is_join = watch.is_join(dts * scale, shown * scale, packet.is_keyframe)
             if packet.size:
                 is_second = h264 is not None and h264.is_second_field(packet)
                 packets.add(packet, is_second, is_join and not is_second)

@@ -18,9 +18,14 @@ from indexer.errors import (
     VideoNotFoundError,
 )
 from indexer.index import Index, absolute_spec
+from indexer.ingest.encoding import index_facts
+from indexer.ingest.pipeline import IndexingPipeline
+from indexer.maintenance.reindexing import reindex
+from indexer.media.sampling import Sampling
 from indexer.search.searcher import Searcher
 from indexer.search.types import SearchQuery
 from model import XClip, XClipConfig
+from tests.support.timed_videos import write_timed_video
 from tests.support.video_files import write_coloured_video
 
 
@@ -134,3 +139,23 @@ def test_an_index_that_is_not_searched_loads_no_faiss(directory: Path) -> None:
         "assert 'faiss' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_where_a_file_begins_on_the_clock_of_a_player_is_stored_and_found(
+    tmp_path: Path, model: XClip, model_directory: Path
+) -> None:
+    late = write_timed_video(tmp_path / "late.mp4", range(3000, 5000, 200), sound_seconds=(0, 5))
+    with Index.create(tmp_path / "index", str(model_directory), device="cpu") as index:
+        index.add(late)
+        assert [result.media_start_seconds for result in index.search("a square").results] == [3]
+        (record,) = index.catalog.list_videos(2)
+        assert record.media_start_seconds == 3
+    sampling = Sampling(model.config.num_frames, max_segment_seconds=1)
+    report = reindex(
+        tmp_path / "index",
+        index_facts(model, str(model_directory), sampling),
+        lambda catalog: IndexingPipeline(catalog, model, num_workers=1),
+    )
+    assert report.switched and report.num_encoded == 1
+    with Index.open(tmp_path / "index") as index:
+        assert [result.media_start_seconds for result in index.search("a square").results] == [3]

@@ -45,7 +45,9 @@ def write_timed_video(
     with av.open(str(path), "w", container_options=dict(container_options or {})) as container:
         stream = container.add_stream(codec, rate=25, options=_QUICK[codec])
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = WIDTH, HEIGHT, "yuv420p", 12
-        stream.codec_context.time_base = MILLISECOND if codec.startswith(("lib", "wmv")) else Fraction(1, 25)
+        stream.codec_context.time_base = (
+            MILLISECOND if codec in ("libx264", "libvpx", "wmv2") else Fraction(1, 25)
+        )
         sound = None
         if sound_seconds is not None:
             sound = container.add_stream(_SOUND_CODECS.get(ending, "aac"), rate=SOUND_RATE, layout="mono")

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from indexer.errors import MediaError
 from indexer.media.frame_reader import VideoFile, read_frames
 from indexer.media.probing import file_extension
 from indexer.media.sampling import Sampling, plan_segments
+from tests.conftest import REPOSITORY
 from tests.support.field_coding import copy_streams, write_field_coded_video
 from tests.support.timed_videos import join_files, shift_fragments, write_timed_video
 from tests.support.video_files import shown_number, write_numbered_video
@@ -64,6 +66,19 @@ def test_joined_recordings_give_all_their_frames_in_order(
     file = VideoFile(join_files(tmp_path / f"joined.{ending}", *parts))
     _assert_whole(file, 60, 2.4)
     np.testing.assert_allclose(file.timeline.times, np.arange(60) * 0.04, atol=1e-6)
+
+
+def test_joined_webm_files_give_all_their_frames(tmp_path: Path) -> None:
+    parts = [
+        write_timed_video(tmp_path / f"{first}.webm", _every(30), first_number=first) for first in (0, 30)
+    ]
+    _assert_whole(VideoFile(join_files(tmp_path / "joined.webm", *parts)), 60, 2.4)
+
+
+def test_a_chained_ogg_file_gives_all_its_frames_and_no_headers() -> None:
+    """Two files of 30 numbered frames, by `ffmpeg -c:v libtheora -q:v 7 -g 12`, one after the other: PyAV has
+    no encoder of Theora."""
+    _assert_whole(VideoFile(REPOSITORY / "tests" / "data" / "joined.ogv"), 60, 2.4)
 
 
 def test_frames_far_into_a_joined_recording_are_found_by_their_place(tmp_path: Path) -> None:
@@ -173,6 +188,18 @@ def test_slides_whose_sound_goes_on_are_whole(tmp_path: Path, ending: str, optio
     assert _shown(file) == [0, 1, 2]
     frames, _ = read_frames(path, [0.5, 1.5, 2.5, 19])
     assert [shown_number(frame) for frame in frames] == [0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("ending", ["mkv", "webm", "mp4", "flv", "wmv"])
+def test_a_cut_of_slides_with_sound_is_noticed(tmp_path: Path, ending: str) -> None:
+    path = write_timed_video(tmp_path / f"slides.{ending}", SLIDES, sound_seconds=(0, 20))
+    content = path.read_bytes()
+    for cut in np.linspace(len(content) // 9, len(content) - 1, 12, dtype=int):
+        path.write_bytes(content[:cut])
+        try:
+            assert VideoFile(path).timeline.fraction_present < 1, cut
+        except MediaError:
+            continue  # Refused, as where the table of MP4 is missing.
 
 
 def _with_duration(content: bytes, milliseconds: float) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from indexer.ingest.manifest import find_videos
+from indexer.ingest.library import find_videos
 from model.preprocessing import Resizing
 from training.data.batches import BatchPlan, TrainingBatches
 from training.data.frames import FrameReader, FrameRecipe

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from indexer.ingest.manifest import find_videos
+from indexer.ingest.library import find_videos
 from indexer.store.store import open_store
 from training.demo_corpus.corpus import write_corpus
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -13,8 +13,9 @@ import torch
 
 from indexer.errors import IndexExistsError, IndexNotFoundError, MediaError
 from indexer.ingest.encoding import index_facts, index_fingerprint
-from indexer.ingest.manifest import VideoSource, find_videos
-from indexer.ingest.pipeline import IndexEvent, IndexingPipeline, IndexReport
+from indexer.ingest.manifest import VideoSource
+from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
+from indexer.ingest.synchronisation import Progress, Synchronisation, SyncOptions, SyncReport
 from indexer.media.sampling import Sampling
 from indexer.search.types import SearchAnswer, SearchQuery
 from indexer.store.store import Store, create_store, open_store
@@ -163,31 +164,73 @@ class Index:
 
     def add_folder(
         self, folder: str | Path, on_event: Callable[[IndexEvent], None] = lambda event: None
-    ) -> IndexReport:
-        """Add the videos below a folder; a file that fails is reported, never raised.
+    ) -> SyncReport:
+        """Bring the index in line with a folder, as `sync` does.
 
         on_event: called for each file. Raises FileNotFoundError where there is no such folder.
         """
-        return self.add_all(find_videos([Path(folder)]), on_event)
+        return self.sync([folder], progress=Progress(on_event=on_event))
 
     def add_all(
         self,
         sources: Iterable[VideoSource],
         on_event: Callable[[IndexEvent], None] = lambda event: None,
+        **encoding: Any,
+    ) -> SyncReport:
+        """Add files with their ids, titles and metadata. encoding: arguments of `IndexingPipeline`."""
+        return self.sync(sources=sources, progress=Progress(on_event=on_event), encoding=encoding)
+
+    def sync(
+        self,
+        paths: Iterable[str | Path] = (),
+        *,
+        sources: Iterable[VideoSource] = (),
+        progress: Progress | None = None,
+        encoding: Mapping[str, Any] = MappingProxyType({}),
         **options: Any,
-    ) -> IndexReport:
-        """Add files with their ids, titles and metadata. options: of `IndexingPipeline`."""
-        report = self.pipeline(**options).run(sources, on_event)
-        self._has_grown |= report.num_added > 0
+    ) -> SyncReport:
+        """Bring the index in line with files and folders; a file that fails is reported, never raised.
+
+        New content is encoded, content at another path moves, and content in place of other content replaces
+        it. Videos whose files are gone are counted and, with `prune=True`, deleted.
+
+        Args:
+            paths: Files and folders.
+            sources: Files of which something is said: ids, titles, metadata.
+            progress: Callbacks.
+            encoding: Arguments of `IndexingPipeline`.
+            **options: `exclude`, `prune`, `dry_run` and `rehash` of `SyncOptions`.
+
+        Raises:
+            FileNotFoundError: A path does not exist.
+        """
+        run = Synchronisation(
+            self.catalog,
+            lambda: self.pipeline(**encoding),
+            SyncOptions(num_workers=encoding.get("num_workers"), **options),
+            progress,
+        )
+        report = run.run(paths, sources)
+        self._has_grown |= report.num_added > 0 and not report.dry_run
         return report
 
     def pipeline(self, **options: Any) -> IndexingPipeline:
         """What reads and encodes videos for this index. options: of `IndexingPipeline`."""
         return IndexingPipeline(self.catalog, self.model, **options)
 
-    def delete(self, video_id: str) -> None:
-        """Remove a video; its file stays. Raises VideoNotFoundError."""
-        self.catalog.delete_video(video_id)
+    def delete(self, video_id: str, *, keep_out: bool = False) -> None:
+        """Remove a video; its file stays. Raises VideoNotFoundError.
+
+        keep_out: Whether the same content shall not come in again, until `let_in`.
+        """
+        self.catalog.delete_video(video_id, keep_out=keep_out)
+
+    def let_in(self, video_id: str) -> None:
+        """Take the content of a video again that was deleted with `keep_out`.
+
+        Raises VideoNotFoundError where no content is kept out that was of a video of this id.
+        """
+        self.catalog.kept_out.let_in_video(video_id)
 
     def search(self, text: str, *, limit: int = 10, **options: Any) -> SearchAnswer:
         """Find videos, and the moments in them, by what is to be seen; best first.

@@ -58,6 +58,8 @@ COMMANDS = {
     "reindex": "xclip_search.maintenance",
     "backup": "xclip_search.maintenance",
     "restore": "xclip_search.maintenance",
+    "relocate": "xclip_search.library",
+    "kept-out": "xclip_search.library",
     "export": "xclip_search.maintenance",
     "import": "xclip_search.maintenance",
     "convert": "xclip_search.convert",

@@ -336,9 +336,13 @@ class AsyncClient:
         )
         return await self._ask(VideoAnswer, request)
 
-    async def delete_video(self, video_id: str) -> None:
-        """Remove a video; a file that was uploaded is deleted."""
-        await self._exchange(_Request("DELETE", _video_path(video_id), gone_is_done=True))
+    async def delete_video(self, video_id: str, *, keep_out: bool = False) -> None:
+        """Remove a video; a file that was uploaded is deleted.
+
+        keep_out: Whether the same content shall not come in again.
+        """
+        params = {"keep_out": "true"} if keep_out else {}
+        await self._exchange(_Request("DELETE", _video_path(video_id), params=params, gone_is_done=True))
 
     async def download_media(
         self, video_id: str, path: str | os.PathLike[str], *, on_progress: OnProgress | None = None

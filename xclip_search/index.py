@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -29,6 +30,13 @@ from xclip_search.console import (
     video_progress,
     write_report,
 )
+from xclip_search.library import (
+    LocalLibrary,
+    ModelChoice,
+    print_report,
+    sync_progress,
+    watch_library,
+)
 from xclip_search.videos import (
     FilterOption,
     IndexOption,
@@ -43,7 +51,6 @@ from xclip_search.videos import (
 )
 
 if TYPE_CHECKING:
-    from indexer.index import Index
     from indexer.ingest.manifest import VideoSource
     from indexer.ingest.pipeline import DecodeOptions
 
@@ -94,6 +101,26 @@ def index(
     manifest: Annotated[
         Path | None, typer.Option(help="JSONL or CSV that lists videos: path, id, title, metadata.")
     ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave out such files and folders, as .gitignore has them."),
+    ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete the videos below the folders whose files are gone.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
+    rehash: Annotated[
+        bool,
+        typer.Option("--rehash", help="Read all files, also those whose size and time are as they were."),
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on, and follow what changes in the folders.")
+    ] = False,
+    settle_seconds: Annotated[
+        float, typer.Option(min=0.1, help="With --watch: how long a file must have stayed as it is.")
+    ] = 5.0,
     report: ReportOption = None,
     workers: WorkersOption = None,
     batch_size: BatchSizeOption = None,
@@ -114,9 +141,11 @@ def index(
     decode_timeout_seconds: DecodeTimeoutOption = 300.0,
     max_hours: MaxHoursOption = None,
 ) -> None:
-    """Add videos to an index, which is created if there is none.
+    """Bring an index in line with files and folders; created if there is none.
 
-    What is in it already is skipped by content, so the same command resumes after an interruption.
+    New videos are added, moved files keep their videos, a file replaced in place replaces its video, and
+    files that are gone are counted. What is known by path, size and time is not read again, so the same
+    command resumes after an interruption, and may run every night.
     Exit status: 0 all indexed, 3 some files failed (they are listed), 2 wrong use.
 
     Examples:
@@ -125,50 +154,87 @@ def index(
 
       xclip-search index --manifest corpus.jsonl --index my-index --report report.json
 
+      xclip-search index ~/clips --index my-index --exclude '*.part' --prune --dry-run
+
+      xclip-search index ~/clips --index my-index --watch
+
       xclip-search index ~/clips --server http://127.0.0.1:8000 --report report.json
     """
     local_only = (
         "model", "new_index_model", "workers", "batch_size", "device", "frames_per_second",
-        "max_segment_seconds", "backend", "decode_timeout_seconds", "max_hours",
+        "max_segment_seconds", "backend", "decode_timeout_seconds", "max_hours", "prune", "dry_run", "rehash",
+        "watch", "settle_seconds",
     )  # fmt: skip
     directory = directory_or_server(context, index, server, local_only=local_only)
+    if not paths and manifest is None:
+        stop("name files or folders to index, or a --manifest")
+    if watch and (dry_run or manifest is not None or not paths):
+        stop("--watch follows files and folders: name them, without --manifest and --dry-run")
     with errors_explained():
-        sources, notes = _find_sources(paths or [], manifest)
-        if directory is not None:
-            _refuse_a_folder_of_videos(directory, sources)
+        from indexer.ingest.manifest import read_manifest
+
+        listed = None if manifest is None else read_manifest(manifest)
+        sources = [] if listed is None else listed.sources
         require_report_file(report)
     if directory is None:
-        if any(source.id is not None or source.uri is not None for source in sources):
-            echo("note: uploads get ids of the server's; id and uri of the manifest are left out", err=True)
-        with connect(server, key) as client, errors_explained(RESUMES), video_progress("indexing") as count:
-            done = Uploads(client, lambda has_failed: count(len(sources), has_failed)).run(sources).to_dict()
+        done = _upload(server, key, paths or [], sources, exclude or [])
     else:
+        from indexer.ingest.synchronisation import SyncOptions
+
         sampling = {"frames_per_second": frames_per_second, "max_segment_seconds": max_segment_seconds}
-        options = {
+        chosen = {name: value for name, value in sampling.items() if value is not None}
+        encoding = {
             "num_workers": workers,
             "batch_size": batch_size,
             "decoding": _decode_options(decode_timeout_seconds, max_hours, backend),
         }
-        chosen = {name: value for name, value in sampling.items() if value is not None}
-        while True:
-            with errors_explained():
-                opened = _open_or_create(directory, model, new_index_model, device, chosen)
-            with errors_explained(RESUMES), opened, video_progress("indexing") as count:
-                from indexer.errors import IndexSupersededError
-
-                try:
-                    done = opened.add_all(
-                        sources, lambda event: count(len(sources), event.outcome == "failed"), **options
-                    ).to_dict()
-                    break
-                except IndexSupersededError:
-                    echo("the index was reindexed meanwhile; continuing with its new model", err=True)
-    if manifest is not None:
-        done["manifest"] = notes
-    _print_report(done)
+        library = LocalLibrary(
+            directory, paths or [], sources, ModelChoice(model, new_index_model, device, chosen), encoding
+        )
+        options = SyncOptions(tuple(exclude or ()), prune, dry_run, rehash, workers, decode_timeout_seconds)
+        with errors_explained():
+            library.prepare(options)
+        if watch:
+            watch_library(library, options, settle_seconds, report)
+            return
+        with errors_explained(RESUMES), closing(library), sync_progress() as progress:
+            done = library.synchronise(options, progress).to_dict()
+        if not sources and done["num_files"] == done["num_left_out"] and not done["num_missing"]:
+            print_report(done)
+            stop(library.no_videos())
+    if listed is not None:
+        done["manifest"] = listed.notes
+    print_report(done)
     write_report(report, done)
     if done["num_failed"]:
         raise typer.Exit(SOME_FAILED)
+
+
+def _upload(
+    server: str | None, key: str | None, paths: list[Path], sources: list[VideoSource], exclude: list[str]
+) -> dict[str, Any]:
+    """Send to a server what it does not have yet; what became of the files."""
+    with errors_explained():
+        from indexer.ingest.library import find_files, look_at
+        from indexer.ingest.manifest import VideoSource
+        from indexer.ingest.synchronisation import SyncReport
+
+        report = SyncReport(num_segments=None, decode_seconds=None, encode_seconds=None)
+        listing = find_files(paths, exclude)
+        report.count_listing(listing)
+        wanted = {str(source.path): source for source in sources}
+        for file in listing.files:
+            if (reason := look_at(file).left_out) is not None:
+                report.count(file.path, "left out", reason)
+            else:
+                wanted.setdefault(file.path, VideoSource(Path(file.path)))
+        if not wanted:
+            stop(f"there are no videos in {', '.join(map(str, paths))}")
+    if any(source.id is not None or source.uri is not None for source in sources):
+        echo("note: uploads get ids of the server's; id and uri of the manifest are left out", err=True)
+    with connect(server, key) as client, errors_explained(RESUMES), video_progress("indexing") as count:
+        uploads = Uploads(client, report, lambda has_failed: count(len(wanted), has_failed))
+        return uploads.run(list(wanted.values())).to_dict()
 
 
 @app.command()
@@ -233,72 +299,6 @@ def _decode_options(timeout_seconds: float, max_hours: float | None, backend: Ba
 
     limits = None if max_hours is None else MediaLimits(max_duration_seconds=3600 * max_hours)
     return DecodeOptions(timeout_seconds, limits, backend.value)
-
-
-def _find_sources(paths: list[Path], manifest: Path | None) -> tuple[list[VideoSource], list[str]]:
-    """The files to add, and what the manifest's reader has to say; ends the command where there are none."""
-    from indexer.ingest.manifest import find_videos, read_manifest
-
-    if not paths and manifest is None:
-        stop("name files or folders to index, or a --manifest")
-    try:
-        sources = find_videos(paths)
-    except FileNotFoundError as error:
-        stop(str(error))
-    if paths and not sources:
-        stop(f"there are no videos in {', '.join(map(str, paths))}")
-    if manifest is None:
-        return sources, []
-    listed = read_manifest(manifest)
-    return sources + listed.sources, listed.notes
-
-
-def _refuse_a_folder_of_videos(directory: Path, sources: list[VideoSource]) -> None:
-    """End the command where the files of a new index would lie among the videos."""
-    from indexer.store.store import store_exists
-
-    folders = {source.path.parent for source in sources}
-    if not store_exists(directory) and directory.resolve() in {folder.resolve() for folder in folders}:
-        stop(
-            f"{directory} is a folder of videos, and an index needs one of its own: --index my-index makes it"
-        )
-
-
-def _open_or_create(
-    directory: Path, spec: str | None, new_index_spec: str | None, device: str, sampling: dict[str, float]
-) -> Index:
-    from indexer.store.store import store_exists
-
-    if not store_exists(directory):
-        if directory.exists() and not directory.is_dir():
-            stop(f"{directory} is not a folder")
-        spec = spec or new_index_spec
-        if spec is None:
-            stop(f"there is no index in {directory} yet: say with --model for which model to make it")
-    from indexer.index import Index
-
-    return Index.open_or_create(directory, spec, device=device, **sampling)
-
-
-def _print_report(done: dict[str, Any]) -> None:
-    """What was done; a server does not say all of it."""
-    for note in done.get("manifest", ()):
-        echo(f"manifest: {note}")
-    segments = times = ""
-    if done["num_segments"] is not None:
-        segments = f" ({done['num_segments']} segments)"
-        encoding, decoding = done["encode_seconds"], done["decode_seconds"]
-        times = f" (encoding {encoding:.1f} s, decoding {decoding:.1f} s in all workers)"
-    echo(
-        f"{done['num_added']} added{segments}, {done['num_skipped']} already indexed,"
-        f" {done['num_failed']} failed; {done['seconds']:.1f} s{times}"
-    )
-    if done["num_partial"]:
-        echo(
-            f"{done['num_partial']} of the added are damaged or truncated and were indexed as far as they go"
-        )
-    for failure in done["failures"]:
-        echo(f"failed: {failure['path']}: {failure['reason']}", err=True)
 
 
 def _print_answer(answer: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import islice
@@ -32,6 +31,8 @@ from xclip_search.console import (
 
 if TYPE_CHECKING:
     from indexer.ingest.manifest import VideoSource
+    from indexer.ingest.pipeline import Outcome
+    from indexer.ingest.synchronisation import SyncReport
     from indexer.store.records import VideoRecord
     from xclip_search.client import Client
 
@@ -157,16 +158,21 @@ def delete(
     index: IndexOption = None,
     server: ServerOption = None,
     key: KeyOption = None,
+    keep_out: Annotated[
+        bool,
+        typer.Option("--keep-out", help="Do not take the same content again, until `kept-out --let-in ID`."),
+    ] = False,
 ) -> None:
     """Remove videos from an index, which may be in use.
 
-    Files that were indexed in place stay there; the file of an upload is removed by the server.
+    Files that were indexed in place stay there, and the next `index` run over them adds them again, but for
+    --keep-out; the file of an upload is removed by the server.
 
     Exit status: 0 all deleted, 3 some ids are of no video (they are listed), 2 wrong use.
 
     Examples:
 
-      xclip-search delete 0f5c2a7e9b31 --index my-index
+      xclip-search delete 0f5c2a7e9b31 --index my-index --keep-out
 
       xclip-search delete 0f5c2a7e9b31 --server http://127.0.0.1:8000
     """
@@ -178,7 +184,7 @@ def delete(
         with connect(server, key) as client:
             for video_id in dict.fromkeys(ids):
                 try:
-                    client.delete_video(video_id)
+                    client.delete_video(video_id, keep_out=keep_out)
                 except NotFoundError:
                     unknown.append(video_id)
     else:
@@ -189,7 +195,7 @@ def delete(
             with open_store(directory) as catalog:
                 for video_id in dict.fromkeys(ids):
                     try:
-                        catalog.delete_video(video_id)
+                        catalog.delete_video(video_id, keep_out=keep_out)
                     except VideoNotFoundError:
                         unknown.append(video_id)
     echo(f"{len(set(ids)) - len(unknown)} deleted")
@@ -343,42 +349,21 @@ def iso_time(time: datetime | float | None) -> str | None:
     return datetime.fromtimestamp(time, UTC).isoformat()
 
 
-@dataclass
-class UploadReport:
-    """What became of the files; the fields are those of `indexer.ingest.pipeline.IndexReport`.
-
-    None for what a server does not say.
-    """
-
-    num_added: int = 0
-    num_skipped: int = 0
-    num_failed: int = 0
-    num_partial: int = 0
-    num_segments: int | None = None
-    seconds: float = 0.0
-    decode_seconds: float | None = None
-    encode_seconds: float | None = None
-    failures: list[tuple[str, str]] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        failures = [{"path": path, "reason": reason} for path, reason in self.failures]
-        return {**vars(self), "failures": failures}
-
-
 class Uploads:
     """Uploads of files to a server: some are being read there while the next ones are sent.
 
-    on_done: called once for each file, with whether it failed.
+    report: that they are added to. on_done: called once for each file, with whether it failed.
     """
 
-    def __init__(self, client: Client, on_done: Callable[[bool], None] = lambda has_failed: None) -> None:
-        self.report = UploadReport()
+    def __init__(
+        self, client: Client, report: SyncReport, on_done: Callable[[bool], None] = lambda has_failed: None
+    ) -> None:
+        self.report = report
         self._client = client
         self._on_done = on_done
         self._pending: deque[tuple[VideoSource, str]] = deque()
 
-    def run(self, sources: Sequence[VideoSource]) -> UploadReport:
+    def run(self, sources: Sequence[VideoSource]) -> SyncReport:
         """Upload what the server does not have yet, and wait until it was read.
 
         A file that fails is reported, never raised.
@@ -413,9 +398,11 @@ class Uploads:
                 continue
             else:
                 # The same bytes twice in the corpus lead to the same job.
-                if job_id is None or job_id in (pending for _, pending in self._pending):
-                    self.report.num_skipped += 1
-                    self._on_done(False)
+                same = next((other for other, pending in self._pending if pending == job_id), None)
+                if job_id is None:
+                    self._finish(source, "unchanged")
+                elif same is not None:
+                    self._finish(source, "duplicate", str(same.path))
                 else:
                     self._pending.append((source, job_id))
             return
@@ -441,11 +428,14 @@ class Uploads:
         else:
             if source.recorded_at is not None:
                 self._client.update_video(job.video_id, recorded_at=iso_time(source.recorded_at))
-            self.report.num_partial += self._client.get_video(job.video_id).partial
-            self.report.num_added += 1
-            self._on_done(False)
+            video = self._client.get_video(job.video_id)
+            self._finish(
+                source, "added", f"only {video.fraction_read:.0%} could be read" if video.partial else None
+            )
 
     def _fail(self, source: VideoSource, reason: str) -> None:
-        self.report.num_failed += 1
-        self.report.failures.append((str(source.path), reason))
-        self._on_done(True)
+        self._finish(source, "failed", reason)
+
+    def _finish(self, source: VideoSource, outcome: Outcome, reason: str | None = None) -> None:
+        self.report.count(str(source.path), outcome, reason)
+        self._on_done(outcome == "failed")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer.ingest.manifest import find_videos
+from indexer.ingest.library import find_videos
 from indexer.media.frame_reader import VideoFile
 from indexer.media.pyav_reader import DecodedFrame
 from indexer.media.sampling import Sampling, plan_segments

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from indexer.store.records import IndexFacts, NewVideo, SegmentRecord
 
@@ -34,6 +33,8 @@ def encode_segments(model: XClip, segments: Sequence[DecodedSegment]) -> list[Se
     Returns:
         Records with video features as float32 [D] and frame features as float16 [F, D].
     """
+    import torch  # Here, so that a library that has not changed is looked through without loading it.
+
     num_frames, size = model.config.num_frames, model.config.image_size
     counts = [len(segment.frames) for segment in segments]
     mask = torch.arange(num_frames) < torch.tensor(counts)[:, None]  # [S, F]

@@ -1,4 +1,4 @@
-"""What to index: files, folders, and manifests that give files ids, titles and metadata.
+"""Manifests: lists of files to index that give them ids, titles and metadata.
 
 A manifest is JSONL, one object a line, or a table with a header line as spreadsheets save it (.csv, .tsv,
 .txt; see `indexer.ingest.tables`). `path` is required, and relative to the manifest's folder; `id`, `title`,
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,14 +24,6 @@ from indexer.store.text import instant, nfc
 
 if TYPE_CHECKING:
     from indexer.store.records import VideoRecord
-
-logger = logging.getLogger(__name__)
-
-VIDEO_EXTENSIONS: Final = frozenset(
-    {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
-    | {".ogg", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
-)
-"""Of files in folders, those that are taken. A file that is named itself may have any extension."""
 
 _FIELDS: Final = ("path", "id", "title", "uri", "recorded_at", "metadata")
 
@@ -79,26 +70,6 @@ class Manifest:
     notes: list[str]
 
 
-def find_videos(paths: Iterable[Path]) -> list[VideoSource]:
-    """The files among `paths`, and below its folders those with a video's extension, sorted, each once.
-
-    Hidden files and folders are left out; so are, with a warning in the log, folders that cannot be read.
-    Links to folders are not followed.
-
-    Raises:
-        FileNotFoundError: a path does not exist; the message names it.
-    """
-    found: dict[Path, None] = {}
-    for path in paths:
-        if path.is_dir():
-            found.update(dict.fromkeys(sorted(_walk(path))))
-        elif path.exists():
-            found[path] = None
-        else:
-            raise FileNotFoundError(f"there is no file or folder {path}")
-    return [VideoSource(path) for path in found]
-
-
 def read_manifest(path: Path) -> Manifest:
     """The videos that a manifest lists: a table where its name ends as one's does, else JSONL.
 
@@ -122,19 +93,6 @@ def read_manifest(path: Path) -> Manifest:
             f" line {line}"
         )
     return Manifest(list(kept.values()), notes)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder, onerror=_log_unread):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_EXTENSIONS:
-                yield Path(parent) / name
-
-
-def _log_unread(error: OSError) -> None:
-    """One folder that cannot be read does not stop the indexing of the others."""
-    logger.warning("the folder %s is left out, it cannot be read: %s", error.filename, error.strerror)
 
 
 def _read_json_lines(text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -22,6 +22,7 @@ from indexer.errors import (
     DuplicateIdError,
     FingerprintMismatchError,
     InvalidRecordError,
+    KeptOutError,
     MediaError,
     UnsupportedMediaError,
 )
@@ -52,11 +53,13 @@ if TYPE_CHECKING:
 
 __all__ = ["IndexEvent", "IndexReport", "IndexingPipeline", "VideoEncoder", "VideoSource"]
 
-Outcome = Literal["added", "skipped", "failed"]
+Outcome = Literal["added", "moved", "updated", "duplicate", "unchanged", "skipped", "failed", "left out"]
 
-Encoded = NewVideo | AddOutcome | MediaError
+Encoded = NewVideo | AddOutcome | MediaError | KeptOutError
 """What became of a file: its video, ready to be stored; the video that has the same bytes; or why there is
 none."""
+
+FindKnown = Callable[[VideoSource, HashedFile], VideoRecord | None]
 
 WAIT_SECONDS: Final = 0.5
 """Decoded segments wait at most this long for others before they are encoded as a smaller batch; a cancelled
@@ -72,9 +75,11 @@ class IndexEvent:
 
     Attributes:
         source: the file.
-        outcome: whether a video was added, its content was in the index already, or it failed.
-        video_id: of the video in the catalog; None where it failed.
-        reason: why it failed, or how much of it could be read where that is not all; else None.
+        outcome: what became of it, see `indexer.ingest.synchronisation.SyncReport`; `skipped` where its
+            content was in the index and nothing else was looked at.
+        video_id: of the video in the catalog; None where there is none.
+        reason: why it failed or is left out, how much of it could be read where that is not all, where it was
+            before it was moved, or where a duplicate's video lives; else None.
     """
 
     source: VideoSource
@@ -179,15 +184,15 @@ class VideoEncoder:
     def encode(
         self,
         sources: Iterable[VideoSource],
-        find_known: Callable[[str], VideoRecord | None] = lambda content_sha256: None,
+        find_known: FindKnown = lambda source, hashed: None,
         cancelled: threading.Event | None = None,
     ) -> Iterator[tuple[VideoSource, Encoded]]:
         """Encode files, in about their order, and yield each as soon as it is done.
 
         Args:
             sources: read as they are needed.
-            find_known: called here with the sha256 of a file's bytes (64 hex digits) before it is decoded;
-                gives the video that has the same bytes, or None.
+            find_known: called here with a file and its hash before it is decoded; gives the video that has
+                the same bytes, or None. A KeptOutError that it raises is what became of the file.
             cancelled: when it is set, the rest is left.
 
         Raises:
@@ -224,6 +229,18 @@ class VideoEncoder:
             raise encoded
         assert isinstance(encoded, NewVideo)
         return encoded
+
+
+def find_in(catalog: Store[Any]) -> FindKnown:
+    """Looks content up in a catalog; raises KeptOutError where it is kept out."""
+
+    def find_known(source: VideoSource, hashed: HashedFile) -> VideoRecord | None:
+        known = catalog.find_by_sha256(hashed.content_sha256)
+        if known is None and (kept_out := catalog.kept_out.find([hashed.content_sha256])):
+            raise KeptOutError(kept_out[hashed.content_sha256].video_id)
+        return known
+
+    return find_known
 
 
 class IndexingPipeline:
@@ -282,7 +299,7 @@ class IndexingPipeline:
         started = time.perf_counter()
         report = IndexReport()
         with self.encoder() as encoder:
-            for source, encoded in encoder.encode(sources, self.catalog.find_by_sha256):
+            for source, encoded in encoder.encode(sources, find_in(self.catalog)):
                 on_event(self._store(source, encoded, report))
         report.decode_seconds, report.encode_seconds = encoder.decode_seconds, encoder.encode_seconds
         report.seconds = time.perf_counter() - started
@@ -301,7 +318,7 @@ class IndexingPipeline:
     def _store(self, source: VideoSource, encoded: Encoded, report: IndexReport) -> IndexEvent:
         try:
             outcome = self._add(source, encoded)
-        except (MediaError, DuplicateIdError, InvalidRecordError) as error:
+        except (MediaError, DuplicateIdError, InvalidRecordError, KeptOutError) as error:
             report.num_failed += 1
             report.failures.append((str(source.path), str(error)))
             return IndexEvent(source, "failed", None, str(error))
@@ -318,11 +335,11 @@ class IndexingPipeline:
         )
 
     def _add(self, source: VideoSource, encoded: Encoded) -> AddOutcome:
-        if isinstance(encoded, MediaError):
+        if isinstance(encoded, MediaError | KeptOutError):
             raise encoded
         if isinstance(encoded, AddOutcome):
             return encoded
-        return self.catalog.add_video(replace(encoded, **_fields_of_source(source, encoded)))
+        return self.catalog.add_video(replace(encoded, **fields_of_source(source, encoded)))
 
 
 def default_num_workers(is_gpu: bool) -> int:
@@ -332,7 +349,7 @@ def default_num_workers(is_gpu: bool) -> int:
     return max(1, min(32, num_processors - 1 if is_gpu else num_processors // 2))
 
 
-def _fields_of_source(source: VideoSource, encoded: NewVideo) -> dict[str, Any]:
+def fields_of_source(source: VideoSource, encoded: NewVideo) -> dict[str, Any]:
     """The fields of `NewVideo` that do not come out of the file, or not only."""
     recorded_at = source.recorded_at if source.record is None else source.record.recorded_at
     if recorded_at is None:
@@ -353,12 +370,12 @@ def _fields_of_source(source: VideoSource, encoded: NewVideo) -> dict[str, Any]:
     }
 
 
-def _field_with_zero(source: VideoSource) -> str | None:
-    """The first field that holds U+0000, which no path can and no filter finds; None where none does."""
-    fields = {"path": str(source.path), "title": source.title, "uri": source.uri}
-    return next(
-        (name for name, value in {**fields, "metadata": source.metadata}.items() if holds_zero(value)), None
-    )
+def problem_of(source: VideoSource) -> str | None:
+    """Why what is said of a file cannot be stored: U+0000, which no path holds and no filter finds; None
+    where it can."""
+    values = {"path": str(source.path), "title": source.title, "uri": source.uri, "metadata": source.metadata}
+    name = next((name for name, value in values.items() if holds_zero(value)), None)
+    return None if name is None else f"its {name} holds a zero character (U+0000)"
 
 
 def file_time(path: Path) -> float | None:
@@ -389,7 +406,7 @@ class _Run:
         self,
         encoder: VideoEncoder,
         sources: Iterator[VideoSource],
-        find_known: Callable[[str], VideoRecord | None],
+        find_known: FindKnown,
     ) -> None:
         self.encoder = encoder
         self.sources = sources
@@ -441,8 +458,8 @@ class _Run:
             source = next(self.sources, None)
             if source is None:
                 return
-            if source.record is None and (name := _field_with_zero(source)) is not None:
-                self.done.append((source, MediaError(f"its {name} holds a zero character (U+0000)")))
+            if source.record is None and (problem := problem_of(source)) is not None:
+                self.done.append((source, MediaError(problem)))
                 continue
             self.hashing[self.encoder.pool.submit_hash(source.path)] = source
 
@@ -479,9 +496,14 @@ class _Run:
         except MediaError as error:
             self.done.append((source, error))
             return
+        try:
+            known = self.find_known(source, hashed)
+        except KeptOutError as error:
+            self.done.append((source, error))
+            return
         if source.record is not None and hashed.content_sha256 != source.record.content_sha256:
             self.done.append((source, MediaError(OTHER_BYTES_REASON)))
-        elif (known := self.find_known(hashed.content_sha256)) is not None:
+        elif known is not None:
             self.done.append((source, AddOutcome(known.id, created=False)))
         else:
             self.requests.append((_Video(source, hashed), 0))

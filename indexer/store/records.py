@@ -148,6 +148,7 @@ class KeptOut:
         video_id: of the video that was deleted.
         title: of that video.
         uri: of that video.
+        size_bytes: of its file.
         kept_out_at: when it was deleted, in seconds since 1970.
     """
 
@@ -155,6 +156,7 @@ class KeptOut:
     video_id: str
     title: str | None
     uri: str | None
+    size_bytes: int
     kept_out_at: float
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ from indexer.store.records import (
     Successor,
     VideoRecord,
 )
-from indexer.store.sqlite.catalog import Catalog
+from indexer.store.sqlite.catalog import Catalog, VideoChanges
 from indexer.store.sqlite.generations import index_exists
 
 if TYPE_CHECKING:
@@ -92,6 +92,9 @@ class VideoStore(Protocol[Transaction]):
         patch: Mapping[str, Any],
         *,
         check: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    ) -> VideoRecord: ...
+    def update_video(
+        self, video_id: str, transaction: Transaction | None = None, **changes: Unpack[VideoChanges]
     ) -> VideoRecord: ...
     def delete_video(
         self, video_id: str, transaction: Transaction | None = None, *, keep_out: bool = False
@@ -182,6 +185,10 @@ class Store(SearchedStore, VideoStore[Transaction], Generations, Maintained, Pro
 
     @property
     def jobs(self) -> Jobs[Transaction]: ...
+    @property
+    def files(self) -> Files[Transaction]: ...
+    @property
+    def kept_out(self) -> KeptOutContent[Transaction]: ...
     def repair(self, transaction: Transaction) -> None: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
@@ -238,6 +245,7 @@ class KeptOutContent(Protocol[JobTransaction]):
     def find(self, content_sha256s: Sequence[str]) -> dict[str, KeptOut]: ...
     def list_all(self) -> list[KeptOut]: ...
     def let_in(self, content_sha256: str) -> bool: ...
+    def let_in_video(self, video_id: str) -> None: ...
 
 
 def open_store(address: str | Path, *, fingerprint: str | None = None) -> Store[Any]:

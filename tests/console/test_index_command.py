@@ -19,7 +19,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from indexer.errors import IndexDamagedError, IndexFullError, IndexNotFoundError
-from indexer.ingest.pipeline import IndexingPipeline
+from indexer.ingest.synchronisation import Synchronisation
 from indexer.store.sqlite.catalog import Catalog
 from model import XClip, XClipConfig
 from tests.support.video_files import write_coloured_video
@@ -42,7 +42,7 @@ def indexed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, model_direct
     directory = tmp_path_factory.mktemp("made") / "index"
     result = _run("index", corpus, "--index", directory, "--model", model_directory, "--workers", 1)
     assert result.exit_code == 0, result.output
-    assert "5 added (5 segments), 0 already indexed, 0 failed" in result.stdout
+    assert "5 added (5 segments), 0 unchanged, 0 failed" in result.stdout
     return directory
 
 
@@ -76,9 +76,9 @@ def test_indexing_again_skips_what_is_in(indexed: Path, corpus: Path, tmp_path: 
     report = tmp_path / "report.json"
     result = _run("index", corpus, new, "--index", copy, "--report", report, "--workers", 1)
     assert result.exit_code == 0, result.output
-    assert "1 added (1 segments), 5 already indexed, 0 failed" in result.stdout
+    assert "1 added (1 segments), 5 unchanged, 0 failed" in result.stdout
     written = json.loads(report.read_text())
-    assert (written["num_added"], written["num_skipped"], written["failures"]) == (1, 5, [])
+    assert (written["num_added"], written["num_unchanged"], written["failures"]) == (1, 5, [])
     assert written["seconds"] > 0
 
 
@@ -121,7 +121,7 @@ def test_bad_files_are_listed_and_the_status_is_3(
         "index", "--manifest", manifest, "--index", index, "--model", model_directory, "--report", report
     )
     assert result.exit_code == 3, result.output
-    assert "1 added (1 segments), 0 already indexed, 2 failed" in result.stdout
+    assert "1 added (1 segments), 0 unchanged, 2 failed" in result.stdout
     assert f"failed: {tmp_path / 'words.mp4'}: not a video" in result.stderr
     assert len(json.loads(report.read_text())["failures"]) == 2
     with Catalog.open(index) as catalog:
@@ -224,7 +224,7 @@ def test_what_ends_indexing_early_is_one_line_that_says_what_became_of_the_work(
     def end(*_: object) -> None:
         raise trouble
 
-    monkeypatch.setattr(IndexingPipeline, "run", end)
+    monkeypatch.setattr(Synchronisation, "run", end)
     result = _run("index", corpus, "--index", indexed)
     assert result.exit_code == status, result.output
     assert said in result.stderr.splitlines()[-1]
@@ -246,7 +246,7 @@ def test_a_report_that_cannot_be_written_is_said_after_all_else_is_done(
     report.symlink_to(tmp_path / "no" / "where.json")
     result = _run("index", corpus, "--index", indexed, "--report", report)
     assert result.exit_code == 2
-    assert "5 already indexed" in result.stdout
+    assert "5 unchanged" in result.stdout
     assert "cannot be written: No such file or directory; all else is done" in result.stderr
 
 
@@ -300,7 +300,7 @@ def test_indexing_killed_at_any_moment_goes_on_where_it_was(
     result = _run("index", many, "--index", index, "--workers", 2)
     assert result.exit_code == 0, result.output
     assert f"{NUM_COPIES - num_before} added" in result.stdout
-    assert f"{num_before} already indexed" in result.stdout
+    assert f"{num_before} unchanged" in result.stdout
     with Catalog.open(index) as catalog:
         assert catalog.totals() == (NUM_COPIES, NUM_COPIES)
         with sqlite3.connect(catalog.path) as connection:

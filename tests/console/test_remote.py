@@ -14,7 +14,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from indexer.errors import NotAVideoError
-from indexer.ingest.pipeline import IndexReport
+from indexer.ingest.synchronisation import SyncReport
 from indexer.store.records import NewVideo
 from service.auth.keys import add_key
 from service.ingest.worker import Worker
@@ -88,15 +88,15 @@ def test_a_folder_is_uploaded_and_the_same_command_again_finds_all_in(
     report = tmp_path / "report.json"
     result = run("index", corpus, "--server", server, "--report", report)
     assert result.exit_code == 0, result.output
-    assert "5 added, 0 already indexed, 0 failed" in result.stdout
+    assert "5 added, 0 unchanged, 0 failed" in result.stdout
     written = json.loads(report.read_text())
-    assert written.keys() == IndexReport().to_dict().keys()
-    assert (written["num_added"], written["num_skipped"], written["failures"]) == (5, 0, [])
+    assert written.keys() == SyncReport().to_dict().keys()
+    assert (written["num_added"], written["num_unchanged"], written["failures"]) == (5, 0, [])
     titles = {video.title for video in service.catalog.list_videos(1000)}
     assert {f"clip {number}" for number in range(5)} <= titles
     num_jobs = len(service.job_queue.list_jobs(1000))
     again = run("index", corpus, "--server", server)
-    assert again.exit_code == 0 and "0 added, 5 already indexed, 0 failed" in again.stdout
+    assert again.exit_code == 0 and "0 added, 5 unchanged, 0 failed" in again.stdout
     assert len(service.job_queue.list_jobs(1000)) == num_jobs, "what is known is not even sent"
 
 
@@ -118,7 +118,7 @@ def test_files_that_fail_are_listed_and_the_status_is_3(
     manifest.write_text("\n".join(["Path;Title;id;from;year", *rows]))
     result = run("index", "--manifest", manifest, "--server", server, "--report", report)
     assert result.exit_code == 3, result.output
-    assert "2 added, 1 already indexed, 4 failed" in result.stdout
+    assert "2 added, 1 unchanged, 4 failed" in result.stdout
     assert "manifest: columns read as numbers: year\nmanifest: columns read as text: from\n" in result.stdout
     assert "1 of the added are damaged or truncated" in result.stdout
     assert f"failed: {corpus / 'bad.mp4'}: text, not a video" in result.stderr

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from indexer.ingest.manifest import VIDEO_EXTENSIONS
+from indexer.ingest.library import VIDEO_EXTENSIONS
 from training.errors import DatasetError
 
 _PREFERRED_ENDINGS: Final = (".mp4", ".webm", ".avi", ".mkv", ".mov")

@@ -75,7 +75,7 @@ from indexer.store.sqlite.connections import (
 )
 from indexer.store.sqlite.disk import keep_reserve
 from indexer.store.sqlite.features import FeatureRows, damaged_segments, read_segment_infos
-from indexer.store.sqlite.files import KeptOutTable, damaged_kept_out, find_kept_out
+from indexer.store.sqlite.files import FileTable, KeptOutTable, damaged_kept_out, find_kept_out
 from indexer.store.sqlite.filters import Condition, compile_filter, matching_segments
 from indexer.store.sqlite.generations import (
     FIRST_GENERATION,
@@ -363,6 +363,16 @@ class Catalog:
         return JobQueue(self)
 
     @property
+    def files(self) -> FileTable:
+        """What is known of the files of this index."""
+        return FileTable(self)
+
+    @property
+    def kept_out(self) -> KeptOutTable:
+        """The content that was deleted on purpose and does not come in again until it is let in."""
+        return KeptOutTable(self)
+
+    @property
     def is_read_only(self) -> bool:
         """Whether it lies on a file system that takes no writes: it is searched, and changes are refused."""
         return self.connections.is_read_only
@@ -509,8 +519,15 @@ class Catalog:
             found = connection.execute("SELECT number FROM videos WHERE id = ?", (video_id,)).fetchone()
             if keep_out:
                 record = _record_by_id(connection, video_id)
-                KeptOutTable(self).add(
-                    KeptOut(record.content_sha256, record.id, record.title, record.uri, self.clock()),
+                self.kept_out.add(
+                    KeptOut(
+                        record.content_sha256,
+                        record.id,
+                        record.title,
+                        record.uri,
+                        record.size_bytes,
+                        self.clock(),
+                    ),
                     Transaction(connection),
                 )
             rows = connection.execute("SELECT id FROM segments WHERE video_number = ? ORDER BY id", found)
@@ -526,6 +543,11 @@ class Catalog:
         self, video_id: str, transaction: Transaction | None = None, **changes: Unpack[VideoChanges]
     ) -> VideoRecord:
         """Replace the given fields (None erases), log the change and return the new record.
+
+        Args:
+            video_id: of the video.
+            transaction: from `transaction`, for changes that belong together; its own otherwise.
+            **changes: the fields and their values.
 
         Raises:
             VideoNotFoundError: there is no such video.
@@ -669,13 +691,14 @@ class Catalog:
             yield from map(_record, rows)
 
     def known_sizes(self, sizes_bytes: Sequence[int]) -> set[int]:
-        """Those of these sizes that the file of some video has."""
+        """Those of these sizes that the file of some video has, or of content that is kept out."""
         found: set[int] = set()
         for first in range(0, len(sizes_bytes), _RECORDS_AT_ONCE):
             with self.connections.reading() as connection:
                 rows = connection.execute(
-                    "SELECT DISTINCT size_bytes FROM videos WHERE size_bytes IN"
-                    " (SELECT value FROM json_each(?))",
+                    "SELECT value FROM json_each(?) AS wanted"
+                    " WHERE EXISTS (SELECT 1 FROM videos WHERE size_bytes = wanted.value)"
+                    " OR EXISTS (SELECT 1 FROM kept_out WHERE size_bytes = wanted.value)",
                     (json.dumps(sizes_bytes[first : first + _RECORDS_AT_ONCE]),),
                 )
                 found |= {size_bytes for (size_bytes,) in rows}

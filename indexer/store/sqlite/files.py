@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from indexer.errors import IndexDamagedError
+from indexer.errors import IndexDamagedError, VideoNotFoundError
 from indexer.store.records import KeptOut, KnownFile, check_count, check_sha256, check_text, check_time
 from indexer.store.sqlite.connections import Transaction, checksum_of_row
 
@@ -35,15 +35,17 @@ CREATE TABLE kept_out (
     video_id TEXT NOT NULL,
     title TEXT,
     uri TEXT,
+    size_bytes INTEGER NOT NULL,
     kept_out_at REAL NOT NULL,
     row_crc32 INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX kept_out_by_size ON kept_out (size_bytes);
 """
 
 _FILE_COLUMNS: Final = "uri, size_bytes, modified_ns, content_sha256, failure, version"
 """In the order of the fields of `KnownFile`."""
 
-_KEPT_OUT_COLUMNS: Final = "content_sha256, video_id, title, uri, kept_out_at"
+_KEPT_OUT_COLUMNS: Final = "content_sha256, video_id, title, uri, size_bytes, kept_out_at"
 """In the order of the fields of `KeptOut`."""
 
 _ROWS_AT_ONCE: Final = 1_000
@@ -140,11 +142,13 @@ class KeptOutTable:
             check_text("video_id", kept_out.video_id),
             check_text("title", kept_out.title),
             check_text("uri", kept_out.uri),
+            check_count("size_bytes", kept_out.size_bytes),
             check_time("kept_out_at", kept_out.kept_out_at),
         )
         with self._connections.joined(transaction) as connection:
             connection.execute(
-                f"INSERT OR REPLACE INTO kept_out ({_KEPT_OUT_COLUMNS}, row_crc32) VALUES (?, ?, ?, ?, ?, ?)",
+                f"INSERT OR REPLACE INTO kept_out ({_KEPT_OUT_COLUMNS}, row_crc32)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (*row, checksum_of_row(row)),
             )
 
@@ -177,6 +181,17 @@ class KeptOutTable:
         with self._connections.transaction() as connection:
             done = connection.execute("DELETE FROM kept_out WHERE content_sha256 = ?", (content_sha256,))
             return done.rowcount > 0
+
+    def let_in_video(self, video_id: str) -> None:
+        """Take the content again that was of this video; an id that was given twice may be of several.
+
+        Raises:
+            VideoNotFoundError: no content is kept out that was of a video of this id.
+        """
+        with self._connections.transaction() as connection:
+            done = connection.execute("DELETE FROM kept_out WHERE video_id = ?", (video_id,))
+            if not done.rowcount:
+                raise VideoNotFoundError(video_id)
 
 
 def find_kept_out(connection: sqlite3.Connection, content_sha256: str) -> KeptOut | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from indexer.errors import ManifestError
-from indexer.ingest.manifest import VideoSource, find_videos, read_manifest
+from indexer.ingest.manifest import VideoSource, read_manifest
 
 
 def _touch(folder: Path, *names: str) -> None:
@@ -19,35 +18,6 @@ def _touch(folder: Path, *names: str) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
-
-
-def test_folders_are_walked_for_videos_and_named_files_taken_as_they_are(tmp_path: Path) -> None:
-    _touch(
-        tmp_path, "a/1.MP4", "a/b/2.webm", "a/notes.txt", "a/.hidden.mp4", "a/.git/3.mp4", "odd.bin", "z.mkv"
-    )
-    (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
-    found = find_videos([tmp_path / "z.mkv", tmp_path / "a", tmp_path / "odd.bin", tmp_path / "a" / "1.MP4"])
-    names = [str(source.path.relative_to(tmp_path)) for source in found]
-    assert names == ["z.mkv", "a/1.MP4", "a/b/2.webm", "odd.bin"]
-    assert all(source.trusted and source.id is None for source in found)
-    with pytest.raises(FileNotFoundError, match=r"absent\.mp4"):
-        find_videos([tmp_path / "absent.mp4"])
-
-
-def test_a_folder_that_cannot_be_read_is_left_out_and_logged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    _touch(tmp_path, "a/1.mp4", "closed/2.mp4", "z/3.mp4")
-    read = os.scandir
-
-    def read_what_is_open(path: str) -> Any:
-        if Path(path).name == "closed":
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        return read(path)
-
-    monkeypatch.setattr(os, "scandir", read_what_is_open)
-    assert [source.path.name for source in find_videos([tmp_path])] == ["1.mp4", "3.mp4"]
-    assert f"the folder {tmp_path / 'closed'} is left out" in caplog.text
 
 
 def test_a_json_lines_manifest_gives_ids_titles_and_metadata(tmp_path: Path) -> None:

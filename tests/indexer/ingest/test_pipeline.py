@@ -19,7 +19,7 @@ import torch
 
 from indexer.errors import FingerprintMismatchError, MediaError
 from indexer.ingest.encoding import index_facts
-from indexer.ingest.manifest import find_videos
+from indexer.ingest.library import find_videos
 from indexer.ingest.pipeline import DecodeOptions, IndexEvent, IndexingPipeline, VideoEncoder, VideoSource
 from indexer.ingest.video_files import find_video_file
 from indexer.media import decode_pool

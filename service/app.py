@@ -87,7 +87,7 @@ def create_app(
     searcher: Searcher | None = None,
     take_picture: TakePicture | None = None,
     make_clip: MakeClip | None = None,
-    on_load_failure: Callable[[Exception], None] | None = None,
+    on_failure: Callable[[BaseException], None] | None = None,
     tracing: TracerProvider | None = None,
 ) -> FastAPI:
     """The application. Nothing is loaded before its lifespan starts.
@@ -97,7 +97,8 @@ def create_app(
         searcher: Used instead of loading one; the application is then ready immediately, and has no worker.
         take_picture: Makes thumbnails, instead of child processes that decode them.
         make_clip: Makes previews, instead of those.
-        on_load_failure: Called with the error when model or index cannot be loaded; it stays not ready.
+        on_failure: Called with the error when model or index cannot be loaded, or memory was full: the
+            process should end.
         tracing: Makes spans; shut down at the end.
     """
 
@@ -109,7 +110,7 @@ def create_app(
             if searcher is not None:
                 app.state.service = assemble(searcher)
             else:
-                tasks.append(asyncio.create_task(_load_and_run(app, settings, assemble, on_load_failure)))
+                tasks.append(asyncio.create_task(_load_and_run(app, settings, assemble)))
             try:
                 yield
             finally:
@@ -134,6 +135,7 @@ def create_app(
         telemetry={**_SPANS_ALONE, "tracing": tracing is not None, "tracer_provider": tracing},
     )
     _set_state(app, settings, tracing)
+    app.state.on_failure = on_failure or (lambda error: None)
     _add_middleware(app, settings)
     install_error_handlers(app, ROUTERS)
     for router in ROUTERS:
@@ -178,7 +180,11 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         keys_required=lambda: access.ring.required,
         cors_origins=settings.cors_origins,
     )
-    app.add_middleware(ObservationMiddleware, metrics=app.state.metrics)
+    app.add_middleware(
+        ObservationMiddleware,
+        metrics=app.state.metrics,
+        on_full_memory=lambda error: app.state.on_failure(error),
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -246,7 +252,6 @@ async def _load_and_run(
     app: FastAPI,
     settings: Settings,
     assemble: Callable[[Searcher], ReadyService],
-    on_load_failure: Callable[[Exception], None] | None,
 ) -> None:
     """Load, then keep a worker running and follow the current generation of the index until cancelled."""
 
@@ -266,8 +271,7 @@ async def _load_and_run(
             await to_thread.run_sync(delete_orphans, service.media_store, service.catalog, service.job_queue)
     except Exception as error:
         log_failure("cannot serve", error)
-        if on_load_failure is not None:
-            on_load_failure(error)
+        app.state.on_failure(error)
         return
     freeze_loaded_objects()
     app.state.service = service
@@ -275,6 +279,7 @@ async def _load_and_run(
     watch = asyncio.create_task(
         watch_generations(app, load, settings.request_timeout_seconds + settings.wait_limit_seconds)
     )
+    watch.add_done_callback(partial(_note_failure, app))
     try:
         if not service.catalog.is_read_only:
             await _run_worker(app, settings)
@@ -282,6 +287,11 @@ async def _load_and_run(
     finally:
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
+
+
+def _note_failure(app: FastAPI, task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        app.state.on_failure(error)
 
 
 async def _run_worker(app: FastAPI, settings: Settings) -> None:

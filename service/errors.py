@@ -20,6 +20,23 @@ TYPE_PREFIX = "urn:xclip-search:problem:"
 Dependency = TypeVar("Dependency", bound=Callable[..., Any])
 
 
+_SIGNS_OF_FULL_MEMORY = ("DefaultCPUAllocator", "bad_alloc")
+"""In the message of the RuntimeError that torch and FAISS raise."""
+
+
+def is_full_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, says that no memory was left.
+
+    After one of those nothing is as it was: caches and indexes may have been changed by half. The process
+    ends, and whoever started it starts another one.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS_OF_FULL_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 class ServiceError(Exception):
     """Base of all errors that become an HTTP answer.
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from indexer.errors import FingerprintMismatchError, IndexerError
 from indexer.store.records import Successor
+from service.errors import is_full_memory
 from service.loading import freeze_loaded_objects, log_failure
 from service.state import ReadyService
 
@@ -51,6 +52,8 @@ async def watch_generations(
             try:
                 service = await load()
             except Exception as error:
+                if is_full_memory(error):
+                    raise  # For both generations at once. Started anew, the server loads the new one alone.
                 log_failure(
                     "cannot switch to the new generation of the index, still serving the previous one",
                     error,

@@ -13,11 +13,13 @@ import os
 import resource
 import signal
 import socket
+import threading
 from types import FrameType
 
 import uvicorn
 
 from service.app import create_app
+from service.errors import is_full_memory
 from service.http.middleware import SPARE_CONNECTIONS, BoundedProtocol, is_loopback
 from service.observability.logs import start_logging
 from service.observability.tracing import TracingUnavailableError, make_tracer_provider
@@ -44,13 +46,21 @@ def run_server(settings: Settings) -> int:
     except TracingUnavailableError as error:
         logger.error("cannot serve: %s", error)
         return 1
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
 
-    def give_up(error: Exception) -> None:
+    def give_up(error: BaseException) -> None:
+        if is_full_memory(error) and not failures:
+            logger.error("memory is full: ending with status 1, to be started anew")
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(settings, on_load_failure=give_up, tracing=tracing)
+    def on_thread_failure(arguments: threading.ExceptHookArgs) -> None:
+        threading.__excepthook__(arguments)
+        if is_full_memory(arguments.exc_value):
+            give_up(arguments.exc_value or MemoryError())
+
+    threading.excepthook = on_thread_failure
+    app = create_app(settings, on_failure=give_up, tracing=tracing)
     if not (is_loopback(settings.host) or settings.allow_no_keys):
         app.state.access.ring.demand()
     config = uvicorn.Config(

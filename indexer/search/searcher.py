@@ -458,6 +458,8 @@ class IndexRefresher:
             return
         try:
             do()
+        except MemoryError:
+            raise  # Not only this failed: what runs the searcher has to know.
         except Exception as error:  # The top of a thread: there is no caller to raise to.
             self._not_before[task] = time.monotonic() + PAUSE_SECONDS
             logger.warning("refreshing the index %s, %s: %s", self._directory, task, error)

@@ -27,7 +27,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.auth.access import CLIENT, AccessControl, network_of
-from service.errors import PROBLEM_MEDIA_TYPE, BodyTooLargeError, InternalError
+from service.errors import PROBLEM_MEDIA_TYPE, BodyTooLargeError, InternalError, is_full_memory
 from service.http.middleware import PROBES
 from service.observability.collector import StateCollector
 from service.observability.logs import REQUEST_ID, choose_request_id
@@ -115,11 +115,17 @@ def stage_seconds(answer: object) -> dict[str, float]:
 
 
 class ObservationMiddleware:
-    """Watches each request from its headers to the end of its answer; an unforeseen error becomes a 500."""
+    """Watches each request from its headers to the end of its answer; an unforeseen error becomes a 500.
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    on_full_memory: called with an error of which `is_full_memory` is true.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, on_full_memory: Callable[[Exception], None]
+    ) -> None:
         self.app = app
         self._metrics = metrics
+        self._on_full_memory = on_full_memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request: an ASGI application."""
@@ -183,6 +189,8 @@ class ObservationMiddleware:
             await self.app(scope, receive, send_and_note)
         except Exception as error:
             logger.error("%s %s failed", scope["method"], route_of(scope), exc_info=error)
+            if is_full_memory(error):
+                self._on_full_memory(error)
             if begun:
                 raise  # Too late for another answer: the server cuts the connection.
             await InternalError().to_response()(scope, receive, send)

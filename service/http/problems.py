@@ -30,6 +30,7 @@ from service.errors import (
     StorageFullError,
     UnsupportedContentTypeError,
     VideoNotFoundError,
+    is_full_memory,
     validation_problem,
 )
 from service.http.forwarding import route_path
@@ -58,6 +59,8 @@ def install_error_handlers(app: FastAPI, routers: Sequence[APIRouter]) -> None:
             return MethodNotAllowedError(headers={"Allow": ", ".join(methods)}).to_response()
         if isinstance(error.__cause__, ServiceError):
             return error.__cause__.to_response()  # FastAPI makes a 400 of any error while the body is read.
+        if is_full_memory(error):
+            raise error.__cause__ or error
         return _from_http_exception(error).to_response()
 
     async def on_validation_error(request: Request, error: Exception) -> Response:

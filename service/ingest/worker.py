@@ -40,6 +40,7 @@ from indexer.ingest.video_files import local_path
 from indexer.store.job import FailureReason, Job
 from indexer.store.records import NewVideo
 from indexer.store.store import Jobs, Store
+from service.errors import is_full_memory
 from service.ingest.media_store import FULL_DISK_ERRORS, MediaStore, delete_orphans, discard_upload
 from service.settings import Settings
 
@@ -264,6 +265,7 @@ class JobOutcomes:
 
         Raises:
             IndexBusyError, IndexStorageError, IndexSupersededError: nothing is wrong with the file.
+            MemoryError, RuntimeError: memory is full, see `is_full_memory`.
         """
         try:
             yield
@@ -278,6 +280,8 @@ class JobOutcomes:
         except (*UNWRITABLE, IndexSupersededError):
             raise
         except Exception as error:
+            if is_full_memory(error):
+                raise  # The process ends; the next one takes the job when its lease is over.
             logger.error("job %s failed", job.id, exc_info=error)
             if isinstance(error, OSError) and error.errno in FULL_DISK_ERRORS:
                 self.fail(job, FULL_DISK_REASON, FailureReason.NO_ROOM)

@@ -17,6 +17,7 @@ from typing import Any
 
 from indexer.errors import IndexerError, IndexSupersededError
 from indexer.store.store import Store
+from service.errors import is_full_memory
 from service.ingest.media_store import MediaStore
 from service.ingest.worker import SEGMENTS_AT_ONCE, Worker
 from service.settings import Settings
@@ -130,6 +131,11 @@ def run_worker(settings: Settings) -> int:
                 break
     except (IndexerError, ModelError) as error:
         worker_logger.error("cannot work: %s", error)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_full_memory(error):
+            raise
+        worker_logger.error("memory is full: ending with status 1, to be started anew", exc_info=error)
         return 1
     worker_logger.info("ended")
     return 0

@@ -170,6 +170,28 @@ def test_each_request_is_a_line_of_json_without_what_was_asked(service: Service,
     assert "zebra" not in stream.getvalue() and "secret" not in stream.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("error", "is_full"),
+    [
+        (MemoryError(), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
+            True,
+        ),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("boom"), False),
+    ],
+)
+def test_a_server_whose_memory_was_full_ends_instead_of_serving_what_may_be_old(
+    error: Exception, is_full: bool, service: Service, stream: io.StringIO
+) -> None:
+    failures: list[BaseException] = []
+    service.app.state.on_failure = failures.append
+    service.searcher.error = error
+    assert service.client.post("/search", json={"query": "x"}).status_code == 500
+    assert failures == ([error] if is_full else [])
+
+
 def test_an_unforeseen_error_has_its_request_id_and_the_headers_of_every_answer(
     service: Service, stream: io.StringIO
 ) -> None:

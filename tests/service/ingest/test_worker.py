@@ -634,3 +634,14 @@ def test_the_worker_is_started_for_the_same_index_model_and_device() -> None:
     assert options["--index"] == "/index" and options["--model"] == "demo" and options["--device"] == "cpu"
     assert options["--parent"] == str(os.getpid())
     assert "--model" not in worker_command(Settings(index=Path("/index")))
+
+
+def test_a_worker_whose_memory_is_full_ends_and_leaves_the_job_to_the_next_one(bench: Bench) -> None:
+    job = bench.upload()
+
+    def read(path: Path, cancelled: threading.Event) -> NewVideo:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        Worker(bench.settings, bench.catalog, bench.store, read).run(threading.Event())
+    assert bench.queue.get(job.id).state == "running" and bench.files() != []

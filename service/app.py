@@ -35,7 +35,7 @@ from service.http.problems import install_error_handlers
 from service.index_switch import watch_generations
 from service.ingest.media_store import MediaStore, delete_orphans
 from service.ingest.upload import FORM_OVERHEAD_BYTES
-from service.ingest.worker_process import keep_worker_running, worker_command
+from service.ingest.worker_process import WorkerState, keep_worker_running, worker_command
 from service.loading import freeze_loaded_objects, load_searcher, log_failure
 from service.routes import (
     health,
@@ -154,6 +154,7 @@ _SPANS_ALONE: TelemetryConfig = {"metrics": False, "logs": False, "operation_spa
 def _set_state(app: FastAPI, settings: Settings, tracing: TracerProvider | None) -> None:
     """What the routes and the middleware find in `app.state`."""
     app.state.service = None
+    app.state.worker = None
     app.state.is_outdated = False
     app.state.is_loading = threading.Event()
     app.state.settings = settings
@@ -274,6 +275,9 @@ async def _load_and_run(
         app.state.on_failure(error)
         return
     freeze_loaded_objects()
+    runs_worker = settings.start_worker and not service.catalog.is_read_only
+    if runs_worker:
+        app.state.worker = WorkerState()
     app.state.service = service
     logger.info("ready")
     watch = asyncio.create_task(
@@ -281,7 +285,7 @@ async def _load_and_run(
     )
     watch.add_done_callback(partial(_note_failure, app))
     try:
-        if not service.catalog.is_read_only:
+        if runs_worker:
             await _run_worker(app, settings)
         await watch
     finally:
@@ -295,16 +299,14 @@ def _note_failure(app: FastAPI, task: asyncio.Task[None]) -> None:
 
 
 async def _run_worker(app: FastAPI, settings: Settings) -> None:
-    if settings.start_worker:
-        # The worker is asked to end as soon as the server is, not when the last request is answered.
-        worker = asyncio.create_task(
-            keep_worker_running(worker_command(settings), settings.worker_grace_seconds + 5.0)
-        )
-        try:
-            await app.state.drain.wait()
-        finally:
-            worker.cancel()
-            await _wait_even_if_cancelled(worker)
+    # The worker is asked to end as soon as the server is, not when the last request is answered.
+    command, grace_seconds = worker_command(settings), settings.worker_grace_seconds + 5.0
+    worker = asyncio.create_task(keep_worker_running(command, grace_seconds, app.state.worker))
+    try:
+        await app.state.drain.wait()
+    finally:
+        worker.cancel()
+        await _wait_even_if_cancelled(worker)
 
 
 async def _wait_even_if_cancelled(task: asyncio.Task[None]) -> None:

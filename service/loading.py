@@ -10,7 +10,7 @@ from indexer.errors import IndexerError, IndexNotFoundError
 from indexer.search.types import SearchQuery
 from indexer.store.store import store_exists
 from model.errors import ModelError
-from service.settings import Settings
+from service.settings import Settings, WorkerSettings
 
 if TYPE_CHECKING:
     from indexer.index import Index
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("xclip_search.service")
 
 
-def open_index(settings: Settings) -> Index:
+def open_index(settings: WorkerSettings) -> Index:
     """The index of the settings with its model, or the one that they name; made where there is none.
 
     Raises:

@@ -23,7 +23,7 @@ from service.errors import is_full_memory
 from service.http.middleware import SPARE_CONNECTIONS, BoundedProtocol, is_loopback
 from service.observability.logs import start_logging
 from service.observability.tracing import TracingUnavailableError, make_tracer_provider
-from service.settings import Settings
+from service.settings import Settings, is_service_link
 from service.state import Drain
 
 MAX_FILES = 65536
@@ -41,6 +41,13 @@ logger = logging.getLogger("xclip_search.service")
 def run_server(settings: Settings) -> int:
     """Serve until a signal; returns the exit status: 0, or 1 where it cannot serve."""
     start_logging(settings.log_format, settings.log_level)
+    if is_service_link(os.environ.get("XCLIP_PORT")):
+        logger.warning(
+            "XCLIP_PORT=%s is no setting of ours: Kubernetes makes it for a Service named xclip. It is passed"
+            " over, and the port is %d; say enableServiceLinks: false, or name the Service otherwise",
+            os.environ["XCLIP_PORT"],
+            settings.port,
+        )
     try:
         tracing = make_tracer_provider() if settings.tracing else None
     except TracingUnavailableError as error:

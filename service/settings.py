@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from service.observability.logs import LogFormat, LogLevel
 
@@ -43,8 +49,130 @@ CoarseKindChoice = Literal["auto", "exact", "ivf-sq", "ivf-pq", "hnsw"]
 """As `indexer.coarse.exact.KindChoice`, which cannot be had without loading FAISS."""
 
 
-class Settings(BaseSettings):
-    """What can be set, with its range and default. Sizes in bytes, times in seconds.
+class _Environment(EnvSettingsSource):
+    """The environment without what Kubernetes puts there for a Service named `xclip`."""
+
+    def __call__(self) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in super().__call__().items()
+            if not (name == "port" and is_service_link(value))
+        }
+
+
+def is_service_link(value: object) -> bool:
+    """Whether an XCLIP_PORT is that of Kubernetes, or of Docker's links: `tcp://10.0.0.1:80`."""
+    return isinstance(value, str) and re.fullmatch(r"(?:tcp|udp|sctp)://\S+", value) is not None
+
+
+class IndexSettings(BaseSettings):
+    """Where the index is: what every command of the service reads.
+
+    Raises:
+        pydantic.ValidationError: A value is out of its range; names the field.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="XCLIP_", extra="forbid", env_ignore_empty=True, frozen=True)
+
+    index: Path | None = Field(default=None, description="The index directory.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments over environment; pydantic-settings calls it."""
+        return init_settings, _Environment(settings_cls)
+
+    @property
+    def index_directory(self) -> Path:
+        """The index, as an absolute path. Raises ValueError where none was named."""
+        if self.index is None:
+            raise ValueError("the settings name no index")
+        return self.index.expanduser().absolute()
+
+
+class KeysSettings(IndexSettings):
+    """What the commands of keys read."""
+
+    keys_file: Path | None = Field(
+        default=None, description="File of the API keys; keys.json in the index directory where unset."
+    )
+
+
+class WorkerSettings(IndexSettings):
+    """What a worker reads: a setting of the server alone, however wrong, does not end it."""
+
+    model: str | None = Field(default=None, description="Model spec; the index's own where unset.")
+    new_index_model: str | None = Field(
+        default=None, description="Model for a new index; an existing one keeps its own."
+    )
+    device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")
+    upload_limit_bytes: int = Field(default=2048 * MIB, ge=1, description="Largest file taken.")
+    decode_timeout_seconds: float = Field(default=300.0, gt=0, description="Longest decoding of one video.")
+    max_video_seconds: float = Field(default=6 * 3600.0, gt=0, description="Longest video taken.")
+    worker_grace_seconds: float = Field(default=20.0, ge=0, description="Time a worker has to end its job.")
+    poll_seconds: float = Field(
+        default=0.2, gt=0, description="Pause of a worker between two polls of an empty queue."
+    )
+    lease_seconds: float = Field(
+        default=60.0, gt=0, description="A job goes to another worker after this time without a heartbeat."
+    )
+    parent_pid: int | None = Field(
+        default=None, description="A worker ends with this process, which started it; set by serve."
+    )
+    url_ingest: bool = Field(
+        default=False, description="Whether POST /videos fetches videos from http:// and https:// addresses."
+    )
+    url_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Hosts and networks beyond the public internet to fetch from, separated by commas.",
+    )
+    url_ports: Annotated[tuple[int, ...], NoDecode] = Field(
+        default=(80, 443), description="Ports to fetch from, separated by commas."
+    )
+    url_timeout_seconds: float = Field(default=1800.0, gt=0, description="Longest download of one video.")
+    url_idle_seconds: float = Field(
+        default=20.0, gt=0, description="A download that receives less than 16 KiB in this time is aborted."
+    )
+    num_url_downloads: int = Field(default=2, ge=1, le=64, description="Videos fetched concurrently.")
+    log_format: LogFormat = Field(
+        default="auto", description="json, text, or auto: text on a terminal, else JSON."
+    )
+    log_level: LogLevel = Field(default="info", description="debug, info, warning or error.")
+
+    @field_validator("url_allowed_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: Any) -> Any:
+        return _split_names(value)
+
+    @field_validator("url_allowed_hosts")
+    @classmethod
+    def _check_url_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from service.ingest.web.policy import AllowedHosts
+
+        AllowedHosts.parse(value)
+        return value
+
+    @field_validator("url_ports", mode="before")
+    @classmethod
+    def _split_ports(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("url_ports")
+    @classmethod
+    def _check_ports(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if not value or not all(1 <= port <= 65535 for port in value):
+            raise ValueError("ports are from 1 to 65535")
+        return value
+
+
+class Settings(WorkerSettings, KeysSettings):
+    """What the server reads, its own worker's included. Sizes in bytes, times in seconds.
 
     Raises:
         pydantic.ValidationError: A value is out of its range; names the field.
@@ -53,14 +181,6 @@ class Settings(BaseSettings):
     8000
     """
 
-    model_config = SettingsConfigDict(env_prefix="XCLIP_", extra="forbid", env_ignore_empty=True, frozen=True)
-
-    index: Path | None = Field(default=None, description="The index directory.")
-    model: str | None = Field(default=None, description="Model spec; the index's own where unset.")
-    new_index_model: str | None = Field(
-        default=None, description="Model for a new index; an existing one keeps its own."
-    )
-    device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on.")
     start_worker: bool = Field(default=True, description="Whether serve starts a worker process.")
@@ -68,7 +188,6 @@ class Settings(BaseSettings):
     allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(), description="Folders that POST /videos may read a uri from, separated as in PATH."
     )
-    upload_limit_bytes: int = Field(default=2048 * MIB, ge=1, description="Largest file taken.")
     body_limit_bytes: int = Field(default=64 * 1024, ge=1024, description="Largest JSON body taken.")
     num_search_threads: int = Field(default=2, ge=1, le=256, description="Searches that run concurrently.")
     max_waiting_searches: int = Field(default=64, ge=0, description="Searches that may wait, then 503.")
@@ -85,38 +204,6 @@ class Settings(BaseSettings):
     )
     feature_memory_bytes: int = Field(
         default=1024 * MIB, ge=0, description="Memory for features that the full score reads; 0: none."
-    )
-    decode_timeout_seconds: float = Field(default=300.0, gt=0, description="Longest decoding of one video.")
-    max_video_seconds: float = Field(default=6 * 3600.0, gt=0, description="Longest video taken.")
-    worker_grace_seconds: float = Field(default=20.0, ge=0, description="Time a worker has to end its job.")
-    poll_seconds: float = Field(
-        default=0.2, gt=0, description="Pause of a worker between two polls of an empty queue."
-    )
-    lease_seconds: float = Field(
-        default=60.0, gt=0, description="A job goes to another worker after this time without a heartbeat."
-    )
-    parent_pid: int | None = Field(
-        default=None, description="A worker ends with this process, which started it; set by serve."
-    )
-
-    url_ingest: bool = Field(
-        default=False, description="Whether POST /videos fetches videos from http:// and https:// addresses."
-    )
-    url_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(),
-        description="Hosts and networks beyond the public internet to fetch from, separated by commas.",
-    )
-    url_ports: Annotated[tuple[int, ...], NoDecode] = Field(
-        default=(80, 443), description="Ports to fetch from, separated by commas."
-    )
-    url_timeout_seconds: float = Field(default=1800.0, gt=0, description="Longest download of one video.")
-    url_idle_seconds: float = Field(
-        default=20.0, gt=0, description="A download that receives less than 16 KiB in this time is aborted."
-    )
-    num_url_downloads: int = Field(default=2, ge=1, le=64, description="Videos fetched concurrently.")
-
-    keys_file: Path | None = Field(
-        default=None, description="File of the API keys; keys.json in the index directory where unset."
     )
     allow_no_keys: bool = Field(
         default=False, description="Whether other machines may be served without API keys."
@@ -158,20 +245,14 @@ class Settings(BaseSettings):
     drain_timeout_seconds: int = Field(
         default=30, ge=0, description="At shutdown: time for requests in progress to be answered."
     )
-    log_format: LogFormat = Field(
-        default="auto", description="json, text, or auto: text on a terminal, else JSON."
-    )
-    log_level: LogLevel = Field(default="info", description="debug, info, warning or error.")
     tracing: bool = Field(
         default=False, description="Whether traces are sent by OpenTelemetry, which reads OTEL_ variables."
     )
 
-    @field_validator("allowed_hosts", "url_allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", mode="before")
     @classmethod
-    def _split_hosts(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(part.strip().lower() for part in value.split(",") if part.strip())
-        return value
+    def _split_allowed_hosts(cls, value: Any) -> Any:
+        return _split_names(value)
 
     @field_validator("root_path")
     @classmethod
@@ -198,26 +279,6 @@ class Settings(BaseSettings):
                 )
         return value
 
-    @field_validator("url_allowed_hosts")
-    @classmethod
-    def _check_url_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        from service.ingest.web.policy import AllowedHosts
-
-        AllowedHosts.parse(value)
-        return value
-
-    @field_validator("url_ports", mode="before")
-    @classmethod
-    def _split_ports(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-
-    @field_validator("url_ports")
-    @classmethod
-    def _check_ports(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or not all(1 <= port <= 65535 for port in value):
-            raise ValueError("ports are from 1 to 65535")
-        return value
-
     @field_validator("allowed_roots", mode="before")
     @classmethod
     def _split_roots(cls, value: Any) -> Any:
@@ -233,9 +294,8 @@ class Settings(BaseSettings):
                 raise ValueError(f"{root} is not a folder")
         return tuple(root.expanduser().resolve() for root in value)
 
-    @property
-    def index_directory(self) -> Path:
-        """The index, as an absolute path. Raises ValueError where none was named."""
-        if self.index is None:
-            raise ValueError("the settings name no index")
-        return self.index.expanduser().absolute()
+
+def _split_names(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(part.strip().lower() for part in value.split(",") if part.strip())
+    return value

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from xclip_search.console import FAILED, MaxHoursOption, echo, explain_os_error, make_app, stop
 
 if TYPE_CHECKING:
-    from service.settings import Settings
+    from service.settings import IndexSettings, Settings, WorkerSettings
+
+Read = TypeVar("Read", bound="IndexSettings")
 
 app = make_app()
 keys = make_app()
@@ -94,7 +96,10 @@ def serve(
     SIGTERM or Ctrl-C stops it: requests in progress are answered first. Every option is also an environment
     variable XCLIP_..., and there are more of those: docs/operations.md has all.
     """
+    from service.settings import Settings
+
     settings = _read_settings(
+        Settings,
         index=index,
         model=model,
         host=host,
@@ -137,7 +142,10 @@ def worker(
     `serve` starts one itself; start more on the same machine to read several videos concurrently.
     SIGTERM stops a worker: its job gets the grace period, and then goes back to the queue.
     """
+    from service.settings import WorkerSettings
+
     settings = _read_settings(
+        WorkerSettings,
         index=index,
         model=model,
         device=device,
@@ -173,15 +181,16 @@ def _check_keys(settings: Settings) -> None:
     echo(f"warning: {danger}", err=True, color="yellow")
 
 
-def _read_settings(**options: object) -> Settings:
-    """The environment with the options on top that were given; ends the command where a value is wrong."""
-    from pydantic import ValidationError
+def _read_settings(kind: type[Read], **options: object) -> Read:
+    """The environment with the options on top that were given; ends the command where a value is wrong.
 
-    from service.settings import Settings
+    kind: what the command reads; what others read may be wrong.
+    """
+    from pydantic import ValidationError
 
     given = {name: value for name, value in options.items() if value is not None}
     try:
-        return Settings(**given)  # type: ignore[arg-type]
+        return kind(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         problems = (
             f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}"
@@ -190,7 +199,7 @@ def _read_settings(**options: object) -> Settings:
         stop("wrong settings: " + "; ".join(problems))
 
 
-def _require_index_or_model(settings: Settings) -> None:
+def _require_index_or_model(settings: WorkerSettings) -> None:
     """End the command where there is no index, and no model to make one with."""
     from indexer.store.store import store_exists
 
@@ -282,8 +291,9 @@ def remove(name: NameOption, index: IndexOption = None, keys_file: KeysFileOptio
 
 def _keys_path(index: Path | None, keys_file: Path | None) -> Path:
     from service.auth.keys import keys_path
+    from service.settings import KeysSettings
 
-    settings = _read_settings(index=index, keys_file=keys_file)
+    settings = _read_settings(KeysSettings, index=index, keys_file=keys_file)
     if settings.keys_file is None and settings.index is None:
         stop(NO_INDEX)
     return settings.keys_file or keys_path(settings.index_directory, None)

@@ -42,7 +42,7 @@ from indexer.store.records import NewVideo
 from indexer.store.store import Jobs, Store
 from service.errors import is_full_memory
 from service.ingest.media_store import FULL_DISK_ERRORS, MediaStore, delete_orphans, discard_upload
-from service.settings import Settings
+from service.settings import WorkerSettings
 
 logger = logging.getLogger("xclip_search.worker")
 
@@ -84,7 +84,7 @@ class Worker:
     """Processes the jobs of one index, one at a time, until it is stopped."""
 
     def __init__(
-        self, settings: Settings, catalog: Store[Any], media_store: MediaStore, read_video: ReadVideo
+        self, settings: WorkerSettings, catalog: Store[Any], media_store: MediaStore, read_video: ReadVideo
     ) -> None:
         self._settings = settings
         self._catalog = catalog

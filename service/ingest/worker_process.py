@@ -20,7 +20,7 @@ from indexer.store.store import Store
 from service.errors import is_full_memory
 from service.ingest.media_store import MediaStore
 from service.ingest.worker import SEGMENTS_AT_ONCE, Worker
-from service.settings import Settings
+from service.settings import Settings, WorkerSettings
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 30.0
 """Before a worker that died is started again; doubled each time."""
@@ -45,32 +45,88 @@ def worker_command(settings: Settings) -> list[str]:
     return command
 
 
-async def keep_worker_running(command: list[str], grace_seconds: float) -> None:
+STARTED = b"ready\n"
+"""What a worker says on its standard output to the server that started it, once it takes jobs."""
+
+_REASONS = {
+    1: "it cannot load the model or the index, or open the index's folder",
+    2: "it was called wrongly, or one of its settings is wrong",
+    -signal.SIGKILL: "the system killed it, as it does where memory is short",
+}
+"""By exit status; of a signal its number, negative."""
+
+
+class WorkerState:
+    """Whether the worker that a server runs takes jobs.
+
+    problem: why not, as a sentence for clients; None where it does, or died and is being started again.
+    """
+
+    def __init__(self) -> None:
+        self.problem: str | None = "The worker that reads videos is being started."
+        self._has_started = False
+
+    def begin(self) -> None:
+        """Another process is being started."""
+        self._has_started = False
+
+    def note_started(self) -> None:
+        """It takes jobs."""
+        self._has_started, self.problem = True, None
+
+    def note_ended(self, status: int) -> None:
+        """It ended, with this exit status."""
+        if not self._has_started:
+            self.note_failure(_REASONS.get(status, f"it ended with status {status}"))
+
+    def note_failure(self, reason: str) -> None:
+        """It cannot be started."""
+        self.problem = f"The worker that reads videos cannot start: {reason}. Its lines in the log say more."
+
+
+async def keep_worker_running(command: list[str], grace_seconds: float, state: WorkerState) -> None:
     """Run `command` until this task is cancelled; then ask it to end, and end it after `grace_seconds`."""
     pause = FIRST_PAUSE_SECONDS
     while True:
         started = time.monotonic()
+        state.begin()
         try:
             # A session of its own: a Ctrl-C at the terminal reaches the server alone, which then ends it.
-            process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
+            process = await asyncio.create_subprocess_exec(
+                *command, start_new_session=True, stdout=asyncio.subprocess.PIPE
+            )
         except OSError as error:  # No memory, no descriptors, no further process: all of them pass.
             logger.error("the worker cannot be started: %s; trying again in %.0f s", error.strerror, pause)
+            state.note_failure("the system starts no further process")
         else:
-            status = await _wait_or_end(process, grace_seconds)
+            status = await _wait_or_end(process, grace_seconds, state)
             if time.monotonic() - started > HEALTHY_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
+            state.note_ended(status)
             logger.error("the worker ended with status %s; starting another in %.0f s", status, pause)
         await asyncio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
-async def _wait_or_end(process: asyncio.subprocess.Process, grace_seconds: float) -> int:
+async def _wait_or_end(process: asyncio.subprocess.Process, grace_seconds: float, state: WorkerState) -> int:
     """The exit status of `process`, which is ended where this task is cancelled."""
+    listening = asyncio.create_task(_listen(process, state))
     try:
         return await process.wait()
     except asyncio.CancelledError:
         await _end(process, grace_seconds)
         raise
+    finally:
+        listening.cancel()  # A child of the worker's may keep its output open.
+
+
+async def _listen(process: asyncio.subprocess.Process, state: WorkerState) -> None:
+    assert process.stdout is not None
+    said = b""
+    while chunk := await process.stdout.read(4096):
+        said = (said + chunk)[-4096:]
+        if STARTED in said:
+            state.note_started()
 
 
 async def _end(process: asyncio.subprocess.Process, grace_seconds: float) -> None:
@@ -89,7 +145,7 @@ async def _end(process: asyncio.subprocess.Process, grace_seconds: float) -> Non
 
 
 def fetching_where_on(
-    settings: Settings, catalog: Store[Any], media_store: MediaStore, stop: threading.Event
+    settings: WorkerSettings, catalog: Store[Any], media_store: MediaStore, stop: threading.Event
 ) -> contextlib.AbstractContextManager[None]:
     """Fetch from the web in other threads for as long as the context lasts, where that is switched on."""
     if not settings.url_ingest:
@@ -99,7 +155,7 @@ def fetching_where_on(
     return fetching(settings, catalog, media_store, stop)
 
 
-def run_worker(settings: Settings) -> int:
+def run_worker(settings: WorkerSettings) -> int:
     """Work until a signal; returns the exit status: 0, or 1 where model or index cannot be loaded.
 
     When another generation of the index becomes the current one, it goes on there, with the model of that.
@@ -141,7 +197,7 @@ def run_worker(settings: Settings) -> int:
     return 0
 
 
-def _work_on_current(settings: Settings, stop: threading.Event, ready: threading.Event) -> bool:
+def _work_on_current(settings: WorkerSettings, stop: threading.Event, ready: threading.Event) -> bool:
     """Work on the current generation; true where another one has become current meanwhile.
 
     ready: set when all is loaded.
@@ -164,6 +220,9 @@ def _work_on_current(settings: Settings, stop: threading.Event, ready: threading
         )
         with pipeline.encoder() as encoder:
             worker_logger.info("ready for jobs")
+            if settings.parent_pid is not None:
+                with contextlib.suppress(OSError):  # The server is gone, which the worker notices soon.
+                    os.write(sys.stdout.fileno(), STARTED)
             with (
                 contextlib.suppress(IndexSupersededError),
                 fetching_where_on(settings, index.catalog, store, stop),

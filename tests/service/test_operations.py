@@ -6,7 +6,9 @@ import io
 import json
 import logging
 import re
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +17,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from indexer.store.job import FailureReason
 from service.errors import ERROR_CLASSES
+from service.ingest.worker_process import WorkerState
 from service.observability import logs
 from service.observability.collector import STATS_GAUGES
 from tests.service.routes.test_docs import DOCS, rows
+from tests.service.routes.test_errors import check_problem
 from tests.support.catalog_builders import enqueue
 from tests.support.servers.service_fakes import Service, add_video, running
+from tests.support.servers.web_server import reply, serving
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = sorted(
@@ -304,6 +309,59 @@ def test_requests_and_stages_are_spans_below_the_callers(tmp_path: Path) -> None
     for span in spans.values():
         assert span.parent is not None and span.parent.span_id == request.get_span_context().span_id
     service.catalog.close()
+
+
+@pytest.mark.parametrize("is_tried", [True, False], ids=["given up", "never tried"])
+def test_a_dead_collector_of_traces_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, is_tried: bool
+) -> None:
+    """It accepts connections and never answers. The SDK's own shutdown takes half a minute."""
+    from service.observability.tracing import FLUSH_SECONDS, make_tracer_provider
+
+    with socket.create_server(("127.0.0.1", 0)) as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.getsockname()[1]}")
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10" if is_tried else "60000")
+        provider = make_tracer_provider()
+        provider.get_tracer("test").start_span("a span").end()
+        if is_tried:
+            collector.settimeout(10)
+            connection, _ = collector.accept()
+            connection.recv(10)
+        started = time.monotonic()
+        provider.shutdown()
+        assert time.monotonic() - started < FLUSH_SECONDS + 0.5
+        if is_tried:
+            assert time.monotonic() - started < 0.5
+            connection.close()
+
+
+def test_the_last_spans_reach_a_collector_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from service.observability.tracing import make_tracer_provider
+
+    monkeypatch.setattr("service.observability.tracing.FLUSH_SECONDS", 30.0)
+    with serving(reply(b"")) as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.port}")
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")
+        provider = make_tracer_provider()
+        provider.get_tracer("test").start_span("a span").end()
+        provider.shutdown()
+        assert len(collector.requests) == 1 and "POST /v1/traces" in collector.requests[0]
+
+
+def test_a_server_whose_worker_cannot_start_is_not_ready_and_says_why(service: Service) -> None:
+    assert service.client.get("/readyz").status_code == 200
+    state = service.app.state.worker = WorkerState()
+    problem = check_problem(service.client.get("/readyz"), 503)
+    assert "is being started" in problem["detail"]
+    state.note_ended(2)
+    detail = check_problem(service.client.get("/readyz"), 503)["detail"]
+    assert "cannot start: it was called wrongly, or one of its settings is wrong" in detail
+    # Searches are answered all the same, for whoever asks.
+    assert service.client.post("/search", json={"query": "x"}).status_code == 200
+    state.note_started()
+    assert service.client.get("/readyz").status_code == 200
+    state.begin()
+    assert service.client.get("/readyz").status_code == 200
 
 
 def test_a_traceback_is_not_repeated_with_every_request() -> None:

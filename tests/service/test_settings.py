@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from service import server
 from service.auth.keys import add_key
 from service.http.middleware import is_loopback
-from service.settings import Settings
+from service.settings import Settings, WorkerSettings
 from xclip_search.serve import app
 
 
@@ -118,3 +118,89 @@ def test_other_machines_are_not_served_without_a_key(tmp_path: Path, monkeypatch
     assert [settings.host for settings in served] == ["127.0.0.1", "0.0.0.0", "0.0.0.0"]
     (tmp_path / "keys.json").chmod(0o666)
     assert CliRunner().invoke(app, [*command, "127.0.0.1"]).exit_code == 1
+
+
+# What Kubernetes puts into the environment of every container beside a Service named xclip
+
+SERVICE_LINKS = {
+    "XCLIP_PORT": "tcp://10.0.0.1:80",
+    "XCLIP_SERVICE_HOST": "10.0.0.1",
+    "XCLIP_SERVICE_PORT": "80",
+    "XCLIP_SERVICE_PORT_HTTP": "80",
+    "XCLIP_PORT_80_TCP": "tcp://10.0.0.1:80",
+    "XCLIP_PORT_80_TCP_PROTO": "tcp",
+    "XCLIP_PORT_80_TCP_PORT": "80",
+    "XCLIP_PORT_80_TCP_ADDR": "10.0.0.1",
+}
+
+
+def test_a_service_named_xclip_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SERVICE_LINKS.items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == Settings(port=8000)
+    assert Settings(port=9000).port == 9000
+    for value in ("udp://10.0.0.1:53", "tcp://[fd00::1]:8000", "sctp://10.0.0.1:1"):
+        monkeypatch.setenv("XCLIP_PORT", value)
+        assert Settings().port == 8000
+
+
+def test_the_server_warns_of_it_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XCLIP_PORT", SERVICE_LINKS["XCLIP_PORT"])
+    monkeypatch.setattr(server, "start_logging", lambda *_: None)
+
+    def listen_on(host: str, port: int) -> None:
+        raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr(server, "listen_on", listen_on)
+    assert server.run_server(Settings(index=tmp_path)) == 1
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "XCLIP_PORT=tcp://10.0.0.1:80" in warning and "the port is 8000" in warning
+    assert "enableServiceLinks: false" in warning
+
+
+OF_THE_SERVER = {
+    "XCLIP_PORT": "http",
+    "XCLIP_ROOT_PATH": "/videos",
+    "XCLIP_CORS_ORIGINS": "*",
+    "XCLIP_SESSION_SECONDS": "never",
+    "XCLIP_ALLOWED_ROOTS": "/nowhere/at/all",
+    "XCLIP_NUM_SEARCH_THREADS": "0",
+    "XCLIP_TRACING": "perhaps",
+}
+
+
+def test_a_worker_does_not_read_the_settings_of_the_server(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    worked: list[WorkerSettings] = []
+
+    def run_worker(settings: WorkerSettings) -> int:
+        worked.append(settings)
+        return 0
+
+    monkeypatch.setattr("service.ingest.worker_process.run_worker", run_worker)
+    for name, value in OF_THE_SERVER.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XCLIP_LEASE_SECONDS", "7")
+    command = ["worker", "--index", str(tmp_path), "--model", "demo"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert worked[0].lease_seconds == 7
+    result = CliRunner().invoke(app, ["serve", *command[1:]])
+    assert result.exit_code == 2 and all(name[6:].lower() in result.output for name in OF_THE_SERVER)
+    monkeypatch.setenv("XCLIP_LEASE_SECONDS", "0")
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2 and "lease_seconds" in result.output
+
+
+def test_the_commands_of_keys_read_where_the_keys_are_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in {**OF_THE_SERVER, "XCLIP_LEASE_SECONDS": "0", "XCLIP_URL_PORTS": "x"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XCLIP_KEYS_FILE", str(tmp_path / "keys.json"))
+    result = CliRunner().invoke(app, ["keys", "add", "--name", "me", "--scope", "read"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "keys.json").exists()

@@ -29,7 +29,7 @@ from service.ingest.worker import (
     JobOutcomes,
     worker_name,
 )
-from service.settings import Settings
+from service.settings import WorkerSettings
 
 logger = logging.getLogger("xclip_search.worker")
 
@@ -50,7 +50,7 @@ class Fetcher:
     """Downloads the files of one job after the other until it is stopped. fetch: replaced in tests."""
 
     def __init__(
-        self, settings: Settings, catalog: Store[Any], media_store: MediaStore, fetch: Fetch = download
+        self, settings: WorkerSettings, catalog: Store[Any], media_store: MediaStore, fetch: Fetch = download
     ) -> None:
         self._settings = settings
         self._rules = DownloadRules.of(settings)
@@ -120,7 +120,7 @@ class Fetcher:
 
 @contextlib.contextmanager
 def fetching(
-    settings: Settings, catalog: Store[Any], media_store: MediaStore, stop: threading.Event
+    settings: WorkerSettings, catalog: Store[Any], media_store: MediaStore, stop: threading.Event
 ) -> Iterator[None]:
     """Run `settings.num_url_downloads` threads that fetch, for as long as the context is open.
 

@@ -28,7 +28,7 @@ from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import GAVE_UP_REASON, JobQueue
 from service.ingest.media_store import MediaStore, delete_orphans
 from service.ingest.worker import FULL_DISK_REASON, ID_TAKEN_REASON, INTERNAL_REASON, Worker
-from service.ingest.worker_process import keep_worker_running, worker_command
+from service.ingest.worker_process import WorkerState, keep_worker_running, worker_command
 from service.settings import Settings
 from tests.faults.dying_worker import POISON, read_by_rote
 from tests.support.catalog_builders import enqueue
@@ -555,9 +555,12 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
 # The server's side
 
 
-def run_supervised(program: str, until: Callable[[], bool], grace_seconds: float = 10) -> None:
+def run_supervised(
+    program: str, until: Callable[[], bool], grace_seconds: float = 10, state: WorkerState | None = None
+) -> None:
     async def supervise() -> None:
-        task = asyncio.create_task(keep_worker_running([sys.executable, "-c", program], grace_seconds))
+        command = [sys.executable, "-c", program]
+        task = asyncio.create_task(keep_worker_running(command, grace_seconds, state or WorkerState()))
         deadline = time.monotonic() + 20
         while not until():
             assert time.monotonic() < deadline
@@ -585,6 +588,51 @@ time.sleep(60)
 """
     run_supervised(program, (tmp_path / "ready").exists)
     assert len(log.read_text().split()) == 3 and (tmp_path / "ended").exists()
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        ("sys.exit(2)", "one of its settings is wrong"),
+        ("sys.exit(1)", "cannot load the model or the index"),
+        ("os.kill(os.getpid(), 9)", "where memory is short"),
+        ("sys.exit(77)", "status 77"),
+    ],
+)
+def test_a_worker_that_ends_before_it_takes_jobs_is_known_with_the_reason(end: str, reason: str) -> None:
+    state = WorkerState()
+    assert state.problem is not None and "being started" in state.problem
+    run_supervised(f"import os, sys; {end}", lambda: "cannot start" in (state.problem or ""), state=state)
+    assert reason in (state.problem or "")
+
+
+def test_a_worker_is_well_from_when_it_takes_jobs_until_it_cannot_be_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.ingest.worker_process.FIRST_PAUSE_SECONDS", 0.05)
+    state, problems = WorkerState(), []
+    program = f"""
+import os, pathlib, sys, time
+first, dies = pathlib.Path({str(tmp_path / "first")!r}), pathlib.Path({str(tmp_path / "dies")!r})
+if first.exists(): sys.exit(1)
+first.touch()
+print("something that a library says")
+print("ready", flush=True)
+while not dies.exists(): time.sleep(0.01)
+os.kill(os.getpid(), 9)
+"""
+
+    def look() -> bool:
+        if state.problem not in problems:
+            problems.append(state.problem)
+        if state.problem is None:
+            (tmp_path / "dies").touch()
+        return len(problems) == 3
+
+    run_supervised(program, look, state=state)
+    assert problems[0] is not None and "being started" in problems[0]
+    assert problems[1] is None
+    assert problems[2] is not None and "cannot load" in problems[2]
 
 
 def test_a_worker_that_cannot_be_started_is_tried_again(

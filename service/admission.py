@@ -129,6 +129,8 @@ class SearchLimiter:
         with CancelScope() as scope:
             client.waiting.append(scope)
             try:
+                # First the client's own queue: it never has more searches in the common one than there are
+                # threads, so the searches of other clients wait behind few of them.
                 await client.turns.acquire_on_behalf_of(borrower)
                 await self._slots.acquire_on_behalf_of(borrower)
             finally:
@@ -153,6 +155,7 @@ class SearchLimiter:
         """Cancel the last waiting search of the client with most of them, or raise where that is this one."""
         if not self._is_lighter(client):
             raise self._refuse(client)
+        # The last one: it has waited least, so the least waiting is in vain.
         self._heaviest(client).waiting.pop().cancel()
         self.num_shed[TooManyRequestsError.kind] += 1
 

@@ -264,6 +264,7 @@ async def _load_and_run(
                 app.state.is_loading.clear()
 
         app.state.is_loading.set()
+        # A shutdown must not wait until a model is loaded: the thread is left to itself, and so to the exit.
         return assemble(await to_thread.run_sync(load_and_note, abandon_on_cancel=True))
 
     try:

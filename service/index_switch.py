@@ -61,6 +61,8 @@ async def watch_generations(
                 )
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
+            # From here on new requests get the new one; those under way keep the former, which is closed when
+            # none of them can be left.
             app.state.service, app.state.is_outdated = service, False
             logger.info(
                 "switched to generation %d of the index, fingerprint %s",

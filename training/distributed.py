@@ -113,7 +113,7 @@ def share_parameters(model: nn.Module) -> None:
         return
     with torch.no_grad():
         for tensor in model.state_dict().values():
-            whole = tensor.contiguous()
+            whole = tensor.contiguous()  # Backends write into contiguous memory only.
             distributed.broadcast(whole, src=0)
             tensor.copy_(whole)
     check_equal_parameters(model)
@@ -148,6 +148,7 @@ def average_gradients(parameters: Iterable[Tensor], bucket_bytes: int = BUCKET_B
     if world_size() == 1 or not learning:
         return
     present = torch.tensor([p.grad is not None for p in learning], dtype=torch.uint8).to(learning[0].device)
+    # Every process has to join the same reductions, or one would wait for the others for ever.
     distributed.all_reduce(present, distributed.ReduceOp.MAX)
     gradients = []
     for parameter, anywhere in zip(learning, present.tolist(), strict=True):

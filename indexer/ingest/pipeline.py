@@ -426,6 +426,8 @@ class _Run:
         self._refill()
         if self.hashing or self.decoding:
             self._collect()
+        # A batch is due when it is full, when nothing more is to come, or when its first segment has waited
+        # long enough: one slow file must not hold up the others.
         is_late = time.monotonic() - self.last_progress >= WAIT_SECONDS
         if len(self.waiting) >= self.encoder.batch_size or (
             self.waiting and (is_late or not (self.hashing or self.decoding or self.requests))
@@ -523,6 +525,7 @@ class _Run:
                 (video, first)
                 for first in range(len(answer.segments), answer.num_segments, self.max_segments)
             )
+        # A long file takes several requests, and it may be replaced between two of them.
         elif (answer.info, answer.num_segments) != (video.first.info, video.first.num_segments):
             self._fail(video, MediaError(FILE_CHANGED))
             return

@@ -121,6 +121,7 @@ class DecodePool:
     def close(self) -> None:
         """End all children immediately; futures that are not done raise DecoderDiedError or are cancelled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        # The children before the threads, which wait for their answers.
         for child in self._children:
             child.end_for_good()
         self._threads.shutdown(wait=True)
@@ -155,6 +156,7 @@ class DecodePool:
         wanted = replace(request, path=str(Path(request.path).absolute()))
         header, payload = self._ask({"kind": "decode", "request": wanted.to_dict()}, max_bytes)
         video = decoded_from_message(header, payload, request)
+        # The child checked it already, but a compromised one may say anything.
         check_duration(video.info.duration_seconds, self.limits)
         return video
 
@@ -269,6 +271,7 @@ class _Child:
         except (EOFError, OSError, ValueError) as error:
             raise self._how_it_died(error) from None
         finally:
+            # What it still sends would be taken for the answer to the next question.
             if not answered:
                 self.forget()
         if header.get("is_last"):
@@ -299,7 +302,7 @@ class _Child:
             return DecoderDiedError(NONSENSE_REASON)
         assert self._process is not None
         try:
-            status = self._process.wait(5)
+            status = self._process.wait(5)  # The connection closes a moment before the process has ended.
         except subprocess.TimeoutExpired:
             return DecoderDiedError("the decoder stopped answering")
         if not self._is_ready:

@@ -175,6 +175,7 @@ class Searcher:
             if first.mode != "exhaustive":
                 products, ids = self._index.search(vectors, num_coarse_hits(first), allowed)
                 hits = list(zip(products, ids, strict=True))
+        # One baseline for all of them: it may be remade meanwhile, and their percentiles must be comparable.
         baseline, least_score = self._least_score(first)
         shared_seconds = together.total_seconds / len(queries)
         answers: list[SearchAnswer] = []

@@ -90,18 +90,21 @@ async def receive_upload(request: Request, path: Path, limit_bytes: int, limiter
     try:
         file = await run(path.open, "xb")
         async for chunk in request.stream():
+            # Parsing is quick and stays in the event loop; hashing and writing get a thread, block by block.
             try:
                 parser.write(chunk)
             except FormParserError:
                 raise MalformedBodyError("The multipart form is not well-formed.") from None
             if len(form.pending) >= BLOCK_BYTES:
                 await run(form.flush, file)
+        # Before `finish`: what is refused need not be synced to the disk.
         form.check_complete()
         title, metadata = form.title(), form.metadata()
         await run(form.finish, file)
         await run(fsync_directory, path.parent)
         return Upload(form.digest.hexdigest(), title, metadata)
     except BaseException as error:
+        # A client that is gone cancels this task; cleaning up must not be cancelled as well.
         with CancelScope(shield=True):
             await run(_discard, file, path)
         if isinstance(error, OSError) and error.errno in FULL_DISK_ERRORS:
@@ -202,6 +205,7 @@ class _Form:
 
     def on_headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
+        # The names that we know are ASCII. Latin-1 decodes any other bytes too, which are refused below.
         name = options.get(b"name", b"").decode("latin-1")
         if name not in FIELD_NAMES:
             raise InvalidRequestError(f"The form has a field that is not known; those known: {_listed()}.")

@@ -102,6 +102,7 @@ class Worker:
                 way then waits there.
         """
         clean_up_at = time.monotonic()
+        # Another thread reads, so that this one can renew the lease and notice a stop meanwhile.
         executor = ThreadPoolExecutor(1, "read")
         try:
             while not self._must_stop(stop):
@@ -179,6 +180,7 @@ class Worker:
 
         Raises LeaseLostError.
         """
+        # At a third of the lease: one renewal may come late, as on a busy disk, and the lease still holds.
         renew_at = time.monotonic() + self._settings.lease_seconds / 3
         stop_at: float | None = None
         while True:

@@ -229,6 +229,7 @@ def make_bank(
     texts = [text for clip in annotated for text in clip.texts]
     if not texts:
         raise EvaluationError(f"{named} holds no text")
+    # A bank that knows test queries would make the figures better than a service could be.
     kept = _without_the_tests(annotated, split)
     if not allow_test_queries and not kept:
         raise EvaluationError(

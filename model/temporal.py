@@ -47,6 +47,18 @@ class TemporalTransformer(nn.Module):
                 if name in stds:
                     nn.init.normal_(parameter, std=stds[name])
 
+    @torch.no_grad()
+    def start_without_effect(self) -> None:
+        """Let each block add nothing at first, so that frames keep their directions but for the positions.
+
+        The last layer of each residual branch becomes zero; the others stay random, so that it learns at
+        once.
+        """
+        for block in self.resblocks:
+            for name, parameter in block.named_parameters():
+                if name.startswith(("attn.out_proj.", "mlp.c_proj.")):
+                    nn.init.zeros_(parameter)
+
     def forward(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
         """Frames that have seen the others.
 

@@ -29,7 +29,7 @@ from model.preprocessing import PREPROCESSING
 from model.scoring import ScoreHead
 from model.temporal import TemporalTransformer, normalize_real, pool_frames
 from model.tokenization import TextTokenizer
-from model.towers import clip_towers, encode_positions, text_tower, vocabulary_size
+from model.towers import clip_towers, encode_positions, keep_statistics, text_tower, vocabulary_size
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """CLIP's bound on logit_scale (arXiv:2103.00020 section 2.5)."""
@@ -148,6 +148,11 @@ class XClip(nn.Module):
         """
         bias = self.clip.logit_bias
         return None if bias is None else torch.sigmoid(score + bias.detach().to(score.device))
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many token ids there are."""
+        return vocabulary_size(self.clip)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -343,10 +348,11 @@ class XClip(nn.Module):
 
         Raises:
             ShapeError: The text tower is no causal transformer of CLIP's kind, its width is not D, or it has
-                too few blocks.
+                too few blocks. The temporal transformer then stays random, with blocks that add nothing yet.
         """
         if self.temporal is not None:
             if not self._temporal_fits_text_blocks():
+                self.temporal.start_without_effect()
                 raise ShapeError("the temporal transformer does not fit the text tower's blocks")
             text = text_tower(self.clip)
             source, positions = list(text.transformer.resblocks), text.positional_embedding
@@ -400,6 +406,7 @@ class XClip(nn.Module):
         if mode:
             self.__dict__.pop("fingerprint", None)
         super().train(mode)
+        keep_statistics(self.clip)
         return self
 
 

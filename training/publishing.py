@@ -143,13 +143,10 @@ class ModelCard:
 
     def _introduction(self) -> list[str]:
         config = self.config
-        vision, text = config.clip["vision_cfg"], config.clip["text_cfg"]
         scores = "all four" if set(config.score_names) == set(SCORE_NAMES) else ", ".join(config.score_names)
         rows = {
-            "vision tower": f"ViT, {vision['layers']} layers of width {vision.get('width', 768)}, "
-            f"patches of {vision.get('patch_size', 16)}, frames of {config.image_size} pixels",
-            "text tower": f"{text.get('layers', 12)} layers of width {text.get('width', 512)}, "
-            f"{config.num_words} tokens a text",
+            "vision tower": f"{_vision_tower(config)}, frames of {config.image_size} pixels",
+            "text tower": f"{_text_tower(config)}, {config.num_words} tokens a text",
             "temporal transformer": f"{config.temporal_layers} layers, {config.num_frames} frames a video"
             if config.temporal_layers
             else f"none: the mean of {config.num_frames} frames",
@@ -214,6 +211,23 @@ class ModelCard:
         else:
             limits.append("How it was trained is not recorded here.")
         return ["## Limits", "", *(f"- {limit}" for limit in limits)]
+
+
+def _vision_tower(config: XClipConfig) -> str:
+    vision = config.clip["vision_cfg"]
+    if name := vision.get("timm_model_name"):
+        return f"{name} of timm"
+    if not isinstance(vision.get("layers", 12), int):
+        return f"ResNet, {sum(vision['layers'])} blocks of width {vision.get('width', 64)}"
+    width, patch = vision.get("width", 768), vision.get("patch_size", 16)
+    return f"ViT, {vision['layers']} layers of width {width}, patches of {patch}"
+
+
+def _text_tower(config: XClipConfig) -> str:
+    text = config.clip["text_cfg"]
+    if name := text.get("hf_model_name"):
+        return f"{name} of transformers"
+    return f"{text.get('layers', 12)} layers of width {text.get('width', 512)}"
 
 
 def _results(figures: Sequence[Figures]) -> list[str]:

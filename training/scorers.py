@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from model.xclip import XClip
 
 
-def inverse_document_frequencies(input_ids: Tensor, vocabulary_size: int) -> Tensor:
+def inverse_document_frequencies(
+    input_ids: Tensor, vocabulary_size: int, real: Tensor | None = None
+) -> Tensor:
     """log((1 + T) / (1 + captions that hold the token)) of every token, float32 [vocabulary_size].
 
     A caption is a document (Spärck Jones 1972). Start and end, which every caption holds, weigh 0, so only
@@ -32,8 +34,10 @@ def inverse_document_frequencies(input_ids: Tensor, vocabulary_size: int) -> Ten
     `TfidfTransformer(smooth_idf=True)`, keep that finite.
 
     Args:
-        input_ids: int64 [T, W], captions as the model's tokenizer gives them; what stands after the first end
-            token, the highest id, is padding and does not count.
+        input_ids: int64 [T, W], captions as the model's tokenizer gives them.
+        vocabulary_size: One more than the highest id.
+        real: bool [T, W], false for padding, which does not count; by default, as CLIP's tokenizer has it,
+            what stands after the first end token, the highest id.
 
     Raises:
         ValueError: There are no captions, or an id lies outside the vocabulary.
@@ -42,8 +46,9 @@ def inverse_document_frequencies(input_ids: Tensor, vocabulary_size: int) -> Ten
         raise ValueError("no captions to count words in")
     if int(input_ids.min()) < 0 or int(input_ids.max()) >= vocabulary_size:
         raise ValueError(f"token ids must be within 0..{vocabulary_size - 1}")
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-    real = positions <= input_ids.argmax(dim=1, keepdim=True)  # [T, W]
+    if real is None:
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        real = positions <= input_ids.argmax(dim=1, keepdim=True)  # [T, W]
     captions = torch.arange(len(input_ids), device=input_ids.device)[:, None].expand_as(input_ids)
     once_a_caption = torch.unique(captions[real] * vocabulary_size + input_ids[real])
     num_captions = torch.bincount(once_a_caption % vocabulary_size, minlength=vocabulary_size)
@@ -249,6 +254,6 @@ def prepare_model(name: str, model: XClip, input_ids: Tensor | None = None) -> f
     if model.config.word_weighting != "uniform":
         if input_ids is None or not len(input_ids):
             raise ConfigError(f"scorer {name} weighs words by their frequency: it needs captions to count in")
-        vocabulary_size = model.clip.token_embedding.num_embeddings
-        model.set_word_weights(inverse_document_frequencies(input_ids, vocabulary_size))
+        real = model.tokenizer.mask(input_ids)
+        model.set_word_weights(inverse_document_frequencies(input_ids, model.vocabulary_size, real))
     return fixed_parameters(name, model)

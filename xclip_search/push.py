@@ -46,7 +46,7 @@ def push(
 
         require_repository_name(repository)
     with errors_explained(failed=FAILED):
-        from model.checkpoints.loading import CONFIG_FILE, WEIGHTS_FILE
+        from model.checkpoints.loading import MODEL_FILES
         from model.xclip import XClip
         from training.publishing import card_text, model_directory
 
@@ -56,7 +56,8 @@ def push(
         if dry_run:
             echo(card.removesuffix("\n"), keep_lines=True)
             return
-        files = {name: folder / name for name in (CONFIG_FILE, WEIGHTS_FILE)}
+        found = (path for pattern in MODEL_FILES for path in folder.glob(pattern))
+        files = {path.relative_to(folder).as_posix(): path for path in found}
         done = publish(
             {**files, "README.md": card.encode()},
             repository,

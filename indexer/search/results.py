@@ -173,7 +173,7 @@ def explain_segments(
     if not len(features):
         return []
     similarity = model.word_frame_similarity(text, features.videos)[0].float().cpu().numpy()  # [V, W, F]
-    tokens = model.tokenizer.pieces(query)
+    tokens = model.tokenizer.pieces(query)[: model.config.num_words]
     return [
         Explanation(tokens, times.tolist(), table[: len(tokens), : len(times)].tolist())
         for times, table in zip(frame_times, similarity, strict=True)
@@ -183,7 +183,7 @@ def explain_segments(
 def text_warnings(model: XClip, text: str) -> list[str]:
     """Sentences about one query."""
     warnings = _about_unknown_words(model, [text])
-    num_tokens, num_read = model.tokenizer.num_tokens(text), model.config.num_words - 2
+    num_tokens, num_read = model.tokenizer.num_tokens(text), model.tokenizer.num_read
     if num_tokens > num_read:
         warnings.append(
             f"the query is too long: the model reads the first {num_read} of its {num_tokens} tokens"
@@ -194,7 +194,7 @@ def text_warnings(model: XClip, text: str) -> list[str]:
 def texts_warnings(model: XClip, texts: Sequence[str]) -> list[str]:
     """Sentences about many texts together."""
     warnings = _about_unknown_words(model, texts)
-    num_read = model.config.num_words - 2
+    num_read = model.tokenizer.num_read
     num_cut = sum(model.tokenizer.num_tokens(text) > num_read for text in texts)
     if num_cut:
         warnings.append(f"{num_cut} of the texts are too long: the model reads their first {num_read} tokens")

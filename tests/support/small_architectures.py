@@ -17,7 +17,10 @@ import pytest
 import timm
 from open_clip import factory
 
-SENTENCES = "a red dog runs on the beach two cats sleep sofa ein hund läuft am strand 犬 が 走る"
+SENTENCES = """
+    a red dog runs on the beach two cats sleep sofa ein hund läuft am strand 犬 が 走る
+    square with slow fast bar green blue yellow black purple
+"""
 WORDS = list(dict.fromkeys(SENTENCES.split()))
 VIT = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -25,7 +28,7 @@ TIMM = {
     **dict.fromkeys(("vit_base_patch16_siglip_224", "vit_base_patch16_siglip_384"), VIT),
     "eva02_base_patch16_clip_224": VIT,
     "vit_pe_core_tiny_patch16_384": VIT,
-    "fastvit_mci0": {"layers": (1, 1, 1, 1), "embed_dims": (16, 16, 32, 32)},
+    "fastvit_mci0": {"layers": (1, 1, 1, 1), "embed_dims": (32, 32, 64, 64)},
     "convnext_base": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)},
     "swin_base_patch4_window7_224": {
         "img_size": 32, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4,

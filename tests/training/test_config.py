@@ -6,6 +6,7 @@ import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
+import open_clip
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,8 +53,29 @@ def refusal(text: str, *changes: str) -> str:
     return str(caught.value)
 
 
+OTHER_BACKBONES = {
+    f"msrvtt-9k-{name}"
+    for name in (
+        *("siglip2-b-16", "siglip2-so400m-14", "mobileclip2-s2", "eva02-b-16", "dfn-b-16"),
+        *("convnext-base-w", "coca-b-32", "xlm-roberta-b-32"),
+    )
+}
+
+
 def test_there_is_one_config_for_each_dataset_and_backbone_and_one_for_the_ablations():
-    assert set(shipped_configs()) == {*OFFICIAL, *OURS, "drawn-corpus"}
+    assert set(shipped_configs()) == {*OFFICIAL, *OURS, *OTHER_BACKBONES, "drawn-corpus"}
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_BACKBONES))
+def test_a_config_of_another_backbone_differs_from_the_official_one_where_it_says_so(name):
+    config, official = find_config(name), find_config("msrvtt-9k-vit-b-16")
+    architecture, _, weights = config.model.start.removeprefix("openclip:").partition("/")
+    assert open_clip.get_pretrained_cfg(architecture, weights), config.model.start
+    assert config.model == replace(official.model, start=config.model.start, mask_padding=True)
+    assert config.data == official.data
+    assert config.optimizer == replace(official.optimizer, kind="adamw")
+    batch_size = config.training.batch_size
+    assert config.training == replace(official.training, precision="bfloat16", batch_size=batch_size)
 
 
 @pytest.mark.parametrize("name", [*OFFICIAL, *OURS])

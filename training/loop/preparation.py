@@ -14,6 +14,7 @@ import torch
 
 from model import XClip, XClipConfig
 from model.errors import CheckpointError, ShapeError
+from model.towers import BELOW_BLOCKS, block_of, checkpoint_towers
 from training.config import ModelChoices, TrainingConfig
 from training.data.batches import BatchPlan, FrameFeatures, TrainingBatches
 from training.data.frames import FrameReader
@@ -54,7 +55,9 @@ def starting_model(
     A start without temporal transformer and with identity matrices is plain CLIP: its towers are kept, and
     what is above them begins as in official training (`XClip.initialize_from_clip`): frame positions and
     temporal blocks as copies of the text tower's, AOSM as the identity. Where the text tower does not fit
-    (another width than D, too few blocks), the temporal transformer begins at random, and a note says so. Any
+    (none of CLIP's kind, another width than D, too few blocks), the temporal transformer begins at random,
+    but with blocks that add nothing yet, so that the first scores are those of the start; a note says so. A
+    start that was trained with a sigmoid loses its bias: a softmax, the paper's loss, does not see it. Any
     other start is a checkpoint whose sizes must be those of `choices`; all of its weights are kept.
 
     Args:
@@ -69,15 +72,20 @@ def starting_model(
     config = trained_config(choices, loaded.config, plain)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = XClip(config)
+        # A tokenizer with files of its own, perhaps beside the start, keeps its length; CLIP's need not.
+        same = config.num_tokens == loaded.config.num_tokens
+        model = XClip(config, loaded.tokenizer if same else None)
     notes = []
     if plain:
-        model.clip.load_state_dict(loaded.clip.state_dict())
+        towers = loaded.clip.state_dict()
+        if towers.pop("logit_bias", None) is not None:
+            notes.append("the paper's loss has no use for the start's logit_bias: it is left out")
+        model.clip.load_state_dict(towers)
         try:
             model.initialize_from_clip()
         except ShapeError as error:
             # The matrices of AOSM are the identity already.
-            notes.append(f"{error}: it begins at random")
+            notes.append(f"{error}: it begins at random, and changes nothing before it has learned")
     else:
         known = loaded.state_dict()
         weights = {name: known.get(name, tensor) for name, tensor in model.state_dict().items()}
@@ -114,6 +122,7 @@ def trained_config(choices: ModelChoices, start: XClipConfig, plain: bool) -> XC
     try:
         config = replace(
             start,
+            clip={name: value for name, value in start.clip.items() if name != "init_logit_bias"},
             num_words=choices.num_words,
             num_frames=choices.num_frames,
             temporal_layers=choices.temporal_layers,
@@ -139,8 +148,6 @@ Tower = Literal["vision", "text"]
 NOTHING = -1
 """As `num_layers`: the official rule freezes nothing."""
 
-_ALWAYS_TRAINED = ("ln_final.", "text_projection", "logit_scale", "visual.ln_post.", "visual.proj")
-
 
 def freeze(
     model: XClip,
@@ -155,7 +162,8 @@ def freeze(
         num_layers: The official `--freeze_layer_num` (github.com/xuguohai/X-CLIP, main_xclip.py, `main`), -1
             or 0 up to the layers of the deeper tower. -1 freezes nothing; 0, which all official scripts use,
             what lies below the blocks of both towers: `conv1`, `class_embedding`, both
-            `positional_embedding`, `ln_pre` and `token_embedding`; n also the first n blocks of both. What
+            `positional_embedding`, `ln_pre` and `token_embedding`; n also the first n blocks of both. In
+            other towers than CLIP's what stands in their place (`model.towers.block_of`). What
             lies above the blocks (`ln_post`, `proj`, `ln_final`, `text_projection`), `logit_scale` and all
             that is not CLIP's always learn by this rule.
         towers: Whole towers that stay, projections included: `vision`, `text`. `logit_scale` belongs to
@@ -165,7 +173,8 @@ def freeze(
     Raises:
         ConfigError: A number out of range, an unknown tower or an unknown name.
     """
-    depth = max(len(model.clip.visual.transformer.resblocks), len(model.clip.transformer.resblocks))
+    blocks = [number for name, _ in model.clip.named_parameters() if (number := block_of(name)) is not None]
+    depth = 1 + max(blocks, default=BELOW_BLOCKS)
     if not NOTHING <= num_layers <= depth:
         raise ConfigError(f"layers to freeze must be within -1 and {depth}, not {num_layers}")
     if wrong_towers := sorted(set[str](towers) - {"vision", "text"}):
@@ -190,12 +199,10 @@ def _tower(name: str) -> Tower | None:
 
 def _is_low(name: str, num_layers: int) -> bool:
     """Whether the official rule freezes a parameter."""
-    inner = name.removeprefix("clip.")
-    if num_layers == NOTHING or inner == name or inner.startswith(_ALWAYS_TRAINED):
+    if num_layers == NOTHING or not name.startswith("clip."):
         return False
-    if inner.startswith(("visual.transformer.resblocks.", "transformer.resblocks.")):
-        return int(inner.split(".resblocks.")[1].split(".")[0]) < num_layers
-    return True
+    block = block_of(name.removeprefix("clip."))
+    return block is not None and block < num_layers
 
 
 def checkpoint_activations(model: XClip, enabled: bool = True) -> None:
@@ -204,7 +211,7 @@ def checkpoint_activations(model: XClip, enabled: bool = True) -> None:
     Gradients are the same; a step costs one more forward pass of the blocks (Chen et al. 2016,
     arXiv:1604.06174). It is not part of the weights or the config: set it for each run.
     """
-    model.clip.set_grad_checkpointing(enabled)
+    checkpoint_towers(model.clip, enabled)
     if model.temporal is not None:
         model.temporal.grad_checkpointing = enabled
 

@@ -114,9 +114,8 @@ class RunDirectory:
             (unfinished / CHECKPOINT_CONFIG_FILE).write_text(config.to_toml(), encoding="utf-8")
             if state is not None:
                 torch.save(dict(state), unfinished / STATE_FILE)
-            for file in unfinished.iterdir():
-                fsync_file(file)
-            fsync_directory(unfinished)
+            for path in (*unfinished.rglob("*"), unfinished):
+                (fsync_directory if path.is_dir() else fsync_file)(path)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as RuntimeError
             shutil.rmtree(unfinished, ignore_errors=True)
             reason = next(iter(str(error).splitlines()), type(error).__name__)

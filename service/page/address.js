@@ -1,5 +1,6 @@
 // The state of the page in its URL: query, filters, view, and the open video.
 
+const isDay = (text) => /^\d{4}-\d\d-\d\d$/.test(text) && !Number.isNaN(Date.parse(text));
 const isLength = (text) => Number(text) >= 0 && Number(text) < Infinity;
 
 // Each filter, and whether a text says it: invalid values in an address edited by hand are ignored.
@@ -7,7 +8,9 @@ const FILTERS = {
   title: () => true,
   min: isLength,
   max: isLength,
-  since: (text) => /^\d{4}-\d\d-\d\d$/.test(text) && !Number.isNaN(Date.parse(text)),
+  since: isDay,
+  from: isDay,
+  until: isDay,
   strong: (text) => Number(text) > 0 && Number(text) < 100,
 };
 // KEY or KEY.KEY, as the server accepts them.
@@ -55,4 +58,4 @@ export function sameList(first, second) {
   return list(first) === list(second);
 }
 
-export const NO_FILTERS = { title: "", min: "", max: "", since: "", strong: "", metadata: [] };
+export const NO_FILTERS = { title: "", min: "", max: "", since: "", from: "", until: "", strong: "", metadata: [] };

@@ -13,17 +13,27 @@ function row(term, ...description) {
   return [named("dt", "", term), named("dd", "", ...description)];
 }
 
+// A part of an address as text; as it is where its bytes are no UTF-8.
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
 function facts(video) {
   const rows = [
     ...row("Length", lengthText(video.duration_seconds)),
     ...row("Picture", `${video.width} × ${video.height}, ${Number(video.frame_rate.toFixed(2))} per second, ${video.codec}`),
     ...row("File", size(video.size_bytes)),
+    ...(video.recorded_at ? row("Recorded", day(video.recorded_at)) : []),
     ...row("Added", day(video.added_at)),
     ...row("Id", video.id),
   ];
   if (video.title?.length > LONG_TITLE) rows.unshift(...row("Title", video.title));
   if (video.uri) {
-    const place = named("span", "", video.uri.replace(/.*[/\\](?=[^/\\])/, ""));
+    const place = named("span", "", decoded(video.uri.replace(/.*[/\\](?=[^/\\])/, "")));
     place.title = video.uri;
     rows.push(...row("From", place));
   }

@@ -17,22 +17,22 @@ function meant(text) {
   return trimmed;
 }
 
-// Titles that begin with a text, whose first letter may be lower or upper case.
-function beginsWith(text) {
-  const [first] = text;
-  const rest = text.slice(first.length);
-  const texts = new Set([text, first.toLowerCase() + rest, first.toUpperCase() + rest]);
-  const ranges = [...texts].map((one) => ({ title: { gte: one, lt: `${one}\u{10ffff}` } }));
-  return ranges.length === 1 ? ranges[0] : { or: ranges };
+// The day after one of the form 2026-01-31.
+function dayAfter(day) {
+  const next = new Date(`${day}T00:00:00Z`);
+  next.setUTCDate(next.getUTCDate() + 1);
+  return next.toISOString().slice(0, 10);
 }
 
 // The JSON for `filter`, or null.
 export function toFilter(filters) {
   const parts = [];
-  if (filters.title) parts.push(beginsWith(filters.title));
+  if (filters.title) parts.push({ title: { contains: filters.title } });
   if (filters.min) parts.push({ duration_seconds: { gte: Number(filters.min) } });
   if (filters.max) parts.push({ duration_seconds: { lte: Number(filters.max) } });
   if (filters.since) parts.push({ added_at: { gte: filters.since } });
+  if (filters.from) parts.push({ recorded_at: { gte: filters.from } });
+  if (filters.until) parts.push({ recorded_at: { lt: dayAfter(filters.until) } });
   for (const { key, value } of filters.metadata) parts.push({ [`metadata.${key}`]: meant(value) });
   if (!parts.length) return null;
   return parts.length === 1 ? parts[0] : { and: parts };
@@ -48,10 +48,12 @@ function without(filters, name) {
 
 function chipTexts(filters) {
   const found = [];
-  if (filters.title) found.push([`Title begins with “${filters.title}”`, without(filters, "title")]);
+  if (filters.title) found.push([`Title contains “${filters.title}”`, without(filters, "title")]);
   if (filters.min) found.push([`At least ${clock(Number(filters.min))} long`, without(filters, "min")]);
   if (filters.max) found.push([`At most ${clock(Number(filters.max))} long`, without(filters, "max")]);
   if (filters.since) found.push([`Added since ${filters.since}`, without(filters, "since")]);
+  if (filters.from) found.push([`Recorded from ${filters.from}`, without(filters, "from")]);
+  if (filters.until) found.push([`Recorded until ${filters.until}`, without(filters, "until")]);
   if (filters.strong) found.push([`Match in the top ${100 - Number(filters.strong)} %`, without(filters, "strong")]);
   filters.metadata.forEach((pair, index) => {
     const rest = filters.metadata.filter((_, other) => other !== index);
@@ -90,13 +92,14 @@ export function showChips(state, likeItem, go) {
 }
 
 function fill(filters) {
-  for (const name of ["title", "min", "max", "since", "strong"]) form.elements[name].value = filters[name];
+  for (const name of ["title", "min", "max", "since", "from", "until", "strong"]) form.elements[name].value = filters[name];
   relate();
 }
 
 // Constraints between two fields; the browser reports a violation.
 function relate() {
-  const { min, max, key, value } = form.elements;
+  const { min, max, from, until, key, value } = form.elements;
+  until.min = from.value;
   max.min = min.value || "0";
   key.required = value.value.trim() !== "";
   value.required = key.value.trim() !== "";

@@ -117,8 +117,8 @@ def loss_and_gradients(
         everything = slice(0, num_pairs)
         loss = _backward_of_scores(model, text_rows(everything), video_rows(everything), gather, scaler)
     else:
-        # The loss needs all pairs as each other's negatives: first the features of the whole batch without their
-        # graphs, then each part once more with its graph, which gets the gradient of its features.
+        # The loss needs all pairs as each other's negatives: first the features of the whole batch without
+        # their graphs, then each part once more with its graph, which gets the gradient of its features.
         starts = range(0, num_pairs, micro_batch_size)
         rows = [slice(first, min(first + micro_batch_size, num_pairs)) for first in starts]
         text, replay_text = _encode_without_gradients(text_rows, rows, model.device)

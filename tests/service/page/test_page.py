@@ -233,7 +233,7 @@ def test_an_error_is_shown_and_the_next_search_works(site: Site, browser: Browse
     try:
         browser.open(f"{site.address}/?q=x")
         browser.wait_for("document.querySelector('#status').classList.contains('bad')")
-        assert "went wrong" in text(browser, "#status")
+        assert "internal error" in text(browser, "#status")
     finally:
         site.searcher.error = None
     click(browser, "#notice button")

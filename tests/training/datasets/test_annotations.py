@@ -93,7 +93,7 @@ def test_a_clip_listed_twice_in_msrvtt_training_is_one_clip_but_in_the_test_an_e
         (lambda data: data["sentences"][0].pop("caption"), ["sentences[0]", "missing"]),
         (lambda data: data["sentences"][5].update(caption="  "), ["sentences[5]", "empty"]),
         (lambda data: data["sentences"][5].update(caption=7), ["sentences[5]", "type int"]),
-        (lambda data: data["sentences"][5].update(caption="\ud83d"), ["sentences[5]", "half a character"]),
+        (lambda data: data["sentences"][5].update(caption="\ud83d"), ["sentences[5]", "lone surrogate"]),
     ],
 )
 def test_wrong_msrvtt_sentences_are_refused_with_their_position(tmp_path, change, reported):

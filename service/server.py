@@ -17,6 +17,7 @@ import threading
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from service.app import create_app
 from service.errors import is_full_memory
@@ -70,18 +71,7 @@ def run_server(settings: Settings) -> int:
     app = create_app(settings, on_failure=give_up, tracing=tracing)
     if not (is_loopback(settings.host) or settings.allow_no_keys):
         app.state.access.ring.demand()
-    config = uvicorn.Config(
-        app,
-        http=BoundedProtocol,
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        limit_concurrency=_connections_within_limits(settings.max_connections),
-        proxy_headers=False,  # The application reads them, and keeps the peer's own address.
-        timeout_keep_alive=settings.keep_alive_seconds,
-        timeout_graceful_shutdown=settings.drain_timeout_seconds,
-    )
+    config = _uvicorn_config(app, settings)
     server = DrainingServer(config, app.state.drain, settings.drain_delay_seconds)
     try:
         # Before anything is loaded: that a port is taken should be reported early.
@@ -101,6 +91,21 @@ def run_server(settings: Settings) -> int:
         logging.shutdown()
         os._exit(status)
     return status
+
+
+def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=BoundedProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_connections_within_limits(settings.max_connections),
+        proxy_headers=False,  # The application reads them, and keeps the peer's own address.
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=settings.drain_timeout_seconds,
+    )
 
 
 def listen_on(host: str, port: int) -> socket.socket:

@@ -84,14 +84,21 @@ class Worker:
     """Processes the jobs of one index, one at a time, until it is stopped."""
 
     def __init__(
-        self, settings: WorkerSettings, catalog: Store[Any], media_store: MediaStore, read_video: ReadVideo
+        self,
+        settings: WorkerSettings,
+        catalog: Store[Any],
+        media_store: MediaStore,
+        read_video: ReadVideo,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
+        """beat: called at least every few seconds while it takes jobs, unless it hangs."""
         self._settings = settings
         self._catalog = catalog
         self._queue = catalog.jobs
         self._store = media_store
         self._read_video = read_video
         self._outcomes = JobOutcomes(self._queue, media_store, catalog)
+        self._beat = beat
         self._name = worker_name()
 
     def run(self, stop: threading.Event) -> None:
@@ -106,6 +113,7 @@ class Worker:
         executor = ThreadPoolExecutor(1, "read")
         try:
             while not self._must_stop(stop):
+                self._beat()
                 try:
                     if time.monotonic() >= clean_up_at:
                         clean_up_at = time.monotonic() + CLEAN_UP_SECONDS
@@ -189,6 +197,7 @@ class Worker:
                 return True
             except FutureTimeoutError:
                 pass
+            self._beat()
             now = time.monotonic()
             if now >= renew_at:
                 self._queue.heartbeat(job.id, self._settings.lease_seconds, attempt=job.attempts)

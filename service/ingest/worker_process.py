@@ -45,8 +45,17 @@ def worker_command(settings: Settings) -> list[str]:
     return command
 
 
-STARTED = b"ready\n"
-"""What a worker says on its standard output to the server that started it, once it takes jobs."""
+STARTED, ALIVE, LOADING = b"ready\n", b"alive\n", b"loading\n"
+"""What a worker says on its standard output to the server that started it: once it takes jobs, while it does,
+and when it loads another generation of the index."""
+
+BEAT_SECONDS = 5.0
+SILENT_SECONDS = 60.0
+"""A worker that said nothing for so long takes no jobs: it hangs, or was stopped. Twice as long as it may
+wait for another process that writes to the catalog."""
+
+KILL_SECONDS = 120.0
+"""After so long it is killed, and another one is started."""
 
 _REASONS = {
     1: "it cannot load the model or the index, or open the index's folder",
@@ -57,22 +66,33 @@ _REASONS = {
 
 
 class WorkerState:
-    """Whether the worker that a server runs takes jobs.
-
-    problem: why not, as a sentence for clients; None where it does, or died and is being started again.
-    """
+    """Whether the worker that a server runs takes jobs."""
 
     def __init__(self) -> None:
-        self.problem: str | None = "The worker that reads videos is being started."
+        self._problem: str | None = "The worker that reads videos is being started."
         self._has_started = False
+        self._heard_at = 0.0
+
+    @property
+    def problem(self) -> str | None:
+        """Why it takes none, as a sentence for clients; None where it does, or died and is started again."""
+        silent_seconds = self.silent_seconds
+        if silent_seconds > SILENT_SECONDS:
+            return f"The worker that reads videos has not answered for {silent_seconds:.0f} seconds."
+        return self._problem
+
+    @property
+    def silent_seconds(self) -> float:
+        """Since it said something; 0 while it loads."""
+        return time.monotonic() - self._heard_at if self._has_started else 0.0
 
     def begin(self) -> None:
-        """Another process is being started."""
+        """Another process, or another generation of the index, is being loaded."""
         self._has_started = False
 
-    def note_started(self) -> None:
+    def note_alive(self) -> None:
         """It takes jobs."""
-        self._has_started, self.problem = True, None
+        self._has_started, self._problem, self._heard_at = True, None, time.monotonic()
 
     def note_ended(self, status: int) -> None:
         """It ended, with this exit status."""
@@ -81,7 +101,7 @@ class WorkerState:
 
     def note_failure(self, reason: str) -> None:
         """It cannot be started."""
-        self.problem = f"The worker that reads videos cannot start: {reason}. Its lines in the log say more."
+        self._problem = f"The worker that reads videos cannot start: {reason}. Its lines in the log say more."
 
 
 async def keep_worker_running(command: list[str], grace_seconds: float, state: WorkerState) -> None:
@@ -110,23 +130,37 @@ async def keep_worker_running(command: list[str], grace_seconds: float, state: W
 
 async def _wait_or_end(process: asyncio.subprocess.Process, grace_seconds: float, state: WorkerState) -> int:
     """The exit status of `process`, which is ended where this task is cancelled."""
-    listening = asyncio.create_task(_listen(process, state))
+    watching = [asyncio.create_task(watch(process, state)) for watch in (_listen, _kill_when_silent)]
     try:
         return await process.wait()
     except asyncio.CancelledError:
         await _end(process, grace_seconds)
         raise
     finally:
-        listening.cancel()  # A child of the worker's may keep its output open.
+        for task in watching:
+            task.cancel()  # A child of the worker's may keep its output open.
 
 
 async def _listen(process: asyncio.subprocess.Process, state: WorkerState) -> None:
     assert process.stdout is not None
     said = b""
     while chunk := await process.stdout.read(4096):
-        said = (said + chunk)[-4096:]
-        if STARTED in said:
-            state.note_started()
+        *lines, said = (said + chunk)[-4096:].splitlines(keepends=True)
+        if said.endswith(b"\n"):
+            lines, said = [*lines, said], b""
+        for line in lines:
+            if line in (STARTED, ALIVE):
+                state.note_alive()
+            elif line == LOADING:
+                state.begin()
+
+
+async def _kill_when_silent(process: asyncio.subprocess.Process, state: WorkerState) -> None:
+    while state.silent_seconds <= KILL_SECONDS:
+        await asyncio.sleep(BEAT_SECONDS)
+    logger.error("the worker has not answered for %.0f s: it is killed", state.silent_seconds)
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
 
 
 async def _end(process: asyncio.subprocess.Process, grace_seconds: float) -> None:
@@ -153,6 +187,26 @@ def fetching_where_on(
     from service.ingest.web.fetching import fetching
 
     return fetching(settings, catalog, media_store, stop)
+
+
+def _tell_server(settings: WorkerSettings, line: bytes) -> None:
+    if settings.parent_pid is not None:
+        with contextlib.suppress(OSError):  # The server is gone, which the worker notices soon.
+            os.write(sys.stdout.fileno(), line)
+
+
+class Heartbeat:
+    """Called often, tells the server every BEAT_SECONDS that the worker is alive."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._told_at = time.monotonic()
+
+    def __call__(self) -> None:
+        """Tell it, if it is time."""
+        if time.monotonic() - self._told_at >= BEAT_SECONDS:
+            self._told_at = time.monotonic()
+            _tell_server(self._settings, ALIVE)
 
 
 def run_worker(settings: WorkerSettings) -> int:
@@ -182,6 +236,7 @@ def run_worker(settings: WorkerSettings) -> int:
         while _work_on_current(settings, stops[-1], ready) and not signalled.is_set():
             worker_logger.info("the index was reindexed: continuing with its new generation and model")
             ready.clear()
+            _tell_server(settings, LOADING)
             stops.append(threading.Event())
             if signalled.is_set():
                 break
@@ -220,12 +275,11 @@ def _work_on_current(settings: WorkerSettings, stop: threading.Event, ready: thr
         )
         with pipeline.encoder() as encoder:
             worker_logger.info("ready for jobs")
-            if settings.parent_pid is not None:
-                with contextlib.suppress(OSError):  # The server is gone, which the worker notices soon.
-                    os.write(sys.stdout.fileno(), STARTED)
+            _tell_server(settings, STARTED)
             with (
                 contextlib.suppress(IndexSupersededError),
                 fetching_where_on(settings, index.catalog, store, stop),
             ):
-                Worker(settings, index.catalog, store, encoder.encode_file).run(stop)
+                beat = Heartbeat(settings)
+                Worker(settings, index.catalog, store, encoder.encode_file, beat).run(stop)
         return index.catalog.superseded_by is not None

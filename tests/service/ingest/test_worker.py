@@ -693,3 +693,45 @@ def test_a_worker_whose_memory_is_full_ends_and_leaves_the_job_to_the_next_one(b
     with pytest.raises(MemoryError):
         Worker(bench.settings, bench.catalog, bench.store, read).run(threading.Event())
     assert bench.queue.get(job.id).state == "running" and bench.files() != []
+
+
+def test_a_worker_that_answers_nothing_is_noticed_killed_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in {"FIRST_PAUSE": 0.05, "BEAT": 0.05, "SILENT": 0.5, "KILL": 1.5}.items():
+        monkeypatch.setattr(f"service.ingest.worker_process.{name}_SECONDS", seconds)
+    state, problems, again = WorkerState(), set(), tmp_path / "again"
+    program = f"""
+import os, pathlib, signal, time
+first = pathlib.Path({str(tmp_path / "first")!r})
+if first.exists(): pathlib.Path({str(again)!r}).touch(); time.sleep(60)
+first.touch()
+print("ready", flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+    def look() -> bool:
+        problems.add(state.problem)
+        return again.exists()
+
+    run_supervised(program, look, state=state)
+    assert None in problems and any("has not answered for" in (problem or "") for problem in problems)
+
+
+def test_a_worker_tells_the_server_that_it_is_alive_while_it_reads_and_while_it_waits(bench: Bench) -> None:
+    beats = {"idle": 0, "reading": 0}
+    is_reading, stop = threading.Event(), threading.Event()
+
+    def beat() -> None:
+        beats["reading" if is_reading.is_set() else "idle"] += 1
+        if beats["reading"] >= 3:
+            stop.set()
+
+    def read(path: Path, cancelled: threading.Event) -> NewVideo:
+        is_reading.set()
+        stop.wait(10)
+        return read_by_rote(path)
+
+    bench.upload()
+    Worker(bench.settings, bench.catalog, bench.store, read, beat).run(stop)
+    assert beats["idle"] >= 1 and beats["reading"] >= 3

@@ -42,13 +42,7 @@ logger = logging.getLogger("xclip_search.service")
 def run_server(settings: Settings) -> int:
     """Serve until a signal; returns the exit status: 0, or 1 where it cannot serve."""
     start_logging(settings.log_format, settings.log_level)
-    if is_service_link(os.environ.get("XCLIP_PORT")):
-        logger.warning(
-            "XCLIP_PORT=%s is no setting of ours: Kubernetes makes it for a Service named xclip. It is passed"
-            " over, and the port is %d; say enableServiceLinks: false, or name the Service otherwise",
-            os.environ["XCLIP_PORT"],
-            settings.port,
-        )
+    _warn_of_service_link(settings.port)
     try:
         tracing = make_tracer_provider() if settings.tracing else None
     except TracingUnavailableError as error:
@@ -106,6 +100,17 @@ def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.drain_timeout_seconds,
     )
+
+
+def _warn_of_service_link(port: int) -> None:
+    value = os.environ.get("XCLIP_PORT")
+    if is_service_link(value):
+        logger.warning(
+            "XCLIP_PORT=%s is no setting of ours: Kubernetes makes it for a Service named xclip. It is passed"
+            " over, and the port is %d; say enableServiceLinks: false, or name the Service otherwise",
+            value,
+            port,
+        )
 
 
 def listen_on(host: str, port: int) -> socket.socket:

@@ -94,6 +94,14 @@ def test_every_service_is_confined(name: str) -> None:
         assert "size=" in mount
 
 
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_a_folder_of_the_host_is_labelled_for_selinux_and_never_made(name: str) -> None:
+    """`z`: several containers share it. Without a label SELinux lets none of them read it."""
+    for mount in SERVICES[name]["volumes"]:
+        if mount["type"] == "bind":
+            assert mount["bind"] == {"create_host_path": False, "selinux": "z"}
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_no_capability_comes_back(name: str) -> None:
     assert "cap_add" not in SERVICES[name]
@@ -329,7 +337,7 @@ def test_an_image_gets_what_the_service_needs_and_no_tools_of_development(lock: 
 def test_with_every_extra_the_selection_is_the_whole_lock() -> None:
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    extras = ["cpu", "train", "parquet", "otel", "dev"]
+    extras = ["cpu", "train", "hf", "parquet", "otel", "dev"]
     assert runtime_lock.select(text, "xclip-search", pyproject, extras) == text
 
 

@@ -88,7 +88,8 @@ def read_keys(path: Path) -> list[ApiKey]:
     """
     try:
         with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            status = os.fstat(file.fileno())
+            mode = stat.S_IMODE(status.st_mode)
             text = file.read()
     except FileNotFoundError:
         return []
@@ -96,7 +97,7 @@ def read_keys(path: Path) -> list[ApiKey]:
         raise KeysFileError(f"the keys in {path} cannot be read: {error.strerror}") from error
     if mode & 0o022:
         raise KeysFileError(f"others may write to {path}; make it yours alone: chmod 600 {path}")
-    if mode & 0o044:
+    if mode & 0o044 and status.st_uid == os.geteuid():  # A Secret of Kubernetes is root's, for a group.
         logger.warning("others may read %s; make it yours alone: chmod 600 %s", path, path)
     try:
         keys = _KeysDocument.model_validate_json(text).keys

@@ -34,14 +34,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from indexer.errors import MediaError
-from indexer.media.decode_pool import DecodePool, DecodeRequest
+from indexer.ingest.pipeline import IndexingPipeline, VideoEncoder
 from indexer.media.frame_reader import VideoFile
-from indexer.media.sampling import Sampling
-from model import XClip
+from model import VideoFeatures
+from xclip_search import Index
 
-RATE = 24
-SHORT_SIDE = 360
-MAX_SECONDS = 12.0
+RATE = 12
+SHORT_SIDE = 288
+MAX_SECONDS = 6.0
 ONE = 1 << 16
 BT709, UNTAGGED, BT2020, PQ, HLG = 1, 2, 9, 16, 18
 
@@ -159,38 +159,27 @@ def _woven(upper: NDArray[np.uint8], lower: NDArray[np.uint8], height: int) -> N
 
 
 class Features:
-    """Encodes files with one model, as indexing does. refused: names of files that were not read."""
+    """Encodes files as indexing does, with one decoding process. refused: files that were not read."""
 
-    def __init__(self, model: XClip) -> None:
-        self.model = model
+    def __init__(self, encoder: VideoEncoder) -> None:
+        self.encoder = encoder
         self.refused: list[str] = []
-        self._pool = DecodePool(1, 120)
 
-    def of(self, path: Path) -> Any | None:
-        """Video features of one segment of the whole file; None where it is refused."""
-        size, most = self.model.config.image_size, self.model.config.num_frames
+    def of(self, path: Path) -> VideoFeatures | None:
+        """Features of the first segment, which is all of a short clip; None where it is refused."""
         try:
-            sampling = Sampling(most, max_segment_seconds=0)
-            video = self._pool.submit(DecodeRequest(str(path), sampling, size)).result()
+            record = self.encoder.encode_file(path).segments[0]
         except MediaError as error:
             self.refused.append(f"{path.name}: {error.reason}")
             return None
-        frames = video.segments[0].frames
-        padded = np.zeros((1, most, size, size, 3), np.uint8)
-        padded[0, : len(frames)] = frames
-        mask = torch.arange(most)[None] < len(frames)
-        pixels = self.model.normalize_pixels(torch.from_numpy(padded))
-        with torch.inference_mode():
-            return self.model.encode_video(pixels, mask)
-
-    def close(self) -> None:
-        """End the decoder."""
-        self._pool.close()
+        frames = torch.from_numpy(record.frame_features.copy()).float()[None]
+        video = torch.from_numpy(record.video_feature.copy())[None]
+        return VideoFeatures(video, frames, torch.arange(frames.shape[1])[None] < record.num_frames)
 
 
-def measure(clips: list[tuple[Path, list[str]]], model: XClip, made: Path) -> None:
+def measure(clips: list[tuple[Path, list[str]]], encoder: VideoEncoder, made: Path) -> None:
     """Print a row for each kind."""
-    features = Features(model)
+    features, model = Features(encoder), encoder.model
     originals = [features.of(path) for path, _ in clips]
     texts = [model.encode_text(captions) for _, captions in clips]
 
@@ -222,7 +211,6 @@ def measure(clips: list[tuple[Path, list[str]]], model: XClip, made: Path) -> No
         )
         for reason in features.refused:
             print(f"  {reason}", file=sys.stderr)
-    features.close()
 
 
 def _made(folder: Path, kind: str, storage: Storage, source: Path) -> Path:
@@ -238,14 +226,19 @@ import sys, time
 from pathlib import Path
 from indexer.media.frame_reader import VideoFile
 from indexer.media.sampling import Sampling, plan_segments
-from model.preprocessing import resize_and_crop
+try:
+    from model.preprocessing import Resizing
+    resize = Resizing(224)
+except ImportError:  # version 0.2.0
+    from model.preprocessing import resize_and_crop
+    resize = lambda rgb: resize_and_crop(rgb, 224)
 started = time.process_time()
 for name in sys.argv[1:]:
     file = VideoFile(Path(name))
     line = file.timeline
     for segment in plan_segments(line.times, line.end_seconds, line.frame_rate, Sampling(12)):
         for frame in file.frames_at(list(segment.times_seconds), "auto"):
-            resize_and_crop(frame.rgb, 224)
+            resize(frame.rgb)
 print(time.process_time() - started)
 """
 
@@ -301,7 +294,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         made = choices.made or Path(directory)
         made.mkdir(parents=True, exist_ok=True)
-        measure(clips, XClip.load(choices.model, device="cpu").eval(), made)
+        with (
+            Index.create(Path(directory) / "index", choices.model, device="cpu") as index,
+            IndexingPipeline(index.catalog, index.model, num_workers=1).encoder() as encoder,
+        ):
+            measure(clips, encoder, made)
     print(f"\n{len(clips)} clips, {time.perf_counter() - started:.0f} s", file=sys.stderr)
 
 

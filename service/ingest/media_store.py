@@ -42,6 +42,8 @@ CONTENT_TYPES = {
     "ogv": "video/ogg",
     "flv": "video/x-flv",
     "wmv": "video/x-ms-wmv",
+    "dv": "video/x-dv",
+    "mxf": "application/mxf",
 }
 """Fixed per kind of container: nothing that a client says decides how a browser reads a file."""
 

@@ -115,7 +115,7 @@ class BoundedProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
     """Of all connections: what is read is parsed before another one reads."""
 
     in_head, num_head_bytes, num_chunks, num_body_bytes = True, 0, 0, 0
-    is_lingering = False
+    is_deaf, is_lingering = False, False
     refusal: ServiceError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -131,7 +131,7 @@ class BoundedProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Parse what was read."""
-        if self.is_lingering:
+        if self.is_deaf:
             return
         data = bytes(self._buffer[:nbytes])
         if self.in_head:
@@ -194,7 +194,13 @@ class BoundedProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         self.refuse(self.refusal or MalformedBodyError("The request is not HTTP/1.1 as RFC 9112 defines it."))
 
     def refuse(self, problem: ServiceError) -> None:
-        """Answer a request that may be incomplete, unless it was answered, and close."""
+        """Answer a request that may be incomplete, unless it was answered, and close.
+
+        Where requests before it wait for their answers, these come, and the connection ends with the last.
+        """
+        if self.in_head and self.cycle is not None and not self.cycle.response_complete:
+            self.is_deaf, self.cycle.keep_alive = True, False
+            return
         answered = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
         if not answered and not self.transport.is_closing():
             body = bytes(problem.to_response().body)
@@ -209,7 +215,8 @@ class BoundedProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         """Send what is written, drop what comes, and close soon."""
         if self.is_lingering or self.transport.is_closing():
             return
-        self.is_lingering = True
+        self.is_deaf = self.is_lingering = True
+        self.pipeline.clear()
         self._unset_keepalive_if_required()
         with contextlib.suppress(OSError, NotImplementedError):
             self.transport.write_eof()
@@ -231,7 +238,11 @@ class _Lingering:
 
     def __init__(self, protocol: BoundedProtocol) -> None:
         self._protocol, self._cycle = protocol, protocol.cycle
-        self.write, self.is_closing = protocol.transport.write, protocol.transport.is_closing
+        self.is_closing = protocol.transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if not self._protocol.is_lingering:
+            self._protocol.transport.write(data)
 
     def close(self) -> None:
         if self._cycle.response_complete and self._cycle.more_body:

@@ -51,7 +51,8 @@ GONE_SECONDS = 1.0
 KEPT_BYTES = 64 << 20
 """Resident memory that large answers may leave behind."""
 
-SHUTDOWN_SECONDS = 12.0
+SHUTDOWN_SECONDS = 40.0
+"""XCLIP_DRAIN_TIMEOUT_SECONDS, in which what was accepted is answered, and the end of the last query."""
 NUM_VIDEOS = 150
 LISTED = f"/videos?filter={quote(json.dumps(COSTLY_FILTER))}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from service.http.middleware import (
@@ -34,7 +35,10 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     request = Request(scope, receive)
     answer: Response = JSONResponse({"path": scope["path"], "host": request.headers.get("host")})
     if scope["path"] == "/read":
-        answer = JSONResponse({"length": len(await request.body())})
+        try:
+            answer = JSONResponse({"length": len(await request.body())})
+        except ClientDisconnect:
+            return
     elif scope["path"] == "/who":
         answer = JSONResponse({"client": scope["client"][0], "peer": scope["state"]["peer"]})
     elif scope["path"] == "/deaf":
@@ -217,3 +221,37 @@ def test_beyond_the_limit_connections_are_answered_503_and_further_ones_are_clos
         with contextlib.suppress(ConnectionError):
             assert read_all(kept[-1]) == b""
     wait_until(lambda: ask(address, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200)
+
+
+def test_requests_before_one_that_is_not_http_are_answered(address: Any) -> None:
+    with socket.create_connection(address, timeout=10) as connection:
+        connection.sendall(2 * b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n" + b"what is this?\r\n\r\n")
+        received = read_all(connection)
+    assert received.count(b"HTTP/1.1 200") == 2 and b"connection: close" in received.lower()
+
+
+WHOLE = [
+    b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"POST /read HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
+    CHUNKED + chunks(3, 4) + b"0\r\n\r\n",
+    b"GET http://a:80/x?y HTTP/1.1\r\nHost: b\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+    b"POST /deaf HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n",
+]
+
+
+def test_whatever_bytes_come_the_next_client_is_answered(
+    address: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    choose = random.Random(1)
+    for _ in range(300):
+        sent = bytearray(choose.choice(WHOLE) * choose.randint(1, 3))
+        for _ in range(choose.randint(1, 4)):
+            position = choose.randrange(len(sent))
+            cut = choose.choice([0, 1, 5])
+            sent[position : position + cut] = choose.randbytes(choose.randint(0, 3))
+        with contextlib.suppress(OSError), socket.create_connection(address, timeout=10) as connection:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            read_all(connection)
+    assert ask(address, b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 200
+    assert "Traceback" not in caplog.text

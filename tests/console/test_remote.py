@@ -24,7 +24,7 @@ from tests.support.servers.service_fakes import Service, add_video, running
 from tests.support.servers.serving_thread import served
 from xclip_search import app
 from xclip_search import client as client_module
-from xclip_search.videos import Uploads
+from xclip_search.videos import Uploads, iso_time
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +111,11 @@ def test_files_that_fail_are_listed_and_the_status_is_3(
     (corpus / "twice.mp4").write_bytes((corpus / "clip 0.mp4").read_bytes())
     (corpus / "empty.mp4").touch()
     rows = [
-        f"{name};Title of {name};{'mine' if name == 'part.mp4' else ''};manifest;2020"
+        f"{name};Title of {name};{'mine' if name == 'part.mp4' else ''};manifest;2020;2024-05-01"
         for name in ("bad.mp4", "large.mp4", "part.mp4", "clip 0.mp4", "twice.mp4", "empty.mp4", "absent.mp4")
     ]
     manifest, report = corpus / "corpus.csv", tmp_path / "report.json"
-    manifest.write_text("\n".join(["Path;Title;id;from;year", *rows]))
+    manifest.write_text("\n".join(["Path;Title;id;from;year;recorded_at", *rows]))
     result = run("index", "--manifest", manifest, "--server", server, "--report", report)
     assert result.exit_code == 3, result.output
     assert "2 added, 1 unchanged, 4 failed" in result.stdout
@@ -129,6 +129,11 @@ def test_files_that_fail_are_listed_and_the_status_is_3(
     assert reasons["empty.mp4"] == "file: The file is empty."
     (partial,) = (video for video in service.catalog.list_videos(1000) if video.title == "Title of part.mp4")
     assert partial.metadata == {"from": "manifest", "year": 2020} and partial.partial
+    assert partial.recorded_at == 1_714_521_600
+    listed = run("list", "--server", server, "--sort", "-recorded_at", "--limit", 1, "--json")
+    (video,) = json.loads(listed.stdout)["videos"]
+    assert video["recorded_at"] == "2024-05-01T00:00:00+00:00"
+    assert "2024-05-01  Title of" in run("list", "--server", server, "--sort=recorded_at").stdout
 
 
 def test_a_search_prints_what_the_local_one_prints(service: Service, server: str) -> None:
@@ -143,6 +148,7 @@ def test_a_search_prints_what_the_local_one_prints(service: Service, server: str
     local = json.loads(json.dumps(asdict(service.searcher.search(SearchQuery("a dog", limit=2)))))
     for one in local["results"]:
         del one["explanation"]
+        one["recorded_at"] = iso_time(one["recorded_at"])
     assert answer == local
     table = run("search", "a dog", "--server", server, "--mode", "coarse")
     assert table.exit_code == 0 and "the newest" in table.stdout and "videos in 600 ms" in table.stdout

@@ -29,7 +29,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, VideoReformatter
+from av.video.reformatter import Colorspace
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -37,13 +37,13 @@ from indexer.errors import MediaError
 from indexer.ingest.pipeline import IndexingPipeline, VideoEncoder
 from indexer.media.frame_reader import VideoFile
 from model import VideoFeatures
+from tests.support.tagged_videos import BT709, BT2020, HLG, PQ, UNTAGGED, as_hdr
 from xclip_search import Index
 
-RATE = 12
+RATE = 6
 SHORT_SIDE = 288
 MAX_SECONDS = 6.0
 ONE = 1 << 16
-BT709, UNTAGGED, BT2020, PQ, HLG = 1, 2, 9, 16, 18
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,6 @@ def write(path: Path, pictures: Sequence[NDArray[np.uint8]], storage: Storage) -
     if storage.woven:
         pictures = [_woven(*pair, height) for pair in zip(pictures[::2], pictures[1::2], strict=False)]
     rate = RATE // 2 if storage.woven else RATE
-    convert = VideoReformatter()
     with av.open(str(path), "w") as container:
         stream = container.add_stream(storage.codec, rate=rate, options=dict(storage.options))
         stream.width, stream.height, stream.pix_fmt = width, height, storage.pixel_format
@@ -126,22 +125,18 @@ def write(path: Path, pictures: Sequence[NDArray[np.uint8]], storage: Storage) -
             small = Image.fromarray(np.ascontiguousarray(shown)).resize(
                 (width, height), Image.Resampling.BICUBIC
             )
-            frame = _stored(av.VideoFrame.from_image(small), storage, convert)
+            frame = _stored(av.VideoFrame.from_image(small), storage)
             frame.pts, frame.time_base = number, Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
-def _stored(frame: av.VideoFrame, storage: Storage, convert: VideoReformatter) -> av.VideoFrame:
+def _stored(frame: av.VideoFrame, storage: Storage) -> av.VideoFrame:
     if storage.transfer != UNTAGGED:
-        frame.color_primaries, frame.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-        frame = convert.reformat(
-            frame.reformat(format="rgb48le"),
-            format="rgb48le",
-            dst_color_trc=storage.transfer,
-            dst_color_primaries=BT2020,
+        hdr = as_hdr(frame.to_ndarray(format="rgb24"), storage.transfer)
+        stored = av.VideoFrame.from_ndarray(hdr, format="rgb48le").reformat(
+            format=storage.pixel_format, dst_colorspace=Colorspace.BT2020
         )
-        stored = frame.reformat(format=storage.pixel_format, dst_colorspace=Colorspace.BT2020)
         stored.color_primaries, stored.color_trc, stored.colorspace = BT2020, storage.transfer, BT2020
         return stored
     space = Colorspace.ITU709 if storage.matrix == BT709 else Colorspace.SMPTE170M

@@ -52,7 +52,13 @@ DestinationArgument = Annotated[Path, typer.Argument(help="An empty folder, or o
 
 
 @app.command()
-def verify(index: IndexOption, as_json: JsonOption = False) -> None:
+def verify(
+    index: IndexOption,
+    files: Annotated[
+        bool, typer.Option("--files", help="Look for the files of the videos too, and compare their sizes.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Read an index whole and compare it with its checksums. Exit 0 where it is clean, 1 where it is damaged.
 
     The index may be in use. What is derived is repaired by `rebuild`; the rest by a backup, or by deleting
@@ -62,18 +68,21 @@ def verify(index: IndexOption, as_json: JsonOption = False) -> None:
 
       xclip-search verify --index my-index
 
+      xclip-search verify --index my-index --files
+
       xclip-search verify --index backup-of-today
     """
     with errors_explained():
         from indexer.maintenance.verification import verify
 
         with progress_bars() as on_progress:
-            report = verify(index, partial(on_progress, "verifying"))
+            report = verify(index, partial(on_progress, "verifying"), files=files)
     if as_json:
         print_json({**asdict(report), "is_clean": report.is_clean})
     else:
         for finding in report.findings:
-            echo(f"damaged: {finding.part}: {finding.problem}", err=True)
+            damaged = "" if finding.part.endswith(" files") else "damaged: "
+            echo(f"{damaged}{finding.part}: {finding.problem}", err=True)
         if not report.complete:
             echo("and more that are not listed", err=True)
         state = "clean" if report.is_clean else f"{len(report.findings)} findings"

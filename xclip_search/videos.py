@@ -125,7 +125,10 @@ def list_videos(
                 video.model_dump(
                     mode="json", exclude={"thumbnail_url", "media_url", "preview_url", "playable"}
                 )
-                | {name: iso_time(getattr(video, name)) for name in ("added_at", "recorded_at")}
+                | {
+                    name: iso_time(getattr(video, name))
+                    for name in ("added_at", "recorded_at", "missing_since")
+                }
                 for video in islice(client.videos(filter=conditions, sort=sort.value), limit)
             ]
             num_videos = client.stats().num_videos
@@ -338,7 +341,7 @@ def _facts(record: VideoRecord) -> dict[str, Any]:
         "frame_rate", "codec", "size_bytes", "content_sha256", "partial", "fraction_read",
     )  # fmt: skip
     facts = {name: getattr(record, name) for name in names}
-    times = {name: iso_time(getattr(record, name)) for name in ("added_at", "recorded_at")}
+    times = {name: iso_time(getattr(record, name)) for name in ("added_at", "recorded_at", "missing_since")}
     return facts | {"metadata": dict(record.metadata)} | times
 
 

@@ -18,7 +18,7 @@ from indexer.coarse.index import CoarseIndex
 from indexer.errors import ChangesForgottenError, IndexNotFoundError
 from indexer.ingest.manifest import VideoSource
 from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
-from indexer.ingest.video_files import find_video_file
+from indexer.ingest.video_files import find_video_file, local_path
 from indexer.store.records import IndexFacts, VideoRecord
 from indexer.store.sqlite.catalog import CHANGEABLE_FIELDS, Catalog, read_successors
 from indexer.store.sqlite.connections import Transaction
@@ -129,7 +129,8 @@ def reindex(
         index: the index directory.
         facts: the model and sampling of the new generation, from `indexer.ingest.encoding.index_facts`.
         make_pipeline: gives the pipeline that encodes into a catalog of these facts.
-        allow_missing: switch although some videos cannot be encoded; they stay in the former generation only.
+        allow_missing: switch although some videos cannot be encoded; they stay in the former generation only,
+            as those do in any case whose files were found to be missing before (`VideoRecord.missing_since`).
         progress: callbacks.
 
     Raises:
@@ -291,6 +292,7 @@ class _Build:
         self._progress = progress
         self._report = report
         self._missing: dict[str, str] = {}
+        self._gone: set[str] = set()  # Of the missing, those that were known to be: they hold nothing up.
 
     def run(self, allow_missing: bool) -> None:
         """Fill in the report; its `switched` says whether the target is the current generation now."""
@@ -304,7 +306,7 @@ class _Build:
             coarse.compact()
             coarse.save()
         num_rounds = 0
-        while allow_missing or not self._missing:
+        while allow_missing or self._missing.keys() <= self._gone:
             # Other writers wait while this transaction is open: what they have written by now is all that the
             # target has to hold. Where that takes encoding, the transaction ends first and they go on.
             with self._source.transaction() as transaction:
@@ -312,7 +314,7 @@ class _Build:
                 to_encode = self._synchronize(changed)
                 if not to_encode or num_rounds == MAX_ROUNDS:
                     self._encode(to_encode)
-                    if allow_missing or not self._missing:
+                    if allow_missing or self._missing.keys() <= self._gone:
                         self._report.num_jobs = _hand_over(self._source, self._target, transaction)
                         self._report.switched = True
                     break
@@ -341,6 +343,7 @@ class _Build:
             wanted, present = self._source.get_videos(some), self._target.get_videos(some)
             for video_id in some:
                 self._missing.pop(video_id, None)
+                self._gone.discard(video_id)
                 if self._needs_encoding(video_id, wanted.get(video_id), present.get(video_id)):
                     to_encode.append(video_id)
         return to_encode
@@ -387,7 +390,7 @@ class _Build:
                 if record is None:  # Deleted meanwhile; the next round sees that change.
                     self._take(IndexEvent(VideoSource(Path(video_id)), "skipped"))
                     continue
-                found = find_video_file(self._source.index_directory, record)
+                found = find_video_file(self._source.index_directory, record) or self._find_elsewhere(record)
                 path, trusted = (Path(video_id), False) if found is None else found
                 source = VideoSource(path, id=video_id, trusted=trusted, record=record)
                 if found is None:
@@ -395,7 +398,18 @@ class _Build:
                 else:
                     yield source
 
+    def _find_elsewhere(self, record: VideoRecord) -> tuple[Path, bool] | None:
+        """Another file that held the same content when it was last read."""
+        for known in self._source.files.with_content([record.content_sha256]):
+            path = local_path(known.uri)
+            if path is not None and path.is_file():
+                return path, record.trusted
+        return None
+
     def _take(self, event: IndexEvent) -> None:
         if event.outcome == "failed" and event.source.record is not None:
-            self._missing[event.source.record.id] = event.reason or "it could not be read"
+            record = event.source.record
+            self._missing[record.id] = event.reason or "it could not be read"
+            if event.reason == NO_FILE_REASON and record.missing_since is not None:
+                self._gone.add(record.id)
         self._progress.on_event(event)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from indexer.coarse.exact import KindChoice
 from indexer.coarse.index import CoarseIndex
 from indexer.coarse.snapshots import MANIFEST_FILE, SnapshotUnusableError, load_snapshot
 from indexer.errors import IndexDamagedError
+from indexer.ingest.video_files import find_video_file, local_path
 from indexer.maintenance.backup import MANIFEST_FILE as BACKUP_MANIFEST_FILE
 from indexer.maintenance.backup import damages_of_backup
 from indexer.store.sqlite.catalog import Catalog, read_successors
@@ -32,7 +34,8 @@ class Finding:
             videos named and index them again. `totals`, `coarse index` and `current.json` are derived:
             `rebuild` builds them again. `files` spare reading: `rebuild` forgets those that are damaged, and
             they are read again. `jobs` are requests: `rebuild` removes those that are damaged, and
-            the clients send them again. `backup`: a file of a backup; make another one.
+            the clients send them again. `backup`: a file of a backup; make another one. `missing files` and
+            `changed files`: what `index` over their folder brings in line.
         problem: a sentence for the user.
     """
 
@@ -61,13 +64,18 @@ class VerifyReport:
 
 
 def verify(
-    directory: str | Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+    directory: str | Path,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    files: bool = False,
 ) -> VerifyReport:
     """Read an index whole and check it against its checksums and against itself. It may be in use meanwhile.
 
     Args:
         directory: the index directory, or a backup, whose files are compared with their sha256 as well.
         on_progress: called with the number of segments checked and of all segments.
+        files: whether to look for the files of the videos too: that they are there, and of the size that was
+            indexed.
 
     Raises:
         IndexNotFoundError: there is no index.
@@ -92,7 +100,8 @@ def verify(
                 report.findings.append(Finding("current.json", f"it names generation {named}: {error}"))
         try:
             report.num_videos, report.num_segments = catalog.totals()
-            for finding in _findings(catalog, report.num_segments, on_progress):
+            of_files = _file_findings(catalog) if files else iter(())
+            for finding in chain(_findings(catalog, report.num_segments, on_progress), of_files):
                 if len(report.findings) == MAX_FINDINGS:
                     report.complete = False
                     break
@@ -114,6 +123,19 @@ def _findings(
     for number in JobQueue(catalog).damaged():
         yield Finding("jobs", f"job number {number} does not match its checksum")
     yield from _coarse_findings(catalog)
+
+
+def _file_findings(catalog: Catalog) -> Iterator[Finding]:
+    """Videos whose files are gone, or are of another size. Those that lie elsewhere than here are not looked
+    for."""
+    for block in catalog.iterate_videos():
+        for video in block:
+            found = find_video_file(catalog.index_directory, video)
+            if found is None:
+                if video.uri is None or local_path(video.uri) is not None:
+                    yield Finding("missing files", f"the file of video {video.id} is gone: {video.uri}")
+            elif found[0].stat().st_size != video.size_bytes:
+                yield Finding("changed files", f"video {video.id}: {found[0]} has another size than indexed")
 
 
 def _coarse_findings(catalog: Catalog) -> Iterator[Finding]:

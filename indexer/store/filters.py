@@ -3,6 +3,7 @@
     filter    = {field: condition, ...}  all of them hold
               | {"and": [filter, ...]} | {"or": [filter, ...]} | {"not": filter}
     field     = "id" | "title" | "uri" | "duration_seconds" | "added_at" | "recorded_at"
+              | "missing" (true | false: whether its file was gone when it was last looked for)
               | "content_sha256" (64 lower-case hex digits) | "metadata.KEY" | "metadata.KEY.KEY" ...
     condition = value                                  the same as {"eq": value}
               | {"eq": value} | {"in": [value, ...]} | {"exists": true | false}
@@ -47,6 +48,9 @@ _COLUMNS: Final = {
 }
 Comparison = Literal["gt", "gte", "lt", "lte"]
 _TIMES: Final = ("added_at", "recorded_at")
+MISSING: Final = "missing"
+"""Of a video, whether `missing_since` is there."""
+
 COMPARISONS: Final[tuple[Comparison, ...]] = get_args(Comparison)
 _COMPARE: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "gt": gt,
@@ -207,13 +211,18 @@ class _Parser:
         self._num_conditions += 1
         if self._num_conditions > MAX_CONDITIONS:
             raise InvalidQueryError(f"the filter has more than {MAX_CONDITIONS} conditions")
+        if name == MISSING:
+            condition = _condition(value, path)
+            if condition.keys() != {"eq"}:
+                raise InvalidQueryError(f"{path} is true or false")
+            return Exists(Field("missing_since"), _truth(condition["eq"], path))
         if name in _COLUMNS:
             return _column_condition(Field(name), _condition(value, path), path)
         if name.startswith("metadata."):
             field = Field("metadata", _keys(name, path))
             return _metadata_condition(field, _condition(value, path), path)
         raise InvalidQueryError(
-            f"{path}: there is no such field; a field is {', '.join(_COLUMNS)} or metadata.KEY, "
+            f"{path}: there is no such field; a field is {', '.join((*_COLUMNS, MISSING))} or metadata.KEY, "
             "and filters are joined by and, or, not"
         )
 
@@ -221,7 +230,7 @@ class _Parser:
 def _shown(name: str, number: int) -> str:
     """A member of an object in an error message: by its name only where the name is ours, for a message never
     repeats the input."""
-    if name in ("and", "or", "not", *_COLUMNS):
+    if name in ("and", "or", "not", MISSING, *_COLUMNS):
         return name
     return "metadata.(key)" if name.startswith("metadata.") else f"(field {number})"
 

@@ -22,6 +22,8 @@ class FailureReason(StrEnum):
     """The file could not be fetched from its uri."""
     ID_TAKEN = "id_taken"
     """Another video got the id that was asked for."""
+    KEPT_OUT = "kept_out"
+    """Its content was deleted on purpose and is kept out."""
     CANCELLED = "cancelled"
     """The client cancelled it."""
     GAVE_UP = "gave_up"

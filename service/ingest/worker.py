@@ -33,6 +33,7 @@ from indexer.errors import (
     IndexStorageError,
     IndexSupersededError,
     JobNotFoundError,
+    KeptOutError,
     LeaseLostError,
     MediaError,
 )
@@ -72,6 +73,7 @@ UNWRITABLE_PAUSE_SECONDS = 2.0
 """Pause after the catalog could not be written to: a full disk, or another process that writes for long."""
 
 FULL_DISK_REASON = "the server's disk is full: the video cannot be stored"
+KEPT_OUT_REASON = "its content was deleted on purpose and is kept out, until the operator lets it in again"
 ID_TAKEN_REASON = "another video has the id that was asked for"
 
 
@@ -178,6 +180,8 @@ class Worker:
         """The id of the video that has these bytes; the job is done with it. None where there is none."""
         known = content_sha256 and self._catalog.find_by_sha256(content_sha256)
         if not known:
+            if content_sha256 and (kept_out := self._catalog.kept_out.find([content_sha256])):
+                raise KeptOutError(kept_out[content_sha256].video_id)
             return None
         self._queue.finish(job.id, known.id, attempt=job.attempts)
         self._outcomes.discard(job)
@@ -288,6 +292,8 @@ class JobOutcomes:
             self.fail(job, error.reason, failure or FailureReason("decoder" if is_decoder else "media"))
         except DuplicateIdError:
             self.fail(job, ID_TAKEN_REASON, FailureReason.ID_TAKEN)
+        except KeptOutError:
+            self.fail(job, KEPT_OUT_REASON, FailureReason.KEPT_OUT)
         except (*UNWRITABLE, IndexSupersededError):
             raise
         except Exception as error:

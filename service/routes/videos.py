@@ -24,7 +24,13 @@ from service.errors import (
 from service.http.middleware import WHILE_CONNECTED
 from service.http.openapi import problems, schema_of
 from service.schemas.fields import check_metadata, media_url, preview_url, thumbnail_url, to_datetime
-from service.schemas.videos import ListVideosParameters, PatchVideoRequest, VideoAnswer, VideoPage
+from service.schemas.videos import (
+    DeleteVideoParameters,
+    ListVideosParameters,
+    PatchVideoRequest,
+    VideoAnswer,
+    VideoPage,
+)
 from service.state import ReadyService, Service
 
 MERGE_PATCH = "application/merge-patch+json"
@@ -106,14 +112,16 @@ def _patch(service: ReadyService, video_id: str, patch: dict[str, Any]) -> Video
     dependencies=[WRITE],
     responses=problems(VideoNotFoundError, OverloadedError, ReadOnlyIndexError, StorageFullError),
 )
-async def delete_video(video_id: str, service: Service) -> None:
+async def delete_video(
+    video_id: str, parameters: Annotated[DeleteVideoParameters, Query()], service: Service
+) -> None:
     """Remove a video from the index; its file too if it was uploaded. No later search finds it."""
-    await to_thread.run_sync(_delete, service, video_id)
+    await to_thread.run_sync(_delete, service, video_id, parameters.keep_out)
 
 
-def _delete(service: ReadyService, video_id: str) -> None:
+def _delete(service: ReadyService, video_id: str, keep_out: bool) -> None:
     # The catalog first: an orphaned file is deleted later, a record without a file would be wrong for good.
-    service.catalog.delete_video(video_id)
+    service.catalog.delete_video(video_id, keep_out=keep_out)
     service.media_store.remove(video_id)
     service.thumbnails.forget(video_id)
     service.previews.forget(video_id)
@@ -138,6 +146,7 @@ def to_video_answer(record: VideoRecord, playable: bool, root_path: str) -> Vide
         fraction_read=record.fraction_read,
         added_at=datetime.fromtimestamp(record.added_at, UTC),
         recorded_at=to_datetime(record.recorded_at),
+        missing_since=to_datetime(record.missing_since),
         thumbnail_url=root_path + thumbnail_url(record.id, 0.0),
         media_url=root_path + media_url(record.id),
         preview_url=root_path + preview_url(record.id, 0.0),

@@ -26,7 +26,7 @@ from pydantic import (
 
 from indexer.errors import InvalidQueryError, InvalidRecordError
 from indexer.store import filters
-from indexer.store.filters import MAX_TEXT_LENGTH, MAX_VALUES
+from indexer.store.filters import MAX_TEXT_LENGTH, MAX_VALUES, MISSING
 from indexer.store.records import ID_PATTERN, MAX_ID_LENGTH, check_time, check_video_id
 from indexer.store.text import instant
 
@@ -273,6 +273,7 @@ FILTER_SCHEMAS: dict[str, dict[str, Any]] = {
             "duration_seconds": _reference("NumberCondition"),
             "added_at": _reference("TimeCondition"),
             "recorded_at": _reference("TimeCondition"),
+            MISSING: {"anyOf": [{"type": "boolean"}, _one("eq", {"type": "boolean"})]},
             "and": {"type": "array", "items": FILTER_REFERENCE, "minItems": 1},
             "or": {"type": "array", "items": FILTER_REFERENCE, "minItems": 1},
             "not": FILTER_REFERENCE,

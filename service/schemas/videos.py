@@ -114,6 +114,12 @@ class PatchVideoRequest(Request):
     recorded_at: RecordedAt | None = None
 
 
+class DeleteVideoParameters(Parameters):
+    """Of DELETE /videos/{id}."""
+
+    keep_out: bool = Field(default=False, description="Whether the same content shall not come in again.")
+
+
 class ThumbnailParameters(Parameters):
     """Of GET /videos/{id}/thumbnail."""
 
@@ -146,6 +152,9 @@ class VideoAnswer(Answer):
     fraction_read: float
     added_at: datetime
     recorded_at: datetime | None = RECORDED_AT
+    missing_since: datetime | None = Field(
+        default=None, description="When its file was first found to be gone; null while it is there."
+    )
     thumbnail_url: str
     media_url: str
     preview_url: str

@@ -33,6 +33,7 @@ from indexer.maintenance.reindexing import (
 from indexer.maintenance.verification import rebuild, verify
 from indexer.media.sampling import Sampling
 from indexer.store.job import NewJob
+from indexer.store.records import KnownFile
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import POINTER_FILE, generations, locked_for_reindexing
 from indexer.store.sqlite.jobs import JobQueue
@@ -177,6 +178,24 @@ def test_what_is_added_changed_and_deleted_during_a_run_is_there_after_it(index:
     with Catalog.open(index) as catalog:
         assert {video_id: fields for video_id, (fields, *_) in content(catalog).items()} == expected
         assert {"again", "later"} <= set(expected) and not {"v0", "v2", "late"} & set(expected)
+
+
+def test_files_that_were_found_missing_before_hold_nothing_up_and_a_duplicate_stands_in(index: Path) -> None:
+    files = index.parent / "files"
+    content = (files / "v2").read_bytes()
+    with Catalog.open(index) as catalog:
+        for name in ("v1", "v2"):
+            (files / name).unlink()
+            catalog.update_video(name, missing_since=1.0)
+        copy = files / "copy of v2"
+        write_clip(copy, content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        catalog.files.remember([KnownFile(copy.as_uri(), len(content), 1, sha256)])
+    report = run(index)
+    assert report.switched and report.missing == [("v1", NO_FILE_REASON)]
+    with Catalog.open(index) as catalog:
+        assert "v2" in catalog.video_ids() and "v1" not in catalog.video_ids()
+        assert catalog.files.find([copy.as_uri()])
 
 
 def test_videos_whose_files_are_gone_or_changed_are_listed_and_nothing_is_switched(index: Path) -> None:

@@ -22,7 +22,7 @@ import pytest
 
 from indexer.errors import IndexBusyError, IndexDamagedError, IndexFullError, NotAVideoError
 from indexer.maintenance.verification import verify
-from indexer.store.job import Job
+from indexer.store.job import FailureReason, Job
 from indexer.store.records import NewVideo
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import GAVE_UP_REASON, JobQueue
@@ -121,6 +121,21 @@ def test_a_link_that_took_the_place_of_a_file_is_not_read(bench: Bench, tmp_path
     job = enqueue(bench.queue, "mine", str(tmp_path / "corpus.mp4"))
     bench.run()
     assert bench.queue.get(job.id).reason == "the file is no longer where it was"
+
+
+def test_an_upload_of_content_that_is_kept_out_fails_and_is_not_read(bench: Bench) -> None:
+    job = bench.upload()
+    bench.run()
+    bench.catalog.delete_video(bench.queue.get(job.id).video_id, keep_out=True)
+
+    def read(path: Path) -> NewVideo:
+        raise AssertionError("it is known")
+
+    bench.read = read
+    again = bench.upload()
+    bench.run()
+    ended = bench.queue.get(again.id)
+    assert ended.failure == FailureReason.KEPT_OUT and "kept out" in str(ended.reason)
 
 
 def test_a_file_that_is_no_video_fails_with_the_reason_and_is_deleted(bench: Bench) -> None:

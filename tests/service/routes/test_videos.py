@@ -142,6 +142,22 @@ def test_a_list_takes_a_filter(numbered: Service) -> None:
     assert [video["id"] for video in rest["videos"]] == ["v1"] and rest["next"] is None
 
 
+def test_a_video_may_be_deleted_so_that_its_content_does_not_come_back(service: Service) -> None:
+    add_file(service, "private")
+    assert service.client.delete("/videos/private?keep_out=true").status_code == 204
+    (kept_out,) = service.catalog.kept_out.list_all()
+    assert kept_out.video_id == "private"
+    assert service.client.delete("/videos/private?keep_out=perhaps").status_code == 422
+
+
+def test_a_video_says_since_when_its_file_is_missing(service: Service) -> None:
+    add_file(service, "a")
+    service.catalog.update_video("a", missing_since=0.0)
+    assert service.client.get("/videos/a").json()["missing_since"] == "1970-01-01T00:00:00Z"
+    found = service.client.get("/videos", params={"filter": '{"missing": true}'}).json()
+    assert [video["id"] for video in found["videos"]] == ["a"]
+
+
 def test_a_deleted_video_is_gone_with_its_uploaded_file_but_not_with_one_indexed_in_place(
     service: Service,
 ) -> None:

@@ -169,7 +169,7 @@ def test_a_next_page_that_fails_is_shown_at_the_button(site: Site, browser: Brow
     site.searcher.error = RuntimeError("broken")
     try:
         click(browser, "#more")
-        browser.wait_for("document.querySelector('#more-note').innerText.includes('went wrong')")
+        browser.wait_for("document.querySelector('#more-note').innerText.includes('internal error')")
     finally:
         site.searcher.error = None
     assert len(ids(browser)) == 24

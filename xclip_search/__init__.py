@@ -62,6 +62,7 @@ COMMANDS = {
     "kept-out": "xclip_search.library",
     "export": "xclip_search.maintenance",
     "import": "xclip_search.maintenance",
+    "models": "xclip_search.models",
     "convert": "xclip_search.convert",
     "push": "xclip_search.push",
 }

@@ -45,6 +45,7 @@ def evaluate(
         str,
         typer.Option(
             help="demo, a directory, an official checkpoint file, openclip:ARCHITECTURE/PRETRAINED"
+            " (xclip-search models lists them)"
             " or hf-hub:OWNER/NAME."
         ),
     ],

@@ -61,6 +61,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         help="demo, a directory, an official checkpoint file, openclip:ARCHITECTURE/PRETRAINED"
+        " (xclip-search models lists them)"
         " or hf-hub:OWNER/NAME.",
         show_default="the model that made the index",
     ),

@@ -160,13 +160,13 @@ def _read_openclip(name: str) -> Checkpoint:
         known = ", ".join(known for known in open_clip.list_models() if known.startswith(architecture[:5]))
         raise SpecError(f"open_clip knows no architecture {architecture!r}; close to it: {known or 'none'}")
     if match := re.fullmatch(r"random(?:\?seed=(\d+))?", pretrained):
-        config = _zero_shot_config(description, _preprocessing_of(architecture), name)
+        config = zero_shot_config(description, preprocessing_of(architecture), name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(match[1] or 0))
             towers = clip_towers(config)
     else:
         _require_weights(description, architecture, pretrained)
-        config = _zero_shot_config(description, _preprocessing_of(architecture, pretrained), name)
+        config = zero_shot_config(description, preprocessing_of(architecture, pretrained), name)
         towers = _pretrained_towers(name, architecture, pretrained)
     return _zero_shot(config, towers)
 
@@ -178,7 +178,7 @@ _OWN_CONFIG = ("hf-hub:", "local-dir:")
 def _read_with_own_config(name: str) -> Checkpoint:
     """A model that brings its own `open_clip_config.json`, and perhaps its tokenizer."""
     towers = _pretrained_towers(name, name)
-    config = _zero_shot_config(open_clip.get_model_config(name), towers.visual.preprocess_cfg, name)
+    config = zero_shot_config(open_clip.get_model_config(name), towers.visual.preprocess_cfg, name)
     # open_clip's own get_tokenizer, too, takes it from a local directory and nowhere else.
     directory = Path(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else None
     return replace(_zero_shot(config, towers), tokenizer_directory=directory)
@@ -195,9 +195,7 @@ def _zero_shot(config: XClipConfig, towers: nn.Module) -> Checkpoint:
     return Checkpoint(config, tensors)
 
 
-def _zero_shot_config(
-    description: dict[str, Any], preprocessing: Mapping[str, Any], name: str
-) -> XClipConfig:
+def zero_shot_config(description: dict[str, Any], preprocessing: Mapping[str, Any], name: str) -> XClipConfig:
     """Plain towers as an X-CLIP: no temporal transformer, AOSM identity, padding masked, two scores of four.
 
     Raises SpecError where no model can be built of them.
@@ -221,7 +219,7 @@ def _zero_shot_config(
         raise SpecError(f"openclip:{name}: {error}") from None
 
 
-def _preprocessing_of(architecture: str, pretrained: str = "") -> dict[str, Any]:
+def preprocessing_of(architecture: str, pretrained: str = "") -> dict[str, Any]:
     """How weights want their pixels; random ones, and those of a file, as the first that were published."""
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     facts = open_clip.get_pretrained_cfg(architecture, pretrained)

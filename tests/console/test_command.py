@@ -20,7 +20,7 @@ import xclip_search
 from indexer.store.filters import parse_filter
 
 COMMAND = [sys.executable, "-m", "xclip_search"]
-WITHOUT_EXAMPLES = {"demo", "evaluate", "train", "ablate", "convert", "push", "keys"}
+WITHOUT_EXAMPLES = {"demo", "evaluate", "train", "ablate", "convert", "push", "keys", "models"}
 OF_AN_INDEX = [name for name in xclip_search.COMMANDS if name not in WITHOUT_EXAMPLES]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 SentenceAt = Literal["argmax", "eos", "first", "last", "appended", "pooled"]
@@ -71,7 +72,7 @@ class Architecture:
             has_bias=towers.get("init_logit_bias") is not None,
         )
 
-    @property
+    @cached_property
     def reads_padding(self) -> bool:
         """Whether the sentence depends on the padding after the text, so that every text has its full length.
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
 from model.architecture import Architecture
@@ -122,7 +123,7 @@ class XClipConfig:
             problems.append(f"aggregation {self.aggregation} averages no words that could be weighted")
         return problems
 
-    @property
+    @cached_property
     def architecture(self) -> Architecture:
         """What `clip` means.
 
@@ -134,27 +135,27 @@ class XClipConfig:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"config.json describes no towers: {error}") from None
 
-    @property
+    @cached_property
     def embedding_dim(self) -> int:
         """D, the length of every feature."""
         return self.architecture.embedding_dim
 
-    @property
+    @cached_property
     def image_size(self) -> int:
         """R, side of the square input in pixels."""
         return self.architecture.image_size
 
-    @property
+    @cached_property
     def context_length(self) -> int:
         """The most positions that the text tower reads, at least `num_words`."""
         return self.architecture.context_length
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         """Length of a row of token ids, at least `num_words`."""
         return self.architecture.num_tokens(self.num_words)
 
-    @property
+    @cached_property
     def resizing(self) -> Resizing:
         """How a picture becomes the square that the model sees."""
         return Resizing(self.image_size, self.resize_mode, self.interpolation, self.fill_color)

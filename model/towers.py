@@ -1,4 +1,4 @@
-"""The two towers of an image-text model, built by open_clip, and what its text tower makes of token ids."""
+"""The two towers of an image-text model, built by open_clip, and where their parts lie."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import open_clip
-import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-from torch import Tensor, nn
+from torch import nn
 
-from model.architecture import Architecture
 from model.config import XClipConfig
 from model.tokenization import Tokenizer
 
@@ -93,57 +91,3 @@ def text_tower(clip: nn.Module) -> Any:
 def vocabulary_size(clip: nn.Module) -> int:
     """Rows of the text tower's embedding table."""
     return int(clip.vocab_size)  # type: ignore[arg-type]
-
-
-def encode_positions(clip: nn.Module, architecture: Architecture, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """What the text tower makes of texts, as open_clip's `encode_text` computes it, for each position too.
-
-    Args:
-        clip: From `clip_towers`.
-        architecture: Of the same config.
-        input_ids: int64 [T, L]; where `architecture.reads_padding` of the full length.
-
-    Returns:
-        Sentence, float [T, D], and positions, float [T, L, D], projected and not normalised. The positions of
-        a tower of transformers are its last hidden states.
-    """
-    text = text_tower(clip)
-    if architecture.sentence_at == "pooled":
-        mask = (input_ids != text.config.pad_token_id).long()
-        out = text.transformer(input_ids=input_ids, attention_mask=mask)
-        return text.proj(text.pooler(out, mask)), text.proj(out.last_hidden_state)
-    x = text.token_embedding(input_ids)  # [T, L, text width]
-    length = input_ids.shape[1]
-    mask = None
-    if architecture.sentence_at == "appended":  # a learned position after the last, and a mask of padding
-        x = torch.cat([x, text.cls_emb.expand(len(x), 1, -1)], dim=1)
-        length += 1
-        mask = text._build_additive_mask(input_ids, length, x.dtype)
-    if text.attn_mask is not None:
-        causal = text.attn_mask[:length, :length]
-        mask = causal if mask is None else causal + mask
-    x = text.transformer(x + text.positional_embedding[:length], attn_mask=mask)
-    x = _project(text, text.ln_final(x))  # [T, L, D]
-    sentence = x[torch.arange(len(x), device=x.device), _sentence_positions(architecture, input_ids, length)]
-    return sentence, x[:, : input_ids.shape[1]]
-
-
-def _sentence_positions(architecture: Architecture, input_ids: Tensor, length: int) -> Tensor:
-    """Where the sentence is read, int64 [T]."""
-    match architecture.sentence_at:
-        case "argmax":
-            return input_ids.argmax(dim=1)
-        case "eos":
-            return (input_ids == architecture.end_id).int().argmax(dim=1)
-        case "first":
-            return torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
-        case _:
-            return torch.full((len(input_ids),), length - 1, device=input_ids.device)
-
-
-def _project(text: Any, x: Tensor) -> Tensor:
-    projection = text.text_projection
-    if projection is None:
-        return x
-    projected: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
-    return projected

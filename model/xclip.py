@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model.architecture import Architecture
 from model.checkpoints.huggingface import make_tokenizer
 from model.checkpoints.loading import read, write_directory
 from model.checkpoints.official import read_official
@@ -29,7 +31,7 @@ from model.preprocessing import PREPROCESSING
 from model.scoring import ScoreHead
 from model.temporal import TemporalTransformer, normalize_real, pool_frames
 from model.tokenization import TextTokenizer
-from model.towers import clip_towers, encode_positions, keep_statistics, text_tower, vocabulary_size
+from model.towers import clip_towers, keep_statistics, text_tower, vocabulary_size
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """CLIP's bound on logit_scale (arXiv:2103.00020 section 2.5)."""
@@ -155,6 +157,10 @@ class XClip(nn.Module):
         return vocabulary_size(self.clip)
 
     @cached_property
+    def _text_tower(self) -> Any:
+        return text_tower(self.clip)
+
+    @cached_property
     def fingerprint(self) -> str:
         """sha256, 64 hex digits, over config, preprocessing and every weight.
 
@@ -212,7 +218,7 @@ class XClip(nn.Module):
             # Positions after the longest text are not computed: nothing before them sees them.
             length = int(mask.any(dim=0).nonzero().max()) + 1 if bool(mask.any()) else 1
         with self._gradients():
-            sentence, words = encode_positions(self.clip, config.architecture, input_ids[:, :length])
+            sentence, words = _encode_positions(self._text_tower, config.architecture, input_ids[:, :length])
             sentence = _unit(sentence.float())
             words = functional.pad(_unit(words.float()), (0, 0, 0, max(0, config.num_words - length)))
             words, word_mask = words[:, : config.num_words], mask[:, : config.num_words]
@@ -422,3 +428,56 @@ def _with_real_frames(frame_mask: Tensor) -> Tensor:
     if not bool(frame_mask.any(dim=1).all()):
         raise ShapeError("a video without a single real frame has no feature")
     return frame_mask
+
+
+def _encode_positions(text: Any, architecture: Architecture, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """What the text tower makes of texts, as open_clip's `encode_text` computes it, for each position too.
+
+    Args:
+        text: From `model.towers.text_tower`.
+        architecture: Of the same config.
+        input_ids: int64 [T, L]; where `architecture.reads_padding` of the full length.
+
+    Returns:
+        Sentence, float [T, D], and positions, float [T, L, D], projected and not normalised. The positions of
+        a tower of transformers are its last hidden states.
+    """
+    if architecture.sentence_at == "pooled":
+        mask = (input_ids != text.config.pad_token_id).long()
+        out = text.transformer(input_ids=input_ids, attention_mask=mask)
+        return text.proj(text.pooler(out, mask)), text.proj(out.last_hidden_state)
+    x = text.token_embedding(input_ids)  # [T, L, text width]
+    length = input_ids.shape[1]
+    mask = None
+    if architecture.sentence_at == "appended":  # a learned position after the last, and a mask of padding
+        x = torch.cat([x, text.cls_emb.expand(len(x), 1, -1)], dim=1)
+        length += 1
+        mask = text._build_additive_mask(input_ids, length, x.dtype)
+    if text.attn_mask is not None:
+        causal = text.attn_mask[:length, :length]
+        mask = causal if mask is None else causal + mask
+    x = text.transformer(x + text.positional_embedding[:length], attn_mask=mask)
+    x = _project(text, text.ln_final(x))  # [T, L, D]
+    sentence = x[torch.arange(len(x), device=x.device), _sentence_positions(architecture, input_ids, length)]
+    return sentence, x[:, : input_ids.shape[1]]
+
+
+def _sentence_positions(architecture: Architecture, input_ids: Tensor, length: int) -> Tensor:
+    """Where the sentence is read, int64 [T]."""
+    match architecture.sentence_at:
+        case "argmax":
+            return input_ids.argmax(dim=1)
+        case "eos":
+            return (input_ids == architecture.end_id).int().argmax(dim=1)
+        case "first":
+            return torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
+        case _:
+            return torch.full((len(input_ids),), length - 1, device=input_ids.device)
+
+
+def _project(text: Any, x: Tensor) -> Tensor:
+    projection = text.text_projection
+    if projection is None:
+        return x
+    projected: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+    return projected

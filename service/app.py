@@ -27,8 +27,12 @@ from service.admission import SearchLimiter
 from service.auth.access import KEY_HEADER, AccessControl, KeyRing
 from service.auth.keys import keys_path
 from service.derived_media import MakeClip, Previews, TakePicture, Thumbnails
-from service.http.forwarding import ForwardingMiddleware
-from service.http.middleware import DeadlineMiddleware, HeadersMiddleware, RequestChecksMiddleware
+from service.http.middleware import (
+    DeadlineMiddleware,
+    ForwardingMiddleware,
+    HeadersMiddleware,
+    RequestChecksMiddleware,
+)
 from service.http.observation import Metrics, ObservationMiddleware, SearchObserver
 from service.http.openapi import install_openapi, problems
 from service.http.problems import install_error_handlers

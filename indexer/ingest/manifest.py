@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from indexer.errors import ManifestError
 from indexer.ingest.tables import CSV_ENDINGS, Table, TypedColumn, parse_table, read_text, typed_column
 from indexer.ingest.video_files import local_path
-from indexer.store.text import instant, nfc
+from indexer.store.text import holds_zero, instant, nfc
 
 if TYPE_CHECKING:
     from indexer.store.records import VideoRecord
@@ -178,15 +178,6 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
-
-
-def holds_zero(value: Any) -> bool:
-    """Whether a text anywhere in a JSON value holds U+0000, at which SQLite's functions end a text."""
-    if isinstance(value, str):
-        return "\0" in value
-    if isinstance(value, dict):
-        return any(holds_zero(inner) for pair in value.items() for inner in pair)
-    return isinstance(value, list) and any(map(holds_zero, value))
 
 
 def _to_source(line: int, row: Mapping[str, Any], folder: Path) -> VideoSource:

@@ -27,7 +27,7 @@ from indexer.errors import (
     UnsupportedMediaError,
 )
 from indexer.ingest.encoding import encode_segments, index_fingerprint, new_video
-from indexer.ingest.manifest import VideoSource, holds_zero
+from indexer.ingest.manifest import VideoSource
 from indexer.ingest.video_files import title_of_file
 from indexer.media.decode_messages import (
     FILE_CHANGED,
@@ -41,6 +41,7 @@ from indexer.media.decode_pool import DecodePool
 from indexer.media.probing import MediaLimits, plausible_recording_time
 from indexer.media.sampling import Sampling
 from indexer.store.records import AddOutcome, NewVideo, SegmentRecord, VideoRecord
+from indexer.store.text import holds_zero
 
 if TYPE_CHECKING:
     import threading

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 _DATE_TIME: Final = re.compile(
@@ -85,3 +85,12 @@ def is_below(uri: str, folder: str) -> bool:
     """
     plain = plain_uri(uri)
     return plain.startswith(folder) and (folder.endswith("/") or plain[len(folder) :][:1] in ("", "/"))
+
+
+def holds_zero(value: Any) -> bool:
+    """Whether a text anywhere in a JSON value holds U+0000, at which SQLite's functions end a text."""
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(holds_zero(inner) for pair in value.items() for inner in pair)
+    return isinstance(value, list) and any(map(holds_zero, value))

@@ -33,7 +33,7 @@ from service.errors import (
     is_full_memory,
     validation_problem,
 )
-from service.http.forwarding import route_path
+from service.http.middleware import route_path
 
 logger = logging.getLogger("xclip_search.service")
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.long_film import picture_of
+from benchmarks.media.long_film import picture_of
 from indexer.search.searcher import Searcher
 from indexer.search.types import SearchAnswer, SearchQuery
 from model import XClip
@@ -43,7 +43,7 @@ def films(
     folder = tmp_path_factory.mktemp("films")
     command = [
         sys.executable,
-        "benchmarks/long_film.py",
+        "benchmarks/media/long_film.py",
         "--json",
         "--frame-rate",
         "6",

@@ -1,7 +1,7 @@
 """What indexing a film of two hours takes, compared with one of two minutes: time, and peak memory.
 
-    python benchmarks/long_film.py [--minutes 2 120] [--model SPEC] [--frame-rate 24] [--segment-seconds 60]
-        [--keep FOLDER] [--json]
+    python benchmarks/media/long_film.py [--minutes 2 120] [--model SPEC] [--frame-rate 24]
+        [--segment-seconds 60] [--keep FOLDER] [--json]
 
 One process encodes, another decodes. The films are drawn: every second shows other colours. Each is indexed
 by processes of its own, so that their peaks are its own.
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 DEFAULT_MODEL = "openclip:ViT-B-32-quickgelu/random?seed=0"
 SIDE_PIXELS, NUM_BLOCKS = 128, 4

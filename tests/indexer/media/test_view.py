@@ -129,17 +129,11 @@ def test_limits_apply_to_what_is_shown(tmp_path: Path) -> None:
         VideoFile(path, MediaLimits(max_aspect_ratio=15))
 
 
-HDR_FILES = [(PQ, "a.mkv", "libx264"), (HLG, "a.mp4", "libx265")]
-
-
-@pytest.mark.parametrize(("transfer", "name", "codec"), HDR_FILES)
-def test_hdr_is_brought_to_the_colours_of_a_common_screen(
-    tmp_path: Path, transfer: int, name: str, codec: str
-) -> None:
-    options = {"preset": "ultrafast", "crf": "8"} | (
-        {"x265-params": "log-level=none"} if codec == "libx265" else {}
-    )
-    tags = Tags(BT2020, transfer, BT2020, BT2020, codec=codec, pixel_format="yuv420p10le", options=options)
+@pytest.mark.parametrize(("transfer", "name"), [(PQ, "a.mkv"), (HLG, "a.mp4")])
+def test_hdr_is_brought_to_the_colours_of_a_common_screen(tmp_path: Path, transfer: int, name: str) -> None:
+    # Not libx265: once it has encoded 8 bits in a process, it does not encode 10 bits there.
+    options = {"preset": "ultrafast", "crf": "8"}
+    tags = Tags(BT2020, transfer, BT2020, BT2020, pixel_format="yuv420p10le", options=options)
     hdr = as_hdr(corner_picture(128, 96), transfer)
     path = write_tagged_video(tmp_path / name, [hdr] * 2, tags)
     _assert_corners(_first(path), tolerance=25)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from indexer.index import Index
     from indexer.ingest.library import Listing
     from indexer.ingest.manifest import VideoSource
-    from indexer.ingest.pipeline import IndexingPipeline
+    from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
     from indexer.ingest.synchronisation import Progress, SyncOptions, SyncReport
     from indexer.store.store import Store
 
@@ -176,7 +176,6 @@ class LocalLibrary:
 @contextmanager
 def sync_progress() -> Iterator[Progress]:
     """Bars for what is read and for what is indexed, with videos/s, failures and time left."""
-    from indexer.ingest.pipeline import IndexEvent
     from indexer.ingest.synchronisation import Progress
 
     started = last_shown = time.monotonic()
@@ -215,31 +214,35 @@ def watch_library(
 
     settling = Settling(settle_seconds)
     ended = threading.Event()
+    said: set[str] = set()
 
     def say(text: str) -> None:
         echo(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}")
 
+    def say_once(text: str) -> None:
+        """What holds on is not said at each look."""
+        if text not in said:
+            said.add(text)
+            say(text)
+
+    def on_event(event: IndexEvent) -> None:
+        if event.outcome not in ("unchanged", "left out"):
+            text = f"{event.outcome}: {event.source.path}" + (f" ({event.reason})" if event.reason else "")
+            (say_once if event.outcome in ("duplicate", "failed") else say)(text)
+
     def synchronise() -> SyncReport:
-        progress = Progress(
-            on_event=lambda event: (
-                None
-                if event.outcome in ("unchanged", "left out")
-                else say(
-                    f"{event.outcome}: {event.source.path}" + (f" ({event.reason})" if event.reason else "")
-                )
-            ),
-            is_settled=settling.is_settled,
-        )
         try:
-            report = library.synchronise(options, progress)
+            report = library.synchronise(options, Progress(on_event=on_event, is_settled=settling.is_settled))
         except FileNotFoundError as error:  # A disk was taken away; it may come back.
-            say(f"waiting: {error}")
+            say_once(f"waiting: {error}")
             return SyncReport()
         write_report(report_file, report.to_dict())
-        if _has_news(report):
+        for video_id, uri in report.missing:
+            say_once(f"missing: {_shown(uri)} ({video_id})")
+        for note in report.notes:
+            say_once(f"note: {note}")
+        if _has_changed_something(report):
             say(summary(report.to_dict()))
-            for note in report.notes:
-                say(f"note: {note}")
         return report
 
     def end(*_: object) -> None:
@@ -260,9 +263,8 @@ def _is_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _has_news(report: SyncReport) -> bool:
-    names = ("added", "moved", "updated", "duplicate", "failed", "pruned", "replaced")
-    return bool(report.notes) or any(getattr(report, f"num_{name}") for name in names)
+def _has_changed_something(report: SyncReport) -> bool:
+    return any(getattr(report, f"num_{name}") for name in ("added", "moved", "updated", "pruned", "replaced"))
 
 
 def summary(done: Mapping[str, Any]) -> str:

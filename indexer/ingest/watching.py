@@ -73,10 +73,8 @@ def follow(
         settling: the one that `synchronise` asks.
         stop: set to end.
     """
-    duration, num_waiting = _run(synchronise)
-    settling.begin()
-    last_run = time.monotonic()
-    is_due = num_waiting > 0
+    # The first look comes when the system reports changes already: none falls between the two.
+    duration, last_run, is_due = 0.0, -float("inf"), True
     for changes in watch(
         *paths,
         watch_filter=None,
@@ -91,6 +89,7 @@ def follow(
         if waited < pause:
             continue
         duration, num_waiting = _run(synchronise)
+        settling.begin()
         last_run = time.monotonic()
         is_due = num_waiting > 0
 

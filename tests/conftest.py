@@ -6,9 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support.servers.browser import Browser, find_browser
+
+# No example has a deadline: on a busy machine a quick one takes longer than the 200 ms of the default.
+hypothesis.settings.register_profile("without-deadlines", deadline=None)
+hypothesis.settings.load_profile("without-deadlines")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -137,10 +137,13 @@ def settled_candidates(
     """`candidates`, raised until no text's window ends between segments of one coarse product: which of those
     are in it is not said."""
     segments = [s for video in videos.values() if fulfils(video) for _, s in video.segments.values()]
-    for text in texts * 2:  # Raised for one, it may end between equals of another.
-        products = sorted((float(scores.coarse_product(text, s)) for s in segments), reverse=True)
-        while candidates < len(products) and products[candidates - 1] - products[candidates] < 1e-5:
-            candidates += 1
+    settled = 0
+    while settled != candidates:  # Raised for one text, it may end between equals of another.
+        settled = candidates
+        for text in texts:
+            products = sorted((float(scores.coarse_product(text, s)) for s in segments), reverse=True)
+            while candidates < len(products) and products[candidates - 1] - products[candidates] < 1e-5:
+                candidates += 1
     return candidates
 
 

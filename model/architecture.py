@@ -30,7 +30,7 @@ class Architecture:
         end_id: The end token where `sentence_at` is "eos".
         tokenizer: The tokenizer's repository on the Hub; None for CLIP's byte pairs.
         tokenizer_options: Of `open_clip.tokenizer.HFTokenizer`.
-        has_bias: Trained with a sigmoid (SigLIP): a `logit_bias` beside `logit_scale`, and so probabilities.
+        has_bias: Trained with a sigmoid (SigLIP): a `logit_bias` next to `logit_scale`, and so probabilities.
     """
 
     embedding_dim: int

@@ -16,7 +16,7 @@ ResizeMode = Literal["shortest", "longest", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
 
 PREPROCESSING = "pil-bicubic-short-side, centre-crop, rgb/255"
-"""Names this file's arithmetic in the model fingerprint; other ways of resizing stand in the config beside
+"""Names this file's arithmetic in the model fingerprint; other ways of resizing stand in the config next to
 it. Change it when the pixels change."""
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -69,7 +69,7 @@ class TextTokenizer(Protocol):
         """Words of `text` that the model has no embedding for, in order, each once."""
 
     def save(self, directory: Path) -> None:
-        """Write what `load_tokenizer` needs besides the config, if anything, into a new `directory`."""
+        """Write what `load_tokenizer` needs next to the config, if anything, into a new `directory`."""
 
 
 def _require_unicode(text: str) -> None:

@@ -84,7 +84,7 @@ def keep_statistics(clip: nn.Module) -> None:
 
 
 def text_tower(clip: nn.Module) -> Any:
-    """The module that holds the parts of the text tower: CLIP keeps them beside its vision tower."""
+    """The module that holds the parts of the text tower: CLIP keeps them next to its vision tower."""
     return getattr(clip, "text", clip)
 
 

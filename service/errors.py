@@ -28,7 +28,7 @@ def is_full_memory(error: BaseException | None) -> bool:
     """Whether an error, or what it came from, says that no memory was left.
 
     After one of those nothing is as it was: caches and indexes may have been changed by half. The process
-    ends, and whoever started it starts another one.
+    ends, and its supervisor starts another one.
     """
     while error is not None:
         if isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS_OF_FULL_MEMORY):
@@ -220,7 +220,7 @@ class KeyNeededError(ServiceError):
 
     status, kind, title = 403, "key-needed", "Key needed"
     default_detail = (
-        "No valid key came besides the Authorization that is for a proxy. Send it in the header X-API-Key, or"
+        "No valid key was sent; the Authorization is for a proxy. Send it in the header X-API-Key, or"
         " log in on the page."
     )
 

@@ -53,7 +53,7 @@ async def watch_generations(
                 service = await load()
             except Exception as error:
                 if is_full_memory(error):
-                    raise  # For both generations at once. Started anew, the server loads the new one alone.
+                    raise  # No room for both generations at once. A restarted server loads the new one alone.
                 log_failure(
                     "cannot switch to the new generation of the index, still serving the previous one",
                     error,

@@ -52,7 +52,7 @@ def run_server(settings: Settings) -> int:
 
     def give_up(error: BaseException) -> None:
         if is_full_memory(error) and not failures:
-            logger.error("memory is full: ending with status 1, to be started anew")
+            logger.error("memory is full: exiting with status 1, to be restarted")
         failures.append(error)
         server.should_exit = True
 

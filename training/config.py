@@ -238,7 +238,7 @@ class TrainingChoices:
     ] = "text_to_video.recall_at_1"
     checkpoint_every_steps: Annotated[
         int | None,
-        Field(ge=1, description="steps between checkpoints, besides those of each epoch"),
+        Field(ge=1, description="steps between checkpoints, in addition to those of each epoch"),
         SAME_RESULT,
     ] = None
 

@@ -108,7 +108,7 @@ _BROKEN: Final = (
 
 
 class SearchOptions(TypedDict, total=False):
-    """What a search may say besides its text; see docs/http-api.md."""
+    """What a search may have in addition to its text; see docs/http-api.md."""
 
     limit: int
     offset: int

@@ -146,7 +146,7 @@ def _stored(frame: av.VideoFrame, storage: Storage) -> av.VideoFrame:
 
 
 def _woven(upper: NDArray[np.uint8], lower: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
-    """Lines of two instants by turns."""
+    """Lines of two instants, interleaved."""
     size = (upper.shape[1] * height // upper.shape[0], height)
     woven = np.array(Image.fromarray(upper).resize(size))
     woven[1::2] = np.asarray(Image.fromarray(lower).resize(size))[1::2]
@@ -253,7 +253,7 @@ def compare_speed(paths: list[Path], other: Path, num_rounds: int) -> None:
         ).stdout
     )
     for number in range(num_rounds):
-        # Whoever goes second finds warm caches: that changes from round to round.
+        # The second finds warm caches: the order alternates between rounds.
         for checkout in (ours, other) if number % 2 else (other, ours):
             seconds[checkout].append(run(checkout))
     ratios = np.array(seconds[ours]) / np.array(seconds[other])

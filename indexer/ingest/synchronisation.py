@@ -4,7 +4,7 @@
                                                                                   -> missing, and pruned
 
 What is planned is in `indexer.ingest.planning`. A file is hashed before the plan only where a video of its
-size exists, so that moves are told from new videos without reading a new library twice.
+size exists, so that moves are distinguished from new videos without reading a new library twice.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class SyncReport:
         num_files: that were seen.
         num_added: content that is new in the index.
         num_moved: known content whose video takes this path over, because its own is gone.
-        num_updated: known content in its place whose title, metadata or uri was said anew.
+        num_updated: known content in its place whose title, metadata or uri changed.
         num_duplicate: content whose video lives under another path.
         num_unchanged: known content in its place.
         num_failed: could not become videos; `failures` says why.

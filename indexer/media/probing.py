@@ -43,7 +43,7 @@ DEMUXERS: Final = {
 """Our names of the containers that we read, and FFmpeg's demuxer for each."""
 
 TRANSPORT_CONTAINERS: Final = frozenset({"mpegts", "mpegps"})
-"""Those with the clock of a broadcast, which joined recordings set anew, and without a promise of their
+"""Those with the clock of a broadcast, which restarts in joined recordings, and without a promise of their
 length: the duration that FFmpeg gives is the difference of the last and the first time."""
 
 _EXTENSIONS: Final = {
@@ -146,7 +146,7 @@ _ASF_CREATION_DATE: Final = slice(48, 56)
 """In that object, after its id, size, the file's id and size (ASF specification 3.2)."""
 
 _FILETIME_EPOCH_SECONDS: Final = -11_644_473_600
-"""1601, from which Windows counts 100 ns; FFmpeg (up to 8.0) reads this date and passes it on to nobody."""
+"""1601, from which Windows counts 100 ns; FFmpeg (up to 8.0) reads this date and does not report it."""
 
 _MP4_BOXES: Final = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"})
 _ASF_HEAD_BYTES: Final = 64 << 10

@@ -282,7 +282,7 @@ def _starts_of(timeline: Timeline, indices: Sequence[int]) -> list[int]:
 
 
 def _is_far(timeline: Timeline, start: int) -> bool:
-    if start == _START or timeline.num_joins:  # A clock that was set anew leads nowhere.
+    if start == _START or timeline.num_joins:  # Seeking by a clock that was reset is not possible.
         return False
     frame = timeline.key_frames[np.searchsorted(timeline.key_packets, start)]
     return bool(timeline.times[frame] > _FAR_SECONDS)

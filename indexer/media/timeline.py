@@ -38,12 +38,12 @@ from indexer.media.probing import TRANSPORT_CONTAINERS, MediaLimits, check_durat
 Clock = Literal["presentation", "count"]
 
 JUMP_SECONDS: Final = 10.0
-"""A clock that goes ahead by more, in every stream, was set anew: `dts_delta_threshold` of ffmpeg, which
+"""A clock that goes ahead by more, in every stream, was reset: `dts_delta_threshold` of ffmpeg, which
 ignores such jumps of MPEG-TS and MPEG-PS too. ISO/IEC 13818-1, 2.7.4, allows 0.7 s between two pictures'
 times."""
 
 REORDER_SECONDS: Final = 1.0
-"""A clock of decoding that goes back by more, or at a key packet, was set anew; less is the disorder of
+"""A clock of decoding that goes back by more, or at a key packet, was reset; less is the disorder of
 writers that give times of presentation alone."""
 
 NO_FRAME: Final = -1
@@ -80,7 +80,7 @@ class Timeline:
         key_frames: int64 [K], the first frame that each of them leads to.
         clock: `presentation` where packets carry presentation times. `count` where they do not (AVI) and the
             n-th decoded frame is the n-th of the timeline.
-        num_joins: places where the clock was set anew.
+        num_joins: places where the clock was reset.
         num_hidden: packets that the container says are not to be shown (cut away by an edit list).
         num_second_fields: packets that hold the second field of a frame.
         fraction_present: of what the header promises, 0 to 1; 1 where it promises nothing. Where the packets
@@ -186,7 +186,7 @@ class _Packets:
         self.are_keys = array("b")
         self.are_hidden = array("b")
         self.are_second_fields = array("b")
-        self.are_joins = array("b")  # The clock was set anew before this packet.
+        self.are_joins = array("b")  # The clock was reset before this packet.
         self._is_theora = codec == "theora"
         self.shows_last_reference_last = codec not in _WITH_OWN_TIMES
         self.num_second_fields = 0
@@ -204,7 +204,7 @@ class _Packets:
         self.ticks.append(tick)
         self.decode_ticks.append(tick if dts is None else dts)
         self.are_keys.append(packet.is_keyframe and not is_second_field)
-        # A chained Ogg file repeats the headers of Theora, which are told by their first bit (Theora, 6.1).
+        # A chained Ogg file repeats the headers of Theora, known by their first bit (Theora, 6.1).
         is_header = self._is_theora and bytes(memoryview(packet)[:1]) >= b"\x80"
         self.are_hidden.append(packet.is_discard or is_header)
         self.are_second_fields.append(is_second_field)
@@ -216,7 +216,7 @@ class _Packets:
 
 
 class _ClockWatch:
-    """Finds where the clock of decoding was set anew, before packets of the video stream.
+    """Finds where the clock of decoding was reset, before packets of the video stream.
 
     A picture may stand for long while sound goes on, so that a jump ahead is one only where no stream has
     packets in between, and only in containers whose clock is that of a broadcast.
@@ -236,7 +236,7 @@ class _ClockWatch:
             self._latest_of_all = shown
 
     def is_join(self, decoded: float, shown: float, is_key: bool) -> bool:
-        """Whether the clock was set anew before this packet of the video stream."""
+        """Whether the clock was reset before this packet of the video stream."""
         self.look_at_another(shown)
         last, self._last = self._last, (decoded, shown)
         if last is None:

@@ -167,7 +167,7 @@ class View:
 
         Args:
             frame: of the stream.
-            min_side: where pixels must be made anew anyway, no more are made than this shorter side needs.
+            min_side: where pixels must be resampled anyway, no more are made than this shorter side needs.
         """
         size = self._square_size(frame)
         is_wide, orientation = _is_wide(frame), orientation_of(frame)

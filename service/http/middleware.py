@@ -495,7 +495,7 @@ WITHOUT_DEADLINE = Depends(_end_without_deadline)
 
 async def _cancel_when_gone(request: Request) -> AsyncIterator[None]:
     async def watch() -> None:
-        with contextlib.suppress(ServiceError):  # A body that nobody reads stopped arriving.
+        with contextlib.suppress(ServiceError):  # A body that is not read any more stopped arriving.
             while (await request.receive())["type"] != "http.disconnect":
                 pass
             request.state.note_gone()
@@ -508,7 +508,7 @@ async def _cancel_when_gone(request: Request) -> AsyncIterator[None]:
 
 
 WHILE_CONNECTED = Depends(_cancel_when_gone)
-"""Declared by an endpoint that only reads, and may have a lot to do: nobody would see what it still finds."""
+"""Declared by an endpoint that only reads, and may have a lot to do: its result would go to no one."""
 
 
 def has_deadline(route: APIRoute) -> bool:

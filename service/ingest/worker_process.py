@@ -246,7 +246,7 @@ def run_worker(settings: WorkerSettings) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_full_memory(error):
             raise
-        worker_logger.error("memory is full: ending with status 1, to be started anew", exc_info=error)
+        worker_logger.error("memory is full: exiting with status 1, to be restarted", exc_info=error)
         return 1
     worker_logger.info("ended")
     return 0

@@ -43,7 +43,7 @@ from tests.support.servers.server_process import ServerProcess
 
 NUM_ATTACKERS = 3
 HEALTHZ_P99_SECONDS = 0.05
-"""Beside each attack, on a machine that does nothing else."""
+"""During each attack, on a machine that does nothing else."""
 
 GONE_SECONDS = 1.0
 """Of processor time, at most, for a client that has gone."""
@@ -137,12 +137,12 @@ def probe(client: httpx.Client, count: int) -> list[float]:
 def healthz(server: ServerProcess, options: argparse.Namespace) -> bool:
     """Times of /healthz without and with each attack."""
     port, kept = server.client.base_url.port or 0, True
-    print(f"{NUM_ATTACKERS} attackers; /healthz in ms, without and with them, by turns")
-    print("| attack | p50 | p99 | p50 beside | p99 beside | longest beside |")
+    print(f"{NUM_ATTACKERS} attackers; /healthz in ms, without and with them, interleaved")
+    print("| attack | p50 | p99 | p50 under attack | p99 under attack | longest under attack |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name in ATTACKS:
         alone: list[float] = []
-        beside: list[float] = []
+        attacked: list[float] = []
         with attacking(port, name) as attackers:
             time.sleep(1.0)
             for _ in range(options.rounds):
@@ -151,8 +151,8 @@ def healthz(server: ServerProcess, options: argparse.Namespace) -> bool:
                 alone += probe(server.client, options.probes)
                 send(attackers, signal.SIGCONT)
                 time.sleep(0.3)
-                beside += probe(server.client, options.probes)
-        figures = [*np.quantile(alone, [0.5, 0.99]), *np.quantile(beside, [0.5, 0.99]), max(beside)]
+                attacked += probe(server.client, options.probes)
+        figures = [*np.quantile(alone, [0.5, 0.99]), *np.quantile(attacked, [0.5, 0.99]), max(attacked)]
         print(f"| {name} | {' | '.join(f'{1e3 * figure:.1f}' for figure in figures)} |", flush=True)
         kept = kept and figures[3] <= HEALTHZ_P99_SECONDS
         server.client.get("/readyz").raise_for_status()

@@ -295,7 +295,7 @@ WRAPPED: dict[str, Callable[[], object]] = {
     },
     "DeepSpeed": lambda: {"module": official_checkpoint(), "ds_version": "0.15"},
     "averaged weights alone": lambda: {"epoch": 2, "model_ema": {"module": prefixed("module.")}},
-    "averaged weights besides": lambda: {
+    "averaged weights as well": lambda: {
         "model_ema": {n: torch.zeros_like(t) for n, t in official_checkpoint().items()},
         "model": official_checkpoint(),
     },

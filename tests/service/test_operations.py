@@ -356,7 +356,7 @@ def test_a_server_whose_worker_cannot_start_is_not_ready_and_says_why(service: S
     state.note_ended(2)
     detail = check_problem(service.client.get("/readyz"), 503)["detail"]
     assert "cannot start: it was called wrongly, or one of its settings is wrong" in detail
-    # Searches are answered all the same, for whoever asks.
+    # Searches are answered all the same.
     assert service.client.post("/search", json={"query": "x"}).status_code == 200
     state.note_alive()
     assert service.client.get("/readyz").status_code == 200

@@ -25,7 +25,7 @@ PROXY = "testclient"
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    """A server on port 8000 that trusts nobody."""
+    """A server on port 8000 that trusts no proxy."""
     with running(tmp_path / "index") as service:
         service.client.base_url = service.client.base_url.copy_with(host="127.0.0.1", port=8000)
         add_video(service.catalog, "known")

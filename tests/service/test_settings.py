@@ -120,7 +120,7 @@ def test_other_machines_are_not_served_without_a_key(tmp_path: Path, monkeypatch
     assert CliRunner().invoke(app, [*command, "127.0.0.1"]).exit_code == 1
 
 
-# What Kubernetes puts into the environment of every container beside a Service named xclip
+# What Kubernetes puts into the environment of every container in a namespace with a Service named xclip
 
 SERVICE_LINKS = {
     "XCLIP_PORT": "tcp://10.0.0.1:80",

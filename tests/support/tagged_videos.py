@@ -1,4 +1,4 @@
-"""Videos that a player has to turn, stretch or convert before it shows them."""
+"""Videos that a player has to rotate, scale or convert before it shows them."""
 
 from __future__ import annotations
 

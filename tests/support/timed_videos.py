@@ -1,4 +1,4 @@
-"""Numbered videos with clocks of their own: sound beside the pictures, late starts, joined recordings."""
+"""Numbered videos with clocks of their own: sound and pictures, late starts, joined recordings."""
 
 from __future__ import annotations
 

@@ -128,6 +128,6 @@ class FrameCache:
 
 
 def _header(text: str, frames: NDArray[np.uint8]) -> dict[str, str]:
-    """What an entry holds besides its frames. One value: safetensors writes several in any order."""
+    """What an entry holds in addition to its frames. One value: safetensors writes several in any order."""
     checksum = zlib.crc32(np.ascontiguousarray(frames).data)
     return {"entry": json.dumps({"description": text, "crc32": f"{checksum:08x}"})}

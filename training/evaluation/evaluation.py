@@ -337,7 +337,7 @@ def tie_warnings(rows: Sequence[Row]) -> list[str]:
 
 @dataclass(frozen=True)
 class RowChoice:
-    """Which rows an evaluation has besides the exhaustive ones.
+    """Which rows an evaluation has in addition to the exhaustive ones.
 
     Attributes:
         candidates: Shortlist sizes; those of V or more are left out.

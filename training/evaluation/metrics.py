@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from training.errors import EvaluationError
 
 MAX_BLOCK_ELEMENTS = 1 << 20
-"""Scores compared in one block: a comparison takes a few MiB besides the matrix."""
+"""Scores compared in one block: a comparison takes a few MiB in addition to the matrix."""
 
 DIRECTIONS = ("text_to_video", "video_to_text")
 FIGURES = ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank", "mean_rank")

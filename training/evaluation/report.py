@@ -204,7 +204,7 @@ def _notes(report: EvaluationReport) -> Iterator[str]:
     for note, ours in labels.items():
         yield f"{' and '.join(ours)}: {note}"
     if any(not row.servable for row in report.evaluation.rows):
-        yield "* not servable: it uses test queries besides the one that is ranked"
+        yield "* not servable: it uses test queries other than the one that is ranked"
     if report.paper and report.split.dataset == "msrvtt-7k":
         yield "the paper's MSR-VTT model is trained on the 9k split; the test set is the same"
     if report.paper and report.backbone is None:

@@ -72,7 +72,7 @@ def starting_model(
     config = trained_config(choices, loaded.config, plain)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # A tokenizer with files of its own, perhaps beside the start, keeps its length; CLIP's need not.
+        # A tokenizer with files of its own, perhaps next to the weights, keeps its length; CLIP's need not.
         same = config.num_tokens == loaded.config.num_tokens
         model = XClip(config, loaded.tokenizer if same else None)
     notes = []

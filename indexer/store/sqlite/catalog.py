@@ -378,7 +378,7 @@ class Catalog:
         return self.connections.is_read_only
 
     def keep_reserve(self) -> None:
-        """Keep some space, so that videos can be deleted on a full disk. Called by whoever adds videos."""
+        """Keep some space, so that videos can be deleted on a full disk. Called by all that adds videos."""
         if not self.is_read_only:
             keep_reserve(self.path)
 
@@ -823,7 +823,7 @@ class Catalog:
     def check_records(self) -> None:
         """Read the record of every video, once, before a filter is asked. Raises IndexDamagedError.
 
-        Without a limit: begun anew by each filter that it takes too long for, it would never end.
+        Without a limit: were it ended by the filter's limit and begun again, it would never complete.
         """
         if not self._must_check_videos:
             return

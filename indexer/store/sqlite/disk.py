@@ -4,7 +4,7 @@ SQLite writes a deletion to its log before space becomes free. So a file next to
 given up when a deletion finds the disk full, and made again when there is space.
 
 A catalog on a read-only file system is read without the files that SQLite keeps next to one that is open.
-SQLite then believes that nobody else writes to it either (`immutable`), so it is opened again when the file
+SQLite then assumes that no process writes to it either (`immutable`), so it is opened again when the file
 has changed, as it has where another machine or container can write what is read-only here.
 """
 

@@ -136,7 +136,7 @@ class KeptOutTable:
         self._connections = catalog.connections
 
     def add(self, kept_out: KeptOut, transaction: Transaction | None = None) -> None:
-        """Keep this content out. Whoever deletes its video does both in one transaction."""
+        """Keep this content out. A caller that deletes its video does both in one transaction."""
         row = (
             check_sha256(kept_out.content_sha256),
             check_text("video_id", kept_out.video_id),

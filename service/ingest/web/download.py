@@ -72,7 +72,7 @@ class DownloadRules:
 
     Attributes:
         limit_bytes: The largest file.
-        allowed: Hosts and networks besides the public internet.
+        allowed: Hosts and networks beyond the public internet.
         ports: Those that may be connected to.
         timeout_seconds: For a whole download, redirects included.
         idle_seconds: In each interval of this length LEAST_BYTES must arrive.

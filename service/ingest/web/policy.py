@@ -92,7 +92,7 @@ class DownloadError(MediaError):
 
 @dataclass(frozen=True)
 class AllowedHosts:
-    """What may be requested besides the public internet.
+    """What may be requested beyond the public internet.
 
     Attributes:
         names: Hosts whose addresses may be private, in lower case, as in a url.
@@ -144,7 +144,7 @@ def parse_web_address(text: str, ports: Sequence[int], allowed: AllowedHosts) ->
     Args:
         text: The address, as a client sent it.
         ports: Those that may be connected to.
-        allowed: Hosts and networks besides the public internet.
+        allowed: Hosts and networks beyond the public internet.
 
     Raises:
         DownloadError: It is no such address, or is refused; the reason holds nothing of `text`.
@@ -184,7 +184,7 @@ def check_addresses(addresses: Sequence[IPAddress], host: str, allowed: AllowedH
     Args:
         addresses: All of them.
         host: The name that they are of, as in WebAddress.
-        allowed: Hosts and networks besides the public internet.
+        allowed: Hosts and networks beyond the public internet.
 
     Raises:
         DownloadError: There are none, or one of them may not be connected to.

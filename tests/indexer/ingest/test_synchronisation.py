@@ -177,7 +177,7 @@ def test_a_file_replaced_in_place_replaces_its_video_and_never_are_there_none(
 ) -> None:
     before = only_video(indexed, "a")
     indexed.catalog.update_video(before.id, title="Stairs", metadata={"camera": "north"})
-    write_file(folder / "a.mp4", "cut anew")
+    write_file(folder / "a.mp4", "cut again")
     numbers: list[int] = []
 
     def look() -> None:
@@ -213,7 +213,7 @@ def test_what_cannot_be_read_replaces_nothing(indexed: StandInLibrary, folder: P
 def test_a_write_that_fails_leaves_the_video_that_was_to_be_replaced(
     indexed: StandInLibrary, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_file(folder / "a.mp4", "cut anew")
+    write_file(folder / "a.mp4", "cut again")
 
     def refuse(*_: object) -> None:
         raise IndexFullError("the disk is full")

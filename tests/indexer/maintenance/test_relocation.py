@@ -1,4 +1,4 @@
-"""An index is told that its files are elsewhere."""
+"""The recorded paths of an index follow files that are elsewhere now."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def _assert_whole(file: VideoFile, num_frames: int, seconds: float) -> None:
     assert file.info.duration_seconds == pytest.approx(seconds, abs=0.002)
 
 
-# Clocks that are set anew
+# Clocks that are reset
 
 CLOCKS = {
     "starts again": (0, 0),

@@ -1,4 +1,4 @@
-"""A query under way can be ended: by a limit, and by whoever cancels the work that it is for."""
+"""A query under way can be ended: by a limit, and by cancelling the work that it is for."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ def test_a_proxy_that_passes_another_host_on_is_refused_with_what_to_set(
 def test_a_page_of_a_named_origin_searches_with_a_key(
     key_file: tuple[Path, str], browser: Browser, tmp_path: Path
 ) -> None:
-    """The page is nginx's own, at another port, hence of another origin; it fetches through the browser."""
+    """The page is nginx's own, at another port and so of another origin; it fetches through the browser."""
     server = ServerProcess(
         tmp_path / "index",
         "--model",

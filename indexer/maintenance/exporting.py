@@ -109,6 +109,7 @@ def export_index(
             num_segments=blocks.num_segments,
             with_frames=with_frames,
             files=files,
+            kept_out=snapshot.kept_out.list_all(),
         )
         fsync_file(manifest.write(unfinished))
     return ExportReport(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from indexer.errors import DuplicateIdError, FingerprintMismatchError, InvalidRecordError
+from indexer.errors import DuplicateIdError, FingerprintMismatchError, InvalidRecordError, KeptOutError
 from indexer.maintenance.parquet import (
     ExportDamagedError,
     ExportFingerprintError,
@@ -22,7 +22,7 @@ from indexer.maintenance.parquet import (
     check_files,
     load_pyarrow,
 )
-from indexer.store.records import NewVideo, SegmentRecord
+from indexer.store.records import KeptOut, NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import index_exists
 
@@ -88,6 +88,7 @@ def import_index(
     _check_order(source, manifest)
     report = ImportReport()
     with _open_target(index, manifest) as catalog:
+        _keep_out(catalog, manifest.kept_out)
         groups = itertools.groupby(_read_segments(source, manifest), key=operator.itemgetter(0))
         for num_done, video in enumerate(_read_videos(source, manifest), start=1):
             segments = [segment for _, _, segment in _rows_of(video["id"], groups)]
@@ -104,12 +105,21 @@ def _open_target(index: Path, manifest: ExportManifest) -> Catalog:
         raise ExportFingerprintError(error.expected, error.found) from None
 
 
+def _keep_out(catalog: Catalog, kept_out: Sequence[KeptOut]) -> None:
+    """Keep out what the exported index kept out, except what is a video of this one."""
+    there = catalog.find_by_contents([content.content_sha256 for content in kept_out])
+    with catalog.transaction() as transaction:
+        for content in kept_out:
+            if content.content_sha256 not in there:
+                catalog.kept_out.add(content, transaction)
+
+
 def _add(
     catalog: Catalog, video: dict[str, Any], segments: list[SegmentRecord], report: ImportReport
 ) -> None:
     try:
         outcome = catalog.add_video(NewVideo(segments=segments, **video))
-    except (DuplicateIdError, InvalidRecordError) as error:
+    except (DuplicateIdError, InvalidRecordError, KeptOutError) as error:
         report.failures.append((video["id"], str(error)))
         return
     if outcome.created:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,7 @@ from indexer.errors import (
     IndexNotFoundError,
     IndexVersionError,
 )
-from indexer.store.records import IndexFacts
+from indexer.store.records import IndexFacts, KeptOut
 
 MANIFEST_FILE: Final = "export.json"
 FORMAT: Final = 2
@@ -160,6 +160,7 @@ class ExportManifest:
         num_segments: rows of the segment files.
         with_frames: whether frame features were written.
         files: the Parquet files by name.
+        kept_out: content that was deleted on purpose and does not come in again.
         format: one of READABLE_FORMATS.
     """
 
@@ -174,6 +175,7 @@ class ExportManifest:
     num_segments: int
     with_frames: bool
     files: Mapping[str, PartFile]
+    kept_out: Sequence[KeptOut] = ()
     format: int = FORMAT
 
     @property
@@ -216,7 +218,8 @@ class ExportManifest:
                     f" {' and '.join(map(str, READABLE_FORMATS))}"
                 )
             files = {name: PartFile(**row) for name, row in content.pop("files").items()}
-            manifest = cls(**content, files=files)
+            kept_out = [KeptOut(**row) for row in content.pop("kept_out", ())]
+            manifest = cls(**content, files=files, kept_out=kept_out)
             if not manifest._is_consistent():
                 raise damaged
         except (ValueError, KeyError, TypeError, AttributeError):

@@ -157,6 +157,33 @@ def test_the_columns_that_came_later_are_carried(tmp_path, random):
     assert (video.media_start_seconds, video.recorded_at, video.missing_since) == (1.5, -1.0, 2.0)
 
 
+def test_content_that_is_kept_out_stays_out_of_the_imported_index(index, tmp_path):
+    with Catalog.open(index) as catalog:
+        catalog.delete_video("video-3", keep_out=True)
+        catalog.delete_video("video-5", keep_out=True)
+        kept_out = catalog.kept_out.list_all()
+    export_index(index, tmp_path / "export")
+    import_index(tmp_path / "export", tmp_path / "new")
+    with Catalog.open(tmp_path / "new") as catalog:
+        assert catalog.kept_out.list_all() == kept_out
+        assert len(kept_out) == 2
+
+
+def test_an_import_neither_brings_in_what_is_kept_out_nor_keeps_out_what_is_in(index, tmp_path, random):
+    with create_catalog(tmp_path / "new") as catalog:
+        for number in (3, 5):
+            add_video(catalog, number, [make_segment(random)])
+        catalog.delete_video("video-5", keep_out=True)
+    with Catalog.open(index) as catalog:
+        catalog.delete_video("video-3", keep_out=True)
+    export_index(index, tmp_path / "export")
+    imported = import_index(tmp_path / "export", tmp_path / "new")
+    assert (imported.num_added, [video_id for video_id, _ in imported.failures]) == (8, ["video-5"])
+    with Catalog.open(tmp_path / "new") as catalog:
+        assert catalog.get_video("video-3").id == "video-3"
+        assert [content.video_id for content in catalog.kept_out.list_all()] == ["video-5"]
+
+
 def test_many_small_files_hold_the_same_as_one_large_one(index, tmp_path, small_parts):
     report = export_index(index, tmp_path / "export")
     assert report.num_files > 6

@@ -137,9 +137,15 @@ class LocalLibrary:
         return self._index
 
     def _pipeline(self, catalog: Store[Any]) -> IndexingPipeline:
+        from indexer.errors import IndexSupersededError
         from indexer.ingest.pipeline import IndexingPipeline
 
-        return IndexingPipeline(catalog, self._open().model, **self._encoding)
+        if self._index is not None and self._index.catalog.fingerprint != catalog.fingerprint:
+            self.close()  # Reindexed since the last run of a watch.
+        model = self._open().model
+        if (successor := catalog.superseded_by) is not None:  # Reindexed since `catalog` was opened.
+            raise IndexSupersededError(successor.generation)
+        return IndexingPipeline(catalog, model, **self._encoding)
 
     def _no_pipeline(self) -> IndexingPipeline:
         raise AssertionError("a dry run encodes nothing")

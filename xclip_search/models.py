@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from xclip_search.console import JsonOption, make_app
+from xclip_search.console import JsonOption, echo, make_app, print_json
 
 app = make_app()
 
@@ -42,7 +42,6 @@ def models(
 
     Speed is by giga multiply-adds for a frame: fast up to 6, medium up to 25, slow up to 100.
     """
-    import json
     from dataclasses import asdict
 
     from model.checkpoints.catalogue import published_models
@@ -57,14 +56,14 @@ def models(
         and (not here or model.is_here)
     ]
     if as_json:
-        typer.echo(json.dumps([asdict(model) for model in found], indent=2))
+        print_json([asdict(model) for model in found])
         return
     widest = max((len(model.spec) for model in found), default=0)
     for model in found:
         notes = [model.licence] + ["needs the extra hf"] * model.needs_hf
-        typer.echo(
+        echo(
             f"{'*' if model.is_here else ' '} {model.spec:{widest}}  {model.parameters / 1e6:5.0f} M  "
             f"{model.dimension:4} numbers  {model.gmacs_per_frame:6.1f} GMAC {model.speed:9}  "
             f"{model.languages:12}  {', '.join(notes)}"
         )
-    typer.echo(f"{len(found)} models; * is in the local cache", err=True)
+    echo(f"{len(found)} models; * is in the local cache", err=True)

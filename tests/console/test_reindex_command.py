@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from typer.testing import CliRunner
 
 import xclip_search.index
 from indexer.ingest.encoding import index_facts
-from indexer.ingest.pipeline import IndexingPipeline
+from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
+from indexer.ingest.synchronisation import Progress
 from indexer.maintenance.reindexing import reindex
 from indexer.maintenance.verification import verify
 from indexer.media.sampling import Sampling
@@ -140,22 +142,22 @@ def test_wrong_use_is_one_line_and_status_2(index: Path, tmp_path: Path) -> None
 @pytest.fixture
 def overtaken(monkeypatch: pytest.MonkeyPatch, index: Path, other_model: Path) -> Iterator[Callable[[], int]]:
     """The index is encoded again when a running `index` has stored its first video. Gives how often."""
-    real, num_times = xclip_search.index.video_progress, 0
+    real, num_times = xclip_search.index.sync_progress, 0
 
     @contextmanager
-    def progress(stage: str) -> Iterator[Callable[[int, bool], None]]:
-        with real(stage) as count:
+    def progress() -> Iterator[Progress]:
+        with real() as shown:
 
-            def overtake(num_total: int, has_failed: bool) -> None:
+            def overtake(event: IndexEvent) -> None:
                 nonlocal num_times
-                count(num_total, has_failed)
+                shown.on_event(event)
                 if num_times == 0:
                     num_times += 1
                     reindex_with(index, other_model)
 
-            yield overtake
+            yield replace(shown, on_event=overtake)
 
-    monkeypatch.setattr(xclip_search.index, "video_progress", progress)
+    monkeypatch.setattr(xclip_search.index, "sync_progress", progress)
     return lambda: num_times
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -233,7 +233,8 @@ class NewerConfig(XClipConfig):
 
 
 def test_a_choice_that_conversion_does_not_know_is_a_difference_unless_it_is_the_default():
-    known = {**vars(trainable().config)}
+    config = trainable().config
+    known = {field.name: getattr(config, field.name) for field in fields(config)}
     assert differences(NewerConfig(**known)) == []
     assert differences(NewerConfig(**known, loudness=2.0)) == ["loudness is 2.0, in the official code 1.0"]
 

@@ -133,7 +133,7 @@ class XClipConfig:
         try:
             return Architecture.of(self.clip)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"config.json describes no towers: {error}") from None
+            raise CheckpointError(f"config.json does not describe towers: {error}") from None
 
     @cached_property
     def embedding_dim(self) -> int:

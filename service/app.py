@@ -209,7 +209,7 @@ def _assemble(
 ) -> ReadyService:
     store = MediaStore(settings.index_directory, settings.allowed_roots)
     if searcher.catalog.is_read_only:
-        logger.warning("the index lies on a read-only file system: it is searched, and takes no changes")
+        logger.warning("the index is on a read-only file system: it can be searched, not changed")
     else:
         store.prepare()
         searcher.catalog.keep_reserve()

@@ -27,7 +27,7 @@ _SIGNS_OF_FULL_MEMORY = ("DefaultCPUAllocator", "bad_alloc")
 def is_full_memory(error: BaseException | None) -> bool:
     """Whether an error, or what it came from, says that no memory was left.
 
-    After one of those nothing is as it was: caches and indexes may have been changed by half. The process
+    After such an error caches and indexes may be half changed. The process
     ends, and its supervisor starts another one.
     """
     while error is not None:
@@ -236,7 +236,7 @@ class ReadOnlyIndexError(ServiceError):
     """The index lies on a read-only file system."""
 
     status, kind, title = 403, "read-only-index", "Read-only index"
-    default_detail = "The index lies where nothing can be written: it can be searched, and takes no changes."
+    default_detail = "The index is on a read-only file system: it can be searched, not changed."
 
 
 class HostNotAllowedError(ServiceError):

@@ -23,7 +23,7 @@ def open_index(settings: WorkerSettings) -> Index:
     """The index of the settings with its model, or the one that they name; made where there is none.
 
     Raises:
-        IndexNotFoundError: There is no index and no model to make one with.
+        IndexNotFoundError: There is no index and no model is given to make one.
         FingerprintMismatchError: Index and model do not belong together.
         ModelError: The model cannot be loaded.
     """
@@ -34,7 +34,7 @@ def open_index(settings: WorkerSettings) -> Index:
         return Index.open(directory, settings.model, device=device)
     model_spec = settings.model or settings.new_index_model
     if model_spec is None:
-        raise IndexNotFoundError(f"there is no index in {directory}, and no model to make one with")
+        raise IndexNotFoundError(f"there is no index in {directory}, and no model is given to make one")
     index = Index.open_or_create(directory, model_spec, device=device)
     logger.info("made an empty index in %s", directory)
     return index

@@ -106,8 +106,8 @@ def _warn_of_service_link(port: int) -> None:
     value = os.environ.get("XCLIP_PORT")
     if is_service_link(value):
         logger.warning(
-            "XCLIP_PORT=%s is no setting of ours: Kubernetes makes it for a Service named xclip. It is passed"
-            " over, and the port is %d; say enableServiceLinks: false, or name the Service otherwise",
+            "XCLIP_PORT=%s was set by Kubernetes for a Service named xclip and is no port. It is"
+            " ignored, and the port is %d; set enableServiceLinks: false, or rename the Service",
             value,
             port,
         )

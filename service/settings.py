@@ -221,7 +221,7 @@ class Settings(WorkerSettings, KeysSettings):
     )
     root_path: str = Field(
         default="",
-        description="Path below which a proxy shows this server, as /xclip, whether or not it strips it.",
+        description="Path below which a proxy exposes this server, as /xclip, whether or not it strips it.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -259,7 +259,7 @@ class Settings(WorkerSettings, KeysSettings):
     def _check_root_path(cls, value: str) -> str:
         prefix = parse_prefix(value)
         if prefix and prefix.split("/")[1] in OWN_PATHS:
-            raise ValueError(f"{prefix} begins as a path of this server does; choose another prefix")
+            raise ValueError(f"{prefix} begins like a path of this server; choose another prefix")
         return prefix
 
     @field_validator("cors_origins", mode="before")
@@ -275,7 +275,7 @@ class Settings(WorkerSettings, KeysSettings):
         for origin in value:
             if _ORIGIN.fullmatch(origin) is None:
                 raise ValueError(
-                    f"{origin} is no origin: scheme, name and port, as https://app.example.org:8443"
+                    f"{origin} is not an origin: scheme, name and port, as https://app.example.org:8443"
                 )
         return value
 

@@ -70,7 +70,7 @@ _SIGNS_OF_OTHERS = ("gloo", "NCCL", "Connection closed by peer", "Connection res
 
 @contextmanager
 def explained_if_others_are_gone(timeout: timedelta) -> Iterator[None]:
-    """Turn a wait for other processes that ends in vain into RunError with what to look at."""
+    """Turn a failed wait for other processes into RunError with what to check."""
     try:
         yield
     except RuntimeError as error:
@@ -78,9 +78,9 @@ def explained_if_others_are_gone(timeout: timedelta) -> Iterator[None]:
         if not isinstance(error, kinds) and not any(sign in str(error) for sign in _SIGNS_OF_OTHERS):
             raise
         raise RunError(
-            f"another process of this training ended, or did not answer for {timeout}: the reason stands in"
+            f"another process of this training ended, or did not answer for {timeout}: see the reason in"
             " its own lines; full memory, a full /dev/shm (docker run --shm-size=2g) and a network that keeps"
-            " the processes apart are usual ones. Start all of them again with --resume"
+            " the processes apart are usual reasons. Start all of them again with --resume"
         ) from error
 
 

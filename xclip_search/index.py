@@ -104,23 +104,23 @@ def index(
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Leave out such files and folders, as .gitignore has them."),
+        typer.Option(metavar="PATTERN", help="Leave out files and folders that match, as in .gitignore."),
     ] = None,
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete the videos below the folders whose files are gone.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+        bool, typer.Option("--dry-run", help="Report what would be done, and change nothing.")
     ] = False,
     rehash: Annotated[
         bool,
-        typer.Option("--rehash", help="Read all files, also those whose size and time are as they were."),
+        typer.Option("--rehash", help="Read all files, also those whose size and time are unchanged."),
     ] = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Go on, and follow what changes in the folders.")
+        bool, typer.Option("--watch", help="Keep running, and follow changes in the folders.")
     ] = False,
     settle_seconds: Annotated[
-        float, typer.Option(min=0.1, help="With --watch: how long a file must have stayed as it is.")
+        float, typer.Option(min=0.1, help="With --watch: how long a file must be unchanged.")
     ] = 5.0,
     report: ReportOption = None,
     workers: WorkersOption = None,
@@ -232,7 +232,7 @@ def _upload(
         if not wanted:
             stop(f"there are no videos in {', '.join(map(str, paths))}")
     if any(source.id is not None or source.uri is not None for source in sources):
-        echo("note: uploads get ids of the server's; id and uri of the manifest are left out", err=True)
+        echo("note: uploads get ids from the server; id and uri of the manifest are ignored", err=True)
     with connect(server, key) as client, errors_explained(RESUMES), video_progress("indexing") as count:
         uploads = Uploads(client, report, lambda has_failed: count(len(wanted), has_failed))
         return uploads.run(list(wanted.values())).to_dict()

@@ -117,7 +117,7 @@ class LocalLibrary:
                 self.close()
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         if self._index is not None:
             self._index.close()
             self._index = None
@@ -162,7 +162,7 @@ class LocalLibrary:
             stop(f"{self._directory} is not a folder")
         self._refuse_a_folder_of_videos(listing)
         if not (self._model.spec or self._model.new_index_spec or options.dry_run):
-            stop(f"there is no index in {self._directory} yet: say with --model for which model to make it")
+            stop(f"there is no index in {self._directory} yet: give its model with --model")
 
     def no_videos(self) -> str:
         """What is said where there is nothing to index."""
@@ -174,7 +174,7 @@ class LocalLibrary:
         folders |= {source.path.parent for source in self.sources}
         if self._directory.resolve() in {folder.resolve() for folder in folders}:
             stop(
-                f"{self._directory} is a folder of videos, and an index needs one of its own:"
+                f"{self._directory} is a folder of videos, and an index needs its own:"
                 " --index my-index makes it"
             )
 
@@ -226,7 +226,7 @@ def watch_library(
         echo(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}")
 
     def say_once(text: str) -> None:
-        """What holds on is not said at each look."""
+        """A condition that persists is reported once."""
         if text not in said:
             said.add(text)
             say(text)
@@ -299,14 +299,12 @@ _OTHERS: Final = (("left_out", "left out"), ("waiting", "still being written"))
 def print_report(done: Mapping[str, Any]) -> None:
     """What was done, or in a dry run would be; a server does not say all of it."""
     if done["dry_run"]:
-        echo("dry run, nothing was done; it would be:")
+        echo("dry run, nothing was changed; it would be:")
     echo(summary(done))
     if done["num_replaced"]:
-        echo(f"{done['num_replaced']} videos gave way to what lies at their paths now")
+        echo(f"{done['num_replaced']} videos were replaced by the new content at their paths")
     if done["num_partial"]:
-        echo(
-            f"{done['num_partial']} of the added are damaged or truncated and were indexed as far as they go"
-        )
+        echo(f"{done['num_partial']} of the added are damaged or truncated and were indexed in part")
     if done["left_out"] or done["folders_left_out"]:
         of_files = [f"{number} {reason}" for reason, number in done["left_out"].items()]
         num_folders = len(done["folders_left_out"])
@@ -344,13 +342,13 @@ def _shown(value: str) -> str:
 
 @app.command()
 def relocate(
-    old: Annotated[str, typer.Argument(help="The folder, or address, as the index has it.")],
+    old: Annotated[str, typer.Argument(help="The folder, or URI, as recorded in the index.")],
     new: Annotated[str, typer.Argument(help="Where the same files are now.")],
     index: IndexOption,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Report what would be done.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Tell an index that its files are elsewhere: a moved folder, another mount point, a container's view.
+    """Change the paths recorded in an index: a moved folder, another mount point.
 
     Nothing is read; OLD need not exist, NEW need not exist here. Both may be addresses such as
     https://host/folder.
@@ -403,7 +401,7 @@ def kept_out(
                 try:
                     table.let_in_video(video_id)
                 except VideoNotFoundError:
-                    stop(f"no content is kept out that was of a video {video_id!r}")
+                    stop(f"no content of a video {video_id!r} is kept out")
             listed = table.list_all()
     if as_json:
         print_json([vars(one) for one in listed])

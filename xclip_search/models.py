@@ -24,14 +24,16 @@ class SpeedName(StrEnum):
 @app.command()
 def models(
     words: Annotated[
-        list[str] | None, typer.Argument(help="Only specs that hold all of these words, such as siglip2.")
+        list[str] | None, typer.Argument(help="Only specs that contain all these words, as siglip2.")
     ] = None,
     multilingual: Annotated[
-        bool, typer.Option("--multilingual", help="Only models that learned more than English.")
+        bool, typer.Option("--multilingual", help="Only models of more languages than English.")
     ] = False,
-    speed: Annotated[SpeedName | None, typer.Option(help="Only those, by the work for a frame.")] = None,
+    speed: Annotated[
+        SpeedName | None, typer.Option(help="Only models of this speed, by the work for a frame.")
+    ] = None,
     max_parameters: Annotated[
-        float | None, typer.Option(min=0, help="At most so many million parameters.")
+        float | None, typer.Option(min=0, help="Maximum number of parameters, in millions.")
     ] = None,
     here: Annotated[bool, typer.Option("--here", help="Only weights that are in the local cache.")] = False,
     as_json: JsonOption = False,

@@ -163,7 +163,7 @@ def delete(
     key: KeyOption = None,
     keep_out: Annotated[
         bool,
-        typer.Option("--keep-out", help="Do not take the same content again, until `kept-out --let-in ID`."),
+        typer.Option("--keep-out", help="Do not add the same content again, until `kept-out --let-in ID`."),
     ] = False,
 ) -> None:
     """Remove videos from an index, which may be in use.

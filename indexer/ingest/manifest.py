@@ -89,7 +89,7 @@ def read_manifest(path: Path) -> Manifest:
     if (num_repeated := len(sources) - len(kept)) > 0:
         line = next(line for line, source in sources if kept[source.path] is not source)
         notes.append(
-            f"{num_repeated} rows name a file that an earlier row has, and are left out; the first of them is"
+            f"{num_repeated} rows name the same file as an earlier row and are left out; the first of them is"
             f" line {line}"
         )
     return Manifest(list(kept.values()), notes)
@@ -172,12 +172,12 @@ def _parse_json(text: str, what: str) -> Any:
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        raise ValueError("a name stands in one object twice")
+        raise ValueError("a name occurs twice in one object")
     return values
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _to_source(line: int, row: Mapping[str, Any], folder: Path) -> VideoSource:
@@ -206,7 +206,7 @@ def _to_time(line: int, value: object) -> float | None:
     moment = instant(value) if isinstance(value, str) else None
     if moment is None:
         raise ManifestError(
-            f"line {line} of the manifest: recorded_at is no date or time as in 2026-01-31T18:00:00+01:00"
+            f"line {line} of the manifest: recorded_at is not a date or time as in 2026-01-31T18:00:00+01:00"
         )
     return moment.total_seconds()
 
@@ -222,7 +222,7 @@ def _to_path(line: int, text: str, folder: Path) -> Path:
     if _ADDRESS.match(text):
         path = local_path(text)
         if path is None or _WINDOWS_PATH.match(str(path).lstrip("/")):
-            raise ManifestError(f"{where}: the path is no address of a file here, as file:///videos/a.mp4 is")
+            raise ManifestError(f"{where}: the path is not a local file:// URI such as file:///videos/a.mp4")
         return path
     if not (text.startswith("~") or "\\" in text or _WINDOWS_PATH.match(text)) or os.path.lexists(
         folder / text
@@ -232,7 +232,7 @@ def _to_path(line: int, text: str, folder: Path) -> Path:
         try:
             return Path(text).expanduser()
         except RuntimeError:
-            raise ManifestError(f"{where}: there is no user whose home the path could mean") from None
+            raise ManifestError(f"{where}: the path names a home directory (~) of an unknown user") from None
     if os.name == "nt":
         return folder / text
     raise ManifestError(

@@ -66,7 +66,7 @@ WAIT_SECONDS: Final = 0.5
 """Decoded segments wait at most this long for others before they are encoded as a smaller batch; a cancelled
 run ends this soon."""
 
-NO_WHOLE_FRAME_REASON: Final = "not one of its pictures can be decoded whole"
+NO_WHOLE_FRAME_REASON: Final = "no frame can be decoded without errors"
 OTHER_BYTES_REASON: Final = "its bytes are not those that were indexed"
 
 
@@ -351,7 +351,7 @@ def default_num_workers(is_gpu: bool) -> int:
 
 
 def fields_of_source(source: VideoSource, encoded: NewVideo) -> dict[str, Any]:
-    """The fields of `NewVideo` that do not come out of the file, or not only."""
+    """The fields of `NewVideo` that do not come from the file alone."""
     recorded_at = source.recorded_at if source.record is None else source.record.recorded_at
     if recorded_at is None:
         recorded_at = encoded.recorded_at
@@ -372,7 +372,7 @@ def fields_of_source(source: VideoSource, encoded: NewVideo) -> dict[str, Any]:
 
 
 def problem_of(source: VideoSource) -> str | None:
-    """Why what is said of a file cannot be stored: U+0000, which no path holds and no filter finds; None
+    """Why the text given for a file cannot be stored: U+0000, which no path holds and no filter finds; None
     where it can."""
     values = {"path": str(source.path), "title": source.title, "uri": source.uri, "metadata": source.metadata}
     name = next((name for name, value in values.items() if holds_zero(value)), None)

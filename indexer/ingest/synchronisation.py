@@ -188,7 +188,7 @@ class SyncReport:
         self.folders_left_out += listing.folders_left_out
         for folder, reason in listing.unread:
             self.folders_left_out.append((folder, reason))
-            self.notes.append(f"the folder {folder} could not be read, nothing is known of it: {reason}")
+            self.notes.append(f"the folder {folder} could not be read, its files are not counted: {reason}")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -292,7 +292,7 @@ class Synchronisation:
                 raise
             raise FileNotFoundError(
                 f"{error}, and the index has {num_below} videos there, which are kept: mount its disk,"
-                " say with `relocate` where they are now, or `delete` them"
+                " give the new folder with `relocate`, or `delete` them"
             ) from None
         self._report.count_listing(listing)
         return listing
@@ -313,7 +313,7 @@ class Synchronisation:
                 is_absent = isinstance(error, FileNotFoundError | NotADirectoryError)
                 self._finish(source, "failed", reason=NO_SUCH_FILE if is_absent else str(error.strerror))
                 continue
-            # Before what was found in folders: the caller says something of it.
+            # Before what was found in folders: the caller gives a title, id or metadata.
             files[Path(path).as_uri()] = (
                 FoundFile(path, status.st_size, status.st_mtime_ns, is_named=True),
                 replace(source, path=Path(path)),
@@ -607,7 +607,7 @@ class _Encoding:
             with self._catalog.transaction() as transaction:
                 self._give_way(action, transaction)
                 self._remember(file, transaction)
-        # Another file of this run, or another process, has brought the same content.
+        # Another file of this run, or another process, has added the same content.
         video = self._catalog.get_video(outcome.video_id)
         is_here = video.uri in action.file.addresses
         return IndexEvent(
@@ -624,7 +624,7 @@ class _Encoding:
 
 
 def _give_way(catalog: Store[Any], videos: Sequence[VideoRecord], transaction: Any) -> int:
-    """Delete videos, unless they have changed since that was planned; how many were deleted."""
+    """Delete videos, unless they changed since planning; returns how many were deleted."""
     now = catalog.get_videos([video.id for video in videos]) if videos else {}
     num_deleted = 0
     for video in videos:

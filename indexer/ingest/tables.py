@@ -1,4 +1,4 @@
-"""Tables that people write: CSV as spreadsheets save it, of any dialect, to rows with their line numbers.
+"""Tables as spreadsheets save them: CSV of any dialect to rows with their line numbers.
 
 What can be read in one way only is read: commas, semicolons, tabs or bars between cells, blanks around them,
 UTF-8 with or without its mark, UTF-16 with it, a first line `sep=;`, names of columns in capitals, blank
@@ -191,7 +191,7 @@ def _doubt(cell: str, line: int) -> str:
             "a plus sign" if cell.startswith("+") else "leading zeros" if digits[0] == "0" else "many digits"
         )
         return f"{kind} in line {line}"
-    return f"line {line} is no number as in 1234.5"
+    return f"line {line} is not a number as in 1234.5"
 
 
 def _header(text: str, delimiter: str) -> list[str]:

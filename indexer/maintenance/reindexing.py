@@ -292,7 +292,7 @@ class _Build:
         self._progress = progress
         self._report = report
         self._missing: dict[str, str] = {}
-        self._gone: set[str] = set()  # Of the missing, those that were known to be: they hold nothing up.
+        self._gone: set[str] = set()  # Those that were known to be missing: they do not prevent the switch.
 
     def run(self, allow_missing: bool) -> None:
         """Fill in the report; its `switched` says whether the target is the current generation now."""

@@ -1,4 +1,4 @@
-"""Tells an index that its files are elsewhere: one prefix of their addresses becomes another one."""
+"""Relocates the files of an index: one prefix of their addresses is replaced by another."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def relocate(index: str | Path, old: str, new: str, *, dry_run: bool = False) ->
         plain = (plain_addresses(Path(absolute(place))) for place in (old, new))
         prefixes.update(zip(*plain, strict=False))
     if any(a == b for a, b in prefixes.items()):
-        raise InvalidRecordError("the old and the new place are the same")
+        raise InvalidRecordError("the old and the new folder are the same")
     report = RelocationReport()
     with open_store(index) as catalog:
         report.num_all = catalog.num_videos

@@ -119,7 +119,7 @@ def _findings(
     for damage in catalog.damages(lambda num_done: on_progress(num_done, num_segments)):
         yield Finding(damage.part, damage.problem)
     for uri in FileTable(catalog).damaged():
-        yield Finding("files", f"what is known of {uri} does not match its checksum")
+        yield Finding("files", f"the record of the file {uri} does not match its checksum")
     for number in JobQueue(catalog).damaged():
         yield Finding("jobs", f"job number {number} does not match its checksum")
     yield from _coarse_findings(catalog)

@@ -86,7 +86,7 @@ _DECODERS: Final = _decoders_of(VIDEO_CODECS)
 _REPLACED_CODECS: Final = frozenset({"cinepak", "msvideo1", "rpza", "svq1"})
 """A QuickTime file may hold its pictures twice: in one of these for old players, and in a later one."""
 
-_REMAKE = "; make a video of it first: ffmpeg -i FILE -c:v libx264 -pix_fmt yuv420p NEW.mp4"
+_REMAKE = "; convert it first: ffmpeg -i FILE -c:v libx264 -pix_fmt yuv420p NEW.mp4"
 _WRAP = "; put it into a container first: ffmpeg -i FILE -c copy NEW.mp4"
 
 _IMAGES: Final = (
@@ -119,7 +119,7 @@ _UNREAD: Final = (
     (b"nut/multimedia container", "NUT, which is not read", _WRAP),
     (b"\x00\x00\x01\xb3", "a raw MPEG-1 or MPEG-2 stream, which is not read", _WRAP.replace("mp4", "mkv")),
 )
-"""What people have as videos and is none of `DEMUXERS`, with what to do about it."""
+"""Formats of common files that `DEMUXERS` lacks, with what to do about it."""
 
 _RAW_STREAMS: Final = {
     "H.264": (b"\x67", b"\x27", b"\x47", b"\x09"),  # Parameter sets and access unit delimiters.

@@ -7,7 +7,7 @@ The rule of this project, by time (one frame a second, at most F of them, long v
     candidates     x    x    x    x    x ...             x    x                   x
     F = 4 of them  x                   x  ...            x    x  ...              x
 
-A picture that stands still is not sampled again and again. It gives at most F candidates of a segment, and a
+A still picture is not sampled repeatedly. It gives at most F candidates of a segment, and a
 segment in which no new picture starts repeats the one before, which then lasts until the next:
 
     pictures      a a a a b - - - - - - - - - - - - - - - - - - - c c c c      b stays, the clock jumps

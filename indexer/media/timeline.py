@@ -4,7 +4,7 @@ Containers often lack a frame count or a duration, or lie about them. The packet
 costs microseconds each, gives both readers the same clock, says where decoding may start (key packets) and
 whether the file ends before what its header promises.
 
-A clock value is no name of a frame, and a packet is no frame. Frames are named by their place in the order in
+A clock value does not identify a frame, and a packet is not a frame. Frames are numbered in the order in
 which they are shown. Recordings that were joined byte by byte start their clock again or jump ahead; the
 times then continue:
 

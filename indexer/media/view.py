@@ -1,4 +1,4 @@
-"""A decoded frame as a player shows it: upright, with square pixels, in BT.709 colours, without combs.
+"""A decoded frame as a player shows it: upright, with square pixels, in BT.709 colours, without combing.
 
 Features, thumbnails, previews and the facts of a video all see this one view. A frame that needs none of it
 keeps its pixels to the bit: one conversion to RGB, as FFmpeg does it by default.

@@ -214,7 +214,7 @@ class _Parser:
         if name == MISSING:
             condition = _condition(value, path)
             if condition.keys() != {"eq"}:
-                raise InvalidQueryError(f"{path} is true or false")
+                raise InvalidQueryError(f"{path} must be compared with true or false")
             return Exists(Field("missing_since"), _truth(condition["eq"], path))
         if name in _COLUMNS:
             return _column_condition(Field(name), _condition(value, path), path)
@@ -342,7 +342,7 @@ def _contains(field: Field, value: object, path: str) -> Contains:
 
 def _some_text(value: object, path: str) -> str:
     if not isinstance(value, str) or not value:
-        raise InvalidQueryError(f"{path} must be a text that is not empty")
+        raise InvalidQueryError(f"{path} must be a non-empty text")
     return _text(value, path)
 
 

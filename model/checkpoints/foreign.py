@@ -129,14 +129,14 @@ def _known_network(names: Collection[str]) -> str | None:
 _PLAIN_CLIP = (
     "CLIP searches without training as openclip:ARCHITECTURE/PRETRAINED, for example"
     " openclip:ViT-B-32-quickgelu/openai; in place of PRETRAINED may stand a file of open_clip's or OpenAI's"
-    " names. The paper's X-CLIP is made of it: xclip-search train --list"
+    " names. The paper's X-CLIP is trained from it: xclip-search train --list"
 )
 
 
 def _other_xclip() -> str:
     return (
         "this is Microsoft's X-CLIP (arXiv:2208.02816, microsoft/xclip-... on the Hub, transformers'"
-        " XCLIPModel), which recognises actions: another network of the same name, not the X-CLIP of"
+        " XCLIPModel), for action recognition: another network of the same name, not the X-CLIP of"
         f" text-to-video search (arXiv:2207.07285). {_NO_XCLIP}"
     )
 

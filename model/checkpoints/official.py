@@ -244,9 +244,9 @@ _REASONS = {
     "aggregation": "similarities are aggregated by something else than attention (AOSM)",
     "temperature": "the softmax of AOSM has another temperature than 0.01",
     "word_weighting": "words are weighted, in the official code all count the same",
-    "resize_mode": "frames become squares by another way than a centre cut",
-    "interpolation": "frames are resized by another interpolation than bicubic",
-    "fill_color": "frames are filled up with another colour",
+    "resize_mode": "frames are not cropped to their centre square",
+    "interpolation": "frames are not resized bicubically",
+    "fill_color": "frames are padded with another colour",
     "frame_word_sides": "frame_word is the side of the words alone, the official code averages both",
 }
 
@@ -359,13 +359,13 @@ def differences(config: XClipConfig) -> list[str]:
 
 
 def _architecture_differences(config: XClipConfig) -> Iterator[str]:
-    """What makes the towers others than CLIP's altogether, so that no further difference is of interest."""
+    """Why the towers are not CLIP's at all; further differences then do not matter."""
     architecture, vision = config.architecture, config.clip["vision_cfg"]
     if vision.get("timm_model_name") or not isinstance(vision.get("layers", 12), int):
         name = vision.get("timm_model_name") or "ResNet"
         yield f"the vision tower is a {name}, in the official code CLIP's ViT"
     if architecture.custom_text:
-        yield "the text tower is one of its own, in the official code CLIP's"
+        yield "the text tower is not CLIP's, which the official code needs"
     if architecture.tokenizer is not None:
         yield f"texts are read by the tokenizer {architecture.tokenizer}, in the official code by CLIP's"
     if architecture.has_bias:

@@ -50,7 +50,7 @@ CLIENT: ContextVar[str] = ContextVar("client", default="unknown")
 
 COOKIE = "xclip_session"
 KEY_HEADER = "X-API-Key"
-"""For clients whose Authorization is for a proxy."""
+"""For clients whose Authorization header is for a proxy."""
 
 BURST = 10
 """Wrong keys that one address may send without a pause."""
@@ -209,7 +209,7 @@ class KeyRing:
         try:
             self._keys = read_keys(self._path)
         except KeysFileError as error:
-            # Whatever is wrong, the keys of before stay in force.
+            # Whatever is wrong, the previous keys stay in force.
             self._required = True
             logger.error("the keys were not reloaded, the previous ones stay in force: %s", error)
             return

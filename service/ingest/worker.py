@@ -73,7 +73,7 @@ UNWRITABLE_PAUSE_SECONDS = 2.0
 """Pause after the catalog could not be written to: a full disk, or another process that writes for long."""
 
 FULL_DISK_REASON = "the server's disk is full: the video cannot be stored"
-KEPT_OUT_REASON = "its content was deleted on purpose and is kept out, until the operator lets it in again"
+KEPT_OUT_REASON = "its content was deleted and is kept out until the operator lets it in again"
 ID_TAKEN_REASON = "another video has the id that was asked for"
 
 

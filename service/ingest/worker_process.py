@@ -59,8 +59,8 @@ KILL_SECONDS = 120.0
 
 _REASONS = {
     1: "it cannot load the model or the index, or open the index's folder",
-    2: "it was called wrongly, or one of its settings is wrong",
-    -signal.SIGKILL: "the system killed it, as it does where memory is short",
+    2: "its arguments or one of its settings are wrong",
+    -signal.SIGKILL: "the system killed it, usually because memory ran out",
 }
 """By exit status; of a signal its number, negative."""
 
@@ -117,7 +117,7 @@ async def keep_worker_running(command: list[str], grace_seconds: float, state: W
             )
         except OSError as error:  # No memory, no descriptors, no further process: all of them pass.
             logger.error("the worker cannot be started: %s; trying again in %.0f s", error.strerror, pause)
-            state.note_failure("the system starts no further process")
+            state.note_failure("the system cannot start another process")
         else:
             status = await _wait_or_end(process, grace_seconds, state)
             if time.monotonic() - started > HEALTHY_SECONDS:

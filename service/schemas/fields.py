@@ -318,7 +318,7 @@ FilterText = Annotated[
 ]
 
 
-# Addresses that answers name, relative to the host
+# URLs in answers, relative to the host
 
 
 def video_url(video_id: str) -> str:

@@ -164,7 +164,7 @@ def test_wrong_use_is_one_line_and_status_2(
         (("index", tmp_path / "absent.mp4", "--index", fresh), "no file or folder"),
         (("index", tmp_path / "empty", "--index", fresh), "no videos in"),
         (("index", "--manifest", tmp_path / "bad.jsonl", "--index", fresh), "line 1"),
-        (("index", corpus, "--index", fresh), "say with --model"),
+        (("index", corpus, "--index", fresh), "give its model with --model"),
         (("index", corpus, "--index", fresh, "--model", "nonsense"), "a model spec is one of"),
         (("index", corpus, "--index", tmp_path / "file", "--model", model_directory), "not a folder"),
         (("index", corpus, "--index", indexed, "--report", tmp_path / "no" / "r.json"), "no folder"),

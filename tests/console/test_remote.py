@@ -123,7 +123,7 @@ def test_files_that_fail_are_listed_and_the_status_is_3(
     assert "1 of the added are damaged or truncated" in result.stdout
     assert f"failed: {corpus / 'bad.mp4'}: text, not a video" in result.stderr
     assert f"failed: {corpus / 'absent.mp4'}: no such file or directory" in result.stderr
-    assert "id and uri of the manifest are left out" in result.stderr
+    assert "id and uri of the manifest are ignored" in result.stderr
     reasons = {Path(one["path"]).name: one["reason"] for one in json.loads(report.read_text())["failures"]}
     assert reasons["large.mp4"] == "The file is larger than 5000 bytes."
     assert reasons["empty.mp4"] == "file: The file is empty."

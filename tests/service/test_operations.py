@@ -355,7 +355,7 @@ def test_a_server_whose_worker_cannot_start_is_not_ready_and_says_why(service: S
     assert "is being started" in problem["detail"]
     state.note_ended(2)
     detail = check_problem(service.client.get("/readyz"), 503)["detail"]
-    assert "cannot start: it was called wrongly, or one of its settings is wrong" in detail
+    assert "cannot start: its arguments or one of its settings are wrong" in detail
     # Searches are answered all the same.
     assert service.client.post("/search", json={"query": "x"}).status_code == 200
     state.note_alive()

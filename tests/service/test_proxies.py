@@ -340,5 +340,5 @@ def test_origins_are_named_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XCLIP_CORS_ORIGINS", "https://App.test/, http://localhost:3000")
     assert Settings().cors_origins == ("https://app.test", "http://localhost:3000")
     for wrong in ("*", "null", "app.test", "https://*.test", "https://a.test/path", "ftp://a.test"):
-        with pytest.raises(ValidationError, match="is no origin"):
+        with pytest.raises(ValidationError, match="is not an origin"):
             Settings(cors_origins=(wrong,))

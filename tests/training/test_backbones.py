@@ -69,7 +69,7 @@ def test_a_siglip_is_trained_saved_loaded_evaluated_indexed_and_searched(tmp_pat
         config, tmp_path / "run", device="cpu",
         on_event=lambda event: notes.append(event.text) if isinstance(event, Note) else None,
     )  # fmt: skip
-    assert any("begins at random, and changes nothing" in note for note in notes)
+    assert any("starts at random and changes nothing" in note for note in notes)
     assert any("logit_bias" in note for note in notes)
     assert all(math.isfinite(row["loss"]) for row in result.rows)
 

@@ -457,7 +457,7 @@ def test_frames_go_through_a_pipe_where_shared_memory_has_no_room(monkeypatch: p
     ("index", "idle_seconds", "message"),
     [
         (-1, batch_loading.LOST_SECONDS + 1, r"a batch was lost .*/dev/shm.*--shm-size.*num_workers"),
-        (-1, None, "did not begin within 300 s"),
+        (-1, None, "did not start within 300 s"),
         (0, batch_loading.LOST_SECONDS + 1, None),
         (-1, 1.0, None),
     ],

@@ -58,7 +58,7 @@ def test_a_clip_whose_text_tower_does_not_fit_gets_a_random_temporal_transformer
     text_cfg = {**config.clip["text_cfg"], "width": 48, "heads": 3}
     wide = saved(tmp_path / "wide", temporal_layers=0, clip={**config.clip, "text_cfg": text_cfg})
     first = starting_model(choices(wide), TEXTS, seed=3, device="cpu")
-    assert any("begins at random" in note for note in first.notes)
+    assert any("starts at random" in note for note in first.notes)
     again = starting_model(choices(wide), TEXTS, seed=3, device="cpu")
     other = starting_model(choices(wide), TEXTS, seed=4, device="cpu")
     weights = [start.model.temporal.state_dict() for start in (first, again, other)]

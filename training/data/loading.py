@@ -45,7 +45,7 @@ SHARED_MEMORY: Final = Path("/dev/shm")
 
 _MORE_SHARED_MEMORY: Final = (
     "give it more (docker run --shm-size=2g; in Kubernetes an emptyDir with medium: Memory at /dev/shm), or"
-    " read with fewer processes (data.num_workers)"
+    " use fewer processes (data.num_workers)"
 )
 
 
@@ -199,14 +199,14 @@ class ClipLoader:
         if not begun.all() and now - self._asked_at > self.clip_timeout_seconds:
             self.close()
             raise DatasetError(
-                f"a process that reads clips did not begin within {self.clip_timeout_seconds:.0f} s: the"
-                " machine is overloaded, or has no memory for it; read with fewer (data.num_workers)"
+                f"a process that reads clips did not start within {self.clip_timeout_seconds:.0f} s: the"
+                " machine is overloaded or out of memory; use fewer processes (data.num_workers)"
             )
         is_idle = (self._board[:, 0] < 0) & (now - self._board[:, 1] > LOST_SECONDS)
         if begun.all() and is_idle.all() and now - self._asked_at > LOST_SECONDS:
             self.close()
             raise DatasetError(
-                "a batch was lost on the way from the process that read it; shared memory"
+                "a batch was lost between the process that read it and training; shared memory"
                 f" ({SHARED_MEMORY}) has {_free_shared_memory() / 1e6:.0f} MB left: {_MORE_SHARED_MEMORY}"
             )
 
@@ -321,7 +321,7 @@ def _to_send(pixels: Tensor, frame_mask: Tensor) -> _Sent:
         try:
             return pixels.share_memory_(), frame_mask.numpy()  # type: ignore[no-untyped-call]
         except (RuntimeError, OSError):
-            pass  # Another process was quicker.
+            pass  # Another process took the space first.
     return pixels.numpy(), frame_mask.numpy()
 
 
@@ -336,7 +336,7 @@ def _received(
 
 
 def _free_shared_memory() -> int:
-    """Bytes; as good as infinite where the system has no such folder and no such limit."""
+    """Bytes; practically unlimited where the system has no such folder."""
     try:
         free = os.statvfs(SHARED_MEMORY)
     except OSError:

@@ -183,7 +183,7 @@ def check(state: dict[str, Any], config: TrainingConfig, data_digest: str) -> st
     if changed := _changes(former.what_counts(), config.what_counts()):
         advice = _MORE_EPOCHS if any(change.startswith("training.epochs:") for change in changed) else ""
         raise RunError(
-            f"a run resumes with the config that it was begun with, but {'; '.join(changed)}; leave that out"
+            f"a run resumes with the config it was started with, but {'; '.join(changed)}; leave that out"
             f" to resume{advice}"
         )
     if state["data"] != data_digest:
@@ -200,7 +200,7 @@ def check(state: dict[str, Any], config: TrainingConfig, data_digest: str) -> st
 
 
 _MORE_EPOCHS = (
-    ". The learning rates of all steps follow from the number of epochs: for more of them begin another run"
+    ". The learning rates of all steps follow from the number of epochs: for more, start another run"
     " with the weights of this one, xclip-search train CONFIG --output NEW --set model.start=RUN/best"
     " --set training.epochs=N"
 )

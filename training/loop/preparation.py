@@ -55,7 +55,7 @@ def starting_model(
     A start without temporal transformer and with identity matrices is plain CLIP: its towers are kept, and
     what is above them begins as in official training (`XClip.initialize_from_clip`): frame positions and
     temporal blocks as copies of the text tower's, AOSM as the identity. Where the text tower does not fit
-    (none of CLIP's kind, another width than D, too few blocks), the temporal transformer begins at random,
+    (none of CLIP's kind, another width than D, too few blocks), the temporal transformer starts at random,
     but with blocks that add nothing yet, so that the first scores are those of the start; a note says so. A
     start that was trained with a sigmoid loses its bias: a softmax, the paper's loss, does not see it. Any
     other start is a checkpoint whose sizes must be those of `choices`; all of its weights are kept.
@@ -79,13 +79,13 @@ def starting_model(
     if plain:
         towers = loaded.clip.state_dict()
         if towers.pop("logit_bias", None) is not None:
-            notes.append("the paper's loss has no use for the start's logit_bias: it is left out")
+            notes.append("the paper's loss does not use logit_bias of the start: it is left out")
         model.clip.load_state_dict(towers)
         try:
             model.initialize_from_clip()
         except ShapeError as error:
             # The matrices of AOSM are the identity already.
-            notes.append(f"{error}: it begins at random, and changes nothing before it has learned")
+            notes.append(f"{error}: it starts at random and changes nothing until it is trained")
     else:
         known = loaded.state_dict()
         weights = {name: known.get(name, tensor) for name, tensor in model.state_dict().items()}

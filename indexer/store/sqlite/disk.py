@@ -1,4 +1,4 @@
-"""What the disk of a catalog allows: whether it can be written to, and deletions where not a byte is free.
+"""What the disk of a catalog allows: whether it can be written to, and deletions on a full disk.
 
 SQLite writes a deletion to its log before space becomes free. So a file next to the catalog keeps some: it is
 given up when a deletion finds the disk full, and made again when there is space.

@@ -1,4 +1,4 @@
-"""Is a catalog what was written? A check of what the checksums of its rows do not cover.
+"""Integrity checks of a catalog that the checksums of its rows do not cover.
 
 SQLite's trees and indexes have no checksum. A flipped bit in one can hide a row, and searches would lack a
 video without notice. So a catalog is checked when it is opened: its counters whatever its size, up to

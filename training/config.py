@@ -350,6 +350,7 @@ def parse_config(text: str, changes: Iterable[str] = (), source: str = "config")
         raise ConfigError(f"{source} is not TOML: {error}") from None
     for change in changes:
         _apply(values, change)
+    # All problems are collected, so that one run reports every one.
     problems = [
         f"there is no section [{name}]{_nearest(name, _KINDS)}" for name in values if name not in _KINDS
     ]

@@ -224,6 +224,7 @@ def _to_path(line: int, text: str, folder: Path) -> Path:
         if path is None or _WINDOWS_PATH.match(str(path).lstrip("/")):
             raise ManifestError(f"{where}: the path is not a local file:// URI such as file:///videos/a.mp4")
         return path
+    # A file of exactly this name comes first: on Linux a name may begin with ~ and hold backslashes.
     if not (text.startswith("~") or "\\" in text or _WINDOWS_PATH.match(text)) or os.path.lexists(
         folder / text
     ):

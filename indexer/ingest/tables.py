@@ -83,6 +83,7 @@ def read_text(path: Path) -> str:
         raise ManifestError(f"the manifest {path} cannot be read: {error.strerror}") from None
     if data.startswith(_WORKBOOKS):
         raise ManifestError(f"the manifest {path} is a workbook: save its sheet as CSV UTF-8")
+    # UTF-16 only by its mark: without one, the encoding would be a guess.
     encoding = next((name for mark, name in _ENCODINGS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)

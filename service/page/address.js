@@ -3,7 +3,7 @@
 const isDay = (text) => /^\d{4}-\d\d-\d\d$/.test(text) && !Number.isNaN(Date.parse(text));
 const isLength = (text) => Number(text) >= 0 && Number(text) < Infinity;
 
-// Each filter, and whether a text says it: invalid values in an address edited by hand are ignored.
+// Each filter, and whether a text is a valid value: invalid values in an address edited by hand are ignored.
 const FILTERS = {
   title: () => true,
   min: isLength,

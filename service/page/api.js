@@ -10,8 +10,8 @@ const MESSAGES = {
   overloaded: "The server is busy. Try again in a moment.",
   "storage-full": "The server has no space left for more videos.",
   "too-many-requests": "Too many requests. Try again in a moment.",
-  unauthorized: "This server asks for a key.",
-  "key-needed": "This server asks for a key.",
+  unauthorized: "This server needs a key.",
+  "key-needed": "This server needs a key.",
   "video-not-found": "This video is no longer in the index.",
 };
 
@@ -23,7 +23,7 @@ export class Failure extends Error {
     this.retryAfter = retryAfter;
   }
 
-  // Behind a proxy's password the server says so by 403, for at a 401 the browser would forget the password.
+  // Behind a proxy with a password the answer is 403, since at a 401 the browser would forget that password.
   get needsKey() {
     return this.status === 401 || this.kind === "key-needed";
   }

@@ -1,4 +1,4 @@
-// The search page: puts the parts together and follows the address.
+// The search page: connects the parts and follows the URL.
 
 import { readAddress, sameList, writeAddress } from "./address.js";
 import { call, videoPath } from "./api.js";
@@ -38,7 +38,7 @@ async function follow(wanted, reload = false) {
   if (state.video && state.video !== playedId()) await showVideo();
 }
 
-// Show what the address says; a step back or forward may change that while the server is asked.
+// Show what the URL says; it may change by back or forward while a request runs.
 async function showVideo() {
   const id = state.video;
   let item = currentItems().find((other) => other.id === id);
@@ -68,7 +68,7 @@ function showView() {
 
 function play(item, seconds) {
   const wanted = { ...state, video: item.id, time: seconds };
-  // Stepping from one to the next needs no step back for each.
+  // Stepping through videos adds no history entries.
   if (state.video) history.replaceState(history.state, "", writeAddress(wanted));
   else history.pushState({ isPlayer: true }, "", writeAddress(wanted));
   state = wanted;

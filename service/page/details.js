@@ -13,7 +13,7 @@ function row(term, ...description) {
   return [named("dt", "", term), named("dd", "", ...description)];
 }
 
-// A part of an address as text; as it is where its bytes are no UTF-8.
+// A part of a URI as text; unchanged where its bytes are not UTF-8.
 function decoded(part) {
   try {
     return decodeURIComponent(part);
@@ -137,7 +137,7 @@ export function confirm(title, text, action) {
 // Resolves with whether it was deleted. control: the button, disabled meanwhile.
 export async function deleteVideo(video, control) {
   const what = video.uri
-    ? "It will no longer be found. Its file stays where it is."
+    ? "It will no longer be found. Its file is kept."
     : "It will no longer be found, and its uploaded file is deleted too. This cannot be undone.";
   if (!(await confirm(`Delete “${nameOf(video)}”?`, what, "Delete"))) return false;
   await once(control, () => call(videoPath(video.id), { method: "DELETE" }));

@@ -38,7 +38,7 @@ export function show(part, visible) {
   part.hidden = !visible;
 }
 
-// Every dialog closes by its own buttons and by Escape; by a click outside it too, unless something may be written in it.
+// Every dialog closes by its buttons and Escape, and by a click outside unless it has text fields.
 export function closable(dialog) {
   for (const part of dialog.querySelectorAll("[data-close]")) part.addEventListener("click", () => dialog.close());
   dialog.addEventListener("mousedown", (event) => {

@@ -1,4 +1,4 @@
-// The filter form, its chips, and the filter that the server understands.
+// The filter form, its chips, and the filter sent to the server.
 
 import { NO_FILTERS } from "./address.js";
 import { button, byId, element, named, show } from "./dom.js";
@@ -8,7 +8,7 @@ const form = byId("filters");
 const chips = byId("chips");
 const toggle = byId("open-filters");
 
-// A value typed by a user stands for the text and, where it looks like one, for the number or truth as well.
+// A value typed by a user matches as text and, where it looks like one, as a number or boolean as well.
 function meant(text) {
   const trimmed = text.trim();
   if (trimmed === "true" || trimmed === "false") return { in: [trimmed, trimmed === "true"] };

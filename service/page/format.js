@@ -52,11 +52,11 @@ export function lengthText(seconds) {
 }
 
 // Videos like another one have a cosine instead of scores.
-const isLikeness = (item) => Object.values(item.scores ?? {}).every((value) => value === null);
+const isSimilarity = (item) => Object.values(item.scores ?? {}).every((value) => value === null);
 
-export const scoreName = (item) => (isLikeness(item) ? "Likeness" : "Match");
+export const scoreName = (item) => (isSimilarity(item) ? "Similarity" : "Match");
 
-export const scoreText = (score, item) => score.toFixed(isLikeness(item) ? 2 : 1);
+export const scoreText = (score, item) => score.toFixed(isSimilarity(item) ? 2 : 1);
 
 export const namedScore = (score, item) => `${scoreName(item).toLowerCase()} ${scoreText(score, item)}`;
 

@@ -1,4 +1,4 @@
-// The list of ingest requests. It polls only while a job waits or runs, or the server is unreachable.
+// The list of ingest jobs. It polls only while a job waits or runs, or the server is unreachable.
 
 import { call } from "./api.js";
 import { button, byId, closable, element, named, once, show } from "./dom.js";
@@ -7,7 +7,7 @@ import { uploadsRun } from "./uploads.js";
 
 const POLL_MILLISECONDS = 1500;
 const PAGE_SIZE = 20;
-const STATES = { queued: "Waiting", running: "Being read", done: "Done", failed: "Failed" };
+const STATES = { queued: "Waiting", running: "Processing", done: "Done", failed: "Failed" };
 
 const dialog = closable(byId("jobs"));
 const list = byId("job-list");
@@ -72,7 +72,7 @@ function draw() {
   badge.textContent = String(numActive);
   show(badge, numActive > 0);
   const name = "Uploads and jobs";
-  byId("open-jobs").setAttribute("aria-label", numActive ? `${name}, ${numActive} not ended` : name);
+  byId("open-jobs").setAttribute("aria-label", numActive ? `${name}, ${numActive} in progress` : name);
   show(more, next !== null);
 }
 

@@ -15,7 +15,7 @@ const video = byId("video");
 const note = byId("video-note");
 
 let shown = null;
-let start = 0; // Where the clock of what is played is at time 0 of the video.
+let start = 0; // Position of the player at time 0 of the video (media_start_seconds; 0 for a preview's own clock).
 let isPreview = false; // Whether a short clip is shown instead of the file.
 let wanted = 0; // The moment at which the file was opened.
 let follow = () => {};
@@ -166,7 +166,7 @@ export function openPlayer(item, seconds, query) {
   const index = ids.indexOf(item.id);
   byId("player-previous").disabled = index <= 0;
   byId("player-next").disabled = index < 0 || index === ids.length - 1;
-  // Where nothing can be played, the picture of the moment is at least there.
+  // Where nothing can be played, the moment's thumbnail is still shown.
   video.poster = at(item.thumbnail_url, seconds, "&width=960");
   if (!dialog.open) {
     dialog.showModal();

@@ -4,9 +4,9 @@ import { byId, element } from "./dom.js";
 
 export const SCORES = [
   ["video_sentence", "video · sentence", "The whole video with the whole sentence: is this the scene you mean?"],
-  ["sentence_frame", "frames · sentence", "Each frame with the whole sentence: is there one moment that shows it all?"],
-  ["video_word", "video · words", "The whole video with each word: is everything that you named there?"],
-  ["frame_word", "frames · words", "Each frame with each word: do the details meet, moment by moment?"],
+  ["sentence_frame", "frames · sentence", "Each frame with the whole sentence: does one moment show all of it?"],
+  ["video_word", "video · words", "The whole video with each word: is everything you named in it?"],
+  ["frame_word", "frames · words", "Each frame with each word: do the details match, moment by moment?"],
 ];
 
 // Least and greatest of each score among the results shown. Scores have no fixed scale.

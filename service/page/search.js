@@ -148,7 +148,7 @@ function nothingFound(total) {
       ["Upload videos", () => byId("open-upload").click()],
     ]);
   } else {
-    stop("Nothing found", "Describe what is to be seen, in a few plain words: who or what, doing what, where.", [newest]);
+    stop("Nothing found", "Describe what the video shows in a few plain words: who or what, doing what, where.", [newest]);
   }
 }
 

@@ -1,9 +1,9 @@
-// Light, dark, or as the system has it; remembered on this machine. Runs before the page is drawn.
+// Light, dark, or the system's setting; stored in this browser. Runs before the page is drawn.
 "use strict";
 
 (() => {
   const NEXT = { auto: "light", light: "dark", dark: "auto" };
-  const NAMES = { auto: "as the system", light: "light", dark: "dark" };
+  const NAMES = { auto: "system", light: "light", dark: "dark" };
 
   function remembered() {
     try {
@@ -29,7 +29,7 @@
       const theme = NEXT[document.documentElement.dataset.theme];
       try {
         localStorage.setItem("theme", theme);
-      } catch { /* Then it holds for this visit. */ }
+      } catch { /* Not stored: it lasts until the page is closed. */ }
       apply(theme);
     });
   });

@@ -56,7 +56,7 @@ function transfer(file, shown, control) {
       if (!event.lengthComputable) return;
       shown.progress(event.loaded / event.total);
       const percent = Math.floor((100 * event.loaded) / event.total);
-      shown.say(percent < 100 ? `Uploading: ${percent} % of ${size(event.total)}` : "Uploaded, being checked");
+      shown.say(percent < 100 ? `Uploading: ${percent} % of ${size(event.total)}` : "Uploaded, checking");
     });
     request.addEventListener("load", () => {
       if (request.status >= 200 && request.status < 300 && request.response) resolve(request.response);
@@ -92,7 +92,7 @@ async function follow(job, shown, control) {
     if (now.state === "done") return now.video_id;
     if (now.state === "failed" && cancelling) throw new Cancelled();
     if (now.state === "failed") throw new Failure(sentence(now.reason || "it cannot be read"));
-    if (!cancelling) shown.say(now.state === "queued" ? "Waiting to be read" : "Being read");
+    if (!cancelling) shown.say(now.state === "queued" ? "Queued" : "Processing");
     await pause(wait);
   }
 }
@@ -101,10 +101,10 @@ async function upload(file, shown, control, onSent) {
   if (control.cancelled) throw new Cancelled();
   shown.say(`Uploading: 0 % of ${size(file.size)}`);
   const answer = await onceSignedIn(() => transfer(file, shown, control));
-  onSent(); // The next one may be sent while this one is read.
+  onSent(); // The next file may be sent while this one is processed.
   hooks.onAccepted();
   if (!answer.job) return [answer.video.id, "Already in the index"];
-  return [await follow(answer.job, shown, control), "Ready to be found"];
+  return [await follow(answer.job, shown, control), "Searchable"];
 }
 
 // A retry may succeed unless the server has read the file or refused it.

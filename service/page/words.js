@@ -41,7 +41,7 @@ export function showWords(section, item, query, onPick) {
   if (!query || item.scores === undefined) return;
   const open = button("Which words match which frames?", async () => {
     open.disabled = true;
-    const note = element("p", "quiet", "Looking…");
+    const note = element("p", "quiet", "Loading…");
     note.setAttribute("role", "status");
     section.append(note);
     try {
@@ -49,7 +49,7 @@ export function showWords(section, item, query, onPick) {
       const answer = await send("search", "POST", body);
       const explanation = answer.results[0]?.explanation;
       if (!section.contains(open)) return;
-      if (!explanation) throw new Error("This video does not answer the query any more.");
+      if (!explanation) throw new Error("This video no longer matches the query.");
       const made = table(explanation, onPick);
       section.replaceChildren(element("h3", "", "Words and frames"), made);
       made.focus();

@@ -117,6 +117,7 @@ def _to_row(where: str, values: Mapping[str, Any], folder: Path, split: SplitNam
     metadata = values.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise DatasetError(f"{where}: metadata is not an object")
+    # A manifest for `index` has these fields in `metadata`; a field of the row itself comes first.
     values = {**metadata, **{name: value for name, value in values.items() if value is not None}}
     path, label = values.get("path"), values.get("split")
     if not isinstance(path, str) or not path.strip():
@@ -127,7 +128,7 @@ def _to_row(where: str, values: Mapping[str, Any], folder: Path, split: SplitNam
     if end is not None and end <= (start or 0.0):
         raise DatasetError(f"{where}: the end, {end:g} s, is not after the start, {start or 0.0:g} s")
     name = values.get("id")
-    if name is None:
+    if name is None:  # Several clips of one file need different ids.
         name = path if start is None and end is None else f"{path}#{_shown(start)}-{_shown(end)}"
     return _Row(
         where,

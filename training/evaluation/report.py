@@ -143,7 +143,7 @@ def _table(report: EvaluationReport, direction: str) -> Table:
             continue
         label = row.label if row.servable else f"{row.label} *"
         table.add_row(escape(label), *_figures(row.metrics))
-        if row.metrics.num_tied_queries:
+        if row.metrics.num_tied_queries:  # Ties leave the order open: both extremes are shown.
             table.add_row("  if ties rank first", *_figures(row.metrics.optimistic), style="yellow")
             table.add_row("  if ties rank last", *_figures(row.metrics.pessimistic), style="yellow")
     paper = [row for row in report.paper if row.direction == direction]

@@ -747,6 +747,7 @@ class Catalog:
         before, direction = ("<", "DESC") if is_descending else (">", "ASC")
         by_sequence = f"ORDER BY sequence {direction}"
         first = (2**63 - 1 if is_descending else -1) if after is None else after
+        # By recorded_at two queries: SQLite sorts NULL first when ascending, and each uses an index.
         parts: list[tuple[str, tuple[float, ...], str]] = []
         if sort.endswith("recorded_at"):
             by_time = f"ORDER BY recorded_at {direction}, sequence {direction}"

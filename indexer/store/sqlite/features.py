@@ -228,6 +228,7 @@ def damaged_segments(
             problems.append("its frame features")
         if problems:
             yield segment_id, f"checksum mismatch: {', '.join(problems)}"
+        # Last: the checksums cover the fingerprint, so that here it is the one that was written.
         elif made_with.hex() != fingerprint:
             yield segment_id, f"its features have the fingerprint {made_with.hex()}, the index {fingerprint}"
         else:

@@ -37,18 +37,14 @@ def test_uploads_show_how_their_jobs_go(site: Site, browser: Browser, tmp_path: 
     wait_for_cards(browser, 3)
     click(browser, "#open-upload")
     browser.choose_files("#files", files(tmp_path, "good.mp4", "bad <b>.mp4"))
-    browser.wait_for(
-        "document.querySelector('#uploads .row:first-child .state').innerText === 'Waiting to be read'"
-    )
+    browser.wait_for("document.querySelector('#uploads .row:first-child .state').innerText === 'Queued'")
     job = site.job_queue.lease("worker", 60)
     assert job is not None and job.title == "good"
-    browser.wait_for("document.querySelector('#uploads .row:first-child .state').innerText === 'Being read'")
+    browser.wait_for("document.querySelector('#uploads .row:first-child .state').innerText === 'Processing'")
     browser.wait_for("document.querySelector('#num-running').innerText === '2'")
     site.job_queue.finish(job.id, job.video_id)
-    browser.wait_for("document.querySelector('#uploads .done')?.innerText.includes('Ready to be found')")
-    browser.wait_for(
-        "document.querySelector('#uploads .row:last-child .state').innerText === 'Waiting to be read'"
-    )
+    browser.wait_for("document.querySelector('#uploads .done')?.innerText.includes('Searchable')")
+    browser.wait_for("document.querySelector('#uploads .row:last-child .state').innerText === 'Queued'")
     job = site.job_queue.lease("worker", 60)
     assert job is not None
     site.job_queue.fail(job.id, f"not a video {HOSTILE}")
@@ -72,7 +68,7 @@ def test_dropped_files_are_uploaded_and_can_be_cancelled(
     browser.drop_files("main", files(tmp_path, "one.mp4", "two.mp4"))
     browser.wait_for("document.querySelector('#jobs').open")
     waiting = "[...document.querySelectorAll('#uploads .state')].map(state => state.innerText).join()"
-    browser.wait_for(f"{waiting} === 'Waiting to be read,Waiting to be read'")
+    browser.wait_for(f"{waiting} === 'Queued,Queued'")
     cancel = "document.querySelector('#uploads .row:nth-child({}) .row-actions button').click()"
     browser.evaluate(cancel.format(1))
     browser.evaluate(cancel.format(2))
@@ -91,7 +87,7 @@ def test_an_upload_that_is_refused_says_why_and_can_be_tried_again(
     browser.wait_for("document.querySelector('#uploads .failed')?.innerText.includes('was interrupted')")
     browser.go_offline(False)
     click(browser, "#uploads .row-actions button")
-    browser.wait_for("document.querySelector('#uploads .state').innerText === 'Waiting to be read'")
+    browser.wait_for("document.querySelector('#uploads .state').innerText === 'Queued'")
     job = site.job_queue.lease("worker", 60)
     assert job is not None
     site.job_queue.finish(job.id, job.video_id)

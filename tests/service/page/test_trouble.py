@@ -248,7 +248,7 @@ def test_an_upload_that_is_done_comes_before_the_others_and_moves_nothing(
     click(browser, "#more")
     wait_for_cards(browser, 30)
     choose_file(browser, tmp_path / "new.mp4")
-    browser.wait_for("document.querySelector('#uploads .state').innerText === 'Waiting to be read'")
+    browser.wait_for("document.querySelector('#uploads .state').innerText === 'Queued'")
     browser.evaluate("document.querySelectorAll('.picture')[27].focus()")
     job = small_site.job_queue.lease("worker", 60)
     assert job is not None
@@ -267,7 +267,7 @@ def test_an_upload_outlives_a_server_that_is_away_for_a_while(
     leaves = "!dispatchEvent(new Event('beforeunload', {cancelable: true}))"
     assert not browser.evaluate(leaves)
     choose_file(browser, tmp_path / "new.mp4")
-    browser.wait_for("document.querySelector('#uploads .state').innerText === 'Waiting to be read'")
+    browser.wait_for("document.querySelector('#uploads .state').innerText === 'Queued'")
     browser.wait_for(f"!({leaves})")  # It has been sent: the page is not needed any more.
     browser.evaluate(REFUSE)
     browser.wait_for("window.numRefused >= 2")

@@ -133,7 +133,7 @@ def sign_in(browser: Browser, key: str) -> None:
 def upload(browser: Browser, clip: Path) -> None:
     click(browser, "#open-upload")
     browser.choose_files("#files", [clip])
-    browser.wait_for("document.querySelector('#uploads .done')?.innerText.includes('Ready to be found')", 180)
+    browser.wait_for("document.querySelector('#uploads .done')?.innerText.includes('Searchable')", 180)
     click(browser, "#jobs [data-close]")
 
 

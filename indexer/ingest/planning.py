@@ -7,7 +7,7 @@ Content is identity, and the address is where it lives now. A found file whose c
     that lives on elsewhere      is a duplicate
 
 and one whose content is no video yet is to be encoded. A video whose address now holds other content, and
-which is found nowhere else, gives way to that content.
+which is found nowhere else, is replaced by that content.
 """
 
 from __future__ import annotations

@@ -636,7 +636,7 @@ def _give_way(catalog: Store[Any], videos: Sequence[VideoRecord], transaction: A
 
 
 def _fields_of_former(action: Action) -> dict[str, Any]:
-    """What was said of the video that gives way, where the caller says nothing new."""
+    """Title and metadata of the replaced video, where the caller gives none."""
     if len(action.replaces) != 1:
         return {}
     former, source = action.replaces[0], action.file.source

@@ -185,7 +185,7 @@ def _number(cell: str) -> int | float | None:
 
 
 def _doubt(cell: str, line: int) -> str:
-    """Why a column that holds numbers is text, by the first cell that is none."""
+    """Why a column with numbers is text: its first cell that is not a number."""
     digits = cell.lstrip("+-")
     if digits.isdigit():
         kind = (

@@ -212,7 +212,7 @@ class Heartbeat:
 def run_worker(settings: WorkerSettings) -> int:
     """Work until a signal; returns the exit status: 0, or 1 where model or index cannot be loaded.
 
-    When another generation of the index becomes the current one, it goes on there, with the model of that.
+    When another generation of the index becomes the current one, it continues there, with its model.
     """
     from model.errors import ModelError
     from service.observability.logs import start_logging

@@ -182,7 +182,7 @@ def test_an_index_among_the_videos_is_not_walked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["clip", "clip.dat", "clip.jpg", "clip.tmp.1", "clip.MP4"])
-def test_a_video_is_told_by_its_first_bytes_whatever_its_name(tmp_path: Path, name: str) -> None:
+def test_a_video_is_recognised_by_its_first_bytes_whatever_its_name(tmp_path: Path, name: str) -> None:
     write_coloured_video(tmp_path / "clip.mp4", (10, 20, 200), 0.4).rename(tmp_path / name)
     assert look(tmp_path / name) == FirstLook()
 

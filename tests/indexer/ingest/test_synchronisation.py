@@ -243,7 +243,7 @@ def test_a_file_that_grew_is_one_video_the_whole_one(library: StandInLibrary, tm
     assert not video.partial
 
 
-def test_what_a_manifest_says_anew_is_updated(library: StandInLibrary, folder: Path) -> None:
+def test_what_a_manifest_changes_is_updated(library: StandInLibrary, folder: Path) -> None:
     def sources(**changes: object) -> list[VideoSource]:
         return [VideoSource(folder / "a.mp4", title="A", metadata={"n": 1}, **changes)]  # type: ignore[arg-type]
 

@@ -608,9 +608,9 @@ time.sleep(60)
 @pytest.mark.parametrize(
     ("end", "reason"),
     [
-        ("sys.exit(2)", "one of its settings is wrong"),
+        ("sys.exit(2)", "one of its settings are wrong"),
         ("sys.exit(1)", "cannot load the model or the index"),
-        ("os.kill(os.getpid(), 9)", "where memory is short"),
+        ("os.kill(os.getpid(), 9)", "usually because memory ran out"),
         ("sys.exit(77)", "status 77"),
     ],
 )

@@ -126,6 +126,13 @@ class BoundedProtocol(HttpToolsProtocol, asyncio.BufferedProtocol):
         if limit is not None and len(self.connections) > limit + SPARE_CONNECTIONS:
             transport.abort()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop."""
+        super().connection_lost(exc)
+        # uvicorn leaves the timer of a connection that was reset: all that belongs to it would stay in memory
+        # for XCLIP_KEEP_ALIVE_SECONDS, and full garbage collections would walk through it.
+        self._unset_keepalive_if_required()
+
     def get_buffer(self, sizehint: int) -> bytearray:
         """Where the event loop writes what it reads."""
         return self._buffer

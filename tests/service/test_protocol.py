@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import random
 import socket
+import struct
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,9 +50,14 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 class Watched(BoundedProtocol):
-    """Notes what the parser gets."""
+    """Notes what the parser gets, and which connections are in memory."""
 
     parsed: list[int] = []  # noqa: RUF012
+    in_memory: weakref.WeakSet[BoundedProtocol] = weakref.WeakSet()  # noqa: RUF012
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.in_memory.add(self)
 
     def data_received(self, data: bytes) -> None:
         self.parsed.append(len(data))
@@ -65,6 +73,7 @@ def address() -> Iterator[Any]:
         access_log=False,
         lifespan="off",
         limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=75,
     )
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -207,6 +216,21 @@ def test_a_connection_is_kept_where_the_request_was_read_to_its_end(address: Any
             while not answer.endswith(b"no need to read that"):
                 answer += connection.recv(65536)
             assert b"connection: close" not in answer.lower()
+
+
+def test_nothing_stays_in_memory_of_a_connection_that_was_reset(address: Any) -> None:
+    for _ in range(MAX_CONNECTIONS):
+        with socket.create_connection(address, 5) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.recv(9) == b"HTTP/1.1 "
+            # Closing discards what was not read yet, and what was to be sent: the server sees a reset.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def are_gone() -> bool:
+        gc.collect()
+        return len(Watched.in_memory) <= 1  # The parser keeps the last one until another comes.
+
+    wait_until(are_gone)
 
 
 def test_beyond_the_limit_connections_are_answered_503_and_further_ones_are_closed(address: Any) -> None:

@@ -274,6 +274,7 @@ def full_disk_deletions(folder: Path) -> dict[str, Any]:
     queue.cancel(jobs[0].id)
     fill(folder / "filler")
     index.catalog.close()
+    fill(folder / "filler of what was freed")
     with Catalog.open(folder / "index") as catalog:
         for number in range(1, 10):
             catalog.delete_video(f"video-{number}")

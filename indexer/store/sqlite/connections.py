@@ -77,6 +77,7 @@ _REFUSED_CODES = (
     sqlite3.SQLITE_NOLFS,
 )
 _UNWRITABLE_CODES = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
+_NO_SPACE_TO_READ = (sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMMAP, sqlite3.SQLITE_IOERR_SHMOPEN)
 _WAL_LIMIT_BYTES = 64 << 20
 _STEPS_BETWEEN_CHECKS = 50_000
 """Of SQLite's virtual machine, until it asks whether to go on. On columns these take a millisecond or two; on
@@ -317,6 +318,7 @@ class ConnectionPool:
                 raise translated(error, self._path) from error
             raise IndexNotFoundError(f"the catalog {self._path} does not exist") from error
         try:
+            self._make_shared_memory(connection)
             for name, num_arguments, function in _FUNCTIONS:
                 connection.create_function(name, num_arguments, function, deterministic=True)
             connection.execute("PRAGMA synchronous = FULL")
@@ -328,6 +330,17 @@ class ConnectionPool:
             connection.close()
             raise translated(error, self._path) from error
         return connection
+
+    def _make_shared_memory(self, connection: sqlite3.Connection) -> None:
+        """The first connection of all makes the file that SQLite shares between processes, 32 KiB, to read
+        too: on a full disk with the space that was kept."""
+        try:
+            connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode not in _NO_SPACE_TO_READ or not release_reserve(self._path):
+                raise
+            connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
+            keep_reserve(self._path)
 
 
 class PinnedConnection(ConnectionPool):

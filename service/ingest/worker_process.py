@@ -111,10 +111,7 @@ async def keep_worker_running(command: list[str], grace_seconds: float, state: W
         started = time.monotonic()
         state.begin()
         try:
-            # A session of its own: a Ctrl-C at the terminal reaches the server alone, which then ends it.
-            process = await asyncio.create_subprocess_exec(
-                *command, start_new_session=True, stdout=asyncio.subprocess.PIPE
-            )
+            process = await _start(command, grace_seconds)
         except OSError as error:  # No memory, no descriptors, no further process: all of them pass.
             logger.error("the worker cannot be started: %s; trying again in %.0f s", error.strerror, pause)
             state.note_failure("the system cannot start another process")
@@ -126,6 +123,21 @@ async def keep_worker_running(command: list[str], grace_seconds: float, state: W
             logger.error("the worker ended with status %s; starting another in %.0f s", status, pause)
         await asyncio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+async def _start(command: list[str], grace_seconds: float) -> asyncio.subprocess.Process:
+    """A process of `command`. One that is being started where this task is cancelled is ended like any other:
+    asyncio would kill it."""
+    # A session of its own: a Ctrl-C at the terminal reaches the server alone, which then ends it.
+    starting = asyncio.create_task(
+        asyncio.create_subprocess_exec(*command, start_new_session=True, stdout=asyncio.subprocess.PIPE)
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with contextlib.suppress(OSError):
+            await _end(await starting, grace_seconds)
+        raise
 
 
 async def _wait_or_end(process: asyncio.subprocess.Process, grace_seconds: float, state: WorkerState) -> int:

@@ -605,6 +605,30 @@ time.sleep(60)
     assert len(log.read_text().split()) == 3 and (tmp_path / "ended").exists()
 
 
+def test_a_worker_that_is_being_started_is_asked_to_end_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, ready = asyncio.create_subprocess_exec, tmp_path / "ready"
+
+    async def slowly(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        process = await real(*command, **options)
+        while not ready.exists():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", slowly)
+    program = f"""
+import pathlib, signal, sys, time
+ready = pathlib.Path({str(ready)!r})
+signal.signal(signal.SIGTERM, lambda *_: (ready.with_name("ended").touch(), sys.exit(0)))
+ready.touch()
+time.sleep(60)
+"""
+    run_supervised(program, ready.exists)
+    assert (tmp_path / "ended").exists()
+
+
 @pytest.mark.parametrize(
     ("end", "reason"),
     [

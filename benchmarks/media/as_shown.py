@@ -83,11 +83,12 @@ KINDS: dict[str, Storage] = {
 
 
 def pictures_of(path: Path, rate: float) -> list[NDArray[np.uint8]]:
-    """What a clip shows at `rate` pictures a second, RGB."""
+    """What a clip shows at `rate` pictures a second, RGB; the last one repeated where there are few, since
+    two recordings of interlaced pairs take four."""
     file = VideoFile(path)
     end = min(file.timeline.end_seconds, MAX_SECONDS)
-    times = [number / rate for number in range(max(2, int(end * rate)))]
-    return [frame.rgb for frame in file.frames_at([time for time in times if time < end] or [0.0])]
+    times = [number / rate for number in range(max(4, int(end * rate)))]
+    return [frame.rgb for frame in file.frames_at([min(time, end) for time in times])]
 
 
 def write(path: Path, pictures: Sequence[NDArray[np.uint8]], storage: Storage) -> None:

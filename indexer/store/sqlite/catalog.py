@@ -65,6 +65,7 @@ from indexer.store.sqlite.changes import (
     write_change,
 )
 from indexer.store.sqlite.connections import (
+    VALUES_AT_ONCE,
     ConnectionPool,
     PinnedConnection,
     Transaction,
@@ -112,7 +113,6 @@ _URI, _METADATA, _PARTIAL, _TRUSTED = map(
     _COLUMNS.split(", ").index, ("uri", "metadata", "partial", "trusted")
 )
 
-_RECORDS_AT_ONCE: Final = 1_000
 
 Owners = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Segment ids int64 [N], ascending, and the catalog's number of each one's video."""
@@ -681,28 +681,21 @@ class Catalog:
         }
 
     def _records_where(self, column: str, values: Sequence[str]) -> Iterator[VideoRecord]:
-        for first in range(0, len(values), _RECORDS_AT_ONCE):
-            with self.connections.reading() as connection:
-                rows = connection.execute(
-                    f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE {column} IN"
-                    " (SELECT value FROM json_each(?))",
-                    (json.dumps(values[first : first + _RECORDS_AT_ONCE]),),
-                ).fetchall()
-            yield from map(_record, rows)
+        rows = self.connections.rows_of(
+            f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE {column} IN (SELECT value FROM json_each(?))",
+            values,
+        )
+        return map(_record, rows)
 
     def known_sizes(self, sizes_bytes: Sequence[int]) -> set[int]:
         """Those of these sizes that the file of some video has, or of content that is kept out."""
-        found: set[int] = set()
-        for first in range(0, len(sizes_bytes), _RECORDS_AT_ONCE):
-            with self.connections.reading() as connection:
-                rows = connection.execute(
-                    "SELECT value FROM json_each(?) AS wanted"
-                    " WHERE EXISTS (SELECT 1 FROM videos WHERE size_bytes = wanted.value)"
-                    " OR EXISTS (SELECT 1 FROM kept_out WHERE size_bytes = wanted.value)",
-                    (json.dumps(sizes_bytes[first : first + _RECORDS_AT_ONCE]),),
-                )
-                found |= {size_bytes for (size_bytes,) in rows}
-        return found
+        rows = self.connections.rows_of(
+            "SELECT value FROM json_each(?) AS wanted"
+            " WHERE EXISTS (SELECT 1 FROM videos WHERE size_bytes = wanted.value)"
+            " OR EXISTS (SELECT 1 FROM kept_out WHERE size_bytes = wanted.value)",
+            sizes_bytes,
+        )
+        return {size_bytes for (size_bytes,) in rows}
 
     def videos_below(self, folder_uri: str) -> Iterator[VideoRecord]:
         """The videos whose addresses lie below a folder's, in the order of their addresses.
@@ -715,11 +708,11 @@ class Catalog:
                 rows = connection.execute(
                     f"SELECT {_COLUMNS}, row_crc32, number FROM videos WHERE (uri, number) > (?, ?)"
                     " AND uri < ? ORDER BY uri, number LIMIT ?",
-                    (last, last_number, f"{folder_uri}0", _RECORDS_AT_ONCE),  # 0 follows the slash.
+                    (last, last_number, f"{folder_uri}0", VALUES_AT_ONCE),  # 0 follows the slash.
                 ).fetchall()
             for *row, _ in rows:
                 yield _record(row)
-            if len(rows) < _RECORDS_AT_ONCE:
+            if len(rows) < VALUES_AT_ONCE:
                 return
             last, last_number = rows[-1][_URI], rows[-1][-1]
 
@@ -773,7 +766,7 @@ class Catalog:
                 records += map(_record, rows)
         return records
 
-    def iterate_videos(self, block_size: int = _RECORDS_AT_ONCE) -> Iterator[list[VideoRecord]]:
+    def iterate_videos(self, block_size: int = VALUES_AT_ONCE) -> Iterator[list[VideoRecord]]:
         """All videos in blocks, in the order in which they were added. Each block is read when it is asked
         for."""
         last = 0

@@ -79,6 +79,8 @@ _REFUSED_CODES = (
 _UNWRITABLE_CODES = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
 _NO_SPACE_TO_READ = (sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMMAP, sqlite3.SQLITE_IOERR_SHMOPEN)
 _WAL_LIMIT_BYTES = 64 << 20
+VALUES_AT_ONCE = 1_000
+"""Values that one statement looks for, or rows that it gives: a few milliseconds' work."""
 _STEPS_BETWEEN_CHECKS = 50_000
 """Of SQLite's virtual machine, until it asks whether to go on. On columns these take a millisecond or two; on
 the largest metadata, which a step may parse, some tenths of a second. Asking takes Python's lock, for which a
@@ -239,6 +241,15 @@ class ConnectionPool:
             return change()
         finally:
             keep_reserve(self._path)
+
+    def rows_of(self, statement: str, values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        """The rows that `statement` gives for these values, which it reads from `json_each(?)`; each block of
+        them with a connection of its own, none of which is held between the blocks."""
+        for first in range(0, len(values), VALUES_AT_ONCE):
+            with self.reading() as connection:
+                block = json.dumps(list(values[first : first + VALUES_AT_ONCE]))
+                rows = connection.execute(statement, (block,)).fetchall()
+            yield from rows
 
     def read_rows(self, read: Read, ids: Sequence[int]) -> Rows:
         """What `read` gives for all of the ids; many are read over several connections in parallel.

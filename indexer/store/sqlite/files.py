@@ -6,14 +6,13 @@ none. Kept-out content is a decision of the user's, and part of the truth.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from indexer.errors import IndexDamagedError, VideoNotFoundError
 from indexer.store.records import KeptOut, KnownFile, check_count, check_sha256, check_text, check_time
-from indexer.store.sqlite.connections import Transaction, checksum_of_row
+from indexer.store.sqlite.connections import VALUES_AT_ONCE, Transaction, checksum_of_row
 
 if TYPE_CHECKING:
     from indexer.store.sqlite.catalog import Catalog
@@ -48,8 +47,6 @@ _FILE_COLUMNS: Final = "uri, size_bytes, modified_ns, content_sha256, failure, v
 _KEPT_OUT_COLUMNS: Final = "content_sha256, video_id, title, uri, size_bytes, kept_out_at"
 """In the order of the fields of `KeptOut`."""
 
-_ROWS_AT_ONCE: Final = 1_000
-
 
 class FileTable:
     """The files that were read for a catalog, by their addresses; see `KnownFile`."""
@@ -76,7 +73,7 @@ class FileTable:
                 rows = connection.execute(
                     f"SELECT {_FILE_COLUMNS}, row_crc32 FROM files WHERE uri > ? AND uri < ?"
                     " ORDER BY uri LIMIT ?",
-                    (last, f"{folder_uri}0", _ROWS_AT_ONCE),  # 0 follows the slash.
+                    (last, f"{folder_uri}0", VALUES_AT_ONCE),  # 0 follows the slash.
                 ).fetchall()
             if not rows:
                 return
@@ -119,14 +116,13 @@ class FileTable:
         self.forget(list(_damaged_files(transaction.connection)), transaction)
 
     def _select(self, column: str, values: Sequence[str]) -> Iterator[KnownFile]:
-        for first in range(0, len(values), _ROWS_AT_ONCE):
-            with self._connections.reading() as connection:
-                rows = connection.execute(
-                    f"SELECT {_FILE_COLUMNS}, row_crc32 FROM files WHERE {column} IN"
-                    " (SELECT value FROM json_each(?))",
-                    (json.dumps(values[first : first + _ROWS_AT_ONCE]),),
-                ).fetchall()
-            yield from _known_files(rows)
+        yield from _known_files(
+            self._connections.rows_of(
+                f"SELECT {_FILE_COLUMNS}, row_crc32 FROM files"
+                f" WHERE {column} IN (SELECT value FROM json_each(?))",
+                values,
+            )
+        )
 
 
 class KeptOutTable:
@@ -154,16 +150,12 @@ class KeptOutTable:
 
     def find(self, content_sha256s: Sequence[str]) -> dict[str, KeptOut]:
         """Those of these contents that are kept out."""
-        found: dict[str, KeptOut] = {}
-        for first in range(0, len(content_sha256s), _ROWS_AT_ONCE):
-            with self._connections.reading() as connection:
-                rows = connection.execute(
-                    f"SELECT {_KEPT_OUT_COLUMNS}, row_crc32 FROM kept_out WHERE content_sha256 IN"
-                    " (SELECT value FROM json_each(?))",
-                    (json.dumps(content_sha256s[first : first + _ROWS_AT_ONCE]),),
-                ).fetchall()
-            found |= {row[0]: _kept_out(row) for row in rows}
-        return found
+        rows = self._connections.rows_of(
+            f"SELECT {_KEPT_OUT_COLUMNS}, row_crc32 FROM kept_out"
+            " WHERE content_sha256 IN (SELECT value FROM json_each(?))",
+            content_sha256s,
+        )
+        return {row[0]: _kept_out(row) for row in rows}
 
     def list_all(self) -> list[KeptOut]:
         """All, the last first."""

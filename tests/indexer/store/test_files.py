@@ -13,7 +13,7 @@ import pytest
 from indexer.errors import IndexDamagedError, InvalidRecordError, KeptOutError, VideoNotFoundError
 from indexer.maintenance.verification import rebuild, verify
 from indexer.store.records import KnownFile
-from indexer.store.sqlite import files
+from indexer.store.sqlite import connections, files
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.files import FileTable, KeptOutTable
 from tests.support.catalog_builders import add_video, create_catalog, make_segment, new_video, sha256_of
@@ -41,7 +41,8 @@ def execute(catalog: Catalog, statement: str) -> None:
 def test_files_are_found_by_address_content_and_folder(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_ROWS_AT_ONCE", 2)
+    for module in (connections, files):
+        monkeypatch.setattr(module, "VALUES_AT_ONCE", 2)
     table = FileTable(catalog)
     listed = [known(f"file:///a/{name}", number) for number, name in enumerate("cabde")]
     other = [known("file:///a-b/x", 1), known("file:///a.mp4", 2), known("file:///a0", 3)]

@@ -259,7 +259,11 @@ def watch_library(
     try:
         with errors_explained(RESUMES):
             say(f"watching {', '.join(map(str, library.paths))}")
-            follow(library.paths, synchronise, settling, ended)
+            try:
+                follow(library.paths, synchronise, settling, ended)
+            except KeyboardInterrupt:  # What watchfiles makes of any signal that comes while it waits.
+                if not ended.is_set():
+                    raise
     finally:
         if former is not None:
             signal.signal(signal.SIGTERM, former)

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from synthetic_index import World, draw_segments, make_index
 
-from indexer.coarse.exact import KindChoice
+from indexer.coarse.exact import KindChoice, SegmentSet
 from indexer.coarse.index import CoarseIndex
 from indexer.search.searcher import Searcher, SearchQuery
 from indexer.store.store import open_store
@@ -126,13 +126,13 @@ def drawn_texts(model: XClip, sentences: NDArray[np.float32]) -> Iterator[None]:
         del model.encode_text
 
 
-def allowed_ids(num_videos: int, fields: dict[str, Any]) -> NDArray[np.int64] | None:
+def allowed_segments(num_videos: int, fields: dict[str, Any]) -> SegmentSet | None:
     """Segments of the videos that match a filter of FILTERS."""
     numbers = np.arange(num_videos)
     if not fields:
         return None
     inside = numbers % 2 == 0 if "metadata.even" in fields else numbers % 100 == fields["metadata.shelf"]
-    return np.flatnonzero(inside) + 1
+    return SegmentSet(np.flatnonzero(inside) + 1)
 
 
 # Parts: each prints a table
@@ -244,13 +244,13 @@ def ask_coarse(
         queries = texts(catalog.embedding_dim)
         found["ids"], found["answers"] = [], []
         for position, fields in enumerate(FILTERS.values()):
-            allowed = allowed_ids(num_videos, fields)
+            allowed = allowed_segments(num_videos, fields)
             ids = coarse.search(queries, NUM_CANDIDATES, allowed)[1]
             found["ids"].append(ids)
             if right is not None:
                 recall = np.mean([np.isin(r, f).mean() for r, f in zip(right[position], ids, strict=True)])
 
-                def ask(number: int, allowed: NDArray[np.int64] | None = allowed) -> object:
+                def ask(number: int, allowed: SegmentSet | None = allowed) -> object:
                     return coarse.search(queries[number : number + 1], NUM_CANDIDATES, allowed)
 
                 found["answers"].append((statistics.median(milliseconds(ask, 50)), recall))

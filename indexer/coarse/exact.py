@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import faiss
@@ -79,30 +80,74 @@ def vector_blocks(index: Any) -> Iterator[NDArray[np.float32]]:
 
 
 @dataclass(frozen=True, eq=False)
+class SegmentSet:
+    """Segments as a list and as a bitmap, which is made when it is first asked for and then kept.
+
+    ids: int64 [N], ascending, at least 0. Neither may be written to.
+    """
+
+    ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def bitmap(self) -> NDArray[np.uint8]:
+        """uint8 [highest id // 8 + 1]: the bit `id % 8` of the byte `id // 8`, as FAISS takes it."""
+        bits = np.zeros(int(self.ids[-1]) + 1 if len(self.ids) else 0, bool)
+        bits[self.ids] = True
+        return np.packbits(bits, bitorder="little")
+
+    def holds(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of some ids, at least 0, are in it."""
+        return in_bitmap(self.bitmap, ids)
+
+
+def in_bitmap(bitmap: NDArray[np.uint8], ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of some ids, at least 0, have their bit set."""
+    is_inside = ids < 8 * len(bitmap)
+    places = np.where(is_inside, ids, 0)
+    if not is_inside.any():
+        return is_inside
+    found: NDArray[np.bool_] = (bitmap[places >> 3] >> (places & 7).astype(np.uint8)) & 1 != 0
+    return found & is_inside
+
+
+@dataclass(frozen=True, eq=False)
 class Selection:
     """Which rows of an index a search considers.
 
-    num_selected: of `num_rows`. bits: bool [highest id + 1], true for a selected id; None where all are.
+    num_selected: of `num_rows`. bitmap: of the selected ids, as in `SegmentSet`; None where all rows are.
     """
 
     num_selected: int
     num_rows: int
-    bits: NDArray[np.bool_] | None = None
+    bitmap: NDArray[np.uint8] | None = None
 
     @classmethod
-    def of(cls, selected_ids: NDArray[np.int64], ids: NDArray[np.int64]) -> Self:
-        """Those of `ids`, ascending, that are among `selected_ids`, of which all are in `ids`."""
-        if len(selected_ids) == len(ids):
-            return cls(len(ids), len(ids))
-        bits = np.zeros(int(ids[-1]) + 1, bool)
-        bits[selected_ids] = True
-        return cls(len(selected_ids), len(ids), bits)
+    def of(cls, rows: SegmentSet, deleted: SegmentSet | None = None) -> Self:
+        """The rows of an index less those of its ids in `deleted`."""
+        if deleted is None or not len(deleted):
+            return cls(len(rows), len(rows))
+        bitmap = rows.bitmap.copy()
+        bitmap[: len(deleted.bitmap)] &= ~deleted.bitmap
+        return cls(len(rows) - len(deleted), len(rows), bitmap)
+
+    def among(self, rows: SegmentSet, allowed: SegmentSet) -> Self:
+        """The selected ones of `rows`, which this selection is of, that are also in `allowed`.
+
+        Bytes of bitmaps are combined, 125 kB for a million segments: nothing is kept that a change of the
+        index could make wrong.
+        """
+        ours = rows.bitmap if self.bitmap is None else self.bitmap
+        num_bytes = min(len(ours), len(allowed.bitmap))
+        bitmap = ours[:num_bytes] & allowed.bitmap[:num_bytes]
+        num_selected = int(np.bitwise_count(bitmap).sum())
+        return type(self)(num_selected, self.num_rows, None if num_selected == self.num_rows else bitmap)
 
     def selector(self) -> Any:
         """The `faiss.IDSelector`, None where every row is selected."""
-        if self.bits is None:
-            return None
-        return _faiss.IDSelectorBitmap(np.packbits(self.bits, bitorder="little"))
+        return None if self.bitmap is None else _faiss.IDSelectorBitmap(self.bitmap)
 
 
 def search_exact(
@@ -116,7 +161,7 @@ def search_exact(
         return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     if gpu is not None and (found := gpu.search(queries, count, selection)) is not None:
         return found
-    parameters = None if selection.bits is None else _faiss.SearchParameters(sel=selection.selector())
+    parameters = None if selection.bitmap is None else _faiss.SearchParameters(sel=selection.selector())
     products, ids = index.search(queries, count, params=parameters)
     return products, ids
 
@@ -153,8 +198,8 @@ class GpuCopy:
         found = ids >= 0
         if self._ids is not None:
             ids = np.where(found, self._ids[np.where(found, ids, 0)], -1)
-        if selection.bits is not None:
-            found &= selection.bits[np.where(found, ids, 0)]
+        if selection.bitmap is not None:
+            found &= in_bitmap(selection.bitmap, np.where(found, ids, 0))
         products, ids = np.where(found, products, -np.inf).astype(np.float32), np.where(found, ids, -1)
         order = np.argsort(-products, axis=1, kind="stable")[:, :count]
         return np.take_along_axis(products, order, axis=1), np.take_along_axis(ids, order, axis=1)

@@ -32,6 +32,7 @@ from indexer.coarse.exact import (
     CoarseKind,
     Found,
     KindChoice,
+    SegmentSet,
     Selection,
     choose_kind,
     copy_to_gpu,
@@ -63,6 +64,11 @@ class _Delta:
     index: Any
     ids: NDArray[np.int64]
 
+    @cached_property
+    def rows(self) -> SegmentSet:
+        """Its ids, for filters."""
+        return SegmentSet(self.ids)
+
     def changed(
         self,
         gone: NDArray[np.int64],
@@ -84,10 +90,12 @@ class _Delta:
 class _State:
     """All that one search sees: the store after the change `sequence` (with that `token`).
 
-    deleted: ids of the snapshot that are deleted, ascending. deltas: later segments, ids ascending.
+    rows: of the snapshot. deleted: ids of the snapshot that are deleted, ascending. deltas: later segments,
+    ids ascending.
     """
 
     snapshot: Snapshot
+    rows: SegmentSet
     deleted: NDArray[np.int64]
     deltas: tuple[_Delta, ...]
     sequence: int
@@ -95,7 +103,8 @@ class _State:
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> Self:
-        return cls(snapshot, np.empty(0, np.int64), (), snapshot.sequence, snapshot.token)
+        rows = SegmentSet(snapshot.ids)
+        return cls(snapshot, rows, np.empty(0, np.int64), (), snapshot.sequence, snapshot.token)
 
     @property
     def num_later(self) -> int:
@@ -112,8 +121,7 @@ class _State:
     @cached_property
     def live(self) -> Selection:
         """Of the snapshot, what is not deleted; kept, because a search would take longer to make it."""
-        ids = self.snapshot.ids
-        return Selection(len(ids), len(ids)) if not len(self.deleted) else Selection.of(self.live_ids, ids)
+        return Selection.of(self.rows, SegmentSet(self.deleted))
 
     @property
     def live_ids(self) -> NDArray[np.int64]:
@@ -249,14 +257,14 @@ class CoarseIndex:
         self,
         queries: NDArray[np.float32],
         num_candidates: int,
-        allowed: NDArray[np.int64] | None = None,
+        allowed: SegmentSet | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The best segments for each of T queries.
 
         Args:
             queries: float32 [T, D], of any length.
             num_candidates: how many are wanted.
-            allowed: ids of the only segments to consider, int64, ascending; None for all.
+            allowed: the only segments to consider; None for all.
 
         Returns:
             Scores float32 [T, k], descending, equal ones by ascending id, and segment ids int64 [T, k]; k is
@@ -272,21 +280,22 @@ class CoarseIndex:
             raise ValueError(f"queries must be [T, {self._catalog.embedding_dim}], not {list(queries.shape)}")
         parts = [self._search_snapshot(state, queries, num_candidates, allowed)]
         for delta in state.deltas:
-            ids = delta.ids if allowed is None else _common(delta.ids, allowed)
-            count = max(0, min(num_candidates, len(ids)))
-            parts.append(search_exact(delta.index, queries, count, Selection.of(ids, delta.ids)))
+            selection = Selection.of(delta.rows)
+            if allowed is not None:
+                selection = selection.among(delta.rows, allowed)
+            count = max(0, min(num_candidates, selection.num_selected))
+            parts.append(search_exact(delta.index, queries, count, selection))
         scores = np.concatenate([scores for scores, _ in parts], axis=1)
         ids = np.concatenate([ids for _, ids in parts], axis=1)
         order = np.lexsort((ids, -scores), axis=-1)[:, : max(0, num_candidates)]
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
 
     def _search_snapshot(
-        self, state: _State, queries: NDArray[np.float32], count: int, allowed: NDArray[np.int64] | None
+        self, state: _State, queries: NDArray[np.float32], count: int, allowed: SegmentSet | None
     ) -> Found:
         snapshot, selection = state.snapshot, state.live
         if allowed is not None:
-            chosen = _common(snapshot.ids, allowed)
-            selection = Selection.of(chosen[~np.isin(chosen, state.deleted)], snapshot.ids)
+            selection = selection.among(state.rows, allowed)
         count = max(0, min(count, selection.num_selected))
         if snapshot.kind == "exact":
             return search_exact(snapshot.index, queries, count, selection, snapshot.gpu)
@@ -394,6 +403,7 @@ class CoarseIndex:
         sequence = changes[-1].sequence
         return _State(
             state.snapshot,
+            state.rows,
             np.union1d(state.deleted, _common(state.snapshot.ids, gone)),
             _with_rows(deltas, ids, vectors),
             sequence,

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from indexer.coarse.exact import SegmentSet
 from indexer.errors import ChangesForgottenError
 from indexer.store.filters import Filter
 from indexer.store.records import Matches, SegmentFeatures
@@ -312,29 +313,31 @@ def _merged(
 class FilterCache:
     """The segments that the filters used last match. Safe to use from several threads.
 
-    max_filters: how many filters are kept, at 8 bytes a matching segment.
+    max_filters: how many filters are kept, at 8 bytes a matching segment and a bit for each segment.
     """
 
     def __init__(self, catalog: SearchedStore, max_filters: int = 16) -> None:
         self._catalog = catalog
         self._max_filters = max_filters
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Filter, Matches] = OrderedDict()
+        self._kept: OrderedDict[Filter, tuple[Matches, SegmentSet]] = OrderedDict()
 
-    def segment_ids(self, chosen: Filter) -> NDArray[np.int64]:
-        """Ids of the segments whose videos fulfil `chosen` now: int64, ascending, not to be written to.
+    def matching(self, chosen: Filter) -> SegmentSet:
+        """The segments whose videos fulfil `chosen` now; the same object as long as nothing has changed.
 
         Raises IndexDamagedError.
         """
         with self._lock:
-            former = self._kept.get(chosen)
+            former, segments = self._kept.get(chosen, (None, None))
         matches = self._catalog.matching(chosen, former)
+        if segments is None or matches is not former:
+            segments = SegmentSet(matches.segment_ids)
         with self._lock:
             newest = self._kept.get(chosen)
             # Another thread may have kept later matches meanwhile.
-            if newest is None or newest.sequence <= matches.sequence:
-                self._kept[chosen] = matches
+            if newest is None or newest[0].sequence <= matches.sequence:
+                self._kept[chosen] = matches, segments
             self._kept.move_to_end(chosen)
             while len(self._kept) > self._max_filters:
                 self._kept.popitem(last=False)
-        return matches.segment_ids
+        return segments

@@ -17,6 +17,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.coarse.exact import SegmentSet
 from indexer.coarse.index import CoarseIndex
 from indexer.search.types import GroupBy, SearchQuery
 from indexer.store.sqlite.connections import raise_if_cancelled
@@ -96,7 +97,7 @@ class CoarseOrder:
         index: CoarseIndex,
         catalog: SearchedStore,
         vector: NDArray[np.float32],
-        allowed: NDArray[np.int64] | None,
+        allowed: SegmentSet | None,
         scale: float,
     ) -> None:
         self._index = index

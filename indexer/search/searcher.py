@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from indexer.coarse.exact import KindChoice
+from indexer.coarse.exact import KindChoice, SegmentSet
 from indexer.coarse.index import CoarseIndex, limit_faiss_threads
 from indexer.errors import FingerprintMismatchError
 from indexer.ingest.encoding import index_fingerprint
@@ -205,10 +205,10 @@ class Searcher:
         self._features.sync(state.sequence)
         return state.num_videos
 
-    def _allowed(self, filter: Mapping[str, Any] | Filter | None) -> NDArray[np.int64] | None:
-        """Ids of the segments that a filter matches, ascending; None where there is no filter."""
+    def _allowed(self, filter: Mapping[str, Any] | Filter | None) -> SegmentSet | None:
+        """The segments that a filter matches; None where there is no filter."""
         chosen = as_filter(filter)
-        return None if chosen is None else self._filters.segment_ids(chosen)
+        return None if chosen is None else self._filters.matching(chosen)
 
     def _least_score(self, query: SearchQuery) -> tuple[Baseline | None, float | None]:
         """The baseline to compare with, and what min_score and min_percentile come to."""
@@ -278,7 +278,7 @@ class Searcher:
         query, stages, size = search.query, search.stages, self._block_size
         if query.mode == "exhaustive":
             with stages.measuring("rerank"):
-                ids = self._index.segment_ids() if search.allowed is None else search.allowed
+                ids = self._index.segment_ids() if search.allowed is None else search.allowed.ids
                 scored = self._scored(search.text, self._features.blocks(ids, size))
                 keep = query.num_wanted + SPARE_RESULTS
                 return best_of_blocks(scored, keep, query.group_by).at_least(search.least_score)
@@ -379,7 +379,7 @@ class Searcher:
 class _Search:
     """One query in progress.
 
-    vector: float32 [D], the coarse query. num_videos: in the index. allowed: ids that its filter lets
+    vector: float32 [D], the coarse query. num_videos: in the index. allowed: what its filter lets
     through. least_score: what min_score and min_percentile come to. hits: the first answer of the coarse
     index, where there is one.
     """
@@ -388,7 +388,7 @@ class _Search:
     text: TextFeatures
     vector: NDArray[np.float32]
     num_videos: int
-    allowed: NDArray[np.int64] | None
+    allowed: SegmentSet | None
     least_score: float | None
     hits: CoarseHits | None
     stages: StageTimes

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.coarse.exact import SegmentSet
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import VideoNotFoundError
 from indexer.search.caches import FeatureCache, ScorableSegments
@@ -30,7 +31,7 @@ def find_similar(
     features: FeatureCache,
     video_id: str,
     rows: slice,
-    allowed: NDArray[np.int64] | None,
+    allowed: SegmentSet | None,
 ) -> SimilarAnswer:
     """The videos nearest to a video: by their nearest pair of segments, best first.
 
@@ -38,7 +39,7 @@ def find_similar(
         catalog, index, features: Of the index.
         video_id: The video, which is not among the results.
         rows: Of all results, those of the page.
-        allowed: Ids of the only segments to consider, ascending; None for all.
+        allowed: The only segments to consider; None for all.
 
     Returns:
         The page. Where the coarse index is approximate some videos may be missed. Moments are the frames
@@ -63,7 +64,7 @@ def _nearest_videos(
     own: ScorableSegments,
     own_ids: NDArray[np.int64],
     num_wanted: int,
-    allowed: NDArray[np.int64] | None,
+    allowed: SegmentSet | None,
 ) -> ScoredSegments:
     count = num_wanted + len(own_ids) + SPARE_SEGMENTS
     own_vectors = own.videos.video.cpu().numpy()

@@ -233,7 +233,7 @@ def answers(directory: Path) -> Answers:
         found["search"] = _bits([index.search(queries, count) for count in (7, 2000)])
         matches = FilterCache(catalog)
         for position, chosen in enumerate(FILTERS):
-            allowed = matches.segment_ids(parse_filter(chosen))
+            allowed = matches.matching(parse_filter(chosen))
             found[f"filter {position}"] = _bits([allowed, index.search(queries, 20, allowed)])
         return found
 

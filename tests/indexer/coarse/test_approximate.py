@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from indexer.coarse.approximate import num_lists
-from indexer.coarse.exact import EXACT_LIMIT, MIN_APPROXIMATE, choose_kind
+from indexer.coarse.exact import EXACT_LIMIT, MIN_APPROXIMATE, SegmentSet, choose_kind
 from indexer.coarse.index import CoarseIndex
 from indexer.maintenance.verification import verify
 from indexer.store.sqlite.catalog import Catalog
@@ -94,8 +94,8 @@ def test_a_filter_never_gives_fewer_than_there_are(pair, filled, share):
     random = np.random.default_rng(3)
     allowed = np.sort(random.permutation(np.arange(1, N + 1))[: round(share * N)])
     for wanted in (5, 100, N):
-        scores, ids = approximate.search(queries[:3], wanted, allowed)
-        right_scores, right_ids = exact.search(queries[:3], wanted, allowed)
+        scores, ids = approximate.search(queries[:3], wanted, SegmentSet(allowed))
+        right_scores, right_ids = exact.search(queries[:3], wanted, SegmentSet(allowed))
         assert ids.shape == right_ids.shape == (3, min(wanted, len(allowed)))
         assert all(len(set(row)) == len(row) and set(row) <= set(allowed.tolist()) for row in ids.tolist())
         if wanted == N:  # All of them, so with all scores.

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from indexer.coarse import index as coarse_index
-from indexer.coarse.exact import MAX_GPU_NEIGHBOURS, GpuCopy, copy_to_gpu
+from indexer.coarse.exact import MAX_GPU_NEIGHBOURS, GpuCopy, SegmentSet, copy_to_gpu
 from indexer.coarse.index import CoarseIndex
 from tests.support.catalog_builders import add_video, create_catalog, make_segment
 
@@ -95,11 +95,11 @@ def test_a_search_is_the_gpus_and_has_the_same_answer(pair):
 
 def test_a_narrow_filter_and_a_large_count_are_the_processors(pair):
     on_gpu, plain, stand_in = pair
-    assert_same_answers(on_gpu, plain, 10, np.arange(1, N, 10))
+    assert_same_answers(on_gpu, plain, 10, SegmentSet(np.arange(1, N, 10)))
     assert_same_answers(on_gpu, plain, N - 1)
     assert stand_in.num_searches == 0
     # Few are excluded: the GPU is asked for that many more.
-    assert_same_answers(on_gpu, plain, 10, np.arange(40, N))
+    assert_same_answers(on_gpu, plain, 10, SegmentSet(np.arange(40, N)))
     assert stand_in.num_searches == 5
 
 

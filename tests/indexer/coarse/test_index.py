@@ -15,8 +15,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from indexer.coarse.exact import SegmentSet, Selection
 from indexer.coarse.index import CoarseIndex
 from indexer.coarse.snapshots import MANIFEST_FILE, SnapshotUnusableError, load_snapshot
+from indexer.search.caches import FilterCache
+from indexer.store.filters import parse_filter
 from indexer.store.sqlite.catalog import Catalog
 from tests.support.catalog_builders import add_video, create_catalog, make_segment, unit
 
@@ -127,6 +130,27 @@ def test_an_empty_index_finds_nothing(catalog, random):
 def test_a_query_of_another_size_is_refused(catalog):
     with pytest.raises(ValueError, match=r"\[T, 8\]"):
         CoarseIndex.build(catalog).search(np.zeros((1, 9), np.float32), 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_selection_holds_the_rows_that_are_not_deleted_and_allowed(seed):
+    random = np.random.default_rng(seed)
+    kept, gone, wanted = random.integers(0, 3, (3, int(random.integers(1, 60)))) > 0
+    rows = SegmentSet(np.flatnonzero(kept) + 1)
+    deleted = SegmentSet(np.flatnonzero(kept & ~gone) + 1)
+    allowed = SegmentSet(np.flatnonzero(np.roll(wanted, seed)) + 1 + seed % 3)
+    live = Selection.of(rows, deleted)
+    for selection, right in (
+        (live, set(rows.ids) - set(deleted.ids)),
+        (live.among(rows, allowed), (set(rows.ids) - set(deleted.ids)) & set(allowed.ids)),
+        (Selection.of(rows).among(rows, allowed), set(rows.ids) & set(allowed.ids)),
+    ):
+        assert (selection.num_selected, selection.num_rows) == (len(right), len(rows))
+        ids = np.arange(1, 80)
+        selector = selection.selector()
+        chosen = [int(i) for i in ids if (i in rows.ids if selector is None else selector.is_member(int(i)))]
+        assert chosen == sorted(right)
+    assert allowed.holds(ids).tolist() == np.isin(ids, allowed.ids).tolist()
 
 
 def test_followed_compacted_saved_and_rebuilt_are_the_same(catalog, random):
@@ -367,13 +391,15 @@ class CatalogAndIndex(RuleBasedStateMachine):
         self.directory = Path(tempfile.mkdtemp())
         self.catalog = create_catalog(self.directory, embedding_dim=D)
         self.index = CoarseIndex.build(self.catalog, max_pending=3)
-        self.vectors, self.videos, self.number = {}, {}, 0
+        self.filters, self.asked = FilterCache(self.catalog), SegmentSet(np.empty(0, np.int64))
+        self.vectors, self.videos, self.red, self.number = {}, {}, set(), 0
 
-    @rule(directions=st.lists(st.integers(0, len(BASIS) - 1), min_size=1, max_size=3))
-    def add(self, directions):
+    @rule(directions=st.lists(st.integers(0, len(BASIS) - 1), min_size=1, max_size=3), is_red=st.booleans())
+    def add(self, directions, is_red):
         segments = [make_segment(np.random.default_rng(0), D, video_feature=BASIS[d]) for d in directions]
-        add_video(self.catalog, self.number, segments)
         video_id = f"video-{self.number}"
+        add_video(self.catalog, self.number, segments, metadata={"red": is_red})
+        self.red |= {video_id} if is_red else set()
         ids = [info.segment_id for info in self.catalog.video_segments(video_id)]
         assert not set(ids) & self.vectors.keys()
         self.vectors |= {i: BASIS[d] for i, d in zip(ids, directions, strict=True)}
@@ -388,6 +414,13 @@ class CatalogAndIndex(RuleBasedStateMachine):
         for segment_id in self.videos.pop(video_id):
             del self.vectors[segment_id]
 
+    @precondition(lambda self: self.videos)
+    @rule(data=st.data())
+    def repaint(self, data):
+        video_id = data.draw(st.sampled_from(sorted(self.videos)))
+        self.red ^= {video_id}
+        self.catalog.update_video(video_id, metadata={"red": video_id in self.red})
+
     @rule()
     def compact(self):
         assert self.index.compact()
@@ -400,6 +433,7 @@ class CatalogAndIndex(RuleBasedStateMachine):
     def reopen(self):
         self.catalog.close()
         self.catalog = Catalog.open(self.directory)
+        self.filters = FilterCache(self.catalog)
         self.index = CoarseIndex.open(self.catalog, max_pending=3)
 
     @rule()
@@ -420,6 +454,18 @@ class CatalogAndIndex(RuleBasedStateMachine):
         self.index.follow()
         scores, ids = self.index.search(query[None], count)
         assert_is_brute_force((scores[0], ids[0]), self.vectors, query, count)
+
+    @rule(count=st.integers(1, 8), direction=st.integers(0, len(BASIS) - 1), anew=st.booleans())
+    def search_with_a_filter(self, count, direction, anew):
+        """anew: with what the filter matches now, or else what it matched at any time before."""
+        self.index.follow()
+        if anew:
+            self.asked = self.filters.matching(parse_filter({"metadata.red": True}))
+            red = {i for video_id in self.red & self.videos.keys() for i in self.videos[video_id]}
+            assert set(self.asked.ids.tolist()) == red
+        allowed = {i: self.vectors[i] for i in self.asked.ids.tolist() if i in self.vectors}
+        scores, ids = self.index.search(BASIS[direction][None], count, self.asked)
+        assert_is_brute_force((scores[0], ids[0]), allowed, BASIS[direction], count)
 
     @invariant()
     def totals_are_right(self):

@@ -238,9 +238,9 @@ def test_a_filter_does_not_miss_a_video_for_a_damaged_record(directory):
         matches = FilterCache(catalog)
         for _ in range(2):
             with pytest.raises(IndexDamagedError, match="video number 4"):
-                matches.segment_ids(parse_filter({"metadata.n": {"lt": 5}}))
+                matches.matching(parse_filter({"metadata.n": {"lt": 5}}))
         catalog.delete_video("video-3")
-        assert len(matches.segment_ids(parse_filter({"metadata.n": {"lt": 5}}))) == 8
+        assert len(matches.matching(parse_filter({"metadata.n": {"lt": 5}}))) == 8
 
 
 # The end of the log

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from indexer.coarse.exact import SegmentSet
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import DuplicateIdError, InvalidQueryError
 from indexer.search.caches import FilterCache
@@ -236,7 +237,7 @@ def test_a_filter_matches_the_videos_that_a_plain_evaluation_of_it_matches(tmp_p
             expected = sorted(
                 i for n, video in enumerate(records) if fulfils(video, one) for i in segments[n]
             )
-            assert matches.segment_ids(parse_filter(one)).tolist() == expected, one
+            assert matches.matching(parse_filter(one)).ids.tolist() == expected, one
 
 
 @pytest.mark.parametrize(
@@ -316,9 +317,9 @@ def test_a_value_never_becomes_part_of_the_sql(tmp_path):
             catalog, 1, [make_segment(np.random.default_rng(0))], title="x' OR 1=1 --", metadata={"k'": 1}
         )
         matches = FilterCache(catalog)
-        assert len(matches.segment_ids(parse_filter({"title": "' OR 1=1 --"}))) == 0
-        assert len(matches.segment_ids(parse_filter({"title": "x' OR 1=1 --"}))) == 1
-        assert len(matches.segment_ids(parse_filter({"metadata.k'": 1}))) == 1
+        assert len(matches.matching(parse_filter({"title": "' OR 1=1 --"}))) == 0
+        assert len(matches.matching(parse_filter({"title": "x' OR 1=1 --"}))) == 1
+        assert len(matches.matching(parse_filter({"metadata.k'": 1}))) == 1
 
 
 def test_the_time_added_is_compared_with_seconds_or_with_a_date(tmp_path):
@@ -327,8 +328,8 @@ def test_the_time_added_is_compared_with_seconds_or_with_a_date(tmp_path):
         add_video(catalog, 1, [make_segment(np.random.default_rng(0))])
         matches = FilterCache(catalog)
         for early in (999_999_999, "2001-09-09", "2001-09-09T01:46:39Z", "2001-09-09T03:46:39+02:00"):
-            assert len(matches.segment_ids(parse_filter({"added_at": {"gt": early}}))) == 1
-            assert len(matches.segment_ids(parse_filter({"added_at": {"lte": early}}))) == 0
+            assert len(matches.matching(parse_filter({"added_at": {"gt": early}}))) == 1
+            assert len(matches.matching(parse_filter({"added_at": {"lte": early}}))) == 0
 
 
 def test_a_name_is_found_in_whichever_unicode_form_it_was_given(tmp_path):
@@ -447,9 +448,10 @@ def test_remembered_matches_follow_additions_deletions_and_new_metadata(tmp_path
                 catalog.update_video(f"video-{number}", metadata={"kept": bool(random.integers(2))})
             if step == 60:
                 catalog.forget_changes(catalog.sequence)
-            uncached = FilterCache(catalog).segment_ids(chosen)
-            assert matches.segment_ids(chosen).tolist() == uncached.tolist()
-        assert len(FilterCache(other).segment_ids(chosen)) == 0
+            uncached = FilterCache(catalog).matching(chosen)
+            assert matches.matching(chosen).ids.tolist() == uncached.ids.tolist()
+            assert matches.matching(chosen) is matches.matching(chosen), "kept with its bitmap"
+        assert len(FilterCache(other).matching(chosen)) == 0
 
 
 def test_only_the_filters_used_last_are_remembered(tmp_path):
@@ -457,7 +459,7 @@ def test_only_the_filters_used_last_are_remembered(tmp_path):
         add_video(catalog, 1, [make_segment(np.random.default_rng(0))], metadata={"n": 1})
         matches = FilterCache(catalog, max_filters=2)
         for number in (1, 2, 3, 1):
-            assert len(matches.segment_ids(parse_filter({"metadata.n": number}))) == (number == 1)
+            assert len(matches.matching(parse_filter({"metadata.n": number}))) == (number == 1)
         assert len(matches._kept) == 2
 
 
@@ -476,11 +478,11 @@ def test_a_filtered_coarse_search_is_the_whole_order_without_the_others(tmp_path
         query = random.standard_normal((1, 8)).astype(np.float32)
         scores, ids = index.search(query, 1000)
         allowed = np.sort(random.permutation(np.arange(1, 341))[: round(share * 340)])
-        found_scores, found_ids = index.search(query, 1000, allowed)
+        found_scores, found_ids = index.search(query, 1000, SegmentSet(allowed))
         inside = np.isin(ids[0], allowed)
         assert found_ids[0].tolist() == ids[0][inside].tolist()
         assert found_scores[0].tolist() == scores[0][inside].tolist()
-        few = index.search(query, 7, allowed)[1][0]
+        few = index.search(query, 7, SegmentSet(allowed))[1][0]
         assert few.tolist() == ids[0][inside][:7].tolist()
 
 

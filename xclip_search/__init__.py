@@ -53,6 +53,7 @@ COMMANDS = {
     "serve": "xclip_search.serve",
     "worker": "xclip_search.serve",
     "keys": "xclip_search.serve",
+    "mcp": "xclip_search.mcp_server",
     "verify": "xclip_search.maintenance",
     "rebuild": "xclip_search.maintenance",
     "reindex": "xclip_search.maintenance",
@@ -63,8 +64,8 @@ COMMANDS = {
     "export": "xclip_search.maintenance",
     "import": "xclip_search.maintenance",
     "models": "xclip_search.models",
-    "convert": "xclip_search.convert",
-    "push": "xclip_search.push",
+    "convert": "xclip_search.models",
+    "push": "xclip_search.models",
 }
 """Which module's `app` holds which sub-command. Those modules import nothing heavy themselves."""
 

@@ -182,6 +182,12 @@ class SearchAnswer:
     timings: Timings
     results: Sequence[SearchResult]
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a grid of pictures."""
+        from indexer.search.notebook import answer_as_html
+
+        return answer_as_html(self.query, self.results, self.warnings)
+
 
 @dataclass(frozen=True)
 class SearchAnswers:
@@ -202,6 +208,12 @@ class SimilarAnswer:
     id: str
     num_videos: int
     results: Sequence[SearchResult]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a grid of pictures."""
+        from indexer.search.notebook import answer_as_html
+
+        return answer_as_html(f"Like {self.id}", self.results)
 
 
 @dataclass(frozen=True)

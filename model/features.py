@@ -139,7 +139,7 @@ class VideoFeatures(_Rows):
 class Scores(_Rows):
     """The four scores and their mean, each float32 [T, V], already times exp(logit_scale).
 
-    In training mode the scores that the total does not need are not computed: they are NaN.
+    What was not asked for is NaN, and so is a total of which a part was not asked for.
 
     Attributes:
         video_sentence: The sentence, mapped by the global matrix, with the video.

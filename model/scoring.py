@@ -30,7 +30,7 @@ class ScoreHead(nn.Module):
     aggregation of `frame_word`, `word_second` and `frame_second` those of its second.
 
     Calling it scores: `head(text, video, scale)`. In evaluation mode the work is done in blocks, so that
-    memory does not grow with T x V; in training mode only the scores that the total needs are computed.
+    memory does not grow with T x V.
 
     >>> import torch
     >>> from model import TextFeatures, VideoFeatures, XClipConfig
@@ -72,27 +72,44 @@ class ScoreHead(nn.Module):
                     found |= {"word", "frame_second"}
         return frozenset(found)
 
-    def forward(self, text: TextFeatures, video: VideoFeatures, scale: Tensor) -> Scores:
+    def forward(
+        self,
+        text: TextFeatures,
+        video: VideoFeatures,
+        scale: Tensor,
+        wanted: Collection[str] | None = None,
+    ) -> Scores:
         """Every text with every video.
 
         Args:
             text: T texts, encoded by a model of this config.
             video: V videos, likewise.
             scale: float [], the factor of every score, exp(logit_scale).
+            wanted: The scores to compute; by default all four, in training mode those of the total.
 
         Returns:
-            float32 [T, V] each. In training mode the scores that the total does not need are NaN.
+            float32 [T, V] each: NaN for a score that is not wanted, and for a total that averages one.
 
         Raises:
             ShapeError: Features of other lengths, or word weights where the config has none, or none where it
                 has such.
+            ValueError: A wanted score that there is not.
         """
+        if wanted is None:
+            wanted = self.config.score_names if self.training else SCORE_NAMES
+        if unknown := set(wanted) - set(SCORE_NAMES):
+            raise ValueError(f"no such scores: {sorted(unknown)}; there are {', '.join(SCORE_NAMES)}")
         if self.training:
-            return self.unblocked(text, video, scale, self.config.score_names)
-        return self.in_blocks(text, video, scale)
+            return self.unblocked(text, video, scale, wanted)
+        return self.in_blocks(text, video, scale, wanted=wanted)
 
     def in_blocks(
-        self, text: TextFeatures, video: VideoFeatures, scale: Tensor, max_elements: int | None = None
+        self,
+        text: TextFeatures,
+        video: VideoFeatures,
+        scale: Tensor,
+        max_elements: int | None = None,
+        wanted: Collection[str] = SCORE_NAMES,
     ) -> Scores:
         """`unblocked` in blocks of texts and videos, so that memory does not grow with T x V.
 
@@ -101,6 +118,7 @@ class ScoreHead(nn.Module):
             video: V videos.
             scale: float [].
             max_elements: Similarities held in memory; None for `MAX_BLOCK_ELEMENTS` of the device.
+            wanted: As for `unblocked`.
         """
         if max_elements is None:
             max_elements = MAX_BLOCK_ELEMENTS.get(video.video.device.type, MAX_BLOCK_ELEMENTS["cuda"])
@@ -114,7 +132,7 @@ class ScoreHead(nn.Module):
             some_texts = text[first_text : first_text + texts_per_block]
             blocks = [
                 self.unblocked(
-                    some_texts, video[first_video : first_video + videos_per_block], scale
+                    some_texts, video[first_video : first_video + videos_per_block], scale, wanted
                 ).tensors()
                 for first_video in range(0, len(video), videos_per_block)
             ]
@@ -134,7 +152,8 @@ class ScoreHead(nn.Module):
             text: T texts.
             video: V videos.
             scale: float [].
-            wanted: The scores to compute, at least those of the total; the others come back as NaN.
+            wanted: The scores to compute. The others come back as NaN, and so does the total where it
+                averages one of them.
         """
         self._require_fitting(text, video)
         _, outer = REDUCTIONS[self.config.aggregation]
@@ -151,8 +170,10 @@ class ScoreHead(nn.Module):
         if "frame_word" in wanted:
             scores["frame_word"] = self._frame_word(text, video)
         scores = {name: score * scale for name, score in scores.items()}
-        total = torch.stack([scores[name] for name in self.config.score_names]).mean(0)
-        missing = total.detach().new_full((), float("nan")).expand(total.shape)
+        missing = pooled.new_full((), float("nan")).expand(len(text), len(video))
+        total = missing
+        if scores.keys() >= set(self.config.score_names):
+            total = torch.stack([scores[name] for name in self.config.score_names]).mean(0)
         return Scores(**{name: scores.get(name, missing) for name in SCORE_NAMES}, total=total)
 
     def match_frames(self, text: TextFeatures, video: VideoFeatures, scale: Tensor) -> Tensor:

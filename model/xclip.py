@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -306,17 +306,26 @@ class XClip(nn.Module):
 
     # Scores
 
-    def score(self, text: TextFeatures, video: VideoFeatures) -> Scores:
+    def score(
+        self, text: TextFeatures, video: VideoFeatures, wanted: Collection[str] | None = None
+    ) -> Scores:
         """The four scores of every text with every video and their mean, float32 [T, V], scaled.
 
-        In evaluation mode the work is done in blocks, so that memory does not grow with T x V. In training
-        mode only the scores that the mean needs are computed; the others are NaN.
+        In evaluation mode the work is done in blocks, so that memory does not grow with T x V.
+
+        Args:
+            text: T texts.
+            video: V videos.
+            wanted: Of `SCORE_NAMES`, those to compute: `config.score_names` for what the total averages. By
+                default all four, in training mode those of the total. The others come back as NaN, and so
+                does the total where it averages one of them.
 
         Raises:
             ShapeError: Features of other lengths, or texts without the word weights of the config.
+            ValueError: A wanted score that there is not.
         """
         with self._gradients():
-            scores: Scores = self.matrices(text, video, self.clip.logit_scale.exp())
+            scores: Scores = self.matrices(text, video, self.clip.logit_scale.exp(), wanted)
             return scores
 
     def coarse_query(self, text: TextFeatures) -> Tensor:

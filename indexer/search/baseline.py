@@ -125,11 +125,12 @@ class BaselineScores:
             return Baseline(sequence, num_segments, empty, empty)
         total, coarse = [empty], [empty]
         sample = sample_segments(self._index.segment_ids(), NUM_SAMPLED_SEGMENTS)
+        wanted = {*self._model.config.score_names, "video_sentence"}
         for features in self._features.blocks(sample, _SEGMENTS_AT_ONCE):
             if not len(features):
                 continue
             with torch.inference_mode():
-                scores = self._model.score(texts, features.videos)
+                scores = self._model.score(texts, features.videos, wanted)
                 total.append(scores.total.float().cpu().numpy().ravel())
                 coarse.append(scores.video_sentence.float().cpu().numpy().ravel())
         return Baseline(

@@ -3,7 +3,7 @@ explanations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -107,25 +107,30 @@ def named_scores(parts: NDArray[np.float32]) -> dict[str, float | None]:
 
 
 @torch.inference_mode()
-def score_segments(model: XClip, text: TextFeatures, features: ScorableSegments) -> ScoredSegments:
-    """All scores of one text with N segments."""
+def score_segments(
+    model: XClip, text: TextFeatures, features: ScorableSegments, wanted: Collection[str]
+) -> ScoredSegments:
+    """The wanted scores of one text with N segments, and their total where they suffice for it."""
     if not len(features):
         return ScoredSegments.none()
-    scores = model.score(text, features.videos)
+    scores = model.score(text, features.videos, wanted)
     columns = [getattr(scores, name)[0] for name in SCORE_NAMES]
     table = torch.stack([*columns, scores.total[0]], dim=1).float().cpu().numpy()
     return ScoredSegments(features.segment_ids, features.video_keys, table[:, -1], table[:, :-1])
 
 
 def complete_scores(model: XClip, text: TextFeatures, page: Page) -> Page:
-    """The page with the full scores of its results from behind the rerank window, whose total is NaN."""
-    unknown = np.flatnonzero(np.isnan(page.hits.total))
+    """The page with all scores of its results, also those that the total does not need, and with the total of
+    results from behind the rerank window. What is known already stays: the order was made by it."""
+    hits = page.hits
+    unknown = np.flatnonzero(np.isnan(hits.total) | np.isnan(hits.parts).any(axis=1))
     if not len(unknown):
         return page
-    scored = score_segments(model, text, page.features[unknown])
-    total, parts = page.hits.total.copy(), page.hits.parts.copy()
-    total[unknown], parts[unknown] = scored.total, scored.parts
-    return replace(page, hits=replace(page.hits, total=total, parts=parts))
+    scored = score_segments(model, text, page.features[unknown], SCORE_NAMES)
+    total, parts = hits.total.copy(), hits.parts.copy()
+    total[unknown] = np.where(np.isnan(total[unknown]), scored.total, total[unknown])
+    parts[unknown] = np.where(np.isnan(parts[unknown]), scored.parts, parts[unknown])
+    return replace(page, hits=replace(hits, total=total, parts=parts))
 
 
 @torch.inference_mode()

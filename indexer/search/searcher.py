@@ -221,7 +221,7 @@ class Searcher:
     def _answer(self, search: _Search, baseline: Baseline | None, shared_seconds: float) -> SearchAnswer:
         query, stages = search.query, search.stages
         search, page = self._find_page(search)
-        if query.mode == "rerank":
+        if query.mode != "coarse":
             with stages.measuring("rerank"):
                 page = complete_scores(self.model, search.text, page)
         moments = find_moments(self.model, search.text, page.features, page.frame_times, query.num_moments)
@@ -299,7 +299,8 @@ class Searcher:
     def _scored(self, text: TextFeatures, blocks: Iterable[ScorableSegments]) -> Iterator[ScoredSegments]:
         for block in blocks:
             raise_if_cancelled()
-            yield score_segments(self.model, text, block)
+            # What the total averages; a page is completed when it is known which results it has.
+            yield score_segments(self.model, text, block, self.model.config.score_names)
 
     # Other searches
 

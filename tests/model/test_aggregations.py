@@ -229,6 +229,28 @@ def test_the_total_is_the_mean_of_the_named_scores_in_both_modes(model, aggregat
         assert found.shape == scores.total.shape
 
 
+@pytest.mark.parametrize("wanted", SUBSETS, ids="+".join)
+@pytest.mark.parametrize("names", [SCORE_NAMES, ("video_sentence", "sentence_frame")], ids="+".join)
+def test_only_what_is_wanted_is_computed_and_a_total_only_of_what_is_known(names, wanted):
+    text, video = features()
+    head, scale = score_head(score_names=names), torch.tensor(SCALE)
+    full = head(text, video, scale)
+    for mode in (True, False):
+        some = head.train(mode)(text, video, scale, wanted)
+        for name in SCORE_NAMES:
+            if name in wanted:
+                torch.testing.assert_close(getattr(some, name), getattr(full, name), atol=1e-4, rtol=1e-5)
+            else:
+                assert getattr(some, name).isnan().all()
+        if set(names) <= set(wanted):
+            torch.testing.assert_close(some.total, full.total, atol=1e-4, rtol=1e-5)
+        else:
+            assert some.total.isnan().all()
+        assert some.total.shape == full.total.shape
+        with pytest.raises(ValueError, match="there are video_sentence, "):
+            head(text, video, scale, (*wanted, "frame"))
+
+
 @every_variant
 @pytest.mark.parametrize("mask_padding", [True, False])
 def test_gradients_are_finite_and_reach_exactly_the_matrices_in_use(mask_padding, variant):

@@ -174,6 +174,7 @@ def score_matrices(
     """
     if unknown := set(names) - set(SCORES):
         raise EvaluationError(f"no such score: {', '.join(sorted(unknown))}; there are {', '.join(SCORES)}")
+    wanted = set(names) - {"total"} | set(model.config.score_names if "total" in names else ())
     matrices = {name: np.empty((len(text), len(video)), np.float32) for name in names}
     texts_per_block, clips_per_block = block_shape
     num_done = 0
@@ -185,7 +186,7 @@ def score_matrices(
             for first_text in range(0, len(text), texts_per_block):
                 rows = slice(first_text, first_text + texts_per_block)
                 some_texts = text[rows].to(model.device)
-                scores = model.score(some_texts, some_clips)
+                scores = model.score(some_texts, some_clips, wanted)
                 for name, matrix in matrices.items():
                     matrix[rows, columns] = getattr(scores, name).float().cpu().numpy()
                 num_done += len(some_texts) * len(some_clips)

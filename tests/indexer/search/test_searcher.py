@@ -160,6 +160,41 @@ def test_blocks_of_any_size_give_the_same_answer(searcher, random, model):
                 assert_same_results(other.search(query).results, expected)
 
 
+@pytest.mark.parametrize("mode", ["exhaustive", "rerank"])
+def test_candidates_get_the_scores_of_the_total_and_results_all(tmp_path, random, mode, monkeypatch):
+    names = ("video_sentence", "sentence_frame")
+    model = XClip(XClipConfig.tiny(score_names=names)).eval()
+    create_catalog(
+        tmp_path / "index",
+        embedding_dim=D,
+        num_frames=F,
+        fingerprint=index_fingerprint(model, "{}"),
+        sampling_json="{}",
+    ).close()
+    with Searcher(tmp_path / "index", model, block_size=16) as searcher:
+        fill(searcher.catalog, random, range(40))
+        expected = brute_force(searcher, "a dog")
+        pairs = dict.fromkeys(SCORE_NAMES, 0)
+        score = model.score
+
+        def counted(text, video, wanted=SCORE_NAMES):
+            if len(text) == 1:  # Not the baseline's sentences.
+                for name in wanted:
+                    pairs[name] += len(video)
+            return score(text, video, wanted)
+
+        monkeypatch.setattr(model, "score", counted)
+        # More results than candidates: those behind the window get their full score here too.
+        candidates = 5 if mode == "rerank" else 40
+        answer = searcher.search(SearchQuery("a dog", limit=8, candidates=candidates, mode=mode))
+    assert len(answer.results) == 8
+    for result in answer.results:
+        _, four, total = expected[result.segment_id]
+        assert list(result.scores.values()) == pytest.approx(four, abs=1e-4)
+        assert result.score == pytest.approx(total, abs=1e-4)
+    assert pairs == {name: 8 + candidates * (name in names) for name in SCORE_NAMES}
+
+
 def test_coarse_order_is_that_of_video_sentence(searcher, random):
     fill(searcher.catalog, random, range(40), segments_each=2)
     answer = searcher.search(SearchQuery("a dog runs", limit=1000, mode="coarse", group_by="segment"))

@@ -1,6 +1,6 @@
 """What indexing a folder costs by model: videos per second, where the time goes, memory and disk.
 
-    python benchmarks/indexing.py ~/Videos --models openclip:ViT-B-32-quickgelu/openai,demo
+    python -m benchmarks.indexing ~/Videos --models openclip:ViT-B-32-quickgelu/openai,demo
 
 Runs `xclip-search index` as a user would, a process for each model. Without a folder a few videos are
 drawn. By default the models have the true shapes and drawn weights, which cost the same as trained ones.

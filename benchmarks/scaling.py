@@ -1,6 +1,6 @@
 """How an index grows: disk, start-up, memory, kinds of the coarse index, filtered and whole searches.
 
-    python benchmarks/scaling.py --sizes 10000,100000 --folder /tmp/scaling
+    python -m benchmarks.scaling --sizes 10000,100000 --folder /tmp/scaling
 
 Indexes are drawn (benchmarks/synthetic_index.py) and kept in the folder, so that a second run measures only,
 or resumes where the first was interrupted. What is measured alone has a process of its own; what is compared
@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from synthetic_index import World, draw_segments, make_index
 
+from benchmarks.synthetic_index import World, draw_segments, make_index
 from indexer.coarse.exact import KindChoice, SegmentSet
 from indexer.coarse.index import CoarseIndex
 from indexer.search.searcher import Searcher, SearchQuery

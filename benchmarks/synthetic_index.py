@@ -1,6 +1,6 @@
 """Indexes of any size without a single video: features drawn like real ones, written as real ones are.
 
-    python benchmarks/synthetic_index.py --num-videos 100000 --index /tmp/synthetic
+    python -m benchmarks.synthetic_index --num-videos 100000 --index /tmp/synthetic
 
 Features of real videos lie near a space of few dimensions, in clusters, around a common mean, and the frames
 of one video resemble each other; texts point away from videos by a common offset (the modality gap, Liang et

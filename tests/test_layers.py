@@ -302,6 +302,6 @@ def test_nothing_unpickles_and_torch_load_reads_weights_only():
 
 @pytest.mark.slow
 def test_a_search_and_an_uploaded_video_can_be_followed_through_few_files():
-    program = ROOT / "benchmarks" / "files_entered.py"
-    result = subprocess.run([sys.executable, str(program)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.facts.files_entered"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -1,6 +1,6 @@
 """Whether a video is found however its file is stored: captions' ranks for clips re-encoded in odd ways.
 
-    python benchmarks/media/as_shown.py --clips DIR --model SPEC [--made DIR] [--speed-against CHECKOUT]
+    python -m benchmarks.media.as_shown --clips DIR --model SPEC [--made DIR] [--speed-against CHECKOUT]
 
 DIR holds captions.json (a list of {"file", "captions"}), or lies next to it. Each clip is re-encoded in each
 way, so that a player shows the same, and stands alone among the other clips as they are; its captions are
@@ -33,6 +33,7 @@ from av.video.reformatter import Colorspace
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.machine import REPOSITORY
 from indexer.errors import MediaError
 from indexer.ingest.pipeline import IndexingPipeline, VideoEncoder
 from indexer.media.frame_reader import VideoFile
@@ -241,7 +242,7 @@ print(time.process_time() - started)
 
 def compare_speed(paths: list[Path], other: Path, num_rounds: int) -> None:
     """Print the processor seconds of reading all of these files, ours and another checkout's, in turns."""
-    ours = Path(__file__).resolve().parents[2]
+    ours = REPOSITORY
     seconds: dict[Path, list[float]] = {ours: [], other: []}
     run: Callable[[Path], float] = lambda checkout: float(  # noqa: E731
         subprocess.run(

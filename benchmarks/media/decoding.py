@@ -1,7 +1,7 @@
 """What reading 12 frames of a clip costs, by decord and by PyAV, in seconds of processor time, and how the
 pixels differ.
 
-python benchmarks/media/decoding.py [FOLDER OF VIDEOS], by default a few drawn for the occasion.
+python -m benchmarks.media.decoding [FOLDER OF VIDEOS], by default a few drawn for the occasion.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What indexing a film of two hours takes, compared with one of two minutes: time, and peak memory.
 
-    python benchmarks/media/long_film.py [--minutes 2 120] [--model SPEC] [--frame-rate 24]
+    python -m benchmarks.media.long_film [--minutes 2 120] [--model SPEC] [--frame-rate 24]
         [--segment-seconds 60] [--keep FOLDER] [--json]
 
 One process encodes, another decodes. The films are drawn: every second shows other colours. Each is indexed
@@ -22,8 +22,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 DEFAULT_MODEL = "openclip:ViT-B-32-quickgelu/random?seed=0"
 SIDE_PIXELS, NUM_BLOCKS = 128, 4
@@ -115,7 +113,8 @@ def measure(minutes: int, folder: Path, frame_rate: int, *arguments: str) -> dic
     started = time.perf_counter()
     draw_film(film, 60 * minutes, frame_rate)
     drawn_seconds = time.perf_counter() - started
-    command = [sys.executable, __file__, "--film", str(film), "--index", str(folder / f"index-{minutes}")]
+    command = [sys.executable, "-m", "benchmarks.media.long_film", "--film", str(film)]
+    command += ["--index", str(folder / f"index-{minutes}")]
     found = subprocess.run([*command, *arguments], capture_output=True, text=True)
     if found.returncode:
         raise RuntimeError(found.stderr)

@@ -1,6 +1,6 @@
 """What open_clip's published weights are, for choosing among them: sizes, languages, licences, what is here.
 
-Sizes are computed by `benchmarks/openclip_architectures.py`, which writes the table next to this file.
+Sizes are computed by `benchmarks/facts/openclip_architectures.py`, which writes the table next to this file.
 Languages and licences are what the weights' own pages and papers state; docs/models.md names the sources.
 """
 

@@ -24,7 +24,9 @@ def listed(*arguments: str) -> list[dict[str, object]]:
 
 def test_every_architecture_of_open_clip_was_tried_and_each_of_its_weights_is_listed():
     table = json.loads(TABLE.read_text(encoding="utf-8"))
-    assert set(open_clip.list_models()) <= set(table), "run benchmarks/openclip_architectures.py --write"
+    assert set(open_clip.list_models()) <= set(table), (
+        "run python -m benchmarks.facts.openclip_architectures --write"
+    )
     specs = {model.spec for model in published_models()}
     assert {
         "openclip:ViT-B-32-quickgelu/openai",

@@ -217,7 +217,7 @@ def _evaluate(model: XClip, manifest: Path, reader: FrameReader, config: Trainin
 
 def _fast_attention(config: TrainingConfig) -> Any:
     """On a processor the backward pass of torch 2.15's fused attention is slow in bfloat16, that of the
-    written-out one is not (benchmarks/tower_training.py). Both compute the same."""
+    written-out one is not (benchmarks/training/tower_training.py). Both compute the same."""
     if torch.cuda.is_available() or config.training.precision == "float32":
         return nullcontext()
     return sdpa_kernel([SDPBackend.MATH])

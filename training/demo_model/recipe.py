@@ -288,7 +288,7 @@ def half_precision() -> Iterator[None]:
     """bfloat16 in the towers, with attention written out.
 
     Half precision pays on a processor with AVX-512 bfloat16, but only so: the backward pass of torch 2.15's
-    fused attention is far slower in bfloat16 than in float32 (benchmarks/tower_training.py).
+    fused attention is far slower in bfloat16 than in float32 (benchmarks/training/tower_training.py).
     """
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel([SDPBackend.MATH]):
         yield

@@ -43,7 +43,8 @@ def films(
     folder = tmp_path_factory.mktemp("films")
     command = [
         sys.executable,
-        "benchmarks/media/long_film.py",
+        "-m",
+        "benchmarks.media.long_film",
         "--json",
         "--frame-rate",
         "6",

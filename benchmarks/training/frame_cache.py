@@ -1,8 +1,9 @@
 """What a clip's frames cost: decoded, decoded and kept, read from the frame cache; then batches by workers.
 
-python benchmarks/frame_cache.py [FOLDER OF VIDEOS], by default a few drawn for the occasion. Reading is in
-processor time, batches by the clock: they need a quiet machine. The cache is in memory, as that of a corpus
-that fits there is from the second epoch on.
+    python -m benchmarks.training.frame_cache [FOLDER OF VIDEOS]
+
+By default a few drawn for the occasion. Reading is in processor time, batches by the clock: they need a quiet
+machine. The cache is in memory, as that of a corpus that fits there is from the second epoch on.
 """
 
 from __future__ import annotations

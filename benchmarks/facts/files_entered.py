@@ -1,6 +1,6 @@
 """Which of our files a warm `POST /search` and an uploaded video enter: what one has to open to follow them.
 
-    python benchmarks/files_entered.py [--functions]
+    python -m benchmarks.facts.files_entered [--functions]
 
 Starts a server and a worker on a small index of its own with the demo model, each under a profiler, adds
 videos and searches unrecorded, then records the same several times. What was not entered each time, such as a
@@ -26,7 +26,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from benchmarks.machine import REPOSITORY
+
 PACKAGES = ("model", "indexer", "service", "training", "xclip_search")
 QUERY = {"query": "a purple crown spins, then a yellow plane falls", "limit": 5}
 MAX_FILES = {"search": 25, "upload": 30}
@@ -87,10 +88,10 @@ class Traced:
     def __init__(self, name: str, folder: Path, arguments: list[str]) -> None:
         self.name = name
         self._output = folder / f"{name}.json"
-        command = [sys.executable, __file__, "--inside", str(self._output), "--", *arguments]
+        command = [sys.executable, "-m", "benchmarks.facts.files_entered", "--inside", str(self._output)]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         log = (folder / f"{name}.log").open("wb")
-        self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        self.process = subprocess.Popen([*command, "--", *arguments], env=environment, stdout=log, stderr=log)
 
     def begin(self) -> None:
         """Begin a recording."""
@@ -121,7 +122,6 @@ def main() -> None:
     if options.inside:
         run_traced(options.inside, options.arguments)
         return
-    sys.path.insert(0, str(REPOSITORY))
     with tempfile.TemporaryDirectory() as folder:
         num_files = record(Path(folder), with_functions=options.functions)
     too_many = [name for name, most in MAX_FILES.items() if num_files[name] > most]

@@ -1,6 +1,6 @@
 """How long `index` takes over a library that has not changed, against one that is new to it.
 
-    python benchmarks/second_run.py [--files 10000]
+    python -m benchmarks.media.second_run [--files 10000]
 
 Files of a few bytes that pass for videos stand for a library, and what decodes and encodes is stood in for:
 what is measured is everything else, of the first run too. Each row is the median of several runs, but for the

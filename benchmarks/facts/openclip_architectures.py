@@ -1,6 +1,6 @@
 """Every architecture of open_clip, tried once: which can be a model of ours, how large it is, why not if not.
 
-    python benchmarks/openclip_architectures.py [--write] [NAME ...]
+    python -m benchmarks.facts.openclip_architectures [--write] [NAME ...]
 
 Towers are built without memory (torch's meta device) and given one frame and one text. `--write` puts what
 was tried into `model/checkpoints/openclip_architectures.json`, which `xclip-search models` reads.

@@ -1,6 +1,6 @@
 """How far above chance scores lie: percentiles of true captions, and of questions without an answer.
 
-    python benchmarks/baseline_scores.py [--videos 200] [--seed 0]
+    python -m benchmarks.facts.baseline_scores [--videos 200] [--seed 0]
 
 Draws a demo corpus into a temporary folder, indexes it with the demo model, and asks for
 each caption (true of one video alone) and for sentences about things that no demo video shows. For an index

@@ -3,7 +3,7 @@
 Features are drawn, so nothing is decoded or encoded. All is done in a child process, which reports after each
 stage its peak resident memory so far, as the system counts it, and processor time next to the clock's.
 
-    python -m benchmarks.evaluation_memory [NUM_TEXTS NUM_CLIPS]
+    python -m benchmarks.training.evaluation_memory [--texts 5000] [--clips 5000]
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from benchmarks.report import Report, arguments
 
 NUM_WORDS, NUM_FRAMES, DIMENSION = 32, 12, 512
 MEBIBYTE = 1 << 20
@@ -78,31 +80,37 @@ def evaluate_drawn(answer: Connection, num_texts: int, num_clips: int) -> None:
 
 def main() -> None:
     """Print the table."""
-    num_texts, num_clips = map(int, sys.argv[1:3]) if len(sys.argv) > 2 else (5000, 5000)
-    pair_bytes = num_texts * num_clips * 4
-    text_bytes = num_texts * (1 + NUM_WORDS) * DIMENSION * 4
-    clip_bytes = num_clips * (1 + NUM_FRAMES) * DIMENSION * 4
-    print(f"{num_texts} texts x {num_clips} clips, {NUM_WORDS} words x {NUM_FRAMES} frames x {DIMENSION}")
-    print(
-        f"features of texts {text_bytes / MEBIBYTE:.0f} MiB, of clips {clip_bytes / MEBIBYTE:.0f} MiB, "
-        f"a float32 matrix of all pairs {pair_bytes / MEBIBYTE:.0f} MiB"
-    )
-    print("| stage | seconds | processor seconds | peak resident MiB so far |\n| --- | ---: | ---: | ---: |")
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=evaluate_drawn, args=(theirs, num_texts, num_clips))
-    child.start()
-    theirs.close()
-    while True:
-        try:
-            label, seconds, processor_seconds, peak_bytes = ours.recv()
-        except EOFError:
-            break
-        print(
-            f"| {label} | {seconds:.1f} | {processor_seconds:.1f} | {peak_bytes / MEBIBYTE:.0f} |", flush=True
+    parser = arguments(__doc__)
+    parser.add_argument("--texts", type=int, help="how many; 5,000, or 500 with --short")
+    parser.add_argument("--clips", type=int, help="how many; 5,000, or 500 with --short")
+    choices = parser.parse_args()
+    with Report("training.evaluation_memory", choices) as report:
+        size = 500 if report.short else 5000
+        num_texts, num_clips = choices.texts or size, choices.clips or size
+        pair_bytes = num_texts * num_clips * 4
+        text_bytes = num_texts * (1 + NUM_WORDS) * DIMENSION * 4
+        clip_bytes = num_clips * (1 + NUM_FRAMES) * DIMENSION * 4
+        report.note(
+            f"features of texts {text_bytes / MEBIBYTE:.0f} MiB, of clips {clip_bytes / MEBIBYTE:.0f} MiB, "
+            f"a float32 matrix of all pairs {pair_bytes / MEBIBYTE:.0f} MiB"
         )
-    child.join()
-    sys.exit(child.exitcode)
+        table = report.table(
+            f"{num_texts} texts x {num_clips} clips, {NUM_WORDS} words x {NUM_FRAMES} frames x {DIMENSION}",
+            {"stage": "", "seconds": ".1f", "processor seconds": ".1f", "peak resident MiB so far": ".0f"},
+        )
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=evaluate_drawn, args=(theirs, num_texts, num_clips))
+        child.start()
+        theirs.close()
+        while True:
+            try:
+                label, seconds, processor_seconds, peak_bytes = ours.recv()
+            except EOFError:
+                break
+            table.add(label, seconds, processor_seconds, peak_bytes / MEBIBYTE)
+        child.join()
+        report.check("every stage ended", child.exitcode == 0, f"exit status {child.exitcode}")
 
 
 if __name__ == "__main__":

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import runpy
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.machine import REPOSITORY
 from model import XClip
 from model.checkpoints.official import from_official
 from model.preprocessing import Resizing
 from model.tokenization import Tokenizer
 
-GOLDENS = Path(__file__).parent.parent / "tests" / "goldens"
+GOLDENS = REPOSITORY / "tests" / "goldens"
 SCORES = {
     "video_sentence": "video_sentence_logits",
     "video_word": "video_word_logits",

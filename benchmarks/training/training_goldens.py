@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
+from benchmarks.machine import REPOSITORY
 from model import XClip
 from model.checkpoints.official import official_name, our_name
 from tests.support.training_runs.gather_process import GLOBAL_BATCH, take_steps, trained_model
@@ -34,7 +33,7 @@ from training.loop.loss import loss_and_gradients
 from training.loop.optimizer import make_optimizer, parameter_groups, update
 from training.loop.preparation import freeze
 
-TESTS = Path(__file__).parent.parent / "tests"
+TESTS = REPOSITORY / "tests"
 GOLDENS = TESTS / "goldens"
 
 

@@ -103,27 +103,27 @@ def texts(dimension: int) -> NDArray[np.float32]:
 
 
 @contextmanager
-def drawn_texts(model: XClip, sentences: NDArray[np.float32]) -> Iterator[None]:
+def drawn_texts(searcher: Searcher, sentences: NDArray[np.float32]) -> Iterator[None]:
     """Let the model encode as ever, and take for the n-th TEXT the n-th of these sentence features.
 
     Weights that were not learnt give all texts the same neighbours.
     """
-    encode, number = XClip.encode_text, 0
+    encoder, number = searcher.text_encoder, 0
 
-    def encode_text(texts: list[str]) -> TextFeatures:
+    def encode(texts: list[str]) -> TextFeatures:
         nonlocal number
-        features = encode(model, texts)
+        features = searcher.model.encode_text(texts)
         if texts != [TEXT]:
             return features
         sentence = torch.from_numpy(sentences[number % len(sentences)][None]).to(features.sentence)
         number += 1
         return TextFeatures(sentence, features.words, features.word_mask, features.word_weights)
 
-    model.encode_text = encode_text  # type: ignore[assignment, method-assign]
+    encoder.encode = torch.inference_mode()(encode)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del model.encode_text
+        del encoder.encode
 
 
 def allowed_segments(num_videos: int, fields: dict[str, Any]) -> SegmentSet | None:
@@ -200,7 +200,7 @@ def start_up(index: Path) -> dict[str, Any]:
             "opened_processor": time.process_time() - processor_started,
             "opened_mib": resident_mib() - before,
         }
-        with drawn_texts(model, texts(model.config.embedding_dim)):
+        with drawn_texts(searcher, texts(model.config.embedding_dim)):
             searcher.search(SearchQuery(TEXT))
             found["answered"] = time.perf_counter() - started
             for _ in range(NUM_ROUNDS - 1):
@@ -275,7 +275,7 @@ def print_searches(folder: Path, sizes: list[int]) -> None:
                     for size, searcher in searchers.items():
                         query = SearchQuery(TEXT, filter=fields or None)
                         sentence = texts(model.config.embedding_dim)[number % NUM_QUERIES]
-                        with drawn_texts(model, sentence[None]):
+                        with drawn_texts(searcher, sentence[None]):
                             timings = searcher.search(query).timings
                         parts = [getattr(timings, f"{name}_seconds") for name in names]
                         total = timings.total_seconds

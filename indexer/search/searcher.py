@@ -44,6 +44,7 @@ from indexer.search.results import (
     texts_warnings,
 )
 from indexer.search.similar import find_similar
+from indexer.search.text_encoding import TextEncoder
 from indexer.search.text_ranking import rank_texts
 from indexer.search.types import (
     DEFAULT_LIMIT,
@@ -117,6 +118,7 @@ class Searcher:
             raise ValueError("block_size is at least 1")
         self.catalog = open_store(index_directory)
         self.model = model
+        self.text_encoder = TextEncoder(model)
         self._block_size = block_size
         try:
             expected = index_fingerprint(model, self.catalog.sampling_json)
@@ -166,7 +168,7 @@ class Searcher:
         check_batch(queries)
         first, together = queries[0], StageTimes()
         with together.measuring("encode"), torch.inference_mode():
-            texts = self.model.encode_text([query.text for query in queries])
+            texts = self.text_encoder.encode([query.text for query in queries])
             vectors = self.model.coarse_query(texts).float().cpu().numpy()
         with together.measuring("coarse"):
             num_videos = self._sync()
@@ -339,7 +341,8 @@ class Searcher:
             VideoNotFoundError, InvalidQueryError.
         """
         self._sync()
-        answer = rank_texts(self.model, self.catalog, self._features, video_id, texts, self._baseline.now)
+        encoder, baseline = self.text_encoder, self._baseline.now
+        answer = rank_texts(encoder, self.catalog, self._features, video_id, texts, baseline)
         self._refresher.start_where_needed(after_search=True)
         return replace(answer, warnings=texts_warnings(self.model, texts if warn_of is None else warn_of))
 

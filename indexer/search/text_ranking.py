@@ -14,6 +14,7 @@ from indexer.errors import InvalidQueryError, VideoNotFoundError
 from indexer.search.baseline import Baseline
 from indexer.search.caches import FeatureCache, ScorableSegments
 from indexer.search.results import best_moments, named_scores
+from indexer.search.text_encoding import TextEncoder
 from indexer.search.types import (
     MAX_BATCH_TEXTS,
     Moment,
@@ -34,12 +35,11 @@ if TYPE_CHECKING:
     from model.xclip import XClip
 
 
-_ENCODED_AT_ONCE: Final = 64
 _SEGMENTS_AT_ONCE: Final = 256
 
 
 def rank_texts(
-    model: XClip,
+    encoder: TextEncoder,
     catalog: SearchedStore,
     features: FeatureCache,
     video_id: str,
@@ -49,7 +49,7 @@ def rank_texts(
     """Every text with the video's best segment for it, by the full score.
 
     Args:
-        model, catalog, features: Of the index.
+        encoder, catalog, features: Of the index.
         video_id: The video.
         texts: 1 to MAX_BATCH_TEXTS.
         baseline: For the percentiles, None for results without them.
@@ -70,12 +70,9 @@ def rank_texts(
     segments = features.get(np.array([info.segment_id for info in infos], np.int64))
     if len(segments) < len(infos):
         raise VideoNotFoundError(video_id)  # Deleted between the two reads.
-    with times.measuring("encode"), torch.inference_mode():
-        blocks = []
-        for first in range(0, len(texts), _ENCODED_AT_ONCE):
-            raise_if_cancelled()
-            blocks.append(model.encode_text(list(texts[first : first + _ENCODED_AT_ONCE])))
-        encoded = TextFeatures.cat(blocks)
+    model = encoder.model
+    with times.measuring("encode"):
+        encoded = encoder.encode(texts)
     with times.measuring("rerank"):
         total, parts, positions = _best_segments(model, encoded, segments)
         moments = _moments(model, encoded, segments, infos, positions)

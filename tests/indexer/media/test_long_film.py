@@ -79,7 +79,7 @@ class PictureSearcher:
         self._model = model
         self._searcher = Searcher(index, model)
         self._picture: np.ndarray = np.zeros((model.config.image_size, model.config.image_size, 3), np.uint8)
-        monkeypatch.setattr(model, "encode_text", self._features)
+        monkeypatch.setattr(self._searcher.text_encoder, "encode", self._features)
 
     def _features(self, texts: list[str]) -> TextFeatures:
         model = self._model

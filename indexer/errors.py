@@ -18,6 +18,8 @@ IndexerError
 ├── SearchCancelledError       the caller of a search cancelled it
 ├── QueryTimeoutError          a filter that takes longer than it may
 ├── VideoNotFoundError         no video of this id
+├── TranscriptNotFoundError    no transcript of this track
+├── TranscriptError            a transcript that cannot be read
 ├── DuplicateIdError           the id is taken by another video
 ├── KeptOutError               the content was deleted on purpose and is kept out
 ├── ChangesForgottenError      the change log no longer reaches back that far
@@ -149,6 +151,17 @@ class VideoNotFoundError(IndexerError, LookupError):
 
     def __str__(self) -> str:
         return f"no video has the id {self.video_id!r}"
+
+
+class TranscriptNotFoundError(IndexerError):
+    """The video has no transcript of this track."""
+
+    def __init__(self, video_id: str, track: str) -> None:
+        super().__init__(f"the video {video_id} has no transcript {track}")
+
+
+class TranscriptError(IndexerError):
+    """A transcript that cannot be read; the message says why."""
 
 
 class DuplicateIdError(IndexerError):

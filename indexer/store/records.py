@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from indexer.errors import InvalidRecordError
 from indexer.store.text import nfc
+from indexer.store.transcripts import Transcript
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +55,7 @@ class NewVideo:
         segments: all of the video, in their order.
         id: chosen by the client, or None for a new one.
         added_at: of a video that was added elsewhere before, or None for now.
+        transcripts: of the video, each of another track.
     """
 
     content_sha256: str
@@ -75,6 +77,7 @@ class NewVideo:
     media_start_seconds: float = 0.0
     recorded_at: float | None = None
     missing_since: float | None = None
+    transcripts: Sequence[Transcript] = ()
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,18 @@ class SegmentInfo:
 
 
 @dataclass(frozen=True, eq=False)
+class SegmentSpans:
+    """N segments, by video and in their order.
+
+    segment_ids, video_keys: int64 [N]. start_seconds: float64 [N].
+    """
+
+    segment_ids: NDArray[np.int64]
+    video_keys: NDArray[np.int64]
+    start_seconds: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
 class SegmentFeatures:
     """Features of N segments, row by row.
 
@@ -218,13 +233,28 @@ class Matches:
     segment_ids: NDArray[np.int64]
 
 
+@dataclass(frozen=True, eq=False)
+class WordMatches:
+    """Videos in which words of a query are, best first (BM25; Robertson and Zaragoza, 2009).
+
+    video_keys: int64 [N], the catalog's own numbers of the videos. passages: int64 [N], for each one the
+    number of the best passage of its transcripts (`indexer.store.transcripts.passages`, from 1), 0 for title
+    and metadata.
+    too_common: words of the query that are in so many videos that they chose none.
+    """
+
+    video_keys: NDArray[np.int64]
+    passages: NDArray[np.int64]
+    too_common: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
 class Change:
     """One entry of the change log.
 
     Attributes:
         sequence: increases by one with every change.
-        kind: `add`, `update` (title, metadata or uri) or `delete`.
+        kind: `add`, `update` (title, metadata, uri or a transcript) or `delete`.
         segment_ids: of the video at that moment; empty for `update`.
     """
 
@@ -267,7 +297,8 @@ class StoreState:
 class Damage:
     """Something in the store that is not what was written.
 
-    part: `catalog` and `change log` are the truth, `totals` are derived from it, `jobs` are requests.
+    part: `catalog` and `change log` are the truth, `totals` and `words` are derived from it, `jobs` are
+    requests.
     """
 
     part: str

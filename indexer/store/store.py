@@ -32,16 +32,19 @@ from indexer.store.records import (
     NewVideo,
     SegmentFeatures,
     SegmentInfo,
+    SegmentSpans,
     Sort,
     StoreState,
     Successor,
     VideoRecord,
+    WordMatches,
 )
 from indexer.store.sqlite.catalog import Catalog, VideoChanges
 from indexer.store.sqlite.generations import index_exists
+from indexer.store.transcripts import Transcript, TranscriptFile
 
 if TYPE_CHECKING:
-    from indexer.store.sqlite import connections, files, jobs
+    from indexer.store.sqlite import connections, files, jobs, words
 
 Transaction = TypeVar("Transaction")
 """Several changes as one, in the store's own way."""
@@ -140,6 +143,15 @@ class SegmentStore(Protocol):
     def matching(self, chosen: Filter, former: Matches | None = None) -> Matches: ...
 
 
+class SearchedWords(Protocol):
+    """Videos by the words of their titles, metadata and transcripts."""
+
+    @property
+    def transcripts(self) -> TranscriptsRead: ...
+    def find_words(self, query: str) -> WordMatches: ...
+    def segments_of_videos(self, video_keys: SegmentIds) -> SegmentSpans: ...
+
+
 class ChangeLog(Protocol):
     """What has changed, under numbers that any process can follow."""
 
@@ -168,7 +180,7 @@ class Generations(Protocol):
     def ids_in_other_generations(self, video_ids: Sequence[str]) -> set[str]: ...
 
 
-class SearchedStore(Described, SegmentStore, ChangeLog, Protocol):
+class SearchedStore(Described, SegmentStore, SearchedWords, ChangeLog, Protocol):
     """What searches and the coarse index read.
 
     filter_limit_seconds: how long it may take to find what a filter matches.
@@ -189,6 +201,8 @@ class Store(SearchedStore, VideoStore[Transaction], Generations, Maintained, Pro
     def files(self) -> Files[Transaction]: ...
     @property
     def kept_out(self) -> KeptOutContent[Transaction]: ...
+    @property
+    def transcripts(self) -> Transcripts[Transaction]: ...
     def repair(self, transaction: Transaction) -> None: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
@@ -248,6 +262,22 @@ class KeptOutContent(Protocol[JobTransaction]):
     def let_in_video(self, video_id: str) -> None: ...
 
 
+class TranscriptsRead(Protocol):
+    """Transcripts as searches read them."""
+
+    def of_videos(self, video_ids: Sequence[str]) -> dict[str, list[Transcript]]: ...
+
+
+class Transcripts(TranscriptsRead, Protocol[JobTransaction]):
+    """The transcripts of the videos, by video and track."""
+
+    def files_of_videos(self, video_ids: Sequence[str]) -> dict[str, dict[str, TranscriptFile | None]]: ...
+    def put(
+        self, video_id: str, transcript: Transcript, transaction: JobTransaction | None = None
+    ) -> None: ...
+    def delete(self, video_id: str, track: str, transaction: JobTransaction | None = None) -> None: ...
+
+
 def open_store(address: str | Path, *, fingerprint: str | None = None) -> Store[Any]:
     """Open the store at an address.
 
@@ -298,4 +328,7 @@ if TYPE_CHECKING:  # The SQLite store is one.
         return table
 
     def _is_kept_out(table: files.KeptOutTable) -> KeptOutContent[connections.Transaction]:
+        return table
+
+    def _is_transcripts(table: words.TranscriptTable) -> Transcripts[connections.Transaction]:
         return table

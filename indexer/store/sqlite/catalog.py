@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import logging
 import math
 import sqlite3
 import time
@@ -41,10 +42,12 @@ from indexer.store.records import (
     SegmentFeatures,
     SegmentInfo,
     SegmentRecord,
+    SegmentSpans,
     Sort,
     StoreState,
     Successor,
     VideoRecord,
+    WordMatches,
     check_count,
     check_number,
     check_segments,
@@ -93,8 +96,23 @@ from indexer.store.sqlite.schema import (
     check_format,
     create_catalog_file,
 )
+from indexer.store.sqlite.words import (
+    TranscriptTable,
+    add_words,
+    damaged_transcripts,
+    damaged_words,
+    fill_words,
+    find_words,
+    forget_words,
+    is_filled,
+    rebuild_words,
+    update_words,
+)
 from indexer.store.text import nfc
+from indexer.store.transcripts import Transcript, check_transcripts
 from model.atomic_files import fsync_directory
+
+logger = logging.getLogger(__name__)
 
 _COLUMNS: Final = (
     "id, content_sha256, uri, title, metadata, duration_seconds, width, height, frame_rate, codec,"
@@ -129,6 +147,8 @@ class VideoChanges(TypedDict, total=False):
     missing_since: float | None
     recorded_at: float | None
 
+
+_REPORT_SECONDS: Final = 5.0
 
 CHANGEABLE_FIELDS: Final = tuple(VideoChanges.__annotations__)
 
@@ -194,7 +214,30 @@ class Catalog:
         # A damaged record might fulfil a filter, or not, without ever being read again: of a catalog that is
         # small enough all are checked before the first filter is asked.
         self._must_check_videos = is_checked(self.path)
+        self._fill_words()
         return self
+
+    def _fill_words(self) -> None:
+        """Index the words of videos from before there was that index, block by block: what a process that was
+        ended has done stays done, and others write in between."""
+        with self.connections.reading() as connection:
+            if is_filled(connection) or self.is_read_only:
+                return
+        started = reported = time.monotonic()
+        logger.warning("%s: indexing the words of titles and metadata, once", self.path)
+        try:
+            while True:
+                with self.connections.transaction(although_superseded=True) as connection:
+                    progress = fill_words(connection)
+                if progress is None:
+                    break
+                if time.monotonic() - reported >= _REPORT_SECONDS:
+                    reported = time.monotonic()
+                    logger.warning("%s: words of %d of %d videos", self.path, *progress)
+        except (IndexBusyError, IndexStorageError) as error:
+            logger.warning("%s: the next process that opens it goes on indexing words: %s", self.path, error)
+            return
+        logger.warning("%s: words indexed in %.0f s", self.path, time.monotonic() - started)
 
     @classmethod
     def create(
@@ -373,6 +416,11 @@ class Catalog:
         return KeptOutTable(self)
 
     @property
+    def transcripts(self) -> TranscriptTable:
+        """What is said in the videos, line by line."""
+        return TranscriptTable(self)
+
+    @property
     def is_read_only(self) -> bool:
         """Whether it lies on a file system that takes no writes: it is searched, and changes are refused."""
         return self.connections.is_read_only
@@ -468,11 +516,16 @@ class Catalog:
             "recorded_at": check_time("recorded_at", video.recorded_at),
             "missing_since": check_time("missing_since", video.missing_since),
         }
+        transcripts = check_transcripts(video.transcripts)
         with self.connections.joined(transaction) as connection:
-            return self._add_or_find(connection, row, video.segments)
+            return self._add_or_find(connection, row, video.segments, transcripts)
 
     def _add_or_find(
-        self, connection: sqlite3.Connection, row: dict[str, Any], segments: Sequence[SegmentRecord]
+        self,
+        connection: sqlite3.Connection,
+        row: dict[str, Any],
+        segments: Sequence[SegmentRecord],
+        transcripts: Sequence[Transcript],
     ) -> AddOutcome:
         same = _find_by_sha256(connection, row["content_sha256"])
         if same is not None:
@@ -489,6 +542,7 @@ class Catalog:
         ).lastrowid
         assert number is not None
         segment_ids = [self._features.insert(connection, number, segment) for segment in segments]
+        add_words(connection, number, row["title"], row["metadata"], transcripts)
         write_change(connection, "add", row["id"], segment_ids, self.clock())
         connection.execute(
             "UPDATE totals SET num_videos = num_videos + 1, num_segments = num_segments + ?", (len(segments),)
@@ -533,6 +587,7 @@ class Catalog:
             rows = connection.execute("SELECT id FROM segments WHERE video_number = ? ORDER BY id", found)
             segment_ids = [segment_id for (segment_id,) in rows]
             connection.execute("DELETE FROM videos WHERE number = ?", found)
+            forget_words(connection, *found)
             write_change(connection, "delete", video_id, segment_ids, self.clock())
             connection.execute(
                 "UPDATE totals SET num_videos = num_videos - 1, num_segments = num_segments - ?",
@@ -626,6 +681,9 @@ class Catalog:
         connection.execute(f"UPDATE videos SET {assignments} WHERE id = ?", (*values.values(), video_id))
         row = connection.execute(f"SELECT {_COLUMNS} FROM videos WHERE id = ?", (video_id,)).fetchone()
         connection.execute("UPDATE videos SET row_crc32 = ? WHERE id = ?", (checksum_of_row(row), video_id))
+        if values.keys() & {"title", "metadata"}:
+            found = connection.execute("SELECT number, title, metadata FROM videos WHERE id = ?", (video_id,))
+            update_words(connection, *found.fetchone())
         write_change(connection, "update", video_id, (), self.clock())
         return _record_by_id(connection, video_id)
 
@@ -968,6 +1026,28 @@ class Catalog:
             last = int(ids[-1])
             yield ids, features
 
+    def segments_of_videos(self, video_keys: Sequence[int] | NDArray[np.int64]) -> SegmentSpans:
+        """The segments of these videos, by video and in their order."""
+        rows = list(
+            self.connections.rows_of(
+                "SELECT id, video_number, start_seconds FROM segments"
+                " WHERE video_number IN (SELECT value FROM json_each(?)) ORDER BY video_number, id",
+                list(map(int, video_keys)),
+            )
+        )
+        ids, keys, starts = zip(*rows, strict=True) if rows else ((), (), ())
+        return SegmentSpans(np.array(ids, np.int64), np.array(keys, np.int64), np.array(starts, np.float64))
+
+    # Words
+
+    def find_words(self, query: str) -> WordMatches:
+        """The videos in whose titles, metadata or transcripts words of a query are, best first.
+
+        Bounded work: words that are in very many videos choose none, see `WordMatches.too_common`.
+        """
+        with self.connections.snapshot() as connection:
+            return find_words(connection, query)
+
     # Maintenance
 
     def copy_to(self, target: Path) -> None:
@@ -999,6 +1079,10 @@ class Catalog:
                 yield Damage("catalog", f"kept-out content {content_sha256} does not match its checksum")
             for sequence in damaged_changes(connection):
                 yield Damage("change log", f"change {sequence} does not match its checksum")
+            for problem in damaged_transcripts(connection):
+                yield Damage("catalog", problem)
+            for problem in damaged_words(connection):
+                yield Damage("words", problem)
             segments = damaged_segments(connection, self.num_frames, self.embedding_dim, self.fingerprint)
             num_done = 0
             for num_done, (segment_id, problem) in enumerate(segments, start=1):
@@ -1009,13 +1093,14 @@ class Catalog:
             on_progress(num_done)
 
     def repair(self, transaction: Transaction) -> None:
-        """Make again what is derived from the rows: SQLite's own indexes and the totals.
+        """Make again what is derived from the rows: SQLite's own indexes, the totals and the index of words.
 
         Raises:
             IndexDamagedError: the rows themselves are damaged.
         """
         connection = transaction.connection
         connection.execute("REINDEX")
+        rebuild_words(connection)
         connection.execute("DELETE FROM totals")
         connection.execute(
             "INSERT INTO totals SELECT 1, (SELECT count(*) FROM videos), (SELECT count(*) FROM segments)"

@@ -24,6 +24,7 @@ from indexer.store.sqlite.connections import (
     write_successor,
 )
 from indexer.store.sqlite.files import SCHEMA as FILES_SCHEMA
+from indexer.store.sqlite.words import SCHEMA as WORDS_SCHEMA
 from indexer.store.text import nfc
 from model.atomic_files import fsync_directory, fsync_file, make_directories
 
@@ -31,7 +32,7 @@ CATALOG_FILE = "catalog.sqlite3"
 APPLICATION_ID = 0x58434C50
 """`XCLP`, in the header of the file: marks our catalog among SQLite databases."""
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 PAGE_SIZE_BYTES = 8_192
 """Three video features (512 x 4 bytes) fit in a page of 8 KiB, only one in SQLite's usual 4 KiB: reading them
 all touches a third of the pages. Larger pages hold hardly more of them in proportion, and each commit writes
@@ -146,7 +147,7 @@ CREATE TABLE jobs (
 ) STRICT;
 CREATE INDEX jobs_by_state ON jobs (state, attempts, number);
 CREATE UNIQUE INDEX one_open_job_for_a_video ON jobs (video_id) WHERE state IN ('queued', 'running');
-"""
+{WORDS_SCHEMA}"""
 
 _TO_4: Final = """
 ALTER TABLE jobs ADD COLUMN failure TEXT;
@@ -197,13 +198,23 @@ def _migrate_to_5(connection: sqlite3.Connection) -> None:
     )
 
 
+def _migrate_to_6(connection: sqlite3.Connection) -> None:
+    """Add the tables of words; they are filled in later transactions, see `fill_words`."""
+    _execute_all(connection, WORDS_SCHEMA)
+    connection.execute("INSERT INTO words_to_fill VALUES (1, 0)")
+
+
 def _execute_all(connection: sqlite3.Connection, statements: str) -> None:
     """Not `executescript`, which would commit first. No statement of ours holds a semicolon in a text."""
     for statement in statements.split(";"):
         connection.execute(statement)
 
 
-_MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {3: _migrate_to_4, 4: _migrate_to_5}
+_MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {
+    3: _migrate_to_4,
+    4: _migrate_to_5,
+    5: _migrate_to_6,
+}
 """What brings a catalog of this format to the next one. 3 is the format of version 0.1.0, 4 of 0.2.0."""
 
 

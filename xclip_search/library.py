@@ -297,7 +297,11 @@ def summary(done: Mapping[str, Any]) -> str:
     return f"{', '.join(parts)}; {done['seconds']:.1f} s{times}"
 
 
-_OTHERS: Final = (("left_out", "left out"), ("waiting", "still being written"))
+_OTHERS: Final = (
+    ("transcripts", "transcripts read"),
+    ("left_out", "left out"),
+    ("waiting", "still being written"),
+)
 
 
 def print_report(done: Mapping[str, Any]) -> None:

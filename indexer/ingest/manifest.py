@@ -2,8 +2,9 @@
 
 A manifest is JSONL, one object a line, or a table with a header line as spreadsheets save it (.csv, .tsv,
 .txt; see `indexer.ingest.tables`). `path` is required, and relative to the manifest's folder; `id`, `title`,
-`uri`, `recorded_at` and `metadata` (an object; in a table, its JSON) are optional. Further columns of a table
-become metadata: numbers where each of its cells is one.
+`uri`, `recorded_at`, `transcript` (a .srt or .vtt file, or in JSONL a list of them) and `metadata` (an
+object; in a table, its JSON) are optional. Further columns of a table become metadata: numbers where each of
+its cells is one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -24,8 +25,9 @@ from indexer.store.text import holds_zero, instant, nfc
 
 if TYPE_CHECKING:
     from indexer.store.records import VideoRecord
+    from indexer.store.transcripts import Transcript
 
-_FIELDS: Final = ("path", "id", "title", "uri", "recorded_at", "metadata")
+_FIELDS: Final = ("path", "id", "title", "uri", "recorded_at", "transcript", "metadata")
 
 _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|file:")
 _WINDOWS_PATH: Final = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -46,6 +48,8 @@ class VideoSource:
         trusted: whether the operator trusts the file, so that decord may read it.
         record: of a video that is encoded again with another model: the video keeps what the record says, and
             a file of other bytes is refused.
+        transcript_files: files of its transcripts; None for those that lie beside it.
+        transcripts: of a `record`, those that the video keeps.
     """
 
     path: Path
@@ -56,6 +60,8 @@ class VideoSource:
     recorded_at: float | None = None
     trusted: bool = True
     record: VideoRecord | None = None
+    transcript_files: tuple[Path, ...] | None = None
+    transcripts: Sequence[Transcript] = ()
 
 
 @dataclass(frozen=True)
@@ -196,6 +202,7 @@ def _to_source(line: int, row: Mapping[str, Any], folder: Path) -> VideoSource:
         metadata=metadata,
         uri=row.get("uri"),
         recorded_at=_to_time(line, row.get("recorded_at")),
+        transcript_files=_to_transcripts(line, row.get("transcript"), folder),
     )
 
 
@@ -209,6 +216,15 @@ def _to_time(line: int, value: object) -> float | None:
             f"line {line} of the manifest: recorded_at is not a date or time as in 2026-01-31T18:00:00+01:00"
         )
     return moment.total_seconds()
+
+
+def _to_transcripts(line: int, value: object, folder: Path) -> tuple[Path, ...] | None:
+    if value is None:
+        return None
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ManifestError(f"line {line} of the manifest: transcript is not the path of a file, nor a list")
+    return tuple(_to_path(line, text, folder) for text in texts)
 
 
 def _to_path(line: int, text: str, folder: Path) -> Path:

@@ -359,7 +359,8 @@ def fields_of_source(source: VideoSource, encoded: NewVideo) -> dict[str, Any]:
         recorded_at = file_time(source.path)
     if source.record is not None:
         names = ("id", "uri", "title", "metadata", "trusted", "added_at", "missing_since")
-        return {**{name: getattr(source.record, name) for name in names}, "recorded_at": recorded_at}
+        kept = {name: getattr(source.record, name) for name in names}
+        return {**kept, "recorded_at": recorded_at, "transcripts": source.transcripts}
     path = source.path.absolute()
     return {
         "id": source.id,

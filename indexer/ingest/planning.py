@@ -19,9 +19,11 @@ from typing import Any, Final, Literal
 
 from indexer.errors import InvalidRecordError
 from indexer.ingest.manifest import VideoSource
+from indexer.ingest.transcript_files import Tracks, changed_tracks
 from indexer.ingest.video_files import local_path, title_of_file
 from indexer.store.records import KnownFile, VideoRecord, check_time, check_title, metadata_to_json
 from indexer.store.text import nfc
+from indexer.store.transcripts import TranscriptFile
 
 Kind = Literal["encode", "unchanged", "updated", "moved", "duplicate", "failed", "left out"]
 
@@ -40,6 +42,7 @@ class Found:
         source: the file, with what the caller says of it.
         content_sha256: of its bytes; None where they were not read, because no video has this size.
         failure: why this content cannot become a video, from an earlier run; or why it could not be read.
+        transcripts: the files of its transcripts.
     """
 
     uri: str
@@ -48,6 +51,7 @@ class Found:
     source: VideoSource
     content_sha256: str | None = None
     failure: str | None = None
+    transcripts: Tracks = ()
 
     @property
     def address(self) -> str:
@@ -69,12 +73,14 @@ class Knowledge:
         at: by the address of each found file, the videos that have it.
         kept_out: sha256 of the content among theirs that was deleted on purpose.
         living: addresses of files beyond the found ones that still hold what the index says.
+        tracks: by the id of each of `videos` that has transcripts, their tracks and files.
     """
 
     videos: Mapping[str, VideoRecord] = field(default_factory=dict)
     at: Mapping[str, Sequence[VideoRecord]] = field(default_factory=dict)
     kept_out: Set[str] = frozenset()
     living: Set[str] = frozenset()
+    tracks: Mapping[str, Mapping[str, TranscriptFile | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,8 @@ class Action:
         changes: fields of that video to be set.
         replaces: videos that give way to the content of this file.
         reason: why it failed or is left out; of a duplicate, where the video lives.
+        transcripts: files of transcripts to be read and stored.
+        tracks_gone: tracks of the video whose files are gone.
     """
 
     file: Found
@@ -96,6 +104,8 @@ class Action:
     changes: Mapping[str, Any] = field(default_factory=dict)
     replaces: Sequence[VideoRecord] = ()
     reason: str | None = None
+    transcripts: Tracks = ()
+    tracks_gone: Sequence[str] = ()
 
 
 def plain_addresses(path: Path) -> tuple[str, ...]:
@@ -123,9 +133,9 @@ def plan(found: Sequence[Found], known: Knowledge) -> list[Action]:
         elif video is None and file.content_sha256 in known.kept_out:
             actions.append(Action(file, "left out", replaces=replaced, reason=KEPT_OUT))
         elif video is None:
-            actions.append(Action(file, "encode", replaces=replaced))
+            actions.append(Action(file, "encode", replaces=replaced, transcripts=file.transcripts))
         elif homes.get(video.content_sha256) == file.uri:
-            actions.append(_at_home(file, video, replaced))
+            actions.append(_at_home(file, video, replaced, known.tracks.get(video.id, {})))
         else:
             reason = homes.get(video.content_sha256) or video.uri or "an upload"
             actions.append(Action(file, "duplicate", video, replaces=replaced, reason=reason))
@@ -150,7 +160,12 @@ def _homes(found: Sequence[Found], known: Knowledge) -> dict[str, str]:
     return homes
 
 
-def _at_home(file: Found, video: VideoRecord, replaced: Sequence[VideoRecord]) -> Action:
+def _at_home(
+    file: Found,
+    video: VideoRecord,
+    replaced: Sequence[VideoRecord],
+    tracks: Mapping[str, TranscriptFile | None],
+) -> Action:
     """The file is where its video lives, from now on or as before."""
     changes: dict[str, Any] = {}
     old_path = local_path(video.uri)
@@ -173,9 +188,11 @@ def _at_home(file: Found, video: VideoRecord, replaced: Sequence[VideoRecord]) -
         return Action(file, "failed", video, replaces=replaced, reason=str(error))
     if video.missing_since is not None:
         changes["missing_since"] = None
-    said = changes.keys() - {"missing_since"}
+    transcripts, tracks_gone = changed_tracks(file.transcripts, tracks)
+    said = bool(changes.keys() - {"missing_since"} or transcripts or tracks_gone)
     kind: Kind = "moved" if is_moved else "updated" if said else "unchanged"
-    return Action(file, kind, video, changes, replaced, reason=video.uri if is_moved else None)
+    reason = video.uri if is_moved else None
+    return Action(file, kind, video, changes, replaced, reason, transcripts, tracks_gone)
 
 
 def missing_videos(

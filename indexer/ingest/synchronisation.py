@@ -27,6 +27,8 @@ from indexer.errors import (
     KeptOutError,
     MediaError,
     NotAVideoError,
+    TranscriptError,
+    TranscriptNotFoundError,
     TruncatedMediaError,
     UnsupportedMediaError,
     VideoNotFoundError,
@@ -53,12 +55,21 @@ from indexer.ingest.planning import (
     plain_addresses,
     plan,
 )
+from indexer.ingest.transcript_files import (
+    find_transcripts,
+    is_transcript,
+    name_tracks,
+    read_transcript,
+    transcript_file,
+    transcripts_beside,
+)
 from indexer.ingest.video_files import local_path, title_of_file
 from indexer.media.decode_messages import HashedFile
 from indexer.media.decode_pool import DecodePool
 from indexer.store.records import KnownFile, NewVideo, VideoRecord
 from indexer.store.store import Store
 from indexer.store.text import nfc
+from indexer.store.transcripts import Transcript
 
 LASTING_FAILURES: Final = (NotAVideoError, UnsupportedMediaError, TruncatedMediaError)
 """Failures that lie in the content itself: the same bytes are not read again by the same version. Time,
@@ -105,7 +116,7 @@ class SyncReport:
         num_files: that were seen.
         num_added: content that is new in the index.
         num_moved: known content whose video takes this path over, because its own is gone.
-        num_updated: known content in its place whose title, metadata or uri changed.
+        num_updated: known content in its place whose title, metadata, uri or transcripts changed.
         num_duplicate: content whose video lives under another path.
         num_unchanged: known content in its place.
         num_failed: could not become videos; `failures` says why.
@@ -115,6 +126,7 @@ class SyncReport:
         num_replaced: videos that gave way to other content at their path.
         num_missing: videos below the folders whose files are gone.
         num_pruned: of the missing, those that were deleted.
+        num_transcripts: files of transcripts that were read; they are none of `num_files`.
         num_segments: of the added; None where that is not known.
         seconds: of the run.
         decode_seconds: spent by all children together.
@@ -144,6 +156,7 @@ class SyncReport:
     num_replaced: int = 0
     num_missing: int = 0
     num_pruned: int = 0
+    num_transcripts: int = 0
     num_segments: int | None = 0
     seconds: float = 0.0
     decode_seconds: float | None = 0.0
@@ -299,8 +312,11 @@ class Synchronisation:
 
     def _identify(self, listing: Listing, sources: Iterable[VideoSource]) -> list[tuple[Found, bool]]:
         """The videos among the files, and whether their content is still to be read."""
+        beside = [file for file in listing.files if is_transcript(file.path) and not file.is_named]
         files: dict[str, tuple[FoundFile, VideoSource]] = {
-            Path(file.path).as_uri(): (file, VideoSource(Path(file.path))) for file in listing.files
+            Path(file.path).as_uri(): (file, VideoSource(Path(file.path)))
+            for file in listing.files
+            if file.is_named or not is_transcript(file.path)
         }
         for source in sources:
             if (problem := problem_of(source)) is not None:
@@ -320,9 +336,43 @@ class Synchronisation:
             )
         if self._catalog is not None:
             self._known = self._catalog.files.find(list(files))
-        return [
+        found = [
             one for uri, (file, source) in files.items() if (one := self._identify_one(uri, file, source))
         ]
+        named = [file.path for file, source in files.values() if file.is_named]
+        return self._with_transcripts(found, beside, named)
+
+    def _with_transcripts(
+        self, found: Sequence[tuple[Found, bool]], walked: Sequence[FoundFile], named: Sequence[str]
+    ) -> list[tuple[Found, bool]]:
+        """The videos with the files of their transcripts.
+
+        Args:
+            found: the videos, each as it comes.
+            walked: files of transcripts in the folders.
+            named: files that the caller named: what lies beside them was not walked.
+        """
+        files = {file.path: file for file in (*walked, *transcripts_beside(named))}
+        tracks = find_transcripts((str(one.source.path) for one, _ in found), files.values())
+        for one, _ in found:
+            if one.source.transcript_files is not None:
+                there = map(self._named_transcript, one.source.transcript_files)
+                path = str(one.source.path)
+                tracks[path] = name_tracks(path, [file for file in there if file is not None])
+        used = {file.path for of_one in tracks.values() for _, file in of_one}
+        for file in walked:
+            if file.path not in used:
+                self._report.count(file.path, "left out", Path(file.path).suffix.lower())
+        return [
+            (replace(one, transcripts=tracks.get(str(one.source.path), ())), is_unread)
+            for one, is_unread in found
+        ]
+
+    def _named_transcript(self, path: Path) -> FoundFile | None:
+        file = transcript_file(absolute(path))
+        if file is None:
+            self._report.notes.append(f"the transcript {path} is left out: there is no such file")
+        return file
 
     def _identify_one(self, uri: str, file: FoundFile, source: VideoSource) -> tuple[Found, bool] | None:
         known = self._known.get(uri)
@@ -410,10 +460,11 @@ class Synchronisation:
         for file in self._catalog.files.with_content(sorted(lost)):
             path = local_path(file.uri)
             if file.uri not in addresses and file.failure is None and path and _holds(path, file):
-                source = VideoSource(path)
-                elsewhere.append(
-                    Found(file.uri, file.size_bytes, file.modified_ns, source, file.content_sha256)
+                there = Found(
+                    file.uri, file.size_bytes, file.modified_ns, VideoSource(path), file.content_sha256
                 )
+                tracks = find_transcripts([str(path)], transcripts_beside([str(path)]))
+                elsewhere.append(replace(there, transcripts=tracks.get(str(path), ())))
                 self._known[file.uri] = file
         return elsewhere
 
@@ -437,30 +488,55 @@ class Synchronisation:
         rows = self._catalog.files.find([video.uri for video in beyond if video.uri is not None])
         living = {video.uri for video in beyond if video.uri and _still_holds(video, rows.get(video.uri))}
         unknown = [content for content in contents if content not in videos]
-        return Knowledge(videos, at, self._catalog.kept_out.find(unknown).keys(), living)
+        tracks = self._catalog.transcripts.files_of_videos([video.id for video in videos.values()])
+        return Knowledge(videos, at, self._catalog.kept_out.find(unknown).keys(), living, tracks)
 
     # Doing
 
     def _apply(self, actions: Sequence[Action]) -> None:
         """Do what needs no reading, many actions in a transaction, and account for each."""
         for first in range(0, len(actions), _ACTIONS_AT_ONCE):
-            some = actions[first : first + _ACTIONS_AT_ONCE]
+            some = [self._read_transcripts(action) for action in actions[first : first + _ACTIONS_AT_ONCE]]
             if self._catalog is not None and not self._options.dry_run:
                 self._store(self._catalog, some)
-            for action in some:
+            for action, _ in some:
                 assert action.kind != "encode"
                 self._report.num_replaced += len(action.replaces)
                 video_id = None if action.video is None else action.video.id
                 self._finish(action.file.source, action.kind, video_id, action.reason)
 
-    def _store(self, catalog: Store[Any], actions: Sequence[Action]) -> None:
+    def _read_transcripts(self, action: Action) -> tuple[Action, list[Transcript]]:
+        """The transcripts that are to be stored; what cannot be read is noted, and changes nothing."""
+        read = []
+        for track, file in action.transcripts:
+            if not self._progress.is_settled(file):
+                self._report.num_files += 1
+                self._report.num_waiting += 1
+                continue
+            try:
+                read.append(read_transcript(track, file))
+            except TranscriptError as error:
+                self._report.notes.append(f"the transcript {file.path} is left out: {error}")
+        self._report.num_transcripts += len(read)
+        said = action.changes.keys() - {"missing_since"}
+        if action.kind == "updated" and not (said or read or action.tracks_gone):
+            action = replace(action, kind="unchanged")
+        return action, read
+
+    def _store(self, catalog: Store[Any], some: Sequence[tuple[Action, list[Transcript]]]) -> None:
+        actions = [action for action, _ in some]
         read = [action.file for action in actions if action.file.failure is None]
         files = [file for one in read if (file := _known_file(one)) and self._known.get(one.uri) != file]
-        if not files and not any(action.changes or action.replaces for action in actions):
+        if not files and not any(
+            action.changes or action.replaces or action.tracks_gone or transcripts
+            for action, transcripts in some
+        ):
             return
         with catalog.transaction() as transaction:
-            for action in actions:
+            for action, transcripts in some:
                 _give_way(catalog, action.replaces, transaction)
+                if action.video is not None:
+                    _store_transcripts(catalog, action, transcripts, transaction)
                 if action.changes and action.video is not None:
                     with contextlib.suppress(VideoNotFoundError):  # Deleted just now.
                         catalog.update_video(action.video.id, transaction, **action.changes)
@@ -481,7 +557,7 @@ class Synchronisation:
                     reason=None if is_first else home.address,
                 )
             return
-        run = _Encoding(self._catalog, actions)
+        run = _Encoding(self._catalog, actions, lambda action: self._read_transcripts(action)[1])
         with self._make_pipeline().encoder() as encoder:
             for source, encoded in encoder.encode([action.file.source for action in actions], run.find_known):
                 event = run.store(source, encoded)
@@ -560,9 +636,15 @@ class _Encoding:
     """Stores what is encoded, each video with what it replaces and what is known of its file in one
     transaction."""
 
-    def __init__(self, catalog: Store[Any], actions: Iterable[Action]) -> None:
+    def __init__(
+        self,
+        catalog: Store[Any],
+        actions: Iterable[Action],
+        read_transcripts: Callable[[Action], list[Transcript]],
+    ) -> None:
         self.num_replaced = 0
         self._catalog = catalog
+        self._read_transcripts = read_transcripts
         self._actions = {str(action.file.source.path): action for action in actions}
         self._hashed: dict[str, HashedFile] = {}
         self._find = find_in(catalog)
@@ -594,9 +676,11 @@ class _Encoding:
         if isinstance(encoded, MediaError | KeptOutError):
             raise encoded
         if isinstance(encoded, NewVideo):
+            transcripts = self._read_transcripts(action)
             with self._catalog.transaction() as transaction:
                 self._give_way(action, transaction)
                 fields = {**fields_of_source(source, encoded), **_fields_of_former(action)}
+                fields["transcripts"] = transcripts
                 outcome = self._catalog.add_video(replace(encoded, **fields), transaction)
                 self._remember(file, transaction)
             if outcome.created:
@@ -633,6 +717,19 @@ def _give_way(catalog: Store[Any], videos: Sequence[VideoRecord], transaction: A
             catalog.delete_video(video.id, transaction)
             num_deleted += 1
     return num_deleted
+
+
+def _store_transcripts(
+    catalog: Store[Any], action: Action, transcripts: Sequence[Transcript], transaction: Any
+) -> None:
+    """Bring the transcripts of a known video in line with their files; what fails changes nothing."""
+    assert action.video is not None
+    for track in action.tracks_gone:
+        with contextlib.suppress(VideoNotFoundError, TranscriptNotFoundError):
+            catalog.transcripts.delete(action.video.id, track, transaction)
+    for transcript in transcripts:
+        with contextlib.suppress(VideoNotFoundError, InvalidRecordError):  # Deleted just now; too many.
+            catalog.transcripts.put(action.video.id, transcript, transaction)
 
 
 def _fields_of_former(action: Action) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from indexer.maintenance.parquet import (
     PartFile,
     load_pyarrow,
     segment_schema,
+    transcript_schema,
     video_schema,
 )
 from indexer.store.records import SegmentInfo, metadata_to_json
@@ -32,7 +33,10 @@ ROWS_PER_GROUP: Final = 1_024
 MAX_PART_BYTES: Final = 256 << 20
 """Size of a file before compression: small enough to be handed out to many workers."""
 
-_DICTIONARY_COLUMNS: Final = ("codec", "width", "height", "frame_rate", "video_id", "num_frames")
+_DICTIONARY_COLUMNS: Final = (
+    *("codec", "width", "height", "frame_rate", "video_id", "num_frames"),
+    *("track", "uri", "size_bytes", "modified_ns"),
+)
 """Columns whose values repeat. Features never do: a dictionary of them would only cost space."""
 
 _STATISTICS_COLUMNS: Final = ("id", "video_id", "duration_seconds", "added_at", "start_seconds")
@@ -101,6 +105,7 @@ def export_index(
         files = _write_parts(unfinished, "videos", video_schema(), blocks.videos())
         schema = segment_schema(catalog.embedding_dim, catalog.num_frames, with_frames)
         files |= _write_parts(unfinished, "segments", schema, blocks.segments(schema))
+        files |= _write_parts(unfinished, "transcripts", transcript_schema(), blocks.transcripts())
         manifest = ExportManifest(
             made_at=time.time(),
             **asdict(catalog.facts),
@@ -160,6 +165,23 @@ class _CatalogBlocks:
             num_done += len(ids)
             self._on_progress("segments", num_done, self.num_segments)
         _check_all_there(num_done, self.num_segments)
+
+    def transcripts(self) -> Iterator[Any]:
+        pa, _ = load_pyarrow()
+        rows: list[dict[str, Any]] = []
+        for records in self._catalog.iterate_videos(ROWS_PER_GROUP):
+            ids = [record.id for record in records]
+            found = self._catalog.transcripts.of_videos(ids)
+            for video_id in ids:
+                for transcript in found.get(video_id, ()):
+                    file = {} if transcript.file is None else asdict(transcript.file)
+                    same = {"video_id": video_id, "track": transcript.track, **file}
+                    rows += [{**same, **asdict(line)} for line in transcript.lines]
+                if len(rows) >= ROWS_PER_GROUP:
+                    yield pa.Table.from_pylist(rows, schema=transcript_schema())
+                    rows = []
+        if rows:
+            yield pa.Table.from_pylist(rows, schema=transcript_schema())
 
     def _features(self, schema: Any) -> Iterator[tuple[NDArray[np.int64], dict[str, Any]]]:
         """Blocks of segments, ids ascending: the ids, and Arrow columns of their features by name."""

@@ -25,6 +25,7 @@ from indexer.maintenance.parquet import (
 from indexer.store.records import KeptOut, NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import index_exists
+from indexer.store.transcripts import Line, Transcript, TranscriptFile
 
 ROWS_PER_BATCH: Final = 256
 """Rows read together and held in memory, next to the row group that they come from."""
@@ -90,9 +91,10 @@ def import_index(
     with _open_target(index, manifest) as catalog:
         _keep_out(catalog, manifest.kept_out)
         groups = itertools.groupby(_read_segments(source, manifest), key=operator.itemgetter(0))
+        transcripts = _Transcripts(source, manifest)
         for num_done, video in enumerate(_read_videos(source, manifest), start=1):
             segments = [segment for _, _, segment in _rows_of(video["id"], groups)]
-            _add(catalog, video, segments, report)
+            _add(catalog, {**video, "transcripts": transcripts.of_next(video["id"])}, segments, report)
             if num_done % _VIDEOS_PER_PROGRESS == 0 or num_done == manifest.num_videos:
                 on_progress("importing", num_done, manifest.num_videos)
     return report
@@ -179,6 +181,35 @@ def _read_segments(source: Path, manifest: ExportManifest) -> Iterator[tuple[str
                 frame_times=np.array(row["frame_times"], np.float64),
             )
             yield row["video_id"], row["position"], segment
+
+
+class _Transcripts:
+    """The transcripts of an export, video by video in the order of the videos."""
+
+    def __init__(self, source: Path, manifest: ExportManifest) -> None:
+        rows = (row for batch in _batches(source, manifest.names("transcripts")) for row in batch.to_pylist())
+        self._groups = itertools.groupby(rows, key=operator.itemgetter("video_id"))
+        self._next = next(self._groups, None)
+
+    def of_next(self, video_id: str) -> list[Transcript]:
+        """Those of this video; none where the next ones are of a later video."""
+        if self._next is None or self._next[0] != video_id:
+            return []
+        found = []
+        for track, rows in itertools.groupby(self._next[1], key=operator.itemgetter("track")):
+            lines = list(rows)
+            file = None
+            if lines[0]["uri"] is not None:
+                file = TranscriptFile(*(lines[0][name] for name in ("uri", "size_bytes", "modified_ns")))
+            found.append(
+                Transcript(
+                    track,
+                    tuple(Line(row["start_seconds"], row["end_seconds"], row["text"]) for row in lines),
+                    file,
+                )
+            )
+        self._next = next(self._groups, None)
+        return found
 
 
 def _batches(source: Path, names: list[str], columns: list[str] | None = None) -> Iterator[Any]:

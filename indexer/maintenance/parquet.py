@@ -4,6 +4,7 @@
       export.json              format, fingerprint, model, sampling, D, F, counts, sha256 of every file
       videos-00000.parquet     a row for each video, in the order in which they were added; more parts follow
       segments-00000.parquet   a row for each segment with its features, in the same order
+      transcripts-00000.parquet   a row for each line of a transcript, in the same order
 
 Needs pyarrow, the extra `parquet`, imported when it is first used.
 """
@@ -29,13 +30,14 @@ from indexer.errors import (
 from indexer.store.records import IndexFacts, KeptOut
 
 MANIFEST_FILE: Final = "export.json"
-FORMAT: Final = 2
-READABLE_FORMATS: Final = (1, 2)
-"""1 is the format of versions 0.1.0 and 0.2.0, without the columns NEW_VIDEO_COLUMNS."""
+FORMAT: Final = 3
+READABLE_FORMATS: Final = (1, 2, 3)
+"""1 is the format of versions 0.1.0 and 0.2.0, without the columns NEW_VIDEO_COLUMNS; 2 has no
+transcripts."""
 
 NEW_VIDEO_COLUMNS: Final = ("media_start_seconds", "recorded_at", "missing_since")
 _KINDS: Final = ("videos", "segments")
-_PART_NAME = re.compile(r"(videos|segments)-\d{5,}\.parquet")
+_PART_NAME = re.compile(r"(videos|segments|transcripts)-\d{5,}\.parquet")
 
 OnProgress = Callable[[str, int, int], None]
 """Called with the stage (`videos`, `segments`, `checking`, `importing`), the number done and the total."""
@@ -135,6 +137,23 @@ def segment_schema(embedding_dim: int, num_frames: int, with_frames: bool) -> An
     return pa.schema([pa.field(name, type, nullable=False) for name, type in types.items()])
 
 
+def transcript_schema() -> Any:
+    """Columns of the lines of transcripts; see `Transcript` and `TranscriptFile` for what they say."""
+    pa, _ = load_pyarrow()
+    types = {
+        "video_id": pa.string(),
+        "track": pa.string(),
+        "uri": pa.string(),
+        "size_bytes": pa.int64(),
+        "modified_ns": pa.int64(),
+        "start_seconds": pa.float64(),
+        "end_seconds": pa.float64(),
+        "text": pa.string(),
+    }
+    of_file = {"uri", "size_bytes", "modified_ns"}
+    return pa.schema([pa.field(name, type, name in of_file) for name, type in types.items()])
+
+
 @dataclass(frozen=True)
 class PartFile:
     """A Parquet file as it was written."""
@@ -184,7 +203,7 @@ class ExportManifest:
         return IndexFacts(**{field.name: getattr(self, field.name) for field in fields(IndexFacts)})
 
     def names(self, kind: str) -> list[str]:
-        """Names of the parts of `videos` or `segments`, in their order."""
+        """Names of the parts of `videos`, `segments` or `transcripts`, in their order."""
         return sorted((name for name in self.files if name.startswith(f"{kind}-")), key=lambda n: (len(n), n))
 
     def write(self, directory: Path) -> Path:
@@ -242,6 +261,7 @@ def check_files(directory: Path, manifest: ExportManifest, on_progress: OnProgre
     schemas = {
         "videos": video_schema(manifest.format),
         "segments": segment_schema(manifest.embedding_dim, manifest.num_frames, manifest.with_frames),
+        "transcripts": transcript_schema(),
     }
     for num_done, (name, part) in enumerate(manifest.files.items(), start=1):
         path = directory / name

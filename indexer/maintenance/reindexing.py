@@ -341,12 +341,25 @@ class _Build:
         for first in range(0, len(unique), _IDS_AT_ONCE):
             some = unique[first : first + _IDS_AT_ONCE]
             wanted, present = self._source.get_videos(some), self._target.get_videos(some)
+            self._synchronize_transcripts([video_id for video_id in some if video_id in present])
             for video_id in some:
                 self._missing.pop(video_id, None)
                 self._gone.discard(video_id)
                 if self._needs_encoding(video_id, wanted.get(video_id), present.get(video_id)):
                     to_encode.append(video_id)
         return to_encode
+
+    def _synchronize_transcripts(self, video_ids: Sequence[str]) -> None:
+        wanted = self._source.transcripts.of_videos(video_ids)
+        present = self._target.transcripts.of_videos(video_ids)
+        for video_id in wanted.keys() | present.keys():
+            before = {transcript.track: transcript for transcript in present.get(video_id, ())}
+            now = {transcript.track: transcript for transcript in wanted.get(video_id, ())}
+            for track in before.keys() - now.keys():
+                self._target.transcripts.delete(video_id, track)
+            for track, transcript in now.items():
+                if before.get(track) != transcript:
+                    self._target.transcripts.put(video_id, transcript)
 
     def _needs_encoding(self, video_id: str, wanted: VideoRecord | None, present: VideoRecord | None) -> bool:
         if present is not None and (wanted is None or present.content_sha256 != wanted.content_sha256):
@@ -385,6 +398,7 @@ class _Build:
         for first in range(0, len(video_ids), _IDS_AT_ONCE):
             some = video_ids[first : first + _IDS_AT_ONCE]
             records = self._source.get_videos(some)
+            transcripts = self._source.transcripts.of_videos(some)
             for video_id in some:
                 record = records.get(video_id)
                 if record is None:  # Deleted meanwhile; the next round sees that change.
@@ -392,7 +406,13 @@ class _Build:
                     continue
                 found = find_video_file(self._source.index_directory, record) or self._find_elsewhere(record)
                 path, trusted = (Path(video_id), False) if found is None else found
-                source = VideoSource(path, id=video_id, trusted=trusted, record=record)
+                source = VideoSource(
+                    path,
+                    id=video_id,
+                    trusted=trusted,
+                    record=record,
+                    transcripts=transcripts.get(video_id, ()),
+                )
                 if found is None:
                     self._take(IndexEvent(source, "failed", None, NO_FILE_REASON))
                 else:

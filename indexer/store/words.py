@@ -32,6 +32,12 @@ _WORD: Final = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}]*")
 _UNSPACED: Final = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\u30fc]+"
 )
+_RUN: Final = regex.compile(
+    r"[\p{Katakana}\u30fc]+|\p{Hiragana}+|\p{Han}+|\p{Thai}+|\p{Lao}+|\p{Khmer}+|\p{Myanmar}+"
+)
+_IDEOGRAPHIC: Final = regex.compile(r"[\p{Han}\p{Hiragana}]")
+_KATAKANA: Final = regex.compile(r"[\p{Katakana}\u30fc]")
+_HIRAGANA: Final = regex.compile(r"\p{Hiragana}")
 _ACCENTED: Final = regex.compile(r"([\p{Latin}\p{Greek}\p{Cyrillic}\p{Hebrew}\p{Arabic}])\p{Mn}+")
 """A letter of a script in which people leave marks out, with its marks. In others they are letters: without
 its vowel signs a word of Hindi is another one."""
@@ -94,42 +100,41 @@ def _terms_of_word(word: str) -> Iterator[str]:
 def words_of_query(text: str) -> list[QueryWord]:
     """The words that a query asks for, each once, at most MAX_QUERY_WORDS; none where it has no letter.
 
-    A text without spaces is asked for by its pairs of characters, each by itself: a sentence then finds a
-    title that shares some of its words.
+    Of a script without spaces, a few characters that follow one another are taken for a word. More are a
+    sentence, whose parts are asked for each by itself: it then finds a title that shares some of its words.
 
     Example:
-        >>> [word.terms for word in words_of_query("Don't 黑猫跑")]
-        [('don', 't'), ('黑猫',), ('猫跑',)]
+        >>> [word.terms for word in words_of_query("Don't 黑猫跑 カラス")]
+        [('don', 't'), ('黑猫', '猫跑'), ('カラ', 'ラス')]
     """
     found: dict[tuple[str, ...], QueryWord] = {}
+    particles: dict[tuple[str, ...], QueryWord] = {}
     for given in text.split():
         spaced: list[str] = []
         for word in _WORD.findall(plain(given)):
-            for part in _split_scripts(word):
-                if not _UNSPACED.fullmatch(part):
-                    spaced.append(part)
-                elif len(part) == 1:
-                    found.setdefault((part,), QueryWord(part, (part,), is_prefix=True))
-                else:
-                    for first in range(len(part) - 1):
-                        pair = part[first : first + 2]
-                        found.setdefault((pair,), QueryWord(pair, (pair,), is_prefix=False))
+            if word.isascii():
+                spaced.append(word)
+                continue
+            spaced += [part for part in _UNSPACED.split(word) if part]
+            for run in _RUN.finditer(word):
+                for part in _parts_of_run(run.group()):
+                    terms = tuple(part[first : first + 2] for first in range(max(1, len(part) - 1)))
+                    # One hiragana is a particle; alone, it is what is asked for.
+                    kept = particles if len(part) == 1 and _HIRAGANA.match(part) else found
+                    kept.setdefault(terms, QueryWord(part, terms, is_prefix=len(part) == 1))
         if spaced:
             is_prefix = len(spaced[-1]) >= MIN_PREFIX_LENGTH
             found.setdefault(tuple(spaced), QueryWord(given, tuple(spaced), is_prefix))
-    return list(found.values())[:MAX_QUERY_WORDS]
+    return list((found or particles).values())[:MAX_QUERY_WORDS]
 
 
-def _split_scripts(word: str) -> list[str]:
-    """A word in its parts with and without spaces between words."""
-    if word.isascii():
-        return [word]
-    parts, end = [], 0
-    for run in _UNSPACED.finditer(word):
-        parts += [word[end : run.start()]] if run.start() > end else []
-        parts.append(run.group())
-        end = run.end()
-    return parts + ([word[end:]] if end < len(word) else [])
+def _parts_of_run(run: str) -> list[str]:
+    """What is asked for of characters of one script that follow one another."""
+    is_ideographic = _IDEOGRAPHIC.match(run) is not None
+    longest, size = (4, 2) if is_ideographic else (8, 4)
+    if len(run) <= longest or _KATAKANA.match(run):
+        return [run]
+    return [run[first : first + size] for first in range(len(run) - size + 1)]
 
 
 def found_in(word: QueryWord, terms: list[str]) -> bool:

@@ -128,6 +128,11 @@ class TranscriptTable:
         with self._connections.joined(transaction) as connection:
             number, video_id = _video_number(connection, video_id)
             _delete_transcript(connection, number, transcript.track)
+            (num_tracks,) = connection.execute(
+                "SELECT count(*) FROM transcripts WHERE video_number = ?", (number,)
+            ).fetchone()
+            if num_tracks >= MAX_TRACKS:  # The deletion was of none then.
+                raise InvalidRecordError(f"a video has at most {MAX_TRACKS} transcripts: delete one first")
             _insert_transcripts(connection, number, [transcript])
             _index_transcripts(connection, number)
             write_change(connection, "update", video_id, (), self._clock())
@@ -174,11 +179,6 @@ def _insert_transcripts(
             values = (transcript.track, check_text("uri", file.uri), file.size_bytes, file.modified_ns)
         lines = pack_lines(transcript.lines)
         connection.execute(_INSERT, (number, *values, lines, _checksum(values, lines)))
-    (num_tracks,) = connection.execute(
-        "SELECT count(*) FROM transcripts WHERE video_number = ?", (number,)
-    ).fetchone()
-    if num_tracks > MAX_TRACKS:
-        raise InvalidRecordError(f"a video has at most {MAX_TRACKS} transcripts: delete one first")
 
 
 def _checksum(values: Sequence[str | int | None], lines: bytes) -> int:

@@ -105,7 +105,8 @@ def export_index(
         files = _write_parts(unfinished, "videos", video_schema(), blocks.videos())
         schema = segment_schema(catalog.embedding_dim, catalog.num_frames, with_frames)
         files |= _write_parts(unfinished, "segments", schema, blocks.segments(schema))
-        files |= _write_parts(unfinished, "transcripts", transcript_schema(), blocks.transcripts())
+        said = blocks.transcripts()
+        files |= _write_parts(unfinished, "transcripts", transcript_schema(), said, at_least_one=False)
         manifest = ExportManifest(
             made_at=time.time(),
             **asdict(catalog.facts),
@@ -225,8 +226,10 @@ def _segment_table(
     return pa.Table.from_pydict(columns, schema=schema)
 
 
-def _write_parts(directory: Path, kind: str, schema: Any, tables: Iterator[Any]) -> dict[str, PartFile]:
-    """Write tables, a row group each, to as many files as they need, at least one.
+def _write_parts(
+    directory: Path, kind: str, schema: Any, tables: Iterator[Any], *, at_least_one: bool = True
+) -> dict[str, PartFile]:
+    """Write tables, a row group each, to as many files as they need.
 
     Returns:
         The files by name.
@@ -234,7 +237,7 @@ def _write_parts(directory: Path, kind: str, schema: Any, tables: Iterator[Any])
     _, parquet = load_pyarrow()
     files: dict[str, PartFile] = {}
     table = next(tables, None)
-    while table is not None or not files:
+    while table is not None or (at_least_one and not files):
         path = directory / f"{kind}-{len(files):05}.parquet"
         num_rows = num_bytes = 0
         with parquet.ParquetWriter(

@@ -4,7 +4,7 @@
       export.json              format, fingerprint, model, sampling, D, F, counts, sha256 of every file
       videos-00000.parquet     a row for each video, in the order in which they were added; more parts follow
       segments-00000.parquet   a row for each segment with its features, in the same order
-      transcripts-00000.parquet   a row for each line of a transcript, in the same order
+      transcripts-00000.parquet   where there are transcripts: a row for each of their lines, in this order
 
 Needs pyarrow, the extra `parquet`, imported when it is first used.
 """

@@ -16,8 +16,9 @@ from indexer.ingest.encoding import index_facts, index_fingerprint
 from indexer.ingest.manifest import VideoSource
 from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
 from indexer.ingest.synchronisation import Progress, Synchronisation, SyncOptions, SyncReport
+from indexer.media.decode_pool import DecodePool
 from indexer.media.sampling import Sampling
-from indexer.search.types import SearchAnswer, SearchQuery
+from indexer.search.types import SearchAnswer, SearchQuery, SimilarAnswer
 from indexer.store.store import Store, create_store, open_store
 from model.features import VideoFeatures
 from model.xclip import XClip
@@ -239,6 +240,17 @@ class Index:
         InvalidQueryError where one is out of its range.
         """
         return self.searcher.search(SearchQuery(text, limit=limit, **options))
+
+    def search_media(self, path: str | Path, **options: Any) -> SimilarAnswer:
+        """Find videos that look like a picture or a clip, best first; nothing is added.
+
+        options: the fields of `SimilarQuery`. Raises MediaError where the file is neither, InvalidQueryError.
+        """
+        from indexer.search.query_media import read_media
+
+        with DecodePool(1) as pool:
+            media = read_media(pool, Path(path), self.model, self.sampling)
+        return self.searcher.search_media(media, **options)
 
     @property
     def searcher(self) -> Searcher:

@@ -23,10 +23,11 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
+from indexer.media.sampling import Sampling
 from service.admission import SearchLimiter
 from service.auth.access import KEY_HEADER, AccessControl, KeyRing
 from service.auth.keys import keys_path
-from service.derived_media import MakeClip, Previews, TakePicture, Thumbnails
+from service.derived_media import Decoders, MediaReader, Previews, Thumbnails
 from service.http.middleware import (
     DeadlineMiddleware,
     ForwardingMiddleware,
@@ -45,6 +46,7 @@ from service.routes import (
     health,
     ingest,
     media,
+    media_search,
     page,
     search,
     videos,
@@ -55,6 +57,7 @@ from service.state import Drain, Playability, ReadyService
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
+    from indexer.search.query_media import QueryMedia
     from indexer.search.searcher import Searcher
 
 logger = logging.getLogger("xclip_search.service")
@@ -76,6 +79,7 @@ CORS_EXPOSED_HEADERS = ("Accept-Ranges", "Content-Range", "ETag", "Location", "R
 
 ROUTERS = (
     search.router,
+    media_search.router,
     ingest.router,
     videos.router,
     media.router,
@@ -89,8 +93,7 @@ def create_app(
     settings: Settings,
     *,
     searcher: Searcher | None = None,
-    take_picture: TakePicture | None = None,
-    make_clip: MakeClip | None = None,
+    decoders: Decoders | None = None,
     on_failure: Callable[[BaseException], None] | None = None,
     tracing: TracerProvider | None = None,
 ) -> FastAPI:
@@ -99,8 +102,7 @@ def create_app(
     Args:
         settings: Of the service; names the index.
         searcher: Used instead of loading one; the application is then ready immediately, and has no worker.
-        take_picture: Makes thumbnails, instead of child processes that decode them.
-        make_clip: Makes previews, instead of those.
+        decoders: Used instead of child processes that decode files.
         on_failure: Called with the error when model or index cannot be loaded, or memory was full: the
             process should end.
         tracing: Makes spans; shut down at the end.
@@ -108,8 +110,8 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with _derived_media(settings, take_picture, make_clip) as (thumbnails, previews):
-            assemble = partial(_assemble, app, settings, thumbnails, previews)
+        with _decoders(settings) if decoders is None else contextlib.nullcontext(decoders) as opened:
+            assemble = partial(_assemble, app, settings, opened)
             tasks: list[asyncio.Task[None]] = []
             if searcher is not None:
                 app.state.service = assemble(searcher)
@@ -146,6 +148,8 @@ def create_app(
         limit_bytes = settings.body_limit_bytes
         if router is ingest.router:
             limit_bytes = settings.upload_limit_bytes + FORM_OVERHEAD_BYTES
+        elif router is media_search.router:
+            limit_bytes = settings.query_media_limit_bytes + FORM_OVERHEAD_BYTES
         app.include_router(router, max_body_size=limit_bytes)
     install_openapi(app, ROUTERS)
     return app
@@ -204,9 +208,7 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
     )
 
 
-def _assemble(
-    app: FastAPI, settings: Settings, thumbnails: Thumbnails, previews: Previews, searcher: Searcher
-) -> ReadyService:
+def _assemble(app: FastAPI, settings: Settings, decoders: Decoders, searcher: Searcher) -> ReadyService:
     store = MediaStore(settings.index_directory, settings.allowed_roots)
     if searcher.catalog.is_read_only:
         logger.warning("the index is on a read-only file system: it can be searched, not changed")
@@ -223,33 +225,35 @@ def _assemble(
             settings.num_search_threads, settings.max_waiting_searches, app.state.observe_search
         ),
         ingest_limiter=CapacityLimiter(NUM_INGEST_THREADS),
-        thumbnails=thumbnails,
-        previews=previews,
+        thumbnails=Thumbnails(settings.thumbnail_cache_bytes, decoders.take_picture),
+        previews=Previews(settings.preview_cache_bytes, decoders.make_clip),
+        media_reader=MediaReader(decoders.read_media),
         playability=Playability(searcher.catalog, store),
     )
 
 
 @contextlib.contextmanager
-def _derived_media(
-    settings: Settings, take_picture: TakePicture | None, make_clip: MakeClip | None
-) -> Iterator[tuple[Thumbnails, Previews]]:
-    """Pictures and clips by decoding processes of the server's own: the worker's may be busy for minutes.
+def _decoders(settings: Settings) -> Iterator[Decoders]:
+    """Decoding processes of the server's own: the worker's may be busy for minutes.
 
-    There are two, and only one clip is made at a time, so that pictures need not wait for it.
+    There are two, and only one clip is made, and one file read that is searched with, at a time, so that
+    pictures need not wait long.
     """
-    with contextlib.ExitStack() as stack:
-        if take_picture is None or make_clip is None:
-            from indexer.media.decode_pool import DecodePool
-            from indexer.media.probing import MediaLimits
+    from indexer.media.decode_pool import DecodePool
+    from indexer.media.probing import MediaLimits
 
-            timeout_seconds = min(PICTURE_TIMEOUT_SECONDS, settings.decode_timeout_seconds)
-            limits = MediaLimits(max_duration_seconds=math.inf)  # Its length was judged when it was added.
-            pool = stack.enter_context(DecodePool(2, timeout_seconds, limits=limits))
-            take_picture = take_picture or (lambda *values: pool.submit_picture(*values).result())
-            make_clip = make_clip or (lambda *values: pool.submit_clip(*values).result())
-        yield (
-            Thumbnails(settings.thumbnail_cache_bytes, take_picture),
-            Previews(settings.preview_cache_bytes, make_clip),
+    def read_media(path: Path, searcher: Searcher) -> QueryMedia:
+        from indexer.search.query_media import read_media
+
+        return read_media(pool, path, searcher.model, Sampling.from_json(searcher.catalog.sampling_json))
+
+    timeout_seconds = min(PICTURE_TIMEOUT_SECONDS, settings.decode_timeout_seconds)
+    limits = MediaLimits(max_duration_seconds=math.inf)  # Its length was judged when it was added.
+    with DecodePool(2, timeout_seconds, limits=limits) as pool:
+        yield Decoders(
+            take_picture=lambda *values: pool.submit_picture(*values).result(),
+            make_clip=lambda *values: pool.submit_clip(*values).result(),
+            read_media=read_media,
         )
 
 

@@ -1,7 +1,7 @@
 """Thumbnails and previews, made from videos' files on demand and kept in memory up to a bound.
 
-Both are made in child processes, few at a time. A preview is for browsers that cannot play the file itself
-(`service.state.Playability`).
+Both are made in child processes, few at a time, as are the frames of files that are searched with. A preview
+is for browsers that cannot play the file itself (`service.state.Playability`).
 """
 
 from __future__ import annotations
@@ -9,14 +9,20 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anyio import CapacityLimiter, to_thread
 
 from indexer.errors import MediaError
-from service.errors import MediaNotFoundError, OverloadedError
+from service.errors import MediaNotFoundError, MediaRejectedError, OverloadedError
 from service.ingest.media_store import MediaFile
+
+if TYPE_CHECKING:
+    from indexer.search.query_media import QueryMedia
+    from indexer.search.searcher import Searcher
 
 _Key = tuple[str, int, int, tuple[float, ...]]
 
@@ -88,6 +94,22 @@ class DerivedMedia:
 TakePicture = Callable[[Path, float, int], bytes]
 """(path, time in seconds, largest width in pixels) -> JPEG. Blocks; raises MediaError."""
 
+MakeClip = Callable[[Path, float], bytes]
+"""(path, time in seconds) -> a short silent MP4, see `indexer.media.preview`. Blocks; raises MediaError."""
+
+ReadMedia = Callable[[Path, "Searcher"], "QueryMedia"]
+"""(path, of what index) -> what a file shows that is searched with. Blocks; raises MediaError."""
+
+
+@dataclass(frozen=True)
+class Decoders:
+    """What opens video files for the server, each in child processes of its own."""
+
+    take_picture: TakePicture
+    make_clip: MakeClip
+    read_media: ReadMedia
+
+
 MAX_THUMBNAILS_INSIDE = 64
 """Thumbnails that may be waited for concurrently; a page asks for some ten."""
 
@@ -115,12 +137,9 @@ class Thumbnails:
         self._made.forget(video_id)
 
 
-MakeClip = Callable[[Path, float], bytes]
-"""(path, time in seconds) -> a short silent MP4, see `indexer.media.preview`. Blocks; raises MediaError."""
-
 PREVIEW_CONTENT_TYPE = "video/mp4"
-MAX_PREVIEWS_INSIDE = 8
-"""Previews that may be waited for concurrently: each takes a second or so."""
+MAX_PREVIEWS_INSIDE = MAX_MEDIA_INSIDE = 8
+"""Previews, and files that are searched with, that may be waited for: each takes a second or so."""
 
 
 class Previews:
@@ -144,3 +163,24 @@ class Previews:
     def forget(self, video_id: str) -> None:
         """Drop all previews of a video."""
         self._made.forget(video_id)
+
+
+class MediaReader:
+    """Pictures and clips that are searched with, read one at a time: thumbnails need decoders too."""
+
+    def __init__(self, read: ReadMedia) -> None:
+        self._read = read
+        self._limiter = CapacityLimiter(1)
+        self._num_inside = 0
+
+    async def read(self, path: Path, searcher: Searcher) -> QueryMedia:
+        """What a file shows. Raises MediaRejectedError, OverloadedError."""
+        if self._num_inside >= MAX_MEDIA_INSIDE:
+            raise OverloadedError()
+        self._num_inside += 1
+        try:
+            return await to_thread.run_sync(self._read, path, searcher, limiter=self._limiter)
+        except MediaError as error:
+            raise MediaRejectedError(f"{error.reason[:1].upper()}{error.reason[1:]}.") from None
+        finally:
+            self._num_inside -= 1

@@ -200,6 +200,13 @@ class VideoRejectedError(ServiceError):
     status, kind, title = 422, "video-rejected", "Video rejected"
 
 
+class MediaRejectedError(ServiceError):
+    """The file cannot be searched with: neither a picture nor a video that can be read; `detail` says why."""
+
+    status, kind, title = 422, "media-rejected", "Media rejected"
+    default_detail = "The file is neither a picture nor a video that can be read."
+
+
 class UnauthorizedError(ServiceError):
     """A key is needed, and none that opens anything came with the request."""
 

@@ -189,6 +189,9 @@ class Settings(WorkerSettings, KeysSettings):
         default=(), description="Folders that POST /videos may read a uri from, separated as in PATH."
     )
     body_limit_bytes: int = Field(default=64 * 1024, ge=1024, description="Largest JSON body taken.")
+    query_media_limit_bytes: int = Field(
+        default=64 * MIB, ge=1, description="Largest picture or clip that is searched with."
+    )
     num_search_threads: int = Field(default=2, ge=1, le=256, description="Searches that run concurrently.")
     max_waiting_searches: int = Field(default=64, ge=0, description="Searches that may wait, then 503.")
     filter_limit_seconds: float = Field(

@@ -18,7 +18,7 @@ from fastapi import Depends, Request
 from indexer.store.records import VideoRecord
 from indexer.store.store import Jobs, Store
 from service.admission import SearchLimiter
-from service.derived_media import Previews, Thumbnails
+from service.derived_media import MediaReader, Previews, Thumbnails
 from service.errors import NotReadyError, may_raise
 from service.ingest.media_store import MediaStore
 from service.settings import Settings
@@ -83,6 +83,7 @@ class ReadyService:
     ingest_limiter: CapacityLimiter
     thumbnails: Thumbnails
     previews: Previews
+    media_reader: MediaReader
     playability: Playability
 
 

@@ -54,6 +54,7 @@ from indexer.store.job import JobState
 from indexer.store.records import Sort
 from service.schemas.operation import HealthAnswer, SessionAnswer, StatsAnswer
 from service.schemas.search import (
+    MediaSearchAnswerBody,
     ResultAnswer,
     SearchAnswerBody,
     SearchAnswersBody,
@@ -105,6 +106,17 @@ _BROKEN: Final = (
     httpx.CloseError,
     httpx.RemoteProtocolError,
 )
+
+
+class SimilarOptions(TypedDict, total=False):
+    """What a search by a video, a picture or a clip may have; see docs/http-api.md."""
+
+    limit: int
+    offset: int
+    group_by: GroupBy
+    min_score: float | None
+    num_moments: int
+    filter: Filter | None
 
 
 class SearchOptions(TypedDict, total=False):
@@ -226,13 +238,24 @@ class AsyncClient:
         body = {"queries": list(queries), **options}
         return await self._ask(SearchAnswersBody, _Request("POST", "search", json=body))
 
-    async def similar(
-        self, video_id: str, *, limit: int = 10, offset: int = 0, filter: Filter | None = None
-    ) -> SimilarAnswerBody:
+    async def similar(self, video_id: str, **options: Unpack[SimilarOptions]) -> SimilarAnswerBody:
         """Videos that look like this one."""
-        params = {"limit": limit, "offset": offset, "filter": _json_or_none(filter)}
-        request = _Request("GET", f"{_video_path(video_id)}/similar", params)
+        request = _Request("GET", f"{_video_path(video_id)}/similar", _similar_fields(options))
         return await self._ask(SimilarAnswerBody, request)
+
+    async def search_media(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        on_progress: OnProgress | None = None,
+        **options: Unpack[SimilarOptions],
+    ) -> MediaSearchAnswerBody:
+        """Videos that look like a picture or a clip, which is not added to the index.
+
+        path: The file. on_progress: Called with how many bytes of how many were sent.
+        """
+        upload = _Upload(Path(path), _similar_fields(options), on_progress)
+        return await self._ask(MediaSearchAnswerBody, _Request("POST", "search/media", upload=upload))
 
     async def rank_texts(self, video_id: str, texts: Sequence[str]) -> TextsAnswerBody:
         """Which of these texts fits the video best: the search the other way round."""
@@ -526,6 +549,14 @@ def _path_segment(text: str) -> str:
     return quote(text, safe="")
 
 
+def _similar_fields(options: SimilarOptions) -> dict[str, str]:
+    """As texts, without those that are None."""
+    texts = {name: value for name, value in options.items() if value is not None}
+    if "filter" in texts:
+        texts["filter"] = json.dumps(texts["filter"], ensure_ascii=False)
+    return {name: str(value) for name, value in texts.items()}
+
+
 def _json_or_none(filter: Filter | None) -> str | None:
     return None if filter is None else json.dumps(filter, ensure_ascii=False)
 
@@ -741,6 +772,7 @@ class Client:
     search_all = _iterating(AsyncClient.search_all)
     search_many = _waiting(AsyncClient.search_many)
     similar = _waiting(AsyncClient.similar)
+    search_media = _waiting(AsyncClient.search_media)
     rank_texts = _waiting(AsyncClient.rank_texts)
     add_video = _waiting(AsyncClient.add_video)
     add_uri = _waiting(AsyncClient.add_uri)

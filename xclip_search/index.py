@@ -53,6 +53,7 @@ from xclip_search.videos import (
 if TYPE_CHECKING:
     from indexer.ingest.manifest import VideoSource
     from indexer.ingest.pipeline import DecodeOptions
+    from service.schemas.search import MediaSearchAnswerBody, SearchAnswerBody
 
 app = make_app()
 
@@ -241,7 +242,13 @@ def _upload(
 @app.command()
 def search(
     context: typer.Context,
-    text: Annotated[list[str], typer.Argument(help="What to look for: a sentence, or a few words.")],
+    text: Annotated[
+        list[str] | None, typer.Argument(help="What to look for: a sentence, or a few words.")
+    ] = None,
+    media: Annotated[
+        Path | None,
+        typer.Option("--image", "--video", help="Instead: a picture or a clip; what looks like it is found."),
+    ] = None,
     index: IndexOption = None,
     server: ServerOption = None,
     key: KeyOption = None,
@@ -266,32 +273,60 @@ def search(
       xclip-search search "rain" --index my-index --filter '{"metadata.camera": "north"}' --json
 
       xclip-search search "rain" --server http://127.0.0.1:8000 --limit 3
+
+      xclip-search search --image photo.jpg --index my-index
     """
     directory = directory_or_server(context, index, server, local_only=("model", "device"))
-    query, conditions = " ".join(text), parse_json(filter_json)
+    if (text is None) == (media is None):
+        stop("say what to look for: a sentence, or --image FILE, or --video FILE")
+    if media is not None and mode != ModeName.rerank:
+        stop("--mode is for searches by text")
+    query, options = " ".join(text or ()), {"limit": limit, "filter": parse_json(filter_json)}
     if directory is None:
         of_pages = {"thumbnail_url", "media_url", "preview_url", "playable", "explanation"}
         with connect(server, key) as client:
-            found = client.search(query, limit=limit, mode=mode.value, filter=conditions)
+            found: SearchAnswerBody | MediaSearchAnswerBody
+            if media is not None:
+                found = client.search_media(media, **options)
+            else:
+                found = client.search(query, mode=mode.value, **options)
             answer = found.model_dump(exclude={"results": {"__all__": of_pages}})
     else:
-        with errors_explained():
-            from indexer.search.types import SearchQuery
-
-            # Checked before a model is loaded.
-            wanted = SearchQuery(query, limit=limit, mode=mode.value, filter=conditions)
-            from indexer.index import Index
-
-            with Index.open(directory, model, device=device) as opened:
-                answer = asdict(opened.searcher.search(wanted))
-        for result in answer["results"]:
-            del result["explanation"]
+        if media is None:
+            options["mode"] = mode.value
+        answer = _search_here(directory, model, device, media or query, options)
     for result in answer["results"]:
         result["recorded_at"] = iso_time(result["recorded_at"])
     if as_json:
         print_json(answer)
     else:
         _print_answer(answer)
+
+
+def _search_here(
+    directory: Path, model: str | None, device: str, asked: str | Path, options: dict[str, Any]
+) -> dict[str, Any]:
+    """An answer without a server. asked: a text, or a file. options: of `SearchQuery` or `SimilarQuery`."""
+    with errors_explained():
+        from indexer.search.types import SearchQuery, SimilarQuery
+
+        # Checked before a model is loaded.
+        if isinstance(asked, str):
+            SearchQuery(asked, **options)
+        else:
+            SimilarQuery(**options)
+            if not asked.is_file():
+                stop(f"there is no file {asked}")
+        from indexer.index import Index
+
+        with Index.open(directory, model, device=device) as opened:
+            if isinstance(asked, str):
+                answer = asdict(opened.search(asked, **options))
+            else:
+                answer = asdict(opened.search_media(asked, **options))
+    for result in answer["results"]:
+        del result["explanation"]
+    return answer
 
 
 def _decode_options(timeout_seconds: float, max_hours: float | None, backend: BackendName) -> DecodeOptions:
@@ -318,14 +353,16 @@ def _print_answer(answer: dict[str, Any]) -> None:
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("title", overflow="fold")
     table.add_column("score", justify="right", no_wrap=True)
-    for name in results[0]["scores"]:
+    has_parts = any(score is not None for result in results for score in result["scores"].values())
+    for name in results[0]["scores"] if has_parts else ():
         table.add_column(name.replace("_", " "), justify="right", width=len("sentence"))
     table.add_column("moments", no_wrap=True)
     for result in results:
-        scores = [f"{score:.2f}" if score is not None else "-" for score in result["scores"].values()]
+        parts = result["scores"].values() if has_parts else ()
+        scores = [f"{score:.2f}" if score is not None else "-" for score in parts]
         moments = " ".join(clock(moment["time_seconds"]) for moment in result["moments"])
         title = escape(printable(result["title"] or result["id"]))
         table.add_row(str(result["rank"]), title, f"{result['score']:.2f}", *scores, moments)
     Console().print(table)
-    milliseconds = answer["timings"]["total_seconds"] * 1000
-    echo(f"{len(results)} of {answer['num_videos']} videos in {milliseconds:.0f} ms")
+    took = f" in {1000 * answer['timings']['total_seconds']:.0f} ms" if "timings" in answer else ""
+    echo(f"{len(results)} of {answer['num_videos']} videos{took}")

@@ -14,12 +14,14 @@ import signal
 import socket
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import av.error
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from indexer.errors import DecoderDiedError, MediaError, MediaLimitError, UnsupportedMediaError
 from indexer.media.decode_messages import (
@@ -34,14 +36,21 @@ from indexer.media.decode_messages import (
 )
 from indexer.media.frame_reader import VideoFile
 from indexer.media.preview import make_clip
-from indexer.media.probing import MediaLimits, check_file
+from indexer.media.probing import MediaLimits, check_file, check_frame_size
 from indexer.media.sampling import PlannedSegment, plan_segments
 from indexer.media.sandbox import allow_processor_seconds, limit_resources, refuse_system_calls
+from model.preprocessing import Resizing
 
 _GRACE_SECONDS = 10.0
 """How much later than the parent's own time limit the kernel ends a child, for where the parent is gone."""
 
 _JPEG_QUALITY = 85
+
+_PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+"""Pillow's names of what is read as a picture; of an animation, its first frame."""
+
+_MAX_PICTURE_PIXELS = 256_000_000
+"""Cameras of telephones make pictures of 200 million."""
 
 
 def serve(descriptor: int) -> None:
@@ -102,6 +111,9 @@ def _answer(header: dict[str, Any], files: _Files) -> tuple[dict[str, Any], list
         if header["kind"] == "picture":
             picture = _take_picture(header, files.limits)
             return {"kind": "picture"}, [memoryview(picture)]
+        if header["kind"] == "still":
+            square = _read_still(Path(header["path"]), Resizing(**header["resizing"]), files.limits)
+            return {"kind": "still"}, [] if square is None else [square.data.cast("B")]
         if header["kind"] == "clip":
             clip = make_clip(Path(header["path"]), float(header["time_seconds"]), files.limits)
             return {"kind": "clip"}, [memoryview(clip)]
@@ -211,3 +223,37 @@ def _take_picture(header: dict[str, Any], limits: MediaLimits) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
     return buffer.getvalue()
+
+
+def _read_still(path: Path, resizing: Resizing, limits: MediaLimits) -> NDArray[np.uint8] | None:
+    """The picture in a file as the model's square, uint8 [R, R, 3]; None where the file is no picture.
+
+    Upright, as its camera says; transparency on white, as pages show it.
+
+    Raises:
+        MediaError: it is a picture that is damaged or too large.
+    """
+    Image.MAX_IMAGE_PIXELS = None  # Its warning; the size is judged below, before a pixel is decoded.
+    try:
+        picture = Image.open(path, formats=_PICTURE_FORMATS)
+    except UnidentifiedImageError:
+        return None
+    except (ValueError, SyntaxError):
+        raise MediaError("the picture is damaged") from None
+    with picture:
+        check_frame_size(*picture.size, replace(limits, max_pixels=_MAX_PICTURE_PIXELS))
+        try:
+            # A JPEG is decoded at a fraction of its size, as large as the square needs at least.
+            picture.draft(None, (2 * resizing.image_size, 2 * resizing.image_size))
+            shown = ImageOps.exif_transpose(picture)
+            if shown.mode.startswith("I;16"):
+                shown = Image.fromarray((np.asarray(shown) >> 8).astype(np.uint8))
+            if shown.has_transparency_data:
+                shown = shown.convert("RGBA")
+                shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
+            rgb = np.asarray(shown.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise  # Not the picture, but the disk or the memory.
+            raise MediaError("the picture is damaged") from None
+    return resizing(rgb)

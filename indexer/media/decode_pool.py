@@ -25,6 +25,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from indexer.errors import DecoderDiedError, DecodeTimeoutError, MediaError
 from indexer.media.decode_messages import (
     NONSENSE_REASON,
@@ -40,6 +43,7 @@ from indexer.media.decode_messages import (
 )
 from indexer.media.preview import MAX_CLIP_BYTES, MP4_START
 from indexer.media.probing import MediaLimits, check_duration
+from model.preprocessing import Resizing
 
 __all__ = ["DecodePool", "DecodeRequest", "DecodedSegment", "DecodedVideo", "HashedFile"]
 
@@ -114,6 +118,11 @@ class DecodePool:
         """A JPEG of the frame shown at `time_seconds`, at most `max_width` pixels wide. Raises MediaError."""
         return self._threads.submit(self._take_picture, str(path), time_seconds, max_width)
 
+    def submit_still(self, path: str | Path, resizing: Resizing) -> Future[NDArray[np.uint8] | None]:
+        """The picture in a file as the model's square, uint8 [R, R, 3]; None where the file is no picture,
+        but perhaps a video. Raises MediaError."""
+        return self._threads.submit(self._read_still, str(path), resizing)
+
     def submit_clip(self, path: str | Path, time_seconds: float) -> Future[bytes]:
         """A short silent MP4 from `time_seconds` on: `indexer.media.preview.make_clip`. Raises MediaError."""
         return self._threads.submit(self._make_clip, str(path), time_seconds)
@@ -171,6 +180,16 @@ class DecodePool:
         if not payload.startswith(_JPEG_START):
             raise DecoderDiedError(NONSENSE_REASON)
         return bytes(payload)
+
+    def _read_still(self, path: str, resizing: Resizing) -> NDArray[np.uint8] | None:
+        question = {"kind": "still", "path": str(Path(path).absolute()), "resizing": asdict(resizing)}
+        size = resizing.image_size
+        _, payload = self._ask(question, size * size * 3)
+        if not payload:
+            return None
+        if len(payload) != size * size * 3:
+            raise DecoderDiedError(NONSENSE_REASON)
+        return np.frombuffer(payload, np.uint8).reshape(size, size, 3)
 
     def _make_clip(self, path: str, time_seconds: float) -> bytes:
         question = {"kind": "clip", "path": str(Path(path).absolute()), "time_seconds": time_seconds}

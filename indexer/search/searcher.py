@@ -43,22 +43,21 @@ from indexer.search.results import (
     text_warnings,
     texts_warnings,
 )
-from indexer.search.similar import find_similar
+from indexer.search.similar import Asked, SimilarSearch
 from indexer.search.text_encoding import TextEncoder
 from indexer.search.text_ranking import rank_texts
 from indexer.search.types import (
-    DEFAULT_LIMIT,
     SearchAnswer,
     SearchAnswers,
     SearchQuery,
     SearchResult,
     SimilarAnswer,
+    SimilarQuery,
     StageTimes,
     TextsAnswer,
     Timings,
     as_filter,
     check_batch,
-    check_page,
 )
 from indexer.store.filters import Filter
 from indexer.store.sqlite.connections import raise_if_cancelled
@@ -66,6 +65,7 @@ from indexer.store.store import open_store
 from model.features import TextFeatures
 
 if TYPE_CHECKING:
+    from indexer.search.query_media import QueryMedia
     from model.xclip import XClip
 
 logger = logging.getLogger(__name__)
@@ -306,24 +306,31 @@ class Searcher:
 
     # Other searches
 
-    def similar(
-        self,
-        video_id: str,
-        *,
-        limit: int = DEFAULT_LIMIT,
-        offset: int = 0,
-        filter: Mapping[str, Any] | Filter | None = None,
-    ) -> SimilarAnswer:
+    def similar(self, video_id: str, **options: Any) -> SimilarAnswer:
         """Videos that look like a video of the index, best first, see `indexer.search.similar`.
 
-        limit, offset, filter: as in `SearchQuery`. Raises VideoNotFoundError, InvalidQueryError.
+        options: the fields of `SimilarQuery`. Raises VideoNotFoundError, InvalidQueryError.
         """
-        check_page(limit, offset)
-        chosen = as_filter(filter)
+        query = SimilarQuery(**options)
         self._sync()
-        page = slice(offset, offset + limit)
-        allowed = self._allowed(chosen)
-        answer = find_similar(self.catalog, self._index, self._features, video_id, page, allowed)
+        asked = Asked.of_video(self.catalog, self._features, video_id)
+        return self._find_similar(asked, query)
+
+    def search_media(self, media: QueryMedia, **options: Any) -> SimilarAnswer:
+        """Videos that look like a picture or a clip, best first; scores are those of `similar`.
+
+        media: what `indexer.search.query_media.read_media` made of a file. options: the fields of
+        `SimilarQuery`. Raises InvalidQueryError.
+        """
+        query = SimilarQuery(**options)
+        with torch.inference_mode():
+            asked = Asked(media.encode(self.model))
+        self._sync()
+        return replace(self._find_similar(asked, query), warnings=media.warnings)
+
+    def _find_similar(self, asked: Asked, query: SimilarQuery) -> SimilarAnswer:
+        search = SimilarSearch(self.catalog, self._index, self._features)
+        answer = search.find(asked, query, self._allowed(query.filter))
         self._refresher.start_where_needed(after_search=False)
         return answer
 

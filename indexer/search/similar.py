@@ -1,8 +1,9 @@
-"""Videos that look like one video, by the cosines of their segments' features."""
+"""Videos that look like one video, a picture or a clip, by the cosines of their segments' features."""
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +11,13 @@ from numpy.typing import NDArray
 from indexer.coarse.exact import SegmentSet
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import VideoNotFoundError
-from indexer.search.caches import FeatureCache, ScorableSegments
+from indexer.search.caches import FeatureCache
 from indexer.search.ordering import ScoredSegments, best
 from indexer.search.results import Page, best_moments, make_results, read_page
-from indexer.search.types import Moment, SimilarAnswer
+from indexer.search.types import GroupBy, Moment, SimilarAnswer, SimilarQuery
 from indexer.store.sqlite.connections import raise_if_cancelled
 from indexer.store.store import SearchedStore
+from model.features import VideoFeatures
 from model.score_names import SCORE_NAMES
 
 MAX_ASKED_SEGMENTS: Final = 16
@@ -25,62 +27,67 @@ SPARE_SEGMENTS: Final = 32
 """Found beyond the wanted ones at first: a video may have several segments among the nearest."""
 
 
-def find_similar(
-    catalog: SearchedStore,
-    index: CoarseIndex,
-    features: FeatureCache,
-    video_id: str,
-    rows: slice,
-    allowed: SegmentSet | None,
-) -> SimilarAnswer:
-    """The videos nearest to a video: by their nearest pair of segments, best first.
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What is searched with: S segments of one video, or of a picture or a clip that is not in the index.
 
-    Args:
-        catalog, index, features: Of the index.
-        video_id: The video, which is not among the results.
-        rows: Of all results, those of the page.
-        allowed: The only segments to consider; None for all.
-
-    Returns:
-        The page. Where the coarse index is approximate some videos may be missed. Moments are the frames
-        nearest to any of the video's, by their cosine.
-
-    Raises:
-        VideoNotFoundError: No video of this id.
+    videos: their features, on the model's device. id, segment_ids: of the video, and of all its segments,
+    which are not found; None, and none, for what is not in the index.
     """
-    own_ids = np.array([info.segment_id for info in catalog.video_segments(video_id)], np.int64)
-    own = features.get(_evenly(own_ids, MAX_ASKED_SEGMENTS))
-    if not len(own):
-        raise VideoNotFoundError(video_id)
-    ordered = _nearest_videos(catalog, index, own, own_ids, rows.stop, allowed)
-    page = read_page(ordered, rows, catalog, features)
-    results = make_results(page, _moments(page, own), first_rank=rows.start + 1)
-    return SimilarAnswer(video_id, catalog.num_videos, results)
+
+    videos: VideoFeatures
+    id: str | None = None
+    segment_ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @classmethod
+    def of_video(cls, catalog: SearchedStore, features: FeatureCache, video_id: str) -> Self:
+        """A video of the index; a long one by some of its segments. Raises VideoNotFoundError."""
+        own_ids = np.array([info.segment_id for info in catalog.video_segments(video_id)], np.int64)
+        own = features.get(_evenly(own_ids, MAX_ASKED_SEGMENTS))
+        if not len(own):
+            raise VideoNotFoundError(video_id)
+        return cls(own.videos, video_id, own_ids)
 
 
-def _nearest_videos(
-    catalog: SearchedStore,
-    index: CoarseIndex,
-    own: ScorableSegments,
-    own_ids: NDArray[np.int64],
-    num_wanted: int,
-    allowed: SegmentSet | None,
-) -> ScoredSegments:
-    count = num_wanted + len(own_ids) + SPARE_SEGMENTS
-    own_vectors = own.videos.video.cpu().numpy()
-    while True:
-        raise_if_cancelled()
-        products, ids = index.search(own_vectors, count, allowed)  # [T, k]
-        is_all = ids.shape[1] < count
-        nearest = _nearest_segments(catalog, products.ravel(), ids.ravel(), own_ids)
-        by_video = best(nearest, "video")
-        if not is_all:
-            # A segment that no search has found is farther from each asked one than the last that was found
-            # for it, so only what is nearer than all of those is surely in order.
-            by_video = by_video[by_video.total > products[:, -1].max()]
-        if is_all or len(by_video) >= num_wanted:
-            return by_video
-        count *= 2
+class SimilarSearch:
+    """Finds the videos nearest to something: by their nearest pair of segments, best first.
+
+    Where the coarse index is approximate some videos may be missed. Moments are the frames nearest to any of
+    what was asked with, by their cosine.
+    """
+
+    def __init__(self, catalog: SearchedStore, index: CoarseIndex, features: FeatureCache) -> None:
+        self._catalog = catalog
+        self._index = index
+        self._features = features
+
+    def find(self, asked: Asked, query: SimilarQuery, allowed: SegmentSet | None) -> SimilarAnswer:
+        """The page that `query` asks for. allowed: the only segments to consider; None for all."""
+        rows = slice(query.offset, query.offset + query.limit)
+        ordered = self._nearest(asked, query.group_by, rows.stop, allowed).at_least(query.min_score)
+        page = read_page(ordered, rows, self._catalog, self._features)
+        moments = _moments(page, asked.videos, query.num_moments)
+        results = make_results(page, moments, first_rank=rows.start + 1)
+        return SimilarAnswer(asked.id, self._catalog.num_videos, results)
+
+    def _nearest(
+        self, asked: Asked, group_by: GroupBy, num_wanted: int, allowed: SegmentSet | None
+    ) -> ScoredSegments:
+        count = num_wanted + len(asked.segment_ids) + SPARE_SEGMENTS
+        vectors = asked.videos.video.cpu().numpy()
+        while True:
+            raise_if_cancelled()
+            products, ids = self._index.search(vectors, count, allowed)  # [T, k]
+            is_all = ids.shape[1] < count
+            nearest = _nearest_segments(self._catalog, products.ravel(), ids.ravel(), asked.segment_ids)
+            ordered = best(nearest, group_by)
+            if not is_all:
+                # A segment that no search has found is farther from each asked one than the last that was
+                # found for it, so only what is nearer than all of those is surely in order.
+                ordered = ordered[ordered.total > products[:, -1].max()]
+            if is_all or len(ordered) >= num_wanted:
+                return ordered
+            count *= 2
 
 
 def _nearest_segments(
@@ -98,12 +105,13 @@ def _nearest_segments(
     return ScoredSegments(found, numbers, total, np.full((len(total), len(SCORE_NAMES)), np.nan, np.float32))
 
 
-def _moments(page: Page, own: ScorableSegments) -> list[list[Moment]]:
-    own_frames = own.videos.frames[own.videos.frame_mask].float()  # [real frames, D]
+def _moments(page: Page, asked: VideoFeatures, num_moments: int) -> list[list[Moment]]:
+    asked_frames = asked.frames[asked.frame_mask].float()  # [real frames, D]
     moments = []
     for row, times in enumerate(page.frame_times):
         frames = page.features.videos.frames[row, : len(times)].float()
-        moments.append(best_moments(times, (frames @ own_frames.T).amax(dim=1).cpu().numpy()))
+        nearest = (frames @ asked_frames.T).amax(dim=1).cpu().numpy()
+        moments.append(best_moments(times, nearest, num_moments))
     return moments
 
 

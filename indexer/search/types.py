@@ -93,6 +93,29 @@ class SearchQuery:
 
 
 @dataclass(frozen=True)
+class SimilarQuery:
+    """What a search by a video, a picture or a clip may ask for; the fields are those of `SearchQuery`.
+
+    min_score is a cosine. Raises InvalidQueryError where a field is out of its range; the message names it.
+    """
+
+    limit: int = DEFAULT_LIMIT
+    offset: int = 0
+    group_by: GroupBy = "video"
+    min_score: float | None = None
+    filter: Mapping[str, Any] | Filter | None = None
+    num_moments: int = DEFAULT_MOMENTS
+
+    def __post_init__(self) -> None:
+        check_page(self.limit, self.offset)
+        _check_integer("num_moments", self.num_moments, 1, MAX_MOMENTS)
+        _check_choice("group_by", self.group_by, get_args(GroupBy))
+        if self.min_score is not None and not is_finite(self.min_score):
+            raise InvalidQueryError("min_score must be a finite number or None")
+        object.__setattr__(self, "filter", as_filter(self.filter))
+
+
+@dataclass(frozen=True)
 class Segment:
     """The interval of a video that a result is about."""
 
@@ -199,21 +222,23 @@ class SearchAnswers:
 
 @dataclass(frozen=True)
 class SimilarAnswer:
-    """Videos that look like one video.
+    """Videos that look like one video, or like a picture or a clip that is not in the index.
 
-    id: of that video, which is not among the results. num_videos: in the index. In the results `score` and
-    the moments' scores are cosines of features, -1 to 1; `scores` and `percentile` are None.
+    id: of that video, which is not among the results; None for a picture or a clip. num_videos: in the index.
+    In the results `score` and the moments' scores are cosines of features, -1 to 1; `scores` and `percentile`
+    are None. warnings: sentences for the user.
     """
 
-    id: str
+    id: str | None
     num_videos: int
     results: Sequence[SearchResult]
+    warnings: Sequence[str] = ()
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a grid of pictures."""
         from indexer.search.notebook import answer_as_html
 
-        return answer_as_html(f"Like {self.id}", self.results)
+        return answer_as_html(f"Like {self.id or 'the file'}", self.results, self.warnings)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,8 +40,9 @@ FIELD_LIMIT_BYTES = 64 * 1024
 FORM_OVERHEAD_BYTES = 256 * 1024
 """What boundaries, headers and text fields may add to the size of the file."""
 
-FIELD_NAMES = ("file", "title", "metadata")
+UPLOAD_FIELDS = ("file", "title", "metadata")
 
+T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -66,7 +67,7 @@ class Upload:
 
 
 async def receive_upload(request: Request, path: Path, limit_bytes: int, limiter: CapacityLimiter) -> Upload:
-    """Stream the `file` of a multipart form to disk.
+    """Stream the `file` of a multipart form to disk, with a title and metadata.
 
     Args:
         request: Its body is the form.
@@ -78,12 +79,36 @@ async def receive_upload(request: Request, path: Path, limit_bytes: int, limiter
         The sha256 of the file's bytes and the other fields. The file is synced to disk.
 
     Raises:
-        BodyTooLargeError: The file is larger than `limit_bytes`, or a text field than FIELD_LIMIT_BYTES.
+        What `receive_form` raises.
+    """
+    form = Form(limit_bytes, UPLOAD_FIELDS)
+    title, metadata = await receive_form(
+        request, path, form, limiter, lambda form: (form.title(), form.metadata())
+    )
+    return Upload(form.digest.hexdigest(), title, metadata)
+
+
+async def receive_form(
+    request: Request, path: Path, form: Form, limiter: CapacityLimiter, read_fields: Callable[[Form], T]
+) -> T:
+    """Stream the `file` of a multipart form to disk.
+
+    Args:
+        request: Its body is the form.
+        path: Where the file goes; must not exist. On any error it is deleted again.
+        form: Takes it in.
+        limiter: Of the threads that write.
+        read_fields: Checks the other fields, before the file is synced to disk.
+
+    Returns:
+        What `read_fields` returns.
+
+    Raises:
+        BodyTooLargeError: The file is larger than the form allows, or a text field than FIELD_LIMIT_BYTES.
         MalformedBodyError: The form is not well-formed, or truncated.
         InvalidRequestError: A field is missing, unknown, repeated or invalid.
         StorageFullError: The disk is full.
     """
-    form = _Form(limit_bytes)
     parser = _make_parser(request, form)
     run = partial(to_thread.run_sync, limiter=limiter)
     file: BinaryIO | None = None
@@ -99,10 +124,11 @@ async def receive_upload(request: Request, path: Path, limit_bytes: int, limiter
                 await run(form.flush, file)
         # Before `finish`: what is refused need not be synced to the disk.
         form.check_complete()
-        title, metadata = form.title(), form.metadata()
+        fields = read_fields(form)
         await run(form.finish, file)
-        await run(fsync_directory, path.parent)
-        return Upload(form.digest.hexdigest(), title, metadata)
+        if form.is_durable:
+            await run(fsync_directory, path.parent)
+        return fields
     except BaseException as error:
         # A client that is gone cancels this task; cleaning up must not be cancelled as well.
         with CancelScope(shield=True):
@@ -149,7 +175,7 @@ def _discard(file: BinaryIO | None, path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _make_parser(request: Request, form: _Form) -> MultipartParser:
+def _make_parser(request: Request, form: Form) -> MultipartParser:
     _, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary")
     if not boundary:
@@ -171,11 +197,17 @@ def _make_parser(request: Request, form: _Form) -> MultipartParser:
         raise MalformedBodyError("The boundary of the multipart form is too long.") from None
 
 
-class _Form:
-    """Receives the parser's callbacks. The file's bytes gather in `pending` until `flush` writes them."""
+class Form:
+    """Receives the parser's callbacks. The file's bytes gather in `pending` until `flush` writes them.
 
-    def __init__(self, limit_bytes: int) -> None:
+    limit_bytes: the largest file. names: of the fields, `file` the first. is_durable: whether the file shall
+    last through a power cut.
+    """
+
+    def __init__(self, limit_bytes: int, names: Sequence[str], *, is_durable: bool = True) -> None:
         self.limit_bytes = limit_bytes
+        self.names = names
+        self.is_durable = is_durable
         self.pending = bytearray()
         self.digest = hashlib.sha256()
         self.size_bytes = 0
@@ -189,26 +221,33 @@ class _Form:
         self._disposition = b""
 
     def on_part_begin(self) -> None:
+        """A field begins."""
         self._disposition = b""
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        """Bytes of a header's name."""
         self._header_field += data[start:end]
 
     def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        """Bytes of its value."""
         self._header_value += data[start:end]
 
     def on_header_end(self) -> None:
+        """A header ends."""
         if self._header_field.lower() == b"content-disposition":
             self._disposition = bytes(self._header_value)
         self._header_field.clear()
         self._header_value.clear()
 
     def on_headers_finished(self) -> None:
+        """The headers of a field end. Raises InvalidRequestError."""
         _, options = parse_options_header(self._disposition)
         # The names that we know are ASCII. Latin-1 decodes any other bytes too, which are refused below.
         name = options.get(b"name", b"").decode("latin-1")
-        if name not in FIELD_NAMES:
-            raise InvalidRequestError(f"The form has a field that is not known; those known: {_listed()}.")
+        if name not in self.names:
+            raise InvalidRequestError(
+                f"The form has a field that is not known; those known: {', '.join(self.names)}."
+            )
         if name in self._seen:
             raise InvalidRequestError("The form has one of its fields twice.")
         self._seen.add(name)
@@ -219,6 +258,7 @@ class _Form:
             self.texts[name] = bytearray()
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        """Bytes of a field. Raises BodyTooLargeError."""
         if self._name == "file":
             self.size_bytes += end - start
             if self.size_bytes > self.limit_bytes:
@@ -231,6 +271,7 @@ class _Form:
         text += data[start:end]
 
     def on_end(self) -> None:
+        """The form ends."""
         self.ended = True
 
     def flush(self, file: BinaryIO) -> None:
@@ -240,10 +281,11 @@ class _Form:
         self.pending.clear()
 
     def finish(self, file: BinaryIO) -> None:
-        """Write the rest and make it last through a power cut. Blocks."""
+        """Write the rest, and where it is to be durable make it last. Blocks."""
         self.flush(file)
         file.flush()
-        os.fsync(file.fileno())
+        if self.is_durable:
+            os.fsync(file.fileno())
         file.close()
 
     def check_complete(self) -> None:
@@ -251,10 +293,17 @@ class _Form:
         if not self.ended:
             raise MalformedBodyError("The multipart form ends before its closing boundary.")
         if "file" not in self._seen:
-            raise InvalidRequestError(f"The form has no field named file; its fields: {_listed()}.")
+            raise InvalidRequestError(
+                f"The form has no field named file; its fields: {', '.join(self.names)}."
+            )
         if not self.size_bytes:
             message = "The file is empty."
             raise InvalidRequestError(f"file: {message}", errors=[{"field": "file", "message": message}])
+
+    def fields(self, model: type[Model]) -> Model:
+        """The text fields as a `model`. Raises InvalidRequestError."""
+        texts = {name: self._text(name) for name in self.texts}
+        return _validated(model, lambda: model.model_validate(texts))
 
     def title(self) -> str | None:
         """The title that was given, or one made from the file's name. Raises InvalidRequestError."""
@@ -276,6 +325,9 @@ class _Form:
             message = error.detail
         raise InvalidRequestError(f"metadata: {message}", errors=[{"field": "metadata", "message": message}])
 
+    def _listed(self) -> str:
+        return ", ".join(self.names)
+
     def _text(self, name: str) -> str:
         try:
             return bytes(self.texts.get(name, b"")).decode("utf-8")
@@ -289,7 +341,3 @@ def title_from_filename(filename: str) -> str | None:
     stem = name.rsplit(".", 1)[0] if "." in name[1:] else name
     title = "".join(character for character in stem if character.isprintable()).strip()
     return title[:MAX_TITLE_CHARACTERS] or None
-
-
-def _listed() -> str:
-    return ", ".join(FIELD_NAMES)

@@ -29,6 +29,7 @@ from service.http.middleware import WHILE_CONNECTED
 from service.http.openapi import problems
 from service.schemas.fields import media_url, preview_url, thumbnail_url, to_datetime
 from service.schemas.search import (
+    MediaSearchAnswerBody,
     RankTextsRequest,
     ResultAnswer,
     SearchAnswerBody,
@@ -104,15 +105,13 @@ async def find_similar(
     find = partial(
         service.searcher.similar,
         video_id,
-        limit=parameters.limit,
-        offset=parameters.offset,
-        filter=parameters.filter,
+        **dict(parameters),
     )
     answer = await service.search_limiter.run(find)
     pieces = Pieces()
-    body = SimilarAnswerBody(id=answer.id, num_videos=answer.num_videos, results=[])
+    body = SimilarAnswerBody(id=video_id, num_videos=answer.num_videos, results=[])
     root_path = request.scope.get("root_path", "")
-    await to_thread.run_sync(_write, pieces, body, answer.results, service, root_path)
+    await to_thread.run_sync(write_results, pieces, body, answer.results, service, root_path)
     return pieces.to_response()
 
 
@@ -180,12 +179,12 @@ class _PiecesResponse(Response):
 
 def _write_answer(pieces: Pieces, answer: SearchAnswer, service: ReadyService, root_path: str) -> None:
     body = SearchAnswerBody.model_validate({**vars(answer), "results": []})
-    _write(pieces, body, answer.results, service, root_path)
+    write_results(pieces, body, answer.results, service, root_path)
 
 
-def _write(
+def write_results(
     pieces: Pieces,
-    body: SearchAnswerBody | SimilarAnswerBody,
+    body: SearchAnswerBody | SimilarAnswerBody | MediaSearchAnswerBody,
     results: Sequence[SearchResult],
     service: ReadyService,
     root_path: str,

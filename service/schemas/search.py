@@ -202,12 +202,19 @@ class SearchAnswersBody(Answer):
 
 
 class SimilarParameters(Parameters):
-    """Of GET /videos/{id}/similar."""
+    """Of GET /videos/{id}/similar, and of POST /search/media next to its file."""
 
     limit: int = Field(
         default=DEFAULT_LIMIT, ge=1, le=MAX_LIMIT, description="Results in the answer, at most."
     )
     offset: int = Field(default=0, ge=0, le=MAX_OFFSET, description="Results left out before the first.")
+    group_by: GroupBy = Field(
+        default="video", description="Whether a result is a video with its nearest segment, or a segment."
+    )
+    min_score: float | None = Field(default=None, description="Results below this cosine are left out.")
+    num_moments: int = Field(
+        default=DEFAULT_MOMENTS, ge=1, le=MAX_MOMENTS, description="Moments in each result, at most."
+    )
     filter: FilterText | None = Field(default=None, description="As in a search, as JSON text.")
 
 
@@ -216,6 +223,14 @@ class SimilarAnswerBody(Answer):
 
     id: str
     num_videos: int = Field(description="Videos in the index.")
+    results: list[ResultAnswer]
+
+
+class MediaSearchAnswerBody(Answer):
+    """Videos that look like a picture or a clip. Scores are cosines."""
+
+    num_videos: int = Field(description="Videos in the index.")
+    warnings: list[str]
     results: list[ResultAnswer]
 
 

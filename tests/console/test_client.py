@@ -157,6 +157,7 @@ def exercise(client: Any, video_id: str, folder: Path) -> list[Callable[[], Any]
         lambda: client.preview(video_id),
         lambda: client.delete_video("none"),
         lambda: client.get_job("none"),
+        lambda: client.search_media(folder / "file", limit=1, filter={"title": "x"}),
         lambda: client.wait_for_job("none"),
         lambda: client.cancel_job("none"),
         lambda: client.list_jobs(),

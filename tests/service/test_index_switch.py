@@ -27,7 +27,7 @@ from service.ingest.worker import Worker
 from service.settings import Settings
 from tests.faults.dying_worker import read_by_rote
 from tests.support.catalog_builders import enqueue
-from tests.support.servers.service_fakes import FakeSearcher, add_video, make_catalog
+from tests.support.servers.service_fakes import NO_DECODERS, FakeSearcher, add_video, make_catalog
 
 OTHER = "e" * 64
 
@@ -81,9 +81,7 @@ def client(tmp_path: Path, load: dict[str, Any]) -> Iterator[TestClient]:
     with make_catalog(tmp_path) as catalog:
         add_video(catalog, "first")
     settings = Settings(index=tmp_path, start_worker=False)
-    app = create_app(
-        settings, take_picture=lambda path, seconds, width: b"", make_clip=lambda path, seconds: b""
-    )
+    app = create_app(settings, decoders=NO_DECODERS)
     with TestClient(app, raise_server_exceptions=False) as client:
         wait_until(lambda: client.get("/readyz").status_code == 200)
         yield client
@@ -245,8 +243,7 @@ time.sleep(60)
     monkeypatch.setattr(application, "worker_command", lambda settings: [sys.executable, "-c", program])
     app = create_app(
         Settings(index=tmp_path / "index"),
-        take_picture=lambda path, seconds, width: b"",
-        make_clip=lambda path, seconds: b"",
+        decoders=NO_DECODERS,
     )
     with TestClient(app) as client:
         wait_until((tmp_path / "ready").exists)

@@ -295,7 +295,7 @@ def test_requests_and_stages_are_spans_below_the_callers(tmp_path: Path) -> None
     app = create_app(
         service.settings,
         searcher=service.searcher,  # type: ignore[arg-type]
-        take_picture=service.take_picture,
+        decoders=service.decoders,
         tracing=make_tracer_provider(SimpleSpanProcessor(exporter)),
     )
     caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

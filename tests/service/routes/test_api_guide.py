@@ -26,6 +26,7 @@ EXAMPLES = re.findall(
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("corpus")
     (root / "beach.mp4").write_bytes(b"a film of a beach")
+    (root / "photo.jpg").write_bytes(b"a picture of a beach")
     directory = tmp_path_factory.mktemp("index")
     with running(directory, allowed_roots=(root,), url_ingest=True) as service:
         add_video(service.catalog, "valley", metadata={"year": 2024})

@@ -14,6 +14,7 @@ import numpy as np
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from indexer.search.query_media import QueryMedia
 from indexer.search.types import (
     Explanation,
     Moment,
@@ -24,18 +25,25 @@ from indexer.search.types import (
     SearchResult,
     Segment,
     SimilarAnswer,
+    SimilarQuery,
     TextsAnswer,
     TextTimings,
     Timings,
 )
-from indexer.store.filters import Filter
 from indexer.store.records import IndexFacts, NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
 from service.app import create_app
+from service.derived_media import Decoders
 from service.settings import Settings
 
 NUM_FRAMES, EMBEDDING_DIM = 2, 4
+
+NO_DECODERS = Decoders(
+    take_picture=lambda path, seconds, width: b"",
+    make_clip=lambda path, seconds: b"",
+    read_media=lambda path, searcher: QueryMedia([]),
+)
 TIMINGS = Timings(0.1, 0.2, 0.3, 0.6)
 
 
@@ -101,7 +109,9 @@ class FakeSearcher:
         self.hold: threading.Event | None = None
         self.error: Exception | None = None
         self.ranked: list[list[str]] = []
-        self.similar_calls: list[tuple[str, int, int, Filter | None]] = []
+        self.similar_calls: list[tuple[str, int, int, Any]] = []
+        self.media_bytes: list[bytes] = []
+        self.media_queries: list[SimilarQuery] = []
 
     def search(self, query: SearchQuery) -> SearchAnswer:
         self.queries.append(query)
@@ -135,13 +145,12 @@ class FakeSearcher:
     def search_all(self, queries: Sequence[SearchQuery]) -> SearchAnswers:
         return SearchAnswers([self.search(query) for query in queries], TIMINGS)
 
-    def similar(
-        self, video_id: str, *, limit: int = 10, offset: int = 0, filter: Filter | None = None
-    ) -> SimilarAnswer:
+    def similar(self, video_id: str, **options: Any) -> SimilarAnswer:
         """All other videos, the newest first."""
         self.catalog.get_video(video_id)
-        self.similar_calls.append((video_id, limit, offset, filter))
-        results = self.search(SearchQuery("x", limit=limit)).results
+        query = SimilarQuery(**options)
+        self.similar_calls.append((video_id, query.limit, query.offset, query.filter))
+        results = self.search(SearchQuery("x", limit=query.limit)).results
         others = [result for result in results if result.id != video_id]
         return SimilarAnswer(
             video_id,
@@ -151,6 +160,14 @@ class FakeSearcher:
                 for rank, result in enumerate(others, start=1)
             ],
         )
+
+    def search_media(self, media: QueryMedia, **options: Any) -> SimilarAnswer:
+        """All videos, the newest first."""
+        query = SimilarQuery(**options)
+        self.media_queries.append(query)
+        results = self.search(SearchQuery("x", limit=query.limit)).results
+        blank = [replace(r, scores=dict.fromkeys(r.scores), percentile=None) for r in results]
+        return SimilarAnswer(None, self.catalog.num_videos, blank, media.warnings)
 
     def rank_texts(
         self, video_id: str, texts: Sequence[str], *, warn_of: Sequence[str] | None = None
@@ -197,10 +214,13 @@ class Service:
         self.app: FastAPI = create_app(
             self.settings,
             searcher=self.searcher,  # type: ignore[arg-type]
-            take_picture=self.take_picture,
-            make_clip=self.make_clip,
+            decoders=self.decoders,
         )
         self.client = TestClient(self.app, raise_server_exceptions=False)
+
+    @property
+    def decoders(self) -> Decoders:
+        return Decoders(self.take_picture, self.make_clip, self.read_media)
 
     @property
     def job_queue(self) -> JobQueue:
@@ -211,6 +231,12 @@ class Service:
         if self.picture_error is not None:
             raise self.picture_error
         return b"a picture of " + path.name.encode()
+
+    def read_media(self, path: Path, searcher: Any) -> QueryMedia:
+        if self.picture_error is not None:
+            raise self.picture_error
+        self.searcher.media_bytes.append(path.read_bytes())
+        return QueryMedia([], ["a warning"])
 
     def make_clip(self, path: Path, time_seconds: float) -> bytes:
         self.clips.append((path, time_seconds))

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ from service.auth.access import CLIENT
 from service.errors import OverloadedError, ServiceError, TooManyRequestsError
 
 Answer = TypeVar("Answer")
+Prepared = TypeVar("Prepared")
 
 
 @dataclass(eq=False)
@@ -72,12 +73,21 @@ class SearchLimiter:
         """Searches that wait for one."""
         return self.num_inside - self.num_running
 
-    async def run(self, search: Callable[[], Answer], *, begun: bool = False) -> Answer:
+    async def run(
+        self,
+        search: Callable[..., Answer],
+        *,
+        prepare: Callable[[], object] | None = None,
+        begun: bool = False,
+    ) -> Answer:
         """Call `search` in a thread.
 
         Args:
             search: Blocks. Where the caller is cancelled it is asked to stop (`cancellable`),
                 and its thread is free when it has.
+            prepare: Called before, in a thread that does not count, where more searches are inside than there
+                are threads: what it does for those that wait can so be done for many at once. Blocks, and is
+                asked to stop like `search`, which is called with what it returned, or with nothing.
             begun: It continues a request that was admitted before, and may wait though the queue is full:
                 what was done so far would be lost. Another client may still take its place.
 
@@ -96,12 +106,22 @@ class SearchLimiter:
         client.num_inside += 1
         borrower = object()
         self._inside.add(borrower)
+        prepared: tuple[object, ...] = ()
+        prepare_seconds = 0.0
         try:
-            await self._wait(client, borrower)
+            with self._waiting(client):
+                if prepare is not None and self.num_inside > self._slots.total_tokens:
+                    begun_at = time.monotonic()
+                    prepared = (await self._call_prepare(prepare),)
+                    prepare_seconds = time.monotonic() - begun_at
+                # First the client's own queue: it never has more searches in the common one than there are
+                # threads, so the searches of other clients wait behind few of them.
+                await client.turns.acquire_on_behalf_of(borrower)
+                await self._slots.acquire_on_behalf_of(borrower)
         except BaseException:
             self._leave(name, borrower)
             raise
-        waited_seconds = time.monotonic() - arrived
+        waited_seconds = time.monotonic() - arrived - prepare_seconds
         started, cancelled = threading.Event(), threading.Event()
         loop = asyncio.get_running_loop()
 
@@ -110,7 +130,7 @@ class SearchLimiter:
             try:
                 with cancellable(cancelled):
                     raise_if_cancelled()
-                    return search()
+                    return search(*prepared)
             finally:
                 with contextlib.suppress(RuntimeError):  # The loop is closed, and the limiter with it.
                     loop.call_soon_threadsafe(self._leave, name, borrower)
@@ -125,19 +145,31 @@ class SearchLimiter:
         self._observe(answer, waited_seconds)
         return answer
 
-    async def _wait(self, client: _Client, borrower: object) -> None:
+    @contextlib.contextmanager
+    def _waiting(self, client: _Client) -> Iterator[None]:
+        """What happens inside may be cancelled for another client. Raises TooManyRequestsError then."""
         with CancelScope() as scope:
             client.waiting.append(scope)
             try:
-                # First the client's own queue: it never has more searches in the common one than there are
-                # threads, so the searches of other clients wait behind few of them.
-                await client.turns.acquire_on_behalf_of(borrower)
-                await self._slots.acquire_on_behalf_of(borrower)
+                yield
             finally:
                 if scope in client.waiting:
                     client.waiting.remove(scope)
         if scope.cancelled_caught:
             raise TooManyRequestsError()
+
+    async def _call_prepare(self, prepare: Callable[[], Prepared]) -> Prepared:
+        cancelled = threading.Event()
+
+        def call() -> Prepared:
+            with cancellable(cancelled):
+                return prepare()
+
+        try:
+            return await to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
 
     def refusal(self) -> ServiceError | None:
         """Why a search of the client of this request would be refused now; None where it may be admitted.

@@ -44,7 +44,7 @@ from indexer.search.results import (
     texts_warnings,
 )
 from indexer.search.similar import Asked, SimilarSearch
-from indexer.search.text_encoding import TextEncoder
+from indexer.search.text_encoding import EncodedTexts, TextEncoder
 from indexer.search.text_ranking import rank_texts
 from indexer.search.types import (
     SearchAnswer,
@@ -149,15 +149,32 @@ class Searcher:
 
     # Searching
 
-    def search(self, query: SearchQuery) -> SearchAnswer:
-        """Answer a query. Raises IndexDamagedError, and RuntimeError after `close`."""
-        return self.search_all([query]).answers[0]
+    def search(self, query: SearchQuery, encoded: EncodedTexts | None = None) -> SearchAnswer:
+        """Answer a query. Raises IndexDamagedError, and RuntimeError after `close`.
 
-    def search_all(self, queries: Sequence[SearchQuery]) -> SearchAnswers:
+        encoded: of its text, where `encode` was called before.
+        """
+        return self.search_all([query], encoded).answers[0]
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """The first step of searches, for callers that let texts wait together: those of other threads that
+        wait meanwhile are encoded with them.
+
+        Raises:
+            TokenError, SearchCancelledError: As `TextEncoder.encode`.
+        """
+        started = time.perf_counter()
+        features = self.text_encoder.encode(texts)
+        return EncodedTexts(features, time.perf_counter() - started)
+
+    def search_all(
+        self, queries: Sequence[SearchQuery], encoded: EncodedTexts | None = None
+    ) -> SearchAnswers:
         """The answers that `search` gives to each query, quicker: the texts go through the model together.
 
         Args:
             queries: 1 to MAX_BATCH_TEXTS, which differ in their texts alone.
+            encoded: Of their texts, where `encode` was called before; its time counts as theirs.
 
         Returns:
             An answer for each; its timings count an equal share of what was done for all.
@@ -166,9 +183,10 @@ class Searcher:
             InvalidQueryError, and what `search` raises.
         """
         check_batch(queries)
-        first, together = queries[0], StageTimes()
+        encoded = encoded or self.encode([query.text for query in queries])
+        first, texts = queries[0], encoded.features
+        together = StageTimes(encode_seconds=encoded.seconds)
         with together.measuring("encode"), torch.inference_mode():
-            texts = self.text_encoder.encode([query.text for query in queries])
             vectors = self.model.coarse_query(texts).float().cpu().numpy()
         with together.measuring("coarse"):
             num_videos = self._sync()

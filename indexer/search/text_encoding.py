@@ -31,11 +31,19 @@ from model.features import TextFeatures
 if TYPE_CHECKING:
     from model.xclip import XClip
 
-MAX_TOGETHER: Final = 64
+MAX_TOGETHER: Final = 32
 """Texts in one batch: more are hardly cheaper for each of them, and keep those behind them waiting longer."""
 
 NUM_RECENT_TEXTS: Final = 256
 """Texts whose features are kept by default; each takes 66 kB at 32 words of 512 numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedTexts:
+    """Features of T texts, and the seconds that their caller waited for them."""
+
+    features: TextFeatures
+    seconds: float
 
 
 class TextEncoder:

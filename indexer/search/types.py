@@ -179,8 +179,9 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time went, in seconds: text to features, finding candidates, scoring them (reading their
-    features included), and all together (also putting the page together)."""
+    """Where the time went, in seconds: text to features (waiting for a batch included; next to nothing for a
+    recent text), finding candidates, scoring them (reading their features included), and all together (also
+    putting the page together)."""
 
     encode_seconds: float
     coarse_seconds: float
@@ -353,11 +354,14 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 class StageTimes:
-    """Seconds spent in each stage, whose parts may alternate, and in all since the start."""
+    """Seconds spent in each stage, whose parts may alternate, and in all since the start.
 
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._seconds: dict[Stage, float] = {"encode": 0.0, "coarse": 0.0, "rerank": 0.0}
+    encode_seconds: spent before the start.
+    """
+
+    def __init__(self, encode_seconds: float = 0.0) -> None:
+        self._started = time.perf_counter() - encode_seconds
+        self._seconds: dict[Stage, float] = {"encode": encode_seconds, "coarse": 0.0, "rerank": 0.0}
 
     @contextlib.contextmanager
     def measuring(self, stage: Stage) -> Iterator[None]:

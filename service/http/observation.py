@@ -74,7 +74,8 @@ class Metrics:
         )
         self._stage_seconds = Histogram(
             "xclip_search_stage_seconds",
-            "Time of a search by stage: wait (for a thread), encode, coarse, rerank; total without wait.",
+            "Time of a search by stage: wait (for a thread), encode (waiting for a batch of texts included),"
+            " coarse, rerank; total without wait.",
             ["stage"],
             buckets=SECONDS_BUCKETS,
             registry=registry,

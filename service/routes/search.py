@@ -69,7 +69,8 @@ async def search(request: Request, body: SearchRequest, service: Service) -> Res
     root_path = request.scope.get("root_path", "")
     if body.queries is None:
         query = SearchQuery(text=str(body.query), **fields)
-        answer = await service.search_limiter.run(partial(service.searcher.search, query))
+        encode = partial(service.searcher.encode, [query.text])
+        answer = await service.search_limiter.run(partial(service.searcher.search, query), prepare=encode)
         pieces = Pieces()
         await to_thread.run_sync(_write_answer, pieces, answer, service, root_path)
         return pieces.to_response()
@@ -77,8 +78,10 @@ async def search(request: Request, body: SearchRequest, service: Service) -> Res
     queries = [SearchQuery(text=text, **fields) for text in body.queries]
     timings, pieces = [], Pieces()
     for first in range(0, len(queries), QUERIES_AT_ONCE):
-        search_some = partial(service.searcher.search_all, queries[first : first + QUERIES_AT_ONCE])
-        part = await service.search_limiter.run(search_some, begun=first > 0)
+        some = queries[first : first + QUERIES_AT_ONCE]
+        encode = partial(service.searcher.encode, [query.text for query in some])
+        search_some = partial(service.searcher.search_all, some)
+        part = await service.search_limiter.run(search_some, prepare=encode, begun=first > 0)
         timings.append(part.timings)
         for position, answer in enumerate(part.answers, start=first):
             pieces.write(b"," if position else b'{"answers":[')

@@ -235,6 +235,99 @@ def test_a_cancelled_search_stops_and_holds_no_thread() -> None:
     asyncio.run(main())
 
 
+def prepared_search(limiter: SearchLimiter, prepared: list[str], name: str) -> asyncio.Task[Any]:
+    """Its answer is the name, and what it was given of what was prepared."""
+
+    def prepare() -> str:
+        prepared.append(name)
+        return f"prepared {name}"
+
+    def search(*given: str) -> tuple[str, ...]:
+        return (name, *given)
+
+    return asyncio.create_task(limiter.run(search, prepare=prepare))
+
+
+def test_what_a_search_that_waits_prepares_is_given_to_it() -> None:
+    async def main() -> None:
+        limiter, searches = SearchLimiter(1, 10), Searches()
+        (running,) = start(limiter, searches, "a0")
+        await settle()
+        prepared: list[str] = []
+        waiting = [prepared_search(limiter, prepared, name) for name in ("b", "c")]
+        await settle()
+        assert sorted(prepared) == ["b", "c"] and (limiter.num_running, limiter.num_waiting) == (1, 2)
+        searches.go.set()
+        assert await asyncio.gather(*waiting) == [("b", "prepared b"), ("c", "prepared c")]
+        await running
+
+    asyncio.run(main())
+
+
+def test_a_search_that_finds_a_free_thread_prepares_nothing_in_another_one() -> None:
+    async def main() -> None:
+        limiter = SearchLimiter(1, 10)
+        prepared: list[str] = []
+        for name in "ab":
+            assert await prepared_search(limiter, prepared, name) == (name,)
+            await settle()
+        assert prepared == []
+
+    asyncio.run(main())
+
+
+def test_an_error_while_a_search_prepares_is_its_own_and_leaves_nothing_behind() -> None:
+    async def main() -> None:
+        limiter, searches = SearchLimiter(1, 10), Searches()
+        (running,) = start(limiter, searches, "a0")
+        await settle()
+
+        def fail() -> None:
+            raise ValueError("cannot be encoded")
+
+        with pytest.raises(ValueError, match="cannot be encoded"):
+            await limiter.run(lambda: "never", prepare=fail)
+        assert limiter.num_inside == 1
+        searches.go.set()
+        assert await running == "a0"
+
+    asyncio.run(main())
+
+
+def test_a_search_that_is_cancelled_or_sent_away_while_it_prepares_is_told_to_stop() -> None:
+    async def main() -> None:
+        limiter, searches = SearchLimiter(1, 3), Searches()
+        stopped = threading.Semaphore(0)
+
+        def prepare() -> None:
+            try:
+                while not searches.go.wait(0.005):
+                    raise_if_cancelled()
+            except SearchCancelledError:
+                stopped.release()
+                raise
+
+        (running,) = start(limiter, searches, "a0")
+        await settle()
+        CLIENT.set("a")
+        waiting = [asyncio.create_task(limiter.run(lambda *given: "done", prepare=prepare)) for _ in range(3)]
+        await settle()
+        waiting[0].cancel()
+        await settle()
+        again, newcomer = start(limiter, searches, "a4", "b1")  # The queue is full: one of a has to go.
+        await settle()
+        assert [
+            type(task.exception()) for task in (*waiting, again) if task.done() and not task.cancelled()
+        ] == [TooManyRequestsError]
+        assert stopped.acquire(timeout=10)
+        searches.go.set()
+        await asyncio.gather(running, newcomer, *waiting, again, return_exceptions=True)
+        await settle()
+        assert limiter.num_inside == 0
+
+    asyncio.run(main())
+
+
 def test_thousands_that_disconnect_together_hold_no_thread() -> None:
     async def main() -> None:
         limiter, searches = SearchLimiter(1, 3000), Searches()

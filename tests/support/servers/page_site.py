@@ -35,7 +35,7 @@ class PageSearcher(FakeSearcher):
         self.warnings: list[str] = []
         self.filters: list[Filter | None] = []
 
-    def search(self, query: SearchQuery) -> SearchAnswer:
+    def search(self, query: SearchQuery, encoded: None = None) -> SearchAnswer:
         self.filters.append(as_filter(query.filter))
         everything = super().search(replace(query, limit=1000, offset=0))
         # Of all filters, only that of one id is applied.

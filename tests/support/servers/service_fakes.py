@@ -113,7 +113,10 @@ class FakeSearcher:
         self.media_bytes: list[bytes] = []
         self.media_queries: list[SimilarQuery] = []
 
-    def search(self, query: SearchQuery) -> SearchAnswer:
+    def encode(self, texts: Sequence[str]) -> None:
+        """Nothing: `search` looks at no text."""
+
+    def search(self, query: SearchQuery, encoded: None = None) -> SearchAnswer:
         self.queries.append(query)
         if self.hold is not None:
             self.hold.wait(10)
@@ -142,7 +145,7 @@ class FakeSearcher:
         ]
         return SearchAnswer(query.text, query.mode, self.catalog.num_videos, False, [], TIMINGS, results)
 
-    def search_all(self, queries: Sequence[SearchQuery]) -> SearchAnswers:
+    def search_all(self, queries: Sequence[SearchQuery], encoded: None = None) -> SearchAnswers:
         return SearchAnswers([self.search(query) for query in queries], TIMINGS)
 
     def similar(self, video_id: str, **options: Any) -> SimilarAnswer:

@@ -28,7 +28,9 @@ LAYERS = {
         architecture atomic_files errors preprocessing score_names
         | aggregation features temporal tokenization | config | towers | scoring | checkpoints | xclip
     """,
-    "indexer": "errors | atomic_files | media | store | coarse ingest | search | maintenance | index",
+    "indexer": """
+        errors | atomic_files | media | store | coarse features ingest | search | maintenance | index
+    """,
     "service": """
         errors observability.logs ingest.web.policy | settings | auth schemas | admission loading | ingest
         | derived_media | state | index_switch observability | http | routes | app | server

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from indexer.coarse.index import CoarseIndex
-from indexer.search.caches import FeatureCache
+from indexer.features.reader import FeatureReader
 from indexer.search.types import SearchMode
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Baseline:
 class BaselineScores:
     """The baseline of an index, remade when much of it has changed. Safe to use from several threads."""
 
-    def __init__(self, model: XClip, index: CoarseIndex, features: FeatureCache) -> None:
+    def __init__(self, model: XClip, index: CoarseIndex, features: FeatureReader) -> None:
         self._model = model
         self._index = index
         self._features = features

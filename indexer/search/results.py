@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from indexer.search.caches import FeatureCache, ScorableSegments
+from indexer.features.reader import FeatureReader
+from indexer.features.scorable import ScorableSegments
 from indexer.search.ordering import ScoredSegments
 from indexer.search.types import (
     DEFAULT_MOMENTS,
@@ -52,7 +53,7 @@ class Page:
         return [info.frame_times for info, _ in self.records]
 
 
-def read_page(ordered: ScoredSegments, page: slice, catalog: SearchedStore, features: FeatureCache) -> Page:
+def read_page(ordered: ScoredSegments, page: slice, catalog: SearchedStore, features: FeatureReader) -> Page:
     """What the catalog says about the results of a page; those deleted by now are replaced by the next."""
     has_gaps = False
     while True:

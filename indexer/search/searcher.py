@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from indexer.coarse.exact import KindChoice, SegmentSet
 from indexer.coarse.index import CoarseIndex, limit_faiss_threads
 from indexer.errors import FingerprintMismatchError
+from indexer.features.reader import FeatureReader
+from indexer.features.scorable import ScorableSegments
 from indexer.ingest.encoding import index_fingerprint
 from indexer.search.baseline import Baseline, BaselineScores
-from indexer.search.caches import FeatureCache, FilterCache, ScorableSegments
+from indexer.search.caches import FilterCache
 from indexer.search.ordering import (
     CoarseHits,
     CoarseOrder,
@@ -99,6 +101,7 @@ class Searcher:
         coarse_kind: KindChoice = "auto",
         block_size: int = 1024,
         feature_memory_bytes: int = 0,
+        feature_file: bool = True,
     ) -> None:
         """Open an index.
 
@@ -107,8 +110,9 @@ class Searcher:
             model: The one that encoded the index.
             coarse_kind: Of the coarse index, see `indexer.coarse.approximate`; `auto` goes by its size.
             block_size: Segments scored together; bounds memory (at 12 frames x 512, about 40 KB each).
-            feature_memory_bytes: How much of what the full score reads is kept in memory, see
-                `indexer.search.caches`.
+            feature_memory_bytes: With the model on a GPU, how much of what the full score reads lives there.
+                A processor reads the feature file through the operating system's cache, whatever this says.
+            feature_file: Whether to keep that file (`indexer.features`); otherwise searches read the store.
 
         Raises:
             IndexNotFoundError, IndexDamagedError, IndexVersionError: There is no index that can be used.
@@ -125,17 +129,23 @@ class Searcher:
             if expected != self.catalog.fingerprint:
                 raise FingerprintMismatchError(expected=expected, found=self.catalog.fingerprint)
             self._index = CoarseIndex.open(self.catalog, kind=coarse_kind, device=model.device)
-            self._features = FeatureCache(self.catalog, size_bytes=feature_memory_bytes, device=model.device)
+            self._features = FeatureReader(
+                self.catalog,
+                device=model.device,
+                resident_bytes=0 if model.device.type == "cpu" else feature_memory_bytes,
+                use_file=feature_file,
+            )
             self._filters = FilterCache(self.catalog)
         except BaseException:
             self.catalog.close()
             raise
         self._baseline = BaselineScores(model, self._index, self._features)
-        self._refresher = IndexRefresher(self._index, self._baseline, self.catalog.directory)
+        self._refresher = IndexRefresher(self._index, self._features, self._baseline, self.catalog.directory)
         self._refresher.start_where_needed(after_search=False)
 
     def close(self) -> None:
         """Finish saving, close the catalog. Searches raise RuntimeError from now on."""
+        self._features.close()
         self._refresher.close()
         self.catalog.close()
 
@@ -377,7 +387,8 @@ class Searcher:
         """Numbers about the index, fit for JSON: num_videos, num_segments, sequence (last change),
         fingerprint, model_spec, embedding_dim, num_frames, score_names (the averaged scores), created_at
         (seconds since 1970), catalog_size_bytes (with its log), coarse_sequence (last change that searches
-        see), coarse_num_segments, coarse_num_pending, coarse_kind, feature_memory_bytes.
+        see), coarse_num_segments, coarse_num_pending, coarse_kind, feature_memory_bytes
+        (on a GPU), feature_num_pending (segments that the feature file lacks).
         """
         catalog, state = self.catalog, self.catalog.state()
         return {
@@ -395,7 +406,8 @@ class Searcher:
             "coarse_num_segments": self._index.num_segments,
             "coarse_num_pending": self._index.num_pending,
             "coarse_kind": self._index.kind,
-            "feature_memory_bytes": self._features.held_bytes,
+            "feature_memory_bytes": self._features.resident_bytes,
+            "feature_num_pending": self._features.num_pending,
         }
 
     def prepare(self) -> None:
@@ -428,19 +440,23 @@ class _Search:
 PAUSE_SECONDS: Final = 600.0
 """What has failed is not retried sooner: a damaged segment or a full disk stays so for a while."""
 
-_Task = Literal["baseline scores", "compaction", "saving"]
+_Task = Literal["baseline scores", "compaction", "saving", "feature file"]
 
 
 class IndexRefresher:
-    """Makes the baseline scores again, compacts and saves the coarse index, each when it is due.
+    """Makes the baseline scores again, compacts and saves the coarse index, brings the feature file in line,
+    each when it is due.
 
     Runs one thread at a time, when there is something to do. Safe to use from several threads. No answer
     depends on it: what fails is logged and retried later.
     """
 
-    def __init__(self, index: CoarseIndex, baseline: BaselineScores, directory: Path) -> None:
+    def __init__(
+        self, index: CoarseIndex, features: FeatureReader, baseline: BaselineScores, directory: Path
+    ) -> None:
         """directory: of the index, for the log."""
         self._index = index
+        self._features = features
         self._baseline = baseline
         self._directory = directory
         self._lock = threading.Lock()
@@ -454,6 +470,7 @@ class IndexRefresher:
             (after_search and self._baseline.is_stale and self._may("baseline scores"))
             or (self._index.needs_compaction and self._may("compaction"))
             or (self._index.needs_saving and self._may("saving"))
+            or (self._features.needs_update and self._may("feature file"))
         )
         if not is_needed:
             return
@@ -482,6 +499,7 @@ class IndexRefresher:
             self._do("baseline scores", self._baseline.is_stale, self._baseline.make)
         self._do("compaction", self._index.needs_compaction, self._index.compact)
         self._do("saving", self._index.needs_saving, self._index.save)
+        self._do("feature file", self._features.needs_update, self._features.update)
 
     def _do(self, task: _Task, is_needed: bool, do: Callable[[], object]) -> None:
         if not (is_needed and self._may(task)):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from indexer.coarse.exact import SegmentSet
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import VideoNotFoundError
-from indexer.search.caches import FeatureCache
+from indexer.features.reader import FeatureReader
 from indexer.search.ordering import ScoredSegments, best
 from indexer.search.results import Page, best_moments, make_results, read_page
 from indexer.search.types import GroupBy, Moment, SimilarAnswer, SimilarQuery
@@ -40,7 +40,7 @@ class Asked:
     segment_ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     @classmethod
-    def of_video(cls, catalog: SearchedStore, features: FeatureCache, video_id: str) -> Self:
+    def of_video(cls, catalog: SearchedStore, features: FeatureReader, video_id: str) -> Self:
         """A video of the index; a long one by some of its segments. Raises VideoNotFoundError."""
         own_ids = np.array([info.segment_id for info in catalog.video_segments(video_id)], np.int64)
         own = features.get(_evenly(own_ids, MAX_ASKED_SEGMENTS))
@@ -56,7 +56,7 @@ class SimilarSearch:
     what was asked with, by their cosine.
     """
 
-    def __init__(self, catalog: SearchedStore, index: CoarseIndex, features: FeatureCache) -> None:
+    def __init__(self, catalog: SearchedStore, index: CoarseIndex, features: FeatureReader) -> None:
         self._catalog = catalog
         self._index = index
         self._features = features

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from indexer.errors import InvalidQueryError, VideoNotFoundError
+from indexer.features.reader import FeatureReader
+from indexer.features.scorable import ScorableSegments
 from indexer.search.baseline import Baseline
-from indexer.search.caches import FeatureCache, ScorableSegments
 from indexer.search.results import best_moments, named_scores
 from indexer.search.text_encoding import TextEncoder
 from indexer.search.types import (
@@ -41,7 +42,7 @@ _SEGMENTS_AT_ONCE: Final = 256
 def rank_texts(
     encoder: TextEncoder,
     catalog: SearchedStore,
-    features: FeatureCache,
+    features: FeatureReader,
     video_id: str,
     texts: Sequence[str],
     baseline: Baseline | None,

@@ -1,0 +1,325 @@
+"""The feature file of an index: what the full score reads, so that no search has to ask the store for it.
+
+    features.json             the manifest: {"format", "sequence", "token", "fingerprint", "embedding_dim",
+                              "num_frames", "num_records", "file"}
+    features-<16 hex>.frames  frame features, float16 [N, F, D]
+    features-<16 hex>.videos  video features, float32 [N, D]
+    features-<16 hex>.rows    whose they are, and their checksums: RECORD [N], by ascending segment id
+
+All little-endian, without headers. Three files, so that a scan reads frames as they lie, and a stage that
+needs video features alone reads nothing else. Records are only ever appended: one counts when the manifest,
+which is replaced as a whole, counts it. All of it is derived: what is missing or damaged is made from the
+store again (`indexer.features.writing`).
+
+Bytes that this process has not seen yet are read by `pread` and compared with their CRC-32: a disk that fails
+or a file that was cut gives an error there, after which the store is asked. Only what was right is then
+looked at through a mapping, where the same fault would end the process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import secrets
+import warnings
+import weakref
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.atomic_files import write_atomically
+
+MANIFEST_FILE: Final = "features.json"
+FORMAT: Final = 1
+FILE_MODE: Final = 0o640
+"""As the catalog has it: features reveal something of the videos too."""
+
+RECORD: Final = np.dtype(
+    [
+        ("segment_id", "<i8"),
+        ("video_key", "<i8"),
+        ("num_frames", "<u4"),
+        ("video_crc32", "<u4"),
+        ("frames_crc32", "<u4"),
+        ("is_deleted", "<u4"),
+    ]
+)
+"""Of a segment. Each checksum is over the first three fields and then the features. `is_deleted` is set in
+place when the segment is deleted, and spares asking for it; the truth is in the store."""
+
+_OWNER_BYTES: Final = 20
+"""Of a record: the fields that the checksums cover."""
+
+_FILE_NAME: Final = re.compile(r"features-[0-9a-f]{16}")
+_READ_AT_ONCE_BYTES: Final = 16 << 20
+
+Table = Literal["frames", "videos"]
+
+_DTYPES: Final = {"frames": torch.float16, "videos": torch.float32}
+
+
+class FeatureFileUnusableError(Exception):
+    """Why there is no feature file to be used; never leaves this package: the store is read instead."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a feature file is: the store after the change `sequence` (with that `token`), less what is left
+    to append.
+
+    Attributes:
+        fingerprint: of the index.
+        embedding_dim: D.
+        num_frames: F.
+        num_records: N, deleted ones included.
+        file: the name of its files, without their suffixes.
+    """
+
+    sequence: int
+    token: str
+    fingerprint: str
+    embedding_dim: int
+    num_frames: int
+    num_records: int
+    file: str
+    format: int = FORMAT
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """The manifest in the directory of a generation. Raises FeatureFileUnusableError."""
+        try:
+            found: Any = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+            manifest = cls(**found)
+        except FileNotFoundError:
+            raise FeatureFileUnusableError("there is no feature file") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise FeatureFileUnusableError(f"its manifest cannot be read: {error}") from error
+        numbers = (manifest.sequence, manifest.embedding_dim, manifest.num_frames, manifest.num_records)
+        if manifest.format != FORMAT or not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
+            raise FeatureFileUnusableError("its manifest is of another version, or damaged")
+        if not (isinstance(manifest.file, str) and _FILE_NAME.fullmatch(manifest.file)):
+            raise FeatureFileUnusableError("its manifest names no feature file")
+        return manifest
+
+    def write(self, directory: Path) -> None:
+        """Replace the manifest there. Raises OSError."""
+
+        def write(path: Path) -> None:
+            path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+            path.chmod(FILE_MODE)
+
+        write_atomically(directory / MANIFEST_FILE, write)
+
+    def path(self, directory: Path, suffix: str) -> Path:
+        """Of one of its files: `frames`, `videos` or `rows`."""
+        return directory / f"{self.file}.{suffix}"
+
+    @property
+    def record_bytes(self) -> dict[str, int]:
+        """What a segment takes in each file, by suffix."""
+        return {
+            "frames": self.num_frames * self.embedding_dim * 2,
+            "videos": self.embedding_dim * 4,
+            "rows": RECORD.itemsize,
+        }
+
+
+def new_file_name() -> str:
+    """A name that no feature file has."""
+    return f"features-{secrets.token_hex(8)}"
+
+
+def manifest_state(directory: Path) -> tuple[int, int] | None:
+    """What is another one when the manifest was replaced; None where there is none."""
+    try:
+        found = (directory / MANIFEST_FILE).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def records_of(
+    owners: NDArray[np.int64], video: NDArray[np.float32], frames: NDArray[np.float16]
+) -> NDArray[np.void]:
+    """Records with their checksums.
+
+    owners: int64 [N, 3], segment id, video key and number of real frames. video, frames: [N, D], [N, F, D].
+    """
+    records = np.zeros(len(owners), RECORD)
+    records["segment_id"], records["video_key"], records["num_frames"] = owners.T
+    starts = _starts(records)
+    records["video_crc32"] = _checksums(video, starts)
+    records["frames_crc32"] = _checksums(frames, starts)
+    return records
+
+
+class FeatureFile:
+    """An open feature file: N records by number, from 0. Safe to use from several threads.
+
+    Attributes:
+        manifest: What it is.
+        segment_ids, video_keys, num_frames: int64 [N]; ids ascend.
+        is_deleted: bool [N]; set by `mark_deleted`.
+        is_damaged: Whether some record is not what was written.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, former: FeatureFile | None = None) -> None:
+        """Open and map the files that `manifest` names.
+
+        former: an earlier opening; what it has checked of the same file is not checked again.
+
+        Raises:
+            FeatureFileUnusableError: They are missing, cut, or not in order.
+        """
+        self.manifest = manifest
+        self._directory = directory
+        self.is_damaged = False
+        count = manifest.num_records
+        try:
+            self._descriptors = {name: self._opened(name) for name in ("frames", "videos")}
+            records = np.fromfile(manifest.path(directory, "rows"), RECORD, count)
+            if len(records) < count or self.is_cut:
+                raise FeatureFileUnusableError("it is shorter than its manifest says")
+            self._tables = {
+                "frames": self._mapped("frames", np.dtype("<f2"), (manifest.num_frames,)),
+                "videos": self._mapped("videos", np.dtype("<f4"), ()),
+            }
+        except OSError as error:
+            raise FeatureFileUnusableError(f"it cannot be read: {error}") from error
+        self._records = records
+        self.segment_ids = records["segment_id"].astype(np.int64)
+        self.video_keys = records["video_key"].astype(np.int64)
+        self.num_frames = records["num_frames"].astype(np.int64)
+        if np.any(np.diff(self.segment_ids, prepend=0) <= 0):
+            raise FeatureFileUnusableError("its segments are not in order")
+        self.is_deleted = records["is_deleted"] != 0
+        self._is_right = {name: np.zeros(count, bool) for name in ("frames", "videos")}
+        if former is not None and former.manifest.file == manifest.file and not former.is_damaged:
+            for name, is_right in self._is_right.items():
+                known = former._is_right[name][:count]
+                is_right[: len(known)] = known
+
+    def _opened(self, suffix: str) -> int:
+        descriptor = os.open(self.manifest.path(self._directory, suffix), os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor
+
+    def _mapped(self, suffix: str, dtype: np.dtype[Any], middle: tuple[int, ...]) -> NDArray[Any]:
+        shape = (self.manifest.num_records, *middle, self.manifest.embedding_dim)
+        if not self.manifest.num_records:
+            return np.empty(shape, dtype)
+        return np.memmap(self.manifest.path(self._directory, suffix), dtype, "r", shape=shape)
+
+    def __len__(self) -> int:
+        return self.manifest.num_records
+
+    @property
+    def num_deleted(self) -> int:
+        """Records of segments that are deleted."""
+        return int(np.count_nonzero(self.is_deleted))
+
+    @property
+    def last_id(self) -> int:
+        """The highest segment id, or 0."""
+        return int(self.segment_ids[-1]) if len(self) else 0
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the files are shorter now than they have to be: then nothing may look at the mappings."""
+        sizes = self.manifest.record_bytes
+        return any(
+            os.fstat(descriptor).st_size < len(self) * sizes[name]
+            for name, descriptor in self._descriptors.items()
+        )
+
+    def find(self, segment_ids: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Record numbers of segments, and which of them have one that is not deleted; the other numbers mean
+        nothing."""
+        numbers = np.searchsorted(self.segment_ids, segment_ids)
+        numbers[numbers == len(self)] = 0
+        if not len(self):
+            return numbers, np.zeros(len(segment_ids), bool)
+        return numbers, (self.segment_ids[numbers] == segment_ids) & ~self.is_deleted[numbers]
+
+    def mark_deleted(self, segment_ids: NDArray[np.int64]) -> None:
+        """Give out these segments no more."""
+        numbers, found = self.find(segment_ids)
+        self.is_deleted[numbers[found]] = True
+
+    def view(self, name: Table, rows: slice) -> Tensor:
+        """Records as they lie in the file, float16 [N, F, D] or float32 [N, D], not to be written to.
+
+        Only for those that `check` has found to be right.
+        """
+        with warnings.catch_warnings():
+            # Torch knows no memory that may not be written to; nothing here writes.
+            warnings.filterwarnings("ignore", message=".*not writable")
+            return torch.from_numpy(self._tables[name][rows])
+
+    def select(self, name: Table, numbers: NDArray[np.intp]) -> Tensor:
+        """A copy of records, in the order of their numbers. Only for those that `check` has found to be
+        right."""
+        table = self._tables[name]
+        selected = torch.empty((len(numbers), *table.shape[1:]), dtype=_DTYPES[name])
+        # Not torch's own: its threads wait for each other, on a busy machine a hundred times longer than this
+        # takes. With `clip` NumPy copies directly, and without Python's lock.
+        np.take(table, numbers, axis=0, out=selected.numpy(), mode="clip")
+        return selected
+
+    def check(self, numbers: NDArray[np.intp], name: Table) -> NDArray[np.bool_]:
+        """Which of these records are what was written: read and compared when this process first asks."""
+        is_right = self._is_right[name]
+        if self.is_cut:
+            self.is_damaged = True
+            return np.zeros(len(numbers), bool)
+        unseen = np.unique(numbers[~is_right[numbers]])
+        at_once = max(1, _READ_AT_ONCE_BYTES // self.manifest.record_bytes[name])
+        for first in range(0, len(unseen), at_once):
+            self._check_unseen(unseen[first : first + at_once], name)
+        return is_right[numbers]
+
+    def _check_unseen(self, numbers: NDArray[np.intp], name: Table) -> None:
+        """numbers: ascending, no more than are read together."""
+        buffer, is_read = self._read(numbers, name)
+        records = self._records[numbers]
+        expected = records["frames_crc32" if name == "frames" else "video_crc32"]
+        is_right = is_read & (_checksums(buffer, _starts(records)) == expected)
+        self._is_right[name][numbers] = is_right
+        self.is_damaged |= not is_right.all()
+
+    def _read(self, numbers: NDArray[np.intp], name: Table) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """The bytes of records, uint8 [N, size], and which of them could be read."""
+        size, descriptor = self.manifest.record_bytes[name], self._descriptors[name]
+        buffer, is_read = np.empty((len(numbers), size), np.uint8), np.ones(len(numbers), bool)
+        bounds = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]
+        runs = [(first, end, int(numbers[first]) * size) for first, end in itertools.pairwise(bounds)]
+        if len(runs) > 1 and hasattr(os, "posix_fadvise"):
+            for first, end, offset in runs:  # So that a disk reads them together.
+                os.posix_fadvise(descriptor, offset, (end - first) * size, os.POSIX_FADV_WILLNEED)
+        for first, end, offset in runs:
+            try:
+                num_read = os.preadv(descriptor, [buffer[first:end].data], offset)
+            except OSError:
+                num_read = 0
+            is_read[first + num_read // size : end] = False
+        return buffer, is_read
+
+
+def _starts(records: NDArray[np.void]) -> list[int]:
+    """CRC-32 over whose each record is, with which that over its features begins."""
+    owners = np.ascontiguousarray(records).view(np.uint8).reshape(len(records), RECORD.itemsize)
+    return [zlib.crc32(owner[:_OWNER_BYTES].data) for owner in owners]
+
+
+def _checksums(features: NDArray[Any], starts: list[int]) -> NDArray[np.uint32]:
+    """uint32 [N] of N features, which lie one after the other."""
+    pairs = zip(features, starts, strict=True)
+    return np.array([zlib.crc32(row.data, start) for row, start in pairs], np.uint32)

@@ -1,0 +1,261 @@
+"""Reads features for searches: from the feature file what it has, all else from the store.
+
+On a processor the operating system's cache of the file is the memory; on a GPU the first records live in a
+table there, as many as its budget allows. Answers are the same to the last bit, wherever they come from.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from indexer.errors import ChangesForgottenError
+from indexer.features.feature_file import FeatureFile, FeatureFileUnusableError, Table, manifest_state
+from indexer.features.resident import ResidentRecords
+from indexer.features.scorable import ScorableSegments, frame_mask
+from indexer.features.writing import (
+    MIN_DELETED,
+    MIN_PENDING,
+    WritingStoppedError,
+    open_feature_file,
+    update_feature_file,
+)
+from indexer.store.store import SearchedStore
+from model.features import VideoFeatures
+
+logger = logging.getLogger(__name__)
+
+_TABLES: Final[tuple[Table, ...]] = ("frames", "videos")
+
+
+class FeatureReader:
+    """Features of the segments of a store. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        catalog: SearchedStore,
+        *,
+        device: torch.device,
+        resident_bytes: int = 0,
+        use_file: bool = True,
+    ) -> None:
+        """Open the feature file where there is one.
+
+        Args:
+            catalog: Where features are read that the file lacks.
+            device: Where features are wanted, the model's.
+            resident_bytes: What a table of the first records may take on `device`, for a GPU; taken as a
+                whole at the start and filled by `update`.
+            use_file: False reads everything from the store and writes nothing.
+
+        Raises:
+            torch.OutOfMemoryError: A GPU has less.
+        """
+        self._catalog = catalog
+        self._device = device
+        self._use_file = use_file
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._file: FeatureFile | None = None
+        self._resident = ResidentRecords(catalog, resident_bytes, device)
+        self._sequence = 0  # Deletions up to here are marked in the file that is open.
+        self._num_pending = 0
+        self._manifest_state: tuple[int, int] | None = None
+        self._open_newer()
+        self.sync(catalog.sequence)
+
+    def close(self) -> None:
+        """Let an `update` under way stop soon, without an effect."""
+        self._stopped.set()
+
+    # Facts
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the records on the device take."""
+        return self._resident.num_bytes
+
+    @property
+    def num_pending(self) -> int:
+        """Segments of the store that the file lacked at the last `sync`."""
+        return self._num_pending
+
+    @property
+    def needs_update(self) -> bool:
+        """Whether `update` has something to do that is worth it."""
+        if not self._use_file:
+            return False
+        file = self._file
+        if file is not None and self._resident.has_room_for(file):
+            return True
+        if self._catalog.is_read_only:
+            return False
+        if file is not None and (file.is_damaged or file.num_deleted > max(MIN_DELETED, len(file) // 10)):
+            return True
+        return self.num_pending >= MIN_PENDING
+
+    # Reading
+
+    def get(self, segment_ids: NDArray[np.int64]) -> ScorableSegments:
+        """Features of `segment_ids`, in the order asked; ids that did not exist at the last `sync` or do not
+        exist any more may be left out.
+
+        Raises IndexDamagedError.
+        """
+        file, numbers, is_held = self._find(segment_ids, _TABLES)
+        if file is None or not is_held.any():
+            return self._read(segment_ids)
+        rows = numbers[is_held]
+        videos, frames = (self._resident.select(file, name, rows) for name in ("videos", "frames"))
+        held = self._scorable(file, rows, videos, frames)
+        if is_held.all():
+            return held
+        read = self._read(segment_ids[~is_held])
+        # Where each id is in (held, read), which are in the order asked; -1 where it is in neither.
+        exists = is_held.copy()
+        exists[~is_held] = np.isin(segment_ids[~is_held], read.segment_ids)
+        places = np.empty(len(segment_ids), np.intp)
+        places[is_held] = np.arange(len(held))
+        places[exists & ~is_held] = len(held) + np.arange(len(read))
+        return ScorableSegments.joined([held, read], places[exists])
+
+    def blocks(self, segment_ids: NDArray[np.int64], block_size: int) -> Iterator[ScorableSegments]:
+        """Features of `segment_ids` in blocks of `block_size` of them; less what does not exist (any more).
+
+        segment_ids: int64, ascending. Frames are the file's own, without a copy, where they follow one
+        another: a block is not to be written to. What is deleted after the last `sync` may still come.
+        Raises IndexDamagedError.
+        """
+        for first in range(0, len(segment_ids), block_size):
+            some = segment_ids[first : first + block_size]
+            in_place = self._in_place(some)
+            yield in_place if in_place is not None else self.get(some)
+
+    def video_features(self, segment_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Ids int64 [N] of those that exist, ascending, and their video features float32 [N, D].
+
+        Raises IndexDamagedError.
+        """
+        ids = np.unique(np.asarray(segment_ids, np.int64))
+        file, numbers, is_held = self._find(ids, ("videos",))
+        if file is None or not is_held.any():
+            return self._catalog.video_features(ids)
+        held = file.select("videos", numbers[is_held]).numpy()
+        if is_held.all():
+            return ids, held
+        read_ids, read = self._catalog.video_features(ids[~is_held])
+        found = np.concatenate([ids[is_held], read_ids])
+        order = np.argsort(found)
+        return found[order], np.concatenate([held, read])[order]
+
+    def _read(self, segment_ids: NDArray[np.int64]) -> ScorableSegments:
+        return ScorableSegments.of(self._catalog.segment_features(segment_ids), self._device)
+
+    def _find(
+        self, segment_ids: NDArray[np.int64], tables: tuple[Table, ...]
+    ) -> tuple[FeatureFile | None, NDArray[np.intp], NDArray[np.bool_]]:
+        """The file, record numbers, and which of these records may be looked at."""
+        file, numbers, found = self._numbers(segment_ids)
+        if not found.all() and self._open_newer():
+            file, numbers, found = self._numbers(segment_ids)
+        if file is not None:
+            was_damaged = file.is_damaged
+            for name in tables:
+                found[found] = file.check(numbers[found], name)
+            if file.is_damaged and not was_damaged:
+                logger.warning(
+                    "the feature file in %s is damaged: what is wrong is read from the catalog, and the file"
+                    " is made again",
+                    self._catalog.directory,
+                )
+        return file, numbers, found
+
+    def _numbers(
+        self, segment_ids: NDArray[np.int64]
+    ) -> tuple[FeatureFile | None, NDArray[np.intp], NDArray[np.bool_]]:
+        file = self._file
+        if file is None:
+            return None, np.zeros(len(segment_ids), np.intp), np.zeros(len(segment_ids), bool)
+        return file, *file.find(segment_ids)
+
+    def _in_place(self, segment_ids: NDArray[np.int64]) -> ScorableSegments | None:
+        """The records themselves, without a copy, where all are there and follow one another."""
+        file, numbers, is_held = self._find(segment_ids, _TABLES)
+        if file is None or not is_held.all() or np.any(np.diff(numbers) != 1):
+            return None
+        rows = slice(int(numbers[0]), int(numbers[-1]) + 1)
+        # Of the video features a copy, aligned as all memory of torch: see `ScorableSegments.of`.
+        videos = self._resident.select(file, "videos", numbers)
+        return self._scorable(file, numbers, videos, self._resident.rows(file, "frames", rows))
+
+    def _scorable(
+        self, file: FeatureFile, numbers: NDArray[np.intp], videos: Tensor, frames: Tensor
+    ) -> ScorableSegments:
+        mask = frame_mask(file.num_frames[numbers], self._catalog.num_frames, self._device)
+        features = VideoFeatures(videos, frames, mask)
+        return ScorableSegments(file.segment_ids[numbers], file.video_keys[numbers], features)
+
+    # Following
+
+    def sync(self, sequence: int) -> None:
+        """Give out no more what was deleted from the store. sequence: of its last change."""
+        if sequence == self._sequence:
+            return
+        with self._lock:
+            self._follow()
+
+    def _follow(self) -> None:
+        try:
+            while self._file is not None and (changes := self._catalog.changes_since(self._sequence)):
+                gone = [i for change in changes if change.kind == "delete" for i in change.segment_ids]
+                self._file.mark_deleted(np.array(gone, np.int64))
+                self._sequence = changes[-1].sequence
+        except ChangesForgottenError:
+            self._file = None
+        if self._file is None:
+            self._sequence = self._catalog.sequence
+        num_held = 0 if self._file is None else len(self._file) - self._file.num_deleted
+        self._num_pending = max(0, self._catalog.num_segments - num_held)
+
+    def _open_newer(self) -> bool:
+        """Open the file again where its manifest is another one now; whether it was."""
+        state = manifest_state(self._catalog.directory) if self._use_file else None
+        if state == self._manifest_state:
+            return False
+        with self._lock:
+            if state == self._manifest_state:
+                return True  # Another thread has.
+            try:
+                self._file = open_feature_file(self._catalog, self._file)
+            except FeatureFileUnusableError as error:
+                self._file = None
+                logger.info("reading features of %s from the catalog: %s", self._catalog.directory, error)
+            else:
+                self._sequence = self._file.manifest.sequence
+            self._manifest_state = state
+            self._follow()
+        return True
+
+    def update(self) -> None:
+        """Bring the file in line with the store, and the table on the device with the file.
+
+        Takes as long as reading everything where the file has to be made; `close` ends it early. Raises what
+        `update_feature_file` raises.
+        """
+        file = self._file
+        try:
+            if not self._catalog.is_read_only:
+                damaged = file.manifest.file if file is not None and file.is_damaged else None
+                update_feature_file(self._catalog, damaged=damaged, should_stop=self._stopped.is_set)
+            self._open_newer()
+            if self._file is not None:
+                self._resident.fill(self._file, self._stopped.is_set)
+        except WritingStoppedError:
+            logger.info("the feature file of %s is left for later", self._catalog.directory)

@@ -10,10 +10,13 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from indexer.errors import IndexExistsError
 from model.atomic_files import fsync_directory, make_directories
+
+DERIVED_FILE_MODE: Final = 0o640
+"""Of files made from the catalog, as it has it itself: features reveal something of the videos too."""
 
 
 @contextlib.contextmanager

@@ -120,8 +120,10 @@ class Index:
             self._searcher.close()
         if self._has_grown:
             from indexer.coarse.index import save_coarse_index
+            from indexer.features.writing import save_feature_file
 
             save_coarse_index(self.catalog)
+            save_feature_file(self.catalog)
         self.catalog.close()
 
     def __enter__(self) -> Self:

@@ -45,11 +45,17 @@ def load_searcher(settings: Settings) -> Searcher:
     from indexer.search.searcher import Searcher
 
     with open_index(settings) as index:
+        if index.model.device.type == "cpu" and "feature_memory_bytes" in settings.model_fields_set:
+            logger.warning(
+                "XCLIP_FEATURE_MEMORY_BYTES has no effect without a GPU: features are read from a file that"
+                " the operating system keeps in free memory"
+            )
         searcher = Searcher(
             settings.index_directory,
             index.model,
             coarse_kind=settings.coarse_kind,
             feature_memory_bytes=settings.feature_memory_bytes,
+            feature_file=settings.feature_file,
         )
     searcher.catalog.filter_limit_seconds = settings.filter_limit_seconds
     try:

@@ -206,7 +206,13 @@ class Settings(WorkerSettings, KeysSettings):
         description="Kind of the coarse index; auto: exact up to 50,000 segments, then ivf-sq.",
     )
     feature_memory_bytes: int = Field(
-        default=1024 * MIB, ge=0, description="Memory for features that the full score reads; 0: none."
+        default=1024 * MIB,
+        ge=0,
+        description="With the model on a GPU, its memory for features that the full score reads.",
+    )
+    feature_file: bool = Field(
+        default=True,
+        description="Whether searches keep features in a file beside the catalog, 14.4 kB a segment.",
     )
     allow_no_keys: bool = Field(
         default=False, description="Whether other machines may be served without API keys."

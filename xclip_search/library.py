@@ -96,6 +96,7 @@ class LocalLibrary:
         """Once. Goes on with the new model where the index is reindexed meanwhile."""
         from indexer.coarse.index import save_coarse_index
         from indexer.errors import IndexNotFoundError, IndexSupersededError
+        from indexer.features.writing import save_feature_file
         from indexer.ingest.synchronisation import Synchronisation
         from indexer.store.store import open_store
 
@@ -106,6 +107,7 @@ class LocalLibrary:
                     report = run.run(self.paths, self.sources)
                     if report.num_added and not options.dry_run:
                         save_coarse_index(catalog)
+                        save_feature_file(catalog)
                     return report
             except IndexNotFoundError:
                 if not options.dry_run:

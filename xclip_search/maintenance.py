@@ -111,7 +111,8 @@ def rebuild(
         typer.Option(help="Kind of the coarse index; auto: exact up to 50,000 segments, then ivf-sq."),
     ] = KindName.auto,
 ) -> None:
-    """Rebuild all that is derived from the catalog: SQLite's indexes, the totals, the coarse index.
+    """Rebuild all that is derived from the catalog: SQLite's indexes, the totals, the coarse
+    index, the feature file.
 
     Examples:
 
@@ -209,6 +210,7 @@ def import_command(
     """
     with errors_explained(RESUMES):
         from indexer.coarse.index import save_coarse_index
+        from indexer.features.writing import save_feature_file
         from indexer.maintenance.importing import import_index
         from indexer.store.store import open_store
 
@@ -217,6 +219,7 @@ def import_command(
         if report.num_added:
             with open_store(index) as catalog:
                 save_coarse_index(catalog)
+                save_feature_file(catalog)
     if as_json:
         print_json({**asdict(report), "num_failed": report.num_failed})
     else:

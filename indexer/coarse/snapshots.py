@@ -26,7 +26,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.atomic_files import sha256_of_file
+from indexer.atomic_files import DERIVED_FILE_MODE, sha256_of_file
 from indexer.coarse.approximate import ids_of
 from indexer.coarse.exact import CoarseKind, GpuCopy, is_exact_index
 from model.atomic_files import replace_file
@@ -42,9 +42,6 @@ UNFINISHED_KEPT_SECONDS = 3600
 """An unfinished file older than this is what a killed process left."""
 
 _FILE_NAME = re.compile(r"coarse-[0-9a-f]{16}\.faiss")
-
-FILE_MODE = 0o640
-"""As the catalog has it: vectors reveal something of the videos too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +87,7 @@ def save_snapshot(snapshot: Snapshot, directory: Path, fingerprint: str) -> None
         }
         unfinished_manifest.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         for path in (unfinished, unfinished_manifest):
-            path.chmod(FILE_MODE)
+            path.chmod(DERIVED_FILE_MODE)
         with _locked(directory):
             replace_file(unfinished, directory / name)
             replace_file(unfinished_manifest, directory / MANIFEST_FILE)

@@ -35,12 +35,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from indexer.atomic_files import DERIVED_FILE_MODE
 from model.atomic_files import write_atomically
 
 MANIFEST_FILE: Final = "features.json"
 FORMAT: Final = 1
-FILE_MODE: Final = 0o640
-"""As the catalog has it: features reveal something of the videos too."""
 
 RECORD: Final = np.dtype(
     [
@@ -114,7 +113,7 @@ class Manifest:
 
         def write(path: Path) -> None:
             path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-            path.chmod(FILE_MODE)
+            path.chmod(DERIVED_FILE_MODE)
 
         write_atomically(directory / MANIFEST_FILE, write)
 

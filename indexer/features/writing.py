@@ -14,18 +14,20 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from indexer.errors import ChangesForgottenError
+from indexer.atomic_files import DERIVED_FILE_MODE
+from indexer.errors import ChangesForgottenError, IndexDamagedError
 from indexer.features.feature_file import (
-    FILE_MODE,
     MANIFEST_FILE,
     RECORD,
     FeatureFile,
     FeatureFileUnusableError,
     Manifest,
+    Table,
     new_file_name,
     records_of,
 )
@@ -112,14 +114,68 @@ def update_feature_file(
     return True
 
 
-def save_feature_file(catalog: SearchedStore) -> None:
+def save_feature_file(catalog: SearchedStore, *, anew: bool = False) -> None:
     """Bring the feature file in line, so that the next search or server finds it so.
 
     A disk that refuses is no error: searches read the store then. Nor are few segments worth a file.
+
+    Args:
+        catalog: The store.
+        anew: Whether a file that is there is made again.
+
+    Raises:
+        IndexDamagedError: What the store holds is damaged.
     """
-    if not catalog.is_read_only and catalog.num_segments >= MIN_PENDING:
+    former: str | None = None
+    with contextlib.suppress(FeatureFileUnusableError):
+        former = Manifest.read(catalog.directory).file
+    if not catalog.is_read_only and (former or catalog.num_segments >= MIN_PENDING):
         with contextlib.suppress(OSError):
-            update_feature_file(catalog)
+            update_feature_file(catalog, damaged=former if anew else None)
+
+
+def feature_file_problems(catalog: SearchedStore) -> Iterator[str]:
+    """What is wrong with the feature file of a store, each in a sentence. Reads all of both.
+
+    None is no damage, nor is one of another history (the catalog was restored from a backup).
+    """
+    if not (catalog.directory / MANIFEST_FILE).exists():
+        return
+    try:
+        file = open_feature_file(catalog)
+    except FeatureFileUnusableError as error:
+        with contextlib.suppress(FeatureFileUnusableError):
+            if catalog.change_token(Manifest.read(catalog.directory).sequence) is None:
+                return
+        yield f"the feature file cannot be used: {error}"
+        return
+    try:
+        for features in catalog.iterate_features(_SEGMENTS_AT_ONCE):
+            for segment_id in _different(file, features):
+                yield f"the record of segment {segment_id} is not what the catalog holds"
+    except IndexDamagedError:
+        return  # Of the catalog, and reported as such.
+
+
+def _different(file: FeatureFile, features: SegmentFeatures) -> list[int]:
+    """Ids of the segments whose record differs from what the store has read."""
+    numbers, found = file.find(features.segment_ids)
+    numbers, rows = numbers[found], np.flatnonzero(found)
+    is_same = file.check(numbers, "frames") & file.check(numbers, "videos")
+    rows, numbers = rows[is_same], numbers[is_same]
+    same = (file.video_keys[numbers] == features.video_keys[rows]) & (
+        file.num_frames[numbers] == features.num_frames[rows]
+    )
+    tables: tuple[tuple[Table, NDArray[Any]], ...] = (
+        ("frames", features.frames),
+        ("videos", features.video),
+    )
+    for name, stored in tables:
+        ours = file.select(name, numbers).numpy().reshape(len(rows), -1)
+        same &= (ours.view(np.uint8) == stored[rows].reshape(len(rows), -1).view(np.uint8)).all(axis=1)
+    is_same[is_same] = same
+    different: list[int] = features.segment_ids[found][~is_same].tolist()
+    return different
 
 
 def _is_sparse(file: FeatureFile) -> bool:
@@ -188,7 +244,7 @@ class _Appender:
         for suffix, size in self._manifest.record_bytes.items():
             path = self._manifest.path(self._directory, suffix)
             flags = os.O_RDWR | (os.O_CREAT if is_new else 0)
-            file = os.fdopen(os.open(path, flags, FILE_MODE), "r+b")
+            file = os.fdopen(os.open(path, flags, DERIVED_FILE_MODE), "r+b")
             self._files[suffix] = file
             file.seek(self._num_records * size)
         return self
@@ -238,7 +294,7 @@ class _Appender:
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[bool]:
     """Whether this process may write the feature file; it is the only one then. Raises OSError."""
-    descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, FILE_MODE)
+    descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, DERIVED_FILE_MODE)
     try:
         if sys.platform != "win32":
             try:

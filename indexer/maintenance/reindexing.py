@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import ChangesForgottenError, IndexNotFoundError
+from indexer.features.writing import save_feature_file
 from indexer.ingest.manifest import VideoSource
 from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
 from indexer.ingest.video_files import find_video_file, local_path
@@ -305,6 +306,8 @@ class _Build:
             coarse = CoarseIndex.open(self._target)
             coarse.compact()
             coarse.save()
+        save_feature_file(self._target)
+        save_feature_file(self._target)
         num_rounds = 0
         while allow_missing or self._missing.keys() <= self._gone:
             # Other writers wait while this transaction is open: what they have written by now is all that the

@@ -13,6 +13,7 @@ from indexer.coarse.exact import KindChoice
 from indexer.coarse.index import CoarseIndex
 from indexer.coarse.snapshots import MANIFEST_FILE, SnapshotUnusableError, load_snapshot
 from indexer.errors import IndexDamagedError
+from indexer.features.writing import feature_file_problems, save_feature_file
 from indexer.ingest.video_files import find_video_file, local_path
 from indexer.maintenance.backup import MANIFEST_FILE as BACKUP_MANIFEST_FILE
 from indexer.maintenance.backup import damages_of_backup
@@ -20,6 +21,8 @@ from indexer.store.sqlite.catalog import Catalog, read_successors
 from indexer.store.sqlite.files import FileTable
 from indexer.store.sqlite.generations import find_named_generation, name_generation, named_generation
 from indexer.store.sqlite.jobs import JobQueue
+
+DERIVED_PARTS = ("totals", "words", "coarse index", "feature file", "files", "jobs", "current.json")
 
 MAX_FINDINGS = 1000
 """After this many findings `verify` stops."""
@@ -31,8 +34,8 @@ class Finding:
 
     Attributes:
         part: what it is a part of. `catalog` and `change log` are the truth: restore a backup, or delete the
-            videos named and index them again. `totals`, `words`, `coarse index` and `current.json` are
-            derived: `rebuild` builds them again. `files` spare reading: `rebuild` forgets those that are
+            videos named and index them again. `totals`, `words`, `coarse index`, `feature file` and
+            `current.json` are derived: `rebuild` builds them again. `files` spare reading: `rebuild` forgets those that are
             damaged, and they are read again. `jobs` are requests: `rebuild` removes those that are damaged,
             and the clients send them again. `backup`: a file of a backup; make another one. `missing files`
             and `changed files`: what `index` over their folder brings in line.
@@ -45,7 +48,7 @@ class Finding:
     @property
     def is_derived(self) -> bool:
         """Whether `rebuild` repairs it."""
-        return self.part in ("totals", "words", "coarse index", "files", "jobs", "current.json")
+        return self.part in DERIVED_PARTS
 
 
 @dataclass
@@ -123,6 +126,8 @@ def _findings(
     for number in JobQueue(catalog).damaged():
         yield Finding("jobs", f"job number {number} does not match its checksum")
     yield from _coarse_findings(catalog)
+    for problem in feature_file_problems(catalog):
+        yield Finding("feature file", problem)
 
 
 def _file_findings(catalog: Catalog) -> Iterator[Finding]:
@@ -189,7 +194,8 @@ def _restore_pointer(directory: Path) -> None:
 
 
 def rebuild(directory: str | Path, coarse_kind: KindChoice = "auto") -> tuple[int, int]:
-    """Build again all that is derived: SQLite's indexes, the totals, the coarse index. Remove damaged jobs.
+    """Build again all that is derived: SQLite's indexes, the totals, the coarse index, the feature
+    file. Remove damaged jobs.
 
     Args:
         directory: the index directory.
@@ -211,6 +217,7 @@ def rebuild(directory: str | Path, coarse_kind: KindChoice = "auto") -> tuple[in
             JobQueue(catalog).forget_damaged(transaction)
             FileTable(catalog).forget_damaged(transaction)
         CoarseIndex.build(catalog, kind=coarse_kind).save()
+        save_feature_file(catalog, anew=True)
         if named_generation(Path(directory)) != catalog.generation:
             name_generation(Path(directory), catalog.generation)
         return catalog.totals()

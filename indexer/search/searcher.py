@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from indexer.coarse.exact import KindChoice, SegmentSet
-from indexer.coarse.index import CoarseIndex, limit_faiss_threads
+from indexer.coarse.index import CoarseIndex
 from indexer.errors import FingerprintMismatchError
 from indexer.features.reader import FeatureReader
 from indexer.features.scorable import ScorableSegments
 from indexer.ingest.encoding import index_fingerprint
 from indexer.search.baseline import Baseline, BaselineScores
-from indexer.search.caches import FilterCache
 from indexer.search.ordering import (
     CoarseHits,
     CoarseOrder,
@@ -34,6 +33,7 @@ from indexer.search.ordering import (
     num_coarse_hits,
     order_candidates,
 )
+from indexer.search.refreshing import IndexRefresher
 from indexer.search.results import (
     Page,
     complete_scores,
@@ -62,8 +62,9 @@ from indexer.search.types import (
     check_batch,
 )
 from indexer.store.filters import Filter
+from indexer.store.records import Matches
 from indexer.store.sqlite.connections import raise_if_cancelled
-from indexer.store.store import open_store
+from indexer.store.store import SearchedStore, open_store
 from model.features import TextFeatures
 
 if TYPE_CHECKING:
@@ -435,82 +436,34 @@ class _Search:
     stages: StageTimes
 
 
-# Maintenance of the searched index
+class FilterCache:
+    """The segments that the filters used last match. Safe to use from several threads.
 
-PAUSE_SECONDS: Final = 600.0
-"""What has failed is not retried sooner: a damaged segment or a full disk stays so for a while."""
-
-_Task = Literal["baseline scores", "compaction", "saving", "feature file"]
-
-
-class IndexRefresher:
-    """Makes the baseline scores again, compacts and saves the coarse index, brings the feature file in line,
-    each when it is due.
-
-    Runs one thread at a time, when there is something to do. Safe to use from several threads. No answer
-    depends on it: what fails is logged and retried later.
+    max_filters: how many filters are kept, at 8 bytes a matching segment and a bit for each segment.
     """
 
-    def __init__(
-        self, index: CoarseIndex, features: FeatureReader, baseline: BaselineScores, directory: Path
-    ) -> None:
-        """directory: of the index, for the log."""
-        self._index = index
-        self._features = features
-        self._baseline = baseline
-        self._directory = directory
+    def __init__(self, catalog: SearchedStore, max_filters: int = 16) -> None:
+        self._catalog = catalog
+        self._max_filters = max_filters
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._closed = False
-        self._not_before: dict[_Task, float] = {}
+        self._kept: OrderedDict[Filter, tuple[Matches, SegmentSet]] = OrderedDict()
 
-    def start_where_needed(self, *, after_search: bool) -> None:
-        """after_search: scores are wanted, so there should be a baseline for them."""
-        is_needed = (
-            (after_search and self._baseline.is_stale and self._may("baseline scores"))
-            or (self._index.needs_compaction and self._may("compaction"))
-            or (self._index.needs_saving and self._may("saving"))
-            or (self._features.needs_update and self._may("feature file"))
-        )
-        if not is_needed:
-            return
+    def matching(self, chosen: Filter) -> SegmentSet:
+        """The segments whose videos fulfil `chosen` now; the same object as long as nothing has changed.
+
+        Raises IndexDamagedError.
+        """
         with self._lock:
-            if self._closed or (self._thread is not None and self._thread.is_alive()):
-                return
-            self._thread = threading.Thread(target=self._work, args=(after_search,), name="index-refresh")
-            self._thread.start()
-
-    def wait(self) -> None:
-        """Block until nothing is under way."""
+            former, segments = self._kept.get(chosen, (None, None))
+        matches = self._catalog.matching(chosen, former)
+        if segments is None or matches is not former:
+            segments = SegmentSet(matches.segment_ids)
         with self._lock:
-            thread = self._thread
-        if thread is not None:
-            thread.join()
-
-    def close(self) -> None:
-        """Finish what is under way, and start nothing more."""
-        with self._lock:
-            self._closed = True
-        self.wait()
-
-    def _work(self, after_search: bool) -> None:
-        limit_faiss_threads()
-        if after_search:
-            self._do("baseline scores", self._baseline.is_stale, self._baseline.make)
-        self._do("compaction", self._index.needs_compaction, self._index.compact)
-        self._do("saving", self._index.needs_saving, self._index.save)
-        self._do("feature file", self._features.needs_update, self._features.update)
-
-    def _do(self, task: _Task, is_needed: bool, do: Callable[[], object]) -> None:
-        if not (is_needed and self._may(task)):
-            return
-        try:
-            do()
-        except MemoryError:
-            raise  # Not only this failed: what runs the searcher has to know.
-        except Exception as error:  # The top of a thread: there is no caller to raise to.
-            self._not_before[task] = time.monotonic() + PAUSE_SECONDS
-            logger.warning("refreshing the index %s, %s: %s", self._directory, task, error)
-
-    def _may(self, task: _Task) -> bool:
-        return task not in self._not_before or time.monotonic() >= self._not_before[task]
+            newest = self._kept.get(chosen)
+            # Another thread may have kept later matches meanwhile.
+            if newest is None or newest[0].sequence <= matches.sequence:
+                self._kept[chosen] = matches, segments
+            self._kept.move_to_end(chosen)
+            while len(self._kept) > self._max_filters:
+                self._kept.popitem(last=False)
+        return segments

@@ -36,7 +36,7 @@ from indexer.errors import (
 )
 from indexer.maintenance.backup import backup, restore
 from indexer.maintenance.verification import verify
-from indexer.search.caches import FilterCache
+from indexer.search.searcher import FilterCache
 from indexer.store.filters import parse_filter
 from indexer.store.records import Successor
 from indexer.store.sqlite import integrity

@@ -1,12 +1,12 @@
 """Which of the catalogs in an index directory is the current one.
 
 An index that was reindexed (`indexer.maintenance.reindexing`) has several generations, each a catalog with
-the coarse index made from it. Files of videos are shared.
+what is derived from it. Files of videos are shared.
 
-    INDEX/catalog.sqlite3, coarse*            generation 1
-    INDEX/generations/2/catalog.sqlite3, ...  generation 2, and so on
-    INDEX/current.json                        names the current one; absent: 1
-    INDEX/media/, INDEX/uploads/              of all generations
+    INDEX/catalog.sqlite3, coarse*, features*    generation 1
+    INDEX/generations/2/catalog.sqlite3, ...     generation 2, and so on
+    INDEX/current.json                           names the current one; absent: 1
+    INDEX/media/, INDEX/uploads/                 of all generations
 
 Every generation but the current one has a row that names another one and refuses changes
 (`indexer.store.sqlite.connections`). A switch from A to B writes A's row, takes B's away and then renames
@@ -44,7 +44,7 @@ _FORMAT: Final = 1
 
 
 def directory_of(index_directory: Path, generation: int) -> Path:
-    """Where the catalog and the coarse index of a generation lie."""
+    """Where the catalog of a generation lies, and what is derived from it."""
     if generation == FIRST_GENERATION:
         return index_directory
     return index_directory / _FOLDER / str(generation)
@@ -71,8 +71,9 @@ def remove_generation(index_directory: Path, generation: int) -> None:
     if generation != FIRST_GENERATION:
         shutil.rmtree(directory)
         return
-    for path in (*directory.glob(f"{CATALOG_FILE}-*"), *directory.glob("coarse*")):
-        path.unlink(missing_ok=True)
+    for pattern in (f"{CATALOG_FILE}-*", "coarse*", "features*"):
+        for path in directory.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from indexer.coarse.exact import SegmentSet, Selection
 from indexer.coarse.index import CoarseIndex
 from indexer.coarse.snapshots import MANIFEST_FILE, SnapshotUnusableError, load_snapshot
-from indexer.search.caches import FilterCache
+from indexer.search.searcher import FilterCache
 from indexer.store.filters import parse_filter
 from indexer.store.sqlite.catalog import Catalog
 from tests.support.catalog_builders import add_video, create_catalog, make_segment, unit

@@ -12,7 +12,7 @@ from indexer.coarse.index import CoarseIndex
 from indexer.errors import BackupDamagedError, IndexDamagedError
 from indexer.maintenance.backup import backup, restore
 from indexer.maintenance.verification import rebuild, verify
-from indexer.search.caches import FilterCache
+from indexer.search.searcher import FilterCache
 from indexer.store.filters import parse_filter
 from indexer.store.sqlite import integrity
 from indexer.store.sqlite.catalog import Catalog

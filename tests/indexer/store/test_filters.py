@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from indexer.coarse.exact import SegmentSet
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import DuplicateIdError, InvalidQueryError
-from indexer.search.caches import FilterCache
+from indexer.search.searcher import FilterCache
 from indexer.store.filters import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, parse_filter
 from indexer.store.sqlite import catalog as catalog_module
 from indexer.store.sqlite.connections import checksum_of_row

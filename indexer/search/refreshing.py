@@ -1,0 +1,94 @@
+"""What keeps an index quick to search, in the background: baseline scores, coarse index, feature file."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+from indexer.coarse.index import CoarseIndex, limit_faiss_threads
+from indexer.features.reader import FeatureReader
+from indexer.search.baseline import BaselineScores
+
+logger = logging.getLogger(__name__)
+
+PAUSE_SECONDS: Final = 600.0
+"""What has failed is not retried sooner: a damaged segment or a full disk stays so for a while."""
+
+_Task = Literal["baseline scores", "compaction", "saving", "feature file"]
+
+
+class IndexRefresher:
+    """Makes the baseline scores again, compacts and saves the coarse index, brings the feature file in line,
+    each when it is due.
+
+    Runs one thread at a time, when there is something to do. Safe to use from several threads. No answer
+    depends on it: what fails is logged and retried later.
+    """
+
+    def __init__(
+        self, index: CoarseIndex, features: FeatureReader, baseline: BaselineScores, directory: Path
+    ) -> None:
+        """directory: of the index, for the log."""
+        self._index = index
+        self._features = features
+        self._baseline = baseline
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._not_before: dict[_Task, float] = {}
+
+    def start_where_needed(self, *, after_search: bool) -> None:
+        """after_search: scores are wanted, so there should be a baseline for them."""
+        is_needed = (
+            (after_search and self._baseline.is_stale and self._may("baseline scores"))
+            or (self._index.needs_compaction and self._may("compaction"))
+            or (self._index.needs_saving and self._may("saving"))
+            or (self._features.needs_update and self._may("feature file"))
+        )
+        if not is_needed:
+            return
+        with self._lock:
+            if self._closed or (self._thread is not None and self._thread.is_alive()):
+                return
+            self._thread = threading.Thread(target=self._work, args=(after_search,), name="index-refresh")
+            self._thread.start()
+
+    def wait(self) -> None:
+        """Block until nothing is under way."""
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def close(self) -> None:
+        """Finish what is under way, and start nothing more."""
+        with self._lock:
+            self._closed = True
+        self.wait()
+
+    def _work(self, after_search: bool) -> None:
+        limit_faiss_threads()
+        if after_search:
+            self._do("baseline scores", self._baseline.is_stale, self._baseline.make)
+        self._do("compaction", self._index.needs_compaction, self._index.compact)
+        self._do("saving", self._index.needs_saving, self._index.save)
+        self._do("feature file", self._features.needs_update, self._features.update)
+
+    def _do(self, task: _Task, is_needed: bool, do: Callable[[], object]) -> None:
+        if not (is_needed and self._may(task)):
+            return
+        try:
+            do()
+        except MemoryError:
+            raise  # Not only this failed: what runs the searcher has to know.
+        except Exception as error:  # The top of a thread: there is no caller to raise to.
+            self._not_before[task] = time.monotonic() + PAUSE_SECONDS
+            logger.warning("refreshing the index %s, %s: %s", self._directory, task, error)
+
+    def _may(self, task: _Task) -> bool:
+        return task not in self._not_before or time.monotonic() >= self._not_before[task]

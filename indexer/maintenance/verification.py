@@ -36,9 +36,9 @@ class Finding:
         part: what it is a part of. `catalog` and `change log` are the truth: restore a backup, or delete the
             videos named and index them again. `totals`, `words`, `coarse index`, `feature file` and
             `current.json` are derived: `rebuild` builds them again. `files` spare reading: `rebuild` forgets
-            those that are damaged, and they are read again. `jobs` are requests: `rebuild` removes those that are damaged,
-            and the clients send them again. `backup`: a file of a backup; make another one. `missing files`
-            and `changed files`: what `index` over their folder brings in line.
+            those that are damaged, and they are read again. `jobs` are requests: `rebuild` removes those that
+            are damaged, and the clients send them again. `backup`: a file of a backup; make another one.
+            `missing files` and `changed files`: what `index` over their folder brings in line.
         problem: a sentence for the user.
     """
 

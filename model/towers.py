@@ -9,9 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-from torch import nn
+from torch import Tensor, nn
 
+from model.architecture import Architecture
 from model.config import XClipConfig
 from model.tokenization import Tokenizer
 
@@ -91,3 +93,59 @@ def text_tower(clip: nn.Module) -> Any:
 def vocabulary_size(clip: nn.Module) -> int:
     """Rows of the text tower's embedding table."""
     return int(clip.vocab_size)  # type: ignore[arg-type]
+
+
+def encode_positions(text: Any, architecture: Architecture, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """What the text tower makes of texts, as open_clip's `encode_text` computes it, for each position too.
+
+    Args:
+        text: From `text_tower`.
+        architecture: Of the same config.
+        input_ids: int64 [T, L]; where `architecture.reads_padding` of the full length.
+
+    Returns:
+        Sentence, float [T, D], and positions, float [T, L, D], projected and not normalised. The positions of
+        a tower of transformers are its last hidden states.
+    """
+    if architecture.sentence_at == "pooled":
+        mask = (input_ids != text.config.pad_token_id).long()
+        out = text.transformer(input_ids=input_ids, attention_mask=mask)
+        return text.proj(text.pooler(out, mask)), text.proj(out.last_hidden_state)
+    x = text.token_embedding(input_ids)  # [T, L, text width]
+    length = input_ids.shape[1]
+    mask = None
+    if architecture.sentence_at == "appended":  # a learned position after the last, and a mask of padding
+        x = torch.cat([x, text.cls_emb.expand(x.shape[0], 1, -1)], dim=1)
+        length = length + 1
+        mask = text._build_additive_mask(input_ids, length, x.dtype)
+    if text.attn_mask is not None:
+        causal = text.attn_mask[:length, :length]
+        mask = causal if mask is None else causal + mask
+    x = text.transformer(x + text.positional_embedding[:length], attn_mask=mask)
+    x = _project(text, text.ln_final(x))  # [T, L, D]
+    return _sentence(architecture, input_ids, x), x[:, : input_ids.shape[1]]
+
+
+def _sentence(architecture: Architecture, input_ids: Tensor, x: Tensor) -> Tensor:
+    """Of positions, float [T, L, D], the one at which the sentence is read, float [T, D].
+
+    Written without Python's `len`: conversions for other runtimes trace it for any T and L.
+    """
+    match architecture.sentence_at:
+        case "argmax":
+            position = input_ids.argmax(dim=1)
+        case "eos":
+            position = (input_ids == architecture.end_id).int().argmax(dim=1)
+        case "first":
+            return x[:, 0]
+        case _:
+            return x[:, -1]
+    return x.gather(1, position[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
+
+
+def _project(text: Any, x: Tensor) -> Tensor:
+    projection = text.text_projection
+    if projection is None:
+        return x
+    projected: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+    return projected

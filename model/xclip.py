@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.architecture import Architecture
 from model.checkpoints.huggingface import make_tokenizer
 from model.checkpoints.loading import read, write_directory
 from model.checkpoints.official import read_official
@@ -28,10 +27,12 @@ from model.config import XClipConfig
 from model.errors import ShapeError
 from model.features import Scores, TextFeatures, VideoFeatures
 from model.preprocessing import PREPROCESSING
+from model.runtimes.converted import MIN_PARAMETERS, ConvertedTower, usable_runtime
+from model.runtimes.tower import text_to_convert, vision_to_convert
 from model.scoring import ScoreHead
 from model.temporal import TemporalTransformer, normalize_real, pool_frames
 from model.tokenization import TextTokenizer
-from model.towers import clip_towers, keep_statistics, text_tower, vocabulary_size
+from model.towers import clip_towers, encode_positions, keep_statistics, text_tower, vocabulary_size
 
 MAX_LOGIT_SCALE = math.log(100.0)
 """CLIP's bound on logit_scale (arXiv:2103.00020 section 2.5)."""
@@ -72,11 +73,13 @@ class XClip(nn.Module):
         if config.word_weighting != "uniform":
             # Saved with the model: texts cannot be scored without them.
             self.register_buffer("word_weights", torch.ones(vocabulary_size(self.clip)))
+        # The towers on another runtime than PyTorch, by their names; none while weights may change.
+        self._converted: dict[str, ConvertedTower] = {}
 
     # Loading and saving
 
     @classmethod
-    def load(cls, spec: str | Path, device: str = "auto") -> XClip:
+    def load(cls, spec: str | Path, device: str = "auto", runtime: str = "auto") -> XClip:
         """A model from a spec, in evaluation mode.
 
         Args:
@@ -84,12 +87,16 @@ class XClip(nn.Module):
                 `openclip:ARCHITECTURE/PRETRAINED`; `openclip:ARCHITECTURE/random?seed=0`;
                 `hf-hub:OWNER/NAME`.
             device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one.
+            runtime: What computes the towers on a processor: `torch`; `openvino`; `auto`: OpenVINO where it
+                is installed and computes the same, except for small towers. See `model.runtimes`.
 
         Raises:
-            SpecError: The spec names nothing, or there is no such device.
+            SpecError: The spec names nothing, or there is no such device or runtime.
             CheckpointError: The weights are damaged or do not fit.
         """
-        return cls.from_checkpoint(read(str(spec)), device)
+        model = cls.from_checkpoint(read(str(spec)), device)
+        model._use_runtime(runtime)
+        return model
 
     @classmethod
     def from_official(cls, path: str | Path, device: str = "auto") -> XClip:
@@ -156,9 +163,13 @@ class XClip(nn.Module):
         """How many token ids there are."""
         return vocabulary_size(self.clip)
 
-    @cached_property
-    def _text_tower(self) -> Any:
-        return text_tower(self.clip)
+    @property
+    def runtimes(self) -> dict[str, str | None]:
+        """What computes each tower, `torch` or `openvino`; None for one that was not needed yet."""
+        return {
+            name: self._converted[name].runtime if name in self._converted else "torch"
+            for name in ("text", "vision")
+        }
 
     @cached_property
     def fingerprint(self) -> str:
@@ -174,6 +185,60 @@ class XClip(nn.Module):
             digest.update(f"{name} {values.shape}".encode())
             digest.update(values)
         return digest.hexdigest()
+
+    # Towers
+
+    def _use_runtime(self, runtime: str) -> None:
+        """Let another runtime than PyTorch compute the towers, see `load`."""
+        if usable_runtime(runtime, self.device) == "torch":
+            return
+        towers = [
+            text_to_convert(self.clip, self.config, self.tokenizer),
+            vision_to_convert(self.clip, self.config),
+        ]
+        self._converted = {
+            tower.name: ConvertedTower(tower, lambda: self.fingerprint)
+            for tower in towers
+            if runtime != "auto" or tower.num_parameters >= MIN_PARAMETERS
+        }
+
+    def _encode_positions(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        if (converted := self._converted.get("text")) is not None:
+            sentence, positions = converted(input_ids)
+            return sentence, positions
+        return encode_positions(text_tower(self.clip), self.config.architecture, input_ids)
+
+    def _encode_pixels(self, pixels: Tensor) -> Tensor:
+        """float [N, 3, R, R], normalised, to frames, float [N, D]."""
+        if (converted := self._converted.get("vision")) is not None:
+            return converted(pixels)[0]
+        frames: Tensor = self.clip.visual(pixels)
+        return frames
+
+    # Weights that change or move are PyTorch's again: a conversion would go on with those it was made of.
+
+    def train(self, mode: bool = True) -> XClip:
+        """Training mode, in which gradients flow. Forgets a fingerprint computed earlier."""
+        if mode:
+            self.__dict__.pop("fingerprint", None)
+            self._converted = {}
+        super().train(mode)
+        keep_statistics(self.clip)
+        return self
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """As PyTorch's. Forgets a fingerprint computed earlier."""
+        self.__dict__.pop("fingerprint", None)
+        self._converted = {}
+        return super().load_state_dict(*args, **options)
+
+    def _apply(self, *args: Any, **options: Any) -> XClip:  # Behind `to`, `half` and the like.
+        self._converted = {}
+        super()._apply(*args, **options)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:  # A copy has weights of its own.
+        return {**self.__dict__, "_converted": {}}
 
     # Text
 
@@ -218,7 +283,7 @@ class XClip(nn.Module):
             # Positions after the longest text are not computed: nothing before them sees them.
             length = int(mask.any(dim=0).nonzero().max()) + 1 if bool(mask.any()) else 1
         with self._gradients():
-            sentence, words = _encode_positions(self._text_tower, config.architecture, input_ids[:, :length])
+            sentence, words = self._encode_positions(input_ids[:, :length])
             sentence = _unit(sentence.float())
             words = functional.pad(_unit(words.float()), (0, 0, 0, max(0, config.num_words - length)))
             words, word_mask = words[:, : config.num_words], mask[:, : config.num_words]
@@ -269,7 +334,7 @@ class XClip(nn.Module):
         frame_mask = _with_real_frames(frame_mask).to(pixels.device)
         with self._gradients():
             # Only real frames go through the tower, and one all-zero frame for all of the padding.
-            encoded = self.clip.visual(pixels[frame_mask].to(self.device)).float()  # [real frames, D]
+            encoded = self._encode_pixels(pixels[frame_mask].to(self.device)).float()  # [real frames, D]
             frames = self._padding_frame().expand(*frame_mask.shape, -1).clone()  # [V, F, D]
             frames[frame_mask.to(self.device)] = encoded
             return self.encode_frames(frames, frame_mask)
@@ -279,7 +344,7 @@ class XClip(nn.Module):
         if self.config.mask_padding:
             return torch.zeros(self.config.embedding_dim, device=self.device)
         size = self.config.image_size
-        frame: Tensor = self.clip.visual(torch.zeros(1, 3, size, size, device=self.device)).float()[0]
+        frame: Tensor = self._encode_pixels(torch.zeros(1, 3, size, size, device=self.device)).float()[0]
         return frame
 
     def encode_frames(self, frames: Tensor, frame_mask: Tensor) -> VideoFeatures:
@@ -416,14 +481,6 @@ class XClip(nn.Module):
         """Keep exp(logit_scale) at 100 or below; called after each optimizer step."""
         self.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
-    def train(self, mode: bool = True) -> XClip:
-        """Training mode, in which gradients flow. Forgets a fingerprint computed earlier."""
-        if mode:
-            self.__dict__.pop("fingerprint", None)
-        super().train(mode)
-        keep_statistics(self.clip)
-        return self
-
 
 def _unit(x: Tensor) -> Tensor:
     """Each vector of the last dimension to unit length."""
@@ -437,56 +494,3 @@ def _with_real_frames(frame_mask: Tensor) -> Tensor:
     if not bool(frame_mask.any(dim=1).all()):
         raise ShapeError("a video without a single real frame has no feature")
     return frame_mask
-
-
-def _encode_positions(text: Any, architecture: Architecture, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """What the text tower makes of texts, as open_clip's `encode_text` computes it, for each position too.
-
-    Args:
-        text: From `model.towers.text_tower`.
-        architecture: Of the same config.
-        input_ids: int64 [T, L]; where `architecture.reads_padding` of the full length.
-
-    Returns:
-        Sentence, float [T, D], and positions, float [T, L, D], projected and not normalised. The positions of
-        a tower of transformers are its last hidden states.
-    """
-    if architecture.sentence_at == "pooled":
-        mask = (input_ids != text.config.pad_token_id).long()
-        out = text.transformer(input_ids=input_ids, attention_mask=mask)
-        return text.proj(text.pooler(out, mask)), text.proj(out.last_hidden_state)
-    x = text.token_embedding(input_ids)  # [T, L, text width]
-    length = input_ids.shape[1]
-    mask = None
-    if architecture.sentence_at == "appended":  # a learned position after the last, and a mask of padding
-        x = torch.cat([x, text.cls_emb.expand(len(x), 1, -1)], dim=1)
-        length += 1
-        mask = text._build_additive_mask(input_ids, length, x.dtype)
-    if text.attn_mask is not None:
-        causal = text.attn_mask[:length, :length]
-        mask = causal if mask is None else causal + mask
-    x = text.transformer(x + text.positional_embedding[:length], attn_mask=mask)
-    x = _project(text, text.ln_final(x))  # [T, L, D]
-    sentence = x[torch.arange(len(x), device=x.device), _sentence_positions(architecture, input_ids, length)]
-    return sentence, x[:, : input_ids.shape[1]]
-
-
-def _sentence_positions(architecture: Architecture, input_ids: Tensor, length: int) -> Tensor:
-    """Where the sentence is read, int64 [T]."""
-    match architecture.sentence_at:
-        case "argmax":
-            return input_ids.argmax(dim=1)
-        case "eos":
-            return (input_ids == architecture.end_id).int().argmax(dim=1)
-        case "first":
-            return torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
-        case _:
-            return torch.full((len(input_ids),), length - 1, device=input_ids.device)
-
-
-def _project(text: Any, x: Tensor) -> Tensor:
-    projection = text.text_projection
-    if projection is None:
-        return x
-    projected: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
-    return projected

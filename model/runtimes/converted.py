@@ -1,0 +1,144 @@
+"""The towers on another runtime than PyTorch: which one, whether it computes the same, and what if not.
+
+A tower is converted when it is first needed, once on each machine, and checked against PyTorch. Whatever goes
+wrong costs a line in the log and speed, never an answer: PyTorch then computes the tower.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from model.errors import SpecError
+from model.runtimes.tower import Tower
+
+if TYPE_CHECKING:
+    from model.runtimes.openvino import CompiledTower
+
+Runtime = Literal["auto", "torch", "openvino"]
+RUNTIMES: tuple[Runtime, ...] = ("auto", "torch", "openvino")
+
+MIN_PARAMETERS = 10_000_000
+"""Of a tower that `auto` converts: PyTorch computes smaller ones in the time that OpenVINO takes to load."""
+
+FORMAT = 1
+"""Of conversions; increased when the same tower would be converted otherwise."""
+
+INSTALL = "install xclip-search with the extra fast, as in pip install 'xclip-search[fast]'"
+
+logger = logging.getLogger("xclip_search.model")
+
+
+def usable_runtime(runtime: str, device: torch.device) -> Literal["torch", "openvino"]:
+    """The runtime to use on a device.
+
+    Args:
+        runtime: `torch`; `openvino`; `auto`: OpenVINO on a processor where it is installed, else PyTorch.
+        device: Of the model.
+
+    Raises:
+        SpecError: There is no such runtime, or OpenVINO is asked for where it cannot be used.
+    """
+    if runtime not in RUNTIMES:
+        raise SpecError(f"there is no runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
+    is_installed = all(find_spec(package) for package in ("openvino", "platformdirs", "filelock"))
+    if runtime == "openvino":
+        if device.type != "cpu":
+            raise SpecError(f"the runtime openvino computes on processors, not on {device}: use --device cpu")
+        if not is_installed:
+            raise SpecError(f"the runtime openvino is not installed: {INSTALL}")
+    if runtime == "auto" and device.type == "cpu" and not is_installed:
+        logger.info("PyTorch computes the towers; OpenVINO would be faster: %s", INSTALL)
+    return "openvino" if runtime != "torch" and device.type == "cpu" and is_installed else "torch"
+
+
+class ConvertedTower:
+    """Computes a tower with OpenVINO, or with PyTorch where OpenVINO cannot or computes something else.
+
+    Loaded, and converted if need be, at the first call; several threads may call.
+    """
+
+    def __init__(self, tower: Tower, fingerprint: Callable[[], str]) -> None:
+        """`fingerprint`: of all weights, config and preprocessing; called at the first call."""
+        self._tower = tower
+        self._fingerprint = fingerprint
+        self._compiled: CompiledTower | None = None
+        self._is_ready = False
+        self._loading = threading.Lock()
+
+    def __call__(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """What the tower makes of its inputs."""
+        if not self._is_ready:
+            with self._loading:
+                if not self._is_ready:
+                    self._compiled = self._load()
+                    self._is_ready = True
+        if self._compiled is None or 0 in inputs.shape:  # OpenVINO takes no empty input.
+            outputs: tuple[Tensor, ...] = self._tower.module(inputs)
+            return outputs
+        return self._compiled(inputs)
+
+    @property
+    def runtime(self) -> Literal["torch", "openvino"] | None:
+        """What computes it; None before the first call."""
+        if not self._is_ready:
+            return None
+        return "torch" if self._compiled is None else "openvino"
+
+    def _load(self) -> CompiledTower | None:
+        try:
+            from model.runtimes.conversions import conversion
+            from model.runtimes.openvino import CompiledTower, versions
+
+            facts = f"{FORMAT}\n{self._fingerprint()}\n{self._tower.name}\n{versions()}"
+            key = hashlib.sha256(facts.encode()).hexdigest()
+            with conversion(key, self._convert) as (directory, problem):
+                compiled = None if problem else CompiledTower(directory, torch.get_num_threads())
+        except Exception as error:  # Whatever another runtime has to complain about, PyTorch does the work.
+            compiled, problem = None, _first_line(error)
+        if problem:
+            logger.warning("PyTorch computes the %s tower: OpenVINO %s", self._tower.name, problem)
+        return compiled
+
+    def _convert(self, directory: Path) -> str | None:
+        """Convert into a folder. Returns what is wrong with the result, None where it may be used."""
+        from model.runtimes.openvino import CompiledTower, convert
+
+        tower = self._tower
+        logger.info("converting the %s tower for OpenVINO, once on this machine", tower.name)
+        probes = tower.probes()
+        try:
+            convert(tower.module, probes[0], tower.shape, directory, tower.half)
+        except (OSError, MemoryError):  # Passes: not a fact about the tower, to be remembered.
+            raise
+        except Exception as error:
+            return f"cannot convert it: {_first_line(error)}"
+        compiled = CompiledTower(directory, torch.get_num_threads())
+        with torch.no_grad():
+            distances = [_distances(compiled(probe), tower.module(probe)) for probe in probes]
+        distance = float(torch.cat(distances).max())  # NaN where any is.
+        if not distance <= tower.tolerance:
+            return (
+                f"computes other features: unit vectors {distance:.2g} apart, at most {tower.tolerance:.2g}"
+            )
+        return None
+
+
+def _distances(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> Tensor:
+    """Lengths of the differences between unit vectors, float64 [any number]."""
+    pairs = zip(found, expected, strict=True)
+    units = [[functional.normalize(x.double(), dim=-1) for x in pair] for pair in pairs]
+    return torch.cat([(ours - reference).norm(dim=-1).flatten() for ours, reference in units])
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

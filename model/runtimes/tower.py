@@ -1,0 +1,128 @@
+"""The towers of a model as something to convert: modules from one tensor to tensors, and probes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.config import XClipConfig
+from model.tokenization import TextTokenizer
+from model.towers import encode_positions, text_tower
+
+TEXT_TOLERANCE = math.sqrt(2 * (1 - 0.99999))
+"""Longest difference between a unit vector of a text and PyTorch's: a cosine of 0.99999. Weights in float16
+give 0.9999998."""
+
+FRAME_TOLERANCE = 1e-4
+"""The same for frames, which are stored, and meet those that PyTorch computed: a third of what rounding to
+float16 changes a unit vector by in the store, 2**-11 / sqrt(3)."""
+
+PROBE_TEXTS = (
+    "a dog",
+    "two people ride bicycles on a narrow road between green fields while it begins to rain",
+    "A red car moves to the left!",
+    "close-up of hands that fold a sheet of paper 3 times",
+)
+"""Of different lengths: what the tracer took for constant shows."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A tower, and what its conversion needs to know.
+
+    Attributes:
+        name: For messages.
+        module: From one tensor to a tuple of tensors [..., D]; in evaluation mode, on the CPU.
+        shape: Of its inputs, -1 where any length may come.
+        probes: Makes the inputs with which a conversion is traced (the first) and checked (all).
+        tolerance: Longest difference of unit vectors between PyTorch and a conversion.
+        half: Whether weights may be rounded to float16. A single text takes as long as its weights take to
+            be read, so that half the bytes are half the time; frames gain nothing.
+    """
+
+    name: str
+    module: nn.Module
+    shape: tuple[int, ...]
+    probes: Callable[[], list[Tensor]]
+    tolerance: float
+    half: bool
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the tower. CLIP keeps the vision tower within what holds the parts of the text tower."""
+        parameters = self.module.named_parameters()
+        return sum(weight.numel() for name, weight in parameters if not name.startswith("tower.visual."))
+
+
+def text_to_convert(clip: nn.Module, config: XClipConfig, tokenizer: TextTokenizer) -> Tower:
+    """The text tower: from token ids, int64 [T, L], to what `encode_positions` makes of them."""
+    architecture = config.architecture
+    reads_padding = architecture.reads_padding
+
+    def probes() -> list[Tensor]:
+        ids = tokenizer(PROBE_TEXTS)
+        if reads_padding:
+            return [ids[:2], ids, ids[:1]]
+        lengths = tokenizer.mask(ids).sum(dim=1).tolist()
+        short, longest = lengths[0], max(lengths)
+        return [ids[2:, : max(lengths[2:])], ids[:, :longest], ids[:1, :short]]
+
+    return Tower(
+        name="text",
+        module=_Text(text_tower(clip), architecture),
+        shape=(-1, config.num_tokens if reads_padding else -1),
+        probes=probes,
+        tolerance=TEXT_TOLERANCE,
+        half=True,
+    )
+
+
+def vision_to_convert(clip: nn.Module, config: XClipConfig) -> Tower:
+    """The vision tower: from normalised pixels, float [N, 3, R, R], to frames, float [N, D]."""
+    size = config.image_size
+
+    def probes() -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        # From coarse to fine, as pictures have both; three standard deviations are all that pixels reach.
+        drawn = [
+            functional.interpolate(
+                torch.randn(2, 3, side, side, generator=generator), (size, size), mode="bicubic"
+            )
+            for side in (3, 16, size)
+        ]
+        pictures = torch.cat(drawn).clamp(-3, 3)
+        return [pictures[::3], pictures, pictures[:1]]
+
+    return Tower(
+        name="vision",
+        module=_Vision(clip.visual),
+        shape=(-1, 3, size, size),
+        probes=probes,
+        tolerance=FRAME_TOLERANCE,
+        half=False,
+    )
+
+
+class _Text(nn.Module):
+    def __init__(self, tower: Any, architecture: Any) -> None:
+        super().__init__()
+        self.tower = tower
+        self.architecture = architecture
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return encode_positions(self.tower, self.architecture, input_ids)
+
+
+class _Vision(nn.Module):
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor]:
+        return (self.tower(pixels),)

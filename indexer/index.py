@@ -53,7 +53,13 @@ class Index:
 
     @classmethod
     def create(
-        cls, directory: str | Path, model: str | XClip, *, device: str = "auto", **sampling: float
+        cls,
+        directory: str | Path,
+        model: str | XClip,
+        *,
+        device: str = "auto",
+        runtime: str = "auto",
+        **sampling: float,
     ) -> Self:
         """An empty index in `directory`, which is made where there is none.
 
@@ -61,13 +67,15 @@ class Index:
             directory: A folder of the index's own.
             model: A model spec, see `XClip.load`; or a model, which `open` must then be given again.
             device: cpu, cuda, cuda:1, ...; auto: a GPU where there is one.
+            runtime: What computes the model's towers on a processor, see `XClip.load`.
             **sampling: `frames_per_second` and `max_segment_seconds` of `Sampling`.
 
         Raises:
             IndexExistsError: An index is there.
             ModelError: The model cannot be loaded.
         """
-        loaded, spec = (model, "") if isinstance(model, XClip) else (XClip.load(model, device), model)
+        spec = "" if isinstance(model, XClip) else model
+        loaded = model if isinstance(model, XClip) else XClip.load(model, device, runtime)
         chosen = Sampling(loaded.config.num_frames, **sampling)  # type: ignore[arg-type]
         return cls(create_store(directory, index_facts(loaded, absolute_spec(spec), chosen)), loaded)
 
@@ -78,6 +86,7 @@ class Index:
         model: str | XClip | None = None,
         *,
         device: str = "auto",
+        runtime: str = "auto",
         **sampling: float,
     ) -> Self:
         """The index in `directory`. model: by default the one that made it.
@@ -89,7 +98,7 @@ class Index:
         """
         with open_store(directory) as catalog:
             spec, sampling_json = catalog.model_spec, catalog.sampling_json
-        loaded = model if isinstance(model, XClip) else XClip.load(model or spec, device)
+        loaded = model if isinstance(model, XClip) else XClip.load(model or spec, device, runtime)
         if sampling:
             sampling_json = replace(Sampling.from_json(sampling_json), **sampling).to_json()  # type: ignore[arg-type]
         return cls(open_store(directory, fingerprint=index_fingerprint(loaded, sampling_json)), loaded)
@@ -101,18 +110,19 @@ class Index:
         model: str | XClip | None = None,
         *,
         device: str = "auto",
+        runtime: str = "auto",
         **sampling: float,
     ) -> Self:
         """`open` where there is an index, else `create`. Raises what they raise."""
         try:
-            return cls.open(directory, model, device=device, **sampling)
+            return cls.open(directory, model, device=device, runtime=runtime, **sampling)
         except IndexNotFoundError:
             if model is None:
                 raise
         try:
-            return cls.create(directory, model, device=device, **sampling)
+            return cls.create(directory, model, device=device, runtime=runtime, **sampling)
         except IndexExistsError:  # Another process was quicker.
-            return cls.open(directory, model, device=device, **sampling)
+            return cls.open(directory, model, device=device, runtime=runtime, **sampling)
 
     def close(self) -> None:
         """Save what makes the next start quick, and close the files."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from indexer.errors import IndexerError, IndexNotFoundError
 from indexer.search.types import SearchQuery
@@ -29,13 +29,14 @@ def open_index(settings: WorkerSettings) -> Index:
     """
     from indexer.index import Index
 
-    directory, device = settings.index_directory, settings.device
+    directory = settings.index_directory
+    places: dict[str, Any] = {"device": settings.device, "runtime": settings.runtime}
     if store_exists(directory):
-        return Index.open(directory, settings.model, device=device)
+        return Index.open(directory, settings.model, **places)
     model_spec = settings.model or settings.new_index_model
     if model_spec is None:
         raise IndexNotFoundError(f"there is no index in {directory}, and no model is given to make one")
-    index = Index.open_or_create(directory, model_spec, device=device)
+    index = Index.open_or_create(directory, model_spec, **places)
     logger.info("made an empty index in %s", directory)
     return index
 

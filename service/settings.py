@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from model.runtimes import Runtime
 from service.observability.logs import LogFormat, LogLevel
 
 MIB = 1024 * 1024
@@ -112,6 +113,9 @@ class WorkerSettings(IndexSettings):
         default=None, description="Model for a new index; an existing one keeps its own."
     )
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")
+    runtime: Runtime = Field(
+        default="auto", description="What computes the towers on a processor: torch, openvino or auto."
+    )
     upload_limit_bytes: int = Field(default=2048 * MIB, ge=1, description="Largest file taken.")
     decode_timeout_seconds: float = Field(default=300.0, gt=0, description="Longest decoding of one video.")
     max_video_seconds: float = Field(default=6 * 3600.0, gt=0, description="Longest video taken.")

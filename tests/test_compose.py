@@ -317,7 +317,7 @@ def test_nothing_else_goes_to_the_builder() -> None:
 def test_an_image_gets_what_the_service_needs_and_no_tools_of_development(lock: str, extra: str) -> None:
     text = (ROOT / lock).read_text(encoding="utf-8")
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    chosen = runtime_lock.select(text, "xclip-search", pyproject, [extra, "parquet", "otel"])
+    chosen = runtime_lock.select(text, "xclip-search", pyproject, [extra, "fast", "parquet", "otel"])
     names = set(re.findall(r"^([a-z0-9._-]+)==", chosen, flags=re.MULTILINE))
     assert {
         "torch",
@@ -337,7 +337,7 @@ def test_an_image_gets_what_the_service_needs_and_no_tools_of_development(lock: 
 def test_with_every_extra_the_selection_is_the_whole_lock() -> None:
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    extras = ["cpu", "train", "hf", "parquet", "otel", "dev"]
+    extras = ["cpu", "train", "fast", "hf", "parquet", "otel", "mcp", "dev"]
     assert runtime_lock.select(text, "xclip-search", pyproject, extras) == text
 
 

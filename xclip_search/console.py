@@ -13,6 +13,8 @@ from typing import Annotated, Any, NoReturn, Protocol
 
 import typer
 
+from model.runtimes import Runtime
+
 FAILED = DAMAGED = 1
 WRONG_USE, SOME_FAILED, INTERRUPTED = 2, 3, 130
 """Exit statuses; 0 where all is well."""
@@ -37,6 +39,10 @@ BatchSizeOption = Annotated[
     int | None, typer.Option(min=1, help="Segments encoded together.", show_default="8, on a GPU 32")
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")]
+RuntimeOption = Annotated[
+    Runtime,
+    typer.Option(envvar="XCLIP_RUNTIME", help="What computes the towers on a processor; auto: the fastest."),
+]
 DecodeTimeoutOption = Annotated[float, typer.Option(min=1, help="Seconds that decoding one file may take.")]
 MaxHoursOption = Annotated[
     float | None, typer.Option("--max-hours", help="Longest video taken, in hours.", show_default="6")

@@ -16,6 +16,7 @@ from training.evaluation import BANK_EXTRAS, DEFAULT_BANK_SIZE, DEFAULT_CANDIDAT
 from xclip_search.console import (
     FAILED,
     DeviceOption,
+    RuntimeOption,
     errors_explained,
     make_app,
     printable,
@@ -86,6 +87,7 @@ def evaluate(
         ),
     ] = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Clips encoded together.")] = 16,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode; 0: this one.")] = 2,
     float16_features: Annotated[
@@ -123,7 +125,7 @@ def evaluate(
             queries = None
             if set(extras) & set(BANK_EXTRAS):
                 queries = make_bank(bank, chosen, data, size=bank_size, allow_test_queries=allow_test_queries)
-            loaded = XClip.load(model, device)
+            loaded = XClip.load(model, device, runtime)
             recipe = _recipe(model, loaded, sampling)
             reader = FrameReader(recipe, frame_cache)
             chosen = _readable(chosen, reader, missing, max(1, workers), on_progress)

@@ -19,6 +19,7 @@ from xclip_search.console import (
     JsonOption,
     MaxHoursOption,
     ReportOption,
+    RuntimeOption,
     WorkersOption,
     echo,
     errors_explained,
@@ -127,6 +128,7 @@ def index(
     workers: WorkersOption = None,
     batch_size: BatchSizeOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = "auto",
     frames_per_second: Annotated[
         float | None,
         typer.Option(help="Frames sampled per second of video.", show_default="the index's own, or 1"),
@@ -163,7 +165,7 @@ def index(
       xclip-search index ~/clips --server http://127.0.0.1:8000 --report report.json
     """
     local_only = (
-        "model", "new_index_model", "workers", "batch_size", "device", "frames_per_second",
+        "model", "new_index_model", "workers", "batch_size", "device", "runtime", "frames_per_second",
         "max_segment_seconds", "backend", "decode_timeout_seconds", "max_hours", "prune", "dry_run", "rehash",
         "watch", "settle_seconds",
     )  # fmt: skip
@@ -190,9 +192,8 @@ def index(
             "batch_size": batch_size,
             "decoding": _decode_options(decode_timeout_seconds, max_hours, backend),
         }
-        library = LocalLibrary(
-            directory, paths or [], sources, ModelChoice(model, new_index_model, device, chosen), encoding
-        )
+        choice = ModelChoice(model, new_index_model, device, runtime, chosen)
+        library = LocalLibrary(directory, paths or [], sources, choice, encoding)
         options = SyncOptions(tuple(exclude or ()), prune, dry_run, rehash, workers, decode_timeout_seconds)
         with errors_explained():
             library.prepare(options)
@@ -262,6 +263,7 @@ def search(
     filter_json: FilterOption = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = "torch",  # One search takes less time than loading another one.
     as_json: JsonOption = False,
 ) -> None:
     """Find videos, and the moments in them, by a description of what they show.
@@ -276,7 +278,7 @@ def search(
 
       xclip-search search --image photo.jpg --index my-index
     """
-    directory = directory_or_server(context, index, server, local_only=("model", "device"))
+    directory = directory_or_server(context, index, server, local_only=("model", "device", "runtime"))
     if (text is None) == (media is None):
         stop("say what to look for: a sentence, or --image FILE, or --video FILE")
     if media is not None and mode != ModeName.rerank:
@@ -294,7 +296,9 @@ def search(
     else:
         if media is None:
             options["mode"] = mode.value
-        answer = _search_here(directory, model, device, media or query, options)
+        answer = _search_here(
+            directory, model, {"device": device, "runtime": runtime}, media or query, options
+        )
     for result in answer["results"]:
         result["recorded_at"] = iso_time(result["recorded_at"])
     if as_json:
@@ -304,9 +308,17 @@ def search(
 
 
 def _search_here(
-    directory: Path, model: str | None, device: str, asked: str | Path, options: dict[str, Any]
+    directory: Path, model: str | None, places: dict[str, Any], asked: str | Path, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """An answer without a server. asked: a text, or a file. options: of `SearchQuery` or `SimilarQuery`."""
+    """An answer without a server.
+
+    Args:
+        directory: The index.
+        model: Spec, or None for that of the index.
+        places: `device` and `runtime` of the model.
+        asked: A text, or a file.
+        options: Of `SearchQuery` or `SimilarQuery`.
+    """
     with errors_explained():
         from indexer.search.types import SearchQuery, SimilarQuery
 
@@ -319,7 +331,7 @@ def _search_here(
                 stop(f"there is no file {asked}")
         from indexer.index import Index
 
-        with Index.open(directory, model, device=device) as opened:
+        with Index.open(directory, model, **places) as opened:
             if isinstance(asked, str):
                 answer = asdict(opened.search(asked, **options))
             else:

@@ -53,6 +53,7 @@ class ModelChoice:
     spec: str | None
     new_index_spec: str | None
     device: str
+    runtime: str
     sampling: Mapping[str, float]
 
 
@@ -134,7 +135,11 @@ class LocalLibrary:
             if not store_exists(self._directory):
                 spec = spec or self._model.new_index_spec
             self._index = Index.open_or_create(
-                self._directory, spec, device=self._model.device, **self._model.sampling
+                self._directory,
+                spec,
+                device=self._model.device,
+                runtime=self._model.runtime,
+                **self._model.sampling,
             )
         return self._index
 

@@ -27,6 +27,7 @@ from xclip_search.console import (
     IndexOption,
     JsonOption,
     ReportOption,
+    RuntimeOption,
     WorkersOption,
     echo,
     errors_explained,
@@ -277,6 +278,7 @@ def reindex(
     workers: WorkersOption = None,
     batch_size: BatchSizeOption = None,
     device: DeviceOption = "auto",
+    runtime: RuntimeOption = "auto",
     decode_timeout_seconds: DecodeTimeoutOption = 300.0,
     report: ReportOption = None,
     as_json: JsonOption = False,
@@ -309,7 +311,7 @@ def reindex(
         with errors_explained(kept), _progress() as progress:
             from indexer.maintenance.reindexing import reindex
 
-            encoding = _Encoding(model, frames_per_second, max_segment_seconds, device)
+            encoding = _Encoding(model, frames_per_second, max_segment_seconds, device, runtime)
             sizes = {"num_workers": workers, "batch_size": batch_size}
             facts, make_pipeline = _load(index, encoding, sizes, decode_timeout_seconds)
             done = reindex(index, facts, make_pipeline, allow_missing=allow_missing, progress=progress)
@@ -333,6 +335,7 @@ class _Encoding(NamedTuple):
     frames_per_second: float | None
     max_segment_seconds: float | None
     device: str
+    runtime: str
 
 
 def _load(
@@ -351,7 +354,7 @@ def _load(
 
     with open_store(index) as current:
         spec, sampling = asked.model or current.model_spec, Sampling.from_json(current.sampling_json)
-    loaded = XClip.load(spec, asked.device)
+    loaded = XClip.load(spec, asked.device, asked.runtime)
     changes: dict[str, Any] = {"num_frames": loaded.config.num_frames}
     if asked.frames_per_second is not None:
         changes["frames_per_second"] = asked.frames_per_second

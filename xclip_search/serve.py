@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from model.runtimes import Runtime
 from xclip_search.console import FAILED, MaxHoursOption, echo, explain_os_error, make_app, stop
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ ModelOption = Annotated[
 ]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, ... or auto.", show_default="auto")
+]
+RuntimeOption = Annotated[
+    Runtime | None,
+    typer.Option(
+        help="What computes the towers on a processor: torch, openvino or auto.", show_default="auto"
+    ),
 ]
 UploadLimitOption = Annotated[
     int | None, typer.Option("--upload-limit", help="Largest file in bytes.", show_default="2 GiB")
@@ -65,6 +72,7 @@ def serve(
     ] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any.", show_default="8000")] = None,
     device: DeviceOption = None,
+    runtime: RuntimeOption = None,
     worker: Annotated[
         bool | None, typer.Option("--worker/--no-worker", help="Start a worker.", show_default="worker")
     ] = None,
@@ -105,6 +113,7 @@ def serve(
         host=host,
         port=port,
         device=device,
+        runtime=runtime,
         start_worker=worker,
         upload_limit_bytes=upload_limit,
         allowed_roots=tuple(allow_root) if allow_root else None,
@@ -131,6 +140,7 @@ def worker(
     index: IndexOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
+    runtime: RuntimeOption = None,
     upload_limit: UploadLimitOption = None,
     decode_timeout: DecodeTimeoutOption = None,
     max_hours: MaxHoursOption = None,
@@ -149,6 +159,7 @@ def worker(
         index=index,
         model=model,
         device=device,
+        runtime=runtime,
         upload_limit_bytes=upload_limit,
         decode_timeout_seconds=decode_timeout,
         max_video_seconds=None if max_hours is None else 3600 * max_hours,

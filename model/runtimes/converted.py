@@ -19,13 +19,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.errors import SpecError
+from model.runtimes import RUNTIMES
 from model.runtimes.tower import Tower
 
 if TYPE_CHECKING:
     from model.runtimes.openvino import CompiledTower
-
-Runtime = Literal["auto", "torch", "openvino"]
-RUNTIMES: tuple[Runtime, ...] = ("auto", "torch", "openvino")
 
 MIN_PARAMETERS = 10_000_000
 """Of a tower that `auto` converts: PyTorch computes smaller ones in the time that OpenVINO takes to load."""
@@ -42,7 +40,7 @@ def usable_runtime(runtime: str, device: torch.device) -> Literal["torch", "open
     """The runtime to use on a device.
 
     Args:
-        runtime: `torch`; `openvino`; `auto`: OpenVINO on a processor where it is installed, else PyTorch.
+        runtime: One of `RUNTIMES`.
         device: Of the model.
 
     Raises:

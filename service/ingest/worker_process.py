@@ -37,7 +37,7 @@ def worker_command(settings: Settings) -> list[str]:
     command = [sys.executable, "-m", "xclip_search", "worker", "--index", str(settings.index_directory)]
     if settings.model is not None:
         command += ["--model", settings.model]
-    command += ["--device", settings.device]
+    command += ["--device", settings.device, "--runtime", settings.runtime]
     command += ["--upload-limit", str(settings.upload_limit_bytes)]
     command += ["--decode-timeout", str(settings.decode_timeout_seconds)]
     command += ["--max-hours", repr(settings.max_video_seconds / 3600)]

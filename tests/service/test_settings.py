@@ -56,6 +56,7 @@ FIELDS = {
     "host": "host",
     "port": "port",
     "device": "device",
+    "runtime": "runtime",
     "upload_limit": "upload_limit_bytes",
     "decode_timeout": "decode_timeout_seconds",
     "max_hours": "max_video_seconds",

@@ -196,7 +196,7 @@ def _train(
         )
     summary = result.summary
     seconds = summary["times"]["forward_backward_seconds"] + summary["times"]["optimizer_seconds"]
-    return XClip.load(result.best, options.device), {
+    return XClip.load(result.best, options.device, "torch"), {
         "num_steps": summary["num_steps"],
         "seconds_per_step": seconds / summary["num_steps"],
         "training_seconds": summary["wall_seconds"],

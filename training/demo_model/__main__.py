@@ -105,7 +105,7 @@ def evaluate(
     from model import XClip
     from training.demo_model.evaluation import brief_markdown, brief_table, markdown, score_set, table
 
-    model = XClip.load(model_spec)
+    model = XClip.load(model_spec, runtime="torch")
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, pairs in _held_out_sets(num_videos, seed).items():
         take = _draw if drawn else _write_and_decode

@@ -67,7 +67,7 @@ def starting_model(
     Raises:
         ConfigError, model.ModelError: The start cannot be loaded or does not fit the choices.
     """
-    loaded = XClip.load(choices.start, "cpu")
+    loaded = XClip.load(choices.start, "cpu", "torch")
     plain = is_plain_clip(loaded)
     config = trained_config(choices, loaded.config, plain)
     with torch.random.fork_rng(devices=[]):
@@ -318,7 +318,7 @@ def _load_model(
         for note in start.notes:
             emit(Note(note))
     else:
-        model = XClip.load(directory.last, str(device))
+        model = XClip.load(directory.last, str(device), "torch")
         fixed = fixed_parameters(config.model.scorer, model)
     share_parameters(model)
     names = {*choices.freeze_parameters, *fixed}

@@ -188,7 +188,7 @@ def summarize(
         "best": {
             "epoch": progress.best_epoch + 1,
             "by": None if validation is None else config.training.best_by,
-            "fingerprint": XClip.load(best, "cpu").fingerprint,
+            "fingerprint": XClip.load(best, "cpu", "torch").fingerprint,
             "validation": progress.rows[progress.best_epoch]["validation"],
         },
         "num_steps": num_steps,

@@ -714,11 +714,12 @@ time.sleep(60)
         os.kill(int(pid_file.read_text()), 0)
 
 
-def test_the_worker_is_started_for_the_same_index_model_and_device() -> None:
-    command = worker_command(Settings(index=Path("/index"), model="demo", device="cpu"))
+def test_the_worker_is_started_for_the_same_index_model_device_and_runtime() -> None:
+    command = worker_command(Settings(index=Path("/index"), model="demo", device="cpu", runtime="torch"))
     assert command[:4] == [sys.executable, "-m", "xclip_search", "worker"]
     options = dict(zip(command[4::2], command[5::2], strict=True))
     assert options["--index"] == "/index" and options["--model"] == "demo" and options["--device"] == "cpu"
+    assert options["--runtime"] == "torch"
     assert options["--parent"] == str(os.getpid())
     assert "--model" not in worker_command(Settings(index=Path("/index")))
 

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,14 +35,19 @@ PROXY_PORT = 8080
 """Where docker/Caddyfile listens."""
 
 
-def search_request(number: int) -> bytes:
-    """One of the queries, as HTTP/1.1."""
-    body = json.dumps({"query": QUERIES[number % len(QUERIES)]})
+def search_request(text: str) -> bytes:
+    """A search for a text, as HTTP/1.1."""
+    body = json.dumps({"query": text})
     head = "POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
-REQUESTS = [search_request(number) for number in range(len(QUERIES))]
+REQUESTS = [search_request(text) for text in QUERIES]
+
+
+def some_requests(count: int) -> list[bytes]:
+    """So many searches, of the QUERIES in turn."""
+    return [REQUESTS[number % len(REQUESTS)] for number in range(count)]
 
 
 @dataclass
@@ -127,17 +132,17 @@ class Connection(asyncio.Protocol):
         done(Outcome(self._sent_at, status, time.perf_counter() - self._sent_at, body))
 
 
-async def ask_in_turn(port: int, num_clients: int, num_requests: int) -> tuple[list[Outcome], float]:
+async def ask_in_turn(port: int, num_clients: int, requests: Iterable[bytes]) -> tuple[list[Outcome], float]:
     """`num_clients` that each send the next request when they have an answer; and the seconds it took."""
-    left = iter(range(num_requests))
+    left = iter(requests)
     outcomes: list[Outcome] = []
 
     async def client() -> None:
         connection = await Connection.open(port)
-        for number in left:
+        for request in left:
             if not connection.is_open:
                 connection = await Connection.open(port)
-            outcomes.append(await connection.ask(REQUESTS[number % len(REQUESTS)]))
+            outcomes.append(await connection.ask(request))
         connection.close()
 
     started = time.perf_counter()
@@ -226,13 +231,16 @@ def percentiles(outcomes: Sequence[Outcome]) -> list[float]:
 
 
 @contextlib.contextmanager
-def serving(index: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """`xclip-search serve` without a worker; yields process and port once it is ready."""
+def serving(
+    index: Path, *options: str, with_worker: bool = False
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """`xclip-search serve`; yields process and port once it is ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "xclip_search", "serve", "--index", str(index), "--port", str(port)]
-    server = subprocess.Popen([*command, "--no-worker", *options], stderr=subprocess.DEVNULL)
+    worker = "--worker" if with_worker else "--no-worker"
+    server = subprocess.Popen([*command, worker, *options], stderr=subprocess.DEVNULL)
     try:
         for _ in range(1200):
             with contextlib.suppress(httpx.TransportError):

@@ -261,7 +261,7 @@ class Index:
         from indexer.search.query_media import read_media
 
         with DecodePool(1) as pool:
-            media = read_media(pool, Path(path), self.model, self.sampling)
+            media = read_media(pool, Path(path), self.model.config.resizing, self.sampling)
         return self.searcher.search_media(media, **options)
 
     @property

@@ -245,7 +245,8 @@ def _decoders(settings: Settings) -> Iterator[Decoders]:
     def read_media(path: Path, searcher: Searcher) -> QueryMedia:
         from indexer.search.query_media import read_media
 
-        return read_media(pool, path, searcher.model, Sampling.from_json(searcher.catalog.sampling_json))
+        sampling = Sampling.from_json(searcher.catalog.sampling_json)
+        return read_media(pool, path, searcher.model.config.resizing, sampling)
 
     timeout_seconds = min(PICTURE_TIMEOUT_SECONDS, settings.decode_timeout_seconds)
     limits = MediaLimits(max_duration_seconds=math.inf)  # Its length was judged when it was added.

@@ -14,6 +14,7 @@ from indexer.media.decode_messages import DecodedSegment, DecodeRequest
 from indexer.media.decode_pool import DecodePool
 from indexer.media.sampling import Sampling
 from model.features import VideoFeatures
+from model.preprocessing import Resizing
 
 if TYPE_CHECKING:
     from model.xclip import XClip
@@ -42,19 +43,18 @@ class QueryMedia:
         ).to(model.device)
 
 
-def read_media(pool: DecodePool, path: Path, model: XClip, sampling: Sampling) -> QueryMedia:
+def read_media(pool: DecodePool, path: Path, resizing: Resizing, sampling: Sampling) -> QueryMedia:
     """Decode a picture or a clip as the videos of an index were.
 
     Args:
         pool: Whose children open the file.
         path: JPEG, PNG, WebP, AVIF, GIF (its first frame), BMP or TIFF; or any video that can be indexed.
-        model: That encodes the index.
+        resizing: Of the model of the index.
         sampling: Of the index.
 
     Raises:
         MediaError: It is neither, it is damaged, or it exceeds the limits of `pool`.
     """
-    resizing = model.config.resizing
     still = pool.submit_still(path, resizing).result()
     if still is not None:
         return QueryMedia([DecodedSegment(0.0, 0.0, still[None], np.zeros(1))])

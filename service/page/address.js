@@ -30,6 +30,7 @@ export function readAddress(text = location.search) {
   return {
     query: (parameters.get("q") || "").trim().slice(0, 2000),
     like: parameters.get("like") || "",
+    file: parameters.get("file") || "",
     view: parameters.get("view") === "list" ? "list" : "grid",
     video: parameters.get("video") || "",
     time: Number.isFinite(time) && time >= 0 ? time : null,
@@ -39,7 +40,8 @@ export function readAddress(text = location.search) {
 
 export function writeAddress(state) {
   const parameters = new URLSearchParams();
-  if (state.like) parameters.set("like", state.like);
+  if (state.file) parameters.set("file", state.file);
+  else if (state.like) parameters.set("like", state.like);
   else if (state.query) parameters.set("q", state.query);
   for (const name of Object.keys(FILTERS)) if (state.filters[name]) parameters.set(name, state.filters[name]);
   for (const { key, value } of state.filters.metadata) parameters.append("meta", `${key}=${value}`);

@@ -6,6 +6,7 @@ import { byId, closable } from "./dom.js";
 import { setUpFilters } from "./filters.js";
 import { bestTime } from "./format.js";
 import { closeJobs, openJobs, refreshJobs, setUpJobs } from "./jobs.js";
+import { isPicture, setUpMedia } from "./media.js";
 import { closePlayer, openPlayer, playedId, setUpPlayer } from "./player.js";
 import { focusCard, removeItem, replaceItem, setUpResults } from "./results.js";
 import { setUpHelp } from "./scores.js";
@@ -52,7 +53,12 @@ async function showVideo() {
       return;
     }
   }
-  if (state.video === id) openPlayer(item, state.time ?? bestTime(item), state.like ? "" : state.query);
+  if (state.video === id) openPlayer(item, state.time ?? bestTime(item), askedText());
+}
+
+// The player explains a text's match, of which there is none where something else was searched with.
+function askedText() {
+  return state.like || state.file ? "" : state.query;
 }
 
 function leaveVideo() {
@@ -72,7 +78,7 @@ function play(item, seconds) {
   if (state.video) history.replaceState(history.state, "", writeAddress(wanted));
   else history.pushState({ isPlayer: true }, "", writeAddress(wanted));
   state = wanted;
-  openPlayer(item, seconds, state.like ? "" : state.query);
+  openPlayer(item, seconds, askedText());
 }
 
 function playerClosed(id) {
@@ -92,7 +98,7 @@ function showById(id) {
 
 byId("search").addEventListener("submit", (event) => {
   event.preventDefault();
-  const wanted = { query: query.value.trim(), like: "" };
+  const wanted = { query: query.value.trim(), like: "", file: "" };
   if (sameList({ ...state, ...wanted }, state)) follow(state, true);
   else go(wanted);
 });
@@ -121,7 +127,7 @@ document.addEventListener("keydown", (event) => {
 
 setUpHelp();
 closable(byId("help"));
-setUpResults(play, (item) => go({ like: item.id, query: "" }));
+setUpResults(play, (item) => go({ like: item.id, query: "", file: "" }));
 setUpFilters(() => state, go);
 setUpSearch(go);
 setUpPlayer({
@@ -131,7 +137,7 @@ setUpPlayer({
     history.replaceState(history.state, "", writeAddress(state));
   },
   onStep: (item) => play(item, bestTime(item)),
-  onSimilar: (item) => go({ like: item.id, query: "" }),
+  onSimilar: (item) => go({ like: item.id, query: "", file: "" }),
   onFilter: (key, value) => {
     const others = state.filters.metadata.filter((pair) => pair.key !== key || pair.value !== value);
     go({ filters: { ...state.filters, metadata: [...others, { key, value }] } });
@@ -145,9 +151,16 @@ setUpPlayer({
   onClosed: playerClosed,
 });
 setUpJobs(showById);
+const searchWith = setUpMedia((file) => go({ file, like: "", query: "" }));
 setUpUploads({
   onAccepted: refreshJobs,
   onDropped: openJobs,
+  // A picture cannot be added: it is searched with.
+  takeInstead: (files) => {
+    const isOne = files.length === 1 && isPicture(files[0]);
+    if (isOne) searchWith(files[0]);
+    return isOne;
+  },
   onDone: refreshNewest,
   onShow: showById,
 });

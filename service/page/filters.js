@@ -2,7 +2,7 @@
 
 import { NO_FILTERS } from "./address.js";
 import { button, byId, element, named, show } from "./dom.js";
-import { clock, nameOf } from "./format.js";
+import { clock, fileName, nameOf } from "./format.js";
 
 const form = byId("filters");
 const chips = byId("chips");
@@ -73,6 +73,12 @@ export function showChips(state, likeItem, go) {
     go({ filters });
     toggle.focus(); // The chip that had the focus is gone.
   }));
+  if (state.file) {
+    made.unshift(chip(`Looks like “${fileName(state.file)}”`, () => {
+      go({ file: "" });
+      byId("query").focus();
+    }));
+  }
   if (state.like) {
     made.unshift(chip(`Like “${likeItem ? nameOf(likeItem) : state.like}”`, () => {
       go({ like: "" });
@@ -81,7 +87,7 @@ export function showChips(state, likeItem, go) {
   }
   if (made.length > 1) {
     made.push(element("li", "", button("Clear all", () => {
-      go({ filters: NO_FILTERS, like: "" });
+      go({ filters: NO_FILTERS, like: "", file: "" });
       toggle.focus();
     }, "link")));
   }

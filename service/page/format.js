@@ -90,3 +90,6 @@ export function plain(value) {
   }
   return typeof value === "string" ? value : JSON.stringify(value);
 }
+
+// Of a file that is searched with, from what an address says of it.
+export const fileName = (text) => text.slice(text.indexOf(".") + 1);

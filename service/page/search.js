@@ -4,7 +4,8 @@ import { NO_FILTERS } from "./address.js";
 import { call, Failure, pause, send, videoPath } from "./api.js";
 import { byId, element, named, show } from "./dom.js";
 import { numActive, showChips, toFilter } from "./filters.js";
-import { capital, count, nameOf } from "./format.js";
+import { capital, count, fileName, nameOf } from "./format.js";
+import { chooseFile, fileOf, searchByFile } from "./media.js";
 import { hideNotice, showNotice } from "./notice.js";
 import { focusCardAt, shownItems, showItems, showWaiting } from "./results.js";
 
@@ -96,6 +97,20 @@ async function similarPage(after, signal) {
   };
 }
 
+async function mediaPage(after, signal) {
+  const offset = after ?? 0;
+  const file = fileOf(state.file);
+  if (file === null) throw new Failure("The picture or clip was in the memory of a page that is closed. Choose it again.", { kind: "file-gone" });
+  const answer = await searchByFile(file, state.filters, PAGE_SIZE, offset, signal);
+  return {
+    found: answer.results,
+    next: offsetBehind(offset, answer.results),
+    warnings: answer.warnings,
+    status: `Videos that look like “${fileName(state.file)}”`,
+    total: answer.num_videos,
+  };
+}
+
 async function newestPage(after, signal) {
   const from = after === null ? "" : `&after=${after}`;
   const answer = await call(`videos?limit=${PAGE_SIZE}${from}${withFilter(state.filters)}`, { signal });
@@ -109,12 +124,13 @@ async function newestPage(after, signal) {
 }
 
 function loadPage(after, signal) {
+  if (state.file) return mediaPage(after, signal);
   if (state.like) return similarPage(after, signal);
   return state.query ? searchPage(after, signal) : newestPage(after, signal);
 }
 
 const again = ["Try again", () => load(state)];
-const newest = ["Show the newest videos", () => go({ query: "", like: "", filters: NO_FILTERS })];
+const newest = ["Show the newest videos", () => go({ query: "", like: "", file: "", filters: NO_FILTERS })];
 
 // Retries while the server is starting or unreachable, and a few times while it is busy.
 async function loadRetrying(after, signal) {
@@ -156,6 +172,8 @@ function failed(error, isMore) {
   const text = error instanceof Failure ? error.message : "Something went wrong on this page.";
   if (isMore) moreNote.textContent = text;
   else if (error.needsKey) stop("A key is needed", text, [["Sign in", () => load(state)]], true);
+  else if (error.kind === "file-gone") stop("No longer available", text, [["Choose a file", chooseFile], newest], true);
+  else if (error.kind === "media-rejected" || error.status === 413) stop("This file cannot be searched with", text, [["Choose another", chooseFile], newest], true);
   else if (error.kind === "video-not-found") stop("No longer available", text, [newest], true);
   else stop(error.isBusy ? "The server is busy" : "Something went wrong", text, [again], true);
   if (!(error instanceof Failure)) throw error;
@@ -200,7 +218,7 @@ export function load(wanted) {
   show(more, false);
   showWarnings([]);
   showChips(state, likeItem?.id === state.like ? likeItem : null, go);
-  say(state.query || state.like ? "Searching…" : "");
+  say(state.query || state.like || state.file ? "Searching…" : "");
   if (!shownItems().length) showWaiting(8);
   else results.setAttribute("aria-busy", "true");
   return run(false);
@@ -208,7 +226,7 @@ export function load(wanted) {
 
 // Videos that are new, before those that are shown, where the newest are what is shown.
 export async function refreshNewest() {
-  if (!state || state.query || state.like) return;
+  if (!state || state.query || state.like || state.file) return;
   if (!items.length) {
     await run(false);
     return;

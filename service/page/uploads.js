@@ -179,9 +179,10 @@ export function setUpUploads(given) {
     if (!hasFiles(event)) return;
     event.preventDefault();
     show(drop, false);
-    if (!event.dataTransfer.files.length) return;
+    const dropped = [...event.dataTransfer.files];
+    if (!dropped.length || hooks.takeInstead(dropped)) return;
     hooks.onDropped();
-    add([...event.dataTransfer.files]);
+    add(dropped);
   });
   addEventListener("beforeunload", (event) => {
     if (numUnsent) event.preventDefault(); // Files already sent are read anyway.

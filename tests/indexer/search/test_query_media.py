@@ -116,18 +116,18 @@ def test_a_picture_that_claims_to_be_enormous_costs_nothing(pool: DecodePool, tm
 def test_what_is_no_picture_is_read_as_a_video(pool: DecodePool, index: Index, tmp_path: Path) -> None:
     write_coloured_video(tmp_path / "clip.mp4", COLOURS["red"], 4)
     assert pool.submit_still(tmp_path / "clip.mp4", RESIZING).result() is None
-    media = read_media(pool, tmp_path / "clip.mp4", index.model, index.sampling)
+    media = read_media(pool, tmp_path / "clip.mp4", index.model.config.resizing, index.sampling)
     assert len(media.segments) == 2 and not media.warnings
     (tmp_path / "words.txt").write_text("words")
     with pytest.raises(MediaError):
-        read_media(pool, tmp_path / "words.txt", index.model, index.sampling)
+        read_media(pool, tmp_path / "words.txt", index.model.config.resizing, index.sampling)
 
 
 def test_of_a_long_clip_the_beginning_is_compared_and_the_answer_says_so(
     pool: DecodePool, index: Index, tmp_path: Path
 ) -> None:
     write_coloured_video(tmp_path / "long.mp4", COLOURS["red"], 40)
-    media = read_media(pool, tmp_path / "long.mp4", index.model, index.sampling)
+    media = read_media(pool, tmp_path / "long.mp4", index.model.config.resizing, index.sampling)
     assert len(media.segments) == 16
     assert media.warnings == ["the clip is long: only its first 32 of 40 seconds were compared"]
 
@@ -135,7 +135,7 @@ def test_of_a_long_clip_the_beginning_is_compared_and_the_answer_says_so(
 def test_the_pool_s_limits_hold_for_clips(index: Index, tmp_path: Path) -> None:
     write_coloured_video(tmp_path / "clip.mp4", COLOURS["red"], 4)
     with DecodePool(1, 60.0, limits=MediaLimits(max_duration_seconds=1.0)) as pool, pytest.raises(MediaError):
-        read_media(pool, tmp_path / "clip.mp4", index.model, index.sampling)
+        read_media(pool, tmp_path / "clip.mp4", index.model.config.resizing, index.sampling)
 
 
 # Searching

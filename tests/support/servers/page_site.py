@@ -6,17 +6,19 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import uvicorn
 
-from indexer.search.types import Moment, SearchAnswer, SearchQuery, SimilarAnswer, as_filter
+from indexer.search.types import Moment, SearchAnswer, SearchQuery, SimilarAnswer, SimilarQuery, as_filter
 from indexer.store.filters import Filter, parse_filter
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
+from model.preprocessing import Resizing
 from service.app import create_app
 from service.settings import Settings
 from tests.support.servers.browser import Browser
@@ -34,6 +36,7 @@ class PageSearcher(FakeSearcher):
         super().__init__(catalog)
         self.warnings: list[str] = []
         self.filters: list[Filter | None] = []
+        self.model = SimpleNamespace(config=SimpleNamespace(resizing=Resizing(32)))
 
     def search(self, query: SearchQuery, encoded: None = None) -> SearchAnswer:
         self.filters.append(as_filter(query.filter))
@@ -49,16 +52,15 @@ class PageSearcher(FakeSearcher):
         page = found[query.offset : query.num_wanted]
         return replace(everything, results=page, warnings=self.warnings)
 
-    def similar(
-        self, video_id: str, *, limit: int = 10, offset: int = 0, filter: Mapping[str, Any] | None = None
-    ) -> SimilarAnswer:
+    def similar(self, video_id: str, **options: Any) -> SimilarAnswer:
+        query = SimilarQuery(**options)
         self.catalog.get_video(video_id)
         answer = super().search(SearchQuery("x", limit=1000))
         nothing = dict.fromkeys(("video_sentence", "video_word", "sentence_frame", "frame_word"))
         others = [
             replace(result, score=0.5, scores=nothing) for result in answer.results if result.id != video_id
         ]
-        return SimilarAnswer(video_id, answer.num_videos, others[offset : offset + limit])
+        return SimilarAnswer(video_id, answer.num_videos, others[query.offset : query.offset + query.limit])
 
 
 class Site:

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from model.architecture import Architecture
 from model.config import XClipConfig
+from model.quick_start import complete_import
 from model.tokenization import Tokenizer
 
 
 def clip_towers(config: XClipConfig) -> open_clip.CLIP | open_clip.CustomTextCLIP:
     """Vision tower, text tower, `logit_scale` and perhaps `logit_bias` of a config, with random weights."""
     towers, architecture = config.clip, config.architecture
+    if architecture.huggingface is not None or "timm_model_name" in towers["vision_cfg"]:
+        complete_import()
     text_cfg = {name: value for name, value in towers["text_cfg"].items() if name != "hf_config"}
     if config.vocabulary is not None:
         text_cfg["vocab_size"] = Tokenizer(config.num_tokens, config.vocabulary).size

@@ -22,7 +22,7 @@ from torch.nn import functional
 from model.checkpoints.huggingface import make_tokenizer
 from model.checkpoints.loading import read, write_directory
 from model.checkpoints.official import read_official
-from model.checkpoints.tensors import Checkpoint, fill, place
+from model.checkpoints.tensors import Checkpoint, WithoutRandomWeights, fill, place
 from model.config import XClipConfig
 from model.errors import ShapeError
 from model.features import Scores, TextFeatures, VideoFeatures
@@ -117,7 +117,8 @@ class XClip(nn.Module):
             CheckpointError: A tensor is missing, unexpected or misshapen; the message names it.
             SpecError: There is no such device.
         """
-        with torch.random.fork_rng(devices=[]):  # loading takes no random numbers from the caller
+        # Loading takes no random numbers from the caller, and nearly none at all.
+        with torch.random.fork_rng(devices=[]), WithoutRandomWeights():
             tokenizer = make_tokenizer(checkpoint.config, checkpoint.tokenizer_directory)
             model = cls(checkpoint.config, tokenizer)
         fill(model, checkpoint)

@@ -129,7 +129,10 @@ def root(
 
 def main() -> None:
     """Entry point of the console command."""
+    from model.quick_start import shorten_import
     from xclip_search.console import PrintableFormatter
+
+    shorten_import()
 
     if logging.lastResort is not None:  # What is logged where nothing is set up, as `serve` does.
         logging.lastResort.setFormatter(PrintableFormatter())

@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from model.checkpoints.foreign import find_weights
 from model.config import XClipConfig
@@ -65,9 +67,50 @@ def fill(model: nn.Module, checkpoint: Checkpoint) -> None:
             continue
         if tensor.dtype not in EXACT_IN_FLOAT32:
             raise CheckpointError(f"tensor {name} is {tensor.dtype}, expected float32, float16 or bfloat16")
-        if not bool(tensor.isfinite().all()):
+        if not all_finite(tensor):
             raise CheckpointError(f"tensor {name} holds values that are not finite")
     model.load_state_dict({name: in_float32(tensor) for name, tensor in found.items()})
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no value is infinite or NaN.
+
+    One pass without a temporary in nearly every case: a sum is finite only if all that it adds is. Only a sum
+    that is not, which large finite values give too, has to be looked into.
+    """
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+class WithoutRandomWeights(TorchFunctionMode):
+    """While it lasts, weights keep what their memory holds instead of being drawn.
+
+    For a network whose every tensor `fill` replaces: drawing 151 million numbers takes longer than reading
+    them. `fill` refuses a checkpoint that lacks one.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.randn:
+            return torch.empty(*args, **kwargs)
+        if func in _DRAWING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+_DRAWING = {
+    nn.init.normal_,
+    nn.init.uniform_,
+    nn.init.trunc_normal_,
+    nn.init.kaiming_uniform_,
+    nn.init.kaiming_normal_,
+    nn.init.xavier_uniform_,
+    nn.init.xavier_normal_,
+    Tensor.normal_,
+    Tensor.uniform_,
+}
+"""Functions that fill their first argument, called `tensor`, with random numbers."""
 
 
 def in_float32(tensor: Tensor) -> Tensor:

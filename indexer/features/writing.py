@@ -251,13 +251,14 @@ class _Appender:
 
     def __exit__(self, *_: object) -> None:
         for suffix, size in self._manifest.record_bytes.items():
-            file = self._files[suffix]
+            with contextlib.suppress(OSError):  # What is left in its buffer, on a full disk.
+                self._files[suffix].close()
             if not self._is_finished:
                 # No process looks behind the records that the manifest counts.
                 with contextlib.suppress(OSError):
-                    os.ftruncate(file.fileno(), self._manifest.num_records * size)
-            with contextlib.suppress(OSError):  # What is left in its buffer, on a full disk.
-                file.close()
+                    os.truncate(
+                        self._manifest.path(self._directory, suffix), self._manifest.num_records * size
+                    )
         if not self._is_finished and self._manifest.num_records == 0:
             for suffix in self._files:
                 self._manifest.path(self._directory, suffix).unlink(missing_ok=True)

@@ -106,7 +106,7 @@ STEPS = st.lists(
 
 
 @pytest.mark.usefixtures("written_at_once")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(num_resident=st.integers(0, 12), steps=STEPS)
 def test_whatever_happened_before_every_reader_answers_as_the_catalog(tmp_path_factory, num_resident, steps):
     directory = tmp_path_factory.mktemp("steps") / "index"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from dataclasses import asdict
 from enum import StrEnum
@@ -140,7 +141,7 @@ def index(
         ),
     ] = None,
     backend: Annotated[
-        BackendName, typer.Option(help="Reader of files; auto: decord or PyAV, whichever is better.")
+        BackendName, typer.Option(help="Reader of files; auto: PyAV. decord: where it is sure to agree.")
     ] = BackendName.auto,
     decode_timeout_seconds: DecodeTimeoutOption = 300.0,
     max_hours: MaxHoursOption = None,
@@ -169,6 +170,8 @@ def index(
         "max_segment_seconds", "backend", "decode_timeout_seconds", "max_hours", "prune", "dry_run", "rehash",
         "watch", "settle_seconds",
     )  # fmt: skip
+    # Before PyTorch is loaded: threads that spin while they wait for each other keep decoding off processors.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     directory = directory_or_server(context, index, server, local_only=local_only)
     if not paths and manifest is None:
         stop("name files or folders to index, or a --manifest")

@@ -26,7 +26,7 @@ from indexer.errors import (
     MediaError,
     UnsupportedMediaError,
 )
-from indexer.ingest.encoding import encode_segments, index_fingerprint, new_video
+from indexer.ingest.encoding import SegmentBatch, index_fingerprint, new_video
 from indexer.ingest.manifest import VideoSource
 from indexer.ingest.video_files import title_of_file
 from indexer.media.decode_messages import (
@@ -65,6 +65,10 @@ FindKnown = Callable[[VideoSource, HashedFile], VideoRecord | None]
 WAIT_SECONDS: Final = 0.5
 """Decoded segments wait at most this long for others before they are encoded as a smaller batch; a cancelled
 run ends this soon."""
+
+CHILD_NICENESS: Final = 5
+"""Children get a third of the encoder's share of a processor that both want (sched(7): 335 to 1024), and all
+that it leaves: while it encodes, its threads are not held up, and no processor idles while it waits."""
 
 NO_WHOLE_FRAME_REASON: Final = "no frame can be decoded without errors"
 OTHER_BYTES_REASON: Final = "its bytes are not those that were indexed"
@@ -172,7 +176,9 @@ class VideoEncoder:
         self.backend = decoding.backend
         self.decode_seconds = 0.0
         self.encode_seconds = 0.0
-        self.pool = DecodePool(num_workers, decoding.timeout_seconds, limits=decoding.limits)
+        self.pool = DecodePool(
+            num_workers, decoding.timeout_seconds, limits=decoding.limits, niceness=CHILD_NICENESS
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -280,7 +286,7 @@ class IndexingPipeline:
         catalog.keep_reserve()
         self.model = model
         self.sampling = sampling
-        self.num_workers = num_workers or default_num_workers(is_gpu)
+        self.num_workers = num_workers or default_num_workers()
         self.batch_size = batch_size or (32 if is_gpu else 8)
         self.decoding = decoding or DecodeOptions()
 
@@ -343,11 +349,9 @@ class IndexingPipeline:
         return self.catalog.add_video(replace(encoded, **fields_of_source(source, encoded)))
 
 
-def default_num_workers(is_gpu: bool) -> int:
-    """Decoding children next to an encoder: all processors but one with a GPU, half of them where the encoder
-    needs processors itself."""
-    num_processors = os.cpu_count() or 1
-    return max(1, min(32, num_processors - 1 if is_gpu else num_processors // 2))
+def default_num_workers() -> int:
+    """Decoding children next to an encoder: one for each processor, for they take what the encoder leaves."""
+    return min(32, os.cpu_count() or 1)
 
 
 def fields_of_source(source: VideoSource, encoded: NewVideo) -> dict[str, Any]:
@@ -420,6 +424,7 @@ class _Run:
         self.requests: deque[tuple[_Video, int]] = deque()
         self.decoding: dict[Future[DecodedVideo], _Video] = {}
         self.waiting: deque[tuple[_Video, int, DecodedSegment]] = deque()
+        self.encoding: deque[tuple[list[tuple[_Video, int]], SegmentBatch]] = deque()
         self.done: deque[tuple[VideoSource, Encoded]] = deque()
         self.last_progress = time.monotonic()
 
@@ -431,11 +436,18 @@ class _Run:
         # A batch is due when it is full, when nothing more is to come, or when its first segment has waited
         # long enough: one slow file must not hold up the others.
         is_late = time.monotonic() - self.last_progress >= WAIT_SECONDS
-        if len(self.waiting) >= self.encoder.batch_size or (
+        is_due = len(self.waiting) >= self.encoder.batch_size or bool(
             self.waiting and (is_late or not (self.hashing or self.decoding or self.requests))
-        ):
-            self._encode()
-        return bool(self.hashing or self.requests or self.decoding or self.waiting or self.done)
+        )
+        if is_due:
+            self._begin_batch()
+        # While batches come, one stays with a GPU, so that it does not idle while we are busy here.
+        num_left = int(is_due and self.encoder.model.device.type != "cpu")
+        while len(self.encoding) > num_left:
+            self._finish_batch()
+        return bool(
+            self.hashing or self.requests or self.decoding or self.waiting or self.encoding or self.done
+        )
 
     def take_done(self) -> Iterator[tuple[VideoSource, Encoded]]:
         """The files that are done since the last call."""
@@ -539,28 +551,38 @@ class _Run:
             self.waiting.append((video, number, segment))
         answer.segments.clear()  # The pixels go when they are encoded.
 
-    def _encode(self) -> None:
+    def _begin_batch(self) -> None:
         started = time.perf_counter()
         size = min(self.encoder.batch_size, len(self.waiting))
         batch = [self.waiting.popleft() for _ in range(size)]
         batch = [item for item in batch if not item[0].failed]
         if batch:
-            records = encode_segments(self.encoder.model, [segment for _, _, segment in batch])
+            begun = SegmentBatch(self.encoder.model, [segment for _, _, segment in batch])
+            self.encoding.append(([(video, number) for video, number, _ in batch], begun))
             self.encoder.encode_seconds += time.perf_counter() - started
-            for (video, number, _), record in zip(batch, records, strict=True):
-                video.records[number] = record
-                first = video.first
-                if first is None or len(video.records) < first.num_segments:
-                    continue
-                if not video.has_whole_frame:
-                    self._fail(video, UnsupportedMediaError(NO_WHOLE_FRAME_REASON))
-                else:
-                    segments = [video.records[number] for number in range(first.num_segments)]
-                    encoded = new_video(
-                        video.hashed.content_sha256, first.info, segments, video.fraction_read
-                    )
-                    self.done.append((video.source, encoded))
         self.last_progress = time.monotonic()
+
+    def _finish_batch(self) -> None:
+        started = time.perf_counter()
+        batch, begun = self.encoding.popleft()
+        records = begun.records()
+        self.encoder.encode_seconds += time.perf_counter() - started
+        for (video, number), record in zip(batch, records, strict=True):
+            if not video.failed:
+                video.records[number] = record
+                self._finish_video(video)
+
+    def _finish_video(self, video: _Video) -> None:
+        """Hand a video on where all of its segments are encoded."""
+        first = video.first
+        if first is None or len(video.records) < first.num_segments:
+            return
+        if not video.has_whole_frame:
+            self._fail(video, UnsupportedMediaError(NO_WHOLE_FRAME_REASON))
+            return
+        segments = [video.records[number] for number in range(first.num_segments)]
+        encoded = new_video(video.hashed.content_sha256, first.info, segments, video.fraction_read)
+        self.done.append((video.source, encoded))
 
     def _fail(self, video: _Video, error: MediaError) -> None:
         if not video.failed:

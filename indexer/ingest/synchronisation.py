@@ -415,7 +415,7 @@ class Synchronisation:
     def _hashed(self, paths: dict[int, Path]) -> Iterator[tuple[int, HashedFile | MediaError]]:
         if not paths:
             return
-        num_workers = self._options.num_workers or default_num_workers(is_gpu=False)
+        num_workers = self._options.num_workers or default_num_workers()
         with DecodePool(num_workers, self._options.read_timeout_seconds) as pool:
             waiting, under_way = list(reversed(paths.items())), dict[Future[HashedFile], int]()
             num_done = 0

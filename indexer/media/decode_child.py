@@ -60,6 +60,7 @@ def serve(descriptor: int) -> None:
     with socket.socket(fileno=descriptor) as connection:
         try:
             settings, _ = receive_message(connection, 0)
+            os.nice(int(settings["niceness"]))
             limit_resources(int(settings["memory_limit_bytes"]))
             is_filtered = refuse_system_calls()
             files = _Files(MediaLimits(**settings["limits"]))

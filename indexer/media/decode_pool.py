@@ -77,6 +77,7 @@ class DecodePool:
         limits: what a file may be.
         memory_limit_bytes: what a child may use beyond the memory that its libraries take (on Linux).
         processor_seconds: what one request may use; as many as `timeout_seconds` where None.
+        niceness: how far the children stand back behind this process for processors, 0 to 19.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class DecodePool:
         limits: MediaLimits | None = None,
         memory_limit_bytes: int = 3 << 30,
         processor_seconds: float | None = None,
+        niceness: int = 0,
     ) -> None:
         if num_workers < 1 or timeout_seconds <= 0:
             raise ValueError("num_workers is at least 1 and timeout_seconds above 0")
@@ -94,7 +96,11 @@ class DecodePool:
         self.timeout_seconds = timeout_seconds
         self.processor_seconds = processor_seconds
         self.limits = limits or MediaLimits()
-        settings = {"memory_limit_bytes": memory_limit_bytes, "limits": asdict(self.limits)}
+        settings = {
+            "memory_limit_bytes": memory_limit_bytes,
+            "limits": asdict(self.limits),
+            "niceness": niceness,
+        }
         self._children = [_Child(settings) for _ in range(num_workers)]
         self._idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
         for child in self._children:
@@ -153,7 +159,7 @@ class DecodePool:
         try:
             return self._decode_once(request)
         except (DecoderDiedError, DecodeTimeoutError):
-            if not request.trusted or request.backend == "pyav":
+            if not request.trusted or request.backend != "decord":
                 raise
         # decord may have hung or crashed on a file that PyAV reads.
         return self._decode_once(replace(request, backend="pyav"))

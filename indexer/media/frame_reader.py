@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from indexer.errors import UnsupportedMediaError
 from indexer.media.decord_reader import open_with_decord, read_with_decord
-from indexer.media.h264 import H264Headers
+from indexer.media.nal_units import H264Headers
 from indexer.media.probing import (
     MediaInfo,
     MediaLimits,
@@ -93,10 +93,9 @@ class VideoFile:
 
         Args:
             times_seconds: ascending, after the first frame.
-            backend: `pyav` reads everything. `decord` and `auto` are for files that the operator trusts.
-                `decord` lets decord read where it is sure to agree and PyAV the rest (AV1, AVI, damaged
-                files). `auto` does the same but gives H.264 to PyAV, whose reader skips what is not needed
-                and is up to twice as fast.
+            backend: `pyav`, and `auto`, read everything by PyAV, which is as fast as the others or faster
+                (docs/decisions/0024). `decord`, for files that the operator trusts, lets decord read where it
+                is sure to agree and PyAV the rest (AV1, AVI, damaged files).
             min_side: pixels of the shorter side that are enough, see `indexer.media.view.View.show`.
         """
         indices = frame_indices_at(self.timeline.times, times_seconds).tolist()
@@ -117,7 +116,7 @@ class VideoFile:
         self, indices: list[int], backend: Backend, min_side: int | None
     ) -> Iterator[DecodedFrame]:
         done = 0
-        if backend == "decord" or (backend == "auto" and self.info.codec != "h264"):
+        if backend == "decord":
             reader = self.open_decord()
             if reader is not None:
                 for frame in read_with_decord(reader, self.timeline, indices, self.limits):

@@ -1,7 +1,7 @@
 """Frames of a video by PyAV: exact, from the keyframe before, without decoding what is not wanted.
 
 The file is read from front to back once. Only groups of pictures that hold a wanted frame go to the
-decoder, and in H.264 only the frames that others refer to, plus the wanted ones:
+decoder, and in H.264 and HEVC only the frames that others refer to, plus the wanted ones:
 
     packets    K . . . . . . K . . . . . . K . . . . . . K . . . .      K: key packet
     wanted           x                         x     x
@@ -212,9 +212,8 @@ def _read_by_time(
     context, timeline = stream.codec_context, wanted.timeline
     wanted_frames = set(wanted.indices)
     first_frames = dict(zip(timeline.key_packets.tolist(), timeline.key_frames.tolist(), strict=True))
-    # H.264 says of each frame whether any other may refer to it (nal_ref_idc, ITU-T H.264 7.4.1), so leaving
-    # the others out changes nothing. HEVC's flag speaks of one temporal layer only: not the same.
-    may_leave_out = context.codec.canonical_name == "h264" and context.thread_count == 1
+    # To leave out frames that no other may refer to changes nothing.
+    may_leave_out = timeline.marks_unreferenced and context.thread_count == 1
     feeding, first_frame, must_start = starts[wanted.next] == _START, 0, False
     for number, packet in packets:
         if packet.size:

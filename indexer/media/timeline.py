@@ -32,7 +32,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from indexer.errors import MediaLimitError, TruncatedMediaError
-from indexer.media.h264 import H264Headers
+from indexer.media.nal_units import H264Headers, HevcHeaders
 from indexer.media.probing import TRANSPORT_CONTAINERS, MediaLimits, check_duration, demux_all
 
 Clock = Literal["presentation", "count"]
@@ -89,6 +89,8 @@ class Timeline:
         promised_end_seconds: when the video ends as the header says, after the first frame; 0 where it says
             nothing.
         media_start_seconds: when the first frame starts on the clock of a player of the file, 0 or more.
+        marks_unreferenced: packets say truly whether any other frame may refer to theirs, so that a decoder
+            may leave out those that say no.
     """
 
     times: NDArray[np.float64]
@@ -106,6 +108,7 @@ class Timeline:
     ends_in_damage: bool = False
     promised_end_seconds: float = 0.0
     media_start_seconds: float = 0.0
+    marks_unreferenced: bool = False
 
     def __len__(self) -> int:
         return len(self.times)
@@ -172,6 +175,7 @@ def read_timeline(
         ends_in_damage=packets.ends_in_damage,
         promised_end_seconds=max(0.0, end_seconds + promised - present) if promised else 0.0,
         media_start_seconds=round(max(0.0, first_seconds - player_zero_seconds(container, kind)), 6),
+        marks_unreferenced=packets.mark_unreferenced,
     )
 
 
@@ -179,7 +183,7 @@ class _Packets:
     """What is kept of the packets of one video stream, in the order of the file, empty ones left out. Ticks
     are in the stream's time base."""
 
-    def __init__(self, codec: str) -> None:
+    def __init__(self, codec: str, hevc: HevcHeaders | None) -> None:
         # A film has hundreds of thousands of packets: lists would take five times the memory of arrays.
         self.ticks = array("q")
         self.decode_ticks = array("q")
@@ -188,6 +192,8 @@ class _Packets:
         self.are_second_fields = array("b")
         self.are_joins = array("b")  # The clock was reset before this packet.
         self._is_theora = codec == "theora"
+        self._marks_always = codec == "h264"  # nal_ref_idc, ITU-T H.264 7.4.1
+        self._hevc = hevc
         self.shows_last_reference_last = codec not in _WITH_OWN_TIMES
         self.num_second_fields = 0
         self.ends_in_damage = False
@@ -198,7 +204,14 @@ class _Packets:
     def __len__(self) -> int:
         return len(self.ticks)
 
+    @property
+    def mark_unreferenced(self) -> bool:
+        """See `Timeline.marks_unreferenced`."""
+        return self._marks_always or (self._hevc is not None and not self._hevc.has_layers)
+
     def add(self, packet: Packet[Any], is_second_field: bool, is_join: bool) -> None:
+        if self._hevc is not None:
+            self._hevc.look(packet)
         pts, dts = packet.pts, packet.dts
         tick = NO_TICK if pts is None else pts
         self.ticks.append(tick)
@@ -262,7 +275,9 @@ def _read_packets(
     on_packet: Callable[[Packet[Any]], None],
     h264: H264Headers | None,
 ) -> _Packets:
-    packets, watch = _Packets(stream.codec_context.name), _ClockWatch(kind)
+    codec = stream.codec_context.name
+    hevc = HevcHeaders(stream.codec_context.extradata) if codec == "hevc" else None
+    packets, watch = _Packets(codec, hevc), _ClockWatch(kind)
     promised_by_stream = stream.duration is not None or "DURATION" in stream.metadata
     reads_sound = not promised_by_stream or kind in TRANSPORT_CONTAINERS
     for other in container.streams:

@@ -173,7 +173,7 @@ class View:
         is_wide, orientation = _is_wide(frame), orientation_of(frame)
         frame.colorspace = _matrix(frame)
         if not frame.interlaced_frame and not is_wide and size == (frame.width, frame.height):
-            return orientation.apply(_pixels(frame.reformat(format="rgb24")))
+            return orientation.apply(_pixels(self._reformatter.reformat(frame, format="rgb24", threads=1)))
         if frame.interlaced_frame and frame.height > 1:
             if self._fields is None or not self._fields.takes(frame):
                 self._fields = _Fields(frame)

@@ -461,7 +461,8 @@ def test_a_gpu_stores_the_features_of_the_cpu(tmp_path: Path, model: XClip, corp
     stored = {}
     for device in ("cpu", "cuda"):
         with _create(tmp_path / device, model) as catalog:
-            pipeline = IndexingPipeline(catalog, model.to(device), num_workers=2)
+            # Batches of three: on a GPU one is begun before the one before it is finished.
+            pipeline = IndexingPipeline(catalog, model.to(device), num_workers=2, batch_size=3)
             assert pipeline.run(_sources(corpus)).num_added == 7
             stored[device] = _stored(catalog)
     model.to("cpu")

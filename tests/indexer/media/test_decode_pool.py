@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,21 @@ def test_a_crashed_decoder_is_reported_and_replaced(tmp_path: Path) -> None:
 def test_what_decord_crashes_on_is_read_by_pyav(tmp_path: Path) -> None:
     path = write_numbered_video(tmp_path / "decord.mp4", 10)
     with DecodePool(1, 30) as pool:
-        assert pool.submit(_request(path, trusted=True)).result().num_segments == 1
+        request = replace(_request(path, trusted=True), backend="decord")
+        assert pool.submit(request).result().num_segments == 1
+
+
+def test_children_stand_back_for_processors_as_far_as_they_are_told() -> None:
+    with DecodePool(1, 30, niceness=5) as nice, DecodePool(1, 30) as plain:
+        path = Path(__file__)  # not a video, but the answer shows that the child is ready
+        for pool, niceness in ((nice, 5), (plain, 0)):
+            with pytest.raises(MediaError):
+                pool.submit_hash(path).result()
+            process = pool._children[0]._process
+            assert process is not None
+            assert (
+                os.getpriority(os.PRIO_PROCESS, process.pid) == os.getpriority(os.PRIO_PROCESS, 0) + niceness
+            )
 
 
 @pytest.mark.usefixtures("bad_children")

@@ -29,6 +29,8 @@ FORMATS: list[tuple[str, str, dict[str, str], bool]] = [
     ("mov", "libx264", {"x264-params": "bframes=0"}, True),
     ("mkv", "libx264", {}, True),
     ("mkv", "libx265", {"x265-params": "log-level=none"}, True),
+    ("mp4", "libx265", {"x265-params": "log-level=none:temporal-layers=3:bframes=4"}, True),
+    ("ts", "libx265", {"x265-params": "log-level=none:open-gop=1:bframes=4"}, False),
     ("mp4", "mpeg4", {"bf": "2"}, True),
     ("webm", "libvpx-vp9", QUICK_VPX, True),
     ("webm", "libvpx", {**QUICK_VPX, "auto-alt-ref": "1", "lag-in-frames": "16"}, False),
@@ -121,6 +123,44 @@ def test_groups_of_pictures_without_a_wanted_frame_are_not_decoded(
     frames, _ = read_frames(path, [0, 20, 40])
     assert [shown_number(frame) for frame in frames] == [0, 200, 400]
     assert len(decoded) < 100  # of 600
+
+
+@pytest.mark.parametrize(
+    ("ending", "codec", "options", "are_left_out"),
+    [
+        ("mp4", "libx264", {"x264-params": "bframes=3"}, True),
+        ("mp4", "libx265", {"x265-params": "log-level=none:bframes=3"}, True),
+        ("ts", "libx265", {"x265-params": "log-level=none:bframes=3"}, True),
+        # What is no reference in its own temporal layer may be one for a higher layer.
+        ("mp4", "libx265", {"x265-params": "log-level=none:bframes=3:temporal-layers=3"}, False),
+        ("ts", "libx265", {"x265-params": "log-level=none:bframes=3:temporal-layers=3"}, False),
+        ("webm", "libvpx-vp9", QUICK_VPX, False),
+    ],
+)
+def test_frames_that_no_other_refers_to_are_not_decoded_where_packets_say_which(
+    numbered: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: str,
+    codec: str,
+    options: dict[str, str],
+    are_left_out: bool,
+) -> None:
+    from indexer.media import pyav_reader
+
+    num_decoded = 0
+    plain = pyav_reader._decode
+
+    def count(packet: Any) -> Any:
+        nonlocal num_decoded
+        frames = plain(packet)
+        num_decoded += len(frames)
+        return frames
+
+    monkeypatch.setattr(pyav_reader, "_decode", count)
+    times = [number / 30 for number in range(0, 90, 11)]
+    found = VideoFile(numbered(ending, codec, options)).frames_at(times)
+    assert [shown_number(frame.rgb) for frame in found] == list(range(0, 90, 11))
+    assert (num_decoded < 70) == are_left_out
 
 
 @pytest.mark.parametrize("backend", ["pyav", "decord"])

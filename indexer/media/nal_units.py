@@ -1,8 +1,9 @@
-"""What has to be known of H.264 before it is decoded: which packets are second fields, which key packets are
-whole.
+"""What has to be known of H.264 and HEVC before they are decoded: which packets are second fields, which key
+packets are whole, whether pictures that nothing refers to can be told.
 
 An interlaced picture may be coded as two fields, which MPEG-TS, and what is remuxed from it, gives as two
-packets; a decoder makes one frame of them. Only headers are read, by ITU-T H.264 (08/2021), clause 7.3.
+packets; a decoder makes one frame of them. Only headers are read, by ITU-T H.264 (08/2021), clause 7.3, and
+H.265 (08/2021), clause 7.3.1.2. Clauses are those of H.264 unless H.265 is named.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ _HEADER_BYTES: Final = 2048
 
 _SLICE_HEADER_BYTES: Final = 32
 """More than the slice header's fields up to bottom_field_flag can take."""
+
+_HEVC_SLICES: Final = range(32)
+"""nal_unit_type of H.265, table 7-1, that are slices."""
 
 _PROFILES_WITH_CHROMA: Final = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 """profile_idc whose sequence parameter sets say more, clause 7.3.2.1.1."""
@@ -53,7 +57,7 @@ class H264Headers:
     def __init__(self, extradata: bytes | None) -> None:
         """extradata: of the stream; an avcC box (ISO/IEC 14496-15, 5.3.3.1) where NAL units have lengths
         before them, else start codes are before them."""
-        self._length_bytes = (extradata[4] & 3) + 1 if extradata and extradata[0] == 1 else 0
+        self._length_bytes = _length_bytes(extradata, 4)
         self._sequences: dict[int, _Sequence] = {}
         self._sequence_of_pps: dict[int, int] = {}
         self._may_have_fields = False
@@ -126,6 +130,40 @@ class H264Headers:
             return _Field(frame_num, bool(bits.read(1)), number) if bits.read(1) else None
         except ValueError:
             return None
+
+
+class HevcHeaders:
+    """Takes the packets of one HEVC stream.
+
+    Attributes:
+        has_layers: whether a picture so far belongs to a temporal layer above the lowest. A slice that is
+            marked as no reference (TRAIL_N, RASL_N and so on) is none for its own layer (H.265, 7.4.2.2);
+            pictures of higher layers may refer to it. Without layers it is none at all.
+    """
+
+    def __init__(self, extradata: bytes | None) -> None:
+        """extradata: of the stream; an hvcC box (ISO/IEC 14496-15, 8.3.3.1) where NAL units have lengths
+        before them, else start codes are before them."""
+        self._length_bytes = _length_bytes(extradata, 21)
+        self.has_layers = False
+
+    def look(self, packet: Packet[VideoStream]) -> None:
+        """Take a packet into account."""
+        if self.has_layers or not packet.size:
+            return
+        units = _units(bytes(memoryview(packet)[:_HEADER_BYTES]), self._length_bytes)
+        if not any((unit[0] >> 1) & 63 in _HEVC_SLICES for unit in units):
+            units = _units(bytes(packet), self._length_bytes)
+        # nuh_temporal_id_plus1, H.265 7.3.1.2; that of all slices of a picture is the same.
+        self.has_layers = any(
+            len(unit) > 1 and (unit[0] >> 1) & 63 in _HEVC_SLICES and unit[1] & 7 > 1 for unit in units
+        )
+
+
+def _length_bytes(extradata: bytes | None, position: int) -> int:
+    """Bytes of the length before each NAL unit, which an avcC or hvcC box says there; 0: start codes."""
+    is_box = extradata is not None and len(extradata) > position and extradata[0] == 1
+    return (extradata[position] & 3) + 1 if extradata is not None and is_box else 0
 
 
 def _units(data: bytes, length_bytes: int) -> list[bytes]:

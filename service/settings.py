@@ -120,6 +120,9 @@ class WorkerSettings(IndexSettings):
     decode_timeout_seconds: float = Field(default=300.0, gt=0, description="Longest decoding of one video.")
     max_video_seconds: float = Field(default=6 * 3600.0, gt=0, description="Longest video taken.")
     worker_grace_seconds: float = Field(default=20.0, ge=0, description="Time a worker has to end its job.")
+    worker_niceness: int = Field(
+        default=10, ge=0, le=19, description="By how much a worker yields to searches: 0 not at all, 19 most."
+    )
     poll_seconds: float = Field(
         default=0.2, gt=0, description="Pause of a worker between two polls of an empty queue."
     )

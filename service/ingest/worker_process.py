@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from indexer.errors import IndexerError, IndexSupersededError
@@ -221,6 +222,18 @@ class Heartbeat:
             _tell_server(self._settings, ALIVE)
 
 
+def yield_to_searches(niceness: int) -> None:
+    """Let searches go first where both share a machine: this process, and what decodes for it.
+
+    Linux may schedule sessions as groups, each with a niceness of its own (man 7 sched, autogroup), and then
+    that of a process counts only within its session. A worker that a server started has its own session.
+    """
+    os.nice(niceness)
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):  # There are no such groups.
+            Path("/proc/self/autogroup").write_text(f"{niceness}", encoding="ascii")
+
+
 def run_worker(settings: WorkerSettings) -> int:
     """Work until a signal; returns the exit status: 0, or 1 where model or index cannot be loaded.
 
@@ -230,8 +243,7 @@ def run_worker(settings: WorkerSettings) -> int:
     from service.observability.logs import start_logging
 
     start_logging(settings.log_format, settings.log_level)
-    # Searches go first where both share a machine.
-    os.nice(5)
+    yield_to_searches(settings.worker_niceness)
     signalled = threading.Event()
     stops = [threading.Event()]
     ready = threading.Event()

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request
@@ -42,6 +42,9 @@ from service.schemas.search import (
 )
 from service.state import ReadyService, Service
 
+if TYPE_CHECKING:
+    from indexer.search.text_encoding import EncodedTexts
+
 router = APIRouter(tags=["search"], dependencies=[READ, WHILE_CONNECTED])
 
 QUERIES_AT_ONCE = 8
@@ -68,11 +71,16 @@ async def search(request: Request, body: SearchRequest, service: Service) -> Res
     fields = {name: value for name, value in body if name not in ("query", "queries")}
     root_path = request.scope.get("root_path", "")
     if body.queries is None:
-        query = SearchQuery(text=str(body.query), **fields)
+        query, pieces = SearchQuery(text=str(body.query), **fields), Pieces()
         encode = partial(service.searcher.encode, [query.text])
-        answer = await service.search_limiter.run(partial(service.searcher.search, query), prepare=encode)
-        pieces = Pieces()
-        await to_thread.run_sync(_write_answer, pieces, answer, service, root_path)
+
+        def answer_it(*encoded: EncodedTexts) -> SearchAnswer:
+            # Its JSON is made in the same thread: another one would be one more wait for Python's lock.
+            answer = service.searcher.search(query, *encoded)
+            _write_answer(pieces, answer, service, root_path)
+            return answer
+
+        await service.search_limiter.run(answer_it, prepare=encode)
         return pieces.to_response()
     started = time.perf_counter()
     queries = [SearchQuery(text=text, **fields) for text in body.queries]

@@ -775,3 +775,24 @@ def test_a_worker_tells_the_server_that_it_is_alive_while_it_reads_and_while_it_
     bench.upload()
     Worker(bench.settings, bench.catalog, bench.store, read, beat).run(stop)
     assert beats["idle"] >= 1 and beats["reading"] >= 3
+
+
+@pytest.mark.parametrize("of_its_own", [True, False])
+def test_a_worker_yields_to_searches_also_where_sessions_are_scheduled_as_groups(of_its_own: bool) -> None:
+    program = """
+import os
+from pathlib import Path
+from service.ingest.worker_process import yield_to_searches
+group = Path("/proc/self/autogroup")
+before, of_group = os.nice(0), group.read_text() if group.exists() else ""
+yield_to_searches(7)
+print(os.nice(0) - before)
+print(of_group and group.read_text() != of_group)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, start_new_session=of_its_own, capture_output=True, text=True, check=True)
+    niceness, group_changed = done.stdout.split("\n")[:2]
+    # A process may be at 13 or more already, and 19 is the end.
+    assert int(niceness) == min(7, 19 - os.nice(0))
+    # The session of a server, or of who started the worker by hand, is not the worker's to slow down.
+    assert group_changed in ({"True", ""} if of_its_own else {"False", ""})

@@ -19,9 +19,9 @@ TEXT_TOLERANCE = math.sqrt(2 * (1 - 0.99999))
 """Longest difference between a unit vector of a text and PyTorch's: a cosine of 0.99999. Weights in float16
 give 0.9999998."""
 
-FRAME_TOLERANCE = 1e-4
-"""The same for frames, which are stored, and meet those that PyTorch computed: a third of what rounding to
-float16 changes a unit vector by in the store, 2**-11 / sqrt(3)."""
+FRAME_TOLERANCE = 2e-4
+"""The same for frames, which are stored, and meet those that PyTorch computed: what rounding to float16 in the
+store changes a unit vector by. OpenVINO, in float32 like PyTorch, sums in another order."""
 
 PROBE_TEXTS = (
     "a dog",

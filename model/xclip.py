@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -202,6 +202,15 @@ class XClip(nn.Module):
             for tower in towers
             if runtime != "auto" or tower.num_parameters >= MIN_PARAMETERS
         }
+
+    def prepare(self, *towers: Literal["text", "vision"]) -> None:
+        """Load what computes these towers, which else the first call does that needs them.
+
+        A conversion for another runtime, once on a machine, takes from seconds to a minute.
+        """
+        for name in towers:
+            if name in self._converted:
+                self._converted[name].prepare()
 
     def _encode_positions(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         if (converted := self._converted.get("text")) is not None:

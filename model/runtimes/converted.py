@@ -73,13 +73,17 @@ class ConvertedTower:
         self._is_ready = False
         self._loading = threading.Lock()
 
-    def __call__(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """What the tower makes of its inputs."""
+    def prepare(self) -> None:
+        """Load it, and convert it if need be, where that was not done."""
         if not self._is_ready:
             with self._loading:
                 if not self._is_ready:
                     self._compiled = self._load()
                     self._is_ready = True
+
+    def __call__(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """What the tower makes of its inputs."""
+        self.prepare()
         if self._compiled is None or 0 in inputs.shape:  # OpenVINO takes no empty input.
             outputs: tuple[Tensor, ...] = self._tower.module(inputs)
             return outputs

@@ -20,8 +20,8 @@ TEXT_TOLERANCE = math.sqrt(2 * (1 - 0.99999))
 give 0.9999998."""
 
 FRAME_TOLERANCE = 2e-4
-"""The same for frames, which are stored, and meet those that PyTorch computed: what rounding to float16 in the
-store changes a unit vector by. OpenVINO, in float32 like PyTorch, sums in another order."""
+"""The same for frames, which are stored, and meet those that PyTorch computed: what rounding to float16
+changes a unit vector by in the store. OpenVINO, in float32 like PyTorch, sums in another order."""
 
 PROBE_TEXTS = (
     "a dog",

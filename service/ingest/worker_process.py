@@ -286,6 +286,7 @@ def _work_on_current(settings: WorkerSettings, stop: threading.Event, ready: thr
     from service.loading import open_index
 
     with open_index(settings) as index:
+        index.model.prepare("vision")  # Before the server expects signs of life.
         ready.set()
         store = MediaStore(settings.index_directory)
         store.prepare()

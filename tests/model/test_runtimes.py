@@ -97,6 +97,8 @@ def test_auto_leaves_small_towers_to_pytorch(model_directory, monkeypatch):
     network = XClip.load(model_directory, "cpu")
     network.encode_text(TEXTS)
     assert network.runtimes == {"text": "openvino", "vision": None}
+    network.prepare("text", "vision")
+    assert network.runtimes == {"text": "openvino", "vision": "openvino"}
 
 
 def test_a_gpu_computes_with_pytorch_and_wrong_wishes_are_refused():

@@ -17,7 +17,15 @@ from pathlib import Path
 
 from benchmarks.machine import REPOSITORY
 
-PROGRAMS = ("indexing", "media.decoding", "start", "towers", "training.evaluation_memory")
+PROGRAMS = (
+    "cascade",
+    "coarse",
+    "indexing",
+    "media.decoding",
+    "start",
+    "towers",
+    "training.evaluation_memory",
+)
 """What `python -m benchmarks` runs, in this order. Each takes the options of `report.arguments`."""
 
 LIMIT_SECONDS = 300.0

@@ -13,15 +13,18 @@ vectors of the store: what it finds has the exact score; it may miss some.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.coarse.exact import CoarseKind, Found, GpuCopy, Selection
+from indexer.coarse.exact import CoarseKind, Found, GpuCopy, SegmentSet, Selection
 
 _faiss: Any = faiss  # Its stubs describe the C++ signatures, not those that Python sees.
 
@@ -32,9 +35,18 @@ LISTS_FACTOR = 4
 TRAINING_VECTORS_A_LIST = 40
 """FAISS's k-means wants at least 39 for each list (faiss Clustering.h, min_points_per_centroid)."""
 
-PROBED_FACTOR = 4.5
-"""nprobe is this many times the square root of nlist: recall at 100,000 segments
-equals that at a million, where a constant share would probe ever more (benchmarks/scaling.py measures it)."""
+PROBED_FACTOR = 12
+"""nprobe is this many times the cube root of nlist: the nearest 200 of 10,000 segments lie in those lists but
+for 3 in a thousand, of 100,000 but for 6 and of a million but for 7 (benchmarks/coarse.py). With the square
+root as many would be found of a million, for half as much work again there, as of 10,000."""
+
+FILTERED_FACTOR = 1.25
+"""A search with a filter visits lists until they hold this many times the selected vectors that it wants, see
+`ApproximateSearch._num_probed`: 1.0 would lose more than one in a hundred where a filter has to do with the
+query, 1.5 finds few more (benchmarks/coarse.py)."""
+
+ITERATIONS = 10
+"""Of k-means. FAISS's 25 take twice as long and find no more afterwards (benchmarks/coarse.py)."""
 
 HNSW_LINKS = 32
 """Of each vector in the graph of an `hnsw`."""
@@ -56,17 +68,58 @@ def num_lists(num_segments: int) -> int:
     return max(1, min(wanted, num_segments // TRAINING_VECTORS_A_LIST))
 
 
+class SelectedPerList:
+    """How many of a filter's segments lie in each list of an IVF. Safe to use from several threads.
+
+    Counted when a filter is first used, and kept as long as its matches are.
+    """
+
+    def __init__(self, index: Any) -> None:
+        """index: `faiss.IndexIVF`, filled."""
+        self._index = index
+        self._kept: WeakKeyDictionary[SegmentSet, NDArray[np.int64]] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def counts(self, segments: SegmentSet) -> NDArray[np.int64]:
+        """int64 [nlist]. What was deleted since the index was filled counts; what came later does not."""
+        with self._lock:
+            found = self._kept.get(segments)
+            if found is None:
+                numbers = self._numbers
+                inside = segments.ids[: np.searchsorted(segments.ids, len(numbers))]
+                # Number -1, of ids that are in no list, comes first.
+                found = np.bincount(numbers[inside] + 1, minlength=self._index.nlist + 1)[1:]
+                self._kept[segments] = found
+            return found
+
+    @cached_property
+    def _numbers(self) -> NDArray[np.int32]:
+        """The list that each id is in, int32 [highest id + 1]; -1 for none."""
+        lists = list(_ids_by_list(self._index))
+        numbers = np.full(max((int(ids.max()) for ids in lists if len(ids)), default=0) + 1, -1, np.int32)
+        for number, ids in enumerate(lists):
+            numbers[ids] = number
+        return numbers
+
+
+def num_probed(num_lists: int) -> int:
+    """Lists that a search without a filter visits."""
+    return min(num_lists, math.ceil(PROBED_FACTOR * math.cbrt(num_lists)))
+
+
 @dataclass(frozen=True, eq=False)
 class ApproximateSearch:
     """Searches of one filled index, `faiss.IndexIVF` or `faiss.IndexIDMap` of a `faiss.IndexHNSW`.
 
-    ids: int64 [N], all of its ids, ascending. fetch: the exact vectors. gpu: a copy of an IVF on a GPU.
+    ids: int64 [N], all of its ids, ascending. fetch: the exact vectors. per_list: of an IVF. gpu: a copy of
+    it on a GPU.
     """
 
     kind: CoarseKind
     index: Any
     ids: NDArray[np.int64]
     fetch: Fetch
+    per_list: SelectedPerList
     gpu: GpuCopy | None = None
 
     def search(self, queries: NDArray[np.float32], count: int, selection: Selection) -> Found:
@@ -75,10 +128,9 @@ class ApproximateSearch:
 
         count: at most `selection.num_selected`; as many come.
         """
-        # 8-bit scalars nearly keep the order; each vector more is read from the store
-        # (benchmarks/scaling.py).
-        wanted = 4 * count if self.kind == "ivf-pq" else count + count // 4
-        wanted = min(wanted + 64, selection.num_selected)
+        # 8-bit scalars nearly keep the order: of 10, 200 or 5,000 this loses none (benchmarks/coarse.py).
+        wanted = 4 * count + 64 if self.kind == "ivf-pq" else count + count // 8 + 32
+        wanted = min(wanted, selection.num_selected)
         products = np.empty((len(queries), count), np.float32)
         ids = np.empty((len(queries), count), np.int64)
         for row, query in enumerate(queries if count else ()):
@@ -117,14 +169,35 @@ class ApproximateSearch:
                 return self._scan(query, count, selection)
             parameters = _faiss.SearchParametersHNSW(sel=selection.selector(), efSearch=beam)
         else:
-            num_all = self.index.nlist
-            probed = min(num_all, math.ceil(min(effort, num_all) * PROBED_FACTOR * math.sqrt(num_all)))
+            probed = self.index.nlist if effort == math.inf else self._num_probed(query, selection)
             if self.gpu is not None:
                 on_gpu = self.gpu.search(query[None], count, selection, num_probed=probed)
                 if on_gpu is not None:
                     return _only_found(*on_gpu)
             parameters = _faiss.SearchParametersIVF(sel=selection.selector(), nprobe=probed)
         return _only_found(*self.index.search(query[None], count, params=parameters))
+
+    def _num_probed(self, query: NDArray[np.float32], selection: Selection) -> int:
+        """Lists to visit for one query: more where a filter leaves few vectors in the nearest ones.
+
+        A filter may have much to do with the query, as that for one camera: its segments can lie anywhere.
+        Lists are visited until they hold the share of the selected vectors that an unfiltered search compares
+        of all, times the square root of `num_rows / num_selected`: the neighbours of a sparser set are
+        further away, while the number of compared vectors still falls.
+        """
+        index, least = self.index, num_probed(self.index.nlist)
+        if selection.allowed is None:
+            return least
+        counts = self.per_list.counts(selection.allowed)
+        wanted = (
+            FILTERED_FACTOR * least / index.nlist * math.sqrt(selection.num_selected * selection.num_rows)
+        )
+        for num_ordered in (min(4 * least, index.nlist), index.nlist):
+            _, lists = index.quantizer.search(query[None], num_ordered)
+            seen = np.cumsum(counts[lists[0]])
+            if seen[-1] >= wanted:
+                return max(least, int(np.searchsorted(seen, wanted)) + 1)
+        return int(index.nlist)
 
     def _scan(self, query: NDArray[np.float32], count: int, selection: Selection) -> FoundByOne:
         """As `_search`, past the graph: the product of every selected vector of an HNSW."""
@@ -158,7 +231,7 @@ def ids_of(kind: CoarseKind, index: Any) -> NDArray[np.int64]:
         is_right = isinstance(index, faiss.IndexIVFScalarQuantizer if kind == "ivf-sq" else faiss.IndexIVFPQ)
     if not is_right:
         raise ValueError("it is another kind of FAISS index")
-    ids = faiss.vector_to_array(index.id_map) if kind == "hnsw" else _ids_of_lists(index)
+    ids = faiss.vector_to_array(index.id_map) if kind == "hnsw" else np.concatenate(list(_ids_by_list(index)))
     is_wrong = len(ids) != index.ntotal or len(np.unique(ids)) != len(ids) or (len(ids) and ids.min() < 1)
     if is_wrong or (kind == "hnsw" and np.any(np.diff(ids) < 0)):
         raise ValueError("its ids do not fit its vectors")
@@ -186,6 +259,8 @@ def empty_approximate_index(
     else:
         assert sample is not None
         index = _untrained(kind, sample.shape[1], num_lists(num_vectors))
+        if kind != "hnsw":
+            index.cp.niter = ITERATIONS
         index.train(sample)
     return index
 
@@ -215,11 +290,9 @@ def _untrained(kind: CoarseKind, dimension: int, lists: int) -> Any:
     raise ValueError(f"{kind} is not approximate")
 
 
-def _ids_of_lists(index: Any) -> NDArray[np.int64]:
+def _ids_by_list(index: Any) -> Iterator[NDArray[np.int64]]:
+    """The ids in each list of an IVF."""
     lists = index.invlists
-    parts = [np.empty(0, np.int64)]
     for number in range(index.nlist):
         size = lists.list_size(number)
-        if size:
-            parts.append(faiss.rev_swig_ptr(lists.get_ids(number), size).copy())
-    return np.concatenate(parts)
+        yield faiss.rev_swig_ptr(lists.get_ids(number), size).copy() if size else np.empty(0, np.int64)

@@ -118,11 +118,13 @@ class Selection:
     """Which rows of an index a search considers.
 
     num_selected: of `num_rows`. bitmap: of the selected ids, as in `SegmentSet`; None where all rows are.
+    allowed: what a filter lets through, among other segments too; None without a filter.
     """
 
     num_selected: int
     num_rows: int
     bitmap: NDArray[np.uint8] | None = None
+    allowed: SegmentSet | None = None
 
     @classmethod
     def of(cls, rows: SegmentSet, deleted: SegmentSet | None = None) -> Self:
@@ -143,7 +145,8 @@ class Selection:
         num_bytes = min(len(ours), len(allowed.bitmap))
         bitmap = ours[:num_bytes] & allowed.bitmap[:num_bytes]
         num_selected = int(np.bitwise_count(bitmap).sum())
-        return type(self)(num_selected, self.num_rows, None if num_selected == self.num_rows else bitmap)
+        is_all = num_selected == self.num_rows
+        return type(self)(num_selected, self.num_rows, None if is_all else bitmap, allowed)
 
     def selector(self) -> Any:
         """The `faiss.IDSelector`, None where every row is selected."""

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from indexer.coarse.approximate import (
     ApproximateSearch,
+    Fetch,
+    SelectedPerList,
     empty_approximate_index,
     num_training_vectors,
     still_fits,
@@ -90,12 +92,13 @@ class _Delta:
 class _State:
     """All that one search sees: the store after the change `sequence` (with that `token`).
 
-    rows: of the snapshot. deleted: ids of the snapshot that are deleted, ascending. deltas: later segments,
-    ids ascending.
+    rows, per_list: of the snapshot, for filters. deleted: ids of the snapshot that are deleted, ascending.
+    deltas: later segments, ids ascending.
     """
 
     snapshot: Snapshot
     rows: SegmentSet
+    per_list: SelectedPerList
     deleted: NDArray[np.int64]
     deltas: tuple[_Delta, ...]
     sequence: int
@@ -103,8 +106,8 @@ class _State:
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> Self:
-        rows = SegmentSet(snapshot.ids)
-        return cls(snapshot, rows, np.empty(0, np.int64), (), snapshot.sequence, snapshot.token)
+        rows, per_list = SegmentSet(snapshot.ids), SelectedPerList(snapshot.index)
+        return cls(snapshot, rows, per_list, np.empty(0, np.int64), (), snapshot.sequence, snapshot.token)
 
     @property
     def num_later(self) -> int:
@@ -138,8 +141,12 @@ class CoarseIndex:
 
     Made by `open` (the saved snapshot where it is usable, else as `build`) or `build` (from the catalog).
     Safe to use from several threads: searches never wait for changes; changes wait for each other.
+
+    fetch: where an approximate search reads exact vectors by their segments' ids. The store, until its owner
+    has something quicker that gives the same.
     """
 
+    fetch: Fetch
     _state: _State
 
     def __init__(
@@ -157,6 +164,7 @@ class CoarseIndex:
         self._kind = kind
         self._max_pending = max_pending
         self._device = device
+        self.fetch = catalog.video_features
         self._writing = threading.Lock()
         self._compacting = threading.Lock()
         self._saving = threading.Lock()
@@ -299,9 +307,8 @@ class CoarseIndex:
         count = max(0, min(count, selection.num_selected))
         if snapshot.kind == "exact":
             return search_exact(snapshot.index, queries, count, selection, snapshot.gpu)
-        approximate = ApproximateSearch(
-            snapshot.kind, snapshot.index, snapshot.ids, self._catalog.video_features, snapshot.gpu
-        )
+        kind, faiss_index, ids = snapshot.kind, snapshot.index, snapshot.ids
+        approximate = ApproximateSearch(kind, faiss_index, ids, self.fetch, state.per_list, snapshot.gpu)
         return approximate.search(queries, count, selection)
 
     def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32] | None]]:
@@ -404,6 +411,7 @@ class CoarseIndex:
         return _State(
             state.snapshot,
             state.rows,
+            state.per_list,
             np.union1d(state.deleted, _common(state.snapshot.ids, gone)),
             _with_rows(deltas, ids, vectors),
             sequence,

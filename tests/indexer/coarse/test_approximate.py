@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 import pytest
 
-from indexer.coarse.approximate import num_lists
+from indexer.coarse.approximate import SelectedPerList, num_lists
 from indexer.coarse.exact import EXACT_LIMIT, MIN_APPROXIMATE, SegmentSet, choose_kind
 from indexer.coarse.index import CoarseIndex
 from indexer.maintenance.verification import verify
@@ -104,6 +104,36 @@ def test_a_filter_never_gives_fewer_than_there_are(pair, filled, share):
             )  # Norms of queries are below 2.
         elif len(allowed):
             assert np.isin(right_ids, ids).mean() >= 0.9
+
+
+def test_a_filter_for_what_is_far_from_a_query_finds_the_nearest_of_it(filled, monkeypatch):
+    catalog, queries = filled
+    approximate, exact = CoarseIndex.build(catalog, kind="ivf-sq"), CoarseIndex.build(catalog, kind="exact")
+    monkeypatch.setattr("indexer.coarse.approximate.PROBED_FACTOR", 4)
+    for query in queries[:10, None]:
+        order = exact.search(query, N)[1][0]
+        far = SegmentSet(np.sort(order[N // 2 :]))
+        found = approximate.search(query, 20, far)[1]
+        # With as many lists for every filter of half the segments one of these queries found 1 of its 20.
+        assert np.isin(order[N // 2 :][:20], found).mean() >= 0.5
+
+
+def test_segments_of_a_filter_are_counted_in_the_lists_that_they_are_in(filled):
+    catalog, _ = filled
+    index = CoarseIndex.build(catalog, kind="ivf-sq")._state.snapshot.index
+    per_list = SelectedPerList(index)
+    lists = [
+        set(faiss.rev_swig_ptr(index.invlists.get_ids(n), index.invlists.list_size(n)).tolist())
+        for n in range(index.nlist)
+    ]
+    random = np.random.default_rng(4)
+    for num_chosen in (0, 1, 500, N):  # Some of them later than all that is in the index.
+        chosen = np.sort(random.choice(np.arange(1, N + 200), num_chosen, replace=False))
+        right = [len(ids & set(chosen.tolist())) for ids in lists]
+        segments = SegmentSet(chosen)
+        assert per_list.counts(segments).tolist() == right
+        assert per_list.counts(segments) is per_list.counts(segments)
+    assert len(per_list._kept) == 1, "kept as long as somebody has the set"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -137,6 +137,7 @@ class Searcher:
                 resident_bytes=0 if model.device.type == "cpu" else feature_memory_bytes,
                 use_file=feature_file,
             )
+            self._index.fetch = self._features.video_features
             self._filters = FilterCache(self.catalog)
         except BaseException:
             self.catalog.close()

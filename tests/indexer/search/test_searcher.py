@@ -19,8 +19,10 @@ import torch
 from indexer.errors import FingerprintMismatchError, IndexDamagedError, IndexNotFoundError, InvalidQueryError
 from indexer.ingest.encoding import index_fingerprint
 from indexer.search.searcher import Searcher, SearchQuery
+from indexer.store.sqlite.catalog import Catalog
 from model import VideoFeatures, XClip, XClipConfig
 from model.score_names import SCORE_NAMES
+from tests.support import small_searchers
 from tests.support.catalog_builders import add_video, create_catalog, make_segment
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -193,6 +195,20 @@ def test_candidates_get_the_scores_of_the_total_and_results_all(tmp_path, random
         assert list(result.scores.values()) == pytest.approx(four, abs=1e-4)
         assert result.score == pytest.approx(total, abs=1e-4)
     assert pairs == {name: 8 + candidates * (name in names) for name in SCORE_NAMES}
+
+
+def test_an_approximate_search_takes_exact_vectors_from_the_feature_file(tmp_path, monkeypatch):
+    directory, model = small_searchers.make_index(tmp_path / "index"), small_searchers.tiny_model()
+    with Catalog.open(directory) as catalog:
+        small_searchers.fill(catalog, [0], segments_each=1_000)
+    query = SearchQuery("a red car", mode="coarse", limit=20, group_by="segment")
+    with Searcher(directory, model, coarse_kind="ivf-sq") as searcher:
+        searcher._refresher.wait()
+        searcher._features.update()
+        right = searcher.search(query)
+        monkeypatch.setattr(searcher.catalog, "video_features", None)
+        assert [r.score for r in searcher.search(query).results] == [r.score for r in right.results]
+        assert searcher.stats()["coarse_kind"] == "ivf-sq"
 
 
 def test_coarse_order_is_that_of_video_sentence(searcher, random):

@@ -67,7 +67,7 @@ def draw_clips(folder: Path, num_clips: int) -> None:
         scene = _scene(random, width + 512, height + 512)
         with av.open(str(folder / f"{number:02}-{height}p.mp4"), "w") as container:
             stream: Any = container.add_stream(
-                "libx264", FRAME_RATE, options={"preset": "veryfast", "crf": "23"}
+                "libx264", FRAME_RATE, options={"preset": "veryfast", "crf": "18"}
             )
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             for index in range(FRAME_RATE * (10 + 7 * number % 21)):

@@ -20,9 +20,9 @@ from indexer.media.timeline import Timeline
 _CONTAINERS: Final = frozenset({"mp4", "matroska"})
 """In MPEG-TS it was seen to return frames of another group of pictures; these two have an index to go by."""
 
-_CODECS: Final = frozenset({"h264", "hevc", "mpeg4", "vp9"})
-"""Of these, decord numbers frames as they are shown. VP8 has packets that show nothing; AV1 it cannot
-read."""
+_CODECS: Final = frozenset({"h264", "mpeg4", "vp9"})
+"""Of these, decord numbers frames as they are shown. VP8 has packets that show nothing; AV1 it cannot read;
+of HEVC with open groups of pictures, which is x265's default, it gives others after a jump."""
 
 _SAME_SECONDS: Final = 0.002
 """decord's times are float32 of rounded ticks."""

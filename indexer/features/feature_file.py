@@ -26,6 +26,7 @@ import secrets
 import warnings
 import weakref
 import zlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Self
@@ -58,9 +59,9 @@ _OWNER_BYTES: Final = 20
 """Of a record: the fields that the checksums cover."""
 
 _FILE_NAME: Final = re.compile(r"features-[0-9a-f]{16}")
-_READ_AT_ONCE_BYTES: Final = 16 << 20
-
 Table = Literal["frames", "videos"]
+
+TABLES: Final[tuple[Table, Table]] = ("frames", "videos")
 
 _DTYPES: Final = {"frames": torch.float16, "videos": torch.float32}
 
@@ -253,63 +254,70 @@ class FeatureFile:
         numbers, found = self.find(segment_ids)
         self.is_deleted[numbers[found]] = True
 
+    def is_checked(self, name: Table, numbers: NDArray[np.intp]) -> bool:
+        """Whether all of these records may be looked at by `view`."""
+        return bool(self._is_right[name][numbers].all()) and not self.is_cut
+
     def view(self, name: Table, rows: slice) -> Tensor:
         """Records as they lie in the file, float16 [N, F, D] or float32 [N, D], not to be written to.
 
-        Only for those that `check` has found to be right.
+        Only for those that `is_checked`.
         """
         with warnings.catch_warnings():
             # Torch knows no memory that may not be written to; nothing here writes.
             warnings.filterwarnings("ignore", message=".*not writable")
             return torch.from_numpy(self._tables[name][rows])
 
-    def select(self, name: Table, numbers: NDArray[np.intp]) -> Tensor:
-        """A copy of records, in the order of their numbers. Only for those that `check` has found to be
-        right."""
+    def read(self, name: Table, numbers: NDArray[np.intp]) -> tuple[Tensor, NDArray[np.bool_]]:
+        """A copy of records, in the order of their numbers, and which of them are what was written: those
+        that this process reads for the first time are compared with their checksums."""
         table = self._tables[name]
-        selected = torch.empty((len(numbers), *table.shape[1:]), dtype=_DTYPES[name])
-        # Not torch's own: its threads wait for each other, on a busy machine a hundred times longer than this
-        # takes. With `clip` NumPy copies directly, and without Python's lock.
-        np.take(table, numbers, axis=0, out=selected.numpy(), mode="clip")
-        return selected
-
-    def check(self, numbers: NDArray[np.intp], name: Table) -> NDArray[np.bool_]:
-        """Which of these records are what was written: read and compared when this process first asks."""
-        is_right = self._is_right[name]
+        copied = torch.empty((len(numbers), *table.shape[1:]), dtype=_DTYPES[name])
         if self.is_cut:
             self.is_damaged = True
-            return np.zeros(len(numbers), bool)
-        unseen = np.unique(numbers[~is_right[numbers]])
-        at_once = max(1, _READ_AT_ONCE_BYTES // self.manifest.record_bytes[name])
-        for first in range(0, len(unseen), at_once):
-            self._check_unseen(unseen[first : first + at_once], name)
-        return is_right[numbers]
+            return copied, np.zeros(len(numbers), bool)
+        is_right = self._is_right[name][numbers]
+        # Not torch's own: its threads wait for each other, on a busy machine a hundred times longer than this
+        # takes. With `clip` NumPy copies directly, and without Python's lock.
+        if is_right.all():
+            np.take(table, numbers, axis=0, out=copied.numpy(), mode="clip")
+        else:
+            rows = copied.numpy()
+            rows[is_right] = table[numbers[is_right]]
+            unseen = np.flatnonzero(~is_right)
+            is_right[unseen] = self._read_unseen(name, numbers, unseen, rows)
+            self._is_right[name][numbers[is_right]] = True
+            self.is_damaged |= not is_right.all()
+        return copied, is_right
 
-    def _check_unseen(self, numbers: NDArray[np.intp], name: Table) -> None:
-        """numbers: ascending, no more than are read together."""
-        buffer, is_read = self._read(numbers, name)
-        records = self._records[numbers]
-        expected = records["frames_crc32" if name == "frames" else "video_crc32"]
-        is_right = is_read & (_checksums(buffer, _starts(records)) == expected)
-        self._is_right[name][numbers] = is_right
-        self.is_damaged |= not is_right.all()
-
-    def _read(self, numbers: NDArray[np.intp], name: Table) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """The bytes of records, uint8 [N, size], and which of them could be read."""
+    def _read_unseen(
+        self, name: Table, numbers: NDArray[np.intp], unseen: NDArray[np.intp], rows: NDArray[Any]
+    ) -> NDArray[np.bool_]:
+        """Fill the rows `unseen` with the records of these numbers; which of them are right."""
         size, descriptor = self.manifest.record_bytes[name], self._descriptors[name]
-        buffer, is_read = np.empty((len(numbers), size), np.uint8), np.ones(len(numbers), bool)
-        bounds = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]
-        runs = [(first, end, int(numbers[first]) * size) for first, end in itertools.pairwise(bounds)]
+        table = rows.reshape(len(rows), -1).view(np.uint8)
+        # Records that follow one another in the file and in what was asked for are read together.
+        is_next = (np.diff(unseen) == 1) & (np.diff(numbers[unseen]) == 1)
+        bounds = [0, *(np.flatnonzero(~is_next) + 1).tolist(), len(unseen)]
+        runs = [
+            (int(unseen[first]), end - first, int(numbers[unseen[first]]) * size)
+            for first, end in itertools.pairwise(bounds)
+        ]
         if len(runs) > 1 and hasattr(os, "posix_fadvise"):
-            for first, end, offset in runs:  # So that a disk reads them together.
-                os.posix_fadvise(descriptor, offset, (end - first) * size, os.POSIX_FADV_WILLNEED)
-        for first, end, offset in runs:
+            for _, count, offset in runs:  # So that a disk reads them together.
+                os.posix_fadvise(descriptor, offset, count * size, os.POSIX_FADV_WILLNEED)
+        is_read = np.ones(len(rows), bool)
+        for first, count, offset in runs:
             try:
-                num_read = os.preadv(descriptor, [buffer[first:end].data], offset)
+                num_read = os.preadv(descriptor, [table[first : first + count].data], offset)
             except OSError:
                 num_read = 0
-            is_read[first + num_read // size : end] = False
-        return buffer, is_read
+            is_read[first + num_read // size : first + count] = False
+        records = self._records[numbers[unseen]]
+        expected = records["frames_crc32" if name == "frames" else "video_crc32"]
+        found = _checksums([table[row] for row in unseen.tolist()], _starts(records))
+        right: NDArray[np.bool_] = found == expected
+        return right & is_read[unseen]
 
 
 def _starts(records: NDArray[np.void]) -> list[int]:
@@ -318,7 +326,7 @@ def _starts(records: NDArray[np.void]) -> list[int]:
     return [zlib.crc32(owner[:_OWNER_BYTES].data) for owner in owners]
 
 
-def _checksums(features: NDArray[Any], starts: list[int]) -> NDArray[np.uint32]:
-    """uint32 [N] of N features, which lie one after the other."""
+def _checksums(features: Iterable[NDArray[Any]], starts: list[int]) -> NDArray[np.uint32]:
+    """uint32 [N] of N features."""
     pairs = zip(features, starts, strict=True)
     return np.array([zlib.crc32(row.data, start) for row, start in pairs], np.uint32)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from typing import Final
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from indexer.errors import ChangesForgottenError
-from indexer.features.feature_file import FeatureFile, FeatureFileUnusableError, Table, manifest_state
+from indexer.features.feature_file import TABLES, FeatureFile, FeatureFileUnusableError, manifest_state
 from indexer.features.resident import ResidentRecords
 from indexer.features.scorable import ScorableSegments, frame_mask
 from indexer.features.writing import (
@@ -31,8 +30,6 @@ from indexer.store.store import SearchedStore
 from model.features import VideoFeatures
 
 logger = logging.getLogger(__name__)
-
-_TABLES: Final[tuple[Table, ...]] = ("frames", "videos")
 
 
 class FeatureReader:
@@ -67,6 +64,7 @@ class FeatureReader:
         self._resident = ResidentRecords(catalog, resident_bytes, device)
         self._sequence = 0  # Deletions up to here are marked in the file that is open.
         self._num_pending = 0
+        self._warned_of: FeatureFile | None = None
         self._manifest_state: tuple[int, int] | None = None
         self._open_newer()
         self.sync(catalog.sequence)
@@ -109,12 +107,16 @@ class FeatureReader:
 
         Raises IndexDamagedError.
         """
-        file, numbers, is_held = self._find(segment_ids, _TABLES)
+        file, numbers, is_held = self._find(segment_ids)
         if file is None or not is_held.any():
             return self._read(segment_ids)
         rows = numbers[is_held]
-        videos, frames = (self._resident.select(file, name, rows) for name in ("videos", "frames"))
-        held = self._scorable(file, rows, videos, frames)
+        (frames, is_right), (videos, are_right) = (self._resident.read(file, n, rows) for n in TABLES)
+        held = self._scorable(file, rows, frames, videos)
+        is_right &= are_right
+        if not is_right.all():
+            self._warn(file)
+            held, is_held[is_held] = held[np.flatnonzero(is_right)], is_right
         if is_held.all():
             return held
         read = self._read(segment_ids[~is_held])
@@ -144,10 +146,14 @@ class FeatureReader:
         Raises IndexDamagedError.
         """
         ids = np.unique(np.asarray(segment_ids, np.int64))
-        file, numbers, is_held = self._find(ids, ("videos",))
+        file, numbers, is_held = self._find(ids)
         if file is None or not is_held.any():
             return self._catalog.video_features(ids)
-        held = file.select("videos", numbers[is_held]).numpy()
+        records, is_right = file.read("videos", numbers[is_held])
+        held = records.numpy()
+        if not is_right.all():
+            self._warn(file)
+            held, is_held[is_held] = held[is_right], is_right
         if is_held.all():
             return ids, held
         read_ids, read = self._catalog.video_features(ids[~is_held])
@@ -159,23 +165,22 @@ class FeatureReader:
         return ScorableSegments.of(self._catalog.segment_features(segment_ids), self._device)
 
     def _find(
-        self, segment_ids: NDArray[np.int64], tables: tuple[Table, ...]
+        self, segment_ids: NDArray[np.int64]
     ) -> tuple[FeatureFile | None, NDArray[np.intp], NDArray[np.bool_]]:
-        """The file, record numbers, and which of these records may be looked at."""
+        """The file, record numbers, and which segments have a record there."""
         file, numbers, found = self._numbers(segment_ids)
         if not found.all() and self._open_newer():
             file, numbers, found = self._numbers(segment_ids)
-        if file is not None:
-            was_damaged = file.is_damaged
-            for name in tables:
-                found[found] = file.check(numbers[found], name)
-            if file.is_damaged and not was_damaged:
-                logger.warning(
-                    "the feature file in %s is damaged: what is wrong is read from the catalog, and the file"
-                    " is made again",
-                    self._catalog.directory,
-                )
         return file, numbers, found
+
+    def _warn(self, file: FeatureFile) -> None:
+        if file is not self._warned_of:
+            self._warned_of = file
+            logger.warning(
+                "the feature file in %s is damaged: what is wrong is read from the catalog, and the file is"
+                " made again",
+                self._catalog.directory,
+            )
 
     def _numbers(
         self, segment_ids: NDArray[np.int64]
@@ -186,17 +191,15 @@ class FeatureReader:
         return file, *file.find(segment_ids)
 
     def _in_place(self, segment_ids: NDArray[np.int64]) -> ScorableSegments | None:
-        """The records themselves, without a copy, where all are there and follow one another."""
-        file, numbers, is_held = self._find(segment_ids, _TABLES)
-        if file is None or not is_held.all() or np.any(np.diff(numbers) != 1):
+        """The records themselves, without a copy of frames, where all are there and follow one another."""
+        file, numbers, found = self._find(segment_ids)
+        if file is None or not found.all() or np.any(np.diff(numbers) != 1):
             return None
-        rows = slice(int(numbers[0]), int(numbers[-1]) + 1)
-        # Of the video features a copy, aligned as all memory of torch: see `ScorableSegments.of`.
-        videos = self._resident.select(file, "videos", numbers)
-        return self._scorable(file, numbers, videos, self._resident.rows(file, "frames", rows))
+        records = self._resident.view(file, numbers)
+        return None if records is None else self._scorable(file, numbers, *records)
 
     def _scorable(
-        self, file: FeatureFile, numbers: NDArray[np.intp], videos: Tensor, frames: Tensor
+        self, file: FeatureFile, numbers: NDArray[np.intp], frames: Tensor, videos: Tensor
     ) -> ScorableSegments:
         mask = frame_mask(file.num_frames[numbers], self._catalog.num_frames, self._device)
         features = VideoFeatures(videos, frames, mask)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from indexer.features.feature_file import FeatureFile, Table
+from indexer.features.feature_file import TABLES, FeatureFile, Table
 from indexer.store.store import SearchedStore
 
 logger = logging.getLogger(__name__)
@@ -60,38 +60,50 @@ class ResidentRecords:
         self._table = table
         for first in range(table.count, min(self._capacity, len(file)), _COPIED_AT_ONCE):
             rows = slice(first, min(first + _COPIED_AT_ONCE, self._capacity, len(file)))
-            numbers = np.arange(rows.start, rows.stop)
-            if not all(file.check(numbers, name).all() for name in ("frames", "videos")):
-                return  # The file is made again.
-            table.frames[rows].copy_(file.view("frames", rows))
-            table.videos[rows].copy_(file.view("videos", rows))
+            for name in TABLES:
+                records, is_right = file.read(name, np.arange(rows.start, rows.stop))
+                if not is_right.all():
+                    return  # The file is made again.
+                table.of(name)[rows].copy_(records)
             table.count = rows.stop
             if should_stop():
                 return
 
-    def rows(self, file: FeatureFile, name: Table, rows: slice) -> Tensor:
-        """Records on the device, without a copy where they are there; of a processor, of the file itself."""
+    def view(self, file: FeatureFile, numbers: NDArray[np.intp]) -> tuple[Tensor, Tensor] | None:
+        """Frames and video features of records that follow one another, without a copy where they are on the
+        device already; of a processor those of the file itself. None where they have to be read first.
+
+        The video features are always a copy, aligned as all memory of torch: the last bits of a product may
+        depend on it.
+        """
+        rows = slice(int(numbers[0]), int(numbers[-1]) + 1)
         table = self._table
         if table is not None and table.file == file.manifest.file and rows.stop <= table.count:
-            return table.of(name)[rows]
-        return file.view(name, rows).to(self._device)
+            return table.frames[rows], table.videos[rows].clone()
+        if self._device.type != "cpu" or not file.is_checked("frames", numbers):
+            return None
+        videos, is_right = file.read("videos", numbers)
+        return (file.view("frames", rows), videos) if is_right.all() else None
 
-    def select(self, file: FeatureFile, name: Table, numbers: NDArray[np.intp]) -> Tensor:
-        """A copy of records, in the order of their numbers, on the device."""
+    def read(
+        self, file: FeatureFile, name: Table, numbers: NDArray[np.intp]
+    ) -> tuple[Tensor, NDArray[np.bool_]]:
+        """A copy of records on the device, in the order of their numbers, and which of them are right."""
         table = self._table
         count = 0 if table is None or table.file != file.manifest.file else table.count
         is_here = numbers < count
         if table is None or not is_here.any():
-            return file.select(name, numbers).to(self._device)
-        here = torch.from_numpy(numbers[is_here]).to(self._device)
-        held = table.of(name).index_select(0, here)
+            records, is_right = file.read(name, numbers)
+            return records.to(self._device), is_right
+        held = table.of(name).index_select(0, torch.from_numpy(numbers[is_here]).to(self._device))
         if is_here.all():
-            return held
+            return held, is_here
+        others, is_right = file.read(name, numbers[~is_here])
         selected = held.new_empty((len(numbers), *held.shape[1:]))
         selected[torch.from_numpy(is_here).to(self._device)] = held
-        others = file.select(name, numbers[~is_here]).to(self._device)
-        selected[torch.from_numpy(~is_here).to(self._device)] = others
-        return selected
+        selected[torch.from_numpy(~is_here).to(self._device)] = others.to(self._device)
+        is_here[~is_here] = is_right
+        return selected, is_here
 
 
 class _Resident:

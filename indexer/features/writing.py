@@ -161,20 +161,14 @@ def _different(file: FeatureFile, features: SegmentFeatures) -> list[int]:
     """Ids of the segments whose record differs from what the store has read."""
     numbers, found = file.find(features.segment_ids)
     numbers, rows = numbers[found], np.flatnonzero(found)
-    is_same = file.check(numbers, "frames") & file.check(numbers, "videos")
-    rows, numbers = rows[is_same], numbers[is_same]
-    same = (file.video_keys[numbers] == features.video_keys[rows]) & (
-        file.num_frames[numbers] == features.num_frames[rows]
-    )
-    tables: tuple[tuple[Table, NDArray[Any]], ...] = (
-        ("frames", features.frames),
-        ("videos", features.video),
-    )
-    for name, stored in tables:
-        ours = file.select(name, numbers).numpy().reshape(len(rows), -1)
-        same &= (ours.view(np.uint8) == stored[rows].reshape(len(rows), -1).view(np.uint8)).all(axis=1)
-    is_same[is_same] = same
-    different: list[int] = features.segment_ids[found][~is_same].tolist()
+    is_same = file.video_keys[numbers] == features.video_keys[rows]
+    is_same &= file.num_frames[numbers] == features.num_frames[rows]
+    stored: dict[Table, NDArray[Any]] = {"frames": features.frames, "videos": features.video}
+    for name, theirs in stored.items():
+        records, is_right = file.read(name, numbers)
+        ours = records.numpy().reshape(len(rows), -1).view(np.uint8)
+        is_same &= is_right & (ours == theirs[rows].reshape(len(rows), -1).view(np.uint8)).all(axis=1)
+    different: list[int] = features.segment_ids[rows][~is_same].tolist()
     return different
 
 

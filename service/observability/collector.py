@@ -23,7 +23,7 @@ STATS_GAUGES = {
         "Segments added or deleted since the coarse index was last compacted.",
     ),
     "catalog_size_bytes": ("xclip_catalog_bytes", "Size of the catalog with its log."),
-    "feature_memory_bytes": ("xclip_feature_memory_bytes", "Memory used by cached features."),
+    "feature_memory_bytes": ("xclip_feature_memory_bytes", "Memory of the GPU used by features."),
 }
 """Key of `Searcher.stats` -> name and meaning. One that a searcher does not report is left out."""
 

@@ -20,6 +20,7 @@ from benchmarks.machine import REPOSITORY
 PROGRAMS = (
     "cascade",
     "coarse",
+    "features_at_hand",
     "indexing",
     "media.decoding",
     "start",

@@ -15,6 +15,7 @@ from indexer.store.filters import Filter, parse_filter
 
 SearchMode = Literal["rerank", "coarse", "exhaustive"]
 GroupBy = Literal["video", "segment"]
+TextMatch = Literal["off", "boost", "only"]
 Stage = Literal["encode", "coarse", "rerank"]
 
 MAX_QUERY_LENGTH = 10_000
@@ -51,6 +52,9 @@ class SearchQuery:
         filter: Only videos that fulfil it, as `indexer.store.filters` describes; None for all. Kept parsed.
         min_percentile: The same as `min_score` by `SearchResult.percentile`, 0 to 100.
         num_moments: In each result at most, 1 to 64.
+        text_match: Whether words of the text in titles, metadata and transcripts count: `off`; `boost`, they
+            bring videos forward; `only`, only videos that have some, ordered by them, see
+            `indexer.search.text_matching`.
 
     Raises:
         InvalidQueryError: A field is out of its range; the message names it.
@@ -70,6 +74,7 @@ class SearchQuery:
     filter: Mapping[str, Any] | Filter | None = None
     min_percentile: float | None = None
     num_moments: int = DEFAULT_MOMENTS
+    text_match: TextMatch = "off"
 
     def __post_init__(self) -> None:
         check_text("text", self.text)
@@ -78,6 +83,7 @@ class SearchQuery:
         _check_integer("num_moments", self.num_moments, 1, MAX_MOMENTS)
         _check_choice("mode", self.mode, get_args(SearchMode))
         _check_choice("group_by", self.group_by, get_args(GroupBy))
+        _check_choice("text_match", self.text_match, get_args(TextMatch))
         if self.min_score is not None and not is_finite(self.min_score):
             raise InvalidQueryError("min_score must be a finite number or None")
         if self.min_percentile is not None and not (
@@ -146,6 +152,22 @@ class Explanation:
 
 
 @dataclass(frozen=True)
+class TextHit:
+    """Where words of a query are in what is written of a video, or said in it.
+
+    field: `title`, `metadata` or `transcript`. text: the title, the value, or the line, cut where it is long.
+    start_seconds, end_seconds: when a line is said. track: of the transcript, see
+    `indexer.store.transcripts.Transcript`. They are None for the others.
+    """
+
+    field: Literal["title", "metadata", "transcript"]
+    text: str
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    track: str | None = None
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """One found video (or segment).
 
@@ -158,6 +180,7 @@ class SearchResult:
     media_start_seconds: what to add to a time of ours for a player of the file, as in `VideoRecord`.
     percentile: how much of the index's baseline scores lies below the score, 0 to 100, see
         `indexer.search.baseline`; None where they are not known (yet).
+    text_hits: where words of the query are, if `text_match` asked for it.
     """
 
     id: str
@@ -175,6 +198,7 @@ class SearchResult:
     explanation: Explanation | None = None
     percentile: float | None = None
     media_start_seconds: float = 0.0
+    text_hits: Sequence[TextHit] = ()
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from indexer.errors import InvalidRecordError
 from indexer.store.text import nfc
 from indexer.store.transcripts import Transcript
+from indexer.store.words import QueryWord
 
 if TYPE_CHECKING:
     import numpy as np
@@ -239,13 +240,19 @@ class WordMatches:
 
     video_keys: int64 [N], the catalog's own numbers of the videos. passages: int64 [N], for each one the
     number of the best passage of its transcripts (`indexer.store.transcripts.passages`, from 1), 0 for title
-    and metadata.
-    too_common: words of the query that are in so many videos that they chose none.
+    and metadata. words: of the query, those that chose. is_cut: whether there may be more such videos.
     """
 
     video_keys: NDArray[np.int64]
     passages: NDArray[np.int64]
-    too_common: Sequence[str] = ()
+    words: Sequence[QueryWord]
+    is_cut: bool = False
+
+    def __len__(self) -> int:
+        return len(self.video_keys)
+
+    def __getitem__(self, rows: slice | NDArray[np.bool_]) -> WordMatches:
+        return replace(self, video_keys=self.video_keys[rows], passages=self.passages[rows])
 
 
 @dataclass(frozen=True)

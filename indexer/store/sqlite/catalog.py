@@ -105,6 +105,7 @@ from indexer.store.sqlite.words import (
     find_words,
     forget_words,
     is_filled,
+    passage_starts,
     rebuild_words,
     update_words,
 )
@@ -516,7 +517,7 @@ class Catalog:
             "recorded_at": check_time("recorded_at", video.recorded_at),
             "missing_since": check_time("missing_since", video.missing_since),
         }
-        transcripts = check_transcripts(video.transcripts)
+        transcripts = check_transcripts(video.transcripts) if video.transcripts else []
         with self.connections.joined(transaction) as connection:
             return self._add_or_find(connection, row, video.segments, transcripts)
 
@@ -1043,10 +1044,16 @@ class Catalog:
     def find_words(self, query: str) -> WordMatches:
         """The videos in whose titles, metadata or transcripts words of a query are, best first.
 
-        Bounded work: words that are in very many videos choose none, see `WordMatches.too_common`.
+        Bounded work: words that are in very many videos choose none where there are rarer ones.
         """
         with self.connections.snapshot() as connection:
             return find_words(connection, query)
+
+    def passage_starts(self, matches: WordMatches) -> NDArray[np.float64]:
+        """When the passage of each match begins, float64 [N], seconds of the video; 0 for title and
+        metadata."""
+        with self.connections.reading() as connection:
+            return passage_starts(connection, matches)
 
     # Maintenance
 

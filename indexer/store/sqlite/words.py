@@ -20,6 +20,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from indexer.errors import IndexDamagedError, InvalidRecordError, TranscriptNotFoundError, VideoNotFoundError
 from indexer.store.records import WordMatches, check_text
@@ -59,7 +60,9 @@ CREATE TABLE words_to_fill (
     next_number INTEGER NOT NULL
 ) STRICT;
 
-CREATE VIRTUAL TABLE words USING fts5 (title, metadata, transcript, tokenize = 'ascii');
+CREATE VIRTUAL TABLE words USING fts5 (
+    title, metadata, transcript, start_seconds UNINDEXED, tokenize = 'ascii'
+);
 """
 """The tokenizer has nothing to do but to split terms at spaces."""
 
@@ -76,6 +79,12 @@ MAX_ROWS: Final = 50_000
 """Of the index of words that a search ranks, a tenth of a second's work. The rarest words of a query come
 first, and those that would go beyond it choose nothing; where already the rarest is in more, the latest
 videos that have all words are taken, without rank."""
+
+COMMON_ROWS: Final = 10
+COMMON_SHARE: Final = 0.05
+"""A word in more rows than these, of the number of segments, says little (`the`, `holiday` where all is
+holidays): where the query has a rarer one that is found, it chooses nothing. Measured by
+`benchmarks/text_match.py`."""
 
 FILLED_AT_ONCE: Final = 5_000
 """Videos in one transaction: about a tenth of a second."""
@@ -250,8 +259,11 @@ def _insert_facts(connection: sqlite3.Connection, number: int, title: str | None
 
 def _insert_passages(connection: sqlite3.Connection, number: int, transcripts: Sequence[Transcript]) -> None:
     connection.executemany(
-        "INSERT INTO words (rowid, transcript) VALUES (?, ?)",
-        (((number << _PASSAGE_BITS) + passage, terms) for passage, terms in _terms_of_passages(transcripts)),
+        "INSERT INTO words (rowid, transcript, start_seconds) VALUES (?, ?, ?)",
+        (
+            ((number << _PASSAGE_BITS) + passage, terms, start)
+            for passage, terms, start in _terms_of_passages(transcripts)
+        ),
     )
 
 
@@ -260,13 +272,13 @@ def _terms_of_facts(title: str | None, metadata: str) -> tuple[str, str]:
     return " ".join(terms_of(title or "")), " ".join(terms_of(texts))
 
 
-def _terms_of_passages(transcripts: Sequence[Transcript]) -> Iterator[tuple[int, str]]:
-    """(number, terms) of each passage that has some."""
+def _terms_of_passages(transcripts: Sequence[Transcript]) -> Iterator[tuple[int, str, float]]:
+    """(number, terms, start in seconds) of each passage that has some."""
     lines = {transcript.track: transcript.lines for transcript in transcripts}
     for number, passage in enumerate(passages(transcripts), start=1):
         some = lines[passage.track][passage.first : passage.end]
         if terms := terms_of("\n".join(line.text for line in some)):
-            yield number, " ".join(terms)
+            yield number, " ".join(terms), some[0].start_seconds
 
 
 # Titles and metadata from before there was this index
@@ -340,7 +352,9 @@ def damaged_words(connection: sqlite3.Connection) -> Iterator[str]:
     """What in the index of words is not what titles, metadata and transcripts say, a sentence each."""
     if not is_filled(connection):
         return
-    found = connection.execute("SELECT rowid, title, metadata, transcript FROM words ORDER BY rowid")
+    found = connection.execute(
+        "SELECT rowid, title, metadata, transcript, start_seconds FROM words ORDER BY rowid"
+    )
     found_rows = iter(found)
     row = next(found_rows, None)
     for expected in _expected_rows(connection):
@@ -360,7 +374,7 @@ def damaged_words(connection: sqlite3.Connection) -> Iterator[str]:
 
 def _expected_rows(
     connection: sqlite3.Connection,
-) -> Iterator[tuple[int, str | None, str | None, str | None]]:
+) -> Iterator[tuple[Any, ...]]:
     with_transcripts = {row[0] for row in connection.execute("SELECT video_number FROM transcripts")}
     for number, title, metadata in connection.execute(
         "SELECT number, title, metadata FROM videos ORDER BY number"
@@ -369,10 +383,10 @@ def _expected_rows(
         try:
             facts = _terms_of_facts(title, metadata)
             if any(facts):
-                yield first, *facts, None
+                yield first, *facts, None, None
             if number in with_transcripts:
-                for passage, terms in _terms_of_passages(_transcripts_of(connection, number)):
-                    yield first + passage, None, None, terms
+                for passage, *said in _terms_of_passages(_transcripts_of(connection, number)):
+                    yield first + passage, None, None, *said
         except (IndexDamagedError, ValueError, TypeError):
             continue  # Reported as what it is: a record or a transcript that is not what was written.
 
@@ -382,35 +396,25 @@ def _expected_rows(
 
 def find_words(connection: sqlite3.Connection, query: str) -> WordMatches:
     """See `Catalog.find_words`."""
-    words = words_of_query(query)
-    counted = sorted(
-        ((_count(connection, word), number, word) for number, word in enumerate(words)),
-        key=lambda found: found[:2],
-    )
-    chosen, too_common, num_rows = [], [], 0
-    for count, _, word in counted:
+    (num_segments,) = connection.execute("SELECT num_segments FROM totals").fetchone()
+    most = max(COMMON_ROWS, int(COMMON_SHARE * num_segments))
+    counts = {word: count for word in words_of_query(query) if (count := _count(connection, word))}
+    if not counts:
+        return _best_of_videos([], [], is_cut=False)
+    telling = {word: count for word, count in counts.items() if count <= most} or counts
+    chosen, num_rows = [], 0
+    for word, count in sorted(telling.items(), key=lambda found: found[1]):
         num_rows += count
         if num_rows <= MAX_ROWS:
             chosen.append(word)
-        else:
-            too_common.append(word)
-    if too_common and not any(count for count, _, word in counted if word in chosen):
-        # The rarest word is common: those that have all of them, the latest first.
-        all_of_them = " AND ".join(map(_expression, too_common))
-        rows = connection.execute(
-            "SELECT rowid, 0.0 FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?",
-            (all_of_them, MAX_ROWS),
-        ).fetchall()
-    else:
-        any_of_them = " OR ".join(map(_expression, chosen))
-        rows = (
-            connection.execute(
-                "SELECT rowid, bm25(words) FROM words WHERE words MATCH ?", (any_of_them,)
-            ).fetchall()
-            if chosen
-            else []
-        )
-    return _best_of_videos(rows, [word.text for word in too_common])
+    if chosen:
+        statement = "SELECT rowid, bm25(words) FROM words WHERE words MATCH ?"
+        rows = connection.execute(statement, (" OR ".join(map(_expression, chosen)),)).fetchall()
+        return _best_of_videos(rows, chosen, is_cut=len(chosen) < len(telling))
+    # Already the rarest word is in too many rows to rank them.
+    statement = "SELECT rowid, 0.0 FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?"
+    rows = connection.execute(statement, (" AND ".join(map(_expression, telling)), MAX_ROWS)).fetchall()
+    return _best_of_videos(rows, list(telling), is_cut=True)
 
 
 def _count(connection: sqlite3.Connection, word: QueryWord) -> int:
@@ -428,11 +432,25 @@ def _expression(word: QueryWord) -> str:
     return f'"{" ".join(word.terms)}"{" *" if word.is_prefix else ""}'
 
 
-def _best_of_videos(rows: Sequence[tuple[int, float]], too_common: Sequence[str]) -> WordMatches:
-    table = np.array([row[0] for row in rows], np.int64)
-    scores = -np.array([row[1] for row in rows], np.float64)
-    videos = table >> _PASSAGE_BITS
-    order = np.lexsort((table, -videos, -scores))
+def _best_of_videos(
+    rows: Sequence[tuple[int, float]], words: Sequence[QueryWord], *, is_cut: bool
+) -> WordMatches:
+    """Each video once, by its best row; equal ones the latest first."""
+    row_ids = np.array([row[0] for row in rows], np.int64)
+    scores = np.array([row[1] for row in rows], np.float64)  # Of FTS5: the lower, the better.
+    videos = row_ids >> _PASSAGE_BITS
+    order = np.lexsort((row_ids, -videos, scores))
     _, first = np.unique(videos[order], return_index=True)
     best = order[np.sort(first)]
-    return WordMatches(videos[best], table[best] & (_PASSAGES - 1), tuple(too_common))
+    return WordMatches(videos[best], row_ids[best] & (_PASSAGES - 1), tuple(words), is_cut)
+
+
+def passage_starts(connection: sqlite3.Connection, matches: WordMatches) -> NDArray[np.float64]:
+    """See `Catalog.passage_starts`."""
+    row_ids = ((matches.video_keys << _PASSAGE_BITS) + matches.passages).tolist()
+    starts = dict(
+        connection.execute(
+            f"SELECT rowid, start_seconds FROM words WHERE rowid IN ({_IDS})", (json.dumps(row_ids),)
+        ).fetchall()
+    )
+    return np.array([starts.get(row_id) or 0.0 for row_id in row_ids], np.float64)

@@ -223,12 +223,14 @@ def test_tracks_are_bounded_and_what_is_not_there_is_said(catalog):
 
 def test_common_words_choose_nothing_and_a_query_of_them_alone_gives_the_latest(catalog, monkeypatch):
     monkeypatch.setattr(index_of_words, "MAX_ROWS", 5)
+    monkeypatch.setattr(index_of_words, "COMMON_ROWS", 4)
     for number in range(1, 11):
         add(catalog, number, f"the clip {number}" if number != 7 else "the camel clip")
     matches = catalog.find_words("the camel")
-    assert (matches.video_keys.tolist(), matches.too_common) == ([7], ("the",))
+    assert (matches.video_keys.tolist(), matches.is_cut) == ([7], False)
+    assert [word.text for word in matches.words] == ["camel"]
     matches = catalog.find_words("the clip")
-    assert (matches.video_keys.tolist(), len(matches.too_common)) == ([10, 9, 8, 7, 6], 2)
+    assert (matches.video_keys.tolist(), matches.is_cut) == ([10, 9, 8, 7, 6], True)
     # A word that is nowhere takes no one's place.
     assert catalog.find_words("unheard-of the clip").video_keys.tolist() == [10, 9, 8, 7, 6]
 

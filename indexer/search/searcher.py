@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -48,6 +49,7 @@ from indexer.search.results import (
 )
 from indexer.search.similar import Asked, SimilarSearch
 from indexer.search.text_encoding import EncodedTexts, TextEncoder
+from indexer.search.text_matching import find_text, fuse, of_meaning, text_hits, words_warnings
 from indexer.search.text_ranking import rank_texts
 from indexer.search.types import (
     SearchAnswer,
@@ -63,10 +65,11 @@ from indexer.search.types import (
     check_batch,
 )
 from indexer.store.filters import Filter
-from indexer.store.records import Matches
+from indexer.store.records import Matches, WordMatches
 from indexer.store.sqlite.connections import raise_if_cancelled
 from indexer.store.store import SearchedStore, open_store
 from model.features import TextFeatures
+from model.score_names import SCORE_NAMES
 
 if TYPE_CHECKING:
     from indexer.search.query_media import QueryMedia
@@ -205,8 +208,9 @@ class Searcher:
             num_videos = self._sync()
             allowed = self._allowed(first.filter)
             hits: list[CoarseHits | None] = [None] * len(queries)
-            if first.mode != "exhaustive":
-                products, ids = self._index.search(vectors, num_coarse_hits(first), allowed)
+            if first.mode != "exhaustive" and first.text_match != "only":
+                count = num_coarse_hits(of_meaning(first) if first.text_match == "boost" else first)
+                products, ids = self._index.search(vectors, count, allowed)
                 hits = list(zip(products, ids, strict=True))
         # One baseline for all of them: it may be remade meanwhile, and their percentiles must be comparable.
         baseline, least_score = self._least_score(first)
@@ -253,6 +257,9 @@ class Searcher:
 
     def _answer(self, search: _Search, baseline: Baseline | None, shared_seconds: float) -> SearchAnswer:
         query, stages = search.query, search.stages
+        if query.text_match != "off":
+            with stages.measuring("coarse"):
+                search = replace(search, words=self.catalog.find_words(query.text))
         search, page = self._find_page(search)
         if query.mode != "coarse":
             with stages.measuring("rerank"):
@@ -272,6 +279,12 @@ class Searcher:
             explanations=explanations,
         )
         warnings = text_warnings(self.model, query.text)
+        if search.words is not None:
+            hits = text_hits(self.catalog, search.words, page.records)
+            results = [
+                replace(result, text_hits=of_one) for result, of_one in zip(results, hits, strict=True)
+            ]
+            warnings += words_warnings(search.words)
         if query.min_percentile is not None and baseline is not None and baseline.is_empty:
             warnings.append("the index is too small for percentiles: nothing was left out by min_percentile")
         num_searched = self._index.num_segments if search.allowed is None else len(search.allowed)
@@ -279,7 +292,9 @@ class Searcher:
             query=query.text,
             mode=query.mode,
             num_videos=search.num_videos,
-            truncated=query.mode != "exhaustive" and query.candidates < num_searched,
+            truncated=query.mode != "exhaustive"
+            and query.text_match != "only"
+            and query.candidates < num_searched,
             warnings=warnings,
             timings=Timings(
                 encode_seconds=stages.seconds("encode"),
@@ -308,6 +323,31 @@ class Searcher:
 
     def _order(self, search: _Search) -> ScoredSegments:
         """Results best first, to the page's end or all that there are."""
+        query = search.query
+        if search.words is None:
+            return self._order_by_meaning(search)
+        with search.stages.measuring("rerank"):
+            score = partial(self._scores_of, search)
+            text = find_text(self.catalog, query, search.words, search.allowed, score)
+            text = text.at_least(search.least_score)
+        if query.text_match == "only":
+            return text
+        meaning = self._order_by_meaning(replace(search, query=of_meaning(query)))
+        return fuse(meaning, text, query)
+
+    def _scores_of(self, search: _Search, ids: NDArray[np.int64]) -> ScoredSegments:
+        """Segments with what their mode orders by as their total."""
+        size = self._block_size
+        blocks = (self._features.get(ids[row : row + size]) for row in range(0, len(ids), size))
+        scored = ScoredSegments.cat([ScoredSegments.none(), *self._scored(search.text, blocks)])
+        if search.query.mode != "coarse":
+            return scored
+        column = SCORE_NAMES.index("video_sentence")
+        parts = np.full_like(scored.parts, np.nan)
+        parts[:, column] = scored.parts[:, column]
+        return replace(scored, total=parts[:, column], parts=parts)
+
+    def _order_by_meaning(self, search: _Search) -> ScoredSegments:
         query, stages, size = search.query, search.stages, self._block_size
         if query.mode == "exhaustive":
             with stages.measuring("rerank"):
@@ -425,7 +465,7 @@ class _Search:
 
     vector: float32 [D], the coarse query. num_videos: in the index. allowed: what its filter lets
     through. least_score: what min_score and min_percentile come to. hits: the first answer of the coarse
-    index, where there is one.
+    index, where there is one. words: what they found, where `text_match` asks for it.
     """
 
     query: SearchQuery
@@ -436,6 +476,7 @@ class _Search:
     least_score: float | None
     hits: CoarseHits | None
     stages: StageTimes
+    words: WordMatches | None = None
 
 
 class FilterCache:

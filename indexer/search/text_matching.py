@@ -34,8 +34,8 @@ RANK_CONSTANT: Final = 60
 
 MAX_FUSED: Final = 1_000
 MAX_TITLE_SEGMENTS: Final = 2_000
-"""A video that is found by its title is shown by its best segment. Of many long ones, which have more segments
-than these together, the later ones are shown by their first."""
+"""A video that is found by its title is shown by its best segment. Of many long ones, which have more
+segments than these together, the later ones are shown by their first."""
 
 MAX_HITS: Final = 3
 """Of a field, in a result."""
@@ -47,14 +47,6 @@ ScoreSegments = Callable[[NDArray[np.int64]], ScoredSegments]
 """The scores of segments, without those that do not exist any more."""
 
 
-@dataclass(frozen=True, eq=False)
-class TextOrder:
-    """What words found: `matches`, best first, and their segments with scores in the same order."""
-
-    matches: WordMatches
-    scored: ScoredSegments
-
-
 def num_fused(query: SearchQuery) -> int:
     """How many results of each order are fused."""
     return min(query.candidates, MAX_FUSED)
@@ -63,64 +55,74 @@ def num_fused(query: SearchQuery) -> int:
 def find_text(
     catalog: SearchedStore,
     query: SearchQuery,
+    matches: WordMatches,
     allowed: SegmentSet | None,
     score: ScoreSegments,
-    least_score: float | None,
-) -> TextOrder:
-    """The videos that have words of the query, best first, each by one segment.
+) -> ScoredSegments:
+    """The videos that have words of the query, best first, each by one segment, as many as are needed.
 
     Args:
-        catalog: Where the words are.
-        query: With `text_match`; `only` asks for as many as the page needs.
-        allowed: The segments that its filter lets through.
+        catalog: Where the segments are.
+        query: With `text_match`; of `only`, as many are given as the page needs.
+        matches: What the catalog found.
+        allowed: The segments that the query's filter lets through.
         score: Gives the scores of segments.
-        least_score: Those below are left out.
     """
-    matches = catalog.find_words(query.text)
-    wanted = num_fused(query)
-    if query.text_match == "only" and least_score is None:
-        wanted = max(wanted, query.num_wanted)
-    found: list[ScoredSegments] = []
-    num_found, num_title_segments = 0, 0
-    for first in range(0, len(matches), _VIDEOS_AT_ONCE):
+    wanted = num_fused(query) if query.text_match == "boost" else max(num_fused(query), query.num_wanted)
+    found = [ScoredSegments.none()]
+    position, num_further = 0, MAX_TITLE_SEGMENTS
+    while wanted > 0 and position < len(matches):
         raise_if_cancelled()
-        some = matches[first : first + min(_VIDEOS_AT_ONCE, wanted - num_found)]
-        ids, keys = _segments_to_score(catalog, some, allowed, MAX_TITLE_SEGMENTS - num_title_segments)
-        num_title_segments += len(ids) - len(np.unique(keys))
-        found.append(_best_in_order(score(ids), some.video_keys))
-        num_found += len(found[-1])
-        if num_found >= wanted:
-            break
-    scored = ScoredSegments.cat([ScoredSegments.none(), *found])[:wanted]
-    return TextOrder(matches, scored.at_least(least_score))
+        size = wanted if allowed is None else max(wanted, _VIDEOS_AT_ONCE)
+        segments = _Candidates.of(catalog, matches[position : position + size], allowed).first(wanted)
+        ids, num_further = segments.to_score(catalog, num_further)
+        found.append(_best_in_order(score(ids), segments.matches.video_keys))
+        wanted -= len(segments.matches)
+        position += size
+    return ScoredSegments.cat(found)
 
 
-def _segments_to_score(
-    catalog: SearchedStore, matches: WordMatches, allowed: SegmentSet | None, most_further: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Segments of the matches, and their videos: the one in which a line is said, all of a video that is found
-    by its title, as long as these are not more than `most_further` beyond the first of each."""
-    spans = catalog.segments_of_videos(matches.video_keys)
-    starts = dict(zip(matches.video_keys.tolist(), catalog.passage_starts(matches).tolist(), strict=True))
-    is_said = dict(zip(matches.video_keys.tolist(), (matches.passages > 0).tolist(), strict=True))
-    of_video: dict[int, list[int]] = {}
-    for row, key in enumerate(spans.video_keys.tolist()):
-        of_video.setdefault(key, []).append(row)
-    rows: list[int] = []
-    for key in matches.video_keys.tolist():
-        of_one = of_video.get(key, [])
-        if len(of_one) > 1 and is_said[key]:
-            last = int(np.searchsorted(spans.start_seconds[of_one], starts[key], side="right")) - 1
-            of_one = [of_one[max(last, 0)]]
-        elif len(of_one) - 1 > most_further:
-            of_one = of_one[:1]
-        most_further -= max(len(of_one) - 1, 0)
-        rows += of_one
-    ids, keys = spans.segment_ids[rows], spans.video_keys[rows]
-    if allowed is None:
-        return ids, keys
-    is_allowed = allowed.holds(ids)
-    return ids[is_allowed], keys[is_allowed]
+@dataclass(frozen=True, eq=False)
+class _Candidates:
+    """Matches and the segments of each one's video, in its order; ids and starts."""
+
+    matches: WordMatches
+    segments: Sequence[list[tuple[int, float]]]
+
+    @classmethod
+    def of(cls, catalog: SearchedStore, matches: WordMatches, allowed: SegmentSet | None) -> _Candidates:
+        """Those that exist and that a filter lets through."""
+        spans = catalog.segments_of_videos(matches.video_keys)
+        is_allowed = np.ones(len(spans.segment_ids), bool)
+        if allowed is not None:
+            is_allowed = allowed.holds(spans.segment_ids)
+        of_video: dict[int, list[tuple[int, float]]] = {}
+        for row in np.flatnonzero(is_allowed).tolist():
+            segment = int(spans.segment_ids[row]), float(spans.start_seconds[row])
+            of_video.setdefault(int(spans.video_keys[row]), []).append(segment)
+        keys = matches.video_keys.tolist()
+        kept = matches[np.array([key in of_video for key in keys], bool)]
+        return cls(kept, [of_video[key] for key in keys if key in of_video])
+
+    def first(self, count: int) -> _Candidates:
+        """The first `count`."""
+        return _Candidates(self.matches[:count], self.segments[:count])
+
+    def to_score(self, catalog: SearchedStore, most_further: int) -> tuple[NDArray[np.int64], int]:
+        """Of a transcript the segment in which a line is said, of a title all of its video, as long as these
+        are not more than `most_further` beyond the first of each; their ids, and how many are left of it."""
+        starts = catalog.passage_starts(self.matches)
+        ids: list[int] = []
+        for segments, passage, start in zip(self.segments, self.matches.passages, starts, strict=True):
+            if passage:
+                before = [segment_id for segment_id, begins in segments if begins <= start]
+                ids.append(before[-1] if before else segments[0][0])
+            elif len(segments) - 1 > most_further:
+                ids.append(segments[0][0])
+            else:
+                ids += [segment_id for segment_id, _ in segments]
+                most_further -= len(segments) - 1
+        return np.array(ids, np.int64), most_further
 
 
 def _best_in_order(scored: ScoredSegments, video_keys: NDArray[np.int64]) -> ScoredSegments:
@@ -170,6 +172,15 @@ def of_meaning(query: SearchQuery) -> SearchQuery:
     return replace(query, offset=max(query.offset, num_fused(query) - query.limit))
 
 
+def words_warnings(matches: WordMatches) -> list[str]:
+    """Sentences for the user about what words found."""
+    if not len(matches):
+        return ["no title, metadata or transcript has a word of the query"]
+    if matches.is_cut:
+        return ["words of the query are in very many videos, of which not all were compared by their words"]
+    return []
+
+
 def text_hits(
     catalog: SearchedStore, matches: WordMatches, records: Sequence[tuple[SegmentInfo, VideoRecord]]
 ) -> list[list[TextHit]]:
@@ -177,13 +188,14 @@ def text_hits(
     passage_of = dict(zip(matches.video_keys.tolist(), matches.passages.tolist(), strict=True))
     in_transcript = [video.id for info, video in records if passage_of.get(info.video_key)]
     transcripts = catalog.transcripts.of_videos(in_transcript) if in_transcript else {}
-    hits = []
+    hits: list[list[TextHit]] = []
     for info, video in records:
         passage = passage_of.get(info.video_key)
         if passage is None:
             hits.append([])
             continue
-        written = [TextHit("title", video.title)] if _has(video.title or "", matches.words) else []
+        title = video.title or ""
+        written = [TextHit("title", title)] if _has(title, matches.words) else []
         values = (text for text in texts_in(video.metadata) if _has(text, matches.words))
         written += [TextHit("metadata", text) for text, _ in zip(values, range(MAX_HITS), strict=False)]
         said = _said(transcripts.get(video.id, ()), passage, matches.words)

@@ -24,6 +24,7 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
 from indexer.media.sampling import Sampling
+from indexer.store.transcripts import MAX_TRANSCRIPT_BYTES
 from service.admission import SearchLimiter
 from service.auth.access import KEY_HEADER, AccessControl, KeyRing
 from service.auth.keys import keys_path
@@ -49,6 +50,7 @@ from service.routes import (
     media_search,
     page,
     search,
+    transcripts,
     videos,
 )
 from service.settings import Settings
@@ -82,6 +84,7 @@ ROUTERS = (
     media_search.router,
     ingest.router,
     videos.router,
+    transcripts.router,
     media.router,
     ingest.jobs_router,
     health.router,
@@ -150,6 +153,8 @@ def create_app(
             limit_bytes = settings.upload_limit_bytes + FORM_OVERHEAD_BYTES
         elif router is media_search.router:
             limit_bytes = settings.query_media_limit_bytes + FORM_OVERHEAD_BYTES
+        elif router is transcripts.router:
+            limit_bytes = MAX_TRANSCRIPT_BYTES
         app.include_router(router, max_body_size=limit_bytes)
     install_openapi(app, ROUTERS)
     return app

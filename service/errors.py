@@ -136,6 +136,13 @@ class VideoNotFoundError(ServiceError):
     default_detail = "No video has this id. GET /videos lists the videos."
 
 
+class TranscriptNotFoundError(ServiceError):
+    """The video has no transcript of this track."""
+
+    status, kind, title = 404, "transcript-not-found", "Transcript not found"
+    default_detail = "The video has no transcript of this track. GET /videos/{id}/transcripts lists them."
+
+
 class JobNotFoundError(ServiceError):
     """No job has this id."""
 
@@ -205,6 +212,13 @@ class MediaRejectedError(ServiceError):
 
     status, kind, title = 422, "media-rejected", "Media rejected"
     default_detail = "The file is neither a picture nor a video that can be read."
+
+
+class TranscriptRejectedError(ServiceError):
+    """The file is no transcript that can be stored; `detail` says why."""
+
+    status, kind, title = 422, "transcript-rejected", "Transcript rejected"
+    default_detail = "It has no line with times as in SubRip (.srt) or WebVTT (.vtt)."
 
 
 class UnauthorizedError(ServiceError):

@@ -49,9 +49,10 @@ import httpx
 from anyio import to_thread
 from pydantic import BaseModel, ValidationError
 
-from indexer.search.types import DEFAULT_LIMIT, MAX_OFFSET, GroupBy, SearchMode
+from indexer.search.types import DEFAULT_LIMIT, MAX_OFFSET, GroupBy, SearchMode, TextMatch
 from indexer.store.job import JobState
 from indexer.store.records import Sort
+from indexer.store.transcripts import UNKNOWN_TRACK
 from service.schemas.operation import HealthAnswer, SessionAnswer, StatsAnswer
 from service.schemas.search import (
     MediaSearchAnswerBody,
@@ -61,7 +62,15 @@ from service.schemas.search import (
     SimilarAnswerBody,
     TextsAnswerBody,
 )
-from service.schemas.videos import AddVideoAnswer, JobAnswer, JobPage, VideoAnswer, VideoPage
+from service.schemas.videos import (
+    AddVideoAnswer,
+    JobAnswer,
+    JobPage,
+    TranscriptAnswer,
+    TranscriptList,
+    VideoAnswer,
+    VideoPage,
+)
 from xclip_search.client_errors import (
     BusyError,
     DamagedDownloadError,
@@ -131,6 +140,7 @@ class SearchOptions(TypedDict, total=False):
     min_percentile: float | None
     explain: bool
     num_moments: int
+    text_match: TextMatch
     filter: Filter | None
 
 
@@ -145,6 +155,7 @@ class _Request:
     path: str
     params: Mapping[str, Any] = field(default_factory=dict)
     json: Any = None
+    content: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     upload: _Upload | None = None
     download: _Download | None = None
@@ -367,6 +378,32 @@ class AsyncClient:
         params = {"keep_out": "true"} if keep_out else {}
         await self._exchange(_Request("DELETE", _video_path(video_id), params=params, gone_is_done=True))
 
+    async def list_transcripts(self, video_id: str) -> list[TranscriptAnswer]:
+        """The transcripts of a video."""
+        request = _Request("GET", f"{_video_path(video_id)}/transcripts")
+        return (await self._ask(TranscriptList, request)).transcripts
+
+    async def get_transcript(self, video_id: str, track: str = UNKNOWN_TRACK) -> str:
+        """A transcript of a video, as WebVTT."""
+        return (await self._exchange(_Request("GET", _transcript_path(video_id, track)))).text
+
+    async def put_transcript(
+        self, video_id: str, path: str | os.PathLike[str], *, track: str = UNKNOWN_TRACK
+    ) -> TranscriptAnswer:
+        """Store a .srt or .vtt file as a transcript, instead of the one of this track."""
+        content = await to_thread.run_sync(Path(path).read_bytes)
+        request = _Request(
+            "PUT",
+            _transcript_path(video_id, track),
+            content=content,
+            headers={"Content-Type": "application/octet-stream"},
+        )
+        return await self._ask(TranscriptAnswer, request)
+
+    async def delete_transcript(self, video_id: str, track: str = UNKNOWN_TRACK) -> None:
+        """Remove a transcript."""
+        await self._exchange(_Request("DELETE", _transcript_path(video_id, track), gone_is_done=True))
+
     async def download_media(
         self, video_id: str, path: str | os.PathLike[str], *, on_progress: OnProgress | None = None
     ) -> Path:
@@ -517,6 +554,8 @@ class AsyncClient:
         }
         if request.json is not None:
             arguments["json"] = request.json
+        if request.content is not None:
+            arguments["content"] = request.content
         with ExitStack() as files:
             if request.upload is not None:
                 upload = request.upload
@@ -540,6 +579,10 @@ class AsyncClient:
 
 def _video_path(video_id: str) -> str:
     return f"videos/{_path_segment(video_id)}"
+
+
+def _transcript_path(video_id: str, track: str) -> str:
+    return f"{_video_path(video_id)}/transcripts/{_path_segment(track)}"
 
 
 def _path_segment(text: str) -> str:
@@ -781,6 +824,10 @@ class Client:
     videos = _iterating(AsyncClient.videos)
     update_video = _waiting(AsyncClient.update_video)
     delete_video = _waiting(AsyncClient.delete_video)
+    list_transcripts = _waiting(AsyncClient.list_transcripts)
+    get_transcript = _waiting(AsyncClient.get_transcript)
+    put_transcript = _waiting(AsyncClient.put_transcript)
+    delete_transcript = _waiting(AsyncClient.delete_transcript)
     download_media = _waiting(AsyncClient.download_media)
     thumbnail = _waiting(AsyncClient.thumbnail)
     preview = _waiting(AsyncClient.preview)

@@ -87,6 +87,14 @@ class ModeName(StrEnum):
     exhaustive = "exhaustive"
 
 
+class TextMatchName(StrEnum):
+    """Whether words count beside meaning."""
+
+    off = "off"
+    boost = "boost"
+    only = "only"
+
+
 @app.command()
 def index(
     context: typer.Context,
@@ -103,7 +111,8 @@ def index(
         ),
     ] = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="JSONL or CSV that lists videos: path, id, title, metadata.")
+        Path | None,
+        typer.Option(help="JSONL or CSV that lists videos: path, id, title, metadata, transcript."),
     ] = None,
     exclude: Annotated[
         list[str] | None,
@@ -263,6 +272,13 @@ def search(
             help="rerank: all scores on candidates; coarse: one score on all; exhaustive: all scores on all."
         ),
     ] = ModeName.rerank,
+    text_match: Annotated[
+        TextMatchName,
+        typer.Option(
+            help="Words in titles, metadata and transcripts: off; boost: they bring videos forward;"
+            " only: only videos that have some."
+        ),
+    ] = TextMatchName.off,
     filter_json: FilterOption = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
@@ -279,13 +295,15 @@ def search(
 
       xclip-search search "rain" --server http://127.0.0.1:8000 --limit 3
 
+      xclip-search search "holiday crete" --index my-index --text-match boost
+
       xclip-search search --image photo.jpg --index my-index
     """
     directory = directory_or_server(context, index, server, local_only=("model", "device", "runtime"))
     if (text is None) == (media is None):
         stop("say what to look for: a sentence, or --image FILE, or --video FILE")
-    if media is not None and mode != ModeName.rerank:
-        stop("--mode is for searches by text")
+    if media is not None and (mode != ModeName.rerank or text_match != TextMatchName.off):
+        stop("--mode and --text-match are for searches by text")
     query, options = " ".join(text or ()), {"limit": limit, "filter": parse_json(filter_json)}
     if directory is None:
         of_pages = {"thumbnail_url", "media_url", "preview_url", "playable", "explanation"}
@@ -294,11 +312,11 @@ def search(
             if media is not None:
                 found = client.search_media(media, **options)
             else:
-                found = client.search(query, mode=mode.value, **options)
+                found = client.search(query, mode=mode.value, text_match=text_match.value, **options)
             answer = found.model_dump(exclude={"results": {"__all__": of_pages}})
     else:
         if media is None:
-            options["mode"] = mode.value
+            options |= {"mode": mode.value, "text_match": text_match.value}
         answer = _search_here(
             directory, model, {"device": device, "runtime": runtime}, media or query, options
         )
@@ -352,6 +370,12 @@ def _decode_options(timeout_seconds: float, max_hours: float | None, backend: Ba
     return DecodeOptions(timeout_seconds, limits, backend.value)
 
 
+def _hit_text(hit: dict[str, Any]) -> str:
+    """Where a word is, for the table of results."""
+    where = f"at {clock(hit['start_seconds'])}" if hit["field"] == "transcript" else f"in the {hit['field']}"
+    return f"  {where}: {printable(hit['text'])}"
+
+
 def _print_answer(answer: dict[str, Any]) -> None:
     """A table of the results."""
     from rich.console import Console
@@ -376,7 +400,8 @@ def _print_answer(answer: dict[str, Any]) -> None:
         parts = result["scores"].values() if has_parts else ()
         scores = [f"{score:.2f}" if score is not None else "-" for score in parts]
         moments = " ".join(clock(moment["time_seconds"]) for moment in result["moments"])
-        title = escape(printable(result["title"] or result["id"]))
+        hits = map(_hit_text, result.get("text_hits", ()))
+        title = escape("\n".join([printable(result["title"] or result["id"]), *hits]))
         table.add_row(str(result["rank"]), title, f"{result['score']:.2f}", *scores, moments)
     Console().print(table)
     took = f" in {1000 * answer['timings']['total_seconds']:.0f} ms" if "timings" in answer else ""

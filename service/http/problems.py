@@ -28,6 +28,7 @@ from service.errors import (
     RouteNotFoundError,
     ServiceError,
     StorageFullError,
+    TranscriptNotFoundError,
     UnsupportedContentTypeError,
     VideoNotFoundError,
     is_full_memory,
@@ -88,6 +89,8 @@ def from_indexer_error(error: Exception) -> ServiceError:
     """The problem for an error of the indexer's; those the client cannot help are logged."""
     if isinstance(error, indexer_errors.VideoNotFoundError):
         return VideoNotFoundError()
+    if isinstance(error, indexer_errors.TranscriptNotFoundError):
+        return TranscriptNotFoundError()
     if isinstance(error, indexer_errors.JobNotFoundError):
         return JobNotFoundError()
     if isinstance(error, indexer_errors.DuplicateIdError):

@@ -12,6 +12,7 @@ const FILTERS = {
   from: isDay,
   until: isDay,
   strong: (text) => Number(text) > 0 && Number(text) < 100,
+  words: (text) => text === "boost" || text === "only",
 };
 // KEY or KEY.KEY, as the server accepts them.
 const METADATA_KEY = /^[^"\\.]+(\.[^"\\.]+)*$/;
@@ -60,4 +61,4 @@ export function sameList(first, second) {
   return list(first) === list(second);
 }
 
-export const NO_FILTERS = { title: "", min: "", max: "", since: "", from: "", until: "", strong: "", metadata: [] };
+export const NO_FILTERS = { title: "", min: "", max: "", since: "", from: "", until: "", strong: "", words: "", metadata: [] };

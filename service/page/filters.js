@@ -55,6 +55,10 @@ function chipTexts(filters) {
   if (filters.from) found.push([`Recorded from ${filters.from}`, without(filters, "from")]);
   if (filters.until) found.push([`Recorded until ${filters.until}`, without(filters, "until")]);
   if (filters.strong) found.push([`Match in the top ${100 - Number(filters.strong)} %`, without(filters, "strong")]);
+  if (filters.words) {
+    const text = filters.words === "only" ? "Only where words are written or said" : "Words written or said count too";
+    found.push([text, without(filters, "words")]);
+  }
   filters.metadata.forEach((pair, index) => {
     const rest = filters.metadata.filter((_, other) => other !== index);
     found.push([`${pair.key} = ${pair.value}`, { ...filters, metadata: rest }]);
@@ -98,7 +102,7 @@ export function showChips(state, likeItem, go) {
 }
 
 function fill(filters) {
-  for (const name of ["title", "min", "max", "since", "from", "until", "strong"]) form.elements[name].value = filters[name];
+  for (const name of ["title", "min", "max", "since", "from", "until", "strong", "words"]) form.elements[name].value = filters[name];
   relate();
 }
 

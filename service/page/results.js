@@ -1,6 +1,6 @@
 // The grid of videos: cards, and moving through them with the arrow keys.
 
-import { byId, element, named } from "./dom.js";
+import { button, byId, element, named, show } from "./dom.js";
 import { at, bestTime, clock, dayOnly, namedScore, nameOf, scoreName, scoreText, topShare } from "./format.js";
 import { playOnHover } from "./hover.js";
 import { fillBars, scoreRanges } from "./scores.js";
@@ -44,6 +44,7 @@ function card(item, ranges) {
   find(".title").title = nameOf(item);
   find(".match").append(...describeMatch(item));
   find(".sub").textContent = subtitle(item);
+  showHits(find(".hits"), item);
   find(".strip").append(timeline(item, (time) => onPlay(item, time), { inTabOrder: false }));
   find(".bars").setAttribute("aria-label", "Scores");
   fillBars(find(".bars"), item, ranges);
@@ -51,6 +52,17 @@ function card(item, ranges) {
   similar.setAttribute("aria-label", `More like this: ${nameOf(item)}`);
   similar.addEventListener("click", () => onSimilar(item));
   return made;
+}
+
+// Where words of the query are: a line that is said plays the video from there.
+function showHits(list, item) {
+  const hits = item.text_hits ?? [];
+  list.replaceChildren(...hits.map((hit) => {
+    if (hit.field !== "transcript") return element("li", "", named("span", "quiet", `In the ${hit.field}`), named("q", "", hit.text));
+    const said = button(`Said at ${clock(hit.start_seconds)}`, () => onPlay(item, hit.start_seconds), "link");
+    return element("li", "", said, named("q", "", hit.text));
+  }));
+  show(list, hits.length > 0);
 }
 
 function subtitle(item) {

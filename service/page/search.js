@@ -72,6 +72,7 @@ async function searchPage(after, signal) {
   const filter = toFilter(state.filters);
   if (filter !== null) body.filter = filter;
   if (state.filters.strong) body.min_percentile = Number(state.filters.strong);
+  if (state.filters.words) body.text_match = state.filters.words;
   const answer = await send("search", "POST", body, signal);
   const milliseconds = Math.max(1, Math.round(1000 * answer.timings.total_seconds));
   return {

@@ -226,4 +226,6 @@ def _to_result(result: SearchResult, playable: bool, root_path: str) -> ResultAn
     }
     if result.explanation is None:
         del fields["explanation"]  # What is not set does not show in the answer.
+    if not result.text_hits:
+        del fields["text_hits"]
     return ResultAnswer.model_validate(fields)

@@ -326,6 +326,11 @@ def video_url(video_id: str) -> str:
     return f"/videos/{quote(video_id, safe='')}"
 
 
+def transcript_url(video_id: str, track: str) -> str:
+    """Of a transcript of a video."""
+    return f"{video_url(video_id)}/transcripts/{track}"
+
+
 def to_datetime(seconds: float | None) -> datetime | None:
     """Seconds since 1970 as a moment in UTC."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -16,6 +16,7 @@ from indexer.search.types import (
     MAX_OFFSET,
     GroupBy,
     SearchMode,
+    TextMatch,
 )
 from service.schemas.fields import (
     MEDIA_START,
@@ -93,6 +94,11 @@ class SearchRequest(Request):
     num_moments: WholeNumber = Field(
         default=DEFAULT_MOMENTS, ge=1, le=MAX_MOMENTS, description="Moments in each result, at most."
     )
+    text_match: TextMatch = Field(
+        default="off",
+        description="Whether words of the query in titles, metadata and transcripts count. off: meaning"
+        " alone; boost: they bring videos forward; only: only videos that have some, ordered by them.",
+    )
     explain: bool = Field(default=False, description="Add tokens, frame times and the word-by-frame matrix.")
     filter: Filter | None = Field(
         default=None,
@@ -154,6 +160,16 @@ class ExplanationAnswer(Answer):
     similarity: list[list[float]] = Field(description="N x M: cosine of each word with each frame.")
 
 
+class TextHitAnswer(Answer):
+    """Where words of the query are in what is written of a video, or said in it."""
+
+    field: Literal["title", "metadata", "transcript"]
+    text: str = Field(description="The title, the value of metadata, or the line; cut where it is long.")
+    start_seconds: float | None = Field(description="When a line of a transcript is said; else null.")
+    end_seconds: float | None
+    track: str | None = Field(description="Of the transcript; else null.")
+
+
 class ResultAnswer(Answer):
     """One result, best first. Moments are best first too."""
 
@@ -178,6 +194,9 @@ class ResultAnswer(Answer):
     preview_url: str
     playable: bool = Field(description="Whether browsers play `media` itself; else there is the preview.")
     explanation: ExplanationAnswer | None = Field(default=None, description="Where `explain` asked for it.")
+    text_hits: list[TextHitAnswer] = Field(
+        default_factory=list, description="Where `text_match` asked for it and there are some."
+    )
 
 
 class SearchAnswerBody(Answer):

@@ -170,6 +170,22 @@ class VideoPage(Answer):
     )
 
 
+class TranscriptAnswer(Answer):
+    """A transcript of a video."""
+
+    track: str = Field(description="A language tag or another short name; `und` where none is known.")
+    num_lines: int
+    end_seconds: float = Field(description="When the last line ends, in seconds of the video.")
+    from_file: bool = Field(description="Whether it is that of a file beside the video, and follows it.")
+    url: str = Field(description="Of the transcript as WebVTT.")
+
+
+class TranscriptList(Answer):
+    """The transcripts of a video, by their tracks."""
+
+    transcripts: list[TranscriptAnswer]
+
+
 class VideoReference(Answer):
     """The id under which a video is, or will be, found."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ PROBED = (0.5, 0.75, 1.0, 1.5)
 
 MARGINS = (0, 16, 32, 57, 114)
 """Vectors more than wanted whose exact products are computed; 57 are what a search for 200 takes."""
+
+
+CODES, FIRST = ("SQ8", "SQ4", "RaBitQ", "PQ128x4fs"), (257, 1000, 4000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +143,29 @@ def print_margins(report: Report, drawn: Drawn, index: Any) -> None:
         table.add(NUM_WANTED + margin, float(np.mean(shares)))
 
 
+def print_codes(report: Report, drawn: Drawn, index: Any) -> None:
+    """Shorter codes in the same lists, whose errors have to be made up for by more exact products."""
+    table = report.table(
+        f"{len(drawn.vectors):,} vectors: of the best {NUM_WANTED}, those among the first by other codes",
+        {"code": "", "bytes": ",", "first": ",", "ms": ".2f", "share": ".4f"},
+    )
+    centroids = index.quantizer.reconstruct_n(0, index.nlist)
+    parameters = _faiss.SearchParametersIVF(nprobe=num_probed(index.nlist))
+    for code in CODES:
+        other = _faiss.index_factory(DIMENSION, f"IVF{index.nlist},{code}", faiss.METRIC_INNER_PRODUCT)
+        other.quantizer.add(centroids)  # As many as lists: they are not learnt again.
+        other.train(drawn.vectors[:65_536])
+        other.add_with_ids(drawn.vectors, drawn.every_id)
+        for num_first in FIRST:
+            found, seconds = [], []
+            for query in drawn.queries[:, None]:
+                started = time.perf_counter()
+                found.append(other.search(query, num_first, params=parameters)[1])
+                seconds.append(time.perf_counter() - started)
+            share = float(np.mean([np.isin(b, f) for b, f in zip(drawn.best, found, strict=True)]))
+            table.add(code, other.code_size, num_first, 1e3 * statistics.median(seconds), share)
+
+
 def filters(drawn: Drawn) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Which vectors a filter lets through: any, those of some clusters, and what is on one side of a plane,
     which for many queries is the far side."""
@@ -195,6 +222,7 @@ def main() -> None:
     """Print the tables."""
     parser = arguments(__doc__)
     parser.add_argument("--sizes", default="10000,100000", help="Numbers of vectors.")
+    parser.add_argument("--codes", action="store_true", help="Also other codes, which takes minutes more.")
     parser.add_argument("--threads", type=int, default=1, help="Of FAISS; training takes all.")
     choices = parser.parse_args()
     sizes = [20_000] if choices.short else [int(size) for size in choices.sizes.split(",")]
@@ -205,6 +233,8 @@ def main() -> None:
             drawn = draw(size)
             index = print_lists(report, drawn)
             print_margins(report, drawn, index)
+            if choices.codes:
+                print_codes(report, drawn, index)
             faiss.omp_set_num_threads(choices.threads)
             print_searches(report, drawn, index)
 

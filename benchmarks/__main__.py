@@ -18,6 +18,8 @@ from pathlib import Path
 from benchmarks.machine import REPOSITORY
 
 PROGRAMS = (
+    "alternatives",
+    "answering",
     "cascade",
     "coarse",
     "features_at_hand",

@@ -30,8 +30,15 @@ from typing import Any
 import httpx
 import torch
 
-from benchmarks.http_load import Connection, Outcome, ask_in_turn, percentiles, search_request, serving
 from benchmarks.report import Report, Timing, arguments
+from benchmarks.serving.http_load import (
+    Connection,
+    Outcome,
+    ask_in_turn,
+    percentiles,
+    search_request,
+    serving,
+)
 from benchmarks.synthetic_index import make_index
 from indexer.search.searcher import Searcher, SearchQuery
 from indexer.search.text_encoding import TextEncoder

@@ -265,7 +265,7 @@ def behind_proxy(port: int) -> Iterator[int]:
 
     Wants `caddy` in PATH (Debian's package will do) and its ports, 8080 and 8081, free.
     """
-    caddyfile = Path(__file__).resolve().parents[1] / "docker" / "Caddyfile"
+    caddyfile = Path(__file__).resolve().parents[2] / "docker" / "Caddyfile"
     command = ["caddy", "run", "--config", str(caddyfile), "--adapter", "caddyfile"]
     environment = {**os.environ, "UPSTREAM": f"127.0.0.1:{port}"}
     quiet = subprocess.DEVNULL

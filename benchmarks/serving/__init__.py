@@ -1,0 +1,1 @@
+"""A served index under load, and the clients that put it there."""

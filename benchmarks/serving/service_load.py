@@ -1,9 +1,11 @@
 """What a served index does under load: real processes, real sockets. Each program prints a table.
 
-    python -m benchmarks.serving.service_load throughput  1, 8 and 64 clients: p50, p95, p99, and where time goes
-    python -m benchmarks.serving.service_load half-open  search during connections that never end their headers
-    python -m benchmarks.serving.service_load overload  ten times the requests that can be answered
-    python -m benchmarks.serving.service_load shutdown  SIGTERMs under load: what was accepted is answered
+    python -m benchmarks.serving.service_load PROGRAM
+
+    throughput   1, 8 and 64 clients: p50, p95, p99, and where time goes
+    half-open    search during connections that never end their headers
+    overload     ten times the requests that can be answered
+    shutdown     SIGTERMs under load: what was accepted is answered
 
 `--index DIR` measures a copy of that index; without it, one of 16 drawn videos is made with the demo model.
 As they are, the programs take half a minute each; `--full` measures what is promised: 500 half-open

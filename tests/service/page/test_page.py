@@ -107,6 +107,19 @@ def test_filters_become_chips_an_address_and_a_filter_and_go_again(site: Site, b
     assert site.searcher.filters[-1] is None
 
 
+def test_words_count_where_that_is_chosen_and_what_is_said_plays_from_there(
+    site: Site, browser: Browser
+) -> None:
+    browser.open(f"{site.address}/?q=x&words=boost")
+    wait_for_cards(browser, 3)
+    assert site.searcher.queries[-1].text_match == "boost"
+    assert browser.evaluate("document.querySelector('.chip').textContent").startswith("Words")
+    browser.wait_for("document.querySelector('.hits .link').textContent === 'Said at 0:04'")
+    assert browser.evaluate("document.title") != "owned"
+    click(browser, ".hits .link")
+    browser.wait_for("document.querySelector('#player').open && location.search.includes('t=4')")
+
+
 def test_a_click_plays_the_video_from_the_moment(site: Site, browser: Browser) -> None:
     browser.open(f"{site.address}/?q=x")
     wait_for_cards(browser, 3)

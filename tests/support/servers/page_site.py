@@ -14,7 +14,15 @@ from typing import Any
 
 import uvicorn
 
-from indexer.search.types import Moment, SearchAnswer, SearchQuery, SimilarAnswer, SimilarQuery, as_filter
+from indexer.search.types import (
+    Moment,
+    SearchAnswer,
+    SearchQuery,
+    SimilarAnswer,
+    SimilarQuery,
+    TextHit,
+    as_filter,
+)
 from indexer.store.filters import Filter, parse_filter
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
@@ -27,6 +35,7 @@ from tests.support.video_files import write_numbered_video
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"> 🐕 \u202eright to left"
 PERCENTILE = 99.4
+TEXT_HITS = [TextHit("transcript", HOSTILE, 4.0, 5.0, "en"), TextHit("title", HOSTILE)]
 
 
 class PageSearcher(FakeSearcher):
@@ -45,7 +54,12 @@ class PageSearcher(FakeSearcher):
         only = {parse_filter({"id": r.id}): r.id for r in everything.results}.get(as_filter(query.filter))
         moments = [Moment(5.0, 3.0), Moment(0.0, 1.0), Moment(2.0, 2.0), Moment(8.0, 0.5)]
         found = [
-            replace(result, moments=moments[: query.num_moments], percentile=PERCENTILE)
+            replace(
+                result,
+                moments=moments[: query.num_moments],
+                percentile=PERCENTILE,
+                text_hits=[] if query.text_match == "off" else TEXT_HITS,
+            )
             for result in everything.results
             if only is None or result.id == only
         ]

@@ -5,7 +5,7 @@ How similarities become one number, attention (AOSM) or something simpler, is in
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,18 @@ from model.aggregation import REDUCTIONS, Reduction, attend, average, largest
 from model.config import XClipConfig
 from model.errors import ShapeError
 from model.features import Scores, TextFeatures, VideoFeatures
+from model.kernels.attention import TEMPERATURES, AttentionScorer, Buffers, VideoBlock
 from model.score_names import SCORE_NAMES
 
-MAX_BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
-"""Similarities [T, W, V, F] held in memory outside training, by kind of device; bounds memory. 1 MiB a
+MAX_BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
+"""Similarities [T, W, V, F] held in memory outside training, by kind of device; bounds memory. 512 KiB a
 temporary stays within a processor's caches (benchmarks/scoring.py); a GPU is faster with large blocks."""
+
+MAX_BLOCK_VIDEOS = {"cpu": 256, "cuda": 1 << 16}
+"""Videos whose frames are held as float32 outside training, by kind of device; likewise."""
+
+_TEXTS_PREPARED = 256
+"""Texts whose mapped words are held outside training."""
 
 
 class ScoreHead(nn.Module):
@@ -103,6 +110,7 @@ class ScoreHead(nn.Module):
             return self.unblocked(text, video, scale, wanted)
         return self.in_blocks(text, video, scale, wanted=wanted)
 
+    @torch.no_grad()
     def in_blocks(
         self,
         text: TextFeatures,
@@ -113,6 +121,9 @@ class ScoreHead(nn.Module):
     ) -> Scores:
         """`unblocked` in blocks of texts and videos, so that memory does not grow with T x V.
 
+        Equal to it within float32 rounding, and without gradients. Where padding is masked, texts of the same
+        number of words are scored together, and of the AOSM matrices what these words need.
+
         Args:
             text: T texts.
             video: V videos.
@@ -120,24 +131,50 @@ class ScoreHead(nn.Module):
             max_elements: Similarities held in memory; None for `MAX_BLOCK_ELEMENTS` of the device.
             wanted: As for `unblocked`.
         """
-        if max_elements is None:
-            max_elements = MAX_BLOCK_ELEMENTS.get(video.video.device.type, MAX_BLOCK_ELEMENTS["cuda"])
-        # As many videos as fit, and as many texts as then still fit: the inner dimensions of a product are
-        # long, and one text with many videos, the case of a search, is one block or few.
+        self._require_fitting(text, video)
+        device, mask_padding = video.video.device, self.config.mask_padding
+        kind = "cpu" if device.type == "cpu" else "cuda"
         per_pair = self.config.num_words * self.config.num_frames
-        videos_per_block = max(1, min(len(video), max_elements // per_pair))
-        texts_per_block = max(1, max_elements // (per_pair * videos_per_block))
-        rows = []
-        for first_text in range(0, len(text), texts_per_block):
-            some_texts = text[first_text : first_text + texts_per_block]
-            blocks = [
-                self.unblocked(
-                    some_texts, video[first_video : first_video + videos_per_block], scale, wanted
-                ).tensors()
-                for first_video in range(0, len(video), videos_per_block)
-            ]
-            rows.append(Scores(*(torch.cat(columns, dim=1) for columns in zip(*blocks, strict=True))))
-        return Scores.cat(rows)
+        num_elements = max_elements or MAX_BLOCK_ELEMENTS[kind]
+        # As many videos as fit, and as many texts as then still fit: one text with many videos, the case of a
+        # search, is one block or few.
+        num_videos = max(1, min(len(video), MAX_BLOCK_VIDEOS[kind], num_elements // per_pair))
+        num_texts = max(1, num_elements // (per_pair * num_videos))
+        found = {name: torch.empty(len(text), len(video), device=device) for name in wanted}
+        buffers = Buffers(device)
+        groups = _texts_of_one_length(text, num_texts, mask_padding)
+        num_groups = max(1, _TEXTS_PREPARED // num_texts)
+        for some_groups in (groups[rows] for rows in _slices(len(groups), num_groups)):
+            scorers = [self._scorer(text[rows], wanted, buffers) for rows in some_groups]
+            for columns in _slices(len(video), num_videos):
+                block = VideoBlock.of(video[columns], mask_padding, buffers)
+                for rows, score in zip(some_groups, scorers, strict=True):
+                    for name, values in score(block).items():
+                        found[name][rows, columns] = values
+        return self._scores(found, scale, len(text), len(video))
+
+    def _scorer(
+        self, text: TextFeatures, wanted: Collection[str], buffers: Buffers
+    ) -> Callable[[VideoBlock], dict[str, Tensor]]:
+        """From a block of videos to the wanted scores, float32 [T, B], not scaled."""
+        lowest, highest = TEMPERATURES
+        if self.config.mask_padding:
+            text = _without_common_padding(text)
+        has_padding = self.config.mask_padding and not bool(text.word_mask.all())
+        quick = None
+        if (
+            self.config.aggregation == "attention"
+            and lowest <= self.config.temperature <= highest
+            and not has_padding
+        ):
+            matrices = dict(self.named_parameters())
+            quick = AttentionScorer(self.config, matrices, text, wanted, buffers)
+
+        def score(block: VideoBlock) -> dict[str, Tensor]:
+            found = None if quick is None else quick.score(block)
+            return self._parts(text, block.features(), wanted) if found is None else found
+
+        return score
 
     def unblocked(
         self,
@@ -156,6 +193,22 @@ class ScoreHead(nn.Module):
                 averages one of them.
         """
         self._require_fitting(text, video)
+        return self._scores(self._parts(text, video, wanted), scale, len(text), len(video))
+
+    def _scores(self, parts: Mapping[str, Tensor], scale: Tensor, num_texts: int, num_videos: int) -> Scores:
+        """With the scale, the total, and NaN for what was not computed."""
+        parts = {name: part * scale for name, part in parts.items()}
+        missing = torch.full((), float("nan"), device=scale.device).expand(num_texts, num_videos)
+        total = missing
+        if parts.keys() >= set(self.config.score_names):
+            total = torch.stack([parts[name] for name in self.config.score_names]).mean(0)
+        return Scores(**{name: parts.get(name, missing) for name in SCORE_NAMES}, total=total)
+
+    def _parts(self, text: TextFeatures, video: VideoFeatures, wanted: Collection[str]) -> dict[str, Tensor]:
+        """The wanted scores, [T, V] each, not scaled.
+
+        Words and frames may be fewer than the model's, where what is missing behind them is masked padding.
+        """
         _, outer = REDUCTIONS[self.config.aggregation]
         sentence, pooled = text.sentence.float(), video.video.float()
         scores: dict[str, Tensor] = {}
@@ -169,12 +222,7 @@ class ScoreHead(nn.Module):
             scores["sentence_frame"] = self._over_frames(outer, similarity, self.frame_logit, video)
         if "frame_word" in wanted:
             scores["frame_word"] = self._frame_word(text, video)
-        scores = {name: score * scale for name, score in scores.items()}
-        missing = pooled.new_full((), float("nan")).expand(len(text), len(video))
-        total = missing
-        if scores.keys() >= set(self.config.score_names):
-            total = torch.stack([scores[name] for name in self.config.score_names]).mean(0)
-        return Scores(**{name: scores.get(name, missing) for name in SCORE_NAMES}, total=total)
+        return scores
 
     def match_frames(self, text: TextFeatures, video: VideoFeatures, scale: Tensor) -> Tensor:
         """How well each frame matches each text: float32 [T, V, F], scaled; `-inf` for padding frames.
@@ -220,6 +268,7 @@ class ScoreHead(nn.Module):
         """Reduce dimension 1, the words, of [T, W, V] or [T, W, V, F]."""
         shape = (*text.word_mask.shape, *[1] * (similarity.ndim - 2))
         mask = text.word_mask.reshape(shape) if self.config.mask_padding else None
+        matrix = matrix[: shape[1], : shape[1]]
         weights = None if text.word_weights is None else text.word_weights.reshape(shape)
         return self._reduce(how, similarity, matrix, mask, 1, weights)
 
@@ -228,6 +277,7 @@ class ScoreHead(nn.Module):
     ) -> Tensor:
         """Reduce the last dimension, the frames, of [T, V, F] or [T, W, V, F]."""
         mask = video.frame_mask if self.config.mask_padding else None
+        matrix = matrix[: similarity.shape[-1], : similarity.shape[-1]]
         return self._reduce(how, similarity, matrix, mask, similarity.ndim - 1)
 
     def _reduce(
@@ -257,6 +307,27 @@ class ScoreHead(nn.Module):
         weighting = self.config.word_weighting
         if (text.word_weights is None) != (weighting == "uniform"):
             raise ShapeError(f"{text!r} was not encoded by a model whose word weighting is {weighting}")
+
+
+def _slices(size: int, step: int) -> list[slice]:
+    return [slice(first, first + step) for first in range(0, size, step)]
+
+
+def _texts_of_one_length(text: TextFeatures, at_most: int, mask_padding: bool) -> list[Tensor]:
+    """Rows of texts in groups whose words end at the same position; all do where padding counts as words."""
+    positions = torch.arange(1, text.word_mask.shape[1] + 1)
+    mask = text.word_mask.cpu() if mask_padding else torch.ones(text.word_mask.shape)
+    lengths = (mask * positions).amax(dim=1)
+    groups = [torch.nonzero(lengths == length)[:, 0] for length in sorted(set(lengths.tolist()))]
+    return [group[rows] for group in groups for rows in _slices(len(group), at_most)]
+
+
+def _without_common_padding(text: TextFeatures) -> TextFeatures:
+    """Without the positions behind the last real word of any text."""
+    real = text.word_mask.any(dim=0).nonzero()
+    length = int(real.max()) + 1 if len(real) else 1
+    weights = None if text.word_weights is None else text.word_weights[:, :length]
+    return TextFeatures(text.sentence, text.words[:, :length], text.word_mask[:, :length], weights)
 
 
 def _identity(size: int) -> nn.Parameter:

@@ -82,6 +82,12 @@ def best_of_blocks(blocks: Iterable[ScoredSegments], keep: int, group_by: GroupB
     """The `keep` best results of many segments that come block by block, in bounded memory."""
     kept = ScoredSegments.none()
     for block in blocks:
+        if 0 < keep == len(kept):
+            # Below the last one that is kept nothing enters, and after a few blocks nearly all is: sorting is
+            # for the rest. What ties with it may have a lower id.
+            block = block[block.total >= kept.total[-1]]
+            if not len(block):
+                continue
         kept = best(ScoredSegments.cat([kept, block]), group_by)[:keep]
     return kept
 

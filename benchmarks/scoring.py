@@ -1,57 +1,139 @@
-"""What scoring a pair costs at 32 words x 12 frames x 512, plain PyTorch, by block size."""
+"""Scoring pairs at 12 frames x 512 beside the word-by-frame product alone, without which nothing is scored.
+
+    python -m benchmarks.scoring [--short] [--json FILE] [--sizes SHORTLIST,EXHAUSTIVE]
+
+Features are drawn. Floor: the product of the words with the frames, float32, in one call. Plain: the scores
+by their definition without blocks, `ScoreHead.unblocked`, on as many videos as one call is fit for.
+Shortlists and exhaustive scoring take frames as indexes keep them, float16, and pay for widening them; the
+matrix takes float32, as evaluation does.
+"""
 
 from __future__ import annotations
 
-import statistics
-import time
-
 import torch
 
+from benchmarks.report import Report, Table, arguments, interleaved
 from model import TextFeatures, VideoFeatures, XClipConfig
+from model.score_names import SCORE_NAMES
 from model.scoring import ScoreHead
 
-NUM_WORDS, NUM_FRAMES, DIMENSION, NUM_VIDEOS, NUM_ROUNDS = 32, 12, 512, 2000, 5
-BLOCKS = (1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24)
+NUM_WORDS, NUM_FRAMES, DIMENSION = 32, 12, 512
+ZERO_SHOT = ("video_sentence", "sentence_frame")
+PLAIN_VIDEOS = 1024
+"""Videos of one plain call, as many as a search handed it before; more would need memory without bound."""
+TOLERANCE = 1e-4
 
 
-def unit(*shape: int) -> torch.Tensor:
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
     """Random directions."""
-    return torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
+    drawn = torch.randn(*shape, DIMENSION, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(drawn, dim=-1)
+
+
+def head_of(names: tuple[str, ...]) -> ScoreHead:
+    """Scores `names`, with matrices near the identity, as trained ones are."""
+    torch.manual_seed(0)
+    clip = {**XClipConfig.tiny().clip, "embed_dim": DIMENSION}
+    config = XClipConfig.tiny(
+        clip=clip, num_words=NUM_WORDS, num_frames=NUM_FRAMES, mask_padding=True, score_names=names
+    )
+    head = ScoreHead(config).eval()
+    for matrix in head.parameters():
+        matrix.add_(0.01 * torch.randn_like(matrix))
+    return head
+
+
+def draw_texts(num_texts: int, num_words: int) -> TextFeatures:
+    """Texts whose first `num_words` positions are real."""
+    mask = (torch.arange(NUM_WORDS) < num_words).expand(num_texts, NUM_WORDS)
+    return TextFeatures(unit(num_texts, seed=1), unit(num_texts, NUM_WORDS, seed=2), mask)
+
+
+def draw_videos(count: int, dtype: torch.dtype) -> VideoFeatures:
+    """Videos with all frames real; beyond 1,000 they repeat, in memory of their own."""
+    frames = unit(min(count, 1000), NUM_FRAMES, seed=3).to(dtype)
+    repeats = -(-count // len(frames))
+    frames = frames.repeat(repeats, 1, 1)[:count]
+    return VideoFeatures(unit(count, seed=4), frames, torch.ones(count, NUM_FRAMES).bool())
+
+
+def measure(
+    report: Report, table: Table, case: str, text: TextFeatures, video: VideoFeatures, names: tuple[str, ...]
+) -> float:
+    """Add a row; returns ours in seconds."""
+    head, scale = head_of(names), torch.tensor(100.0)
+    words = text.words[text.word_mask]
+    part = video[:PLAIN_VIDEOS] if len(text) == 1 else video[: max(1, PLAIN_VIDEOS // len(text))]
+    wide = video.frames[: len(part) if video.frames.dtype == torch.float16 else None].float().flatten(0, 1)
+    num_floor = len(wide) // NUM_FRAMES
+    product = torch.empty(len(wide), len(words))
+    timings = interleaved(
+        {
+            "product": lambda: torch.mm(wide, words.T, out=product),
+            "ours": lambda: head.in_blocks(text, video, scale, wanted=names),
+            "plain": lambda: head.unblocked(text, part, scale, names),
+        },
+        rounds=5 if report.short else 15,
+        within_seconds=20,
+    )
+    expected = head.unblocked(text, part, scale, names).total
+    apart = float((head.in_blocks(text, part, scale, wanted=names).total - expected).abs().max())
+    report.check(f"{case}: equal to the plain function", apart < TOLERANCE, f"{apart:.1e} apart")
+    per = {
+        name: len(text) * count
+        for name, count in (("product", num_floor), ("ours", len(video)), ("plain", len(part)))
+    }
+    floor, ours, plain = (1e6 * timings[name].median / per[name] for name in ("product", "ours", "plain"))
+    table.add(case, floor, ours, plain, ours / floor, plain / ours)
+    if names == SCORE_NAMES:
+        report.target(f"{case}: ours / product", ours / floor, at_most=1.5)
+    return timings["ours"].median
 
 
 @torch.inference_mode()
 def main() -> None:
-    """Print the table. Rounds of the block sizes alternate, so that noise falls on all alike."""
-    torch.manual_seed(0)
-    clip = {**XClipConfig.tiny().clip, "embed_dim": DIMENSION}
-    head = ScoreHead(
-        XClipConfig.tiny(clip=clip, num_words=NUM_WORDS, num_frames=NUM_FRAMES, mask_padding=False)
-    )
-    scale = torch.tensor(100.0)
-    text = TextFeatures(unit(1, DIMENSION), unit(1, NUM_WORDS, DIMENSION), torch.ones(1, NUM_WORDS).bool())
-    video = VideoFeatures(
-        unit(NUM_VIDEOS, DIMENSION),
-        unit(NUM_VIDEOS, NUM_FRAMES, DIMENSION),
-        torch.ones(NUM_VIDEOS, NUM_FRAMES).bool(),
-    )
-    seconds: dict[int, list[float]] = {block: [] for block in BLOCKS}
-    product_seconds = []
-    for round_number in range(NUM_ROUNDS + 1):
-        for block in BLOCKS:
-            started = time.perf_counter()
-            head.in_blocks(text, video, scale, max_elements=block)
-            if round_number:
-                seconds[block].append(time.perf_counter() - started)
-        started = time.perf_counter()
-        text.words[0] @ video.frames.flatten(0, 1).T
-        product_seconds.append(time.perf_counter() - started)
-    print(f"{torch.get_num_threads()} threads, one text with {NUM_VIDEOS} videos, float32, four scores")
-    print("| similarities held in memory | median microseconds a pair |\n| ---: | ---: |")
-    for block, values in seconds.items():
-        print(f"| {block} | {statistics.median(values) / NUM_VIDEOS * 1e6:.1f} |")
-    print(
-        f"| the word-by-frame product alone | {statistics.median(product_seconds) / NUM_VIDEOS * 1e6:.1f} |"
-    )
+    """Print the tables."""
+    parser = arguments(__doc__)
+    parser.add_argument("--sizes", help="videos of a shortlist and of exhaustive scoring")
+    choices = parser.parse_args()
+    with Report("scoring", choices) as report:
+        default = "200,5000" if report.short else "200,100000"
+        shortlist, everything = map(int, (choices.sizes or default).split(","))
+        columns = {
+            "case": "",
+            "product, us a pair": ".2f",
+            "ours, us a pair": ".2f",
+            "plain, us a pair": ".2f",
+        }
+        columns |= {"ours / product": ".2f", "plain / ours": ".2f"}
+        table = report.table(f"{torch.get_num_threads()} threads, medians", columns)
+        seconds = {}
+        for count in (shortlist, everything):
+            video = draw_videos(count, torch.float16)
+            for num_words in (8, NUM_WORDS):
+                for names in (ZERO_SHOT, SCORE_NAMES):
+                    case = f"{count:,} videos, {num_words} words, {len(names)} scores"
+                    seconds[count, num_words, len(names)] = measure(
+                        report, table, case, draw_texts(1, num_words), video, names
+                    )
+        size = 64 if report.short else 1000
+        measure(
+            report,
+            table,
+            f"matrix of {size} x {size}, 32 words, 4 scores",
+            draw_texts(size, NUM_WORDS),
+            draw_videos(size, torch.float32),
+            SCORE_NAMES,
+        )
+        per_100_000 = 100_000 / everything
+        report.target(
+            "s for 100,000 videos, zero-shot, 8 words", seconds[everything, 8, 2] * per_100_000, at_most=0.3
+        )
+        report.target(
+            "s for 100,000 videos, four scores, 32 words",
+            seconds[everything, 32, 4] * per_100_000,
+            at_most=1.0,
+        )
 
 
 if __name__ == "__main__":

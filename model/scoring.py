@@ -140,17 +140,17 @@ class ScoreHead(nn.Module):
         # search, is one block or few.
         num_videos = max(1, min(len(video), MAX_BLOCK_VIDEOS[kind], num_elements // per_pair))
         num_texts = max(1, num_elements // (per_pair * num_videos))
-        found = {name: torch.empty(len(text), len(video), device=device) for name in wanted}
-        buffers = Buffers(device)
         groups = _texts_of_one_length(text, num_texts, mask_padding)
         num_groups = max(1, _TEXTS_PREPARED // num_texts)
-        for some_groups in (groups[rows] for rows in _slices(len(groups), num_groups)):
-            scorers = [self._scorer(text[rows], wanted, buffers) for rows in some_groups]
-            for columns in _slices(len(video), num_videos):
-                block = VideoBlock.of(video[columns], mask_padding, buffers)
-                for rows, score in zip(some_groups, scorers, strict=True):
-                    for name, values in score(block).items():
-                        found[name][rows, columns] = values
+        found = {name: torch.empty(len(text), len(video), device=device) for name in wanted}
+        with Buffers.borrowed(device) as buffers:
+            for some_groups in (groups[rows] for rows in _slices(len(groups), num_groups)):
+                scorers = [self._scorer(text[rows], wanted, buffers) for rows in some_groups]
+                for columns in _slices(len(video), num_videos):
+                    block = VideoBlock.of(video[columns], mask_padding, buffers)
+                    for rows, score in zip(some_groups, scorers, strict=True):
+                        for name, values in score(block).items():
+                            found[name][rows, columns] = values
         return self._scores(found, scale, len(text), len(video))
 
     def _scorer(

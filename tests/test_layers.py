@@ -26,8 +26,8 @@ PACKAGES = {
 LAYERS = {
     "model": """
         architecture atomic_files errors preprocessing quick_start score_names
-        | aggregation features temporal tokenization | config | towers | runtimes scoring | checkpoints
-        | xclip
+        | aggregation features temporal tokenization | config | towers | runtimes kernels | scoring
+        | checkpoints | xclip
     """,
     "indexer": """
         errors | atomic_files | media | store | coarse features ingest | search | maintenance | index

@@ -15,7 +15,9 @@ Equal to `ScoreHead.unblocked` within float32 rounding. What makes it fast:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -33,19 +35,43 @@ a similarity divided by the temperature does not overflow."""
 
 
 class Buffers:
-    """Memory by name that is used again for every block."""
+    """Memory by name that is used again for every block; of one thread at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._flat: dict[str, Tensor] = {}
+
+    @classmethod
+    @contextmanager
+    def borrowed(cls, device: torch.device) -> Iterator[Buffers]:
+        """Buffers that are kept for the next caller.
+
+        A shortlist is scored in less time than the operating system takes to hand out its memory page by
+        page. There are as many of them as ever scored at once, each of a few MiB (`MAX_BLOCK_VIDEOS` of
+        `model.scoring`). A GPU's memory is kept by PyTorch's allocator already.
+        """
+        try:
+            buffers = _kept.pop() if device.type == "cpu" else cls(device)
+        except IndexError:
+            buffers = cls(device)
+        try:
+            yield buffers
+        finally:
+            if device.type == "cpu":
+                _kept.append(buffers)
 
     def take(self, name: str, *shape: int) -> Tensor:
         """float32 of that shape, with whatever it held."""
         num_elements = torch.Size(shape).numel()
         held = self._flat.get(name)
         if held is None or len(held) < num_elements:
-            held = self._flat[name] = torch.empty(num_elements, device=self._device)
+            # Not of inference mode, for the next to use it may be outside.
+            with torch.inference_mode(False):
+                held = self._flat[name] = torch.empty(num_elements, device=self._device)
         return held[:num_elements].view(shape)
+
+
+_kept: deque[Buffers] = deque()  # Its operations are atomic.
 
 
 @dataclass(frozen=True, eq=False)

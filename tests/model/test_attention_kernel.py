@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -97,6 +98,20 @@ def test_exponentials_that_do_not_fit_into_float32_are_noticed(size, is_quick):
     with torch.no_grad():
         found = scorer.score(VideoBlock.of(video, True, buffers))
     assert (found is not None) == is_quick
+
+
+def test_searches_in_several_threads_do_not_share_buffers():
+    text, video = features([first(n, W) for n in (2, 7)], [first(n, F) for n in (1, 5, 5, 3)] * 20)
+    head = head_of()
+    expected = head.unblocked(text, video, torch.tensor(SCALE)).total
+
+    def score(inference: bool) -> torch.Tensor:
+        with torch.inference_mode(inference):
+            return head(text, video, torch.tensor(SCALE)).total.clone()
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(score, [True, False] * 20):
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 
 
 def test_no_texts_and_no_videos_have_no_scores():

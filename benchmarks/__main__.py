@@ -20,8 +20,8 @@ from benchmarks.machine import REPOSITORY
 PROGRAMS = (
     "alternatives",
     "answering",
-    "cascade",
-    "coarse",
+    "recall.cascade",
+    "recall.coarse",
     "features_at_hand",
     "indexing",
     "media.decoding",

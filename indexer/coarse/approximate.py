@@ -37,16 +37,16 @@ TRAINING_VECTORS_A_LIST = 40
 
 PROBED_FACTOR = 12
 """nprobe is this many times the cube root of nlist: the nearest 200 of 10,000 segments lie in those lists but
-for 3 in a thousand, of 100,000 but for 6 and of a million but for 7 (benchmarks/coarse.py). With the square
-root as many would be found of a million, for half as much work again there, as of 10,000."""
+for 3 in a thousand, of 100,000 but for 6 and of a million but for 7 (benchmarks/recall/coarse.py). With
+the square root as many would be found of a million, for half as much work again, as of 10,000."""
 
 FILTERED_FACTOR = 1.25
 """A search with a filter visits lists until they hold this many times the selected vectors that it wants, see
 `ApproximateSearch._num_probed`: 1.0 would lose more than one in a hundred where a filter has to do with the
-query, 1.5 finds few more (benchmarks/coarse.py)."""
+query, 1.5 finds few more (benchmarks/recall/coarse.py)."""
 
 ITERATIONS = 10
-"""Of k-means. FAISS's 25 take twice as long and find no more afterwards (benchmarks/coarse.py)."""
+"""Of k-means. FAISS's 25 take twice as long and find no more afterwards (benchmarks/recall/coarse.py)."""
 
 HNSW_LINKS = 32
 """Of each vector in the graph of an `hnsw`."""
@@ -128,7 +128,8 @@ class ApproximateSearch:
 
         count: at most `selection.num_selected`; as many come.
         """
-        # 8-bit scalars nearly keep the order: of 10, 200 or 5,000 this loses none (benchmarks/coarse.py).
+        # 8-bit scalars nearly keep the order: of 10, 200 or 5,000 this loses none
+        # (benchmarks/recall/coarse.py).
         wanted = 4 * count + 64 if self.kind == "ivf-pq" else count + count // 8 + 32
         wanted = min(wanted, selection.num_selected)
         products = np.empty((len(queries), count), np.float32)

@@ -1,6 +1,6 @@
 """What a shortlist loses of an exhaustive search, and whether a stage between the two pays.
 
-    python -m benchmarks.cascade --folder /tmp/cascade --model DIRECTORY --clips FOLDER --captions FILE.json
+    python -m benchmarks.recall.cascade --folder FOLDER --model SPEC --clips FOLDER --captions JSON
 
 Stages: the coarse order is that of `video_sentence`, exact here; the last stage orders a shortlist by the
 model's whole score. Between them a middle stage may order a longer shortlist by the mean of `video_sentence`
@@ -256,7 +256,7 @@ def main() -> None:
         parser.error("--clips needs --model and --captions")
     if choices.short:
         choices.demo, choices.drawn, choices.drawn_queries = "500", 5_000, 20
-    with Report("cascade", choices) as report, tempfile.TemporaryDirectory() as temporary:
+    with Report("recall.cascade", choices) as report, tempfile.TemporaryDirectory() as temporary:
         for case in cases(choices, choices.folder or Path(temporary)):
             print_case(report, case)
 

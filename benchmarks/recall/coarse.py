@@ -1,6 +1,6 @@
 """What an inverted file of compressed vectors misses, and where it pays to spend: lists, margin, training.
 
-    python -m benchmarks.coarse --sizes 10000,100000,1000000
+    python -m benchmarks.recall.coarse --sizes 10000,100000,1000000
 
 Vectors are drawn (benchmarks/synthetic_index.py), 2 GB in float32 at a million. Three losses are told apart:
 a segment may lie in a list that is not visited, be pushed out of the first by compressed products, or be
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="Of FAISS; training takes all.")
     choices = parser.parse_args()
     sizes = [20_000] if choices.short else [int(size) for size in choices.sizes.split(",")]
-    with Report("coarse", choices) as report:
+    with Report("recall.coarse", choices) as report:
         all_threads = faiss.omp_get_max_threads()
         for size in sizes:
             faiss.omp_set_num_threads(all_threads)

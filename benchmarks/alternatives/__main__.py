@@ -128,6 +128,8 @@ class Exact:
 def search_contenders(folder: Path, index: Path) -> list[Contender]:
     """All who search. The exact multivector search is left out where a query takes seconds."""
     scratch = folder / "scratch"
+    scratch.mkdir()
+    folder.chmod(0o755)  # PostgreSQL does not run as root: another user has to get in
     return [
         Contender("ours", OURS, "ours_search", (index, folder, "rerank")),
         Contender("ours, exhaustive", OURS, "ours_search", (index, folder, "exhaustive")),

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from indexer.coarse.index import CoarseIndex
 from indexer.features.reader import FeatureReader
 from indexer.search.types import SearchMode
+from indexer.store.sqlite.connections import raise_if_cancelled
 
 if TYPE_CHECKING:
     from model.features import TextFeatures
@@ -38,6 +39,8 @@ STALE_SHARE: Final = 0.1
 """Changes since, as a share of the segments then, that make a baseline stale."""
 
 _SEGMENTS_AT_ONCE: Final = 128
+_TEXTS_AT_ONCE: Final = 8
+"""Between them the work may be cancelled."""
 
 
 @functools.cache
@@ -111,7 +114,10 @@ class BaselineScores:
         return abs(self._index.sequence - made.sequence) > STALE_SHARE * made.num_segments
 
     def make(self, *, only_first: bool = False) -> Baseline:
-        """A baseline of the index as it is now. only_first: unless there is one."""
+        """A baseline of the index as it is now. only_first: unless there is one.
+
+        Raises SearchCancelledError where the work of this thread is cancelled.
+        """
         with self._making:
             if self._baseline is None or (self.is_stale and not only_first):
                 self._baseline = self._make()
@@ -127,6 +133,7 @@ class BaselineScores:
         sample = sample_segments(self._index.segment_ids(), NUM_SAMPLED_SEGMENTS)
         wanted = {*self._model.config.score_names, "video_sentence"}
         for features in self._features.blocks(sample, _SEGMENTS_AT_ONCE):
+            raise_if_cancelled()
             if not len(features):
                 continue
             with torch.inference_mode():
@@ -144,7 +151,11 @@ class BaselineScores:
             if len(known) < MIN_TEXTS:
                 return None
             with torch.inference_mode():
-                self._texts = self._model.encode_text(known)
+                parts = []
+                for start in range(0, len(known), _TEXTS_AT_ONCE):
+                    raise_if_cancelled()
+                    parts.append(self._model.encode_text(known[start : start + _TEXTS_AT_ONCE]))
+            self._texts = type(parts[0]).cat(parts)
         return self._texts
 
 

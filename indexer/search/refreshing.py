@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 from indexer.coarse.index import CoarseIndex, limit_faiss_threads
+from indexer.errors import SearchCancelledError
 from indexer.features.reader import FeatureReader
 from indexer.search.baseline import BaselineScores
+from indexer.store.sqlite.connections import cancellable
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class IndexRefresher:
         self._directory = directory
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closing = threading.Event()
         self._not_before: dict[_Task, float] = {}
 
     def start_where_needed(self, *, after_search: bool) -> None:
@@ -53,7 +55,7 @@ class IndexRefresher:
         if not is_needed:
             return
         with self._lock:
-            if self._closed or (self._thread is not None and self._thread.is_alive()):
+            if self._closing.is_set() or (self._thread is not None and self._thread.is_alive()):
                 return
             self._thread = threading.Thread(target=self._work, args=(after_search,), name="index-refresh")
             self._thread.start()
@@ -66,15 +68,17 @@ class IndexRefresher:
             thread.join()
 
     def close(self) -> None:
-        """Finish what is under way, and start nothing more."""
+        """Finish what is under way, but for the baseline scores, which nobody will ask for; start no more."""
         with self._lock:
-            self._closed = True
+            self._closing.set()
         self.wait()
 
     def _work(self, after_search: bool) -> None:
         limit_faiss_threads()
         if after_search:
-            self._do("baseline scores", self._baseline.is_stale, self._baseline.make)
+            # One search and the end, as from the command line, must not wait for what the next would use.
+            with cancellable(self._closing):
+                self._do("baseline scores", self._baseline.is_stale, self._baseline.make)
         self._do("compaction", self._index.needs_compaction, self._index.compact)
         self._do("saving", self._index.needs_saving, self._index.save)
         self._do("feature file", self._features.needs_update, self._features.update)
@@ -84,6 +88,8 @@ class IndexRefresher:
             return
         try:
             do()
+        except SearchCancelledError:
+            return
         except MemoryError:
             raise  # Not only this failed: what runs the searcher has to know.
         except Exception as error:  # The top of a thread: there is no caller to raise to.

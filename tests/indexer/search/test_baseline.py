@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from indexer.search.baseline import (
 )
 from indexer.search.searcher import Searcher
 from indexer.search.types import SearchQuery
-from model import XClip
+from model import TextFeatures, XClip
 from tests.support.small_searchers import fill, make_index, open_index, tiny_model
 
 
@@ -115,6 +116,30 @@ def test_a_first_search_makes_the_baseline_for_the_next(tmp_path: Path) -> None:
         assert {r.percentile for r in searcher.search(SearchQuery("a dog")).results} == {None}
         searcher._refresher.wait()
         assert None not in {r.percentile for r in searcher.search(SearchQuery("a dog")).results}
+
+
+def test_closing_after_one_search_does_not_wait_for_the_baseline(tmp_path: Path) -> None:
+    with open_index(make_index(tmp_path / "index")) as searcher:
+        fill(searcher.catalog, range(20))
+        encode, begun, released, batches = searcher.model.encode_text, Event(), Event(), []
+
+        def encode_text(texts: list[str]) -> TextFeatures:
+            batches.append(list(texts))
+            if texts[0] in baseline_texts():
+                begun.set()
+                assert released.wait(10)
+            return encode(texts)
+
+        searcher.model.encode_text = encode_text  # type: ignore[assignment, method-assign]
+        searcher.search(SearchQuery("a dog"))
+        assert begun.wait(10)
+        closing = Thread(target=searcher.close)
+        closing.start()
+        assert searcher._refresher._closing.wait(10)
+        released.set()
+        closing.join(10)
+        assert not closing.is_alive()
+        assert [len(batch) < len(baseline_texts()) for batch in batches] == [True]  # the one under way
 
 
 def test_a_damaged_segment_stops_the_baseline_and_nothing_else(

@@ -19,12 +19,12 @@ from benchmarks.machine import REPOSITORY
 
 PROGRAMS = (
     "alternatives",
-    "answering",
     "recall.cascade",
     "recall.coarse",
     "features_at_hand",
     "indexing",
     "media.decoding",
+    "serving.answering",
     "start",
     "towers",
     "training.evaluation_memory",

@@ -1,6 +1,6 @@
 """What a search over HTTP takes beside its text tower, with one client, with many, and while indexing.
 
-    python -m benchmarks.answering --index INDEX [--clips FOLDER] [--short] [--json PATH]
+    python -m benchmarks.serving.answering --index INDEX [--clips FOLDER] [--short] [--json PATH]
 
 A real server, on an index of the ViT-B/32 shape: the one given, or a drawn one of 10,000 videos. In each
 round the text tower encodes one text, with PyTorch and as the server's own model does, and then the server
@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--index", type=Path, help=f"of {MODEL}; by default one is drawn")
     parser.add_argument("--clips", type=Path, help="MP4 files, to be indexed while it is searched")
     choices: Any = parser.parse_args()
-    with Report("answering", choices) as report, tempfile.TemporaryDirectory() as folder:
+    with Report("serving.answering", choices) as report, tempfile.TemporaryDirectory() as folder:
         index = choices.index
         if index is None:
             index = Path(folder) / "index"

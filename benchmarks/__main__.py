@@ -24,6 +24,7 @@ PROGRAMS = (
     "features_at_hand",
     "indexing",
     "media.decoding",
+    "scoring",
     "serving.answering",
     "start",
     "towers",

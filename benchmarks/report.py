@@ -150,17 +150,21 @@ def _cell(value: Any, spec: str) -> str:
 class Comparison:
     """A table of floor, ours, alternatives and their ratios, one row a case."""
 
-    def __init__(self, table: Table, floor: str, ours: str, alternatives: Sequence[str], unit: str) -> None:
+    def __init__(
+        self, table: Table, floor: str | None, ours: str, alternatives: Sequence[str], unit: str
+    ) -> None:
         self._table, self._floor, self._ours = table, floor, ours
         self._alternatives, self._unit = alternatives, unit
 
     def add(self, case: str, timings: Mapping[str, Timing], *, per: float = 1.0) -> None:
         """Add what was timed together; an alternative may be missing. per: see `Timing.spread`."""
-        names = (self._floor, self._ours, *self._alternatives)
+        floor = [] if self._floor is None else [self._floor]
+        names = (*floor, self._ours, *self._alternatives)
         spreads = (timings[name].spread(self._unit, per=per) if name in timings else None for name in names)
         ours = timings[self._ours]
         ratios = (timings[name].ratio_to(ours) if name in timings else None for name in self._alternatives)
-        self._table.add(case, *spreads, ours.ratio_to(timings[self._floor]), *ratios)
+        to_floor = [ours.ratio_to(timings[name]) for name in floor]
+        self._table.add(case, *spreads, *to_floor, *ratios)
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
@@ -196,20 +200,22 @@ class Report:
         return table
 
     def comparison(
-        self, title: str, floor: str, ours: str, alternatives: Sequence[str] = (), *, unit: str = "ms"
+        self, title: str, floor: str | None, ours: str, alternatives: Sequence[str] = (), *, unit: str = "ms"
     ) -> Comparison:
         """Begin a table of times, their names as in the timings that are added to it.
 
         Args:
             title: what is compared.
-            floor: what nothing of the kind can be faster than.
+            floor: what nothing of the kind can be faster than; None where that is not known.
             ours: what this repository does.
             alternatives: others that do the same.
             unit: one of UNITS.
         """
-        times = {f"{name}, {unit}": ".2f" for name in (floor, ours, *alternatives)}
+        names = (*([] if floor is None else [floor]), ours, *alternatives)
+        times = {f"{name}, {unit}": ".2f" for name in names}
+        to_floor = {} if floor is None else {"ours / floor": ".2f"}
         ratios = {f"{name} / ours": ".2f" for name in alternatives}
-        table = self.table(title, {"case": "", **times, "ours / floor": ".2f", **ratios})
+        table = self.table(title, {"case": "", **times, **to_floor, **ratios})
         return Comparison(table, floor, ours, alternatives, unit)
 
     def check(self, what: str, right: bool, found: str = "") -> None:

@@ -328,9 +328,12 @@ def measure_encode(report: Report, folder: Path, choices: argparse.Namespace) ->
     with ExitStack() as stack:
         workers = start(report, stack, contenders, choices.environments)
         answers = [ask_in_turns(workers, [job] * rounds) for job in (0, 1)]
-    table = report.comparison("Encoding, ViT-B/32", "open_clip in PyTorch", "ours", ["clip-retrieval"])
-    for case, of_all in zip(("one text of seven words", "twelve frames"), answers, strict=True):
+    others = ["open_clip in PyTorch", "clip-retrieval"]
+    table = report.comparison("Encoding, ViT-B/32", None, "ours", others)
+    cases = ("one text of seven words", "twelve frames")
+    for case, of_all in zip(cases, answers, strict=True):
         table.add(case, timings_of(of_all))
+    for case, of_all in zip(cases, answers, strict=True):
         plain = np.array(of_all["open_clip in PyTorch"][0]["answer"])
         for name, values in of_all.items():
             found = np.array(values[0]["answer"])

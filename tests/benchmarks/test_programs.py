@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.__main__ import PROGRAMS
+from benchmarks.pages.tables import BLOCK
+
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = re.compile(r"(?<![\w/])(?:benchmarks/([\w/]+)\.py|python(?:3)? -m benchmarks((?:\.\w+)*))")
 
@@ -36,6 +39,18 @@ def test_no_document_names_a_program_by_a_path_that_cannot_be_run():
     # `python benchmarks/x.py` does not find what the programs share.
     wrong = [path for path in texts() if re.search(r"python3? benchmarks/", path.read_text(encoding="utf-8"))]
     assert not wrong
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_make_bench_runs_reports_under_its_own_name(name):
+    place = ROOT / "benchmarks" / name.replace(".", "/")
+    program = place.with_suffix(".py") if place.with_suffix(".py").exists() else place / "__main__.py"
+    assert f'Report("{name}"' in program.read_text(encoding="utf-8")
+
+
+def test_the_page_is_filled_by_what_make_bench_runs():
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert {block["name"] for block in BLOCK.finditer(page)} == set(PROGRAMS)
 
 
 @pytest.mark.parametrize("text", ["python -m benchmarks.absent", "`benchmarks/media/absent.py`"])

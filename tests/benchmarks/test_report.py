@@ -73,6 +73,15 @@ def test_tables_are_printed_and_written_with_machine_and_versions(tmp_path, caps
     assert written["notes"] == ["nothing was left out"]
 
 
+def test_a_comparison_may_be_without_a_floor(capsys):
+    timings = {"ours": Timing((0.002,)), "PyTorch": Timing((0.005,))}
+    with Report("example", choices()) as report:
+        report.comparison("A title", None, "ours", ["PyTorch"]).add("8 words", timings)
+    printed = capsys.readouterr().out
+    assert "| case | ours, ms | PyTorch, ms | PyTorch / ours |" in printed
+    assert "| 8 words | 2.00 (2.00-2.00) | 5.00 (5.00-5.00) | 2.50 |" in printed
+
+
 def test_a_wrong_result_ends_the_program_with_status_1_after_it_was_written(tmp_path):
     path = tmp_path / "report.json"
     with pytest.raises(SystemExit) as ended, Report("example", choices("--json", str(path))) as report:

@@ -305,8 +305,8 @@ def measure_rerank(report: Report, folder: Path, choices: argparse.Namespace) ->
         difference = np.abs(products.max(-1).sum(-1) - np.array(theirs[0]["answer"])).max()
         report.check("PyLate's scores are MaxSim", bool(difference < 1e-3), f"{difference:.1e} apart")
         report.note(
-            "PyLate takes the best frame of each word, from float32; ours weighs all of them, both ways (AOSM),"
-            " from float16 as it is stored."
+            "PyLate takes the best frame of each word, from float32; ours weighs all of them, both ways"
+            " (AOSM), from float16 as it is stored."
         )
 
 

@@ -68,6 +68,10 @@ class TextTokenizer(Protocol):
     def unknown_words(self, text: str) -> list[str]:
         """Words of `text` that the model has no embedding for, in order, each once."""
 
+    def seems_foreign(self, text: str) -> bool:
+        """Whether `text` is in a language other than the one that these tokens were made for, as far as can
+        be told; False where they were made for many."""
+
     def save(self, directory: Path) -> None:
         """Write what `load_tokenizer` needs next to the config, if anything, into a new `directory`."""
 
@@ -77,6 +81,17 @@ def _require_unicode(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise TokenError("the text holds a lone surrogate; send valid Unicode") from None
+
+
+_LITTLE_WORDS = frozenset(
+    """
+    der die das dem den ein eine einen einem und im am auf mit für über zu le la les un une des du dans sur
+    est et au aux el los las una en y con por al il lo gli di nel alla sulla della um uma os do da em na ao à
+    een het de op van met zijn och ett på till av är
+    """.split()  # noqa: SIM905
+)
+"""Articles, prepositions and the like of German, French, Spanish, Italian, Portuguese, Dutch and Swedish that
+are no English words: CLIP has a token for each."""
 
 
 class Tokenizer:
@@ -156,6 +171,22 @@ class Tokenizer:
         words = dict.fromkeys(regex.findall(r"[\p{L}\p{N}']+", text.lower()))
         return [word for word in words if self.unknown_id in self.encode(word)]
 
+    def seems_foreign(self, text: str) -> bool:
+        """Whether `text` is not English, as far as can be told (benchmarks/facts/relevance.py measures it).
+
+        CLIP's tokens were learnt from English: its words are one token each, those of other languages are cut
+        into several, apart from names and from little words that are common on the web. Where a model has a
+        vocabulary of its own, its unknown words say more.
+        """
+        words = regex.findall(r"[\p{L}\p{M}']+", text.lower())
+        if not words or self._rows is not None:
+            return False
+        if 2 * sum(regex.search(r"\p{Latin}", word) is None for word in words) > len(words):
+            return True
+        num_cut = sum(len(self._clip.encode(word)) > 1 for word in words)
+        num_little = sum(word in _LITTLE_WORDS for word in words)
+        return num_little >= 2 or (num_cut >= 2 and 4 * num_cut >= len(words)) or bool(num_cut and num_little)
+
 
 class HubTokenizer:
     """A tokenizer of transformers, called as open_clip calls it; loaded when it is first needed.
@@ -230,6 +261,10 @@ class HubTokenizer:
             if tokenizer.unk_token_id
             in tokenizer(self._wrapper.clean_fn(word), add_special_tokens=False)["input_ids"]
         ]
+
+    def seems_foreign(self, text: str) -> bool:
+        """False: most of these were made for a hundred languages."""
+        return False
 
     def save(self, directory: Path) -> None:
         """Write the tokenizer's own files, so that the saved model needs no network."""

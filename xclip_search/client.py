@@ -142,6 +142,8 @@ class SearchOptions(TypedDict, total=False):
     num_moments: int
     text_match: TextMatch
     filter: Filter | None
+    without: str | None
+    """The field `not`, whose name Python keeps for itself."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,9 @@ class AsyncClient:
 
     async def search(self, query: str, **options: Unpack[SearchOptions]) -> SearchAnswerBody:
         """Find videos by what is to be seen; `limit` and `offset` say which of the results, best first."""
-        return await self._ask(SearchAnswerBody, _Request("POST", "search", json={"query": query, **options}))
+        return await self._ask(
+            SearchAnswerBody, _Request("POST", "search", json=_search_body(options, query=query))
+        )
 
     async def search_all(
         self, query: str, *, max_results: int | None = None, **options: Unpack[SearchOptions]
@@ -246,7 +250,7 @@ class AsyncClient:
         self, queries: Sequence[str], **options: Unpack[SearchOptions]
     ) -> SearchAnswersBody:
         """Search for 1 to 32 texts in one request."""
-        body = {"queries": list(queries), **options}
+        body = _search_body(options, queries=list(queries))
         return await self._ask(SearchAnswersBody, _Request("POST", "search", json=body))
 
     async def similar(self, video_id: str, **options: Unpack[SimilarOptions]) -> SimilarAnswerBody:
@@ -590,6 +594,11 @@ def _path_segment(text: str) -> str:
     if text in ("", ".", ".."):
         raise ValueError(f"{text!r} is no id")
     return quote(text, safe="")
+
+
+def _search_body(options: SearchOptions, **texts: Any) -> dict[str, Any]:
+    fields = {"not" if name == "without" else name: value for name, value in options.items()}
+    return {**texts, **fields}
 
 
 def _similar_fields(options: SimilarOptions) -> dict[str, str]:

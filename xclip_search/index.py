@@ -280,6 +280,9 @@ def search(
         ),
     ] = TextMatchName.off,
     filter_json: FilterOption = None,
+    without: Annotated[
+        str | None, typer.Option("--not", help="What is not wanted: a part of its score is subtracted.")
+    ] = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "torch",  # One search takes less time than loading another one.
@@ -296,15 +299,20 @@ def search(
       xclip-search search "rain" --server http://127.0.0.1:8000 --limit 3
 
       xclip-search search "holiday crete" --index my-index --text-match boost
+      xclip-search search "a boat" --not "a red boat" --index my-index
 
       xclip-search search --image photo.jpg --index my-index
     """
     directory = directory_or_server(context, index, server, local_only=("model", "device", "runtime"))
     if (text is None) == (media is None):
         stop("say what to look for: a sentence, or --image FILE, or --video FILE")
-    if media is not None and (mode != ModeName.rerank or text_match != TextMatchName.off):
-        stop("--mode and --text-match are for searches by text")
+    if media is not None and (
+        mode != ModeName.rerank or text_match != TextMatchName.off or without is not None
+    ):
+        stop("--mode, --text-match and --not are for searches by text")
     query, options = " ".join(text or ()), {"limit": limit, "filter": parse_json(filter_json)}
+    if media is None:
+        options |= {"mode": mode.value, "text_match": text_match.value, "without": without}
     if directory is None:
         of_pages = {"thumbnail_url", "media_url", "preview_url", "playable", "explanation"}
         with connect(server, key) as client:
@@ -312,11 +320,9 @@ def search(
             if media is not None:
                 found = client.search_media(media, **options)
             else:
-                found = client.search(query, mode=mode.value, text_match=text_match.value, **options)
+                found = client.search(query, **options)
             answer = found.model_dump(exclude={"results": {"__all__": of_pages}})
     else:
-        if media is None:
-            options |= {"mode": mode.value, "text_match": text_match.value}
         answer = _search_here(
             directory, model, {"device": device, "runtime": runtime}, media or query, options
         )

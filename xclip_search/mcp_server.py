@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel, Field
 
+from indexer.search.types import Match
 from xclip_search.console import make_app, stop
 from xclip_search.videos import KeyOption, ServerOption
 
@@ -56,6 +57,7 @@ class Found(BaseModel):
     title: str | None
     score: float
     percentile: float | None = Field(description="How much of the index scores lower, 0 to 100.")
+    match: Match | None = Field(description="How surely it is what was asked for.")
     duration_seconds: float
     recorded_at: datetime | None
     metadata: dict[str, Any]
@@ -238,6 +240,7 @@ def _found(result: ResultAnswer) -> Found:
         title=result.title,
         score=result.score,
         percentile=result.percentile,
+        match=result.match,
         duration_seconds=result.duration_seconds,
         recorded_at=result.recorded_at,
         metadata=result.metadata,

@@ -6,6 +6,11 @@ says how rare such a score is for one pair taken at random. It is no probability
 the best of many chance scores is high: among a hundred thousand segments, a hundred lie above the percentile
 99.9 by chance.
 
+How many segments of an index chance puts as high as a result is the expectation value of that result, as in
+sequence search (Karlin and Altschul, PNAS 1990): the share of chance pairs that reach its score, times the
+number of segments that were searched. `Match` says it in words. Models that were trained with a sigmoid have
+a probability instead.
+
 The two scores that results are ordered by, the mean of the model's scores and (in `coarse` mode)
 `video_sentence` alone, have a baseline each.
 """
@@ -15,6 +20,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,7 +31,7 @@ from numpy.typing import NDArray
 
 from indexer.coarse.index import CoarseIndex
 from indexer.features.reader import FeatureReader
-from indexer.search.types import SearchMode
+from indexer.search.types import Match, SearchMode
 from indexer.store.sqlite.connections import raise_if_cancelled
 
 if TYPE_CHECKING:
@@ -37,6 +43,22 @@ MIN_SEGMENTS: Final = 10
 MIN_TEXTS: Final = 12
 STALE_SHARE: Final = 0.1
 """Changes since, as a share of the segments then, that make a baseline stale."""
+
+MATCH_BOUNDS: Final[tuple[tuple[Match, float], ...]] = (("strong", 0.1), ("likely", 1.0), ("weak", 10.0))
+"""Expectation values below which a result is such a match; `none` above all of them
+(benchmarks/facts/relevance.py measures how often each is right)."""
+
+PROBABILITY_BOUNDS: Final[tuple[tuple[Match, float], ...]] = (
+    ("strong", 0.5),
+    ("likely", 0.1),
+    ("weak", 0.01),
+)
+"""Probabilities from which on a result is such a match, where the model has them."""
+
+TAIL_SHARE: Final = 0.01
+"""Of the baseline: above it the share of higher scores is taken to fall exponentially (the generalised Pareto
+distribution of excesses with shape 0; Pickands, Annals of Statistics 1975). A sample of some ten thousand
+does not hold the scores that one pair in millions reaches."""
 
 _SEGMENTS_AT_ONCE: Final = 128
 _TEXTS_AT_ONCE: Final = 8
@@ -79,6 +101,19 @@ class Baseline:
         below = np.searchsorted(baseline, scores, side="left")
         # Rounded down, so that a result's percentile given as `min_percentile` does not leave it out.
         return [math.floor(1000 * share) / 1000 for share in (100.0 * below / len(baseline)).tolist()]
+
+    def matches(
+        self, mode: SearchMode, scores: NDArray[np.float32], num_segments: int
+    ) -> list[Match] | list[None]:
+        """For each score how surely it is none of chance; None where the baseline is empty.
+
+        num_segments: that were searched.
+        """
+        baseline = self._of(mode)
+        if not len(baseline):
+            return [None] * len(scores)
+        expected = num_segments * _share_above(baseline, scores)
+        return [_first_bound(value, MATCH_BOUNDS, is_upper=True) for value in expected.tolist()]
 
     def least_score(self, mode: SearchMode, percentile: float) -> float | None:
         """The lowest score of at least this percentile; None where every score is."""
@@ -157,6 +192,28 @@ class BaselineScores:
                     parts.append(self._model.encode_text(known[start : start + _TEXTS_AT_ONCE]))
             self._texts = type(parts[0]).cat(parts)
         return self._texts
+
+
+def match_of_probability(probability: float) -> Match:
+    """In words what a model with a sigmoid says of a result, 0 to 1."""
+    return _first_bound(probability, PROBABILITY_BOUNDS, is_upper=False)
+
+
+def _first_bound(value: float, bounds: Sequence[tuple[Match, float]], *, is_upper: bool) -> Match:
+    for match, bound in bounds:
+        if value < bound if is_upper else value >= bound:
+            return match
+    return "none"
+
+
+def _share_above(baseline: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The share of chance pairs that reach each score, float64 [N]. baseline: ascending, not empty."""
+    num_tail = max(1, round(TAIL_SHARE * len(baseline)))
+    start = float(baseline[-num_tail])
+    mean_excess = max(float(baseline[-num_tail:].mean(dtype=np.float64)) - start, 1e-6)
+    counted = 1 - np.searchsorted(baseline, scores, side="left") / len(baseline)
+    beyond = np.maximum(scores.astype(np.float64) - start, 0.0)
+    return np.where(scores > start, num_tail / len(baseline) * np.exp(-beyond / mean_excess), counted)
 
 
 def sample_segments(segment_ids: NDArray[np.int64], count: int) -> NDArray[np.int64]:

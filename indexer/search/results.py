@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from indexer.features.reader import FeatureReader
 from indexer.features.scorable import ScorableSegments
 from indexer.search.ordering import ScoredSegments
 from indexer.search.types import (
     DEFAULT_MOMENTS,
+    NOT_WEIGHT,
     Explanation,
+    Match,
     Moment,
     SearchResult,
     Segment,
@@ -53,6 +56,14 @@ class Page:
         return [info.frame_times for info, _ in self.records]
 
 
+@dataclass(frozen=True)
+class Relevance:
+    """Of each result of a page `SearchResult.percentile` and `match`."""
+
+    percentiles: Sequence[float | None]
+    matches: Sequence[Match | None]
+
+
 def read_page(ordered: ScoredSegments, page: slice, catalog: SearchedStore, features: FeatureReader) -> Page:
     """What the catalog says about the results of a page; those deleted by now are replaced by the next."""
     has_gaps = False
@@ -74,10 +85,10 @@ def make_results(
     moments: Sequence[Sequence[Moment]],
     *,
     first_rank: int,
-    percentiles: Sequence[float | None] | None = None,
+    relevance: Relevance | None = None,
     explanations: Sequence[Explanation] | None = None,
 ) -> list[SearchResult]:
-    """The results of a page. moments, percentiles, explanations: in its order; None where there are none."""
+    """The results of a page. moments, relevance, explanations: in its order; None where there are none."""
     return [
         SearchResult(
             id=video.id,
@@ -93,7 +104,8 @@ def make_results(
             segment=Segment(info.start_seconds, info.end_seconds),
             moments=moments[row],
             explanation=None if explanations is None else explanations[row],
-            percentile=None if percentiles is None else percentiles[row],
+            percentile=None if relevance is None else relevance.percentiles[row],
+            match=None if relevance is None else relevance.matches[row],
             media_start_seconds=video.media_start_seconds,
         )
         for row, (info, video) in enumerate(page.records)
@@ -107,27 +119,46 @@ def named_scores(parts: NDArray[np.float32]) -> dict[str, float | None]:
     }
 
 
+@dataclass(frozen=True, eq=False)
+class AskedTexts:
+    """The text of a query, and perhaps one that is not wanted, whose scores are subtracted.
+
+    features: of T = 1 or 2 texts, the wanted one first.
+    """
+
+    features: TextFeatures
+
+    @property
+    def wanted(self) -> TextFeatures:
+        """Of the query alone, T = 1."""
+        return self.features[:1]
+
+    def combine(self, rows: Tensor) -> Tensor:
+        """What holds for the query, [...], of what holds for each of its texts, float [T, ...]."""
+        return rows[0] if len(rows) == 1 else rows[0] - NOT_WEIGHT * rows[1]
+
+
 @torch.inference_mode()
 def score_segments(
-    model: XClip, text: TextFeatures, features: ScorableSegments, wanted: Collection[str]
+    model: XClip, asked: AskedTexts, features: ScorableSegments, wanted: Collection[str]
 ) -> ScoredSegments:
-    """The wanted scores of one text with N segments, and their total where they suffice for it."""
+    """The wanted scores of a query with N segments, and their total where they suffice for it."""
     if not len(features):
         return ScoredSegments.none()
-    scores = model.score(text, features.videos, wanted)
-    columns = [getattr(scores, name)[0] for name in SCORE_NAMES]
-    table = torch.stack([*columns, scores.total[0]], dim=1).float().cpu().numpy()
+    scores = model.score(asked.features, features.videos, wanted)
+    columns = [asked.combine(getattr(scores, name)) for name in (*SCORE_NAMES, "total")]
+    table = torch.stack(columns, dim=1).float().cpu().numpy()
     return ScoredSegments(features.segment_ids, features.video_keys, table[:, -1], table[:, :-1])
 
 
-def complete_scores(model: XClip, text: TextFeatures, page: Page) -> Page:
+def complete_scores(model: XClip, asked: AskedTexts, page: Page) -> Page:
     """The page with all scores of its results, also those that the total does not need, and with the total of
     results from behind the rerank window. What is known already stays: the order was made by it."""
     hits = page.hits
     unknown = np.flatnonzero(np.isnan(hits.total) | np.isnan(hits.parts).any(axis=1))
     if not len(unknown):
         return page
-    scored = score_segments(model, text, page.features[unknown], SCORE_NAMES)
+    scored = score_segments(model, asked, page.features[unknown], SCORE_NAMES)
     total, parts = hits.total.copy(), hits.parts.copy()
     total[unknown] = np.where(np.isnan(total[unknown]), scored.total, total[unknown])
     parts[unknown] = np.where(np.isnan(parts[unknown]), scored.parts, parts[unknown])
@@ -194,6 +225,8 @@ def text_warnings(model: XClip, text: str) -> list[str]:
         warnings.append(
             f"the query is too long: the model reads the first {num_read} of its {num_tokens} tokens"
         )
+    if model.tokenizer.seems_foreign(text):
+        warnings.append("the query does not look like English, the language that the model was trained on")
     return warnings
 
 
@@ -204,6 +237,11 @@ def texts_warnings(model: XClip, texts: Sequence[str]) -> list[str]:
     num_cut = sum(model.tokenizer.num_tokens(text) > num_read for text in texts)
     if num_cut:
         warnings.append(f"{num_cut} of the texts are too long: the model reads their first {num_read} tokens")
+    num_foreign = sum(model.tokenizer.seems_foreign(text) for text in texts)
+    if num_foreign:
+        warnings.append(
+            f"{num_foreign} of the texts do not look like English, the language that the model was trained on"
+        )
     return warnings
 
 

@@ -26,7 +26,7 @@ from indexer.errors import FingerprintMismatchError
 from indexer.features.reader import FeatureReader
 from indexer.features.scorable import ScorableSegments
 from indexer.ingest.encoding import index_fingerprint
-from indexer.search.baseline import Baseline, BaselineScores
+from indexer.search.baseline import Baseline, BaselineScores, match_of_probability
 from indexer.search.ordering import (
     CoarseHits,
     CoarseOrder,
@@ -37,7 +37,9 @@ from indexer.search.ordering import (
 )
 from indexer.search.refreshing import IndexRefresher
 from indexer.search.results import (
+    AskedTexts,
     Page,
+    Relevance,
     complete_scores,
     explain_segments,
     find_moments,
@@ -63,6 +65,7 @@ from indexer.search.types import (
     Timings,
     as_filter,
     check_batch,
+    texts_of,
 )
 from indexer.store.filters import Filter
 from indexer.store.records import Matches, WordMatches
@@ -199,11 +202,12 @@ class Searcher:
             InvalidQueryError, and what `search` raises.
         """
         check_batch(queries)
-        encoded = encoded or self.encode([query.text for query in queries])
-        first, texts = queries[0], encoded.features
+        encoded = encoded or self.encode(texts_of(queries))
+        first, asked = queries[0], _asked_texts(encoded.features, len(queries))
         together = StageTimes(encode_seconds=encoded.seconds)
         with together.measuring("encode"), torch.inference_mode():
-            vectors = self.model.coarse_query(texts).float().cpu().numpy()
+            rows = [one.combine(self.model.coarse_query(one.features)) for one in asked]
+            vectors = torch.stack(rows).float().cpu().numpy()
         with together.measuring("coarse"):
             num_videos = self._sync()
             allowed = self._allowed(first.filter)
@@ -222,7 +226,7 @@ class Searcher:
             for stage in ("encode", "coarse"):
                 stages.add(stage, together.seconds(stage) / len(queries))
             search = _Search(
-                query, texts[row : row + 1], vectors[row], num_videos, allowed, least_score, hits[row], stages
+                query, asked[row], vectors[row], num_videos, allowed, least_score, hits[row], stages
             )
             answers.append(self._answer(search, baseline, shared_seconds))
         self._refresher.start_where_needed(after_search=True)
@@ -263,19 +267,19 @@ class Searcher:
         search, page = self._find_page(search)
         if query.mode != "coarse":
             with stages.measuring("rerank"):
-                page = complete_scores(self.model, search.text, page)
-        moments = find_moments(self.model, search.text, page.features, page.frame_times, query.num_moments)
-        percentiles = None if baseline is None else baseline.percentiles(query.mode, page.hits.total)
+                page = complete_scores(self.model, search.asked, page)
+        text = search.asked.wanted
+        moments = find_moments(self.model, text, page.features, page.frame_times, query.num_moments)
+        num_searched = self._index.num_segments if search.allowed is None else len(search.allowed)
+        relevance = self._relevance(search, page, baseline, num_searched)
         explanations = None
         if query.explain:
-            explanations = explain_segments(
-                self.model, query.text, search.text, page.features, page.frame_times
-            )
+            explanations = explain_segments(self.model, query.text, text, page.features, page.frame_times)
         results = make_results(
             page,
             moments,
             first_rank=query.offset + 1,
-            percentiles=percentiles,
+            relevance=relevance,
             explanations=explanations,
         )
         warnings = text_warnings(self.model, query.text)
@@ -285,9 +289,10 @@ class Searcher:
                 replace(result, text_hits=of_one) for result, of_one in zip(results, hits, strict=True)
             ]
             warnings += words_warnings(search.words)
+        if query.without is not None:
+            warnings += text_warnings(self.model, query.without)
         if query.min_percentile is not None and baseline is not None and baseline.is_empty:
             warnings.append("the index is too small for percentiles: nothing was left out by min_percentile")
-        num_searched = self._index.num_segments if search.allowed is None else len(search.allowed)
         return SearchAnswer(
             query=query.text,
             mode=query.mode,
@@ -304,6 +309,22 @@ class Searcher:
             ),
             results=results,
         )
+
+    def _relevance(
+        self, search: _Search, page: Page, baseline: Baseline | None, num_searched: int
+    ) -> Relevance | None:
+        """Of each result of a page; None where a text is subtracted, or there is no baseline yet."""
+        mode, total = search.query.mode, page.hits.total
+        if search.query.without is not None:
+            return None
+        percentiles = None if baseline is None else baseline.percentiles(mode, total)
+        probabilities = self.model.probability(torch.from_numpy(total))
+        if probabilities is not None:
+            matches = [match_of_probability(probability) for probability in probabilities.tolist()]
+            return Relevance(percentiles or [None] * len(total), matches)
+        if baseline is None or percentiles is None:
+            return None
+        return Relevance(percentiles, baseline.matches(mode, total, num_searched))
 
     def _find_page(self, search: _Search) -> tuple[_Search, Page]:
         """The page of a query. Where deletions meanwhile left it short, the search is repeated: as such it
@@ -339,7 +360,7 @@ class Searcher:
         """Segments with what their mode orders by as their total."""
         size = self._block_size
         blocks = (self._features.get(ids[row : row + size]) for row in range(0, len(ids), size))
-        scored = ScoredSegments.cat([ScoredSegments.none(), *self._scored(search.text, blocks)])
+        scored = ScoredSegments.cat([ScoredSegments.none(), *self._scored(search.asked, blocks)])
         if search.query.mode != "coarse":
             return scored
         column = SCORE_NAMES.index("video_sentence")
@@ -352,7 +373,7 @@ class Searcher:
         if query.mode == "exhaustive":
             with stages.measuring("rerank"):
                 ids = self._index.segment_ids() if search.allowed is None else search.allowed.ids
-                scored = self._scored(search.text, self._features.blocks(ids, size))
+                scored = self._scored(search.asked, self._features.blocks(ids, size))
                 keep = query.num_wanted + SPARE_RESULTS
                 return best_of_blocks(scored, keep, query.group_by).at_least(search.least_score)
         coarse = CoarseOrder(
@@ -365,15 +386,15 @@ class Searcher:
             with stages.measuring("rerank"):
                 ids = hits[1]
                 blocks = (self._features.get(ids[row : row + size]) for row in range(0, len(ids), size))
-                window = ScoredSegments.cat([window, *self._scored(search.text, blocks)])
+                window = ScoredSegments.cat([window, *self._scored(search.asked, blocks)])
         with stages.measuring("coarse"):
             return order_candidates(coarse, query, hits, window, search.least_score)
 
-    def _scored(self, text: TextFeatures, blocks: Iterable[ScorableSegments]) -> Iterator[ScoredSegments]:
+    def _scored(self, asked: AskedTexts, blocks: Iterable[ScorableSegments]) -> Iterator[ScoredSegments]:
         for block in blocks:
             raise_if_cancelled()
             # What the total averages; a page is completed when it is known which results it has.
-            yield score_segments(self.model, text, block, self.model.config.score_names)
+            yield score_segments(self.model, asked, block, self.model.config.score_names)
 
     # Other searches
 
@@ -459,6 +480,13 @@ class Searcher:
         self._baseline.make(only_first=True)
 
 
+def _asked_texts(features: TextFeatures, num_queries: int) -> list[AskedTexts]:
+    """Of each query; features: of what `texts_of` gave."""
+    if len(features) == num_queries:
+        return [AskedTexts(features[row : row + 1]) for row in range(num_queries)]
+    return [AskedTexts(features[[row, num_queries]]) for row in range(num_queries)]
+
+
 @dataclass(frozen=True, eq=False)
 class _Search:
     """One query in progress.
@@ -469,7 +497,7 @@ class _Search:
     """
 
     query: SearchQuery
-    text: TextFeatures
+    asked: AskedTexts
     vector: NDArray[np.float32]
     num_videos: int
     allowed: SegmentSet | None

@@ -16,6 +16,7 @@ from indexer.store.filters import Filter, parse_filter
 SearchMode = Literal["rerank", "coarse", "exhaustive"]
 GroupBy = Literal["video", "segment"]
 TextMatch = Literal["off", "boost", "only"]
+Match = Literal["strong", "likely", "weak", "none"]
 Stage = Literal["encode", "coarse", "rerank"]
 
 MAX_QUERY_LENGTH = 10_000
@@ -28,6 +29,10 @@ MAX_MOMENTS = 64
 DEFAULT_LIMIT = 10
 DEFAULT_CANDIDATES = 200
 DEFAULT_MOMENTS = 3
+
+NOT_WEIGHT = 0.3
+"""What the score of a text that is not wanted counts, when it is subtracted. Of 0 to 1 it gave the most right
+results (benchmarks/facts/less_of.py): more also pushes away what is wanted, which resembles it."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class SearchQuery:
         text_match: Whether words of the text in titles, metadata and transcripts count: `off`; `boost`, they
             bring videos forward; `only`, only videos that have some, ordered by them, see
             `indexer.search.text_matching`.
+        without: A text that is not wanted, as `text`, or None: NOT_WEIGHT times its score is subtracted from
+            every score, also in the coarse stage. There are no percentiles then.
 
     Raises:
         InvalidQueryError: A field is out of its range; the message names it.
@@ -75,9 +82,14 @@ class SearchQuery:
     min_percentile: float | None = None
     num_moments: int = DEFAULT_MOMENTS
     text_match: TextMatch = "off"
+    without: str | None = None
 
     def __post_init__(self) -> None:
         check_text("text", self.text)
+        if self.without is not None:
+            check_text("without", self.without)
+            if self.min_percentile is not None:
+                raise InvalidQueryError("min_percentile and a text that is not wanted cannot be combined")
         check_page(self.limit, self.offset)
         _check_integer("candidates", self.candidates, 1, MAX_CANDIDATES)
         _check_integer("num_moments", self.num_moments, 1, MAX_MOMENTS)
@@ -181,6 +193,8 @@ class SearchResult:
     percentile: how much of the index's baseline scores lies below the score, 0 to 100, see
         `indexer.search.baseline`; None where they are not known (yet).
     text_hits: where words of the query are, if `text_match` asked for it.
+    match: how surely the result is what was asked for, see `indexer.search.baseline`; None where that is not
+        known.
     """
 
     id: str
@@ -199,6 +213,7 @@ class SearchResult:
     percentile: float | None = None
     media_start_seconds: float = 0.0
     text_hits: Sequence[TextHit] = ()
+    match: Match | None = None
 
 
 @dataclass(frozen=True)
@@ -327,6 +342,12 @@ class TextsAnswer:
             ),
             [replace(result, rank=rank) for rank, result in enumerate(results, start=1)],
         )
+
+
+def texts_of(queries: Sequence[SearchQuery]) -> list[str]:
+    """What has to be encoded for queries that differ in their texts alone: these, and what is not wanted."""
+    unwanted = queries[0].without
+    return [*(query.text for query in queries), *([] if unwanted is None else [unwanted])]
 
 
 def check_text(name: str, text: object) -> None:

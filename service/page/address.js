@@ -5,6 +5,7 @@ const isLength = (text) => Number(text) >= 0 && Number(text) < Infinity;
 
 // Each filter, and whether a text is a valid value: invalid values in an address edited by hand are ignored.
 const FILTERS = {
+  without: () => true,
   title: () => true,
   min: isLength,
   max: isLength,
@@ -61,4 +62,4 @@ export function sameList(first, second) {
   return list(first) === list(second);
 }
 
-export const NO_FILTERS = { title: "", min: "", max: "", since: "", from: "", until: "", strong: "", words: "", metadata: [] };
+export const NO_FILTERS = { without: "", title: "", min: "", max: "", since: "", from: "", until: "", strong: "", words: "", metadata: [] };

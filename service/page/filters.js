@@ -48,6 +48,7 @@ function without(filters, name) {
 
 function chipTexts(filters) {
   const found = [];
+  if (filters.without) found.push([`Less of “${filters.without}”`, without(filters, "without")]);
   if (filters.title) found.push([`Title contains “${filters.title}”`, without(filters, "title")]);
   if (filters.min) found.push([`At least ${clock(Number(filters.min))} long`, without(filters, "min")]);
   if (filters.max) found.push([`At most ${clock(Number(filters.max))} long`, without(filters, "max")]);
@@ -102,7 +103,8 @@ export function showChips(state, likeItem, go) {
 }
 
 function fill(filters) {
-  for (const name of ["title", "min", "max", "since", "from", "until", "strong", "words"]) form.elements[name].value = filters[name];
+  const names = ["without", "title", "min", "max", "since", "from", "until", "strong", "words"];
+  for (const name of names) form.elements[name].value = filters[name];
   relate();
 }
 

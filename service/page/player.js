@@ -81,6 +81,7 @@ function showScores(item) {
     const share = topShare(item.percentile);
     if (share) match.append(element("span", "badge", share));
     match.append(element("span", "quiet", ` better than ${item.percentile.toFixed(1)} % of unrelated pairs`));
+    if (item.match) match.append(element("span", "quiet", `, ${item.match === "none" ? "as much as chance gives" : `a ${item.match} match`}`));
   }
   const bars = element("dl", "bars");
   fillBars(bars, item, scoreRanges(hooks.items()));

@@ -71,7 +71,8 @@ async function searchPage(after, signal) {
   const body = { query: state.query, limit: PAGE_SIZE, offset, num_moments: MOST_MOMENTS };
   const filter = toFilter(state.filters);
   if (filter !== null) body.filter = filter;
-  if (state.filters.strong) body.min_percentile = Number(state.filters.strong);
+  if (state.filters.without) body.not = state.filters.without;
+  else if (state.filters.strong) body.min_percentile = Number(state.filters.strong);
   if (state.filters.words) body.text_match = state.filters.words;
   const answer = await send("search", "POST", body, signal);
   const milliseconds = Math.max(1, Math.round(1000 * answer.timings.total_seconds));
@@ -81,6 +82,7 @@ async function searchPage(after, signal) {
     warnings: answer.warnings,
     status: `${count(answer.num_videos, "video")} searched in ${milliseconds} ms`,
     total: answer.num_videos,
+    isPoor: offset === 0 && ["weak", "none"].includes(answer.results[0]?.match),
   };
 }
 
@@ -153,6 +155,21 @@ async function loadRetrying(after, signal) {
   }
 }
 
+// Some video is always the nearest: where chance alone would give as much, the results wait behind a button.
+function hideBehindNotice() {
+  const reveal = () => {
+    hideNotice();
+    show(results, true);
+    show(more, next !== null);
+    focusCardAt(0);
+  };
+  show(results, false);
+  show(more, false);
+  showNotice("Nothing matches well", "No video of the index stands out for this description. Say it in other words, or look at the nearest ones.", [
+    ["Show the nearest videos", reveal], newest,
+  ]);
+}
+
 function nothingFound(total) {
   if (numActive(state.filters)) {
     stop("Nothing matches the filters", "Remove one of them above, or all:", [
@@ -203,6 +220,7 @@ async function run(isMore) {
     showChips(state, likeItem, go);
     show(more, next !== null);
     if (!items.length) nothingFound(page.total);
+    else if (!isMore && page.isPoor) hideBehindNotice();
     if (focusWasOnMore && (items.length > numBefore || more.hidden)) focusCardAt(Math.min(numBefore, items.length - 1));
   } catch (error) {
     if (!signal.aborted) failed(error, isMore);
@@ -216,6 +234,7 @@ export function load(wanted) {
   items = [];
   next = null;
   hideNotice();
+  show(results, true);
   show(more, false);
   showWarnings([]);
   showChips(state, likeItem?.id === state.like ? likeItem : null, go);

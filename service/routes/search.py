@@ -17,7 +17,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from indexer.search.types import SearchAnswer, SearchQuery, SearchResult, TextsAnswer
+from indexer.search.types import SearchAnswer, SearchQuery, SearchResult, TextsAnswer, texts_of
 from service.auth.access import READ
 from service.errors import (
     FilterTooCostlyError,
@@ -72,7 +72,7 @@ async def search(request: Request, body: SearchRequest, service: Service) -> Res
     root_path = request.scope.get("root_path", "")
     if body.queries is None:
         query, pieces = SearchQuery(text=str(body.query), **fields), Pieces()
-        encode = partial(service.searcher.encode, [query.text])
+        encode = partial(service.searcher.encode, texts_of([query]))
 
         def answer_it(*encoded: EncodedTexts) -> SearchAnswer:
             # Its JSON is made in the same thread: another one would be one more wait for Python's lock.
@@ -87,7 +87,7 @@ async def search(request: Request, body: SearchRequest, service: Service) -> Res
     timings, pieces = [], Pieces()
     for first in range(0, len(queries), QUERIES_AT_ONCE):
         some = queries[first : first + QUERIES_AT_ONCE]
-        encode = partial(service.searcher.encode, [query.text for query in some])
+        encode = partial(service.searcher.encode, texts_of(some))
         search_some = partial(service.searcher.search_all, some)
         part = await service.search_limiter.run(search_some, prepare=encode, begun=first > 0)
         timings.append(part.timings)

@@ -15,6 +15,7 @@ from indexer.search.types import (
     MAX_MOMENTS,
     MAX_OFFSET,
     GroupBy,
+    Match,
     SearchMode,
     TextMatch,
 )
@@ -43,7 +44,11 @@ _TOGETHER = {
     "oneOf": [
         {"required": ["query"], "properties": {"query": {"type": "string"}, "queries": {"type": "null"}}},
         {"required": ["queries"], "properties": {"query": {"type": "null"}, "queries": {"type": "array"}}},
-    ]
+    ],
+    "not": {
+        "required": ["not", "min_percentile"],
+        "properties": {"not": {"type": "string"}, "min_percentile": {"type": "number"}},
+    },
 }
 """What `SearchRequest` requires of its fields together, as JSON Schema."""
 
@@ -99,6 +104,12 @@ class SearchRequest(Request):
         description="Whether words of the query in titles, metadata and transcripts count. off: meaning"
         " alone; boost: they bring videos forward; only: only videos that have some, ordered by them.",
     )
+    without: QueryText | None = Field(
+        default=None,
+        alias="not",
+        description="What is not wanted: 0.3 times its score is subtracted. There are no percentiles then.",
+        examples=["red"],
+    )
     explain: bool = Field(default=False, description="Add tokens, frame times and the word-by-frame matrix.")
     filter: Filter | None = Field(
         default=None,
@@ -111,6 +122,8 @@ class SearchRequest(Request):
     def _check_together(self) -> Self:
         if (self.query is None) == (self.queries is None):
             raise ValueError("Give either query or queries.")
+        if self.without is not None and self.min_percentile is not None:
+            raise ValueError("min_percentile cannot be combined with not: there are no percentiles then.")
         most = MAX_EXPLAINED_RESULTS if self.explain else MAX_RESULTS
         if self.limit * len(self.queries or ("",)) > most:
             raise ValueError(
@@ -179,6 +192,11 @@ class ResultAnswer(Answer):
     score: float
     percentile: float | None = Field(
         description="How much of the index's baseline scores lies below, 0 to 100; null where not known."
+    )
+    match: Match | None = Field(
+        default=None,
+        description="How surely it is what was asked for: by how many segments chance puts as high."
+        " Null where that is not known.",
     )
     scores: ScoresAnswer
     title: str | None

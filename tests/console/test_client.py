@@ -142,6 +142,7 @@ def keep(service: Service, clip: Path) -> str:
 def exercise(client: Any, video_id: str, folder: Path) -> list[Callable[[], Any]]:
     """Every method once, with fitting arguments."""
     (folder / "file").write_bytes(MP4)
+    (folder / "lines.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n")
     return [
         lambda: client.search("a dog", limit=1),
         lambda: client.search_many(["a", "b"]),
@@ -158,6 +159,10 @@ def exercise(client: Any, video_id: str, folder: Path) -> list[Callable[[], Any]
         lambda: client.delete_video("none"),
         lambda: client.get_job("none"),
         lambda: client.search_media(folder / "file", limit=1, filter={"title": "x"}),
+        lambda: client.put_transcript(video_id, folder / "lines.srt", track="en"),
+        lambda: client.list_transcripts(video_id),
+        lambda: client.get_transcript(video_id, "en"),
+        lambda: client.delete_transcript(video_id, "en"),
         lambda: client.wait_for_job("none"),
         lambda: client.cancel_job("none"),
         lambda: client.list_jobs(),

@@ -26,6 +26,7 @@ from model import (
 from model.aggregation import attend
 from model.preprocessing import Resizing
 from model.scoring import ScoreHead
+from model.tokenization import Tokenizer
 
 W, F, D, R = 32, 8, 32, 32
 
@@ -355,3 +356,37 @@ def test_preprocessing_always_gives_the_square_and_keeps_a_flat_colour(height, w
 def test_importing_the_package_loads_no_torch():
     code = "import sys, model, model.preprocessing; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ein Hund läuft am Strand",
+        "un chien court sur la plage",
+        "un perro corre por la playa",
+        "pies biegnie po plaży",
+        "собака бежит по пляжу",
+        "一只狗在海滩上奔跑",
+        "犬が浜辺を走っている",
+        "كلب يركض على الشاطئ",
+    ],
+)
+def test_a_text_in_another_language_seems_foreign_to_clip_s_tokenizer(text: str) -> None:
+    assert Tokenizer(77).seems_foreign(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a dog runs on the beach",
+        "Angela Merkel speaks in parliament",
+        "a café in Montmartre",
+        "sushi",
+        "a boat, then a red car; 12 birds",
+        "42",
+        "🐕",
+    ],
+)
+def test_english_with_names_and_signs_does_not_seem_foreign(text: str) -> None:
+    assert not Tokenizer(77).seems_foreign(text)
+    assert not Tokenizer(77, ("a", "dog")).seems_foreign("ein Hund am Strand"), "its unknown words say more"

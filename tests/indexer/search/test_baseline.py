@@ -9,6 +9,7 @@ from threading import Event, Thread
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,6 +61,33 @@ def test_a_percentile_is_the_share_of_the_baseline_below() -> None:
     asked = np.array([0.0, 1.0, 2.0, 3.0, 5.0], np.float32)
     assert baseline.percentiles("rerank", asked) == [0.0, 0.0, 25.0, 75.0, 100.0]
     assert make_baseline([]).percentiles("coarse", asked) == [None] * 5
+
+
+def test_a_match_is_as_sure_as_chance_is_rare() -> None:
+    """Of an exponential distribution the share above a score is known; the tail is beyond the sample."""
+    scores = np.random.default_rng(0).exponential(1.0, 200_000)
+    baseline = make_baseline(scores.tolist())
+    for num_segments in (100, 1_000_000):
+        expected = np.array([20.0, 5.0, 0.5, 0.05])  # Segments that chance puts as high.
+        asked = np.log(num_segments / expected).astype(np.float32)
+        assert baseline.matches("rerank", asked, num_segments) == ["none", "weak", "likely", "strong"]
+    assert make_baseline([]).matches("rerank", np.zeros(2, np.float32), 10) == [None, None]
+
+
+def test_a_result_that_chance_gives_is_no_strong_match(searcher: Searcher) -> None:
+    results = searcher.search(SearchQuery("a dog", limit=30)).results
+    order = ["strong", "likely", "weak", "none"]
+    found = [order.index(result.match) for result in results]
+    assert found == sorted(found) and found[-1] == 3
+
+
+def test_a_model_with_a_sigmoid_says_how_sure_it_is(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = iter([0.9, 0.2, 0.02, 0.002])
+    monkeypatch.setattr(XClip, "probability", lambda self, score: torch.tensor([next(shares) for _ in score]))
+    results = searcher.search(SearchQuery("a dog", limit=4)).results
+    assert [result.match for result in results] == ["strong", "likely", "weak", "none"]
 
 
 def test_each_mode_has_the_baseline_of_its_own_scores(searcher: Searcher) -> None:

@@ -43,6 +43,7 @@ def test_every_error_is_documented() -> None:
 def test_every_field_of_a_search_is_documented_with_its_default(field: str) -> None:
     documented = {cells[0].strip("`"): cells[1].strip("`") for cells in rows("Search")}
     info = SearchRequest.model_fields[field]
+    field = info.alias or field
     default = "required" if info.is_required() else str(info.default).lower().replace("none", "null")
     assert documented[field] == default
 

@@ -58,6 +58,7 @@ def test_a_search_answers_as_the_contract_says(service: Service) -> None:
         "rank": 2,
         "score": 5.0,
         "percentile": 99.5,
+        "match": None,
         "scores": {"video_sentence": 1.5, "video_word": None, "sentence_frame": 2.5, "frame_word": None},
         "title": "🐕 כלב 𠮷og",
         "uri": None,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import multiprocessing
 import os
 import statistics
 import tempfile
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.machine import forget_peak, in_process, resident_mib
 from benchmarks.synthetic_index import World, draw_segments, make_index
 from indexer.coarse.exact import KindChoice, SegmentSet
 from indexer.coarse.index import CoarseIndex
@@ -51,19 +51,6 @@ SOURCES = {"rows": False, "file": True}
 # Measuring
 
 
-def resident_mib(field: str = "VmRSS") -> float:
-    """What this process has in memory; field VmHWM: the highest since `forget_peak`."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def forget_peak() -> None:
-    """Reset VmHWM (man 5 proc, clear_refs)."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
 def milliseconds(function: Callable[[int], object], count: int) -> list[float]:
     """Of `count` calls with 0, 1, ..."""
     times = []
@@ -79,12 +66,6 @@ def wait_for_refresh() -> None:
     for thread in threading.enumerate():
         if thread.name == "index-refresh":
             thread.join()
-
-
-def in_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns in a fresh process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
 
 
 def row(*values: object) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,8 @@ from benchmarks.machine import REPOSITORY
 
 WORKERS = Path(__file__).parent / "workers"
 READY = "ready"
+PAUSE_SECONDS = 0.03
+"""Before each question: threads of OpenMP of whoever was asked before go on spinning for a while."""
 
 
 class UnavailableError(Exception):
@@ -78,6 +81,7 @@ class Worker:
 
     def ask(self, number: int) -> dict[str, Any]:
         """What it answers to the n-th query: `seconds` that it took, and the answer."""
+        time.sleep(PAUSE_SECONDS)
         assert self._process.stdin is not None
         self._process.stdin.write(f"{number}\n")
         self._process.stdin.flush()

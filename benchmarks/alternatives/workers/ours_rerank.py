@@ -22,7 +22,7 @@ def build():
     )
     if kind == "product":
         flat = frames.float().flatten(1, 2)
-        return lambda number: [float((words[number] @ flat[number].T)[0, 0])], {}
+        return lambda number: [float((flat[number] @ words[number].T)[0, 0])], {}
     model = XClip.load("openclip:ViT-B-32-quickgelu/random?seed=0", "cpu")
     pooled = torch.nn.functional.normalize(frames.float().mean(dim=2), dim=-1)
     every_frame = torch.ones(frames.shape[1:3], dtype=torch.bool)

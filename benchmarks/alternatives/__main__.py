@@ -11,6 +11,7 @@ reranks them, and its time is counted in. What cannot be installed is left out, 
 from __future__ import annotations
 
 import argparse
+import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -87,10 +88,10 @@ def draw(folder: Path, num_videos: int, num_queries: int) -> None:
             number += 1
     frames.flush()
     np.save(folder / "videos.npy", videos)
-    random = np.random.default_rng(99)
-    queries = World.of(DIMENSION, 0).texts(random, np.concatenate(latent)[:num_queries])
+    generator = np.random.default_rng(99)
+    queries = World.of(DIMENSION, 0).texts(generator, np.concatenate(latent)[:num_queries])
     np.save(folder / "queries.npy", queries)
-    noise = random.standard_normal((num_queries, NUM_WORDS, DIMENSION), dtype=np.float32)
+    noise = generator.standard_normal((num_queries, NUM_WORDS, DIMENSION), dtype=np.float32)
     np.save(folder / "words.npy", unit(queries[:, None] + 0.05 * noise))
 
 
@@ -205,8 +206,10 @@ def take_turns(
     """Each query to everyone, after a round that warms up: what they found and the seconds."""
     found: dict[Contender, list[list[int]]] = {one: [] for one in workers}
     seconds: dict[Contender, list[float]] = {one: [] for one in workers}
+    order = random.Random(0)
     for number in (0, *range(num_queries)):
-        for one, worker in workers.items():
+        # Another order each time: nobody always comes after the one that leaves the caches fullest.
+        for one, worker in order.sample(list(workers.items()), len(workers)):
             answer = worker.ask(number)
             taken, ids = answer["seconds"], answer["answer"]
             if one.reranked:

@@ -17,7 +17,7 @@ from benchmarks.machine import REPOSITORY
 
 WORKERS = Path(__file__).parent / "workers"
 READY = "ready"
-PAUSE_SECONDS = 0.03
+PAUSE_SECONDS = 0.1
 """Before each question: threads of OpenMP of whoever was asked before go on spinning for a while."""
 
 

@@ -6,22 +6,31 @@ Features are drawn. Floor: the product of the words with the frames, float32, in
 by their definition without blocks, `ScoreHead.unblocked`, on as many videos as one call is fit for.
 Shortlists and exhaustive scoring take frames as indexes keep them, float16, and pay for widening them; the
 matrix takes float32, as evaluation does.
+
+With a GPU also the Triton kernel there: how many bytes of features a second it reads, as a share of what the
+card reads and writes copying as many; beside it PyTorch's operators in blocks. A shortlist is gathered from
+all videos, by the kernel and before it.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import torch
 
 from benchmarks.report import Report, Table, arguments, interleaved
 from model import TextFeatures, VideoFeatures, XClipConfig
 from model.score_names import SCORE_NAMES
-from model.scoring import ScoreHead
+from model.scoring import FUSED, MAX_BLOCK_ELEMENTS, ScoreHead
 
 NUM_WORDS, NUM_FRAMES, DIMENSION = 32, 12, 512
 ZERO_SHOT = ("video_sentence", "sentence_frame")
 PLAIN_VIDEOS = 1024
 """Videos of one plain call, as many as a search handed it before; more would need memory without bound."""
 TOLERANCE = 1e-4
+GPU_TOLERANCE = 2e-3
+"""Of scores up to 100, where tensor cores round each product's sum in an order of their own."""
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -90,6 +99,77 @@ def measure(
     return timings["ours"].median
 
 
+def draw_on(device: torch.device, at_most: int) -> VideoFeatures:
+    """As many videos as a third of the device's free memory holds; each is that of 1,000 before again."""
+    some = draw_videos(1000, torch.float16).to(device)
+    num_bytes = sum(tensor[0].nbytes for tensor in some.tensors())
+    free, _ = torch.cuda.mem_get_info(device)
+    count = min(at_most, free // 3 // num_bytes // 1000 * 1000)
+    return VideoFeatures(
+        *(tensor.repeat(count // 1000, *[1] * (tensor.ndim - 1)) for tensor in some.tensors())
+    )
+
+
+def measure_gpu(report: Report, device: torch.device, num_videos: int) -> None:
+    """Exhaustive scoring of one query and of batches, which share a read, and a shortlist."""
+    video, scale = draw_on(device, num_videos), torch.tensor(100.0, device=device)
+    target = torch.empty_like(video.frames)
+
+    def waited(function: Callable[[], object]) -> Callable[[], object]:
+        return lambda: (function(), torch.cuda.synchronize(device))
+
+    columns = {"case": "", "ms": ".3f", "us a pair": ".5f", "GB/s read": ",.0f", "share of copy rate": ".2f"}
+    table = report.table(
+        f"{torch.cuda.get_device_name(device)}: all of {len(video):,} videos, medians",
+        columns | {"PyTorch / ours": ".2f"},
+    )
+    for num_texts, num_words in ((1, 8), (1, NUM_WORDS), (8, 8), (32, 8), (32, NUM_WORDS)):
+        for names in (ZERO_SHOT, SCORE_NAMES):
+            head, text = head_of(names).to(device), draw_texts(num_texts, num_words).to(device)
+            case = f"{num_texts} texts, {num_words} words, {len(names)} scores"
+            part = video[-1024:]
+            expected = head.unblocked(text, part, scale, names).total
+            found = head.in_blocks(text, video, scale, wanted=names).total[:, -1024:]
+            apart = float((found - expected).abs().max())
+            is_right = apart < GPU_TOLERANCE and FUSED.is_for(head.config, text, video)
+            report.check(f"{case}: the kernel gives the plain scores", is_right, f"{apart:.1e} apart")
+            run = functools.partial(head.in_blocks, text, video, scale, wanted=names)
+            timings = interleaved(
+                {
+                    "copy": waited(lambda: target.copy_(video.frames)),
+                    "ours": waited(run),
+                    "PyTorch": waited(functools.partial(run, max_elements=MAX_BLOCK_ELEMENTS["cuda"])),
+                },
+                rounds=5 if report.short else 15,
+                within_seconds=10,
+            )
+            ours = timings["ours"].median
+            read = sum(tensor.nbytes for tensor in video.tensors())
+            copied = 2 * target.nbytes / timings["copy"].median
+            pairs = num_texts * len(video)
+            ratio = timings["PyTorch"].ratio_to(timings["ours"])
+            table.add(case, 1e3 * ours, 1e6 * ours / pairs, read / ours / 1e9, read / ours / copied, ratio)
+    _measure_gathered(report, video, scale)
+
+
+def _measure_gathered(report: Report, video: VideoFeatures, scale: torch.Tensor) -> None:
+    head, text = head_of(SCORE_NAMES).to(scale.device), draw_texts(1, 8).to(scale.device)
+    matrices = dict(head.named_parameters())
+    rows = torch.randperm(len(video), device=scale.device)[:200]
+    cases = {
+        "gathered by the kernel": lambda: FUSED.scores(head.config, matrices, text, video, SCORE_NAMES, rows),
+        "gathered before it": lambda: FUSED.scores(head.config, matrices, text, video[rows], SCORE_NAMES),
+    }
+    one, other = (found["frame_word"] for found in (case() for case in cases.values()))
+    report.check("rows are gathered rightly", torch.equal(one, other))
+    timings = interleaved(
+        {name: lambda case=case: (case(), torch.cuda.synchronize()) for name, case in cases.items()}
+    )
+    table = report.table("200 of them, 8 words, 4 scores", {"case": "", "ms": ".3f"})
+    for name, timing in timings.items():
+        table.add(name, 1e3 * timing.median)
+
+
 @torch.inference_mode()
 def main() -> None:
     """Print the tables."""
@@ -134,6 +214,10 @@ def main() -> None:
             seconds[everything, 32, 4] * per_100_000,
             at_most=1.0,
         )
+        if torch.cuda.is_available():
+            measure_gpu(report, torch.device("cuda", 0), 50_000 if report.short else 1_000_000)
+        else:
+            report.note("No GPU: the Triton kernel was not timed.")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from model.config import XClipConfig
 from model.errors import ShapeError
 from model.features import Scores, TextFeatures, VideoFeatures
 from model.kernels.attention import TEMPERATURES, AttentionScorer, Buffers, VideoBlock
+from model.kernels.gpu import FusedAttention
 from model.score_names import SCORE_NAMES
 
 MAX_BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
@@ -23,6 +24,9 @@ temporary stays within a processor's caches (benchmarks/scoring.py); a GPU is fa
 
 MAX_BLOCK_VIDEOS = {"cpu": 256, "cuda": 1 << 16}
 """Videos whose frames are held as float32 outside training, by kind of device; likewise."""
+
+FUSED = FusedAttention()
+"""Scores on a GPU."""
 
 _TEXTS_PREPARED = 256
 """Texts whose mapped words are held outside training."""
@@ -122,16 +126,23 @@ class ScoreHead(nn.Module):
         """`unblocked` in blocks of texts and videos, so that memory does not grow with T x V.
 
         Equal to it within float32 rounding, and without gradients. Where padding is masked, texts of the same
-        number of words are scored together, and of the AOSM matrices what these words need.
+        number of words are scored together, and of the AOSM matrices what these words need. Attention with
+        float16 frames on a GPU is one Triton kernel where it can be had.
 
         Args:
             text: T texts.
             video: V videos.
             scale: float [].
-            max_elements: Similarities held in memory; None for `MAX_BLOCK_ELEMENTS` of the device.
+            max_elements: Similarities held in memory, without the kernel; None for the kernel, or
+                `MAX_BLOCK_ELEMENTS` of the device.
             wanted: As for `unblocked`.
         """
         self._require_fitting(text, video)
+        if max_elements is None and FUSED.is_for(self.config, text, video):
+            matrices = dict(self.named_parameters())
+            fused = FUSED.scores(self.config, matrices, text, video, wanted)
+            if fused is not None:
+                return self._scores(fused, scale, len(text), len(video))
         device, mask_padding = video.video.device, self.config.mask_padding
         kind = "cpu" if device.type == "cpu" else "cuda"
         per_pair = self.config.num_words * self.config.num_frames

@@ -30,14 +30,14 @@ MAX_TILE_ELEMENTS = 4096
 """Similarities of a program that its registers hold together with what is made of them."""
 
 MAX_WORDS, MAX_FRAMES = 128, 64
-"""The kernel is not for more."""
+"""The kernel is not for more, and both, rounded up to powers of two, are MAX_TILE_ELEMENTS at most."""
 
 TEXTS_A_LAUNCH = 256
 """Texts whose mapped words are in memory together."""
 
 LAUNCH_OPTIONS = {"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True}
-"""With these no register is spilled at up to 32 words and 12 frames; a block takes less than 99 KiB of shared
-memory at any size, which all GPUs have on which float32 is split for tensor cores (8.0 and later)."""
+"""With these the compiler spills no register at up to 32 words and 12 frames, and a block takes less than
+99 KiB of shared memory at any size, which GPUs from 8.0 on have."""
 
 
 class Matrices(NamedTuple):
@@ -108,12 +108,13 @@ def variant_of(
 ) -> Variant | None:
     """For texts of at most so many words and frames [F, D]; None: more than the kernel is for."""
     num_frames, dimension = frames_shape
-    if num_words > MAX_WORDS or num_frames > MAX_FRAMES:
-        return None
     block_w = max(16, triton.next_power_of_2(num_words))
     block_f = max(16, triton.next_power_of_2(num_frames))
+    if block_w > MAX_WORDS or block_f > MAX_FRAMES or block_w * block_f > MAX_TILE_ELEMENTS:
+        return None
     # A product of a [W, W] matrix with [W, V] goes through W x W x V numbers.
-    block_v = max(1, min(4, MAX_TILE_ELEMENTS // (block_w * block_f), 2 * MAX_TILE_ELEMENTS // block_w**2))
+    largest = max(1, 2 * MAX_TILE_ELEMENTS // block_w**2)
+    block_v = min(4, MAX_TILE_ELEMENTS // (block_w * block_f), largest)
     block_d = min(64, max(16, triton.next_power_of_2(dimension)))
     sizes = (num_frames, dimension, config.temperature, block_w, block_f, block_v, block_d)
     is_wanted = [name in wanted for name in SCORE_NAMES]

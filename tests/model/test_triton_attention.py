@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.scoring import draw_texts, draw_videos, head_of
-from model import XClipConfig, scoring
+from model import TextFeatures, VideoFeatures, XClipConfig, scoring
 from model.kernels.gpu import FusedAttention
 from model.score_names import SCORE_NAMES
 from tests.model.test_attention_kernel import F, W, features, first
@@ -60,9 +60,19 @@ class DriverOf:
         return device
 
 
+def zeros(config, num_texts=1, num_videos=5):
+    """Features of the right shapes."""
+    num_words, num_frames, dimension = config.num_words, config.num_frames, config.embedding_dim
+    mask = torch.ones(num_texts, num_words).bool()
+    text = TextFeatures(torch.zeros(num_texts, dimension), torch.zeros(*mask.shape, dimension), mask)
+    mask = torch.ones(num_videos, num_frames).bool()
+    frames = torch.zeros(*mask.shape, dimension, dtype=torch.float16)
+    return text, VideoFeatures(torch.zeros(num_videos, dimension), frames, mask)
+
+
 @pytest.fixture
 def compile_for(monkeypatch, tmp_path):
-    """Compiles from nothing for an architecture, a number of words and texts, and the wanted scores."""
+    """Compiles from nothing for an architecture and numbers of words, frames and texts."""
     from triton.runtime import driver
 
     from model.kernels import triton_attention as kernel
@@ -70,11 +80,13 @@ def compile_for(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
     @torch.no_grad()
-    def compile_kernel(architecture, num_words, num_texts, wanted):
+    def compile_kernel(architecture, num_words, num_frames, num_texts):
         monkeypatch.setattr(driver, "_active", DriverOf(architecture))
         kernel.score_kernel.device_caches.clear()
-        head, text, video = head_of(wanted), draw_texts(num_texts, num_words), draw_videos(5, torch.float16)
-        variant = kernel.variant_of(num_words, video.frames.shape[1:], wanted, head.config)
+        clip = {**LONG_TEXTS, "embed_dim": 512}
+        head = scoring.ScoreHead(XClipConfig.tiny(clip=clip, num_words=num_words, num_frames=num_frames))
+        text, video = zeros(head.config, num_texts)
+        variant = kernel.variant_of(num_words, (num_frames, 512), SCORE_NAMES, head.config)
         texts = kernel.prepare_texts(head.config, dict(head.named_parameters()), text, variant)
         videos = kernel.Videos(video.frames, video.video, video.frame_mask, torch.arange(5))
         scores = torch.empty(4, num_texts, 5)
@@ -87,16 +99,18 @@ def compile_for(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "num_words", "num_texts"),
+    ("architecture", "num_words", "num_frames", "num_texts"),
     [
-        (90, 8, 1),
-        pytest.param(80, 32, 2, marks=pytest.mark.slow),
-        pytest.param(75, 8, 1, marks=pytest.mark.slow),
-        pytest.param(120, 32, 1, marks=pytest.mark.slow),
+        (90, 8, 12, 1),
+        pytest.param(80, 32, 12, 2, marks=pytest.mark.slow),
+        pytest.param(75, 8, 12, 1, marks=pytest.mark.slow),
+        pytest.param(120, 32, 12, 1, marks=pytest.mark.slow),
+        pytest.param(90, 64, 64, 1, marks=pytest.mark.slow),
+        pytest.param(80, 128, 32, 1, marks=pytest.mark.slow),
     ],
 )
-def test_the_kernel_compiles_for_gpus(compile_for, architecture, num_words, num_texts):
-    compiled = compile_for(architecture, num_words, num_texts, SCORE_NAMES)
+def test_the_kernel_compiles_for_gpus(compile_for, architecture, num_words, num_frames, num_texts):
+    compiled = compile_for(architecture, num_words, num_frames, num_texts)
     assert len(compiled.asm["cubin"]) > 0
     assert compiled.metadata.shared <= SHARED_MEMORY_BYTES
     if architecture >= 80:
@@ -122,16 +136,13 @@ def test_without_the_kernel_scores_are_computed_in_blocks_and_the_reason_is_logg
         {"aggregation": "max-mean"},
         {"num_frames": 65, "temporal_layers": 0},
         {"num_words": 129, "clip": LONG_TEXTS},
+        {"num_words": 65, "num_frames": 33, "clip": LONG_TEXTS},
     ],
 )
 def test_what_the_kernel_is_not_for_is_no_failure(choices, monkeypatch, caplog):
     monkeypatch.setattr(scoring, "FUSED", FusedAttention("cpu"))
     config = XClipConfig.tiny(**choices)
-    dimension = config.embedding_dim
-    mask = torch.ones(1, config.num_words).bool()
-    text = scoring.TextFeatures(torch.zeros(1, dimension), torch.zeros(1, config.num_words, dimension), mask)
-    frames = torch.zeros(1, config.num_frames, dimension).half()
-    video = scoring.VideoFeatures(torch.zeros(1, dimension), frames, torch.ones(1, config.num_frames).bool())
+    text, video = zeros(config, num_videos=1)
     assert scoring.ScoreHead(config).eval()(text, video, SCALE).total.tolist() == [[0.0]]
     assert not caplog.records
 
@@ -140,6 +151,7 @@ def test_what_the_kernel_is_not_for_is_no_failure(choices, monkeypatch, caplog):
 @pytest.mark.parametrize("num_words", [1, 8, 32])
 @pytest.mark.parametrize("num_texts", [1, 5])
 @pytest.mark.parametrize("names", [("video_sentence", "sentence_frame"), SCORE_NAMES])
+@torch.no_grad()
 def test_on_a_gpu_the_kernel_gives_the_plain_scores(num_words, num_texts, names, caplog):
     head = head_of(names).to("cuda")
     text, video = draw_texts(num_texts, num_words).to("cuda"), draw_videos(203, torch.float16).to("cuda")
@@ -151,6 +163,7 @@ def test_on_a_gpu_the_kernel_gives_the_plain_scores(num_words, num_texts, names,
 
 
 @pytest.mark.gpu
+@torch.no_grad()
 def test_on_a_gpu_rows_beyond_two_to_the_31_numbers_are_gathered():
     head, text = head_of(SCORE_NAMES).to("cuda"), draw_texts(2, 8).to("cuda")
     count = (1 << 31) // (12 * 512) + 1000
@@ -158,11 +171,10 @@ def test_on_a_gpu_rows_beyond_two_to_the_31_numbers_are_gathered():
     frames = torch.zeros(count, 12, 512, dtype=torch.float16, device="cuda")
     pooled = torch.zeros(count, 512, device="cuda")
     frames[-1000:], pooled[-1000:] = some.frames, some.video
-    video = scoring.VideoFeatures(pooled, frames, torch.ones(count, 12, dtype=torch.bool, device="cuda"))
+    video = VideoFeatures(pooled, frames, torch.ones(count, 12, dtype=torch.bool, device="cuda"))
     rows = torch.arange(count - 1, count - 1001, -1, device="cuda")
     matrices = dict(head.named_parameters())
-    with torch.no_grad():
-        found = scoring.FUSED.scores(head.config, matrices, text, video, SCORE_NAMES, rows)
+    found = scoring.FUSED.scores(head.config, matrices, text, video, SCORE_NAMES, rows)
     plain = head.unblocked(text, some, torch.tensor(1.0, device="cuda"))
     for name in SCORE_NAMES:
         torch.testing.assert_close(found[name], getattr(plain, name).flip(1), atol=2e-5, rtol=1e-5)

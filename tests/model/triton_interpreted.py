@@ -45,7 +45,7 @@ def assert_equal_to_plain(head, text, video, wanted=SCORE_NAMES):
         torch.testing.assert_close(getattr(found, name), getattr(plain, name), **BOUND, equal_nan=True)
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(
     st.lists(counts[0], min_size=1, max_size=3),
     st.lists(counts[1], min_size=1, max_size=6),
@@ -58,7 +58,7 @@ def test_texts_and_videos_of_any_lengths_get_the_plain_scores(words, frames, mas
     assert_equal_to_plain(head_of(mask_padding=mask_padding, frame_word_sides=sides), text, video)
 
 
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(
     st.lists(st.lists(st.booleans(), min_size=W, max_size=W), min_size=1, max_size=2),
     st.lists(st.lists(st.booleans(), min_size=F, max_size=F), min_size=1, max_size=5),
@@ -67,7 +67,7 @@ def test_padding_may_be_anywhere(word_masks, frame_masks):
     assert_equal_to_plain(head_of(), *features(word_masks, frame_masks))
 
 
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(st.lists(st.integers(0, 6), min_size=0, max_size=9), st.integers(1, 3))
 def test_rows_are_gathered_in_their_order(rows, num_texts):
     text, video = features(

@@ -23,7 +23,8 @@ def towers() -> open_clip.CLIP:
 
 def test_openclip_weights_become_a_zero_shot_model_with_the_same_towers(towers, tmp_path):
     torch.save(towers.state_dict(), tmp_path / "weights.pt")
-    model = XClip.load(f"openclip:{ARCHITECTURE}/{tmp_path / 'weights.pt'}", device="cpu")
+    spec = f"openclip:{ARCHITECTURE}/{tmp_path / 'weights.pt'}"
+    model = XClip.load(spec, device="cpu", runtime="torch")  # Of other runtimes: test_runtimes.py.
     assert model.config.mask_padding
     assert model.config.score_names == ("video_sentence", "sentence_frame")
     assert not model.training

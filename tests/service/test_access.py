@@ -23,7 +23,7 @@ from tests.service.routes.test_errors import check_problem
 from tests.support.servers.service_fakes import Service, add_video, running
 from xclip_search.serve import app as keys_app
 
-READS_BY_POST = {"/search", "/videos/{video_id}/texts"}
+READS_BY_POST = {"/search", "/search/media", "/videos/{video_id}/texts"}
 OPEN_PATHS = {"/", "/docs", "/page/{name}", "/healthz", "/readyz", "/session"}
 SAFE_METHODS = {"GET", "HEAD"}
 

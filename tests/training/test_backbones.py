@@ -143,7 +143,7 @@ def test_what_training_starts_from_ranks_as_the_towers_do_without_it(family):
 @pytest.mark.parametrize("family", ["siglip2", "convnext", "xlm-roberta"])
 def test_gradients_are_the_same_when_activations_are_computed_twice(family):
     model = start_of(family).model.eval().requires_grad_(True)
-    model.training = True  # gradients, but no dropout and no random depth
+    model.training = model.matrices.training = True  # gradients, but no dropout and no random depth
     found = []
     for enabled in (False, True, False):
         checkpoint_activations(model, enabled)

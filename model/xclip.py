@@ -27,7 +27,7 @@ from model.config import XClipConfig
 from model.errors import ShapeError
 from model.features import Scores, TextFeatures, VideoFeatures
 from model.preprocessing import PREPROCESSING
-from model.runtimes.converted import MIN_PARAMETERS, ConvertedTower, usable_runtime
+from model.runtimes.converted import ConvertedTower, usable_runtime
 from model.runtimes.tower import text_to_convert, vision_to_convert
 from model.scoring import ScoreHead
 from model.temporal import TemporalTransformer, normalize_real, pool_frames
@@ -87,8 +87,8 @@ class XClip(nn.Module):
                 `openclip:ARCHITECTURE/PRETRAINED`; `openclip:ARCHITECTURE/random?seed=0`;
                 `hf-hub:OWNER/NAME`.
             device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one.
-            runtime: What computes the towers on a processor: `torch`; `openvino`; `auto`: OpenVINO where it
-                is installed and computes the same, except for small towers. See `model.runtimes`.
+            runtime: What computes the towers on a processor: `torch`; `openvino`, faster, where it
+                computes the same; `auto`: PyTorch. See `model.runtimes` and decision 19.
 
         Raises:
             SpecError: The spec names nothing, or there is no such device or runtime.
@@ -197,11 +197,7 @@ class XClip(nn.Module):
             text_to_convert(self.clip, self.config, self.tokenizer),
             vision_to_convert(self.clip, self.config),
         ]
-        self._converted = {
-            tower.name: ConvertedTower(tower, lambda: self.fingerprint)
-            for tower in towers
-            if runtime != "auto" or tower.num_parameters >= MIN_PARAMETERS
-        }
+        self._converted = {tower.name: ConvertedTower(tower, lambda: self.fingerprint) for tower in towers}
 
     def prepare(self, *towers: Literal["text", "vision"]) -> None:
         """Load what computes these towers, which else the first call does that needs them.

@@ -45,15 +45,15 @@ def usable_runtime(runtime: str, device: torch.device) -> Literal["torch", "open
     """
     if runtime not in RUNTIMES:
         raise SpecError(f"there is no runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
-    is_installed = all(find_spec(package) for package in ("openvino", "platformdirs", "filelock"))
-    if runtime == "openvino":
-        if device.type != "cpu":
-            raise SpecError(f"the runtime openvino computes on processors, not on {device}: use --device cpu")
-        if not is_installed:
-            raise SpecError(f"the runtime openvino is not installed: {INSTALL}")
     # `auto` is PyTorch: where OpenVINO 2026.4.1 was used beside other work, as in our tests, glibc
     # (MALLOC_CHECK_=3) finds the heap damaged, and some processes die. Who asks for it gets it.
-    return "openvino" if runtime == "openvino" else "torch"
+    if runtime != "openvino":
+        return "torch"
+    if device.type != "cpu":
+        raise SpecError(f"the runtime openvino computes on processors, not on {device}: use --device cpu")
+    if not all(find_spec(package) for package in ("openvino", "platformdirs", "filelock")):
+        raise SpecError(f"the runtime openvino is not installed: {INSTALL}")
+    return "openvino"
 
 
 class ConvertedTower:

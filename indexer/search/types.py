@@ -90,14 +90,10 @@ class SearchQuery:
             check_text("without", self.without)
             if self.min_percentile is not None:
                 raise InvalidQueryError("min_percentile and a text that is not wanted cannot be combined")
-        check_page(self.limit, self.offset)
+        _check_results(self)
         _check_integer("candidates", self.candidates, 1, MAX_CANDIDATES)
-        _check_integer("num_moments", self.num_moments, 1, MAX_MOMENTS)
         _check_choice("mode", self.mode, get_args(SearchMode))
-        _check_choice("group_by", self.group_by, get_args(GroupBy))
         _check_choice("text_match", self.text_match, get_args(TextMatch))
-        if self.min_score is not None and not is_finite(self.min_score):
-            raise InvalidQueryError("min_score must be a finite number or None")
         if self.min_percentile is not None and not (
             is_finite(self.min_percentile) and 0 <= self.min_percentile <= 100
         ):
@@ -125,11 +121,7 @@ class SimilarQuery:
     num_moments: int = DEFAULT_MOMENTS
 
     def __post_init__(self) -> None:
-        check_page(self.limit, self.offset)
-        _check_integer("num_moments", self.num_moments, 1, MAX_MOMENTS)
-        _check_choice("group_by", self.group_by, get_args(GroupBy))
-        if self.min_score is not None and not is_finite(self.min_score):
-            raise InvalidQueryError("min_score must be a finite number or None")
+        _check_results(self)
         object.__setattr__(self, "filter", as_filter(self.filter))
 
 
@@ -386,6 +378,15 @@ def is_finite(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) <= sys.float_info.max
+
+
+def _check_results(query: SearchQuery | SimilarQuery) -> None:
+    """Raise InvalidQueryError where a field is out of its range that says which results are wanted."""
+    check_page(query.limit, query.offset)
+    _check_integer("num_moments", query.num_moments, 1, MAX_MOMENTS)
+    _check_choice("group_by", query.group_by, get_args(GroupBy))
+    if query.min_score is not None and not is_finite(query.min_score):
+        raise InvalidQueryError("min_score must be a finite number or None")
 
 
 def _check_integer(name: str, value: object, least: int, most: int) -> None:

@@ -35,6 +35,7 @@ from service.errors import (
     validation_problem,
 )
 from service.http.middleware import route_path
+from service.ingest.upload import media_type_of
 
 logger = logging.getLogger("xclip_search.service")
 
@@ -138,8 +139,7 @@ def _with_the_other_ending(request: Request, routers: Sequence[APIRouter]) -> st
 
 def _is_json(request: Request) -> bool:
     """Whether FastAPI takes the body for JSON."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    kind, _, subtype = media_type.partition("/")
+    kind, _, subtype = media_type_of(request).partition("/")
     return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
 
 

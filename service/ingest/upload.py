@@ -31,6 +31,8 @@ from service.errors import (
 from service.ingest.media_store import FULL_DISK_ERRORS
 from service.schemas.fields import MAX_TITLE_CHARACTERS, Metadata, Title
 
+FORM = "multipart/form-data"
+
 BLOCK_BYTES = 1024 * 1024
 """Written to disk, and hashed, at a time."""
 
@@ -64,6 +66,11 @@ class Upload:
     content_sha256: str
     title: str | None
     metadata: dict[str, Any]
+
+
+def media_type_of(request: Request) -> str:
+    """The type in the header Content-Type, without its parameters; empty where there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def receive_upload(request: Request, path: Path, limit_bytes: int, limiter: CapacityLimiter) -> Upload:

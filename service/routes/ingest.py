@@ -31,7 +31,7 @@ from service.errors import (
 from service.http.middleware import WITHOUT_DEADLINE
 from service.http.openapi import problems, schema_of
 from service.ingest.media_store import discard_upload, resolve_uri, unfinished_download
-from service.ingest.upload import receive_json, receive_upload, title_from_filename
+from service.ingest.upload import FORM, media_type_of, receive_json, receive_upload, title_from_filename
 from service.schemas.fields import MAX_TITLE_CHARACTERS, METADATA_SCHEMA, TITLE_PATTERN, job_url, video_url
 from service.schemas.videos import (
     AddVideoAnswer,
@@ -58,7 +58,7 @@ WEB_TURNED_OFF = (
 QUEUE_RETRY_SECONDS = 10
 """In Retry-After when the queue is full. Encoding a video takes seconds."""
 
-FORM, JSON = "multipart/form-data", "application/json"
+JSON = "application/json"
 
 _FORM_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -115,7 +115,7 @@ async def add_video(
     service: Service,
 ) -> AddVideoAnswer:
     """Add a video: upload it, or name one that lies on the server inside an allowed folder or on the web."""
-    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    content_type = media_type_of(request)
     if content_type not in (FORM, JSON):
         raise UnsupportedContentTypeError(
             f"Send the file as a form with the header Content-Type: {FORM}, "

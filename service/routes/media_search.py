@@ -21,14 +21,13 @@ from service.errors import (
 )
 from service.http.middleware import WITHOUT_DEADLINE
 from service.http.openapi import problems
-from service.ingest.upload import Form, receive_form
+from service.ingest.upload import FORM, Form, media_type_of, receive_form
 from service.routes.search import Pieces, write_results
 from service.schemas.search import MediaSearchAnswerBody, SimilarParameters
 from service.state import Service
 
 router = APIRouter(tags=["search"], dependencies=[READ, WITHOUT_DEADLINE])
 
-FORM = "multipart/form-data"
 FIELDS = ("file", *SimilarParameters.model_fields)
 
 
@@ -57,7 +56,7 @@ def _form_schema() -> dict[str, Any]:
 )
 async def search_media(request: Request, service: Service) -> Response:
     """Find videos that look like a picture or a clip. The file is neither added to the index nor kept."""
-    if request.headers.get("content-type", "").split(";")[0].strip().lower() != FORM:
+    if media_type_of(request) != FORM:
         raise UnsupportedContentTypeError(f"Send the file as a form with the header Content-Type: {FORM}.")
     with TemporaryDirectory(prefix="xclip-query-") as folder:
         path = Path(folder, "file")

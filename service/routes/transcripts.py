@@ -29,6 +29,7 @@ from service.errors import (
     VideoNotFoundError,
 )
 from service.http.openapi import problems
+from service.ingest.upload import media_type_of
 from service.schemas.fields import transcript_url
 from service.schemas.videos import TranscriptAnswer, TranscriptList
 from service.state import ReadyService, Service
@@ -91,7 +92,7 @@ async def get_transcript(video_id: str, track: Track, service: Service) -> Respo
 )
 async def put_transcript(request: Request, video_id: str, track: Track, service: Service) -> TranscriptAnswer:
     """Store a transcript instead of the one of this track. It stays, whatever files lie beside the video."""
-    if request.headers.get("content-type", "").split(";")[0].strip().lower() not in CONTENT_TYPES:
+    if media_type_of(request) not in CONTENT_TYPES:
         raise UnsupportedContentTypeError(
             f"Send the file itself, with one of the types {', '.join(CONTENT_TYPES)}."
         )

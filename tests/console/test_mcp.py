@@ -7,7 +7,6 @@ import base64
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +16,8 @@ import pytest
 
 from indexer.errors import NotAVideoError
 from indexer.store.records import NewVideo
-from service.ingest.worker import Worker
-from service.settings import Settings
 from tests.faults.dying_worker import read_by_rote
-from tests.support.servers.service_fakes import Service, add_video
+from tests.support.servers.service_fakes import Service, add_video, working
 from tests.support.servers.serving_thread import served
 from xclip_search.client import AsyncClient
 from xclip_search.mcp_server import make_server
@@ -44,20 +41,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     media = service.directory.parent / "beach.mp4"
     media.write_bytes(MP4)
     add_video(service.catalog, "beach", MP4, uri=media.as_uri())
-    stop = threading.Event()
-    settings = Settings(index=service.directory, poll_seconds=0.01)
-
-    def work() -> None:
-        while service.app.state.service is None and not stop.is_set():
-            time.sleep(0.01)
-        if service.app.state.service is not None:
-            Worker(settings, service.catalog, service.app.state.service.media_store, read).run(stop)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield service
-    stop.set()
-    thread.join()
+    with working(service, read):
+        yield service
     service.catalog.close()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +16,8 @@ from indexer.errors import NotAVideoError
 from indexer.ingest.synchronisation import SyncReport
 from indexer.store.records import NewVideo
 from service.auth.keys import add_key
-from service.ingest.worker import Worker
-from service.settings import Settings
 from tests.faults.dying_worker import read_by_rote
-from tests.support.servers.service_fakes import Service, add_video, running
+from tests.support.servers.service_fakes import Service, add_video, running, working
 from tests.support.servers.serving_thread import served
 from xclip_search import app
 from xclip_search import client as client_module
@@ -37,21 +34,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         return replace(read_by_rote(path), partial=path.read_bytes().startswith(b"part"), fraction_read=0.5)
 
     service = Service(tmp_path_factory.mktemp("remote") / "index", upload_limit_bytes=5000, max_queued_jobs=3)
-    stop = threading.Event()
-    settings = Settings(index=service.directory, poll_seconds=0.01)
-
-    def work() -> None:
-        while service.app.state.service is None and not stop.is_set():
-            time.sleep(0.01)
-        if service.app.state.service is not None:
-            store = service.app.state.service.media_store
-            Worker(settings, service.catalog, store, read).run(stop)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield service
-    stop.set()
-    thread.join()
+    with working(service, read):
+        yield service
     service.catalog.close()
 
 

@@ -39,6 +39,11 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "beach.png"
 
 
+def open_page(site: Site, browser: Browser) -> None:
+    browser.open(site.address)
+    wait_for_cards(browser, 2)
+
+
 def wait_for_answer(browser: Browser, name: str) -> None:
     expected = json.dumps(f"Videos that look like “{name}”")
     browser.wait_for(f"document.querySelector('#status').innerText === {expected}", 20)
@@ -48,8 +53,7 @@ def wait_for_answer(browser: Browser, name: str) -> None:
 def test_a_chosen_picture_finds_videos_and_back_leads_back(
     site: Site, browser: Browser, picture: Path
 ) -> None:
-    browser.open(site.address)
-    wait_for_cards(browser, 2)
+    open_page(site, browser)
     browser.choose_files("#media-file", [picture])
     wait_for_answer(browser, "beach.png")
     assert "Looks like “beach.png”" in text(browser, "#chips")
@@ -64,8 +68,7 @@ def test_a_chosen_picture_finds_videos_and_back_leads_back(
 
 def test_a_clip_is_searched_with_too(site: Site, browser: Browser, tmp_path: Path) -> None:
     write_coloured_video(tmp_path / "clip.mp4", (20, 20, 200), 2)
-    browser.open(site.address)
-    wait_for_cards(browser, 2)
+    open_page(site, browser)
     browser.choose_files("#media-file", [tmp_path / "clip.mp4"])
     wait_for_answer(browser, "clip.mp4")
 
@@ -73,16 +76,14 @@ def test_a_clip_is_searched_with_too(site: Site, browser: Browser, tmp_path: Pat
 def test_a_dropped_picture_is_searched_with_and_not_uploaded(
     site: Site, browser: Browser, picture: Path
 ) -> None:
-    browser.open(site.address)
-    wait_for_cards(browser, 2)
+    open_page(site, browser)
     browser.drop_files("main", [picture])
     wait_for_answer(browser, "beach.png")
     assert not site.job_queue.list_jobs()
 
 
 def test_a_pasted_picture_is_searched_with(site: Site, browser: Browser) -> None:
-    browser.open(site.address)
-    wait_for_cards(browser, 2)
+    open_page(site, browser)
     data = base64.b64encode(png()).decode()
     browser.evaluate(
         f"""(() => {{
@@ -99,8 +100,7 @@ def test_a_pasted_picture_is_searched_with(site: Site, browser: Browser) -> None
 def test_an_address_of_a_former_visit_says_that_the_file_is_gone(
     site: Site, browser: Browser, picture: Path
 ) -> None:
-    browser.open(site.address)
-    wait_for_cards(browser, 2)
+    open_page(site, browser)
     browser.choose_files("#media-file", [picture])
     wait_for_answer(browser, "beach.png")
     address = browser.evaluate("location.href")
@@ -112,8 +112,7 @@ def test_an_address_of_a_former_visit_says_that_the_file_is_gone(
 
 def test_a_file_that_is_no_picture_says_so(site: Site, browser: Browser, tmp_path: Path) -> None:
     (tmp_path / "words.png").write_text("words")
-    browser.open(site.address)
-    wait_for_cards(browser, 2)
+    open_page(site, browser)
     browser.choose_files("#media-file", [tmp_path / "words.png"])
     browser.wait_for(
         "document.querySelector('#notice h2')?.innerText === 'This file cannot be searched with'"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
 from service.app import create_app
 from service.derived_media import Decoders
+from service.ingest.worker import Worker
 from service.settings import Settings
 
 NUM_FRAMES, EMBEDDING_DIM = 2, 4
@@ -255,3 +257,22 @@ def running(directory: Path, **settings: Any) -> Iterator[Service]:
     with service.client:
         yield service
     service.catalog.close()
+
+
+@contextlib.contextmanager
+def working(service: Service, read: Callable[[Path, threading.Event], NewVideo]) -> Iterator[None]:
+    """A worker of the service, once that has started; it reads videos by `read`."""
+    stop = threading.Event()
+
+    def work() -> None:
+        while service.app.state.service is None and not stop.is_set():
+            time.sleep(0.01)
+        if service.app.state.service is not None:
+            settings = Settings(index=service.directory, poll_seconds=0.01)
+            Worker(settings, service.catalog, service.app.state.service.media_store, read).run(stop)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()

@@ -243,8 +243,12 @@ def check_search(
         if name in recalls:
             report.check(f"{name} finds 0.9 of it", recalls[name] >= 0.9, f"recall {recalls[name]:.4f}")
     if ids := found.get("LanceDB multivector, exact"):
-        best = max_similarity(exact)
-        report.check("LanceDB's exact search is that of MaxSim", recall(ids, best) >= 0.999)
+        missing = missing_similarity(ids, max_similarity(exact))
+        report.check(
+            "LanceDB's exact search is that of MaxSim",
+            missing < 1e-4,
+            f"{missing:.1e} below the last right one",
+        )
     report.note(
         "LanceDB orders by the best frame alone (MaxSim), the others by the mean of two of our scores: its"
         " recall is that of another score. Memory is that of the contender's processes; ours has the model"
@@ -253,13 +257,28 @@ def check_search(
 
 
 @torch.inference_mode()
-def max_similarity(exact: Exact, block: int = 2_048) -> NDArray[np.int64]:
-    """The best NUM_RESULTS by the most similar frame."""
+def max_similarity(exact: Exact, block: int = 2_048) -> NDArray[np.float32]:
+    """Cosine of each query with the most similar frame of every video, float32 [Q, V]."""
     scores = [
-        torch.einsum("qd,vfd->qvf", exact.queries, exact.frames[start : start + block].float()).amax(-1)
+        torch.einsum("qd,vfd->qvf", exact.queries, normalized(exact.frames[start : start + block])).amax(-1)
         for start in range(0, len(exact.videos), block)
     ]
-    return torch.cat(scores, 1).topk(NUM_RESULTS).indices.numpy()
+    return torch.cat(scores, 1).numpy()
+
+
+def normalized(frames: torch.Tensor) -> torch.Tensor:
+    """Unit frames again: float16 has rounded their lengths, which a cosine does not see."""
+    return torch.nn.functional.normalize(frames.float(), dim=-1)
+
+
+def missing_similarity(found: Sequence[Sequence[int]], similarities: NDArray[np.float32]) -> float:
+    """How far the worst that was found lies below the last that is right, at most over queries.
+
+    Not by ids: of 20,000 videos two around the tenth place differ by less than float32 rounds.
+    """
+    last_right = np.sort(similarities, 1)[:, -NUM_RESULTS]
+    worst_found = [of_query[ids].min() for of_query, ids in zip(similarities, found, strict=True)]
+    return float((last_right - np.array(worst_found)).max())
 
 
 # Reranking and encoding

@@ -94,6 +94,16 @@ _LITTLE_WORDS = frozenset(
 are no English words: CLIP has a token for each."""
 
 
+@lru_cache(maxsize=4096)
+def _clip_ids(text: str) -> tuple[int, ...]:
+    """CLIP's token ids of a text, without start and end.
+
+    Cleaning a text (ftfy, HTML, white space) takes longer than cutting it up, and a search asks for the same
+    text several times, for its words too: what differs between queries are few of them.
+    """
+    return tuple(_clip_tokenizer().encode(text))
+
+
 class Tokenizer:
     """CLIP's tokens.
 
@@ -133,9 +143,9 @@ class Tokenizer:
             TokenError: The text is not valid Unicode (a lone surrogate).
         """
         _require_unicode(text)
-        token_ids: list[int] = self._clip.encode(text)
+        token_ids = _clip_ids(text)
         if self._rows is None:
-            return token_ids
+            return list(token_ids)
         return [self._rows.get(token_id, self._rows[UNKNOWN]) for token_id in token_ids]
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -161,7 +171,7 @@ class Tokenizer:
     def pieces(self, text: str) -> list[str]:
         """The text of each position that `__call__` fills: start, tokens after the cut, end."""
         decode = self._clip.decoder
-        kept = self._clip.encode(text)[: self.num_read]
+        kept = _clip_ids(text)[: self.num_read]
         return [START, *(decode[token_id].removesuffix("</w>") for token_id in kept), END]
 
     def unknown_words(self, text: str) -> list[str]:
@@ -183,7 +193,7 @@ class Tokenizer:
             return False
         if 2 * sum(regex.search(r"\p{Latin}", word) is None for word in words) > len(words):
             return True
-        num_cut = sum(len(self._clip.encode(word)) > 1 for word in words)
+        num_cut = sum(len(_clip_ids(word)) > 1 for word in words)
         num_little = sum(word in _LITTLE_WORDS for word in words)
         return num_little >= 2 or (num_cut >= 2 and 4 * num_cut >= len(words)) or bool(num_cut and num_little)
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
+import contextvars
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from anyio import CancelScope, CapacityLimiter, to_thread
+from anyio import CancelScope, CapacityLimiter, WouldBlock
 
 from indexer.store.sqlite.connections import cancellable, raise_if_cancelled
 from service.auth.access import CLIENT
@@ -49,9 +50,10 @@ class SearchLimiter:
         observe: Callable[[object, float], None] = lambda answer, waited_seconds: None,
     ) -> None:
         self._slots = CapacityLimiter(num_threads)
-        # `_slots` are the bound: each is held until its thread ends, also where the request was cancelled.
-        self._threads = CapacityLimiter(math.inf)
         self._max_inside = num_threads + max_waiting
+        # `_slots` are the bound: each is held until its thread ends, also where the request was cancelled.
+        # The pool has a thread for each search that is inside, since all of them may be preparing.
+        self._pool = ThreadPoolExecutor(self._max_inside, thread_name_prefix="search")
         self._observe = observe
         self._clients: dict[str, _Client] = {}
         self._inside: set[object] = set()
@@ -116,8 +118,8 @@ class SearchLimiter:
                     prepare_seconds = time.monotonic() - begun_at
                 # First the client's own queue: it never has more searches in the common one than there are
                 # threads, so the searches of other clients wait behind few of them.
-                await client.turns.acquire_on_behalf_of(borrower)
-                await self._slots.acquire_on_behalf_of(borrower)
+                for limiter in (client.turns, self._slots):
+                    await _acquire(limiter, borrower)
         except BaseException:
             self._leave(name, borrower)
             raise
@@ -136,7 +138,7 @@ class SearchLimiter:
                     loop.call_soon_threadsafe(self._leave, name, borrower)
 
         try:
-            answer = await to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
+            answer = await self._in_thread(call)
         except asyncio.CancelledError:
             cancelled.set()
             if not started.is_set():
@@ -166,10 +168,18 @@ class SearchLimiter:
                 return prepare()
 
         try:
-            return await to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
+            return await self._in_thread(call)
         except asyncio.CancelledError:
             cancelled.set()
             raise
+
+    async def _in_thread(self, call: Callable[[], Answer]) -> Answer:
+        """What `call` returns, in this task's context. Where this is cancelled, the thread is left to itself.
+
+        Not anyio's `to_thread`, which gives the event loop two turns before the thread gets to know.
+        """
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, call)
 
     def refusal(self) -> ServiceError | None:
         """Why a search of the client of this request would be refused now; None where it may be admitted.
@@ -216,3 +226,11 @@ class SearchLimiter:
         client.num_inside -= 1
         if not client.num_inside:
             del self._clients[name]
+
+
+async def _acquire(limiter: CapacityLimiter, borrower: object) -> None:
+    """Take one of what `limiter` gives, at once where it is free and no one waits for it."""
+    try:
+        limiter.acquire_on_behalf_of_nowait(borrower)
+    except WouldBlock:
+        await limiter.acquire_on_behalf_of(borrower)

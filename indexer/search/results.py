@@ -155,10 +155,13 @@ def complete_scores(model: XClip, asked: AskedTexts, page: Page) -> Page:
     """The page with all scores of its results, also those that the total does not need, and with the total of
     results from behind the rerank window. What is known already stays: the order was made by it."""
     hits = page.hits
-    unknown = np.flatnonzero(np.isnan(hits.total) | np.isnan(hits.parts).any(axis=1))
+    is_unknown = np.isnan(hits.parts)
+    unknown = np.flatnonzero(is_unknown.any(axis=1))
     if not len(unknown):
         return page
-    scored = score_segments(model, asked, page.features[unknown], SCORE_NAMES)
+    # Of a result without a total no score is known, so that what is missing suffices for one.
+    missing = [name for name, column in zip(SCORE_NAMES, is_unknown.T, strict=True) if column.any()]
+    scored = score_segments(model, asked, page.features[unknown], missing)
     total, parts = hits.total.copy(), hits.parts.copy()
     total[unknown] = np.where(np.isnan(total[unknown]), scored.total, total[unknown])
     parts[unknown] = np.where(np.isnan(parts[unknown]), scored.parts, parts[unknown])

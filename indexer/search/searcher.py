@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -50,7 +50,7 @@ from indexer.search.results import (
     texts_warnings,
 )
 from indexer.search.similar import Asked, SimilarSearch
-from indexer.search.text_encoding import EncodedTexts, TextEncoder
+from indexer.search.text_encoding import NUM_RECENT_TEXTS, EncodedTexts, TextEncoder
 from indexer.search.text_matching import find_text, fuse, of_meaning, text_hits, words_warnings
 from indexer.search.text_ranking import rank_texts
 from indexer.search.types import (
@@ -131,6 +131,7 @@ class Searcher:
         self.catalog = open_store(index_directory)
         self.model = model
         self.text_encoder = TextEncoder(model)
+        self._text_warnings = lru_cache(NUM_RECENT_TEXTS)(partial(text_warnings, model))
         self._block_size = block_size
         try:
             expected = index_fingerprint(model, self.catalog.sampling_json)
@@ -282,7 +283,7 @@ class Searcher:
             relevance=relevance,
             explanations=explanations,
         )
-        warnings = text_warnings(self.model, query.text)
+        warnings = list(self._text_warnings(query.text))
         if search.words is not None:
             hits = text_hits(self.catalog, search.words, page.records)
             results = [
@@ -290,7 +291,7 @@ class Searcher:
             ]
             warnings += words_warnings(search.words)
         if query.without is not None:
-            warnings += text_warnings(self.model, query.without)
+            warnings += self._text_warnings(query.without)
         if query.min_percentile is not None and baseline is not None and baseline.is_empty:
             warnings.append("the index is too small for percentiles: nothing was left out by min_percentile")
         return SearchAnswer(

@@ -20,6 +20,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -66,6 +67,7 @@ class TextEncoder:
         self.model = model
         self._num_recent = num_recent
         self._max_together = max_together
+        self._tokenized = lru_cache(num_recent)(partial(_tokenized, model))
         # Guards all that follows; told of each batch that ends.
         self._changed = threading.Condition()
         self._recent: OrderedDict[bytes, TextFeatures] = OrderedDict()
@@ -90,14 +92,14 @@ class TextEncoder:
             SearchCancelledError: The work of this thread was cancelled
                 (`indexer.store.sqlite.connections.cancellable`). A batch that has begun is ended first.
         """
-        input_ids = self.model.tokenize(texts)  # In this thread: an error is that of its caller alone.
+        # In this thread: an error is that of its caller alone.
+        tokenized = [self._tokenized(text) for text in texts]
         blocks = []
         size = self._max_together
-        for block in (input_ids[row : row + size] for row in range(0, len(input_ids), size)):
-            keys = [row.numpy().tobytes() for row in block]
-            request = _Request(dict(zip(keys, block, strict=True)))
+        for block in (tokenized[row : row + size] for row in range(0, len(tokenized), size)):
+            request = _Request(dict(block))
             self._answer(request)
-            blocks += [request.found[key] for key in keys]
+            blocks += [request.found[key] for key, _ in block]
         return blocks[0] if len(blocks) == 1 else TextFeatures.cat(blocks)
 
     def _answer(self, request: _Request) -> None:
@@ -185,6 +187,12 @@ class TextEncoder:
             self._recent.move_to_end(key)
         while len(self._recent) > self._num_recent:
             self._recent.popitem(last=False)
+
+
+def _tokenized(model: XClip, text: str) -> tuple[bytes, Tensor]:
+    """Token ids int64 [L] of a text, behind their bytes."""
+    row = model.tokenize([text])[0]
+    return row.numpy().tobytes(), row
 
 
 @dataclass(eq=False)

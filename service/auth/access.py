@@ -28,11 +28,9 @@ from collections import OrderedDict
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, Request
 from fastapi.routing import APIRoute
-from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPBearer
 
 from service.auth.keys import POLL_SECONDS, ApiKey, KeysFileError, Scope, hash_key, read_keys
 from service.errors import (
@@ -225,23 +223,27 @@ def _stamp(path: Path) -> _Stamp | None:
     return _Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-_BEARER = HTTPBearer(
-    auto_error=False,
-    scheme_name="key",
-    description="A key made with `xclip-search keys add`. Not needed where the server has no keys.",
-)
-_HEADER = APIKeyHeader(
-    name=KEY_HEADER,
-    auto_error=False,
-    scheme_name="key_header",
-    description="The same key, where a proxy has the header `Authorization` for itself.",
-)
-_COOKIE = APIKeyCookie(
-    name=COOKIE,
-    auto_error=False,
-    scheme_name="session",
-    description="Set by `POST /session`; for browsers.",
-)
+SECURITY_SCHEMES: dict[str, dict[str, str]] = {
+    "key": {
+        "type": "http",
+        "description": "A key made with `xclip-search keys add`. Not needed where the server has no keys.",
+        "scheme": "bearer",
+    },
+    "key_header": {
+        "type": "apiKey",
+        "description": "The same key, where a proxy has the header `Authorization` for itself.",
+        "in": "header",
+        "name": KEY_HEADER,
+    },
+    "session": {
+        "type": "apiKey",
+        "description": "Set by `POST /session`; for browsers.",
+        "in": "cookie",
+        "name": COOKIE,
+    },
+}
+"""How a key may come, as OpenAPI says it. As dependencies of FastAPI they would be solved at each request,
+for nothing but its document."""
 
 
 class AccessControl:
@@ -313,13 +315,7 @@ class Access:
         refused = (UnauthorizedError, KeyNeededError, TooManyRequestsError)
         return (*refused, ForbiddenError) if self.scope == "write" else refused
 
-    async def __call__(
-        self,
-        request: Request,
-        _bearer: Annotated[Any, Security(_BEARER)] = None,
-        _header: Annotated[Any, Security(_HEADER)] = None,
-        _cookie: Annotated[Any, Security(_COOKIE)] = None,
-    ) -> None:
+    async def __call__(self, request: Request) -> None:
         """Let the request through, and note whose it is.
 
         Raises:

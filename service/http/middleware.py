@@ -10,7 +10,7 @@ import contextlib
 import ipaddress
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import httptools
 from fastapi import Depends, Request
@@ -448,7 +448,8 @@ class DeadlineMiddleware:
                 gone = True
                 deadline.reschedule(0.0)
 
-        scope.setdefault("state", {}).update(deadline=deadline, note_gone=note_gone)
+        watching: list[asyncio.Task[None]] = []
+        scope.setdefault("state", {}).update(deadline=deadline, note_gone=note_gone, watching=watching)
 
         async def send_in_time(message: Message) -> None:
             nonlocal begun
@@ -469,6 +470,9 @@ class DeadlineMiddleware:
                 await Response(status_code=CLIENT_GONE)(scope, receive, send)  # For log and figures alone.
                 return
             await DeadlineExceededError().to_response()(scope, receive, send)
+        finally:
+            for task in watching:
+                task.cancel()
 
     def _watch(self, receive: Receive) -> Receive:
         waited_seconds, num_received, complete = 0.0, 0, False
@@ -500,18 +504,15 @@ WITHOUT_DEADLINE = Depends(_end_without_deadline)
 """Declared by an endpoint that takes as long as its client keeps sending."""
 
 
-async def _cancel_when_gone(request: Request) -> AsyncIterator[None]:
+async def _cancel_when_gone(request: Request) -> None:
     async def watch() -> None:
         with contextlib.suppress(ServiceError):  # A body that is not read any more stopped arriving.
             while (await request.receive())["type"] != "http.disconnect":
                 pass
             request.state.note_gone()
 
-    watching = asyncio.create_task(watch())
-    try:
-        yield
-    finally:
-        watching.cancel()
+    # The middleware ends it: a dependency with `yield` costs FastAPI half as much as all others together.
+    request.state.watching.append(asyncio.create_task(watch()))
 
 
 WHILE_CONNECTED = Depends(_cancel_when_gone)

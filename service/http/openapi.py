@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from service.auth.access import SECURITY_SCHEMES, declared_access
 from service.errors import (
     PROBLEM_MEDIA_TYPE,
     BodyTooLargeError,
@@ -86,12 +87,15 @@ def install_openapi(app: FastAPI, routers: Sequence[APIRouter]) -> None:
                 [(AddVideoRequest, "validation"), (Problem, "validation")], ref_template=_REFERENCES
             )
             document["components"]["schemas"].update({**extra["$defs"], **FILTER_SCHEMAS})
+            document["components"]["securitySchemes"] = SECURITY_SCHEMES
             for route in (route for router in routers for route in router.routes):
                 if isinstance(route, APIRoute) and route.include_in_schema:
                     for method in route.methods or ():
                         operation = document["paths"][route.path][method.lower()]
                         _add_problems(operation, route, method)
                         _describe_filter(operation)
+                        if any(declared_access(route)):
+                            operation["security"] = [{scheme: []} for scheme in SECURITY_SCHEMES]
             app.openapi_schema = document
         return app.openapi_schema
 

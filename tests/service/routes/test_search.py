@@ -7,15 +7,18 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from indexer.search.types import SearchQuery
-from service.schemas.search import SearchAnswerBody
+from indexer.search.types import Explanation, Moment, SearchQuery, SearchResult, Segment, TextHit
+from service.routes.search import write_result
+from service.schemas.search import ResultAnswer, SearchAnswerBody
 from tests.support.servers.service_fakes import Service, add_video, running
 
 
@@ -102,6 +105,35 @@ def test_defaults_and_every_field_reach_the_searcher(service: Service) -> None:
         "frame_times": [0.0],
         "similarity": [[0.5]],
     }
+
+
+def test_a_result_is_written_as_the_schema_has_it() -> None:
+    every_field = SearchResult(
+        id="ä b",
+        segment_id=7,
+        rank=3,
+        score=float(np.float32(0.1)),
+        scores={"video_sentence": 1.5, "video_word": None, "sentence_frame": -0.0, "frame_word": 1e-7},
+        title='"𝄞"\n',
+        uri=None,
+        duration_seconds=10.0,
+        recorded_at=1_700_000_000.25,
+        metadata={"ß": [1, 1.5, None, True, {"nested": "\u2028"}], "large": 2**70},
+        segment=Segment(0.0, 10.0),
+        moments=[Moment(5.0, 3.0)],
+        explanation=Explanation(["a"], [0.0], [[0.5]]),
+        percentile=99.5,
+        media_start_seconds=0.5,
+        text_hits=[TextHit("title", "a"), TextHit("transcript", "b", 1.0, 2.0, "en")],
+        match="strong",
+    )
+    for result in (every_field, replace(every_field, explanation=None, text_hits=(), recorded_at=None)):
+        written = write_result(result, True, "/below").decode()
+        parsed = json.loads(written)
+        assert ResultAnswer.model_validate_json(written).model_dump_json(exclude_unset=True) == written
+        assert list(parsed) == [name for name in ResultAnswer.model_fields if name in parsed]
+        assert parsed["media_url"].startswith("/below/videos/")
+        assert ("explanation" in parsed, "text_hits" in parsed) == (result is every_field,) * 2
 
 
 REFUSED = [

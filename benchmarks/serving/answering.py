@@ -1,11 +1,12 @@
 """What a search over HTTP takes beside its text tower, with one client, with many, and while indexing.
 
-    python -m benchmarks.serving.answering --index INDEX [--clips FOLDER] [--short] [--json PATH]
+    python -m benchmarks.serving.answering --index INDEX [--clips FOLDER] [--servers 2] [--runtime openvino]
 
 A real server, on an index of the ViT-B/32 shape: the one given, or a drawn one of 10,000 videos. In each
 round the text tower encodes one text, with PyTorch and as the server's own model does, and then the server
-answers a text that it has not seen, and one that it has. Then 1 and 16 clients take turns. The answers are
-compared with those of a searcher that encodes each text alone and keeps none.
+answers a text that it has not seen, and one that it has. Then 1 and 16 clients take turns, with that server
+and with several that share the index (`--servers`), among which the clients are divided as a proxy would do
+it. The answers are compared with those of a searcher that encodes each text alone and keeps none.
 
 `--clips` names a folder of videos. A copy of the index is then served with a worker, and searched while it
 waits, while it indexes copies of the videos, and while it waits again.
@@ -43,6 +44,7 @@ from benchmarks.synthetic_index import make_index
 from indexer.search.searcher import Searcher, SearchQuery
 from indexer.search.text_encoding import TextEncoder
 from model import XClip
+from model.runtimes import RUNTIMES
 
 MODEL = "openclip:ViT-B-32-quickgelu/random?seed=0"
 WORDS = """
@@ -75,9 +77,12 @@ def take(texts: Iterator[str], count: int) -> list[str]:
 # One client beside the tower
 
 
-def beside_the_tower(report: Report, port: int, texts: Iterator[str], num_rounds: int) -> None:
-    """Print whole requests beside the tower alone, all in each round."""
-    towers = {"PyTorch": XClip.load(MODEL, "cpu", runtime="torch"), "server's": XClip.load(MODEL, "cpu")}
+def beside_the_tower(report: Report, port: int, runtime: str, texts: Iterator[str], num_rounds: int) -> None:
+    """Print whole requests beside the tower alone, all in each round. runtime: the server's."""
+    towers = {
+        "PyTorch": XClip.load(MODEL, "cpu", runtime="torch"),
+        "server's": XClip.load(MODEL, "cpu", runtime=runtime),
+    }
     seconds: dict[str, list[float]] = {}
     stages: list[dict[str, float]] = []
 
@@ -125,11 +130,17 @@ _STAGES = ("encode", "coarse", "rerank")
 # Many clients
 
 
-def many_clients(report: Report, port: int, texts: Iterator[str], num_rounds: int) -> list[Outcome]:
-    """Print throughput and latency of 1 and of MANY clients, by turns; the outcomes for new texts."""
+def many_clients(
+    report: Report, ports: Sequence[int], texts: Iterator[str], num_rounds: int
+) -> list[Outcome]:
+    """Print throughput and latency of 1 and of MANY clients, by turns; the outcomes for new texts.
+
+    ports: of the servers, among which the clients are divided; one client has the first.
+    """
+    servers = "a server" if len(ports) == 1 else f"{len(ports)} servers"
     columns = {"texts": "", "clients": ""}
     columns |= dict.fromkeys(("searches/s", "p50 ms", "p95 ms", *(f"{name} ms" for name in _STAGES)), ".1f")
-    table = report.table("Many clients", columns)
+    table = report.table(f"Many clients of {servers}", columns)
     everything: list[Outcome] = []
     for kind in ("new", "known"):
         rates: dict[int, list[float]] = {1: [], MANY: []}
@@ -139,7 +150,7 @@ def many_clients(report: Report, port: int, texts: Iterator[str], num_rounds: in
             for clients, count in ((1, 24), (MANY, 6 * MANY)):
                 asked = take(texts, count) if kind == "new" else (known * count)[:count]
                 done, seconds = asyncio.run(
-                    ask_in_turn(port, clients, [search_request(one) for one in asked])
+                    ask_in_turn(ports, clients, [search_request(one) for one in asked])
                 )
                 rates[clients].append(count / seconds)
                 outcomes[clients] += done
@@ -149,19 +160,21 @@ def many_clients(report: Report, port: int, texts: Iterator[str], num_rounds: in
                 1e3 * statistics.median(part[f"{name}_seconds"] for part in answers) for name in _STAGES
             )
             table.add(kind, str(clients), statistics.median(rates[clients]), *percentiles(done)[:2], *medians)
-            report.check(f"every search of {clients} clients is answered", len(answers) == len(done))
+            report.check(
+                f"every search of {clients} clients of {servers} is answered", len(answers) == len(done)
+            )
         gain = statistics.median(many / one for one, many in zip(rates[1], rates[MANY], strict=True))
         if kind == "new":
-            report.target(f"throughput of {MANY} clients / of one", gain, at_least=2.5)
+            report.target(f"throughput of {MANY} clients of {servers} / of one", gain, at_least=2.5)
             everything = outcomes[1] + outcomes[MANY]
         else:
-            report.note(f"known texts: {MANY} clients get {gain:.2f} times the searches of one")
+            report.note(f"known texts: {MANY} clients of {servers} get {gain:.2f} times the searches of one")
     return everything
 
 
-def check_answers(report: Report, index: Path, outcomes: Sequence[Outcome]) -> None:
+def check_answers(report: Report, index: Path, runtime: str, outcomes: Sequence[Outcome]) -> None:
     """Compare answers with those to each text alone."""
-    model = XClip.load(MODEL, "cpu")
+    model = XClip.load(MODEL, "cpu", runtime=runtime)
     with Searcher(index, model) as searcher:
         searcher.text_encoder = TextEncoder(model, num_recent=0)
         farthest, num_equal = 0.0, 0
@@ -186,7 +199,9 @@ def check_answers(report: Report, index: Path, outcomes: Sequence[Outcome]) -> N
 # While a worker indexes
 
 
-def while_indexing(report: Report, index: Path, clips: Path, texts: Iterator[str], seconds: float) -> None:
+def while_indexing(
+    report: Report, index: Path, clips: Path, runtime: str, texts: Iterator[str], seconds: float
+) -> None:
     """Print how long searches take while the server's worker waits, and while it indexes."""
     found = sorted(path for path in clips.iterdir() if path.suffix == ".mp4")
     if not found:
@@ -198,7 +213,7 @@ def while_indexing(report: Report, index: Path, clips: Path, texts: Iterator[str
         contextlib.ExitStack() as stack,
     ):
         copy = Path(shutil.copytree(index, Path(folder) / "index"))
-        _, port = stack.enter_context(serving(copy, with_worker=True))
+        _, port = stack.enter_context(serving(copy, "--runtime", runtime, with_worker=True))
         http = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60))
         slowest: dict[str, list[float]] = {}
         _search_for(port, texts, 2.0)
@@ -258,6 +273,8 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--index", type=Path, help=f"of {MODEL}; by default one is drawn")
     parser.add_argument("--clips", type=Path, help="MP4 files, to be indexed while it is searched")
+    parser.add_argument("--servers", type=int, default=2, help="that share the index, with many clients")
+    parser.add_argument("--runtime", choices=RUNTIMES, default="auto", help="of the servers' towers")
     choices: Any = parser.parse_args()
     with Report("serving.answering", choices) as report, tempfile.TemporaryDirectory() as folder:
         index = choices.index
@@ -265,13 +282,26 @@ def main() -> None:
             index = Path(folder) / "index"
             make_index(index, MODEL, 1_000 if report.short else 10_000)
         texts = new_texts(os.getpid())
-        with serving(index) as (_, port):
-            _search_for(port, texts, 2.0)
-            beside_the_tower(report, port, texts, 12 if report.short else 60)
-            outcomes = many_clients(report, port, texts, 1 if report.short else 4)
-        check_answers(report, index, outcomes[:: 4 if report.short else 8])
+        num_rounds = 1 if report.short else 4
+        with contextlib.ExitStack() as stack:
+            ports: list[int] = []
+
+            def serve() -> None:
+                _, port = stack.enter_context(serving(index, "--runtime", choices.runtime))
+                _search_for(port, texts, 2.0)
+                ports.append(port)
+
+            serve()
+            beside_the_tower(report, ports[0], choices.runtime, texts, 12 if report.short else 60)
+            outcomes = many_clients(report, ports, texts, num_rounds)
+            while len(ports) < choices.servers:
+                serve()
+            if len(ports) > 1:
+                outcomes += many_clients(report, ports, texts, num_rounds)
+        check_answers(report, index, choices.runtime, outcomes[:: 4 if report.short else 8])
         if choices.clips is not None:
-            while_indexing(report, index, choices.clips, texts, 3.0 if report.short else 12.0)
+            seconds = 3.0 if report.short else 12.0
+            while_indexing(report, index, choices.clips, choices.runtime, texts, seconds)
 
 
 if __name__ == "__main__":

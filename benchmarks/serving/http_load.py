@@ -132,12 +132,17 @@ class Connection(asyncio.Protocol):
         done(Outcome(self._sent_at, status, time.perf_counter() - self._sent_at, body))
 
 
-async def ask_in_turn(port: int, num_clients: int, requests: Iterable[bytes]) -> tuple[list[Outcome], float]:
-    """`num_clients` that each send the next request when they have an answer; and the seconds it took."""
+async def ask_in_turn(
+    ports: Sequence[int], num_clients: int, requests: Iterable[bytes]
+) -> tuple[list[Outcome], float]:
+    """`num_clients` that each send the next request when they have an answer; and the seconds it took.
+
+    ports: of servers, of which each client has one, by turns.
+    """
     left = iter(requests)
     outcomes: list[Outcome] = []
 
-    async def client() -> None:
+    async def client(port: int) -> None:
         connection = await Connection.open(port)
         for request in left:
             if not connection.is_open:
@@ -146,7 +151,7 @@ async def ask_in_turn(port: int, num_clients: int, requests: Iterable[bytes]) ->
         connection.close()
 
     started = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(num_clients)))
+    await asyncio.gather(*(client(ports[number % len(ports)]) for number in range(num_clients)))
     return outcomes, time.perf_counter() - started
 
 

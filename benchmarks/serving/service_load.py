@@ -88,9 +88,11 @@ def throughput(index: Path, arguments: argparse.Namespace) -> bool:
     )
     answered = True
     with reached(index, arguments) as port:
-        asyncio.run(ask_in_turn(port, 2, some_requests(20)))
+        asyncio.run(ask_in_turn([port], 2, some_requests(20)))
         for num_clients in (1, 8, 64):
-            outcomes, seconds = asyncio.run(ask_in_turn(port, num_clients, some_requests(arguments.requests)))
+            outcomes, seconds = asyncio.run(
+                ask_in_turn([port], num_clients, some_requests(arguments.requests))
+            )
             answered = answered and all(outcome.status == 200 for outcome in outcomes)
             good = [outcome for outcome in outcomes if outcome.status == 200]
             timings = [json.loads(outcome.body)["timings"] for outcome in good]
@@ -117,11 +119,11 @@ def half_open(index: Path, arguments: argparse.Namespace) -> bool:
                 writer.close()
 
     async def measure(port: int) -> tuple[list[float], list[float]]:
-        await ask_in_turn(port, 4, some_requests(20))
-        alone = percentiles((await ask_in_turn(port, 4, some_requests(arguments.requests)))[0])
+        await ask_in_turn([port], 4, some_requests(20))
+        alone = percentiles((await ask_in_turn([port], 4, some_requests(arguments.requests)))[0])
         holders = [asyncio.create_task(hold(port)) for _ in range(arguments.connections)]
         await asyncio.sleep(2)
-        loaded = percentiles((await ask_in_turn(port, 4, some_requests(arguments.requests)))[0])
+        loaded = percentiles((await ask_in_turn([port], 4, some_requests(arguments.requests)))[0])
         for task in holders:
             task.cancel()
         await asyncio.gather(*holders, return_exceptions=True)
@@ -140,15 +142,15 @@ def overload(index: Path, arguments: argparse.Namespace) -> bool:
     """Requests at ten times the rate that the server answers, whether it answers or not."""
 
     async def measure(port: int) -> tuple[Rush, float]:
-        await ask_in_turn(port, 2, some_requests(20))
-        before, seconds = await ask_in_turn(port, 8, some_requests(arguments.requests))
+        await ask_in_turn([port], 2, some_requests(20))
+        before, seconds = await ask_in_turn([port], 8, some_requests(arguments.requests))
         throughput, usual = len(before) / seconds, percentiles(before)[1]
         rate = OVERLOAD_FACTOR * throughput
         print(f"the server answers {throughput:.0f} searches/s; sending {rate:.0f}/s", flush=True)
         rush = await ask_at_rate(port, rate, arguments.seconds)
         ended = time.perf_counter()
         while time.perf_counter() - ended < 3 * NORMAL_AGAIN_SECONDS:
-            after = percentiles((await ask_in_turn(port, 8, some_requests(80)))[0])[1]
+            after = percentiles((await ask_in_turn([port], 8, some_requests(80)))[0])[1]
             if after <= 2 * usual:
                 break
         return rush, time.perf_counter() - ended

@@ -3,7 +3,15 @@
 `converted` decides and falls back, `conversions` keeps what was converted, `openvino` is the runtime.
 """
 
+import os
 from typing import Literal, get_args
+
+# OpenVINO's TBB opens hwloc with RTLD_DEEPBIND: hwloc then calls libc's own `free` on memory that libc's
+# functions got from the `malloc` that LD_PRELOAD put in its place (jemalloc, glibc's malloc checks), and the
+# process dies there or later. With this variable, read when TBB opens hwloc, it does without that flag:
+# https://github.com/uxlfoundation/oneTBB/issues/1636. Set here and not where OpenVINO is imported, because
+# that happens beside other threads, which may be reading the environment.
+os.environ.setdefault("TBB_ENABLE_SANITIZERS", "1")
 
 Runtime = Literal["auto", "torch", "openvino"]
 """What computes the towers. auto: on a processor OpenVINO, where it is installed and computes the same as

@@ -45,8 +45,7 @@ def usable_runtime(runtime: str, device: torch.device) -> Literal["torch", "open
     """
     if runtime not in RUNTIMES:
         raise SpecError(f"there is no runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
-    # `auto` is PyTorch: where OpenVINO 2026.4.1 was used beside other work, as in our tests, glibc
-    # (MALLOC_CHECK_=3) finds the heap damaged, and some processes die. Who asks for it gets it.
+    # `auto` is PyTorch until the whole suite has passed malloc checks with OpenVINO, see decision 19.
     if runtime != "openvino":
         return "torch"
     if device.type != "cpu":

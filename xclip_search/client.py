@@ -126,6 +126,7 @@ class SimilarOptions(TypedDict, total=False):
     min_score: float | None
     num_moments: int
     filter: Filter | None
+    fold: bool | float
 
 
 class SearchOptions(TypedDict, total=False):
@@ -142,6 +143,7 @@ class SearchOptions(TypedDict, total=False):
     num_moments: int
     text_match: TextMatch
     filter: Filter | None
+    fold: bool | float
     without: str | None
     """The field `not`, whose name Python keeps for itself."""
 
@@ -171,6 +173,7 @@ class _Upload:
     path: Path
     fields: Mapping[str, str]
     on_progress: OnProgress | None
+    transcripts: Sequence[Path] = ()
 
 
 class AsyncClient:
@@ -285,6 +288,7 @@ class AsyncClient:
         *,
         title: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        transcripts: Sequence[str | os.PathLike[str]] = (),
         wait: bool = False,
         on_progress: OnProgress | None = None,
     ) -> AddVideoAnswer:
@@ -294,6 +298,7 @@ class AsyncClient:
             path: The file.
             title: By default its name.
             metadata: JSON values by name.
+            transcripts: Its .srt and .vtt files; the name of each says its track, as `movie.en.srt` does.
             wait: Answer when the video can be found, or after about a minute.
             on_progress: Called with how many bytes of how many were sent, from 0 again where the file is
                 sent again.
@@ -304,7 +309,7 @@ class AsyncClient:
         fields = {} if title is None else {"title": title}
         if metadata:
             fields["metadata"] = json.dumps(metadata, ensure_ascii=False, allow_nan=False)
-        upload = _Upload(Path(path), fields, on_progress)
+        upload = _Upload(Path(path), fields, on_progress, [Path(other) for other in transcripts])
         return await self._ask(AddVideoAnswer, _Request("POST", "videos", _wait(wait), upload=upload))
 
     async def add_uri(
@@ -566,7 +571,13 @@ class AsyncClient:
                 file = files.enter_context(upload.path.open("rb"))
                 counted = cast("BinaryIO", _CountedFile(file, upload.on_progress))
                 arguments["data"] = upload.fields
-                arguments["files"] = {"file": (_filename(upload.path), counted, "application/octet-stream")}
+                parts = [("file", upload.path, counted)]
+                for path in upload.transcripts:
+                    parts.append(("transcript", path, files.enter_context(path.open("rb"))))
+                arguments["files"] = [
+                    (name, (_filename(path), content, "application/octet-stream"))
+                    for name, path, content in parts
+                ]
             built = self._http.build_request(request.method, request.path, **arguments)
             response = await self._http.send(built, stream=True)
         try:
@@ -604,6 +615,8 @@ def _search_body(options: SearchOptions, **texts: Any) -> dict[str, Any]:
 def _similar_fields(options: SimilarOptions) -> dict[str, str]:
     """As texts, without those that are None."""
     texts = {name: value for name, value in options.items() if value is not None}
+    if isinstance(texts.get("fold"), bool):
+        texts["fold"] = json.dumps(texts["fold"])
     if "filter" in texts:
         texts["filter"] = json.dumps(texts["filter"], ensure_ascii=False)
     return {name: str(value) for name, value in texts.items()}

@@ -233,12 +233,19 @@ def _upload(
         from indexer.ingest.library import find_files, look_at
         from indexer.ingest.manifest import VideoSource
         from indexer.ingest.synchronisation import SyncReport
+        from indexer.ingest.transcript_files import find_transcripts, is_transcript
 
         report = SyncReport(num_segments=None, decode_seconds=None, encode_seconds=None)
         listing = find_files(paths, exclude)
         report.count_listing(listing)
         wanted = {str(source.path): source for source in sources}
+        beside = [file for file in listing.files if is_transcript(file.path) and not file.is_named]
+        videos = [file.path for file in listing.files if file.is_named or not is_transcript(file.path)]
+        found = find_transcripts(videos, beside)
+        of_videos = {file.path for tracks in found.values() for _, file in tracks}
         for file in listing.files:
+            if file.path in of_videos:
+                continue  # It goes with its video.
             if (reason := look_at(file).left_out) is not None:
                 report.count(file.path, "left out", reason)
             else:
@@ -283,6 +290,9 @@ def search(
     without: Annotated[
         str | None, typer.Option("--not", help="What is not wanted: a part of its score is subtracted.")
     ] = None,
+    fold: Annotated[
+        bool, typer.Option("--fold", help="Of videos that look the same show the best, and name the others.")
+    ] = False,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     runtime: RuntimeOption = "torch",  # One search takes less time than loading another one.
@@ -310,7 +320,8 @@ def search(
         mode != ModeName.rerank or text_match != TextMatchName.off or without is not None
     ):
         stop("--mode, --text-match and --not are for searches by text")
-    query, options = " ".join(text or ()), {"limit": limit, "filter": parse_json(filter_json)}
+    query = " ".join(text or ())
+    options: dict[str, Any] = {"limit": limit, "filter": parse_json(filter_json), "fold": fold}
     if media is None:
         options |= {"mode": mode.value, "text_match": text_match.value, "without": without}
     if directory is None:
@@ -382,6 +393,15 @@ def _hit_text(hit: dict[str, Any]) -> str:
     return f"  {where}: {printable(hit['text'])}"
 
 
+def _copies_text(result: dict[str, Any]) -> list[str]:
+    """What looks the same, for the table of results."""
+    ids = [copy["id"] for copy in result.get("copies", ())]
+    num_further = result.get("num_copies", 0) - len(ids)
+    if not ids:
+        return []
+    return [f"  looks the same: {', '.join(ids)}{f' and {num_further} more' if num_further else ''}"]
+
+
 def _print_answer(answer: dict[str, Any]) -> None:
     """A table of the results."""
     from rich.console import Console
@@ -407,7 +427,8 @@ def _print_answer(answer: dict[str, Any]) -> None:
         scores = [f"{score:.2f}" if score is not None else "-" for score in parts]
         moments = " ".join(clock(moment["time_seconds"]) for moment in result["moments"])
         hits = map(_hit_text, result.get("text_hits", ()))
-        title = escape("\n".join([printable(result["title"] or result["id"]), *hits]))
+        lines = [printable(result["title"] or result["id"]), *hits, *_copies_text(result)]
+        title = escape("\n".join(lines))
         table.add_row(str(result["rank"]), title, f"{result['score']:.2f}", *scores, moments)
     Console().print(table)
     took = f" in {1000 * answer['timings']['total_seconds']:.0f} ms" if "timings" in answer else ""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from indexer.ingest.manifest import VideoSource
     from indexer.ingest.pipeline import Outcome
     from indexer.ingest.synchronisation import SyncReport
+    from indexer.ingest.transcript_files import Tracks
     from indexer.store.records import VideoRecord
     from xclip_search.client import Client
 
@@ -365,6 +366,7 @@ class Uploads:
         self._client = client
         self._on_done = on_done
         self._pending: deque[tuple[VideoSource, str]] = deque()
+        self._beside: dict[str, Tracks] = {}
 
     def run(self, sources: Sequence[VideoSource]) -> SyncReport:
         """Upload what the server does not have yet, and wait until it was read.
@@ -374,7 +376,11 @@ class Uploads:
         Raises:
             ClientError: What concerns all files alike, such as ConnectionFailedError.
         """
+        from indexer.ingest.transcript_files import find_transcripts, transcripts_beside
+
         started = time.monotonic()
+        paths = [str(source.path) for source in sources]
+        self._beside = find_transcripts(paths, transcripts_beside(paths))
         for source in sources:
             while len(self._pending) >= MAX_PENDING:
                 self._settle_oldest()
@@ -414,11 +420,47 @@ class Uploads:
         """The id of the job that reads the file; None where its bytes are in the index already."""
         from indexer.atomic_files import sha256_of_file
 
+        transcripts = self._transcripts(source)
         # A look costs little; an upload that turns out to be known costs all of it.
-        if self._client.list_videos(limit=1, filter={"content_sha256": sha256_of_file(source.path)}).videos:
+        known = self._client.list_videos(
+            limit=1, filter={"content_sha256": sha256_of_file(source.path)}
+        ).videos
+        if known:
+            there = (
+                {one.track for one in self._client.list_transcripts(known[0].id)} if transcripts else set()
+            )
+            for track, path in transcripts.items():
+                if track not in there:
+                    self._client.put_transcript(known[0].id, path, track=track)
+                    self.report.num_transcripts += 1
             return None
-        added = self._client.add_video(source.path, title=source.title, metadata=source.metadata)
+        added = self._client.add_video(
+            source.path, title=source.title, metadata=source.metadata, transcripts=list(transcripts.values())
+        )
+        self.report.num_transcripts += len(transcripts)
         return None if added.job is None else added.job.id
+
+    def _transcripts(self, source: VideoSource) -> dict[str, Path]:
+        """The files of a video's transcripts by their tracks: those that are named, or lie beside it."""
+        from indexer.errors import TranscriptError
+        from indexer.ingest.transcript_files import name_tracks, read_transcript, transcript_file
+
+        video = str(source.path)
+        if source.transcript_files is None:
+            tracks = self._beside.get(video, ())
+        else:
+            named = {path: transcript_file(str(path)) for path in source.transcript_files}
+            for path in (path for path, file in named.items() if file is None):
+                self.report.notes.append(f"the transcript {path} is left out: there is no such file")
+            tracks = name_tracks(video, [file for file in named.values() if file is not None])
+        found = {}
+        for track, file in tracks:
+            try:
+                read_transcript(track, file)  # The server would refuse the video with it.
+                found[track] = Path(file.path)
+            except TranscriptError as error:
+                self.report.notes.append(f"the transcript {file.path} is left out: {error}")
+        return found
 
     def _settle_oldest(self) -> None:
         from xclip_search.client_errors import JobFailedError

@@ -79,13 +79,21 @@ def name_tracks(video: str, files: Iterable[FoundFile]) -> Tracks:
         >>> [track for track, _ in name_tracks("/a/b.mp4", [FoundFile("/c/talk.en.srt", 1, 1)])]
         ['en']
     """
-    stem = nfc(_without_ending(os.path.basename(video)))  # noqa: PTH119
+    name = os.path.basename(video)  # noqa: PTH119
     tracks: dict[str, FoundFile] = {}
     for file in files:
-        base = nfc(_without_ending(os.path.basename(file.path)))  # noqa: PTH119
-        rest = base[len(stem) :] if base.startswith(stem) else base.partition(".")[2]
-        tracks.setdefault(_track(rest), file)
+        tracks.setdefault(track_of(name, os.path.basename(file.path)), file)  # noqa: PTH119
     return tuple(sorted(tracks.items())[:MAX_TRACKS])
+
+
+def track_of(video: str, transcript: str) -> str:
+    """The track that the name of a transcript's file says, next to that of a video's.
+
+    >>> track_of("movie.mkv", "movie.de.forced.srt"), track_of("movie.mkv", "talk.en.vtt")
+    ('de.forced', 'en')
+    """
+    stem, base = nfc(_without_ending(video)), nfc(_without_ending(transcript))
+    return _track(base[len(stem) :] if base.startswith(stem) else base.partition(".")[2])
 
 
 def _without_ending(name: str) -> str:

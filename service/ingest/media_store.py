@@ -2,6 +2,7 @@
 
     INDEX/uploads/<32 hex digits>   an upload while it arrives and until its job has ended
     INDEX/uploads/<32 hex digits>.<attempt>  a file that is being fetched from the web
+    INDEX/uploads/<job id>.transcripts  what was sent with an upload (`service.ingest.sent_transcripts`)
     INDEX/media/<video id>.<extension>  an accepted upload
 
 All names are ours. A video that was indexed in place is not moved; its `uri` says where it is.
@@ -97,6 +98,10 @@ class MediaStore:
         """A path for one more upload; nothing is there yet."""
         return self.uploads_directory / uuid.uuid4().hex
 
+    def transcripts_path(self, job_id: str) -> Path:
+        """Where transcripts that were sent with an upload lie until its job has ended."""
+        return self.uploads_directory / f"{job_id}.transcripts"
+
     def keep(self, source: Path, video_id: str) -> Path:
         """Move an upload to where accepted ones lie, and return that path.
 
@@ -187,6 +192,7 @@ def discard_upload(job: Job, media_store: MediaStore, catalog: Store[Any]) -> No
     if not job.delete_source:
         return
     Path(job.source_path).unlink(missing_ok=True)
+    media_store.transcripts_path(job.id).unlink(missing_ok=True)
     if not catalog.get_videos([job.video_id]):
         media_store.remove(job.video_id)
 
@@ -231,6 +237,7 @@ def _delete_orphans(media_store: MediaStore, catalog: Store[Any], job_queue: Job
     # Going back needs the files of videos that only a former generation has.
     known |= catalog.ids_in_other_generations([video_id for video_id in ids if video_id not in known])
     sources = {Path(job.source_path) for job in waiting}
+    sources |= {media_store.transcripts_path(job.id) for job in waiting}
     stale = [
         path
         for path in media_store.uploads_directory.glob("*")

@@ -20,6 +20,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from indexer.store.transcripts import MAX_TRACKS, MAX_TRANSCRIPT_BYTES, Transcript
 from model.atomic_files import fsync_directory
 from service.errors import (
     BodyTooLargeError,
@@ -29,6 +30,7 @@ from service.errors import (
     validation_problem,
 )
 from service.ingest.media_store import FULL_DISK_ERRORS
+from service.ingest.sent_transcripts import parse_sent
 from service.schemas.fields import MAX_TITLE_CHARACTERS, Metadata, Title
 
 FORM = "multipart/form-data"
@@ -39,10 +41,10 @@ BLOCK_BYTES = 1024 * 1024
 FIELD_LIMIT_BYTES = 64 * 1024
 """Largest text field; enough for all that `title` and `metadata` may hold."""
 
-FORM_OVERHEAD_BYTES = 256 * 1024
-"""What boundaries, headers and text fields may add to the size of the file."""
+FORM_OVERHEAD_BYTES = 256 * 1024 + MAX_TRANSCRIPT_BYTES
+"""What boundaries, headers, text fields and transcripts may add to the size of the file."""
 
-UPLOAD_FIELDS = ("file", "title", "metadata")
+UPLOAD_FIELDS = ("file", "title", "metadata", "transcript")
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
@@ -61,11 +63,13 @@ class Upload:
     """The fields of a form whose file is complete and synced to disk; the caller owns the file.
 
     content_sha256: of the file's bytes, 64 hex digits. title: the one given, or from the file's name.
+    transcripts: each of another track.
     """
 
     content_sha256: str
     title: str | None
     metadata: dict[str, Any]
+    transcripts: list[Transcript]
 
 
 def media_type_of(request: Request) -> str:
@@ -74,7 +78,7 @@ def media_type_of(request: Request) -> str:
 
 
 async def receive_upload(request: Request, path: Path, limit_bytes: int, limiter: CapacityLimiter) -> Upload:
-    """Stream the `file` of a multipart form to disk, with a title and metadata.
+    """Stream the `file` of a multipart form to disk, with a title, metadata and transcripts.
 
     Args:
         request: Its body is the form.
@@ -86,13 +90,15 @@ async def receive_upload(request: Request, path: Path, limit_bytes: int, limiter
         The sha256 of the file's bytes and the other fields. The file is synced to disk.
 
     Raises:
-        What `receive_form` raises.
+        What `receive_form` raises, and TranscriptRejectedError.
     """
+
+    def read_fields(form: Form) -> tuple[str | None, dict[str, Any], list[Transcript]]:
+        return form.title(), form.metadata(), parse_sent(form.filename, form.transcripts)
+
     form = Form(limit_bytes, UPLOAD_FIELDS)
-    title, metadata = await receive_form(
-        request, path, form, limiter, lambda form: (form.title(), form.metadata())
-    )
-    return Upload(form.digest.hexdigest(), title, metadata)
+    title, metadata, transcripts = await receive_form(request, path, form, limiter, read_fields)
+    return Upload(form.digest.hexdigest(), title, metadata, transcripts)
 
 
 async def receive_form(
@@ -105,7 +111,7 @@ async def receive_form(
         path: Where the file goes; must not exist. On any error it is deleted again.
         form: Takes it in.
         limiter: Of the threads that write.
-        read_fields: Checks the other fields, before the file is synced to disk.
+        read_fields: Checks the other fields, before the file is synced to disk; in a thread.
 
     Returns:
         What `read_fields` returns.
@@ -131,7 +137,7 @@ async def receive_form(
                 await run(form.flush, file)
         # Before `finish`: what is refused need not be synced to the disk.
         form.check_complete()
-        fields = read_fields(form)
+        fields = await run(read_fields, form)
         await run(form.finish, file)
         if form.is_durable:
             await run(fsync_directory, path.parent)
@@ -220,6 +226,7 @@ class Form:
         self.size_bytes = 0
         self.filename = ""
         self.texts: dict[str, bytearray] = {}
+        self.transcripts: list[tuple[str, bytearray]] = []  # Names and bytes of files.
         self.ended = False
         self._seen: set[str] = set()
         self._name = ""
@@ -255,12 +262,17 @@ class Form:
             raise InvalidRequestError(
                 f"The form has a field that is not known; those known: {', '.join(self.names)}."
             )
-        if name in self._seen:
+        if name in self._seen and name != "transcript":
             raise InvalidRequestError("The form has one of its fields twice.")
         self._seen.add(name)
         self._name = name
+        filename = options.get(b"filename", b"").decode("utf-8", "replace")
         if name == "file":
-            self.filename = options.get(b"filename", b"").decode("utf-8", "replace")
+            self.filename = filename
+        elif name == "transcript":
+            if len(self.transcripts) == MAX_TRACKS:
+                raise InvalidRequestError(f"A video has at most {MAX_TRACKS} transcripts.")
+            self.transcripts.append((filename, bytearray()))
         else:
             self.texts[name] = bytearray()
 
@@ -271,6 +283,13 @@ class Form:
             if self.size_bytes > self.limit_bytes:
                 raise BodyTooLargeError(f"The file is larger than {self.limit_bytes} bytes.")
             self.pending += data[start:end]
+            return
+        if self._name == "transcript":
+            if sum(len(read) for _, read in self.transcripts) + end - start > MAX_TRANSCRIPT_BYTES:
+                raise BodyTooLargeError(
+                    f"The transcripts are larger than {MAX_TRANSCRIPT_BYTES} bytes together."
+                )
+            self.transcripts[-1][1].extend(data[start:end])
             return
         text = self.texts[self._name]
         if len(text) + end - start > FIELD_LIMIT_BYTES:

@@ -43,6 +43,7 @@ from indexer.store.records import NewVideo
 from indexer.store.store import Jobs, Store
 from service.errors import is_full_memory
 from service.ingest.media_store import FULL_DISK_ERRORS, MediaStore, delete_orphans, discard_upload
+from service.ingest.sent_transcripts import SentTranscripts
 from service.settings import WorkerSettings
 
 logger = logging.getLogger("xclip_search.worker")
@@ -98,6 +99,7 @@ class Worker:
         self._catalog = catalog
         self._queue = catalog.jobs
         self._store = media_store
+        self._sent = SentTranscripts(media_store, catalog)
         self._read_video = read_video
         self._outcomes = JobOutcomes(self._queue, media_store, catalog)
         self._beat = beat
@@ -184,6 +186,7 @@ class Worker:
                 raise KeptOutError(kept_out[content_sha256].video_id)
             return None
         self._queue.finish(job.id, known.id, attempt=job.attempts)
+        self._sent.finish(job.id, known.id)
         self._outcomes.discard(job)
         return known.id
 
@@ -247,10 +250,13 @@ class Worker:
             from indexer.ingest.pipeline import file_time  # Heavy; whatever encoded the video has loaded it.
 
             video = replace(video, recorded_at=file_time(self._source(job)))
+        sent = self._sent.of_job(job.id)
         video = replace(video, id=job.video_id, uri=uri, title=job.title, metadata=job.metadata)
+        video = replace(video, transcripts=sent)
         with self._catalog.transaction() as transaction:
             outcome = self._catalog.add_video(video, transaction)
             self._queue.finish(job.id, outcome.video_id, attempt=job.attempts, transaction=transaction)
+        self._sent.finish(job.id, outcome.video_id, sent if outcome.created else ())
         if not outcome.created:
             self._outcomes.discard(job)
         return outcome.video_id

@@ -16,14 +16,31 @@ export const uploadsRun = () => numRunning > 0;
 
 class Cancelled extends Error {}
 
-function row(file) {
+const isTranscript = (file) => /\.(srt|vtt)$/i.test(file.name);
+const stemOf = (file) => file.name.replace(/\.[^.]*$/, "").normalize();
+
+// Which transcripts go along with which video: movie.en.srt with movie.mp4; of one video all. The others are left.
+export function pairs(files) {
+  const videos = files.filter((file) => !isTranscript(file)).map((file) => ({ file, transcripts: [] }));
+  const left = [];
+  for (const transcript of files.filter(isTranscript)) {
+    const belongs = ({ file }) => `${stemOf(transcript)}.`.startsWith(`${stemOf(file)}.`);
+    const [best] = videos.filter(belongs).sort((a, b) => stemOf(b.file).length - stemOf(a.file).length);
+    const video = best ?? (videos.length === 1 ? videos[0] : null);
+    if (video) video.transcripts.push(transcript);
+    else left.push(transcript);
+  }
+  return { videos, left };
+}
+
+function row(file, transcripts = []) {
   const bar = element("progress");
   bar.max = 1;
   bar.value = 0;
   bar.setAttribute("aria-label", `Upload of ${file.name}`);
   const state = element("span", "state", "Waiting");
   const actions = element("span", "row-actions");
-  const part = element("li", "row", named("span", "name", file.name), actions, state, bar);
+  const part = element("li", "row", named("span", "name", [file, ...transcripts].map((one) => one.name).join(" + ")), actions, state, bar);
   list.append(part);
   show(list, true);
   return {
@@ -45,11 +62,12 @@ function row(file) {
 }
 
 // XMLHttpRequest, because fetch does not report upload progress.
-function transfer(file, shown, control) {
+function transfer({ file, transcripts }, shown, control) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     const body = new FormData();
     body.append("file", file);
+    for (const transcript of transcripts) body.append("transcript", transcript);
     request.open("POST", "videos");
     request.responseType = "json";
     request.upload.addEventListener("progress", (event) => {
@@ -97,10 +115,10 @@ async function follow(job, shown, control) {
   }
 }
 
-async function upload(file, shown, control, onSent) {
+async function upload(video, shown, control, onSent) {
   if (control.cancelled) throw new Cancelled();
-  shown.say(`Uploading: 0 % of ${size(file.size)}`);
-  const answer = await onceSignedIn(() => transfer(file, shown, control));
+  shown.say(`Uploading: 0 % of ${size(video.file.size)}`);
+  const answer = await onceSignedIn(() => transfer(video, shown, control));
   onSent(); // The next file may be sent while this one is processed.
   hooks.onAccepted();
   if (!answer.job) return [answer.video.id, "Already in the index"];
@@ -110,14 +128,14 @@ async function upload(file, shown, control, onSent) {
 // A retry may succeed unless the server has read the file or refused it.
 const isWorthTrying = (error) => error.isTransient || error.needsKey || error.status >= 500;
 
-async function run(file, shown, control, onSent) {
+async function run(video, shown, control, onSent) {
   numRunning += 1;
   hooks.onAccepted();
   try {
-    const [id, text] = await upload(file, shown, control, onSent);
+    const [id, text] = await upload(video, shown, control, onSent);
     shown.end(text, "done");
     const open = button("Show", () => hooks.onShow(id), "link");
-    open.setAttribute("aria-label", `Show ${file.name}`);
+    open.setAttribute("aria-label", `Show ${video.file.name}`);
     shown.actions(open);
     hooks.onDone();
   } catch (error) {
@@ -128,10 +146,10 @@ async function run(file, shown, control, onSent) {
       shown.end(error.message, "failed");
       const again = button("Try again", () => {
         shown.part.remove();
-        add([file]);
+        add([video.file, ...video.transcripts]);
         list.lastElementChild.querySelector("button").focus();
       }, "link");
-      again.setAttribute("aria-label", `Try ${file.name} again`);
+      again.setAttribute("aria-label", `Try ${video.file.name} again`);
       shown.actions(...(isWorthTrying(error) ? [again] : []));
     }
   } finally {
@@ -142,8 +160,11 @@ async function run(file, shown, control, onSent) {
 }
 
 export function add(files) {
-  for (const file of files) {
-    const shown = row(file);
+  const { videos, left } = pairs(files);
+  for (const transcript of left) row(transcript).end("A transcript: choose it together with its video.", "failed");
+  for (const video of videos) {
+    const { file, transcripts } = video;
+    const shown = row(file, transcripts);
     const control = { cancelled: false, abort: () => {} };
     const cancel = button("Cancel", () => {
       control.cancelled = true;
@@ -154,7 +175,7 @@ export function add(files) {
     shown.actions(cancel);
     numUnsent += 1;
     queue = queue
-      .then(() => new Promise((onSent) => { run(file, shown, control, onSent); }))
+      .then(() => new Promise((onSent) => { run(video, shown, control, onSent); }))
       .then(() => { numUnsent -= 1; });
   }
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from fastapi import APIRouter, Query, Request, Response
 from indexer.errors import IndexFullError, QueueFullError
 from indexer.ingest.video_files import title_of_file
 from indexer.store.job import Admission, Job, NewJob
+from indexer.store.transcripts import MAX_TRACKS, Transcript
 from service.auth.access import READ, WRITE
 from service.errors import (
     BodyTooLargeError,
@@ -24,13 +26,15 @@ from service.errors import (
     OverloadedError,
     ReadOnlyIndexError,
     StorageFullError,
+    TranscriptRejectedError,
     UnsupportedContentTypeError,
     UriNotAllowedError,
     VideoRejectedError,
 )
 from service.http.middleware import WITHOUT_DEADLINE
 from service.http.openapi import problems, schema_of
-from service.ingest.media_store import discard_upload, resolve_uri, unfinished_download
+from service.ingest.media_store import FULL_DISK_ERRORS, discard_upload, resolve_uri, unfinished_download
+from service.ingest.sent_transcripts import SentTranscripts
 from service.ingest.upload import FORM, media_type_of, receive_json, receive_upload, title_from_filename
 from service.schemas.fields import MAX_TITLE_CHARACTERS, METADATA_SCHEMA, TITLE_PATTERN, job_url, video_url
 from service.schemas.videos import (
@@ -78,6 +82,13 @@ _FORM_SCHEMA: dict[str, Any] = {
             "contentSchema": METADATA_SCHEMA,
             "description": "A JSON object, as text.",
         },
+        "transcript": {
+            "type": "array",
+            "maxItems": MAX_TRACKS,
+            "items": {"type": "string", "format": "binary"},
+            "description": "Files in SubRip or WebVTT, each a part of this name. The name of a file says its"
+            " track: en of movie.en.srt, und (not known) of movie.srt.",
+        },
     },
 }
 
@@ -89,6 +100,7 @@ _FORM_SCHEMA: dict[str, Any] = {
         **problems(
             UriNotAllowedError,
             IdTakenError,
+            TranscriptRejectedError,
             VideoRejectedError,
             OverloadedError,
             ReadOnlyIndexError,
@@ -127,13 +139,14 @@ async def add_video(
     has_capacity = partial(service.job_queue.has_capacity, max_queued=service.settings.max_queued_jobs)
     if not await to_thread.run_sync(has_capacity):
         raise _queue_full_problem()
+    transcripts: list[Transcript] = []
     if content_type == FORM:
-        new = await _from_form(request, service)
+        new, transcripts = await _from_form(request, service)
         # The upload took its time: by now another generation of the index may be the current one.
         service = await get_service(request)
     else:
         new = await _from_json(request, service)
-    admission = await to_thread.run_sync(_admit, service, new, limiter=service.ingest_limiter)
+    admission = await to_thread.run_sync(_admit, service, new, transcripts, limiter=service.ingest_limiter)
     job = admission.job
     if job is None:
         response.status_code = 200
@@ -150,17 +163,18 @@ async def add_video(
     return AddVideoAnswer(job=answer, video=VideoReference(id=video_id))
 
 
-async def _from_form(request: Request, service: ReadyService) -> NewJob:
-    """A job for the upload. Its file is ours from now on, until a job has it."""
+async def _from_form(request: Request, service: ReadyService) -> tuple[NewJob, list[Transcript]]:
+    """A job for the upload, and what was sent with it. Its file is ours from now on, until a job has it."""
     path = service.media_store.new_upload_path()
     upload = await receive_upload(request, path, service.settings.upload_limit_bytes, service.ingest_limiter)
-    return NewJob(
+    new = NewJob(
         source_path=str(path),
         title=upload.title,
         metadata=upload.metadata,
         content_sha256=upload.content_sha256,
         delete_source=True,
     )
+    return new, upload.transcripts
 
 
 async def _from_json(request: Request, service: ReadyService) -> NewJob:
@@ -217,16 +231,20 @@ def _from_web_address(service: ReadyService, body: AddVideoRequest) -> NewJob:
     )
 
 
-def _admit(service: ReadyService, new: NewJob) -> Admission:
+def _admit(service: ReadyService, new: NewJob, transcripts: Sequence[Transcript]) -> Admission:
     """A new job, or what is there already; then an upload is deleted, as it is after an error."""
     is_new = False
     try:
         admission = service.job_queue.admit(new, max_queued=service.settings.max_queued_jobs)
         is_new = admission.is_new
+        sent = SentTranscripts(service.media_store, service.catalog)
+        sent.hand_over(admission, transcripts)
         return admission
     except QueueFullError:
         raise _queue_full_problem() from None
-    except IndexFullError as error:
+    except (IndexFullError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL_DISK_ERRORS:
+            raise
         raise StorageFullError() from error
     finally:
         if new.delete_source and not is_new:

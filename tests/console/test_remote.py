@@ -84,6 +84,45 @@ def test_a_folder_is_uploaded_and_the_same_command_again_finds_all_in(
     assert len(service.job_queue.list_jobs(1000)) == num_jobs, "what is known is not even sent"
 
 
+def test_transcripts_go_with_their_videos_also_to_those_that_are_there_already(
+    service: Service, server: str, corpus: Path, tmp_path: Path
+) -> None:
+    def tracks(title: str) -> dict[str, str]:
+        (video,) = (video for video in service.catalog.list_videos(1000) if video.title == title)
+        read = service.catalog.transcripts.of_videos([video.id]).get(video.id, [])
+        return {one.track: one.lines[0].text for one in read}
+
+    def say(path: Path, text: str) -> None:
+        path.write_text(f"00:00:01.000 --> 00:00:02.000\n{text}\n", encoding="utf-8")
+
+    report = tmp_path / "report.json"
+    for number in range(5):
+        (corpus / f"clip {number}.mp4").rename(corpus / f"film {number}.mp4")
+    say(corpus / "film 1.en.srt", "Hello")
+    say(corpus / "film 1.vtt", "Hallo")
+    (corpus / "film 2.srt").write_text("nothing with a time", encoding="utf-8")
+    assert run("index", corpus, "--server", server, "--report", report).exit_code == 0
+    assert tracks("film 1") == {"en": "Hello", "und": "Hallo"} and tracks("film 2") == {}
+    written = json.loads(report.read_text())
+    assert (written["num_transcripts"], written["num_added"]) == (2, 5)
+    assert len(written["notes"]) == 1 and "film 2.srt is left out" in written["notes"][0]
+    say(corpus / "film 1.de.srt", "Guten Tag")
+    say(corpus / "film 1.en.srt", "is there already")
+    say(corpus / "elsewhere.srt", "Bonjour")
+    manifest = corpus / "corpus.jsonl"
+    rows = [
+        {"path": "film 1.mp4"},
+        {"path": "film 3.mp4", "transcript": "elsewhere.srt"},
+        {"path": "film 4.mp4", "transcript": "absent.srt"},
+    ]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run("index", "--manifest", manifest, "--server", server, "--report", report)
+    assert result.exit_code == 0, result.output
+    assert tracks("film 1") == {"en": "Hello", "und": "Hallo", "de": "Guten Tag"}
+    assert tracks("film 3") == {"und": "Bonjour"}
+    assert "absent.srt is left out: there is no such file" in json.loads(report.read_text())["notes"][0]
+
+
 def test_files_that_fail_are_listed_and_the_status_is_3(
     service: Service, server: str, corpus: Path, tmp_path: Path
 ) -> None:

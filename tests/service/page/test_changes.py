@@ -9,6 +9,8 @@ import pytest
 
 from indexer.store.filters import parse_filter
 from service.auth.keys import KEYS_FILE, add_key
+from service.ingest.media_store import MediaStore
+from service.ingest.sent_transcripts import SentTranscripts
 from tests.support.catalog_builders import enqueue
 from tests.support.servers.browser import Browser
 from tests.support.servers.page_site import HOSTILE, Site, click, text, wait_for_cards
@@ -57,6 +59,27 @@ def test_uploads_show_how_their_jobs_go(site: Site, browser: Browser, tmp_path: 
     browser.evaluate("performance.clearResourceTimings()")
     browser.evaluate("new Promise(resolve => setTimeout(resolve, 2500))")
     assert browser.evaluate("performance.getEntriesByType('resource').length") == 0
+
+
+def test_transcripts_go_along_with_the_video_whose_name_they_begin_with(
+    site: Site, browser: Browser, tmp_path: Path
+) -> None:
+    chosen = files(tmp_path, "one.mp4", "one.two.mp4", "one.en.srt", "one.two.de.vtt", "three.srt")
+    for path in chosen[2:]:
+        path.write_text("00:00:01.000 --> 00:00:02.000\nHello\n", encoding="utf-8")
+    browser.open(site.address)
+    wait_for_cards(browser, 3)
+    click(browser, "#open-upload")
+    browser.choose_files("#files", chosen)
+    browser.wait_for("document.querySelectorAll('#uploads .row').length === 3")
+    rows = "[...document.querySelectorAll('#uploads .name')].map(name => name.textContent).sort().join('; ')"
+    assert browser.evaluate(rows) == "one.mp4 + one.en.srt; one.two.mp4 + one.two.de.vtt; three.srt"
+    assert "choose it together with its video" in text(browser, "#uploads .failed")
+    queued = "[...document.querySelectorAll('#uploads .state')].filter(s => s.innerText === 'Queued').length"
+    browser.wait_for(f"{queued} === 2")
+    sent = SentTranscripts(MediaStore(site.directory / "index"), site.catalog)
+    found = {job.title: [one.track for one in sent.of_job(job.id)] for job in site.job_queue.list_jobs()}
+    assert found == {"one": ["en"], "one.two": ["de"]}
 
 
 def test_dropped_files_are_uploaded_and_can_be_cancelled(

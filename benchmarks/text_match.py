@@ -1,6 +1,6 @@
 """Words beside meaning, measured on made data with known answers: tokenizers, recall, time and size.
 
-    python -m benchmarks.text_match [--migrate INDEX] [--search INDEX] [--parts 123] [--num-videos N]
+    python -m benchmarks.text_match [--migrate INDEX] [--search INDEX] [--parts 1234] [--num-videos N]
 
 1. Titles are put together from words of ten kinds of text, so that it is known which of them each word is in.
    FTS5's `unicode61` and `trigram` and the terms of `indexer.store.words` are asked for every word: recall is
@@ -8,7 +8,10 @@
 2. An index of N videos with drawn features, made titles and transcripts is searched for known titles and
    lines with each `text_match`: the share whose video is first, or among the first ten.
 3. Of a million titles: how long words take that are in one, in many and in all of them.
-4. Of copies of indexes (`benchmarks/synthetic_index.py` makes them) that are given made titles: the migration
+4. Titles in which words are as common as words are (their shares fall as 1 / rank, small words besides),
+   asked for by sentences of two subjects: for each share from which on a word counts as common, what the
+   first 200 found videos have to do with the question, and how many of those that do are found.
+5. Of copies of indexes (`benchmarks/synthetic_index.py` makes them) that are given made titles: the migration
    from format 5, its size, and searches with each `text_match`, interleaved.
 """
 
@@ -25,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -292,7 +296,68 @@ def measure_many_rows(num_rows: int = 1_000_000) -> None:
                 print(f"| {query} | {len(found)}{cut} | {statistics.median(times):.0f} |")
 
 
-# 4. Indexes as large as real ones
+# 4. Common words
+
+
+COMMON_SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+SMALL_WORDS = {"the": 0.6, "a": 0.4, "on": 0.3, "in": 0.3, "with": 0.15, "my": 0.1}
+"""And the share of titles that have each."""
+
+NUM_SUBJECTS, SUBJECTS_OF_A_TITLE = 400, 3
+
+
+def measure_common(num_rows: int = 10_000) -> None:
+    """Print what the share from which on a word is common does to what is found."""
+    draw = random.Random(0)
+    subjects = [f"subject{number:03}" for number in range(NUM_SUBJECTS)]
+    weights = [1 / rank for rank in range(1, NUM_SUBJECTS + 1)]
+    where: dict[str, set[int]] = {}
+    facts = IndexFacts(
+        fingerprint="a" * 64, model_spec="none", embedding_dim=4, num_frames=1, sampling_json="{}"
+    )
+    with tempfile.TemporaryDirectory() as folder, Catalog.create(folder, facts) as catalog:
+        with catalog.transaction() as transaction:
+            for number in range(1, num_rows + 1):
+                said = set(draw.choices(subjects, weights, k=SUBJECTS_OF_A_TITLE))
+                for word in said:
+                    where.setdefault(word, set()).add(number)
+                small = [word for word, share in SMALL_WORDS.items() if draw.random() < share]
+                words = draw.sample([*said, *small], len(said) + len(small))
+                transaction.connection.execute(
+                    "INSERT INTO words (rowid, title) VALUES (?, ?)", (number << 20, " ".join(words))
+                )
+            transaction.connection.execute(
+                "UPDATE totals SET num_videos = ?, num_segments = ?", (num_rows, num_rows)
+            )
+        asked = [draw.choices(sorted(where), k=2) for _ in range(NUM_ASKED)]
+        asked += [draw.choices(subjects, weights, k=2) for _ in range(NUM_ASKED)]
+        print(f"\n| common from, % of {num_rows} titles | of the first 200 found have a subject, % |", end="")
+        print(" of the titles with the rarer subject found, % | with either, % |")
+        print("| --- | --- | --- | --- |")
+        for share in COMMON_SHARES:
+            figures = []
+            with (
+                catalog.connections.reading() as connection,
+                patch(f"{find_words.__module__}.COMMON_SHARE", share),
+            ):
+                for one, other in asked:
+                    query = f"the {one} with a {other} on my {one}"
+                    found = find_words(connection, query).video_keys.tolist()
+                    right = where.get(one, set()) | where.get(other, set())
+                    rarer = min(where.get(one, set()), where.get(other, set()), key=len)
+                    first = found[:200]
+                    figures.append(
+                        (
+                            len(right.intersection(first)) / max(1, len(first)),
+                            len(rarer.intersection(found)) / max(1, len(rarer)),
+                            len(right.intersection(found)) / max(1, len(right)),
+                        )
+                    )
+            cells = " | ".join(f"{100 * mean:.0f}" for mean in np.mean(figures, axis=0))
+            print(f"| {100 * share:g} | {cells} |")
+
+
+# 5. Indexes as large as real ones
 
 
 def measure_migration(source: Path) -> None:
@@ -359,7 +424,7 @@ def main() -> None:
     parser.add_argument("--migrate", type=Path, metavar="INDEX", help="an index of which a copy is migrated")
     parser.add_argument("--search", type=Path, metavar="INDEX", help="an index of which a copy is searched")
     parser.add_argument("--num-videos", type=int, default=5_000, help="of the second part")
-    parser.add_argument("--parts", default="123", help="which of the first three parts")
+    parser.add_argument("--parts", default="1234", help="which of the first four parts")
     options = parser.parse_args()
     if "1" in options.parts:
         compare_tokenizers()
@@ -367,6 +432,8 @@ def main() -> None:
         measure_recall(options.num_videos)
     if "3" in options.parts:
         measure_many_rows()
+    if "4" in options.parts:
+        measure_common()
     if options.migrate is not None:
         measure_migration(options.migrate)
     if options.search is not None:

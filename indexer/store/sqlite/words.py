@@ -83,8 +83,8 @@ videos that have all words are taken, without rank."""
 COMMON_ROWS: Final = 10
 COMMON_SHARE: Final = 0.05
 """A word in more rows than these, of the number of segments, says little (`the`, `holiday` where all is
-holidays): where the query has a rarer one that is found, it chooses nothing. Measured by
-`benchmarks/text_match.py`."""
+holidays): where the query has a rarer one that is found, it chooses nothing. The largest share at which small
+words do not choose (`benchmarks/text_match.py`, part 4)."""
 
 FILLED_AT_ONCE: Final = 5_000
 """Videos in one transaction: about a tenth of a second."""

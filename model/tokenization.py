@@ -53,6 +53,10 @@ class TextTokenizer(Protocol):
     def num_read(self) -> int:
         """How many tokens of a text are read, those that the tokenizer adds itself not counted."""
 
+    @property
+    def language(self) -> str | None:
+        """The language that these tokens were made for; None for many, or where that is not known."""
+
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Token ids, int64 [T, L]. Raises TokenError where a text is not valid Unicode."""
 
@@ -117,6 +121,8 @@ class Tokenizer:
     >>> Tokenizer(6)(["a dog"])
     tensor([[49406,   320,  1929, 49407,     0,     0]])
     """
+
+    language: str | None = "English"
 
     def __init__(self, num_words: int, vocabulary: Sequence[int] | None = None) -> None:
         self.num_words = num_words
@@ -207,6 +213,8 @@ class HubTokenizer:
         options: Of open_clip's `HFTokenizer`: how texts are cleaned, and more.
         explain: Makes an error of ours of what went wrong while it was loaded.
     """
+
+    language: str | None = None
 
     def __init__(
         self,

@@ -62,6 +62,9 @@ class Found(BaseModel):
     recorded_at: datetime | None
     metadata: dict[str, Any]
     moments: list[Moment] = Field(description="Best first; empty where videos are compared with a video.")
+    copies: list[str] = Field(
+        description="Ids of videos that look the same, which are not listed themselves."
+    )
 
 
 class FoundVideos(BaseModel):
@@ -173,7 +176,7 @@ class Tools:
     ) -> FoundVideos:
         """Find videos, and the moments in them, by what is to be seen; best first."""
         with _errors_told():
-            answer = await self._client.search(query, limit=limit, offset=offset, filter=filter)
+            answer = await self._client.search(query, limit=limit, offset=offset, filter=filter, fold=True)
         return FoundVideos(
             num_videos=answer.num_videos,
             warnings=list(answer.warnings),
@@ -187,7 +190,7 @@ class Tools:
     ) -> FoundVideos:
         """Find videos that look like a video of the index, best first; never that video itself."""
         with _errors_told():
-            answer = await self._client.similar(video_id, limit=limit)
+            answer = await self._client.similar(video_id, limit=limit, fold=True)
         results = [_found(result) for result in answer.results]
         return FoundVideos(num_videos=answer.num_videos, warnings=[], results=results)
 
@@ -245,6 +248,7 @@ def _found(result: ResultAnswer) -> Found:
         recorded_at=result.recorded_at,
         metadata=result.metadata,
         moments=[Moment(time_seconds=m.time_seconds, score=m.score) for m in result.moments],
+        copies=[copy.id for copy in result.copies],
     )
 
 

@@ -49,6 +49,9 @@ _JPEG_QUALITY = 85
 _PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 """Pillow's names of what is read as a picture; of an animation, its first frame."""
 
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+"""Of ISO/IEC 23008-12, B.4. Pillow does not read them, and FFmpeg gives the tiles of a picture one by one."""
+
 _MAX_PICTURE_PIXELS = 256_000_000
 """Cameras of telephones make pictures of 200 million."""
 
@@ -238,6 +241,10 @@ def _read_still(path: Path, resizing: Resizing, limits: MediaLimits) -> NDArray[
     try:
         picture = Image.open(path, formats=_PICTURE_FORMATS)
     except UnidentifiedImageError:
+        with path.open("rb") as file:
+            head = file.read(12)
+        if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+            raise UnsupportedMediaError("a HEIC picture, which is not read: save it as JPEG") from None
         return None
     except (ValueError, SyntaxError):
         raise MediaError("the picture is damaged") from None

@@ -129,9 +129,9 @@ class CoarseOrder:
         return ScoredSegments(found, video_keys, total, parts)
 
 
-def num_coarse_hits(query: SearchQuery) -> int:
-    """What to ask the coarse index for first: the rerank window, or in `coarse` mode enough for the page."""
-    return query.candidates if query.mode == "rerank" else _deepen(query.candidates, query.num_wanted + 1)
+def num_coarse_hits(query: SearchQuery, num_wanted: int) -> int:
+    """What to ask the coarse index for first: the rerank window, or in `coarse` mode what is enough."""
+    return query.candidates if query.mode == "rerank" else _deepen(query.candidates, num_wanted + 1)
 
 
 def order_candidates(
@@ -140,20 +140,21 @@ def order_candidates(
     first: CoarseHits,
     window: ScoredSegments,
     least_score: float | None,
+    num_wanted: int,
 ) -> ScoredSegments:
-    """Results best first, as many as the page needs or all there are.
+    """Results best first, at least `num_wanted` or all there are.
 
-    first: the answer of `coarse.top(num_coarse_hits(query))`. window: its segments with their full scores in
-    `rerank` mode, nothing in `coarse` mode. By `video`, a video has its result by its best segment in the
+    first: an answer of `coarse.top`, in `rerank` mode the window. window: its segments with their full scores
+    in `rerank` mode, nothing in `coarse` mode. By `video`, a video has its result by its best segment in the
     window, or else by its first one behind it. A `least_score` ends the results with the window, behind which
     no full score is known.
     """
     head = best(window, query.group_by).at_least(least_score)
-    hits, count = first, num_coarse_hits(query)
+    hits, count = first, num_coarse_hits(query, num_wanted)
     if query.mode == "rerank":
-        if least_score is not None or len(head) >= query.num_wanted or len(hits[1]) < count:
+        if least_score is not None or len(head) >= num_wanted or len(hits[1]) < count:
             return head
-        count = _deepen(count, count + query.num_wanted - len(head) + 1)
+        count = _deepen(count, count + num_wanted - len(head) + 1)
         hits = coarse.top(count)
     while True:
         is_all = len(hits[1]) < count
@@ -168,7 +169,7 @@ def order_candidates(
         tail = tail.at_least(least_score)
         # Coarse scores only fall: what comes later than one that is too low is too low as well.
         is_end = is_all or len(scored.at_least(least_score)) < len(scored)
-        if is_end or len(head) + len(tail) >= query.num_wanted:
+        if is_end or len(head) + len(tail) >= num_wanted:
             break
         # Many segments belong to few videos: look further, in ever longer strides.
         raise_if_cancelled()

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from indexer.features.reader import FeatureReader
 from indexer.features.scorable import ScorableSegments
+from indexer.search.folding import Results, read_copies
 from indexer.search.ordering import ScoredSegments
 from indexer.search.types import (
     DEFAULT_MOMENTS,
     NOT_WEIGHT,
+    Copy,
     Explanation,
     Match,
     Moment,
@@ -38,13 +40,15 @@ if TYPE_CHECKING:
 class Page:
     """What is needed to show the results of a page, all in its order.
 
-    has_gaps: results in front of the page's end were deleted, so that a page which is not full may have
-    missed some.
+    copies, num_copies: what was folded into each, and how much was. has_gaps: results in front of the page's
+    end were deleted, so that a page which is not full may have missed some.
     """
 
     hits: ScoredSegments
     features: ScorableSegments
     records: Sequence[tuple[SegmentInfo, VideoRecord]]
+    copies: Sequence[Sequence[Copy]]
+    num_copies: Sequence[int]
     has_gaps: bool
 
     def __len__(self) -> int:
@@ -64,9 +68,9 @@ class Relevance:
     matches: Sequence[Match | None]
 
 
-def read_page(ordered: ScoredSegments, page: slice, catalog: SearchedStore, features: FeatureReader) -> Page:
+def read_page(results: Results, page: slice, catalog: SearchedStore, features: FeatureReader) -> Page:
     """What the catalog says about the results of a page; those deleted by now are replaced by the next."""
-    has_gaps = False
+    ordered, has_gaps = results.ordered, False
     while True:
         hits = ordered[page]
         ids = hits.segment_ids
@@ -75,7 +79,12 @@ def read_page(ordered: ScoredSegments, page: slice, catalog: SearchedStore, feat
         # Two reads, and a video may be deleted between them.
         present = [segment_id for segment_id in read.segment_ids.tolist() if segment_id in records]
         if len(present) == len(ids):
-            return Page(hits, read, [records[segment_id] for segment_id in present], has_gaps)
+            of_page = [records[segment_id] for segment_id in present]
+            counts = [len(results.copies.get(segment_id, ())) for segment_id in present]
+            copies: list[list[Copy]] = [[] for _ in present]
+            if results.copies:
+                copies = read_copies(catalog, results, present)
+            return Page(hits, read, of_page, copies, counts, has_gaps)
         has_gaps = True
         ordered = ordered.without(np.setdiff1d(ids, present))
 
@@ -107,6 +116,8 @@ def make_results(
             percentile=None if relevance is None else relevance.percentiles[row],
             match=None if relevance is None else relevance.matches[row],
             media_start_seconds=video.media_start_seconds,
+            copies=page.copies[row],
+            num_copies=page.num_copies[row],
         )
         for row, (info, video) in enumerate(page.records)
     ]

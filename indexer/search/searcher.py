@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from indexer.features.reader import FeatureReader
 from indexer.features.scorable import ScorableSegments
 from indexer.ingest.encoding import index_fingerprint
 from indexer.search.baseline import Baseline, BaselineScores, match_of_probability
+from indexer.search.folding import LOOK_AHEAD, Results, fold_results
 from indexer.search.ordering import (
     CoarseHits,
     CoarseOrder,
@@ -51,7 +52,7 @@ from indexer.search.results import (
 )
 from indexer.search.similar import Asked, SimilarSearch
 from indexer.search.text_encoding import NUM_RECENT_TEXTS, EncodedTexts, TextEncoder
-from indexer.search.text_matching import find_text, fuse, of_meaning, text_hits, words_warnings
+from indexer.search.text_matching import find_text, fuse, num_by_meaning, text_hits, words_warnings
 from indexer.search.text_ranking import rank_texts
 from indexer.search.types import (
     SearchAnswer,
@@ -81,6 +82,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 __all__ = ["SearchAnswer", "SearchQuery", "SearchResult", "Searcher"]
+
+Order = Callable[[int], ScoredSegments]
+"""At least so many results, best first, or all that there are."""
 
 MAX_TRIES = 5
 """Times a search is repeated because videos that it found were deleted before the page was read."""
@@ -214,7 +218,7 @@ class Searcher:
             allowed = self._allowed(first.filter)
             hits: list[CoarseHits | None] = [None] * len(queries)
             if first.mode != "exhaustive" and first.text_match != "only":
-                count = num_coarse_hits(of_meaning(first) if first.text_match == "boost" else first)
+                count = num_coarse_hits(first, num_by_meaning(first, first.num_wanted))
                 products, ids = self._index.search(vectors, count, allowed)
                 hits = list(zip(products, ids, strict=True))
         # One baseline for all of them: it may be remade meanwhile, and their percentiles must be comparable.
@@ -334,7 +338,8 @@ class Searcher:
         rows = slice(query.offset, query.num_wanted)
         for _ in range(MAX_TRIES):
             page = read_page(self._order(search), rows, self.catalog, self._features)
-            if not page.has_gaps or len(page) == query.limit:
+            # What was folded into a deleted result stands for it the next time.
+            if not page.has_gaps or (len(page) == query.limit and query.fold_threshold is None):
                 break
             with search.stages.measuring("coarse"):
                 num_videos = self._sync()
@@ -343,19 +348,14 @@ class Searcher:
                 )
         return search, page
 
-    def _order(self, search: _Search) -> ScoredSegments:
+    def _order(self, search: _Search) -> Results:
         """Results best first, to the page's end or all that there are."""
         query = search.query
-        if search.words is None:
-            return self._order_by_meaning(search)
-        with search.stages.measuring("rerank"):
-            score = partial(self._scores_of, search)
-            text = find_text(self.catalog, query, search.words, search.allowed, score)
-            text = text.at_least(search.least_score)
-        if query.text_match == "only":
-            return text
-        meaning = self._order_by_meaning(replace(search, query=of_meaning(query)))
-        return fuse(meaning, text, query)
+        ways = {"off": self._by_meaning, "boost": self._by_both, "only": self._by_words}
+        order = ways[query.text_match](search)
+        if query.fold_threshold is None:
+            return Results(order(query.num_wanted))
+        return fold_results(order, self._features, query.num_wanted, query.fold_threshold)
 
     def _scores_of(self, search: _Search, ids: NDArray[np.int64]) -> ScoredSegments:
         """Segments with what their mode orders by as their total."""
@@ -369,27 +369,56 @@ class Searcher:
         parts[:, column] = scored.parts[:, column]
         return replace(scored, total=parts[:, column], parts=parts)
 
-    def _order_by_meaning(self, search: _Search) -> ScoredSegments:
+    def _by_words(self, search: _Search) -> Order:
+        query, words, score = search.query, search.words, partial(self._scores_of, search)
+        assert words is not None, "they were looked for"
+
+        def order(num_wanted: int) -> ScoredSegments:
+            with search.stages.measuring("rerank"):
+                found = find_text(self.catalog, query, words, search.allowed, score, num_wanted)
+                return found.at_least(search.least_score)
+
+        return order
+
+    def _by_both(self, search: _Search) -> Order:
+        query = search.query
+        text, by_meaning = self._by_words(search)(query.num_wanted), self._by_meaning(search)
+        return lambda num_wanted: fuse(by_meaning(num_by_meaning(query, num_wanted)), text, query)
+
+    def _by_meaning(self, search: _Search) -> Order:
         query, stages, size = search.query, search.stages, self._block_size
         if query.mode == "exhaustive":
-            with stages.measuring("rerank"):
-                ids = self._index.segment_ids() if search.allowed is None else search.allowed.ids
-                scored = self._scored(search.asked, self._features.blocks(ids, size))
-                keep = query.num_wanted + SPARE_RESULTS
-                return best_of_blocks(scored, keep, query.group_by).at_least(search.least_score)
+            return partial(self._score_everything, search)
         coarse = CoarseOrder(
             self._index, self.catalog, search.vector, search.allowed, self.model.logit_scale_exp
         )
+        first_count = num_coarse_hits(query, num_by_meaning(query, query.num_wanted))
         with stages.measuring("coarse"):
-            hits = search.hits or coarse.top(num_coarse_hits(query))
+            first = search.hits or coarse.top(first_count)
         window = ScoredSegments.none()
         if query.mode == "rerank":
             with stages.measuring("rerank"):
-                ids = hits[1]
+                ids = first[1]
                 blocks = (self._features.get(ids[row : row + size]) for row in range(0, len(ids), size))
                 window = ScoredSegments.cat([window, *self._scored(search.asked, blocks)])
-        with stages.measuring("coarse"):
-            return order_candidates(coarse, query, hits, window, search.least_score)
+
+        def order(num_wanted: int) -> ScoredSegments:
+            with stages.measuring("coarse"):
+                count = num_coarse_hits(query, num_wanted)
+                hits = first if count == first_count else coarse.top(count)
+                return order_candidates(coarse, query, hits, window, search.least_score, num_wanted)
+
+        return order
+
+    def _score_everything(self, search: _Search, num_wanted: int) -> ScoredSegments:
+        query = search.query
+        keep = num_wanted + SPARE_RESULTS
+        if query.fold_threshold is not None:
+            keep = max(keep, min(query.candidates, LOOK_AHEAD))
+        with search.stages.measuring("rerank"):
+            ids = self._index.segment_ids() if search.allowed is None else search.allowed.ids
+            scored = self._scored(search.asked, self._features.blocks(ids, self._block_size))
+            return best_of_blocks(scored, keep, query.group_by).at_least(search.least_score)
 
     def _scored(self, asked: AskedTexts, blocks: Iterable[ScorableSegments]) -> Iterator[ScoredSegments]:
         for block in blocks:
@@ -453,7 +482,8 @@ class Searcher:
         fingerprint, model_spec, embedding_dim, num_frames, score_names (the averaged scores), created_at
         (seconds since 1970), catalog_size_bytes (with its log), coarse_sequence (last change that searches
         see), coarse_num_segments, coarse_num_pending, coarse_kind, feature_memory_bytes
-        (on a GPU), feature_num_pending (segments that the feature file lacks).
+        (on a GPU), feature_num_pending (segments that the feature file lacks), language (that queries should
+        be in; None for several, or where it is not known).
         """
         catalog, state = self.catalog, self.catalog.state()
         return {
@@ -473,6 +503,7 @@ class Searcher:
             "coarse_kind": self._index.kind,
             "feature_memory_bytes": self._features.resident_bytes,
             "feature_num_pending": self._features.num_pending,
+            "language": self.model.tokenizer.language,
         }
 
     def prepare(self) -> None:

@@ -12,6 +12,7 @@ from indexer.coarse.exact import SegmentSet
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import VideoNotFoundError
 from indexer.features.reader import FeatureReader
+from indexer.search.folding import fold_results
 from indexer.search.ordering import ScoredSegments, best
 from indexer.search.results import Page, best_moments, make_results, read_page
 from indexer.search.types import GroupBy, Moment, SimilarAnswer, SimilarQuery
@@ -63,12 +64,16 @@ class SimilarSearch:
 
     def find(self, asked: Asked, query: SimilarQuery, allowed: SegmentSet | None) -> SimilarAnswer:
         """The page that `query` asks for. allowed: the only segments to consider; None for all."""
-        rows = slice(query.offset, query.offset + query.limit)
-        ordered = self._nearest(asked, query.group_by, rows.stop, allowed).at_least(query.min_score)
-        page = read_page(ordered, rows, self._catalog, self._features)
+        rows = slice(query.offset, query.num_wanted)
+
+        def order(num_wanted: int) -> ScoredSegments:
+            return self._nearest(asked, query.group_by, num_wanted, allowed).at_least(query.min_score)
+
+        results = fold_results(order, self._features, query.num_wanted, query.fold_threshold)
+        page = read_page(results, rows, self._catalog, self._features)
         moments = _moments(page, asked.videos, query.num_moments)
-        results = make_results(page, moments, first_rank=rows.start + 1)
-        return SimilarAnswer(asked.id, self._catalog.num_videos, results)
+        found = make_results(page, moments, first_rank=rows.start + 1)
+        return SimilarAnswer(asked.id, self._catalog.num_videos, found)
 
     def _nearest(
         self, asked: Asked, group_by: GroupBy, num_wanted: int, allowed: SegmentSet | None

@@ -58,17 +58,19 @@ def find_text(
     matches: WordMatches,
     allowed: SegmentSet | None,
     score: ScoreSegments,
+    num_wanted: int,
 ) -> ScoredSegments:
     """The videos that have words of the query, best first, each by one segment, as many as are needed.
 
     Args:
         catalog: Where the segments are.
-        query: With `text_match`; of `only`, as many are given as the page needs.
+        query: With `text_match`.
         matches: What the catalog found.
         allowed: The segments that the query's filter lets through.
         score: Gives the scores of segments.
+        num_wanted: Of `only`, at least as many are given, or all there are.
     """
-    wanted = num_fused(query) if query.text_match == "boost" else max(num_fused(query), query.num_wanted)
+    wanted = num_fused(query) if query.text_match == "boost" else max(num_fused(query), num_wanted)
     found = [ScoredSegments.none()]
     position, num_further = 0, MAX_TITLE_SEGMENTS
     while wanted > 0 and position < len(matches):
@@ -165,11 +167,11 @@ def fuse(meaning: ScoredSegments, text: ScoredSegments, query: SearchQuery) -> S
     return ScoredSegments.cat([all_of_them[np.argsort(-sums, kind="stable")], behind])
 
 
-def of_meaning(query: SearchQuery) -> SearchQuery:
-    """The query to order by meaning before its order is fused: with all that are fused, whatever the page."""
-    if query.mode == "rerank":  # Its window is ordered as a whole.
-        return query
-    return replace(query, offset=max(query.offset, num_fused(query) - query.limit))
+def num_by_meaning(query: SearchQuery, num_wanted: int) -> int:
+    """How many results to order by meaning for so many in all: at least those that are fused."""
+    if query.text_match == "off" or query.mode == "rerank":  # A rerank window is ordered as a whole.
+        return num_wanted
+    return max(num_wanted, num_fused(query))
 
 
 def words_warnings(matches: WordMatches) -> list[str]:

@@ -34,6 +34,17 @@ NOT_WEIGHT = 0.3
 """What the score of a text that is not wanted counts, when it is subtracted. Of 0 to 1 it gave the most right
 results (benchmarks/facts/less_of.py): more also pushes away what is wanted, which resembles it."""
 
+FOLD_THRESHOLD = 0.98
+"""From which cosine of their features on two results look the same, unless the query says: with the demo
+model it folds one of 500 different drawings and all but 1 % of re-encoded ones, and it suits a model of real
+pictures as well (benchmarks/facts/folding.py)."""
+
+MIN_FOLD_THRESHOLD = 0.5
+"""The least that a query may say: pictures that have little in common are above it."""
+
+MAX_COPIES = 100
+"""Of a result, that are named."""
+
 
 @dataclass(frozen=True)
 class SearchQuery:
@@ -62,6 +73,8 @@ class SearchQuery:
             `indexer.search.text_matching`.
         without: A text that is not wanted, as `text`, or None: NOT_WEIGHT times its score is subtracted from
             every score, also in the coarse stage. There are no percentiles then.
+        fold: Whether results that look the same become one, see `indexer.search.folding`: False; True; or
+            from which cosine of their features on, 0.5 to 1. `limit` and `offset` count what is left.
 
     Raises:
         InvalidQueryError: A field is out of its range; the message names it.
@@ -83,6 +96,7 @@ class SearchQuery:
     num_moments: int = DEFAULT_MOMENTS
     text_match: TextMatch = "off"
     without: str | None = None
+    fold: bool | float = False
 
     def __post_init__(self) -> None:
         check_text("text", self.text)
@@ -105,6 +119,11 @@ class SearchQuery:
         """Results up to the end of the page."""
         return self.offset + self.limit
 
+    @property
+    def fold_threshold(self) -> float | None:
+        """From which cosine on results are folded; None for not at all."""
+        return _threshold(self.fold)
+
 
 @dataclass(frozen=True)
 class SimilarQuery:
@@ -119,10 +138,21 @@ class SimilarQuery:
     min_score: float | None = None
     filter: Mapping[str, Any] | Filter | None = None
     num_moments: int = DEFAULT_MOMENTS
+    fold: bool | float = False
 
     def __post_init__(self) -> None:
         _check_results(self)
         object.__setattr__(self, "filter", as_filter(self.filter))
+
+    @property
+    def num_wanted(self) -> int:
+        """Results up to the end of the page."""
+        return self.offset + self.limit
+
+    @property
+    def fold_threshold(self) -> float | None:
+        """From which cosine on results are folded; None for not at all."""
+        return _threshold(self.fold)
 
 
 @dataclass(frozen=True)
@@ -172,6 +202,18 @@ class TextHit:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """A result that looks like a better one, into which it was folded.
+
+    id: of the video. segment_id: of its segment. similarity: the cosine of the features of both segments.
+    """
+
+    id: str
+    segment_id: int
+    similarity: float
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """One found video (or segment).
 
@@ -187,6 +229,8 @@ class SearchResult:
     text_hits: where words of the query are, if `text_match` asked for it.
     match: how surely the result is what was asked for, see `indexer.search.baseline`; None where that is not
         known.
+    copies: results that were folded into this one, if `fold` asked for it, best first, MAX_COPIES at most.
+    num_copies: how many were.
     """
 
     id: str
@@ -206,6 +250,8 @@ class SearchResult:
     media_start_seconds: float = 0.0
     text_hits: Sequence[TextHit] = ()
     match: Match | None = None
+    copies: Sequence[Copy] = ()
+    num_copies: int = 0
 
 
 @dataclass(frozen=True)
@@ -385,8 +431,20 @@ def _check_results(query: SearchQuery | SimilarQuery) -> None:
     check_page(query.limit, query.offset)
     _check_integer("num_moments", query.num_moments, 1, MAX_MOMENTS)
     _check_choice("group_by", query.group_by, get_args(GroupBy))
+    if not isinstance(query.fold, bool) and not (
+        is_finite(query.fold) and MIN_FOLD_THRESHOLD <= query.fold <= 1
+    ):
+        raise InvalidQueryError(
+            f"fold must be True, False, or from which cosine on results are one: {MIN_FOLD_THRESHOLD} to 1"
+        )
     if query.min_score is not None and not is_finite(query.min_score):
         raise InvalidQueryError("min_score must be a finite number or None")
+
+
+def _threshold(fold: bool | float) -> float | None:
+    if isinstance(fold, bool):
+        return FOLD_THRESHOLD if fold else None
+    return fold
 
 
 def _check_integer(name: str, value: object, least: int, most: int) -> None:

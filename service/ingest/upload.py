@@ -94,7 +94,8 @@ async def receive_upload(request: Request, path: Path, limit_bytes: int, limiter
     """
 
     def read_fields(form: Form) -> tuple[str | None, dict[str, Any], list[Transcript]]:
-        return form.title(), form.metadata(), parse_sent(form.filename, form.transcripts)
+        transcripts = parse_sent(form.filename, form.transcripts) if form.transcripts else []
+        return form.title(), form.metadata(), transcripts
 
     form = Form(limit_bytes, UPLOAD_FIELDS)
     title, metadata, transcripts = await receive_form(request, path, form, limiter, read_fields)

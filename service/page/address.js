@@ -14,6 +14,7 @@ const FILTERS = {
   until: isDay,
   strong: (text) => Number(text) > 0 && Number(text) < 100,
   words: (text) => text === "boost" || text === "only",
+  copies: (text) => text === "all",
 };
 // KEY or KEY.KEY, as the server accepts them.
 const METADATA_KEY = /^[^"\\.]+(\.[^"\\.]+)*$/;
@@ -62,4 +63,4 @@ export function sameList(first, second) {
   return list(first) === list(second);
 }
 
-export const NO_FILTERS = { without: "", title: "", min: "", max: "", since: "", from: "", until: "", strong: "", words: "", metadata: [] };
+export const NO_FILTERS = { without: "", title: "", min: "", max: "", since: "", from: "", until: "", strong: "", words: "", copies: "", metadata: [] };

@@ -11,7 +11,7 @@ import { closePlayer, openPlayer, playedId, setUpPlayer } from "./player.js";
 import { focusCard, removeItem, replaceItem, setUpResults } from "./results.js";
 import { setUpHelp } from "./scores.js";
 import { currentItems, forgetItem, load, refreshNewest, setUpSearch, warn } from "./search.js";
-import { setUpSession } from "./session.js";
+import { allows, setUpSession } from "./session.js";
 import { setUpUploads } from "./uploads.js";
 
 const query = byId("query");
@@ -64,6 +64,15 @@ function askedText() {
 function leaveVideo() {
   state = { ...state, video: "", time: null };
   history.replaceState(null, "", writeAddress(state));
+}
+
+// A model of one language says which.
+async function nameLanguage() {
+  if (!allows("read")) return;
+  const { search } = await call("stats").catch(() => ({ search: {} })); // While it starts; the search says so.
+  if (!search.language) return;
+  query.placeholder = `Describe what the video shows, in ${search.language}`;
+  query.setAttribute("aria-label", query.placeholder);
 }
 
 function showView() {
@@ -127,7 +136,11 @@ document.addEventListener("keydown", (event) => {
 
 setUpHelp();
 closable(byId("help"));
-setUpResults(play, (item) => go({ like: item.id, query: "", file: "" }));
+setUpResults(
+  play,
+  (item) => go({ like: item.id, query: "", file: "" }),
+  () => go({ filters: { ...state.filters, copies: "all" } }),
+);
 setUpFilters(() => state, go);
 setUpSearch(go);
 setUpPlayer({
@@ -167,3 +180,4 @@ setUpUploads({
 await setUpSession(() => refreshJobs());
 follow(state, true);
 refreshJobs();
+nameLanguage();

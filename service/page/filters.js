@@ -60,6 +60,7 @@ function chipTexts(filters) {
     const text = filters.words === "only" ? "Only where words are written or said" : "Words written or said count too";
     found.push([text, without(filters, "words")]);
   }
+  if (filters.copies) found.push(["Copies are shown too", without(filters, "copies")]);
   filters.metadata.forEach((pair, index) => {
     const rest = filters.metadata.filter((_, other) => other !== index);
     found.push([`${pair.key} = ${pair.value}`, { ...filters, metadata: rest }]);
@@ -103,7 +104,7 @@ export function showChips(state, likeItem, go) {
 }
 
 function fill(filters) {
-  const names = ["without", "title", "min", "max", "since", "from", "until", "strong", "words"];
+  const names = ["without", "title", "min", "max", "since", "from", "until", "strong", "words", "copies"];
   for (const name of names) form.elements[name].value = filters[name];
   relate();
 }

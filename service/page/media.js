@@ -26,6 +26,7 @@ export function searchByFile(file, filters, limit, offset, signal) {
   body.append("offset", String(offset));
   const filter = toFilter(filters);
   if (filter !== null) body.append("filter", JSON.stringify(filter));
+  if (!filters.copies) body.append("fold", "true");
   body.append("file", file);
   return call("search/media", { method: "POST", body, signal });
 }

@@ -1,5 +1,6 @@
 // The grid of videos: cards, and moving through them with the arrow keys.
 
+import { showCopies } from "./copies.js";
 import { button, byId, element, named, show } from "./dom.js";
 import { at, bestTime, clock, dayOnly, namedScore, nameOf, scoreName, scoreText, topShare } from "./format.js";
 import { playOnHover } from "./hover.js";
@@ -9,6 +10,7 @@ import { timeline } from "./timeline.js";
 const results = byId("results");
 let onPlay = () => {};
 let onSimilar = () => {};
+let onAll = () => {};
 let cards = [];
 let current = 0;
 
@@ -45,6 +47,7 @@ function card(item, ranges) {
   find(".match").append(...describeMatch(item));
   find(".sub").textContent = subtitle(item);
   showHits(find(".hits"), item);
+  showCopies(find(".copies"), item, onPlay, onAll);
   find(".strip").append(timeline(item, (time) => onPlay(item, time), { inTabOrder: false }));
   find(".bars").setAttribute("aria-label", "Scores");
   fillBars(find(".bars"), item, ranges);
@@ -136,7 +139,7 @@ export function focusCardAt(index) {
 function setCurrent(index, withFocus) {
   if (index < 0 || index >= cards.length) return;
   cards.forEach(({ part }, other) => {
-    for (const control of part.querySelectorAll(".picture, .similar")) control.tabIndex = other === index ? 0 : -1;
+    for (const control of part.querySelectorAll(".picture, .similar, .open-copies")) control.tabIndex = other === index ? 0 : -1;
   });
   current = index;
   if (!withFocus) return;
@@ -151,9 +154,11 @@ function numColumns() {
   return next < 0 ? cards.length : next;
 }
 
-export function setUpResults(play, similar) {
+// all: called to show all videos, also those that look the same.
+export function setUpResults(play, similar, all) {
   onPlay = play;
   onSimilar = similar;
+  onAll = all;
   results.addEventListener("focusin", (event) => {
     const index = cards.findIndex((made) => made.part.contains(event.target));
     if (index >= 0 && index !== current) setCurrent(index, false);

@@ -74,6 +74,7 @@ async function searchPage(after, signal) {
   if (state.filters.without) body.not = state.filters.without;
   else if (state.filters.strong) body.min_percentile = Number(state.filters.strong);
   if (state.filters.words) body.text_match = state.filters.words;
+  if (!state.filters.copies) body.fold = true;
   const answer = await send("search", "POST", body, signal);
   const milliseconds = Math.max(1, Math.round(1000 * answer.timings.total_seconds));
   return {
@@ -89,7 +90,8 @@ async function searchPage(after, signal) {
 async function similarPage(after, signal) {
   if (likeItem?.id !== state.like) likeItem = await call(videoPath(state.like), { signal });
   const offset = after ?? 0;
-  const path = `${videoPath(state.like)}/similar?limit=${PAGE_SIZE}&offset=${offset}${withFilter(state.filters)}`;
+  const path = `${videoPath(state.like)}/similar?limit=${PAGE_SIZE}&offset=${offset}${withFilter(state.filters)}`
+    + (state.filters.copies ? "" : "&fold=true");
   const answer = await call(path, { signal });
   return {
     found: answer.results,

@@ -237,5 +237,7 @@ def write_result(result: SearchResult, playable: bool, root_path: str) -> bytes:
         del fields["explanation"]  # What is not set does not show in the answer.
     if not result.text_hits:
         del fields["text_hits"]
+    if not result.num_copies:
+        del fields["copies"], fields["num_copies"]
     in_order = {name: fields[name] for name in ResultAnswer.model_fields if name in fields}
     return to_json(in_order, inf_nan_mode="null")

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from indexer.search.types import (
     DEFAULT_CANDIDATES,
     DEFAULT_LIMIT,
     DEFAULT_MOMENTS,
     MAX_BATCH_TEXTS,
+    MAX_COPIES,
     MAX_MOMENTS,
     MAX_OFFSET,
+    MIN_FOLD_THRESHOLD,
     GroupBy,
     Match,
     SearchMode,
@@ -39,6 +51,33 @@ MAX_RESULTS = 2_000
 MAX_EXPLAINED_RESULTS = 400
 """These bound one request's work and the size of its answer; a `SearchQuery` in Python may ask for more. The
 last two are of all queries together: an explained result is some 10 KB."""
+
+
+def _explain_fold(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError(f"Give true, false, or a number from {MIN_FOLD_THRESHOLD} to 1.") from None
+
+
+def _read_fold(text: Any) -> Any:
+    """What a parameter of an address or of a form says."""
+    known = {"true": True, "false": False}
+    if not isinstance(text, str) or text.lower() in known:
+        return known.get(str(text).lower(), text)
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+_Threshold = Annotated[StrictFloat, Field(ge=MIN_FOLD_THRESHOLD, le=1)]
+Fold = Annotated[_Threshold | StrictBool, WrapValidator(_explain_fold)]
+FOLD: Any = Field(
+    default=False,
+    description="Whether results that look the same become one, with `copies`: true; or from which cosine of"
+    " their features on. `limit` and `offset` count what is left.",
+)
 
 _TOGETHER = {
     "oneOf": [
@@ -110,6 +149,7 @@ class SearchRequest(Request):
         description="What is not wanted: 0.3 times its score is subtracted. There are no percentiles then.",
         examples=["red"],
     )
+    fold: Fold = FOLD
     explain: bool = Field(default=False, description="Add tokens, frame times and the word-by-frame matrix.")
     filter: Filter | None = Field(
         default=None,
@@ -183,6 +223,14 @@ class TextHitAnswer(Answer):
     track: str | None = Field(description="Of the transcript; else null.")
 
 
+class CopyAnswer(Answer):
+    """A result that looks like a better one."""
+
+    id: str
+    segment_id: int
+    similarity: float = Field(description="The cosine of the features of both.")
+
+
 class ResultAnswer(Answer):
     """One result, best first. Moments are best first too."""
 
@@ -215,6 +263,12 @@ class ResultAnswer(Answer):
     text_hits: list[TextHitAnswer] = Field(
         default_factory=list, description="Where `text_match` asked for it and there are some."
     )
+    copies: list[CopyAnswer] = Field(
+        default_factory=list,
+        description=f"Where `fold` asked for it and there are some: results that look the same, the best"
+        f" {MAX_COPIES}.",
+    )
+    num_copies: int = Field(default=0, description="How many there are.")
 
 
 class SearchAnswerBody(Answer):
@@ -253,6 +307,7 @@ class SimilarParameters(Parameters):
         default=DEFAULT_MOMENTS, ge=1, le=MAX_MOMENTS, description="Moments in each result, at most."
     )
     filter: FilterText | None = Field(default=None, description="As in a search, as JSON text.")
+    fold: Annotated[Fold, BeforeValidator(_read_fold)] = FOLD
 
 
 class SimilarAnswerBody(Answer):

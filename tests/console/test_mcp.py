@@ -90,6 +90,21 @@ def test_an_assistant_finds_videos_and_their_moments(ask: Ask, service: Service)
     assert service.searcher.queries[-1].text == "a dog"
 
 
+def test_videos_that_look_the_same_are_one_result_that_names_the_others(ask: Ask, service: Service) -> None:
+    for name in ("one", "other"):
+        add_video(service.catalog, name, metadata={"looks": "a boat"})
+    try:
+        for tool, arguments in (
+            ("search_videos", {"query": "a boat"}),
+            ("find_similar_videos", {"video_id": "beach"}),
+        ):
+            found = ask(tool, **arguments).structured_content["results"]
+            assert (found[0]["id"], found[0]["copies"]) == ("other", ["one"])
+    finally:
+        for name in ("one", "other"):
+            service.catalog.delete_video(name)
+
+
 def test_a_filter_reaches_the_service(ask: Ask, service: Service) -> None:
     ask("search_videos", query="a dog", filter={"metadata.camera": "north"})
     assert service.searcher.queries[-1].filter is not None

@@ -51,6 +51,16 @@ def read(pool: DecodePool, path: Path) -> np.ndarray:
 # Reading
 
 
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_a_picture_of_a_telephone_is_refused_with_what_to_do(
+    pool: DecodePool, tmp_path: Path, brand: bytes
+) -> None:
+    path = tmp_path / "IMG_0001.HEIC"
+    path.write_bytes(b"\x00\x00\x00\x1cftyp" + brand + b"\x00\x00\x00\x00mif1heicmiaf" + bytes(500))
+    with pytest.raises(MediaError, match="a HEIC picture, which is not read: save it as JPEG"):
+        pool.submit_still(path, RESIZING).result()
+
+
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "avif", "gif", "bmp", "tiff"])
 def test_pictures_of_all_common_kinds_are_read_whatever_their_names(
     pool: DecodePool, tmp_path: Path, ending: str

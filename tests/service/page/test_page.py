@@ -58,6 +58,45 @@ def test_a_search_has_an_address_that_can_be_shared_and_left_again(site: Site, b
     browser.wait_for("document.querySelector('#status')?.innerText === 'Newest videos'")
 
 
+def test_the_search_box_names_the_language_of_the_model(site: Site, browser: Browser) -> None:
+    browser.open(site.address)
+    browser.wait_for("document.querySelector('#query').placeholder.endsWith(', in English')")
+    assert browser.evaluate("document.querySelector('#query').ariaLabel").endswith(", in English")
+
+
+def test_what_looks_the_same_is_one_card_that_opens_its_copies(site: Site, browser: Browser) -> None:
+    for number in range(3):
+        add_video(site.catalog, f"copy{number}", title=f"{HOSTILE} {number}", metadata={"looks": "a boat"})
+    site.add_file("best", "webm", "libvpx", title="the best copy", metadata={"looks": "a boat"})
+    try:
+        browser.open(f"{site.address}/?q=a+boat")
+        wait_for_cards(browser, 4)
+        assert site.searcher.queries[-1].fold is True
+        assert text(browser, ".card:first-child .open-copies") == "3 more copies"
+        assert not browser.evaluate("document.querySelector('.card:last-child .copies').checkVisibility()")
+        click(browser, ".open-copies")
+        browser.wait_for("document.querySelectorAll('.copies li').length === 3")
+        names = "[...document.querySelectorAll('.copies .name')].map(name => name.textContent).join()"
+        assert browser.evaluate(names) == ",".join(f"{HOSTILE} {number}" for number in (2, 1, 0))
+        assert browser.evaluate("document.querySelector('.open-copies').ariaExpanded") == "true"
+        click(browser, ".copies .copy")
+        browser.wait_for("location.search.includes('video=copy2')")
+        browser.evaluate("document.querySelector('#player-close').click()")
+        click(browser, ".open-copies")
+        browser.wait_for("!document.querySelector('.copies ul').checkVisibility()")
+        browser.open(f"{site.address}/?q=a+boat&copies=all")
+        wait_for_cards(browser, 7)
+        assert site.searcher.queries[-1].fold is False
+        assert "Copies are shown too" in text(browser, "#chips")
+        assert browser.evaluate("document.querySelectorAll('.copies:not([hidden])').length") == 0
+        browser.open(f"{site.address}/?like=a")
+        wait_for_cards(browser, 3)
+        assert text(browser, ".card:first-child .open-copies") == "3 more copies"
+    finally:
+        for name in ("copy0", "copy1", "copy2", "best"):
+            site.catalog.delete_video(name)
+
+
 def test_what_comes_from_outside_is_shown_as_text(site: Site, browser: Browser) -> None:
     site.searcher.warnings = [HOSTILE]
     try:

@@ -113,3 +113,45 @@ def test_many_texts_are_ranked_in_parts_as_if_together(service: Service) -> None
     ]
     assert body["warnings"] == ["150 texts"]
     assert body["timings"]["total_seconds"] == pytest.approx(3 * 0.3)
+
+
+# Near duplicates
+
+
+def test_results_that_look_the_same_come_as_one_with_the_ids_of_the_others(service: Service) -> None:
+    for number in range(3):
+        add_video(service.catalog, f"copy{number}", metadata={"looks": "a boat"})
+    answers = [
+        service.client.post("/search", json={"query": "a boat", "fold": True}),
+        service.client.get("/videos/v1/similar", params={"fold": "true"}),
+        service.client.post("/search/media", files={"file": b"x"}, data={"fold": "0.9"}),
+    ]
+    for answer in answers:
+        first, second = answer.json()["results"][:2]
+        assert first["id"] == "copy2"
+        assert [copy["id"] for copy in first["copies"]] == ["copy1", "copy0"] and first["num_copies"] == 2
+        assert set(first["copies"][0]) == {"id", "segment_id", "similarity"}
+        assert second["id"] == "v3" and not {"copies", "num_copies"} & set(second)
+    plain = service.client.post("/search", json={"query": "a boat"}).json()["results"]
+    assert len(plain) == 7 and not any("copies" in result for result in plain)
+
+
+@pytest.mark.parametrize(
+    ("fold", "meant"), [(True, True), (False, False), (0.97, 0.97), (1, 1.0), (1.0, 1.0), (0.5, 0.5)]
+)
+def test_fold_is_a_boolean_or_a_cosine(service: Service, fold: bool | float, meant: bool | float) -> None:
+    assert service.client.post("/search", json={"query": "a", "fold": fold}).status_code == 200
+    found = service.searcher.queries[-1].fold
+    assert found == meant and type(found) is type(meant)
+    assert service.client.get(f"/videos/v1/similar?fold={fold}").status_code == 200
+    found = service.searcher.queries[-1].fold
+    assert found == meant and type(found) is type(meant)
+
+
+@pytest.mark.parametrize("fold", [0.49, 1.01, "0.9", "true", None, [True], 2, -1])
+def test_other_values_of_fold_are_refused_with_what_it_may_be(service: Service, fold: Any) -> None:
+    response = service.client.post("/search", json={"query": "a", "fold": fold})
+    assert problem(response) == (422, "invalid-request")
+    assert {error["field"] for error in response.json()["errors"]} == {"fold"}
+    for value in ("0.4", "yes please", "2"):
+        assert problem(service.client.get("/videos/v1/similar", params={"fold": value}))[0] == 422

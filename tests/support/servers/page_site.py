@@ -66,10 +66,13 @@ class PageSearcher(FakeSearcher):
         page = found[query.offset : query.num_wanted]
         return replace(everything, results=page, warnings=self.warnings)
 
+    def stats(self) -> dict[str, Any]:
+        return {"language": "English"}
+
     def similar(self, video_id: str, **options: Any) -> SimilarAnswer:
         query = SimilarQuery(**options)
         self.catalog.get_video(video_id)
-        answer = super().search(SearchQuery("x", limit=1000))
+        answer = super().search(SearchQuery("x", limit=1000, fold=query.fold))
         nothing = dict.fromkeys(("video_sentence", "video_word", "sentence_frame", "frame_word"))
         others = [
             replace(result, score=0.5, scores=nothing) for result in answer.results if result.id != video_id

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 
 from indexer.search.query_media import QueryMedia
 from indexer.search.types import (
+    Copy,
     Explanation,
     Moment,
     RankedText,
@@ -102,6 +103,17 @@ def add_video(
     return video_id
 
 
+def fold(results: Sequence[SearchResult]) -> list[SearchResult]:
+    """Those of the same `looks` in their metadata as one."""
+    stay: dict[Any, SearchResult] = {}
+    for result in results:
+        first = stay.setdefault(result.metadata.get("looks", result.id), result)
+        if first is not result:
+            copies = [*first.copies, Copy(result.id, result.segment_id, 0.99)]
+            stay[result.metadata["looks"]] = replace(first, copies=copies, num_copies=len(copies))
+    return list(stay.values())
+
+
 class FakeSearcher:
     """Answers every search with the newest videos. `hold` makes searches wait, `error` makes them fail."""
 
@@ -145,6 +157,8 @@ class FakeSearcher:
             )
             for rank, record in enumerate(records, start=1)
         ]
+        if query.fold:
+            results = fold(results)
         return SearchAnswer(query.text, query.mode, self.catalog.num_videos, False, [], TIMINGS, results)
 
     def search_all(self, queries: Sequence[SearchQuery], encoded: None = None) -> SearchAnswers:
@@ -155,7 +169,7 @@ class FakeSearcher:
         self.catalog.get_video(video_id)
         query = SimilarQuery(**options)
         self.similar_calls.append((video_id, query.limit, query.offset, query.filter))
-        results = self.search(SearchQuery("x", limit=query.limit)).results
+        results = self.search(SearchQuery("x", limit=query.limit, fold=query.fold)).results
         others = [result for result in results if result.id != video_id]
         return SimilarAnswer(
             video_id,
@@ -170,7 +184,7 @@ class FakeSearcher:
         """All videos, the newest first."""
         query = SimilarQuery(**options)
         self.media_queries.append(query)
-        results = self.search(SearchQuery("x", limit=query.limit)).results
+        results = self.search(SearchQuery("x", limit=query.limit, fold=query.fold)).results
         blank = [replace(r, scores=dict.fromkeys(r.scores), percentile=None) for r in results]
         return SimilarAnswer(None, self.catalog.num_videos, blank, media.warnings)
 

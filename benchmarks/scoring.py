@@ -5,7 +5,8 @@
 Features are drawn. Floor: the product of the words with the frames, float32, in one call. Plain: the scores
 by their definition without blocks, `ScoreHead.unblocked`, on as many videos as one call is fit for.
 Shortlists and exhaustive scoring take frames as indexes keep them, float16, and pay for widening them; the
-matrix takes float32, as evaluation does.
+matrix takes float32, as evaluation does. Ours is the Numba kernel where it can be had; operators: PyTorch's,
+in blocks, which score without it.
 
 With a GPU also the Triton kernel there: how many bytes of features a second it reads, as a share of what the
 card reads and writes copying as many; beside it PyTorch's operators in blocks. A shortlist is gathered from
@@ -22,7 +23,7 @@ import torch
 from benchmarks.report import Report, Table, arguments, interleaved
 from model import TextFeatures, VideoFeatures, XClipConfig
 from model.score_names import SCORE_NAMES
-from model.scoring import FUSED, MAX_BLOCK_ELEMENTS, ScoreHead
+from model.scoring import COMPILED, FUSED, MAX_BLOCK_ELEMENTS, ScoreHead
 
 NUM_WORDS, NUM_FRAMES, DIMENSION = 32, 12, 512
 ZERO_SHOT = ("video_sentence", "sentence_frame")
@@ -80,6 +81,7 @@ def measure(
         {
             "product": lambda: torch.mm(wide, words.T, out=product),
             "ours": lambda: head.in_blocks(text, video, scale, wanted=names),
+            "operators": lambda: head.in_blocks(text, video, scale, MAX_BLOCK_ELEMENTS["cpu"], names),
             "plain": lambda: head.unblocked(text, part, scale, names),
         },
         rounds=5 if report.short else 15,
@@ -90,10 +92,15 @@ def measure(
     report.check(f"{case}: equal to the plain function", apart < TOLERANCE, f"{apart:.1e} apart")
     per = {
         name: len(text) * count
-        for name, count in (("product", num_floor), ("ours", len(video)), ("plain", len(part)))
+        for name, count in (
+            ("product", num_floor),
+            ("ours", len(video)),
+            ("operators", len(video)),
+            ("plain", len(part)),
+        )
     }
-    floor, ours, plain = (1e6 * timings[name].median / per[name] for name in ("product", "ours", "plain"))
-    table.add(case, floor, ours, plain, ours / floor, plain / ours)
+    floor, ours, operators, plain = (1e6 * timings[name].median / per[name] for name in per)
+    table.add(case, floor, ours, operators, plain, ours / floor, operators / ours, plain / ours)
     if names == SCORE_NAMES:
         report.target(f"{case}: ours / product", ours / floor, at_most=1.5)
     return timings["ours"].median
@@ -176,16 +183,19 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--sizes", help="videos of a shortlist and of exhaustive scoring")
     choices = parser.parse_args()
+    has_kernel = COMPILED.prepare()
     with Report("scoring", choices) as report:
+        report.note("The Numba kernel scores." if has_kernel else "Without the Numba kernel.")
         default = "200,5000" if report.short else "200,100000"
         shortlist, everything = map(int, (choices.sizes or default).split(","))
         columns = {
             "case": "",
             "product, us a pair": ".2f",
             "ours, us a pair": ".2f",
+            "operators, us a pair": ".2f",
             "plain, us a pair": ".2f",
         }
-        columns |= {"ours / product": ".2f", "plain / ours": ".2f"}
+        columns |= {"ours / product": ".2f", "operators / ours": ".2f", "plain / ours": ".2f"}
         table = report.table(f"{torch.get_num_threads()} threads, medians", columns)
         seconds = {}
         for count in (shortlist, everything):

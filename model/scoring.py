@@ -16,6 +16,7 @@ from model.errors import ShapeError
 from model.features import Scores, TextFeatures, VideoFeatures
 from model.kernels.attention import TEMPERATURES, AttentionScorer, Buffers, VideoBlock
 from model.kernels.gpu import FusedAttention
+from model.kernels.processor import CompiledAttention
 from model.score_names import SCORE_NAMES
 
 MAX_BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
@@ -27,6 +28,9 @@ MAX_BLOCK_VIDEOS = {"cpu": 256, "cuda": 1 << 16}
 
 FUSED = FusedAttention()
 """Scores on a GPU."""
+
+COMPILED = CompiledAttention()
+"""Scores on a processor."""
 
 _TEXTS_PREPARED = 256
 """Texts whose mapped words are held outside training."""
@@ -126,20 +130,25 @@ class ScoreHead(nn.Module):
         """`unblocked` in blocks of texts and videos, so that memory does not grow with T x V.
 
         Equal to it within float32 rounding, and without gradients. Where padding is masked, texts of the same
-        number of words are scored together, and of the AOSM matrices what these words need. Attention with
-        float16 frames on a GPU is one Triton kernel where it can be had.
+        number of words are scored together, and of the AOSM matrices what these words need. Attention is one
+        kernel where it can be had: on a processor after `XClip.prepare("scores")`, on a GPU with float16
+        frames.
 
         Args:
             text: T texts.
             video: V videos.
             scale: float [].
-            max_elements: Similarities held in memory, without the kernel; None for the kernel, or
+            max_elements: Similarities held in memory, without a kernel; None for a kernel, or
                 `MAX_BLOCK_ELEMENTS` of the device.
             wanted: As for `unblocked`.
         """
         self._require_fitting(text, video)
+        matrices = dict(self.named_parameters())
+        if max_elements is None and COMPILED.is_for(self.config, text, video):
+            compiled = COMPILED.scores(self.config, matrices, (text, video), float(scale), wanted)
+            if compiled is not None:
+                return compiled
         if max_elements is None and FUSED.is_for(self.config, text, video):
-            matrices = dict(self.named_parameters())
             fused = FUSED.scores(self.config, matrices, text, video, wanted)
             if fused is not None:
                 return self._scores(fused, scale, len(text), len(video))

@@ -29,7 +29,7 @@ from model.features import Scores, TextFeatures, VideoFeatures
 from model.preprocessing import PREPROCESSING
 from model.runtimes.converted import ConvertedTower, usable_runtime
 from model.runtimes.tower import text_to_convert, vision_to_convert
-from model.scoring import ScoreHead
+from model.scoring import COMPILED, ScoreHead
 from model.temporal import TemporalTransformer, normalize_real, pool_frames
 from model.tokenization import TextTokenizer
 from model.towers import clip_towers, encode_positions, keep_statistics, text_tower, vocabulary_size
@@ -199,13 +199,18 @@ class XClip(nn.Module):
         ]
         self._converted = {tower.name: ConvertedTower(tower, lambda: self.fingerprint) for tower in towers}
 
-    def prepare(self, *towers: Literal["text", "vision"]) -> None:
-        """Load what computes these towers, which else the first call does that needs them.
+    def prepare(self, *parts: Literal["text", "vision", "scores"]) -> None:
+        """Load what computes these towers, which else the first call does that needs them, or the scores.
 
-        A conversion for another runtime, once on a machine, takes from seconds to a minute.
+        A conversion for another runtime, once on a machine, takes from seconds to a minute. Scores are
+        computed by a kernel from then on, in this process, where Numba is installed (extra `fast`). It takes
+        a second to load and, once on a machine, up to half a minute to compile: one search is done sooner
+        without.
         """
-        for name in towers:
-            if name in self._converted:
+        for name in parts:
+            if name == "scores":
+                COMPILED.prepare()
+            elif name in self._converted:
                 self._converted[name].prepare()
 
     def _encode_positions(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,7 @@ def load_searcher(settings: Settings) -> Searcher:
     try:
         if settings.warm_up:
             # So that the first client does not pay for what torch does once, nor the first filter.
+            searcher.model.prepare("scores")
             searcher.search(SearchQuery(text="a warm-up"))
             searcher.catalog.check_records()
         catalog = searcher.catalog

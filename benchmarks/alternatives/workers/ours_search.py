@@ -23,6 +23,7 @@ def build():
         rows = torch.zeros(len(texts), dtype=torch.long)
         return TextFeatures(sentences, base.words[rows], base.word_mask[rows], None)
 
+    searcher.model.prepare("scores")
     searcher.prepare()  # as a server does before its first search
     searcher.text_encoder.encode = torch.inference_mode()(encode)
 

@@ -1,0 +1,277 @@
+"""Attention scores on a processor by the Numba kernel, where it can be had.
+
+The one place that knows when: `CompiledAttention` answers None where the caller has to score in another way.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import platform
+import threading
+from collections import deque
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from importlib.util import find_spec
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.config import XClipConfig
+from model.features import Scores, TextFeatures, VideoFeatures
+from model.kernels.attention import TEMPERATURES
+from model.score_names import SCORE_NAMES
+
+if TYPE_CHECKING:
+    from model.kernels.numba_attention import Matrices, Plan, Scratch, Texts, Videos
+
+logger = logging.getLogger(__name__)
+
+PAIRS_A_THREAD: Final = 100
+"""A further thread is woken for as many pairs more: a shortlist of 200 is scored in half a millisecond, and
+to wake a thread takes up to a tenth of one."""
+
+ROWS_ON_ONE_THREAD: Final = 64
+"""A text's words are mapped on one thread, those of many texts by PyTorch on all: its threads wait for each
+other, on a busy machine a hundred times longer than they compute."""
+
+VIDEOS_AT_ONCE: Final = 512
+"""A thread takes so many at a time, at most: the last one to finish does not keep the others waiting."""
+
+
+class CompiledAttention:
+    """The kernel; asked for once `prepare` has loaded it. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._kernel: Any = None
+        self._lock = threading.Lock()
+        self._has_failed = False
+        self._kept: deque[Scratch] = deque()  # Its operations are atomic.
+        self._matrices: tuple[Matrices | None, list[int]] = (None, [])
+
+    def prepare(self) -> bool:
+        """Load the kernel, which is compiled once on a machine, within half a minute; whether it is there.
+
+        What prevents it is logged once, and PyTorch's operators score as before.
+        """
+        with self._lock:
+            if self._kernel is not None or self._has_failed:
+                return self._kernel is not None
+            self._has_failed = True
+            if find_spec("numba") is None or not _has_instructions():
+                return False
+            try:
+                from model.kernels import numba_attention
+            except Exception as error:  # Numba's have no common class.
+                logger.warning("scoring goes without its kernel: %s: %s", type(error).__name__, error)
+                return False
+            self._kernel, self._has_failed = numba_attention, False
+            return True
+
+    def is_for(self, config: XClipConfig, text: TextFeatures, video: VideoFeatures) -> bool:
+        """Whether to ask for scores: attention, on a processor, of a size that the kernel is for."""
+        lowest, highest = TEMPERATURES
+        return (
+            self._kernel is not None
+            and video.video.device.type == text.words.device.type == "cpu"
+            and config.aggregation == "attention"
+            and lowest <= config.temperature <= highest
+            and config.embedding_dim % self._kernel.LANES == 0
+            and config.num_frames >= 4
+            and video.frames.dtype in (torch.float16, torch.float32)
+            and video.video.dtype == torch.float32
+        )
+
+    def scores(
+        self,
+        config: XClipConfig,
+        matrices: Mapping[str, Tensor],
+        features: tuple[TextFeatures, VideoFeatures],
+        scale: float,
+        wanted: Collection[str],
+    ) -> Scores | None:
+        """As `ScoreHead.unblocked`, for what `is_for` accepts; None where padding lies between words.
+
+        Args:
+            config: Of the model.
+            matrices: Of the `ScoreHead`, by name.
+            features: T texts and V videos.
+            scale: Of every score.
+            wanted: The scores to compute.
+        """
+        text, video = features
+        num_words = _num_words(text, config.mask_padding)
+        if num_words is None:
+            return None
+        kernel = self._kernel
+        rows = self._text_rows(matrices, text, num_words, wanted)
+        frames = _flat(video.frames)
+        if frames.dtype == np.float16:
+            frames = frames.view(np.uint16)
+        mask = _flat(video.frame_mask) if config.mask_padding else np.ones(video.frame_mask.numel(), bool)
+        plan = kernel.Plan(
+            config.num_frames,
+            config.embedding_dim,
+            config.num_words,
+            config.temperature,
+            scale,
+            _weights(config, wanted),
+            *[name in wanted for name in SCORE_NAMES],
+            config.frame_word_sides == "both",
+        )
+        given = (
+            kernel.Texts(*rows, num_words),
+            kernel.Videos(frames, _flat(video.video), mask, np.arange(len(video))),
+            self._held(matrices),
+            plan,
+        )
+        found = torch.empty(len(SCORE_NAMES) + 1, len(text), len(video))
+        if found.numel():
+            self._run(given, found.view(-1).numpy(), len(video))
+        return Scores(*found.unbind())
+
+    def _run(
+        self, given: tuple[Texts, Videos, Matrices, Plan], found: NDArray[np.float32], num_videos: int
+    ) -> None:
+        """Fill `found`, flat [5, T, V], on as many threads as PyTorch uses."""
+        kernel, (texts, _, _, plan) = self._kernel, given
+        num_texts = len(texts.num_words)
+        sizes = kernel.scratch_sizes(plan, num_texts, int(texts.num_words.max()))
+        num_threads = min(torch.get_num_threads(), 1 + num_videos * num_texts // PAIRS_A_THREAD)
+        step = min(VIDEOS_AT_ONCE, -(-num_videos // (num_threads * (1 if num_threads == 1 else 2))))
+        step = -(-step // kernel.LANES) * kernel.LANES
+        starts = iter(range(0, num_videos, step))  # Threads take turns; `next` is atomic.
+        ends: SimpleQueue[BaseException | None] = SimpleQueue()  # Of turns.
+
+        def work() -> None:
+            scratch = self._scratch(sizes)
+            for first in starts:
+                error: BaseException | None = None
+                try:
+                    target = (found, num_videos, first, min(first + step, num_videos))
+                    kernel.score(*given, scratch, target)
+                except BaseException as caught:
+                    error = caught
+                ends.put(error)
+            self._kept.append(scratch)
+
+        helpers = [self._threads.submit(work) for _ in range(num_threads - 1)]
+        work()
+        # A helper that comes late finds no turn left. Nobody waits for it, only for turns that were taken.
+        for helper in helpers:
+            helper.cancel()
+        for error in [ends.get() for _ in range(0, num_videos, step)]:
+            if error is not None:
+                raise error
+
+    def _scratch(self, sizes: Scratch) -> Scratch:
+        """Memory of at least these sizes, of which `_kept` has as much as was ever in use at once: a
+        shortlist is scored in less time than the operating system takes to hand it out page by page."""
+        try:
+            scratch = self._kept.pop()
+            if all(len(held) >= size for held, size in zip(scratch, sizes, strict=True)):
+                return scratch
+        except IndexError:
+            pass
+        # PyTorch's memory begins at a cache line.
+        scratch = self._kernel.Scratch(*[torch.empty(size).numpy() for size in sizes])
+        scratch.ones.fill(1.0)
+        return scratch
+
+    def _held(self, matrices: Mapping[str, Tensor]) -> Matrices:
+        """Views of the matrices, made again where they are in other memory."""
+        names = self._kernel.Matrices._fields
+        places = [matrices[name].data_ptr() for name in names]
+        views, known = self._matrices
+        if views is None or places != known:
+            views = self._kernel.Matrices(*[_flat(matrices[name]) for name in names])
+            self._matrices = views, places
+        return views
+
+    def _text_rows(
+        self,
+        matrices: Mapping[str, Tensor],
+        text: TextFeatures,
+        num_words: NDArray[np.int64],
+        wanted: Collection[str],
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What is multiplied with frames, and with video features, see `numba_attention.Texts`."""
+        if len(text) == 1:
+            words = text.words[0, : int(num_words[0])].float()
+        else:
+            is_word = np.arange(text.words.shape[1]) < num_words[:, None]
+            words = text.words[torch.from_numpy(is_word)].float()
+        sentence = text.sentence.float()
+        with_frames, with_videos = [], []
+        if "frame_word" in wanted:
+            with_frames.append(self._mapped(words, matrices["local_matrix"]))
+        if "sentence_frame" in wanted:
+            with_frames.append(sentence)
+        if "video_word" in wanted:
+            with_videos.append(words)
+        if "video_sentence" in wanted:
+            with_videos.append(self._mapped(sentence, matrices["global_matrix"]))
+        return _rows(with_frames, num_words), _rows(with_videos, num_words)
+
+    def _mapped(self, rows: Tensor, matrix: Tensor) -> Tensor:
+        """Their product with a matrix [D, D]."""
+        count, dimension = rows.shape
+        if count > ROWS_ON_ONE_THREAD:
+            return rows @ matrix
+        found = torch.empty(count, dimension)
+        self._kernel.map_rows(_flat(rows), count, _flat(matrix), dimension, _flat(found))
+        return found
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(os.cpu_count(), "scoring")
+
+
+def _has_instructions() -> bool:
+    """Whether the processor widens float16 itself: elsewhere LLVM would call functions that are not there."""
+    from llvmlite.binding import get_host_cpu_features
+
+    features = get_host_cpu_features()
+    return platform.machine() in ("x86_64", "AMD64") and all(
+        features.get(name, False) for name in ("avx2", "f16c", "fma")
+    )
+
+
+def _num_words(text: TextFeatures, mask_padding: bool) -> NDArray[np.int64] | None:
+    """int64 [T]; None where words do not come first."""
+    mask = text.word_mask.numpy()
+    if not mask_padding:
+        return np.full(len(mask), mask.shape[1])
+    num_words: NDArray[np.int64] = mask.sum(axis=1)
+    are_first = np.array_equal(mask, np.arange(mask.shape[1]) < num_words[:, None])
+    return num_words if are_first else None
+
+
+def _rows(parts: list[Tensor], num_words: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Of each text its words, if they are among the parts, and then its sentence, if that is; flat."""
+    if not parts:
+        return np.empty(0, np.float32)
+    joined = torch.cat(parts)
+    if len(num_words) > 1 and len(parts) == 2:
+        # Words of all texts come first, sentences last.
+        texts = np.arange(len(num_words))
+        order = np.argsort(np.concatenate([np.repeat(texts, num_words), texts]), kind="stable")
+        joined = joined[torch.from_numpy(order)]
+    return _flat(joined)
+
+
+def _weights(config: XClipConfig, wanted: Collection[str]) -> NDArray[np.float32]:
+    """Of each score in the total; NaN where one is missing."""
+    names = config.score_names
+    weight = 1 / len(names) if all(name in wanted for name in names) else math.nan
+    return np.array([weight if name in names else 0.0 for name in SCORE_NAMES], np.float32)
+
+
+def _flat(tensor: Tensor) -> NDArray[Any]:
+    return tensor.detach().contiguous().view(-1).numpy()

@@ -1,0 +1,184 @@
+"""The kernel for processors: the plain scores for texts and videos of any lengths and similarities."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model import Scores, TextFeatures, VideoFeatures, XClipConfig
+from model.kernels import processor
+from model.kernels.processor import CompiledAttention
+from model.score_names import SCORE_NAMES
+from model.scoring import ScoreHead
+
+pytest.importorskip("numba")
+
+W, F, D, SCALE = 7, 5, 32, 100.0
+# Sums of a few hundred products of float32, in another order, times the scale and the matrices.
+TOLERANCE = {"atol": 1e-4, "rtol": 1e-5}
+
+
+@functools.cache
+def kernel() -> CompiledAttention:
+    found = CompiledAttention()
+    if not found.prepare():
+        pytest.skip("the kernel is not for this processor")
+    return found
+
+
+@functools.cache
+def head_of(**choices: Any) -> ScoreHead:
+    torch.manual_seed(1)
+    clip = {**XClipConfig.tiny().clip, "embed_dim": D}
+    head = ScoreHead(XClipConfig.tiny(clip=clip, num_words=W, num_frames=F, **choices)).eval()
+    with torch.no_grad():
+        for matrix in head.parameters():
+            matrix.add_(0.05 * torch.randn_like(matrix))
+    return head
+
+
+def features(
+    lengths: list[int], masks: list[list[bool]], size: float = 0.4, dtype: torch.dtype = torch.float16
+) -> tuple[TextFeatures, VideoFeatures]:
+    """size: the length of a feature; 1 is that of a model, and 0.4 keeps similarities near a model's."""
+    torch.manual_seed(2)
+
+    def directions(*shape: int) -> torch.Tensor:
+        return size * torch.nn.functional.normalize(torch.randn(*shape, D), dim=-1)
+
+    mask = torch.arange(W) < torch.tensor(lengths)[:, None]
+    text = TextFeatures(directions(len(lengths)), directions(len(lengths), W), mask)
+    frames = directions(len(masks), F).to(dtype)
+    return text, VideoFeatures(directions(len(masks)), frames, torch.tensor(masks).view(len(masks), F))
+
+
+def scores(
+    head: ScoreHead, text: TextFeatures, video: VideoFeatures, wanted: Collection[str] = SCORE_NAMES
+) -> Scores:
+    assert kernel().is_for(head.config, text, video)
+    found = kernel().scores(head.config, dict(head.named_parameters()), (text, video), SCALE, wanted)
+    assert found is not None
+    return found
+
+
+def assert_equal_to_plain(
+    head: ScoreHead, text: TextFeatures, video: VideoFeatures, wanted: Collection[str] = SCORE_NAMES
+) -> None:
+    with torch.no_grad():
+        plain = head.unblocked(text, video, torch.tensor(SCALE), wanted)
+        found = scores(head, text, video, wanted)
+    for name in (*SCORE_NAMES, "total"):
+        torch.testing.assert_close(
+            getattr(found, name),
+            getattr(plain, name),
+            equal_nan=True,
+            **TOLERANCE,
+            msg=lambda m, n=name: n + m,
+        )
+
+
+masks = st.lists(st.lists(st.booleans(), min_size=F, max_size=F), min_size=1, max_size=19)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.integers(0, W), min_size=1, max_size=4),
+    masks,
+    st.booleans(),
+    st.sampled_from(["both", "words"]),
+    st.sampled_from([0.4, 1.0, 3.0]),
+    st.sampled_from([torch.float16, torch.float32]),
+)
+def test_texts_and_videos_of_any_lengths_get_the_plain_scores(lengths, masks, padding, sides, size, dtype):
+    text, video = features(lengths, masks, size, dtype)
+    assert_equal_to_plain(head_of(mask_padding=padding, frame_word_sides=sides), text, video)
+
+
+@settings(max_examples=20)
+@given(st.sets(st.sampled_from(SCORE_NAMES), min_size=1), st.sets(st.sampled_from(SCORE_NAMES), min_size=1))
+def test_only_the_wanted_scores_are_numbers_and_so_is_a_total_of_them(wanted, averaged):
+    names = tuple(name for name in SCORE_NAMES if name in averaged)
+    text, video = features([3, W, 1], [[True] * F] * 9)
+    assert_equal_to_plain(head_of(score_names=names), text, video, wanted)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 0.01, 1.0, 1e4])
+def test_any_temperature_gives_the_plain_scores(temperature):
+    text, video = features([2, 7, 7], [[True] * F] * 3)
+    assert_equal_to_plain(head_of(temperature=temperature), text, video)
+
+
+def test_a_score_is_the_same_to_the_bit_whatever_else_is_scored_on_however_many_threads():
+    text, video = features([3, 7], [[True] * F] * 203)
+    head = head_of()
+    together = scores(head, text, video).total
+    for rows in (slice(5, 6), slice(100, 203)):
+        assert torch.equal(scores(head, text[1:], video[rows]).total, together[1:, rows])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(scores(head, text, video).total, together)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_searches_in_several_threads_do_not_share_memory():
+    head = head_of()
+    cases = [features([length], [[True] * F] * count) for length, count in ((2, 40), (7, 90), (4, 200))]
+    expected = [scores(head, *case).total for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        for number, found in enumerate(pool.map(lambda case: scores(head, *case).total, cases * 20)):
+            assert torch.equal(found, expected[number % len(cases)])
+
+
+def test_matrices_that_were_replaced_are_used():
+    torch.manual_seed(3)
+    head = ScoreHead(head_of().config).eval()
+    text, video = features([5], [[True] * F] * 9)
+    assert_equal_to_plain(head, text, video)
+    for name in ("word", "local_matrix"):
+        size = len(getattr(head, name))
+        setattr(head, name, torch.nn.Parameter(torch.randn(size, size)))
+    assert_equal_to_plain(head, text, video)
+    with torch.no_grad():
+        head.frame.mul_(2)
+    assert_equal_to_plain(head, text, video)
+
+
+def test_padding_between_words_is_not_for_the_kernel():
+    text, video = features([3], [[True] * F])
+    text.word_mask[0] = torch.tensor([True, False, True] + [False] * (W - 3))
+    head = head_of()
+    found = kernel().scores(head.config, dict(head.named_parameters()), (text, video), SCALE, SCORE_NAMES)
+    assert found is None
+
+
+def test_no_texts_and_no_videos_have_no_scores():
+    text, video = features([3, 3], [[True] * F] * 3)
+    assert scores(head_of(), text[:0], video).total.shape == (0, 3)
+    assert scores(head_of(), text, video[:0]).frame_word.shape == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "reason", ["no Numba", "a processor without float16", "a compiler that fails"], ids=lambda r: r
+)
+def test_without_the_kernel_nothing_is_asked_of_it(reason, monkeypatch, caplog):
+    if reason == "no Numba":
+        monkeypatch.setattr(processor, "find_spec", lambda name: None)
+    elif reason == "a processor without float16":
+        monkeypatch.setattr(processor, "_has_instructions", lambda: False)
+    else:
+        monkeypatch.setitem(__import__("sys").modules, "model.kernels.numba_attention", None)
+        monkeypatch.delattr("model.kernels.numba_attention", raising=False)
+    without = CompiledAttention()
+    assert not without.prepare()
+    assert not without.prepare()
+    assert not without.is_for(head_of().config, *features([3], [[True] * F]))
+    assert len(caplog.records) == (reason == "a compiler that fails")

@@ -11,7 +11,7 @@ FLAVOUR := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/
 LOCK := $(if $(filter gpu,$(FLAVOUR)),requirements-gpu.lock,requirements.lock)
 READY := .venv/ready-$(FLAVOUR)
 
-.PHONY: help install demo test test-slow test-browser test-proxies screenshots openapi lint format bench lock demo-model demo-card clean
+.PHONY: help install demo test test-slow test-browser test-proxies test-cluster postgresql screenshots openapi lint format bench lock demo-model demo-card clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
@@ -31,13 +31,20 @@ test: $(READY) ## the default tests: CPU, offline, on all cores
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(READY) ## the slow tests too
-	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not gpu and not browser and not proxy'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not gpu and not browser and not proxy and not cluster'
 
 test-browser: $(READY) ## the page in a headless Chromium
 	$(BIN)/python -m pytest -n auto --dist loadfile -m browser
 
 test-proxies: $(READY) ## the page behind nginx and Caddy (needs both, and Chromium)
 	$(BIN)/python -m pytest -m proxy
+
+test-cluster: $(READY) postgresql ## the store in PostgreSQL, its processes killed (installs PostgreSQL on Debian)
+	XCLIP_TEST_NEED_POSTGRES=1 $(BIN)/python -m pytest -n auto --dist loadfile -m cluster
+
+postgresql:
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null \
+		|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; }
 
 screenshots: $(READY) ## the page's pictures for the docs (needs Chromium)
 	$(BIN)/python -m tests.support.servers.screenshots --output docs/images
@@ -64,8 +71,8 @@ demo-card: $(READY) ## the demo checkpoint's tables
 	$(BIN)/python -m training.demo_model evaluate --model demo
 
 lock: ## resolve the pinned packages again
-	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --quiet --no-header --extra cpu --extra train --extra fast --extra hf --extra parquet --extra otel --extra mcp --extra dev -o requirements.lock
-	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --quiet --no-header --extra gpu --extra train --extra fast --extra hf --extra parquet --extra otel --extra mcp --extra dev -o requirements-gpu.lock
+	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --quiet --no-header --extra cpu --extra train --extra fast --extra hf --extra postgres --extra parquet --extra otel --extra mcp --extra dev -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --quiet --no-header --extra gpu --extra train --extra fast --extra hf --extra postgres --extra parquet --extra otel --extra mcp --extra dev -o requirements-gpu.lock
 
 clean: ## remove what the commands made
 	rm -rf .venv demo-data runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -338,7 +338,7 @@ def measure_common(num_rows: int = 10_000) -> None:
             figures = []
             with (
                 catalog.connections.reading() as connection,
-                patch(f"{find_words.__module__}.COMMON_SHARE", share),
+                patch("indexer.store.word_rows.COMMON_SHARE", share),
             ):
                 for one, other in asked:
                     query = f"the {one} with a {other} on my {one}"

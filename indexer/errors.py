@@ -9,6 +9,7 @@ IndexerError
 ├── IndexStorageError          the disk refused a read or a write
 │   ├── IndexFullError         the disk is full
 │   └── IndexReadOnlyError     the index lies on a read-only file system
+├── OtherwiseDoneError         asked of a store that does it in another way; the message says how
 ├── BackupDamagedError         a backup that is not what was written
 ├── IndexSupersededError       another generation of the index is the current one
 ├── FingerprintMismatchError   the index was made by another model or sampling
@@ -75,6 +76,10 @@ class IndexFullError(IndexStorageError):
 
 class IndexReadOnlyError(IndexStorageError):
     """The index lies on a read-only file system: it can be searched, not changed."""
+
+
+class OtherwiseDoneError(IndexerError):
+    """Asked of a store that does it in another way; the message says how."""
 
 
 class BackupDamagedError(IndexerError):

@@ -270,7 +270,7 @@ class Index:
         if self._searcher is None:
             from indexer.search.searcher import Searcher
 
-            self._searcher = Searcher(self.catalog.index_directory, self.model)
+            self._searcher = Searcher(self.catalog.address, self.model)
         return self._searcher
 
     def encode(self, path: str | Path) -> VideoFeatures:

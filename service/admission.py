@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from anyio import CancelScope, CapacityLimiter, WouldBlock
 
-from indexer.store.sqlite.connections import cancellable, raise_if_cancelled
+from indexer.store.cancellation import cancellable, raise_if_cancelled
 from service.auth.access import CLIENT
 from service.errors import OverloadedError, ServiceError, TooManyRequestsError
 

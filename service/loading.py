@@ -29,15 +29,15 @@ def open_index(settings: WorkerSettings) -> Index:
     """
     from indexer.index import Index
 
-    directory = settings.index_directory
+    address = settings.index_address
     places: dict[str, Any] = {"device": settings.device, "runtime": settings.runtime}
-    if store_exists(directory):
-        return Index.open(directory, settings.model, **places)
+    if store_exists(address):
+        return Index.open(address, settings.model, **places)
     model_spec = settings.model or settings.new_index_model
     if model_spec is None:
-        raise IndexNotFoundError(f"there is no index in {directory}, and no model is given to make one")
-    index = Index.open_or_create(directory, model_spec, **places)
-    logger.info("made an empty index in %s", directory)
+        raise IndexNotFoundError(f"there is no index in {address}, and no model is given to make one")
+    index = Index.open_or_create(address, model_spec, **places)
+    logger.info("made an empty index in %s", address)
     return index
 
 
@@ -52,7 +52,7 @@ def load_searcher(settings: Settings) -> Searcher:
                 " the operating system keeps in free memory"
             )
         searcher = Searcher(
-            settings.index_directory,
+            settings.index_address,
             index.model,
             coarse_kind=settings.coarse_kind,
             feature_memory_bytes=settings.feature_memory_bytes,

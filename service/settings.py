@@ -20,6 +20,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from indexer.errors import IndexNotFoundError
+from indexer.store.postgres.address import PostgresAddress, is_postgres_address
 from model.runtimes import Runtime
 from service.observability.logs import LogFormat, LogLevel
 
@@ -75,7 +77,29 @@ class IndexSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="XCLIP_", extra="forbid", env_ignore_empty=True, frozen=True)
 
-    index: Path | None = Field(default=None, description="The index directory.")
+    index: str | Path | None = Field(
+        default=None,
+        description="The index: a directory, or postgresql://user@host/database?schema=name.",
+    )
+
+    media: Path | None = Field(
+        default=None, description="Beside an index in a database: the folder of uploads and keys, shared."
+    )
+    cache: Path | None = Field(
+        default=None, description="Beside an index in a database: this machine's folder of what is derived."
+    )
+
+    @field_validator("index", mode="before")
+    @classmethod
+    def _read_address(cls, value: object) -> object:
+        """A directory as a path, an address of a database as a text that is one."""
+        if not isinstance(value, str) or not is_postgres_address(value):
+            return value if value is None else Path(str(value))
+        try:
+            PostgresAddress.parse(value)
+        except IndexNotFoundError as error:
+            raise ValueError(str(error)) from None
+        return value
 
     @classmethod
     def settings_customise_sources(
@@ -90,11 +114,21 @@ class IndexSettings(BaseSettings):
         return init_settings, _Environment(settings_cls)
 
     @property
-    def index_directory(self) -> Path:
-        """The index, as an absolute path. Raises ValueError where none was named."""
+    def index_address(self) -> Path | str:
+        """The index: an absolute path, or the address of a database. Raises ValueError where none was
+        named."""
         if self.index is None:
             raise ValueError("the settings name no index")
-        return self.index.expanduser().absolute()
+        if isinstance(self.index, Path):
+            return self.index.expanduser().absolute()
+        return PostgresAddress.parse(self.index).with_folders(self.media, self.cache).text
+
+    @property
+    def index_directory(self) -> Path:
+        """Where uploads, media and keys are: the directory of the index, or beside a database the folder
+        that is shared."""
+        address = self.index_address
+        return address if isinstance(address, Path) else PostgresAddress.parse(address).media_directory
 
 
 class KeysSettings(IndexSettings):

@@ -9,7 +9,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.support.postgres import PostgresServer, find_programs, running_server
 from tests.support.servers.browser import Browser, find_browser
+from tests.support.stores import KINDS, StoreFactory
 
 # No example has a deadline: on a busy machine a quick one takes longer than the 200 ms of the default.
 hypothesis.settings.register_profile("without-deadlines", deadline=None)
@@ -46,6 +48,38 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model")
     XClip(XClipConfig.tiny()).eval().save(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server of this test process's own; skipped where PostgreSQL is not installed, unless
+    XCLIP_TEST_NEED_POSTGRES=1 demands it: then it fails."""
+    programs = find_programs()
+    if programs is None:
+        if os.environ.get("XCLIP_TEST_NEED_POSTGRES") == "1":
+            pytest.fail("XCLIP_TEST_NEED_POSTGRES=1, but there is no PostgreSQL 15 or later")
+        pytest.skip("there is no PostgreSQL 15 or later on this machine (Debian: apt install postgresql)")
+    with running_server(programs) as server:
+        yield server
+
+
+@pytest.fixture
+def store_factory(store_kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[StoreFactory]:
+    """Makes stores, of each kind in turn: a test that asks for it runs once for each."""
+    (tmp_path / "stores").mkdir()
+    server: PostgresServer | None = None
+    if store_kind == "postgres":
+        server = request.getfixturevalue("postgres")
+    factory = StoreFactory(store_kind, tmp_path / "stores", lambda: server.address() if server else "")
+    yield factory
+    factory.close()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of stores run with each kind, those marked `store(kind)` with one alone."""
+    if "store_kind" in metafunc.fixturenames:
+        only = metafunc.definition.get_closest_marker("store")
+        metafunc.parametrize("store_kind", KINDS if only is None else only.args)
 
 
 @pytest.fixture

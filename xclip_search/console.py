@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Annotated, Any, NoReturn, Protocol
 
 import typer
 
+from indexer.store.postgres.address import PostgresAddress, is_postgres_address
 from model.runtimes import Runtime
 
 FAILED = DAMAGED = 1
@@ -26,9 +28,8 @@ _UNPRINTABLE = re.compile(
 RESUMES = "what is indexed is kept, and the same command resumes"
 """What becomes of the work where adding videos ends early."""
 
-IndexOption = Annotated[
-    Path, typer.Option("--index", "-i", envvar="XCLIP_INDEX", help="The index directory.")
-]
+INDEX_HELP = "The index: a directory, or postgresql://user@host/database?schema=name."
+IndexOption = Annotated[str, typer.Option("--index", "-i", envvar="XCLIP_INDEX", help=INDEX_HELP)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ReportOption = Annotated[Path | None, typer.Option(help="Write what was done to this JSON file.")]
 WorkersOption = Annotated[
@@ -47,6 +48,26 @@ DecodeTimeoutOption = Annotated[float, typer.Option(min=1, help="Seconds that de
 MaxHoursOption = Annotated[
     float | None, typer.Option("--max-hours", help="Longest video taken, in hours.", show_default="6")
 ]
+
+
+def index_address(index: str) -> str | Path:
+    """Where an index lies: the path of a directory, or the address of a database with the folders that
+    XCLIP_MEDIA and XCLIP_CACHE name."""
+    if not is_postgres_address(index):
+        return Path(index)
+    media, cache = (os.environ.get(name) for name in ("XCLIP_MEDIA", "XCLIP_CACHE"))
+    address = PostgresAddress.parse(index)
+    return address.with_folders(Path(media) if media else None, Path(cache) if cache else None).text
+
+
+def index_directory(index: str, instead: str) -> Path:
+    """The directory of an index; ends the command where it lies in a database.
+
+    instead: what is to be done there, a sentence.
+    """
+    if is_postgres_address(index):
+        stop(f"this is for an index in a directory. {instead}")
+    return Path(index)
 
 
 def make_app() -> typer.Typer:

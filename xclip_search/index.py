@@ -45,9 +45,9 @@ from xclip_search.videos import (
     KeyOption,
     ServerOption,
     Uploads,
+    address_or_server,
     clock,
     connect,
-    directory_or_server,
     iso_time,
     parse_json,
 )
@@ -181,7 +181,7 @@ def index(
     )  # fmt: skip
     # Before PyTorch is loaded: threads that spin while they wait for each other keep decoding off processors.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    directory = directory_or_server(context, index, server, local_only=local_only)
+    address = address_or_server(context, index, server, local_only=local_only)
     if not paths and manifest is None:
         stop("name files or folders to index, or a --manifest")
     if watch and (dry_run or manifest is not None or not paths):
@@ -192,7 +192,7 @@ def index(
         listed = None if manifest is None else read_manifest(manifest)
         sources = [] if listed is None else listed.sources
         require_report_file(report)
-    if directory is None:
+    if address is None:
         done = _upload(server, key, paths or [], sources, exclude or [])
     else:
         from indexer.ingest.synchronisation import SyncOptions
@@ -205,7 +205,7 @@ def index(
             "decoding": _decode_options(decode_timeout_seconds, max_hours, backend),
         }
         choice = ModelChoice(model, new_index_model, device, runtime, chosen)
-        library = LocalLibrary(directory, paths or [], sources, choice, encoding)
+        library = LocalLibrary(address, paths or [], sources, choice, encoding)
         options = SyncOptions(tuple(exclude or ()), prune, dry_run, rehash, workers, decode_timeout_seconds)
         with errors_explained():
             library.prepare(options)
@@ -313,7 +313,7 @@ def search(
 
       xclip-search search --image photo.jpg --index my-index
     """
-    directory = directory_or_server(context, index, server, local_only=("model", "device", "runtime"))
+    address = address_or_server(context, index, server, local_only=("model", "device", "runtime"))
     if (text is None) == (media is None):
         stop("say what to look for: a sentence, or --image FILE, or --video FILE")
     if media is not None and (
@@ -324,7 +324,7 @@ def search(
     options: dict[str, Any] = {"limit": limit, "filter": parse_json(filter_json), "fold": fold}
     if media is None:
         options |= {"mode": mode.value, "text_match": text_match.value, "without": without}
-    if directory is None:
+    if address is None:
         of_pages = {"thumbnail_url", "media_url", "preview_url", "playable", "explanation"}
         with connect(server, key) as client:
             found: SearchAnswerBody | MediaSearchAnswerBody
@@ -334,9 +334,7 @@ def search(
                 found = client.search(query, **options)
             answer = found.model_dump(exclude={"results": {"__all__": of_pages}})
     else:
-        answer = _search_here(
-            directory, model, {"device": device, "runtime": runtime}, media or query, options
-        )
+        answer = _search_here(address, model, {"device": device, "runtime": runtime}, media or query, options)
     for result in answer["results"]:
         result["recorded_at"] = iso_time(result["recorded_at"])
     if as_json:
@@ -346,12 +344,12 @@ def search(
 
 
 def _search_here(
-    directory: Path, model: str | None, places: dict[str, Any], asked: str | Path, options: dict[str, Any]
+    address: str | Path, model: str | None, places: dict[str, Any], asked: str | Path, options: dict[str, Any]
 ) -> dict[str, Any]:
     """An answer without a server.
 
     Args:
-        directory: The index.
+        address: Of the index.
         model: Spec, or None for that of the index.
         places: `device` and `runtime` of the model.
         asked: A text, or a file.
@@ -369,7 +367,7 @@ def _search_here(
                 stop(f"there is no file {asked}")
         from indexer.index import Index
 
-        with Index.open(directory, model, **places) as opened:
+        with Index.open(address, model, **places) as opened:
             if isinstance(asked, str):
                 answer = asdict(opened.search(asked, **options))
             else:

@@ -23,6 +23,7 @@ from xclip_search.console import (
     JsonOption,
     echo,
     errors_explained,
+    index_address,
     make_app,
     print_json,
     progress_bars,
@@ -68,7 +69,7 @@ class LocalLibrary:
 
     def __init__(
         self,
-        directory: Path,
+        address: str | Path,
         paths: Sequence[Path],
         sources: Sequence[VideoSource],
         model: ModelChoice,
@@ -76,7 +77,7 @@ class LocalLibrary:
     ) -> None:
         self.paths = paths
         self.sources = sources
-        self._directory = directory
+        self._address = address
         self._model = model
         self._encoding = encoding
         self._index: Index | None = None
@@ -85,7 +86,7 @@ class LocalLibrary:
         """Check all that can be checked before files are read; make the index where there is none."""
         from indexer.store.store import store_exists
 
-        if not store_exists(self._directory):
+        if not store_exists(self._address):
             self._check_new(options)
             if options.dry_run:
                 return
@@ -103,7 +104,7 @@ class LocalLibrary:
 
         while True:
             try:
-                with open_store(self._directory) as catalog:
+                with open_store(self._address) as catalog:
                     run = Synchronisation(catalog, lambda: self._pipeline(catalog), options, progress)
                     report = run.run(self.paths, self.sources)
                     if report.num_added and not options.dry_run:
@@ -132,10 +133,10 @@ class LocalLibrary:
             spec = self._model.spec
             from indexer.store.store import store_exists
 
-            if not store_exists(self._directory):
+            if not store_exists(self._address):
                 spec = spec or self._model.new_index_spec
             self._index = Index.open_or_create(
-                self._directory,
+                self._address,
                 spec,
                 device=self._model.device,
                 runtime=self._model.runtime,
@@ -165,25 +166,23 @@ class LocalLibrary:
         is_any = any(look_at(file).left_out is None for file in listing.files)
         if not is_any and not self.sources:
             stop(self.no_videos())
-        if self._directory.exists() and not self._directory.is_dir():
-            stop(f"{self._directory} is not a folder")
-        self._refuse_a_folder_of_videos(listing)
+        if isinstance(self._address, Path):
+            if self._address.exists() and not self._address.is_dir():
+                stop(f"{self._address} is not a folder")
+            self._refuse_a_folder_of_videos(self._address, listing)
         if not (self._model.spec or self._model.new_index_spec or options.dry_run):
-            stop(f"there is no index in {self._directory} yet: give its model with --model")
+            stop(f"there is no index in {self._address} yet: give its model with --model")
 
     def no_videos(self) -> str:
         """What is said where there is nothing to index."""
         return f"there are no videos in {', '.join(map(str, self.paths))}"
 
-    def _refuse_a_folder_of_videos(self, listing: Listing) -> None:
+    def _refuse_a_folder_of_videos(self, directory: Path, listing: Listing) -> None:
         """End the command where the files of a new index would lie among the videos."""
         folders = {Path(file.path).parent for file in listing.files}
         folders |= {source.path.parent for source in self.sources}
-        if self._directory.resolve() in {folder.resolve() for folder in folders}:
-            stop(
-                f"{self._directory} is a folder of videos, and an index needs its own:"
-                " --index my-index makes it"
-            )
+        if directory.resolve() in {folder.resolve() for folder in folders}:
+            stop(f"{directory} is a folder of videos, and an index needs its own: --index my-index makes it")
 
 
 @contextmanager
@@ -377,7 +376,7 @@ def relocate(
     with errors_explained():
         from indexer.maintenance.relocation import relocate as relocate_index
 
-        report = relocate_index(index, old, new, dry_run=dry_run)
+        report = relocate_index(index_address(index), old, new, dry_run=dry_run)
     if as_json:
         print_json(report.to_dict())
         return
@@ -410,7 +409,7 @@ def kept_out(
         from indexer.errors import VideoNotFoundError
         from indexer.store.store import open_store
 
-        with open_store(index) as catalog:
+        with open_store(index_address(index)) as catalog:
             table = catalog.kept_out
             for video_id in let_in or ():
                 try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from indexer.store.postgres.address import PostgresAddress, is_postgres_address
 from xclip_search.console import (
     DAMAGED,
     RESUMES,
@@ -31,6 +32,8 @@ from xclip_search.console import (
     WorkersOption,
     echo,
     errors_explained,
+    index_address,
+    index_directory,
     make_app,
     print_json,
     progress_bars,
@@ -77,7 +80,7 @@ def verify(
         from indexer.maintenance.verification import verify
 
         with progress_bars() as on_progress:
-            report = verify(index, partial(on_progress, "verifying"), files=files)
+            report = verify(index_address(index), partial(on_progress, "verifying"), files=files)
     if as_json:
         print_json({**asdict(report), "is_clean": report.is_clean})
     else:
@@ -92,6 +95,17 @@ def verify(
             echo(f"derived parts are rebuilt by: xclip-search rebuild --index {index}")
     if not report.is_clean:
         raise typer.Exit(DAMAGED)
+
+
+_REINDEX_INSTEAD = (
+    "An index in PostgreSQL gets another model by indexing its videos into another schema, which the servers"
+    " use from then on"
+)
+
+
+def backup_in_postgres(index: str) -> str:
+    """How an index in a database is backed up and restored; nothing for one in a directory."""
+    return PostgresAddress.parse(index).backup_advice if is_postgres_address(index) else ""
 
 
 class KindName(StrEnum):
@@ -122,7 +136,7 @@ def rebuild(
     with errors_explained():
         from indexer.maintenance.verification import rebuild
 
-        num_videos, num_segments = rebuild(index, coarse_kind.value)
+        num_videos, num_segments = rebuild(index_address(index), coarse_kind.value)
     echo(f"rebuilt for {num_videos} videos, {num_segments} segments")
 
 
@@ -141,8 +155,9 @@ def backup(
     with errors_explained():
         from indexer.maintenance.backup import backup
 
+        directory = index_directory(index, backup_in_postgres(index))
         with progress_bars() as on_progress:
-            report = backup(index, destination, partial(on_progress, "copying"))
+            report = backup(directory, destination, partial(on_progress, "copying"))
     _show(report, f"backed up to {destination}", as_json)
 
 
@@ -161,8 +176,9 @@ def restore(
     with errors_explained():
         from indexer.maintenance.backup import restore
 
+        directory = index_directory(index, backup_in_postgres(index))
         with progress_bars() as on_progress:
-            report = restore(source, index, partial(on_progress, "copying"))
+            report = restore(source, directory, partial(on_progress, "copying"))
     _show(report, f"restored to {index}", as_json)
 
 
@@ -188,7 +204,9 @@ def export_command(
         from indexer.maintenance.exporting import export_index
 
         with progress_bars() as on_progress:
-            report = export_index(index, destination, with_frames=not without_frames, on_progress=on_progress)
+            report = export_index(
+                index_address(index), destination, with_frames=not without_frames, on_progress=on_progress
+            )
     _show(report, f"exported to {destination}", as_json)
     if without_frames and not as_json:
         echo("note: without frame features it can be analysed but not imported", err=True)
@@ -216,9 +234,9 @@ def import_command(
         from indexer.store.store import open_store
 
         with progress_bars() as on_progress:
-            report = import_index(source, index, on_progress=on_progress)
+            report = import_index(source, index_address(index), on_progress=on_progress)
         if report.num_added:
-            with open_store(index) as catalog:
+            with open_store(index_address(index)) as catalog:
                 save_coarse_index(catalog)
                 save_feature_file(catalog)
     if as_json:
@@ -304,8 +322,9 @@ def reindex(
     if rollback and discard_old:
         stop("--rollback keeps the generation that it leaves; look at the index, then run --discard-old")
     require_report_file(report)
+    directory = index_directory(index, _REINDEX_INSTEAD)
     if rollback:
-        done = _roll_back(index, yes)
+        done = _roll_back(directory, yes)
     else:
         kept = "what is encoded is kept, and the same command resumes"
         with errors_explained(kept), _progress() as progress:
@@ -313,9 +332,9 @@ def reindex(
 
             encoding = _Encoding(model, frames_per_second, max_segment_seconds, device, runtime)
             sizes = {"num_workers": workers, "batch_size": batch_size}
-            facts, make_pipeline = _load(index, encoding, sizes, decode_timeout_seconds)
-            done = reindex(index, facts, make_pipeline, allow_missing=allow_missing, progress=progress)
-    discarded = _discard(index) if discard_old and not (done.missing and not done.switched) else []
+            facts, make_pipeline = _load(directory, encoding, sizes, decode_timeout_seconds)
+            done = reindex(directory, facts, make_pipeline, allow_missing=allow_missing, progress=progress)
+    discarded = _discard(directory) if discard_old and not (done.missing and not done.switched) else []
     content = {**done.to_dict(), "discarded": discarded}
     if as_json:
         print_json(content)

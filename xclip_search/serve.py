@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from model.runtimes import Runtime
-from xclip_search.console import FAILED, MaxHoursOption, echo, explain_os_error, make_app, stop
+from xclip_search.console import (
+    FAILED,
+    INDEX_HELP,
+    MaxHoursOption,
+    echo,
+    errors_explained,
+    explain_os_error,
+    index_address,
+    make_app,
+    stop,
+)
 
 if TYPE_CHECKING:
     from service.settings import IndexSettings, Settings, WorkerSettings
@@ -22,7 +32,7 @@ app.add_typer(keys, name="keys")
 NO_INDEX = "say where the index is: --index DIR, or the environment variable XCLIP_INDEX"
 
 IndexOption = Annotated[
-    Path | None, typer.Option("--index", "-i", help="The index directory.", show_default="XCLIP_INDEX")
+    str | None, typer.Option("--index", "-i", help=INDEX_HELP, show_default="XCLIP_INDEX")
 ]
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Model spec.", show_default="the model that made the index")
@@ -186,7 +196,7 @@ def _check_keys(settings: Settings) -> None:
     danger = f"any client of {settings.host} could search, upload and delete, since there are no API keys"
     if not settings.allow_no_keys:
         stop(
-            f"{danger}. Make one: xclip-search keys add --index {settings.index_directory} --name NAME "
+            f"{danger}. Make one: xclip-search keys add --index {settings.index_address} --name NAME "
             "--scope write; or confirm that this is intended: --allow-no-keys"
         )
     echo(f"warning: {danger}", err=True, color="yellow")
@@ -216,10 +226,12 @@ def _require_index_or_model(settings: WorkerSettings) -> None:
 
     if settings.index is None:
         stop(NO_INDEX)
-    directory = settings.index_directory
-    if not store_exists(directory) and settings.model is None and settings.new_index_model is None:
+    address = settings.index_address
+    with errors_explained(failed=FAILED):
+        is_there = store_exists(address)
+    if not is_there and settings.model is None and settings.new_index_model is None:
         stop(
-            f"there is no index in {directory}. Make one with: xclip-search index VIDEOS --index {directory} "
+            f"there is no index in {address}. Make one with: xclip-search index VIDEOS --index {address} "
             "--model SPEC; or start with an empty one by adding --model SPEC here (--model demo, for example)"
         )
 
@@ -263,8 +275,11 @@ def add(
     except OSError as error:
         stop(explain_os_error(error, path), FAILED)
     echo(f"This is the key {name}. Keep it now: it cannot be shown again.", err=True)
-    if index is not None and keys_file is None and not store_exists(path.parent):
-        echo(f"note: there is no index in {path.parent} yet", err=True, color="yellow")
+    if index is not None and keys_file is None:
+        with errors_explained(failed=FAILED):
+            is_there = store_exists(index_address(index))
+        if not is_there:
+            echo(f"note: there is no index in {index} yet", err=True, color="yellow")
     echo(secret)
 
 
@@ -300,7 +315,7 @@ def remove(name: NameOption, index: IndexOption = None, keys_file: KeysFileOptio
         stop(explain_os_error(error, path), FAILED)
 
 
-def _keys_path(index: Path | None, keys_file: Path | None) -> Path:
+def _keys_path(index: str | None, keys_file: Path | None) -> Path:
     from service.auth.keys import keys_path
     from service.settings import KeysSettings
 

@@ -20,10 +20,12 @@ import typer
 
 from xclip_search.console import (
     FAILED,
+    INDEX_HELP,
     SOME_FAILED,
     JsonOption,
     echo,
     errors_explained,
+    index_address,
     make_app,
     print_json,
     stop,
@@ -45,12 +47,12 @@ MAX_PENDING = 64
 PANEL = "An index behind a server"
 
 IndexOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--index",
         "-i",
         envvar="XCLIP_INDEX",
-        help="The index directory.",
+        help=INDEX_HELP,
         show_default="none: see --server",
     ),
 ]
@@ -118,9 +120,9 @@ def list_videos(
 
       xclip-search list --server http://127.0.0.1:8000
     """
-    directory = directory_or_server(context, index, server)
+    address = address_or_server(context, index, server)
     conditions = parse_json(filter_json)
-    if directory is None:
+    if address is None:
         with connect(server, key) as client:
             videos = [
                 video.model_dump(
@@ -139,7 +141,7 @@ def list_videos(
             from indexer.store.store import open_store
 
             chosen = None if conditions is None else parse_filter(conditions)
-            with open_store(directory) as catalog:
+            with open_store(address) as catalog:
                 videos = [
                     _facts(record) for record in catalog.list_videos(limit, chosen=chosen, sort=sort.value)
                 ]
@@ -180,9 +182,9 @@ def delete(
 
       xclip-search delete 0f5c2a7e9b31 --server http://127.0.0.1:8000
     """
-    directory = directory_or_server(context, index, server)
+    address = address_or_server(context, index, server)
     unknown = []
-    if directory is None:
+    if address is None:
         from xclip_search.client_errors import NotFoundError
 
         with connect(server, key) as client:
@@ -196,7 +198,7 @@ def delete(
             from indexer.errors import VideoNotFoundError
             from indexer.store.store import open_store
 
-            with open_store(directory) as catalog:
+            with open_store(address) as catalog:
                 for video_id in dict.fromkeys(ids):
                     try:
                         catalog.delete_video(video_id, keep_out=keep_out)
@@ -225,14 +227,14 @@ def info(
 
       xclip-search info --server http://127.0.0.1:8000 --json
     """
-    directory = directory_or_server(context, index, server)
+    address = address_or_server(context, index, server)
     facts: dict[str, Any] = dict.fromkeys(
         (
             "num_videos", "num_segments", "sequence", "model_spec", "sampling", "embedding_dim", "num_frames",
             "fingerprint", "created_at", "catalog_size_bytes", "generation", "other_generations",
         )
     )  # fmt: skip
-    if directory is None:
+    if address is None:
         with connect(server, key) as client:
             answer = client.stats().model_dump()
             facts |= {
@@ -240,10 +242,9 @@ def info(
             }  # The rest, a server does not say.
     else:
         with errors_explained():
-            from indexer.store.sqlite.generations import generations
             from indexer.store.store import open_store
 
-            with open_store(directory) as catalog:
+            with open_store(address) as catalog:
                 facts["num_videos"], facts["num_segments"] = catalog.totals()
                 facts |= {
                     "sequence": catalog.sequence,
@@ -255,7 +256,7 @@ def info(
                     "created_at": catalog.created_at,
                     "catalog_size_bytes": catalog.size_bytes,
                     "generation": catalog.generation,
-                    "other_generations": [n for n in generations(directory) if n != catalog.generation],
+                    "other_generations": [n for n in catalog.generations() if n != catalog.generation],
                 }
     if as_json:
         print_json(facts)
@@ -271,10 +272,10 @@ def info(
         echo(f"{name:20}{value}")
 
 
-def directory_or_server(
-    context: typer.Context, index: Path | None, server: str | None, *, local_only: Sequence[str] = ()
-) -> Path | None:
-    """The directory of an index on this machine; None for the one behind `server`.
+def address_or_server(
+    context: typer.Context, index: str | None, server: str | None, *, local_only: Sequence[str] = ()
+) -> str | Path | None:
+    """The address of an index that is read from here; None for the one behind `server`.
 
     An option goes before the environment, and there a server before an index. Ends the command where neither
     is named, both are, or one of the parameters `local_only` is given together with a server.
@@ -287,7 +288,7 @@ def directory_or_server(
     if is_given("index") and is_given("server"):
         stop("give --index for an index on this machine or --server for one behind a server, not both")
     if index is not None and (server is None or is_given("index")):
-        return index
+        return index_address(index)
     if server is None:
         stop("say where the index is: --index DIR on this machine, or --server URL behind a server")
     if not server.startswith(("http://", "https://")):

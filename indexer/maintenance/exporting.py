@@ -23,8 +23,9 @@ from indexer.maintenance.parquet import (
     transcript_schema,
     video_schema,
 )
+from indexer.store.postgres.address import is_postgres_address
 from indexer.store.records import SegmentInfo, metadata_to_json
-from indexer.store.sqlite.catalog import Catalog
+from indexer.store.store import Store, open_store
 from model.atomic_files import fsync_file
 
 ROWS_PER_GROUP: Final = 1_024
@@ -80,7 +81,7 @@ def export_index(
     as it is read.
 
     Args:
-        index: the index directory.
+        index: its address.
         destination: absent, or an empty folder.
         with_frames: whether to write frame features, most of the size; without them it cannot be imported.
         on_progress: called for each block of rows.
@@ -93,11 +94,11 @@ def export_index(
         OSError: the disk refused a write.
     """
     load_pyarrow()
-    index, destination = Path(index).resolve(), Path(destination).resolve()
-    if destination.is_relative_to(index):
+    destination = Path(destination).resolve()
+    if not is_postgres_address(index) and destination.is_relative_to(Path(index).resolve()):
         raise IndexExistsError(f"an export cannot lie inside the index that it is of: {destination}")
     with (
-        Catalog.open(index) as catalog,
+        open_store(index) as catalog,
         atomic_directory(destination, MANIFEST_FILE) as unfinished,
         catalog.snapshot() as snapshot,
     ):
@@ -132,7 +133,7 @@ def export_index(
 class _CatalogBlocks:
     """The catalog of one moment as Arrow tables of at most ROWS_PER_GROUP rows, in the order of addition."""
 
-    def __init__(self, catalog: Catalog, with_frames: bool, on_progress: OnProgress) -> None:
+    def __init__(self, catalog: Store[Any], with_frames: bool, on_progress: OnProgress) -> None:
         """catalog: a snapshot."""
         self._catalog = catalog
         self._with_frames = with_frames

@@ -23,8 +23,7 @@ from indexer.maintenance.parquet import (
     load_pyarrow,
 )
 from indexer.store.records import KeptOut, NewVideo, SegmentRecord
-from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.generations import index_exists
+from indexer.store.store import Store, open_or_create_store, store_exists
 from indexer.store.transcripts import Line, Transcript, TranscriptFile
 
 ROWS_PER_BATCH: Final = 256
@@ -77,13 +76,13 @@ def import_index(
         IndexStorageError: the disk refused a write.
     """
     load_pyarrow()
-    source, index = Path(source), Path(index)
+    source = Path(source)
     manifest = ExportManifest.read(source)
     if not manifest.with_frames:
         raise ExportWithoutFramesError(
             f"the export in {source} was made without frame features; it can be analysed but not imported"
         )
-    if index_exists(index):
+    if store_exists(index):
         _open_target(index, manifest).close()  # Refused before all files are read, not after.
     check_files(source, manifest, on_progress)
     _check_order(source, manifest)
@@ -100,14 +99,14 @@ def import_index(
     return report
 
 
-def _open_target(index: Path, manifest: ExportManifest) -> Catalog:
+def _open_target(index: str | Path, manifest: ExportManifest) -> Store[Any]:
     try:
-        return Catalog.open_or_create(index, manifest.facts)
+        return open_or_create_store(index, manifest.facts)
     except FingerprintMismatchError as error:
         raise ExportFingerprintError(error.expected, error.found) from None
 
 
-def _keep_out(catalog: Catalog, kept_out: Sequence[KeptOut]) -> None:
+def _keep_out(catalog: Store[Any], kept_out: Sequence[KeptOut]) -> None:
     """Keep out what the exported index kept out, except what is a video of this one."""
     there = catalog.find_by_contents([content.content_sha256 for content in kept_out])
     with catalog.transaction() as transaction:
@@ -117,7 +116,7 @@ def _keep_out(catalog: Catalog, kept_out: Sequence[KeptOut]) -> None:
 
 
 def _add(
-    catalog: Catalog, video: dict[str, Any], segments: list[SegmentRecord], report: ImportReport
+    catalog: Store[Any], video: dict[str, Any], segments: list[SegmentRecord], report: ImportReport
 ) -> None:
     try:
         outcome = catalog.add_video(NewVideo(segments=segments, **video))
@@ -156,7 +155,7 @@ def _rows_of(video_id: str, groups: Iterator[tuple[str, Iterator[tuple[Any, ...]
 
 
 def _read_videos(source: Path, manifest: ExportManifest) -> Iterator[dict[str, Any]]:
-    """Arguments of `Catalog.add_video`, but for the segments."""
+    """Arguments of `NewVideo`, but for the segments."""
     for batch in _batches(source, manifest.names("videos")):
         for row in batch.to_pylist():
             yield {**row, "metadata": json.loads(row["metadata"])}

@@ -21,7 +21,7 @@ from indexer.ingest.manifest import VideoSource
 from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
 from indexer.ingest.video_files import find_video_file, local_path
 from indexer.store.records import IndexFacts, VideoRecord
-from indexer.store.sqlite.catalog import CHANGEABLE_FIELDS, Catalog, read_successors
+from indexer.store.sqlite.catalog import Catalog, read_successors
 from indexer.store.sqlite.connections import Transaction
 from indexer.store.sqlite.files import carry_over
 from indexer.store.sqlite.generations import (
@@ -33,6 +33,7 @@ from indexer.store.sqlite.generations import (
     remove_generation,
 )
 from indexer.store.sqlite.jobs import JobQueue
+from indexer.store.video_rows import CHANGEABLE_FIELDS
 
 MAX_ROUNDS: Final = 10
 """Times that what changed meanwhile is encoded while others go on writing. After that they wait until the

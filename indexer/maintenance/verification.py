@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,10 +18,10 @@ from indexer.features.writing import feature_file_problems, save_feature_file
 from indexer.ingest.video_files import find_video_file, local_path
 from indexer.maintenance.backup import MANIFEST_FILE as BACKUP_MANIFEST_FILE
 from indexer.maintenance.backup import damages_of_backup
+from indexer.store.postgres.address import is_postgres_address
 from indexer.store.sqlite.catalog import Catalog, read_successors
-from indexer.store.sqlite.files import FileTable
 from indexer.store.sqlite.generations import find_named_generation, name_generation, named_generation
-from indexer.store.sqlite.jobs import JobQueue
+from indexer.store.store import Store, open_store
 
 DERIVED_PARTS = ("totals", "words", "coarse index", "feature file", "files", "jobs", "current.json")
 
@@ -67,7 +68,7 @@ class VerifyReport:
 
 
 def verify(
-    directory: str | Path,
+    index: str | Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     files: bool = False,
@@ -75,7 +76,7 @@ def verify(
     """Read an index whole and check it against its checksums and against itself. It may be in use meanwhile.
 
     Args:
-        directory: the index directory, or a backup, whose files are compared with their sha256 as well.
+        index: its address; or a backup, whose files are compared with their sha256 as well.
         on_progress: called with the number of segments checked and of all segments.
         files: whether to look for the files of the videos too: that they are there, and of the size that was
             indexed.
@@ -83,54 +84,72 @@ def verify(
     Raises:
         IndexNotFoundError: there is no index.
         IndexVersionError: it is of a format that this version does not read.
+        IndexStorageError: the database does not answer.
     """
     report = VerifyReport()
-    if (Path(directory) / BACKUP_MANIFEST_FILE).is_file():
-        report.findings += [Finding("backup", problem) for problem in damages_of_backup(Path(directory))]
+    if is_postgres_address(index):
+        try:
+            catalog = open_store(index)
+        except IndexDamagedError as error:
+            report.findings.append(Finding("catalog", str(error)))
+            return report
+        with catalog:
+            _check(catalog, report, on_progress, files)
+        return report
+    directory = Path(index)
+    if (directory / BACKUP_MANIFEST_FILE).is_file():
+        report.findings += [Finding("backup", problem) for problem in damages_of_backup(directory)]
         if report.findings:
             return report
     try:
-        named = named_generation(Path(directory))
-        catalog = Catalog.open(directory, check=False)
+        named = named_generation(directory)
+        embedded = Catalog.open(directory, check=False)
     except IndexDamagedError as error:
         report.findings.append(Finding("catalog", str(error)))
         return report
-    with catalog:
-        if catalog.generation != named:  # A switch was cut short: opening reads this one first.
+    with embedded:
+        if embedded.generation != named:  # A switch was cut short: opening reads this one first.
             try:
                 Catalog.open_generation(directory, named).close()
             except IndexDamagedError as error:
                 report.findings.append(Finding("current.json", f"it names generation {named}: {error}"))
-        try:
-            report.num_videos, report.num_segments = catalog.totals()
-            of_files = _file_findings(catalog) if files else iter(())
-            for finding in chain(_findings(catalog, report.num_segments, on_progress), of_files):
-                if len(report.findings) == MAX_FINDINGS:
-                    report.complete = False
-                    break
-                report.findings.append(finding)
-        except IndexDamagedError as error:  # So damaged that SQLite cannot go on reading.
-            report.findings.append(Finding("catalog", str(error)))
-        except MemoryError:  # A damaged page may claim a row of any size.
-            report.findings.append(Finding("catalog", "reading it ran out of memory"))
+        _check(embedded, report, on_progress, files)
     return report
 
 
+def _check(
+    catalog: Store[Any], report: VerifyReport, on_progress: Callable[[int, int], None], files: bool
+) -> None:
+    """Put into the report what is wrong with an open index."""
+    try:
+        report.num_videos, report.num_segments = catalog.totals()
+        of_files = _file_findings(catalog) if files else iter(())
+        for finding in chain(_findings(catalog, report.num_segments, on_progress), of_files):
+            if len(report.findings) == MAX_FINDINGS:
+                report.complete = False
+                break
+            report.findings.append(finding)
+    except IndexDamagedError as error:  # So damaged that the database cannot go on reading.
+        report.findings.append(Finding("catalog", str(error)))
+    except MemoryError:  # A damaged page may claim a row of any size.
+        report.findings.append(Finding("catalog", "reading it ran out of memory"))
+
+
 def _findings(
-    catalog: Catalog, num_segments: int, on_progress: Callable[[int, int], None]
+    catalog: Store[Any], num_segments: int, on_progress: Callable[[int, int], None]
 ) -> Iterator[Finding]:
     for damage in catalog.damages(lambda num_done: on_progress(num_done, num_segments)):
         yield Finding(damage.part, damage.problem)
-    for uri in FileTable(catalog).damaged():
+    for uri in catalog.files.damaged():
         yield Finding("files", f"the record of the file {uri} does not match its checksum")
-    for number in JobQueue(catalog).damaged():
+    for number in catalog.jobs.damaged():
         yield Finding("jobs", f"job number {number} does not match its checksum")
     yield from _coarse_findings(catalog)
     for problem in feature_file_problems(catalog):
         yield Finding("feature file", problem)
 
 
-def _file_findings(catalog: Catalog) -> Iterator[Finding]:
+def _file_findings(catalog: Store[Any]) -> Iterator[Finding]:
     """Videos whose files are gone, or are of another size. Those that lie elsewhere than here are not looked
     for."""
     for block in catalog.iterate_videos():
@@ -143,7 +162,7 @@ def _file_findings(catalog: Catalog) -> Iterator[Finding]:
                 yield Finding("changed files", f"video {video.id}: {found[0]} has another size than indexed")
 
 
-def _coarse_findings(catalog: Catalog) -> Iterator[Finding]:
+def _coarse_findings(catalog: Store[Any]) -> Iterator[Finding]:
     """Differences between the saved coarse index and the catalog.
 
     None saved is no damage: it is built at the next start. Nor is one of another history (the catalog was
@@ -193,12 +212,12 @@ def _restore_pointer(directory: Path) -> None:
         name_generation(directory, find_named_generation(directory, read_successors(directory)))
 
 
-def rebuild(directory: str | Path, coarse_kind: KindChoice = "auto") -> tuple[int, int]:
-    """Build again all that is derived: SQLite's indexes, the totals, the coarse index, the feature
+def rebuild(index: str | Path, coarse_kind: KindChoice = "auto") -> tuple[int, int]:
+    """Build again all that is derived: the database's indexes, the totals, the coarse index, the feature
     file. Remove damaged jobs.
 
     Args:
-        directory: the index directory.
+        index: its address.
         coarse_kind: of the coarse index.
 
     Returns:
@@ -208,16 +227,26 @@ def rebuild(directory: str | Path, coarse_kind: KindChoice = "auto") -> tuple[in
         IndexNotFoundError: there is no index.
         IndexVersionError: it is of a format that this version does not read.
         IndexDamagedError: what it is derived from is damaged.
+        IndexStorageError: the database does not answer.
         OSError: the disk refused a write.
     """
-    _restore_pointer(Path(directory))
-    with Catalog.open(directory, check=False) as catalog:
-        with catalog.transaction() as transaction:
-            catalog.repair(transaction)
-            JobQueue(catalog).forget_damaged(transaction)
-            FileTable(catalog).forget_damaged(transaction)
-        CoarseIndex.build(catalog, kind=coarse_kind).save()
-        save_feature_file(catalog, anew=True)
-        if named_generation(Path(directory)) != catalog.generation:
-            name_generation(Path(directory), catalog.generation)
-        return catalog.totals()
+    if is_postgres_address(index):
+        with open_store(index) as catalog:
+            _rebuild(catalog, coarse_kind)
+            return catalog.totals()
+    directory = Path(index)
+    _restore_pointer(directory)
+    with Catalog.open(directory, check=False) as embedded:
+        _rebuild(embedded, coarse_kind)
+        if named_generation(directory) != embedded.generation:
+            name_generation(directory, embedded.generation)
+        return embedded.totals()
+
+
+def _rebuild(catalog: Store[Any], coarse_kind: KindChoice) -> None:
+    with catalog.transaction() as transaction:
+        catalog.repair(transaction)
+        catalog.jobs.forget_damaged(transaction)
+        catalog.files.forget_damaged(transaction)
+    CoarseIndex.build(catalog, kind=coarse_kind).save()
+    save_feature_file(catalog, anew=True)

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from indexer.coarse.index import CoarseIndex
 from indexer.features.reader import FeatureReader
 from indexer.search.types import Match, SearchMode
-from indexer.store.sqlite.connections import raise_if_cancelled
+from indexer.store.cancellation import raise_if_cancelled
 
 if TYPE_CHECKING:
     from model.features import TextFeatures

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from indexer.features.reader import FeatureReader
 from indexer.search.ordering import ScoredSegments
 from indexer.search.types import MAX_COPIES, Copy
-from indexer.store.sqlite.connections import raise_if_cancelled
+from indexer.store.cancellation import raise_if_cancelled
 from indexer.store.store import SearchedStore
 
 LOOK_AHEAD: Final = 1_000

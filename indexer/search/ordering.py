@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from indexer.coarse.exact import SegmentSet
 from indexer.coarse.index import CoarseIndex
 from indexer.search.types import GroupBy, SearchQuery
-from indexer.store.sqlite.connections import raise_if_cancelled
+from indexer.store.cancellation import raise_if_cancelled
 from indexer.store.store import SearchedStore
 from model.score_names import SCORE_NAMES
 

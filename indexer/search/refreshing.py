@@ -13,7 +13,7 @@ from indexer.coarse.index import CoarseIndex, limit_faiss_threads
 from indexer.errors import SearchCancelledError
 from indexer.features.reader import FeatureReader
 from indexer.search.baseline import BaselineScores
-from indexer.store.sqlite.connections import cancellable
+from indexer.store.cancellation import cancellable
 
 logger = logging.getLogger(__name__)
 

@@ -68,9 +68,9 @@ from indexer.search.types import (
     check_batch,
     texts_of,
 )
+from indexer.store.cancellation import raise_if_cancelled
 from indexer.store.filters import Filter
 from indexer.store.records import Matches, WordMatches
-from indexer.store.sqlite.connections import raise_if_cancelled
 from indexer.store.store import SearchedStore, open_store
 from model.features import TextFeatures
 from model.score_names import SCORE_NAMES

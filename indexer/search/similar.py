@@ -16,7 +16,7 @@ from indexer.search.folding import fold_results
 from indexer.search.ordering import ScoredSegments, best
 from indexer.search.results import Page, best_moments, make_results, read_page
 from indexer.search.types import GroupBy, Moment, SimilarAnswer, SimilarQuery
-from indexer.store.sqlite.connections import raise_if_cancelled
+from indexer.store.cancellation import raise_if_cancelled
 from indexer.store.store import SearchedStore
 from model.features import VideoFeatures
 from model.score_names import SCORE_NAMES

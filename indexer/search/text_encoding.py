@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
-from indexer.store.sqlite.connections import raise_if_cancelled
+from indexer.store.cancellation import raise_if_cancelled
 from model.features import TextFeatures
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class TextEncoder:
         Raises:
             TokenError: A text is not valid Unicode.
             SearchCancelledError: The work of this thread was cancelled
-                (`indexer.store.sqlite.connections.cancellable`). A batch that has begun is ended first.
+                (`indexer.store.cancellation.cancellable`). A batch that has begun is ended first.
         """
         # In this thread: an error is that of its caller alone.
         tokenized = [self._tokenized(text) for text in texts]

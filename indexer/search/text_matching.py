@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from indexer.coarse.exact import SegmentSet
 from indexer.search.ordering import ScoredSegments
 from indexer.search.types import SearchQuery, TextHit
+from indexer.store.cancellation import raise_if_cancelled
 from indexer.store.records import SegmentInfo, VideoRecord, WordMatches
-from indexer.store.sqlite.connections import raise_if_cancelled
 from indexer.store.store import SearchedStore
 from indexer.store.transcripts import Transcript, passages
 from indexer.store.words import QueryWord, found_in, terms_of, texts_in

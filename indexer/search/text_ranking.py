@@ -26,8 +26,8 @@ from indexer.search.types import (
     TextTimings,
     check_text,
 )
+from indexer.store.cancellation import raise_if_cancelled
 from indexer.store.records import SegmentInfo
-from indexer.store.sqlite.connections import raise_if_cancelled
 from indexer.store.store import SearchedStore
 from model.features import TextFeatures
 from model.score_names import SCORE_NAMES

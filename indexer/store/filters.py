@@ -58,6 +58,9 @@ _COMPARE: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "lt": lt,
     "lte": le,
 }
+OPERATORS: Final[Mapping[str, str]] = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+"""The comparisons as databases write them."""
+
 _KEY: Final = re.compile(r'[^"\\\x00-\x1f\ud800-\udfff]+')
 """What JSON paths take between quotation marks; no lone surrogate, which UTF-8 has no path for."""
 

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from indexer.errors import InvalidRecordError
 from indexer.store.text import nfc
@@ -21,6 +21,9 @@ from indexer.store.words import QueryWord
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+FIRST_GENERATION: Final = 1
+"""Of an index; see `indexer.maintenance.reindexing`."""
 
 ChangeKind = Literal["add", "update", "delete"]
 Sort = Literal["-added_at", "added_at", "-recorded_at", "recorded_at"]

@@ -1,26 +1,28 @@
 """What the rest of the project asks of a store, whichever database holds it, and how one is opened.
 
-Today there is one, `indexer.store.sqlite`. A second one, for several machines, has to do what these protocols
-say; their contracts are written once, at the methods of `Catalog` and `JobQueue` that have the same names.
+There are two: `indexer.store.sqlite` in a directory, and `indexer.store.postgres` for several machines. The
+contracts are written once, at the methods of SQLite's `Catalog` and `JobQueue` that have the same names; the
+tests hold both to them.
 """
 
 # ruff: noqa: D102, the contracts stand at the methods of the SQLite store.
 
 from __future__ import annotations
 
-import re
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.errors import IndexNotFoundError
+from indexer.errors import IndexNotFoundError, IndexStorageError
 from indexer.store.filters import Filter
 from indexer.store.job import Admission, FailureReason, Job, JobState, NewJob
+from indexer.store.postgres.address import is_postgres_address
 from indexer.store.records import (
     AddOutcome,
     Change,
@@ -39,11 +41,14 @@ from indexer.store.records import (
     VideoRecord,
     WordMatches,
 )
-from indexer.store.sqlite.catalog import Catalog, VideoChanges
+from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import index_exists
 from indexer.store.transcripts import Transcript, TranscriptFile
+from indexer.store.video_rows import VideoChanges
 
 if TYPE_CHECKING:
+    from indexer.store.postgres import catalog as postgres_catalog
+    from indexer.store.postgres import connections as postgres_connections
     from indexer.store.sqlite import connections, files, jobs, words
 
 Transaction = TypeVar("Transaction")
@@ -57,8 +62,11 @@ SegmentIds = Sequence[int] | NDArray[np.int64]
 class Described(Protocol):
     """What an index is and holds, and where it lies on this machine.
 
-    index_directory: of files that belong to all generations. directory: of what is derived from this one.
+    address: with which `open_store` opens it. index_directory: of files that belong to all generations and
+    machines. directory: of what is derived from this one, on this machine.
     """
+
+    address: str | Path
 
     facts: IndexFacts
     created_at: float
@@ -178,6 +186,7 @@ class Generations(Protocol):
 
     @property
     def superseded_by(self) -> Successor | None: ...
+    def generations(self) -> list[int]: ...
     def ids_in_other_generations(self, video_ids: Sequence[str]) -> set[str]: ...
 
 
@@ -204,6 +213,7 @@ class Store(SearchedStore, VideoStore[Transaction], Generations, Maintained, Pro
     def kept_out(self) -> KeptOutContent[Transaction]: ...
     @property
     def transcripts(self) -> Transcripts[Transaction]: ...
+    def snapshot(self) -> AbstractContextManager[Self]: ...
     def repair(self, transaction: Transaction) -> None: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
@@ -241,6 +251,8 @@ class Jobs(Protocol[JobTransaction]):
     def failure_counts(self) -> dict[FailureReason, int]: ...
     def ended_sources(self, paths: Sequence[Path]) -> list[Path]: ...
     def forget_ended(self, before: float) -> int: ...
+    def damaged(self) -> Iterator[int]: ...
+    def forget_damaged(self, transaction: JobTransaction) -> None: ...
 
 
 class Files(Protocol[JobTransaction]):
@@ -251,6 +263,8 @@ class Files(Protocol[JobTransaction]):
     def below(self, folder_uri: str) -> Iterator[KnownFile]: ...
     def remember(self, files: Iterable[KnownFile], transaction: JobTransaction | None = None) -> None: ...
     def forget(self, uris: Sequence[str], transaction: JobTransaction | None = None) -> None: ...
+    def damaged(self) -> Iterator[str]: ...
+    def forget_damaged(self, transaction: JobTransaction) -> None: ...
 
 
 class KeptOutContent(Protocol[JobTransaction]):
@@ -283,41 +297,74 @@ def open_store(address: str | Path, *, fingerprint: str | None = None) -> Store[
     """Open the store at an address.
 
     Args:
-        address: the directory of an index. Addresses of databases, such as `postgresql://host/name`, are for
-            stores to come.
+        address: the directory of an index, or `postgresql://user@host/database?schema=name`
+            (`indexer.store.postgres.address`).
         fingerprint: the one that the index must have, or None for any.
 
     Raises:
         IndexNotFoundError: there is no index, or the address is of a kind that is not known.
         IndexDamagedError, IndexVersionError, FingerprintMismatchError: see `Catalog.open`.
+        IndexStorageError: the database does not answer, or psycopg is not installed.
 
     Example:
-        >>> open_store("postgresql://db.example/videos")
+        >>> open_store("mysql://db.example/videos")
         Traceback (most recent call last):
         ...
-        indexer.errors.IndexNotFoundError: an index lies in a directory; postgresql:// is not supported
+        indexer.errors.IndexNotFoundError: an index lies in a directory or at postgresql://, not at mysql://
     """
+    if is_postgres_address(address):
+        return _postgres().PostgresCatalog.open(str(address), fingerprint=fingerprint)
     return Catalog.open(_directory(address), fingerprint=fingerprint)
 
 
 def create_store(address: str | Path, facts: IndexFacts) -> Store[Any]:
     """Make an empty store at an address. Raises IndexExistsError, and what `open_store` raises."""
+    if is_postgres_address(address):
+        return _postgres().PostgresCatalog.create(str(address), facts)
     return Catalog.create(_directory(address), facts)
 
 
+def open_or_create_store(address: str | Path, facts: IndexFacts) -> Store[Any]:
+    """`open_store` with the fingerprint of `facts` where there is an index, else `create_store`; raises what
+    they raise."""
+    if is_postgres_address(address):
+        return _postgres().PostgresCatalog.open_or_create(str(address), facts)
+    return Catalog.open_or_create(_directory(address), facts)
+
+
 def store_exists(address: str | Path) -> bool:
-    """Whether there is an index at an address, without opening it."""
+    """Whether there is an index at an address, without opening it. Raises IndexStorageError where a database
+    does not answer."""
+    if is_postgres_address(address):
+        return _postgres().index_exists(str(address))
     return index_exists(_directory(address))
 
 
+def _postgres() -> ModuleType:
+    """The store in PostgreSQL, which needs an extra."""
+    try:
+        return importlib.import_module("indexer.store.postgres.catalog")
+    except ModuleNotFoundError as error:
+        if error.name not in ("psycopg", "psycopg_pool"):
+            raise
+        raise IndexStorageError(
+            "an index in PostgreSQL needs psycopg: pip install 'xclip-search[postgres]'"
+        ) from None
+
+
 def _directory(address: str | Path) -> Path:
-    scheme = re.match(r"[a-z][a-z0-9+.-]+://", str(address)) if isinstance(address, str) else None
-    if scheme is not None:
-        raise IndexNotFoundError(f"an index lies in a directory; {scheme.group()} is not supported")
+    scheme, separator, _ = str(address).partition("://")
+    if separator and isinstance(address, str):
+        raise IndexNotFoundError(f"an index lies in a directory or at postgresql://, not at {scheme}://")
     return Path(address)
 
 
-if TYPE_CHECKING:  # The SQLite store is one.
+if TYPE_CHECKING:  # Both are stores.
+
+    def _is_postgres_store(
+        catalog: postgres_catalog.PostgresCatalog,
+    ) -> Store[postgres_connections.Transaction]:
+        return catalog
 
     def _is_store(catalog: Catalog) -> Store[connections.Transaction]:
         return catalog

@@ -35,7 +35,7 @@ worker_logger = logging.getLogger("xclip_search.worker")
 
 def worker_command(settings: Settings) -> list[str]:
     """How to start a worker for the same index."""
-    command = [sys.executable, "-m", "xclip_search", "worker", "--index", str(settings.index_directory)]
+    command = [sys.executable, "-m", "xclip_search", "worker", "--index", str(settings.index_address)]
     if settings.model is not None:
         command += ["--model", settings.model]
     command += ["--device", settings.device, "--runtime", settings.runtime]

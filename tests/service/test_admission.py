@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from indexer.errors import SearchCancelledError
-from indexer.store.sqlite.connections import cancellable, raise_if_cancelled
+from indexer.store.cancellation import cancellable, raise_if_cancelled
 from service.admission import SearchLimiter
 from service.auth.access import CLIENT
 from service.auth.keys import add_key

@@ -95,7 +95,7 @@ def add_and_finish(
     """Add a video and end its job in one transaction, as a worker does."""
     with catalog.transaction() as transaction:
         outcome = catalog.add_video(new_video(number, segments, **changes), transaction)
-        JobQueue(catalog).finish(job.id, outcome.video_id, attempt=job.attempts, transaction=transaction)
+        catalog.jobs.finish(job.id, outcome.video_id, attempt=job.attempts, transaction=transaction)
     return outcome
 
 

@@ -9,11 +9,10 @@ import logging
 import math
 import sqlite3
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypedDict, Unpack
+from typing import Any, Final, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from indexer.errors import (
     KeptOutError,
     VideoNotFoundError,
 )
+from indexer.store.checksums import checksum_of_row, facts_of_rows
 from indexer.store.filters import Filter
 from indexer.store.records import (
     AddOutcome,
@@ -48,16 +48,8 @@ from indexer.store.records import (
     Successor,
     VideoRecord,
     WordMatches,
-    check_count,
-    check_number,
     check_segments,
     check_sha256,
-    check_text,
-    check_time,
-    check_title,
-    check_video_id,
-    merge_patch,
-    metadata_to_json,
 )
 from indexer.store.sqlite.changes import (
     damaged_changes,
@@ -72,13 +64,12 @@ from indexer.store.sqlite.connections import (
     ConnectionPool,
     PinnedConnection,
     Transaction,
-    checksum_of_row,
     read_successor,
     translated,
     write_successor,
 )
 from indexer.store.sqlite.disk import keep_reserve
-from indexer.store.sqlite.features import FeatureRows, damaged_segments, read_segment_infos
+from indexer.store.sqlite.features import FeatureRows, read_segment_infos
 from indexer.store.sqlite.files import FileTable, KeptOutTable, damaged_kept_out, find_kept_out
 from indexer.store.sqlite.filters import Condition, compile_filter, matching_segments
 from indexer.store.sqlite.generations import (
@@ -92,7 +83,6 @@ from indexer.store.sqlite.integrity import check_structure, inconsistencies, is_
 from indexer.store.sqlite.jobs import JobQueue
 from indexer.store.sqlite.schema import (
     CATALOG_FILE,
-    check_facts,
     check_format,
     create_catalog_file,
 )
@@ -111,16 +101,21 @@ from indexer.store.sqlite.words import (
 )
 from indexer.store.text import nfc
 from indexer.store.transcripts import Transcript, check_transcripts
+from indexer.store.video_rows import (
+    COLUMNS,
+    URI_POSITION,
+    Metadata,
+    Values,
+    VideoChanges,
+    check_patch,
+    row_of_new_video,
+    values_of_changes,
+    values_of_patch,
+    video_record,
+)
 from model.atomic_files import fsync_directory
 
 logger = logging.getLogger(__name__)
-
-_COLUMNS: Final = (
-    "id, content_sha256, uri, title, metadata, duration_seconds, width, height, frame_rate, codec,"
-    " size_bytes, partial, fraction_read, trusted, added_at, sequence, media_start_seconds, recorded_at,"
-    " missing_since"
-)
-"""Of a video, in the order of the fields of `VideoRecord`."""
 
 _STATE: Final = (
     "SELECT num_videos, num_segments, sequence, token FROM totals"
@@ -128,30 +123,10 @@ _STATE: Final = (
 )
 """Of one row: the totals, with the last change where there is one."""
 
-_URI, _METADATA, _PARTIAL, _TRUSTED = map(
-    _COLUMNS.split(", ").index, ("uri", "metadata", "partial", "trusted")
-)
-
-
 Owners = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Segment ids int64 [N], ascending, and the catalog's number of each one's video."""
 
-Metadata = Mapping[str, Any]
-
-
-class VideoChanges(TypedDict, total=False):
-    """Of a video, what `Catalog.update_video` changes; see `VideoRecord`. All else comes out of its file."""
-
-    title: str | None
-    uri: str | None
-    metadata: Metadata | None
-    missing_since: float | None
-    recorded_at: float | None
-
-
 _REPORT_SECONDS: Final = 5.0
-
-CHANGEABLE_FIELDS: Final = tuple(VideoChanges.__annotations__)
 
 
 class Catalog:
@@ -163,6 +138,7 @@ class Catalog:
     change something IndexSupersededError where another generation of the index has become the current one.
 
     Attributes:
+        address: what opens it, its directory.
         index_directory: the whole index.
         generation: which of its generations this is.
         directory: where the files of that generation lie, the catalog at `path` among them.
@@ -177,6 +153,7 @@ class Catalog:
         self, index_directory: Path, generation: int = FIRST_GENERATION, *, although_superseded: bool = False
     ) -> None:
         """Connect to a catalog without looking at it; for the class methods below."""
+        self.address: str | Path = index_directory
         self.index_directory = index_directory
         self.generation = generation
         self.directory = directory_of(index_directory, generation)
@@ -194,21 +171,8 @@ class Catalog:
                 facts = dict(connection.execute("SELECT name, value FROM facts"))
                 if check:
                     check_structure(connection, self.path)
-            self.facts = IndexFacts(
-                fingerprint=facts["fingerprint"],
-                model_spec=facts["model_spec"],
-                embedding_dim=int(facts["embedding_dim"]),
-                num_frames=int(facts["num_frames"]),
-                sampling_json=facts["sampling_json"],
-            )
-            self.created_at = float(facts["created_at"])
-            check_facts(facts, self.path)
+            self.facts, self.created_at = facts_of_rows(facts, self.path)
             self._features = FeatureRows(self.num_frames, self.embedding_dim, self.fingerprint)
-        except (KeyError, ValueError, TypeError) as error:
-            self.connections.close()
-            raise IndexDamagedError(
-                f"the catalog {self.path} lacks a fact in its table of facts: {error}"
-            ) from error
         except BaseException:
             self.connections.close()
             raise
@@ -439,6 +403,10 @@ class Catalog:
         with self.connections.reading() as connection:
             return read_successor(connection)
 
+    def generations(self) -> list[int]:
+        """Numbers of the generations of the index, ascending."""
+        return generations(self.index_directory)
+
     def hand_over(self, successor: Self, transaction: Transaction) -> None:
         """Make another generation of the index the current one.
 
@@ -497,26 +465,7 @@ class Catalog:
             InvalidRecordError: something cannot be stored.
         """
         check_segments(video.segments, self.num_frames, self.embedding_dim)
-        row = {
-            "id": uuid.uuid4().hex if video.id is None else check_video_id(video.id),
-            "content_sha256": check_sha256(video.content_sha256),
-            "uri": check_text("uri", video.uri),
-            "title": check_title(video.title),
-            "metadata": metadata_to_json(video.metadata),
-            "duration_seconds": check_number("duration_seconds", video.duration_seconds),
-            "width": check_count("width", video.width),
-            "height": check_count("height", video.height),
-            "frame_rate": check_number("frame_rate", video.frame_rate),
-            "codec": check_text("codec", video.codec),
-            "size_bytes": check_count("size_bytes", video.size_bytes),
-            "partial": int(video.partial),
-            "fraction_read": check_number("fraction_read", video.fraction_read, most=1.0),
-            "trusted": int(video.trusted),
-            "added_at": check_number("added_at", self.clock() if video.added_at is None else video.added_at),
-            "media_start_seconds": check_number("media_start_seconds", video.media_start_seconds),
-            "recorded_at": check_time("recorded_at", video.recorded_at),
-            "missing_since": check_time("missing_since", video.missing_since),
-        }
+        row = row_of_new_video(video, self.clock())
         transcripts = check_transcripts(video.transcripts) if video.transcripts else []
         with self.connections.joined(transaction) as connection:
             return self._add_or_find(connection, row, video.segments, transcripts)
@@ -536,10 +485,10 @@ class Catalog:
         if _records_by_ids(connection, [row["id"]]):
             raise DuplicateIdError(row["id"])
         row["sequence"] = next_sequence(connection)
-        values = [row[name] for name in _COLUMNS.split(", ")]
+        values = [row[name] for name in COLUMNS.split(", ")]
         marks = ", ".join("?" * (len(values) + 1))
         number = connection.execute(
-            f"INSERT INTO videos ({_COLUMNS}, row_crc32) VALUES ({marks})", (*values, checksum_of_row(values))
+            f"INSERT INTO videos ({COLUMNS}, row_crc32) VALUES ({marks})", (*values, checksum_of_row(values))
         ).lastrowid
         assert number is not None
         segment_ids = [self._features.insert(connection, number, segment) for segment in segments]
@@ -609,17 +558,7 @@ class Catalog:
             VideoNotFoundError: there is no such video.
             InvalidRecordError: a value cannot be stored.
         """
-        values: dict[str, str | float | None] = {}
-        if "title" in changes:
-            values["title"] = check_title(changes["title"])
-        if "uri" in changes:
-            values["uri"] = check_text("uri", changes["uri"])
-        if "metadata" in changes:
-            values["metadata"] = metadata_to_json(changes["metadata"])
-        if "missing_since" in changes:
-            values["missing_since"] = check_time("missing_since", changes["missing_since"])
-        if "recorded_at" in changes:
-            values["recorded_at"] = check_time("recorded_at", changes["recorded_at"])
+        values = values_of_changes(changes)
         with self.connections.joined(transaction) as connection:
             return self._update(connection, video_id, values)
 
@@ -646,32 +585,13 @@ class Catalog:
             VideoNotFoundError: there is no such video.
             InvalidRecordError: the patch is not possible, or its result cannot be stored.
         """
-        if unknown := patch.keys() - {"title", "metadata", "recorded_at"}:
-            raise InvalidRecordError(f"{', '.join(sorted(unknown))} cannot be patched")
-        if not isinstance(patch.get("title"), str | None):
-            raise InvalidRecordError("title must be a text or None")
-        if not isinstance(patch.get("metadata"), Mapping | None):
-            raise InvalidRecordError("metadata must be an object or None")
-        if not isinstance(patch.get("recorded_at"), float | int | None):
-            raise InvalidRecordError("recorded_at must be a number of seconds or None")
+        check_patch(patch)
         with self.connections.transaction() as connection:
             record = _record_by_id(connection, video_id)
-            values: dict[str, str | float | None] = {}
-            if "title" in patch and patch["title"] != record.title:
-                values["title"] = check_title(patch["title"])
-            if "metadata" in patch:
-                of_metadata = patch["metadata"]
-                merged = {} if of_metadata is None else merge_patch(record.metadata, of_metadata)
-                as_json = metadata_to_json(check(merged))
-                if as_json != metadata_to_json(record.metadata):
-                    values["metadata"] = as_json
-            if "recorded_at" in patch and patch["recorded_at"] != record.recorded_at:
-                values["recorded_at"] = check_time("recorded_at", patch["recorded_at"])
+            values = values_of_patch(record, patch, check)
             return self._update(connection, video_id, values)
 
-    def _update(
-        self, connection: sqlite3.Connection, video_id: str, values: Mapping[str, str | float | None]
-    ) -> VideoRecord:
+    def _update(self, connection: sqlite3.Connection, video_id: str, values: Values) -> VideoRecord:
         """Set columns of a video, named by us, never by a client, and log it."""
         # Read first: the new checksum must not cover up that another column is not what was written.
         record = _record_by_id(connection, video_id)
@@ -680,7 +600,7 @@ class Catalog:
             return record
         assignments = ", ".join(f"{name} = ?" for name in values)
         connection.execute(f"UPDATE videos SET {assignments} WHERE id = ?", (*values.values(), video_id))
-        row = connection.execute(f"SELECT {_COLUMNS} FROM videos WHERE id = ?", (video_id,)).fetchone()
+        row = connection.execute(f"SELECT {COLUMNS} FROM videos WHERE id = ?", (video_id,)).fetchone()
         connection.execute("UPDATE videos SET row_crc32 = ? WHERE id = ?", (checksum_of_row(row), video_id))
         if values.keys() & {"title", "metadata"}:
             found = connection.execute("SELECT number, title, metadata FROM videos WHERE id = ?", (video_id,))
@@ -741,10 +661,10 @@ class Catalog:
 
     def _records_where(self, column: str, values: Sequence[str]) -> Iterator[VideoRecord]:
         rows = self.connections.rows_of(
-            f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE {column} IN (SELECT value FROM json_each(?))",
+            f"SELECT {COLUMNS}, row_crc32 FROM videos WHERE {column} IN (SELECT value FROM json_each(?))",
             values,
         )
-        return map(_record, rows)
+        return map(video_record, rows)
 
     def known_sizes(self, sizes_bytes: Sequence[int]) -> set[int]:
         """Those of these sizes that the file of some video has, or of content that is kept out."""
@@ -765,15 +685,15 @@ class Catalog:
         while True:
             with self.connections.reading() as connection:
                 rows = connection.execute(
-                    f"SELECT {_COLUMNS}, row_crc32, number FROM videos WHERE (uri, number) > (?, ?)"
+                    f"SELECT {COLUMNS}, row_crc32, number FROM videos WHERE (uri, number) > (?, ?)"
                     " AND uri < ? ORDER BY uri, number LIMIT ?",
                     (last, last_number, f"{folder_uri}0", VALUES_AT_ONCE),  # 0 follows the slash.
                 ).fetchall()
             for *row, _ in rows:
-                yield _record(row)
+                yield video_record(row)
             if len(rows) < VALUES_AT_ONCE:
                 return
-            last, last_number = rows[-1][_URI], rows[-1][-1]
+            last, last_number = rows[-1][URI_POSITION], rows[-1][-1]
 
     def list_videos(
         self,
@@ -818,11 +738,11 @@ class Catalog:
         with self.connections.snapshot(self.filter_limit_seconds) as connection:
             for where, values, order in parts:
                 rows = connection.execute(
-                    f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE {where} AND {condition.sql} {order}"
+                    f"SELECT {COLUMNS}, row_crc32 FROM videos WHERE {where} AND {condition.sql} {order}"
                     " LIMIT ?",
                     (*values, *condition.values, max(0, limit) - len(records)),
                 )
-                records += map(_record, rows)
+                records += map(video_record, rows)
         return records
 
     def iterate_videos(self, block_size: int = VALUES_AT_ONCE) -> Iterator[list[VideoRecord]]:
@@ -832,10 +752,10 @@ class Catalog:
         while True:
             with self.connections.reading() as connection:
                 rows = connection.execute(
-                    f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE sequence > ? ORDER BY sequence LIMIT ?",
+                    f"SELECT {COLUMNS}, row_crc32 FROM videos WHERE sequence > ? ORDER BY sequence LIMIT ?",
                     (last, block_size),
                 )
-                block = [_record(row) for row in rows]
+                block = [video_record(row) for row in rows]
             if not block:
                 return
             last = block[-1].sequence
@@ -1090,7 +1010,7 @@ class Catalog:
                 yield Damage("catalog", problem)
             for problem in damaged_words(connection):
                 yield Damage("words", problem)
-            segments = damaged_segments(connection, self.num_frames, self.embedding_dim, self.fingerprint)
+            segments = self._features.damaged(connection)
             num_done = 0
             for num_done, (segment_id, problem) in enumerate(segments, start=1):
                 if num_done % 1000 == 0:
@@ -1147,38 +1067,25 @@ def _stored_id(connection: sqlite3.Connection, video_id: str) -> str:
 
 def _records_by_ids(connection: sqlite3.Connection, video_ids: Sequence[str]) -> dict[str, VideoRecord]:
     rows = connection.execute(
-        f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE id IN (SELECT value FROM json_each(?))",
+        f"SELECT {COLUMNS}, row_crc32 FROM videos WHERE id IN (SELECT value FROM json_each(?))",
         (json.dumps(list(video_ids)),),
     )
-    return {row[0]: _record(row) for row in rows}
+    return {row[0]: video_record(row) for row in rows}
 
 
 def _find_by_sha256(connection: sqlite3.Connection, content_sha256: str) -> VideoRecord | None:
     row = connection.execute(
-        f"SELECT {_COLUMNS}, row_crc32 FROM videos WHERE content_sha256 = ?", (content_sha256,)
+        f"SELECT {COLUMNS}, row_crc32 FROM videos WHERE content_sha256 = ?", (content_sha256,)
     ).fetchone()
-    return None if row is None else _record(row)
+    return None if row is None else video_record(row)
 
 
 def _damaged_videos(connection: sqlite3.Connection) -> Iterator[tuple[int, str]]:
     """(number, what is wrong) of every video whose record is not what was written."""
     for number, *row in connection.execute(
-        f"SELECT number, {_COLUMNS}, row_crc32 FROM videos ORDER BY number"
+        f"SELECT number, {COLUMNS}, row_crc32 FROM videos ORDER BY number"
     ):
         try:
-            _record(row)
+            video_record(row)
         except (IndexDamagedError, ValueError):
             yield number, "its record is not what was written"
-
-
-def _record(row: Sequence[Any]) -> VideoRecord:
-    """The record in the columns _COLUMNS and row_crc32."""
-    *values, checksum = row
-    if checksum_of_row(values) != checksum:
-        raise IndexDamagedError(
-            "the catalog is damaged: the record of a video is not what was written; run verify to learn"
-            " which, delete it and index it again, or restore a backup"
-        )
-    values[_METADATA] = json.loads(values[_METADATA])
-    values[_PARTIAL], values[_TRUSTED] = bool(values[_PARTIAL]), bool(values[_TRUSTED])
-    return VideoRecord(*values)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from indexer.errors import ChangesForgottenError, IndexDamagedError
+from indexer.store.change_rows import COLUMNS, changes_after, is_whole_change, row_of_change
 from indexer.store.records import Change, ChangeKind
-from indexer.store.sqlite.connections import checksum_of_row
-
-_COLUMNS = "sequence, kind, video_id, segment_ids, changed_at, token"
 
 
 def write_change(
@@ -23,19 +17,9 @@ def write_change(
     changed_at: float,
 ) -> int:
     """Log a change within the caller's transaction and return its number."""
-    row = (
-        next_sequence(connection),
-        kind,
-        video_id,
-        json.dumps(list(segment_ids)),
-        changed_at,
-        secrets.token_hex(8),
-    )
-    connection.execute(
-        f"INSERT INTO changes ({_COLUMNS}, row_crc32) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (*row, checksum_of_row(row)),
-    )
-    return row[0]
+    row = row_of_change(next_sequence(connection), kind, video_id, segment_ids, changed_at)
+    connection.execute(f"INSERT INTO changes ({COLUMNS}, row_crc32) VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    return int(row[0])
 
 
 def next_sequence(connection: sqlite3.Connection) -> int:
@@ -62,41 +46,17 @@ def read_changes(connection: sqlite3.Connection, sequence: int, limit: int) -> l
     """See `Catalog.changes_since`."""
     # One statement: the check and the rows are of the same moment.
     rows = connection.execute(
-        f"SELECT {_COLUMNS}, row_crc32 FROM changes WHERE sequence >= ? ORDER BY sequence LIMIT ?",
+        f"SELECT {COLUMNS}, row_crc32 FROM changes WHERE sequence >= ? ORDER BY sequence LIMIT ?",
         (sequence, limit + 1),
     ).fetchall()
-    if sequence == 0:
-        known = not rows or rows[0][0] == 1
-        rows = rows[:limit]
-    else:
-        # The change seen last must still be there: numbers have no gaps, so nothing lies between it and the
-        # next.
-        known = bool(rows) and rows[0][0] == sequence
-        rows = rows[1:]
-    if not known:
-        raise ChangesForgottenError(f"the change log does not hold change {sequence}; read everything again")
-    for number, row in enumerate(rows, start=sequence + 1):
-        if row[0] != number:
-            raise IndexDamagedError(f"the catalog is damaged: change {number} is missing; restore a backup")
-    return [_change(row) for row in rows]
+    return changes_after(sequence, rows, limit)
 
 
 def damaged_changes(connection: sqlite3.Connection) -> Iterator[int]:
     """Numbers of the changes that are not what was written."""
-    for *row, checksum in connection.execute(f"SELECT {_COLUMNS}, row_crc32 FROM changes ORDER BY sequence"):
-        if checksum_of_row(row) != checksum:
+    for row in connection.execute(f"SELECT {COLUMNS}, row_crc32 FROM changes ORDER BY sequence"):
+        if not is_whole_change(row):
             yield row[0]
-
-
-def _change(row: Sequence[Any]) -> Change:
-    """The change in the columns _COLUMNS and row_crc32."""
-    *values, checksum = row
-    number, kind, video_id, segment_ids, _, _ = values
-    if checksum_of_row(values) != checksum:
-        raise IndexDamagedError(
-            f"the catalog is damaged: change {number} does not match its checksum; restore a backup"
-        )
-    return Change(number, kind, video_id, tuple(json.loads(segment_ids)))
 
 
 def forget_changes(connection: sqlite3.Connection, before_sequence: int) -> None:

@@ -1,12 +1,8 @@
-"""What every module of this store works with: connections and transactions, and the checksums of rows.
+"""What every module of this store works with: connections and transactions.
 
-A connection is used by one thread at a time. A thread cannot be ended from outside: who may want its work to
-end wraps it in `cancellable(event)`; the work calls `raise_if_cancelled` between its blocks, and a statement
-under way is ended. A transaction that changes something first looks whether another generation of the index
-has taken over (`indexer.store.sqlite.generations`).
-
-SQLite checks its own pages, but not what a row says: each row has a checksum, so that a byte that changes on
-a disk is noticed where the row is read, and by `verify`, instead of being searched with or shown.
+A connection is used by one thread at a time. Where the thread's work is cancelled
+(`indexer.store.cancellation`), a statement under way is ended. A transaction that changes something first
+looks whether another generation of the index has taken over (`indexer.store.sqlite.generations`).
 """
 
 from __future__ import annotations
@@ -17,10 +13,8 @@ import json
 import math
 import os
 import sqlite3
-import struct
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -38,6 +32,8 @@ from indexer.errors import (
     QueryTimeoutError,
     SearchCancelledError,
 )
+from indexer.store.cancellation import cancellation
+from indexer.store.checksums import checksum_of_row
 from indexer.store.filters import is_within
 from indexer.store.records import Successor
 from indexer.store.sqlite.disk import is_read_only, keep_reserve, read_only_uri, release_reserve, state_of
@@ -106,26 +102,6 @@ class Transaction:
     connection: sqlite3.Connection
 
 
-_CANCELLED: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("cancelled", default=None)
-
-
-@contextlib.contextmanager
-def cancellable(cancelled: threading.Event) -> Iterator[None]:
-    """Let the work inside, in this thread, stop soon after `cancelled` is set."""
-    token = _CANCELLED.set(cancelled)
-    try:
-        yield
-    finally:
-        _CANCELLED.reset(token)
-
-
-def raise_if_cancelled() -> None:
-    """Raise SearchCancelledError where the work of this thread was cancelled."""
-    cancelled = _CANCELLED.get()
-    if cancelled is not None and cancelled.is_set():
-        raise SearchCancelledError("the search was cancelled")
-
-
 class ConnectionPool:
     """Connections that are lent to a thread for one piece of work and then kept for the next.
 
@@ -156,7 +132,7 @@ class ConnectionPool:
     def reading(self, limit_seconds: float = math.inf) -> Iterator[sqlite3.Connection]:
         """A connection on which every statement sees the newest commit.
 
-        A statement under way ends where the thread's work is cancelled (`cancellable`).
+        A statement under way ends where the thread's work is cancelled.
 
         Args:
             limit_seconds: how long SQLite may work inside the block.
@@ -166,7 +142,7 @@ class ConnectionPool:
             QueryTimeoutError: it took longer.
         """
         connection = self._take()
-        end, cancelled = time.monotonic() + limit_seconds, _CANCELLED.get()
+        end, cancelled = time.monotonic() + limit_seconds, cancellation()
 
         def must_stop() -> bool:
             return (cancelled is not None and cancelled.is_set()) or time.monotonic() > end
@@ -414,32 +390,6 @@ def _read_only(path: Path) -> IndexReadOnlyError:
         f" (there is a {path.name}-wal) or is of an older format, open it once where it can be written to, as"
         " with xclip-search info"
     )
-
-
-# Checksums of rows
-
-NO_CHECKSUM = -1
-"""Of values of types that were never written: a damaged row can hold anything. No row's checksum is this."""
-
-
-def checksum_of_row(values: Sequence[str | int | float | None]) -> int:
-    """CRC-32 of a row's values in the order of its columns, booleans as the 0 or 1 that the catalog holds."""
-    try:
-        return zlib.crc32(json.dumps(list(values), ensure_ascii=False).encode())
-    except (TypeError, ValueError):
-        return NO_CHECKSUM
-
-
-def checksum_of_blob(
-    blob: bytes | bytearray | memoryview, *numbers: int | float, fingerprint: bytes = b""
-) -> int:
-    """CRC-32 of bytes together with numbers that say what they belong to, whole ones below 2^53, and with the
-    fingerprint that they were made with."""
-    try:
-        numbers_crc = zlib.crc32(struct.pack(f"<{len(numbers)}d", *numbers))
-        return zlib.crc32(blob, zlib.crc32(fingerprint, numbers_crc))
-    except (TypeError, struct.error, OverflowError):
-        return NO_CHECKSUM
 
 
 # The generation that came after this one

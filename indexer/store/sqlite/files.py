@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-from indexer.errors import IndexDamagedError, VideoNotFoundError
-from indexer.store.records import KeptOut, KnownFile, check_count, check_sha256, check_text, check_time
-from indexer.store.sqlite.connections import VALUES_AT_ONCE, Transaction, checksum_of_row
+from indexer.errors import VideoNotFoundError
+from indexer.store.checksums import checksum_of_row
+from indexer.store.file_rows import (
+    FILE_COLUMNS,
+    KEPT_OUT_COLUMNS,
+    damaged_files,
+    kept_out_of,
+    known_files,
+    row_of_file,
+    row_of_kept_out,
+)
+from indexer.store.records import KeptOut, KnownFile
+from indexer.store.sqlite.connections import VALUES_AT_ONCE, Transaction
 
 if TYPE_CHECKING:
     from indexer.store.sqlite.catalog import Catalog
@@ -41,12 +51,6 @@ CREATE TABLE kept_out (
 CREATE INDEX kept_out_by_size ON kept_out (size_bytes);
 """
 
-_FILE_COLUMNS: Final = "uri, size_bytes, modified_ns, content_sha256, failure, version"
-"""In the order of the fields of `KnownFile`."""
-
-_KEPT_OUT_COLUMNS: Final = "content_sha256, video_id, title, uri, size_bytes, kept_out_at"
-"""In the order of the fields of `KeptOut`."""
-
 
 class FileTable:
     """The files that were read for a catalog, by their addresses; see `KnownFile`."""
@@ -71,32 +75,22 @@ class FileTable:
         while True:
             with self._connections.reading() as connection:
                 rows = connection.execute(
-                    f"SELECT {_FILE_COLUMNS}, row_crc32 FROM files WHERE uri > ? AND uri < ?"
+                    f"SELECT {FILE_COLUMNS}, row_crc32 FROM files WHERE uri > ? AND uri < ?"
                     " ORDER BY uri LIMIT ?",
                     (last, f"{folder_uri}0", VALUES_AT_ONCE),  # 0 follows the slash.
                 ).fetchall()
             if not rows:
                 return
             last = rows[-1][0]
-            yield from _known_files(rows)
+            yield from known_files(rows)
 
     def remember(self, files: Iterable[KnownFile], transaction: Transaction | None = None) -> None:
         """Note what was found in files, instead of what was known of them."""
-        rows = []
-        for file in files:
-            row = (
-                check_text("uri", file.uri),
-                check_count("size_bytes", file.size_bytes),
-                file.modified_ns,
-                check_sha256(file.content_sha256),
-                check_text("failure", file.failure),
-                check_text("version", file.version),
-            )
-            rows.append((*row, checksum_of_row(row)))
+        rows = [row_of_file(file) for file in files]
         if rows:
             with self._connections.joined(transaction) as connection:
                 connection.executemany(
-                    f"INSERT OR REPLACE INTO files ({_FILE_COLUMNS}, row_crc32) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    f"INSERT OR REPLACE INTO files ({FILE_COLUMNS}, row_crc32) VALUES (?, ?, ?, ?, ?, ?, ?)",
                     rows,
                 )
 
@@ -116,9 +110,9 @@ class FileTable:
         self.forget(list(_damaged_files(transaction.connection)), transaction)
 
     def _select(self, column: str, values: Sequence[str]) -> Iterator[KnownFile]:
-        yield from _known_files(
+        yield from known_files(
             self._connections.rows_of(
-                f"SELECT {_FILE_COLUMNS}, row_crc32 FROM files"
+                f"SELECT {FILE_COLUMNS}, row_crc32 FROM files"
                 f" WHERE {column} IN (SELECT value FROM json_each(?))",
                 values,
             )
@@ -133,37 +127,30 @@ class KeptOutTable:
 
     def add(self, kept_out: KeptOut, transaction: Transaction | None = None) -> None:
         """Keep this content out. A caller that deletes its video does both in one transaction."""
-        row = (
-            check_sha256(kept_out.content_sha256),
-            check_text("video_id", kept_out.video_id),
-            check_text("title", kept_out.title),
-            check_text("uri", kept_out.uri),
-            check_count("size_bytes", kept_out.size_bytes),
-            check_time("kept_out_at", kept_out.kept_out_at),
-        )
+        row = row_of_kept_out(kept_out)
         with self._connections.joined(transaction) as connection:
             connection.execute(
-                f"INSERT OR REPLACE INTO kept_out ({_KEPT_OUT_COLUMNS}, row_crc32)"
+                f"INSERT OR REPLACE INTO kept_out ({KEPT_OUT_COLUMNS}, row_crc32)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*row, checksum_of_row(row)),
+                row,
             )
 
     def find(self, content_sha256s: Sequence[str]) -> dict[str, KeptOut]:
         """Those of these contents that are kept out."""
         rows = self._connections.rows_of(
-            f"SELECT {_KEPT_OUT_COLUMNS}, row_crc32 FROM kept_out"
+            f"SELECT {KEPT_OUT_COLUMNS}, row_crc32 FROM kept_out"
             " WHERE content_sha256 IN (SELECT value FROM json_each(?))",
             content_sha256s,
         )
-        return {row[0]: _kept_out(row) for row in rows}
+        return {row[0]: kept_out_of(row) for row in rows}
 
     def list_all(self) -> list[KeptOut]:
         """All, the last first."""
         with self._connections.reading() as connection:
             return [
-                _kept_out(row)
+                kept_out_of(row)
                 for row in connection.execute(
-                    f"SELECT {_KEPT_OUT_COLUMNS}, row_crc32 FROM kept_out"
+                    f"SELECT {KEPT_OUT_COLUMNS}, row_crc32 FROM kept_out"
                     " ORDER BY kept_out_at DESC, content_sha256"
                 )
             ]
@@ -189,14 +176,14 @@ class KeptOutTable:
 def find_kept_out(connection: sqlite3.Connection, content_sha256: str) -> KeptOut | None:
     """What this connection sees of one content, or None where it is not kept out."""
     row = connection.execute(
-        f"SELECT {_KEPT_OUT_COLUMNS}, row_crc32 FROM kept_out WHERE content_sha256 = ?", (content_sha256,)
+        f"SELECT {KEPT_OUT_COLUMNS}, row_crc32 FROM kept_out WHERE content_sha256 = ?", (content_sha256,)
     ).fetchone()
-    return None if row is None else _kept_out(row)
+    return None if row is None else kept_out_of(row)
 
 
 def damaged_kept_out(connection: sqlite3.Connection) -> Iterator[str]:
     """The contents whose rows are not what was written."""
-    for row in connection.execute(f"SELECT {_KEPT_OUT_COLUMNS}, row_crc32 FROM kept_out"):
+    for row in connection.execute(f"SELECT {KEPT_OUT_COLUMNS}, row_crc32 FROM kept_out"):
         if checksum_of_row(row[:-1]) != row[-1]:
             yield row[0]
 
@@ -204,7 +191,7 @@ def damaged_kept_out(connection: sqlite3.Connection) -> Iterator[str]:
 def carry_over(source: Transaction, transaction: Transaction) -> None:
     """Bring the files and the kept-out content of another generation's catalog to that of `transaction`, in
     place of what is there; rows as they are, damaged ones too."""
-    for table, columns in (("files", _FILE_COLUMNS), ("kept_out", _KEPT_OUT_COLUMNS)):
+    for table, columns in (("files", FILE_COLUMNS), ("kept_out", KEPT_OUT_COLUMNS)):
         transaction.connection.execute(f"DELETE FROM {table}")
         marks = ", ".join("?" * (columns.count(",") + 2))
         transaction.connection.executemany(
@@ -213,23 +200,5 @@ def carry_over(source: Transaction, transaction: Transaction) -> None:
         )
 
 
-def _known_files(rows: Iterable[Sequence[Any]]) -> Iterator[KnownFile]:
-    for *values, checksum in rows:
-        if checksum_of_row(values) == checksum:
-            yield KnownFile(*values)
-
-
 def _damaged_files(connection: sqlite3.Connection) -> Iterator[str]:
-    for *values, checksum in connection.execute(f"SELECT {_FILE_COLUMNS}, row_crc32 FROM files"):
-        if checksum_of_row(values) != checksum:
-            yield values[0]
-
-
-def _kept_out(row: Sequence[Any]) -> KeptOut:
-    *values, checksum = row
-    if checksum_of_row(values) != checksum:
-        raise IndexDamagedError(
-            "the catalog is damaged: the record of content that is kept out does not match its checksum;"
-            " restore a backup"
-        )
-    return KeptOut(*values)
+    return damaged_files(connection.execute(f"SELECT {FILE_COLUMNS}, row_crc32 FROM files"))

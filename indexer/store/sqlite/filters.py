@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from indexer.errors import ChangesForgottenError
+from indexer.store.change_rows import MAX_CHANGES_TO_FOLLOW, replaced_ids
 from indexer.store.filters import (
+    OPERATORS,
     And,
     Below,
     Contains,
@@ -30,10 +31,6 @@ from indexer.store.sqlite.changes import last_sequence, read_changes, read_token
 from indexer.store.sqlite.connections import CONTAINS, IS_BELOW, IS_WITHIN, PLAIN_URI
 from indexer.store.text import instant
 
-MAX_CHANGES_TO_FOLLOW: Final = 10_000
-"""Where more has changed since a filter was last asked, all videos are asked again."""
-
-_OPERATORS: Final = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
 _MATCHING: Final = (
     "SELECT segments.id FROM segments JOIN videos ON videos.number = segments.video_number WHERE "
 )
@@ -87,7 +84,7 @@ def _of_column(chosen: Leaf) -> Condition:
             )
         case Within(_, bounds):
             inside = _joined(
-                [Condition(f"{column} {_OPERATORS[name]} ?", (to,)) for name, to in bounds], " AND "
+                [Condition(f"{column} {OPERATORS[name]} ?", (to,)) for name, to in bounds], " AND "
             )
             return Condition(f"coalesce({inside.sql}, 0)", inside.values)
 
@@ -117,7 +114,7 @@ def _of_metadata(chosen: Leaf) -> Condition:
                 )
                 return _some_element(path, condition)
             kind = "item.type = 'text'" if is_text else "item.type IN ('integer', 'real')"
-            inside = [Condition(f"item.atom {_OPERATORS[name]} ?", (to,)) for name, to in bounds]
+            inside = [Condition(f"item.atom {OPERATORS[name]} ?", (to,)) for name, to in bounds]
             return _some_element(path, _joined([Condition(kind), *inside], " AND "))
         case Below():
             raise AssertionError("metadata has no uri")  # The parser makes none.
@@ -156,18 +153,7 @@ def matching_segments(connection: sqlite3.Connection, chosen: Filter, former: Ma
     gone += [row[0] for row in connection.execute(_MATCHING + _OF_VIDEOS, (touched,))]
     sql = f"{_MATCHING}{_OF_VIDEOS} AND {condition.sql}"
     new = [row[0] for row in connection.execute(sql, (touched, *condition.values))]
-    return Matches(sequence, token, _replaced(former.segment_ids, gone, new))
-
-
-def _replaced(ids: NDArray[np.int64], gone: list[int], new: list[int]) -> NDArray[np.int64]:
-    """`ids`, ascending, without those of `gone` and with those of `new`, which are all in `gone`."""
-    # Two copies: set operations would sort half a million ids for each added video.
-    gone_ids = np.unique(np.array(gone, np.int64))
-    places = np.searchsorted(ids, gone_ids)
-    is_there = ids[np.minimum(places, len(ids) - 1)] == gone_ids if len(ids) else places < 0
-    kept = np.delete(ids, places[is_there])
-    added = np.unique(np.array(new, np.int64))
-    return np.insert(kept, np.searchsorted(kept, added), added)
+    return Matches(sequence, token, replaced_ids(former.segment_ids, gone, new))
 
 
 def _changes_since(connection: sqlite3.Connection, former: Matches) -> Sequence[Change] | None:

@@ -28,7 +28,7 @@ from typing import Final
 
 from indexer.atomic_files import sha256_of_json
 from indexer.errors import IndexBusyError, IndexDamagedError, IndexNotFoundError
-from indexer.store.records import Successor
+from indexer.store.records import FIRST_GENERATION, Successor
 from indexer.store.sqlite.schema import CATALOG_FILE
 from model.atomic_files import write_atomically
 
@@ -37,7 +37,6 @@ if sys.platform != "win32":
 
 logger = logging.getLogger(__name__)
 
-FIRST_GENERATION: Final = 1
 POINTER_FILE: Final = "current.json"
 _FOLDER: Final = "generations"
 _FORMAT: Final = 1

@@ -5,50 +5,43 @@ worker died or hangs) puts the job back into the queue, and after three tries it
 
 A job whose file has still to be fetched from its uri runs twice: first to fetch it, then, queued again, as if
 the file had been uploaded. `lease` gives the two kinds to different workers.
-
-The checksum of a row is over what the job is made of. How far it has come changes often, and what is wrong
-there costs a try at most.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from indexer.errors import (
     DuplicateIdError,
     IndexDamagedError,
     InvalidRecordError,
     JobNotFoundError,
-    LeaseLostError,
     QueueFullError,
 )
+from indexer.store.checksums import checksum_of_row
 from indexer.store.job import JOB_STATES, Admission, FailureReason, Job, JobState, NewJob
-from indexer.store.records import check_sha256, check_text, check_video_id, metadata_to_json
-from indexer.store.sqlite.connections import Transaction, checksum_of_row
+from indexer.store.job_rows import (
+    COLUMNS,
+    DAMAGED_REASON,
+    FIXED_COLUMNS,
+    GAVE_UP_REASON,
+    MAX_ATTEMPTS,
+    UNFETCHED,
+    check_admittable,
+    check_lease,
+    is_whole_job,
+    job_of,
+    row_of_new_job,
+)
+from indexer.store.records import check_sha256
+from indexer.store.sqlite.connections import Transaction
 
 if TYPE_CHECKING:
     from indexer.store.sqlite.catalog import Catalog
-
-MAX_ATTEMPTS: Final = 3
-GAVE_UP_REASON: Final = f"processing was started {MAX_ATTEMPTS} times and never came to an end"
-DAMAGED_REASON: Final = "the stored request is damaged; send it again"
-
-_UNFETCHED: Final = "(content_sha256 IS NULL AND delete_source = 1 AND uri IS NOT NULL)"
-"""The job's file has still to be fetched; see `Job.is_unfetched`."""
-
-_COLUMNS: Final = (
-    "number, id, state, video_id, content_sha256, source_path, uri, title, metadata, delete_source, reason,"
-    " failure, attempts, worker_name, lease_expires_at, created_at, started_at, finished_at, row_crc32"
-)
-"""In the order of the fields of `Job`."""
-
-_FIXED: Final = "id, video_id, content_sha256, source_path, uri, title, metadata, delete_source, created_at"
-_FIXED_POSITIONS: Final = [_COLUMNS.split(", ").index(name) for name in _FIXED.split(", ")]
 
 
 class JobQueue:
@@ -89,10 +82,7 @@ class JobQueue:
             QueueFullError: `max_queued` jobs are queued.
             DuplicateIdError, InvalidRecordError: as `enqueue` does.
         """
-        if new.content_sha256 is None and not (new.delete_source and new.uri is not None):
-            raise InvalidRecordError(
-                "a request is admitted by its bytes, or by the uri they are fetched from"
-            )
+        check_admittable(new)
         with self._catalog.transaction() as transaction:
             connection = transaction.connection
             if new.content_sha256 is None:
@@ -135,10 +125,10 @@ class JobQueue:
             values.append(after)
         with self._connections.reading() as connection:
             rows = connection.execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?",
+                f"SELECT {COLUMNS} FROM jobs WHERE {' AND '.join(conditions)} ORDER BY number DESC LIMIT ?",
                 (*values, max(0, limit)),
             ).fetchall()
-        return [_job_of_row(row) for row in rows]
+        return [job_of(row) for row in rows]
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each of the four states."""
@@ -203,7 +193,7 @@ class JobQueue:
         if not lease_seconds > 0:
             raise InvalidRecordError("lease_seconds must be more than 0")
         now = self._clock()
-        of_this_kind = _UNFETCHED if unfetched else f"NOT {_UNFETCHED}"
+        of_this_kind = UNFETCHED if unfetched else f"NOT {UNFETCHED}"
         # Most calls find nothing: do not take the write lock for them.
         with self._connections.reading() as connection:
             waiting = connection.execute(
@@ -216,11 +206,11 @@ class JobQueue:
         with self._connections.transaction() as connection:
             _requeue_expired(connection, now)
             while row := connection.execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE state = 'queued' AND {of_this_kind}"
+                f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' AND {of_this_kind}"
                 " ORDER BY attempts, number LIMIT 1"
             ).fetchone():
                 job_id = row[1]
-                if _is_whole(row):
+                if is_whole_job(row):
                     connection.execute(
                         "UPDATE jobs SET state = 'running', attempts = attempts + 1, worker_name = ?,"
                         " started_at = ?, lease_expires_at = ? WHERE id = ?",
@@ -327,7 +317,7 @@ class JobQueue:
         """Files of the jobs that have not ended, of those whose file is there."""
         with self._connections.reading() as connection:
             rows = connection.execute(
-                f"SELECT source_path FROM jobs WHERE state IN ('queued', 'running') AND NOT {_UNFETCHED}"
+                f"SELECT source_path FROM jobs WHERE state IN ('queued', 'running') AND NOT {UNFETCHED}"
             )
             return [Path(source_path) for (source_path,) in rows]
 
@@ -355,11 +345,11 @@ class JobQueue:
             transaction: of this queue's catalog.
         """
         into, out_of = transaction.connection, source.connection
-        marks = ", ".join("?" * len(_COLUMNS.split(", ")))
+        marks = ", ".join("?" * len(COLUMNS.split(", ")))
         into.execute("DELETE FROM jobs")
         into.executemany(
-            f"INSERT INTO jobs ({_COLUMNS}) VALUES ({marks})",
-            out_of.execute(f"SELECT {_COLUMNS} FROM jobs"),
+            f"INSERT INTO jobs ({COLUMNS}) VALUES ({marks})",
+            out_of.execute(f"SELECT {COLUMNS} FROM jobs"),
         )
         into.execute(
             "UPDATE jobs SET state = 'queued', worker_name = NULL, started_at = NULL, lease_expires_at = NULL"
@@ -389,19 +379,8 @@ class JobQueue:
 
 
 def _insert_job(connection: sqlite3.Connection, new: NewJob, now: float) -> Job:
-    video_id = uuid.uuid4().hex if new.video_id is None else check_video_id(new.video_id)
-    check_text("source_path", new.source_path)
-    values = (
-        uuid.uuid4().hex,
-        video_id,
-        None if new.content_sha256 is None else check_sha256(new.content_sha256),
-        new.source_path,
-        check_text("uri", new.uri),
-        check_text("title", new.title),
-        metadata_to_json(new.metadata),
-        int(new.delete_source),
-        float(now),
-    )
+    row = row_of_new_job(new, now)
+    job_id, video_id, *_ = row
     if connection.execute(
         "SELECT 1 FROM videos WHERE id = ?1 UNION ALL"
         " SELECT 1 FROM jobs WHERE video_id = ?1 AND state IN ('queued', 'running')",
@@ -409,55 +388,28 @@ def _insert_job(connection: sqlite3.Connection, new: NewJob, now: float) -> Job:
     ).fetchone():
         raise DuplicateIdError(video_id)
     connection.execute(
-        f"INSERT INTO jobs (state, {_FIXED}, row_crc32) VALUES ('queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (*values, checksum_of_row(values)),
+        f"INSERT INTO jobs (state, {FIXED_COLUMNS}, row_crc32)"
+        " VALUES ('queued', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        row,
     )
-    return _read_job(connection, values[0])
+    return _read_job(connection, job_id)
 
 
 def _find_open(connection: sqlite3.Connection, condition: str, value: str | None) -> Job | None:
     """The first queued or running job of this kind, or None."""
     row = connection.execute(
-        f"SELECT {_COLUMNS} FROM jobs WHERE {condition} AND state IN ('queued', 'running')"
+        f"SELECT {COLUMNS} FROM jobs WHERE {condition} AND state IN ('queued', 'running')"
         " ORDER BY number LIMIT 1",
         (value,),
     ).fetchone()
-    return None if row is None else _job_of_row(row)
+    return None if row is None else job_of(row)
 
 
 def _read_job(connection: sqlite3.Connection, job_id: str) -> Job:
-    row = connection.execute(f"SELECT {_COLUMNS} FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    row = connection.execute(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", (job_id,)).fetchone()
     if row is None:
         raise JobNotFoundError(job_id)
-    return _job_of_row(row)
-
-
-def _job_of_row(row: Sequence[Any]) -> Job:
-    if not _is_whole(row):
-        raise IndexDamagedError(
-            f"the catalog is damaged: job number {row[0]} does not match its checksum;"
-            " rebuild removes such jobs"
-        )
-    fields = dict(zip(_COLUMNS.split(", "), row, strict=True))
-    del fields["row_crc32"]
-    fields["metadata"] = json.loads(fields["metadata"])
-    fields["delete_source"] = bool(fields["delete_source"])
-    failure = fields["failure"]
-    fields["failure"] = None if failure is None else _failure(failure)
-    return Job(**fields)
-
-
-def _failure(value: str) -> FailureReason:
-    """Of a row that may be damaged in what no checksum is over."""
-    try:
-        return FailureReason(value)
-    except ValueError:
-        return FailureReason.UNKNOWN
-
-
-def _is_whole(row: Sequence[Any]) -> bool:
-    """Whether a row of _COLUMNS says what the job was made of."""
-    return bool(checksum_of_row([row[position] for position in _FIXED_POSITIONS]) == row[-1])
+    return job_of(row)
 
 
 def _change_job(connection: sqlite3.Connection, job_id: str, **values: str) -> None:
@@ -465,7 +417,7 @@ def _change_job(connection: sqlite3.Connection, job_id: str, **values: str) -> N
     _read_job(connection, job_id)  # Raises where it is damaged: the new checksum must not cover that up.
     assignments = ", ".join(f"{name} = ?" for name in values)
     connection.execute(f"UPDATE jobs SET {assignments} WHERE id = ?", (*values.values(), job_id))
-    row = connection.execute(f"SELECT {_FIXED} FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    row = connection.execute(f"SELECT {FIXED_COLUMNS} FROM jobs WHERE id = ?", (job_id,)).fetchone()
     connection.execute("UPDATE jobs SET row_crc32 = ? WHERE id = ?", (checksum_of_row(row), job_id))
 
 
@@ -502,11 +454,7 @@ def _requeue_expired(connection: sqlite3.Connection, now: float) -> int:
 
 
 def _require_running(connection: sqlite3.Connection, job_id: str, attempt: int | None) -> None:
-    job = _read_job(connection, job_id)
-    if job.state != "running":
-        raise LeaseLostError(f"the job {job_id} is not running any more: it is {job.state}")
-    if attempt is not None and attempt != job.attempts:
-        raise LeaseLostError(f"the job {job_id} was leased by another worker")
+    check_lease(_read_job(connection, job_id), attempt)
 
 
 def _num_queued(connection: sqlite3.Connection, enough: int) -> int:
@@ -518,6 +466,6 @@ def _num_queued(connection: sqlite3.Connection, enough: int) -> int:
 
 
 def _damaged_jobs(connection: sqlite3.Connection) -> Iterator[int]:
-    for row in connection.execute(f"SELECT {_COLUMNS} FROM jobs ORDER BY number"):
-        if not _is_whole(row):
+    for row in connection.execute(f"SELECT {COLUMNS} FROM jobs ORDER BY number"):
+        if not is_whole_job(row):
             yield row[0]

@@ -10,19 +10,14 @@ import secrets
 import sqlite3
 import time
 import unicodedata
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from indexer.errors import IndexDamagedError, IndexExistsError, IndexVersionError, InvalidRecordError
+from indexer.store.checksums import NO_CHECKSUM, checksum_of_row, rows_of_facts
 from indexer.store.records import IndexFacts, Successor, metadata_to_json
-from indexer.store.sqlite.connections import (
-    NO_CHECKSUM,
-    checksum_of_row,
-    translated,
-    write_successor,
-)
+from indexer.store.sqlite.connections import translated, write_successor
 from indexer.store.sqlite.files import SCHEMA as FILES_SCHEMA
 from indexer.store.sqlite.words import SCHEMA as WORDS_SCHEMA
 from indexer.store.text import nfc
@@ -38,7 +33,6 @@ PAGE_SIZE_BYTES = 8_192
 all touches a third of the pages. Larger pages hold hardly more of them in proportion, and each commit writes
 more."""
 
-_FACTS_CHECKSUM = "checksum"
 MINIMUM_SQLITE = (3, 37, 0)
 """The first SQLite with STRICT tables."""
 
@@ -249,9 +243,7 @@ def create_catalog_file(directory: Path, facts: IndexFacts, successor_of: int | 
             # The file has no name yet: it is brought to disk once, as a whole.
             connection.execute("PRAGMA synchronous = OFF")
             connection.executescript(f"BEGIN; {SCHEMA}")
-            rows = {name: str(value) for name, value in asdict(facts).items()}
-            rows["created_at"] = repr(time.time())
-            rows[_FACTS_CHECKSUM] = str(_checksum_of_facts(rows))
+            rows = rows_of_facts(facts, time.time())
             connection.executemany("INSERT INTO facts VALUES (?, ?)", rows.items())
             if successor_of is not None:
                 write_successor(connection, Successor(successor_of, epoch=0))
@@ -267,20 +259,6 @@ def create_catalog_file(directory: Path, facts: IndexFacts, successor_of: int | 
         unfinished.unlink(missing_ok=True)
     fsync_directory(directory)
     return path
-
-
-def check_facts(facts: Mapping[str, str], path: Path) -> None:
-    """Raise IndexDamagedError where the facts are not those that were written. Older catalogs have no
-    checksum of them."""
-    if _FACTS_CHECKSUM in facts and facts[_FACTS_CHECKSUM] != str(_checksum_of_facts(facts)):
-        raise IndexDamagedError(
-            f"the catalog {path} is damaged: its table of facts does not match its checksum"
-        )
-
-
-def _checksum_of_facts(facts: Mapping[str, str]) -> int:
-    names = sorted(facts.keys() - {_FACTS_CHECKSUM})
-    return checksum_of_row([text for name in names for text in (name, facts[name])])
 
 
 def _publish(unfinished: Path, path: Path) -> None:

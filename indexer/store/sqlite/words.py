@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
@@ -23,9 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import IndexDamagedError, InvalidRecordError, TranscriptNotFoundError, VideoNotFoundError
-from indexer.store.records import WordMatches, check_text
+from indexer.store.file_rows import (
+    TRANSCRIPT_COLUMNS,
+    TRANSCRIPT_FILE_COLUMNS,
+    row_of_transcript,
+    transcript_of,
+)
+from indexer.store.records import WordMatches
 from indexer.store.sqlite.changes import write_change
-from indexer.store.sqlite.connections import Transaction, checksum_of_row
+from indexer.store.sqlite.connections import Transaction
 from indexer.store.text import nfc
 from indexer.store.transcripts import (
     MAX_TRACKS,
@@ -33,11 +38,17 @@ from indexer.store.transcripts import (
     TranscriptFile,
     check_track,
     check_transcript,
-    pack_lines,
-    passages,
-    unpack_lines,
 )
-from indexer.store.words import QueryWord, terms_of, texts_in, words_of_query
+from indexer.store.word_rows import (
+    MAX_ROWS,
+    PASSAGE_BITS,
+    PASSAGES,
+    best_of_videos,
+    choosing_words,
+    terms_of_facts,
+    terms_of_passages,
+)
+from indexer.store.words import QueryWord, words_of_query
 
 if TYPE_CHECKING:
     from indexer.store.sqlite.catalog import Catalog
@@ -66,25 +77,12 @@ CREATE VIRTUAL TABLE words USING fts5 (
 """
 """The tokenizer has nothing to do but to split terms at spaces."""
 
-_PASSAGE_BITS: Final = 20
-_PASSAGES: Final = 1 << _PASSAGE_BITS
-_COLUMNS: Final = "transcripts.track, transcripts.uri, transcripts.size_bytes, transcripts.modified_ns"
+
 _INSERT: Final = (
     "INSERT INTO transcripts (video_number, track, uri, size_bytes, modified_ns, lines, row_crc32)"
     " VALUES (?, ?, ?, ?, ?, ?, ?)"
 )
 _IDS: Final = "SELECT value FROM json_each(?)"
-
-MAX_ROWS: Final = 50_000
-"""Of the index of words that a search ranks, a tenth of a second's work. The rarest words of a query come
-first, and those that would go beyond it choose nothing; where already the rarest is in more, the latest
-videos that have all words are taken, without rank."""
-
-COMMON_ROWS: Final = 10
-COMMON_SHARE: Final = 0.05
-"""A word in more rows than these, of the number of segments, says little (`the`, `holiday` where all is
-holidays): where the query has a rarer one that is found, it chooses nothing. The largest share at which small
-words do not choose (`benchmarks/text_match.py`, part 4)."""
 
 FILLED_AT_ONCE: Final = 5_000
 """Videos in one transaction: about a tenth of a second."""
@@ -104,20 +102,21 @@ class TranscriptTable:
             IndexDamagedError: one is not what was written.
         """
         rows = self._connections.rows_of(
-            f"SELECT videos.id, {_COLUMNS}, lines, transcripts.row_crc32 FROM transcripts"
+            f"SELECT videos.id, {TRANSCRIPT_COLUMNS} FROM transcripts"
             f" JOIN videos ON videos.number = video_number WHERE videos.id IN ({_IDS})"
             " ORDER BY videos.id, track",
             list(video_ids),
         )
         return {
-            video_id: [_transcript(row[1:]) for row in of_one]
+            video_id: [transcript_of(row[1:]) for row in of_one]
             for video_id, of_one in groupby(rows, key=lambda row: row[0])
         }
 
     def files_of_videos(self, video_ids: Sequence[str]) -> dict[str, dict[str, TranscriptFile | None]]:
         """Which tracks these videos have, and the files that they were read from, by id and track."""
         rows = self._connections.rows_of(
-            f"SELECT videos.id, {_COLUMNS} FROM transcripts JOIN videos ON videos.number = video_number"
+            f"SELECT videos.id, {TRANSCRIPT_FILE_COLUMNS} FROM transcripts"
+            " JOIN videos ON videos.number = video_number"
             f" WHERE videos.id IN ({_IDS})",
             list(video_ids),
         )
@@ -182,36 +181,15 @@ def _insert_transcripts(
 ) -> None:
     """transcripts: checked."""
     for transcript in transcripts:
-        file = transcript.file
-        values: tuple[str | int | None, ...] = (transcript.track, None, None, None)
-        if file is not None:
-            values = (transcript.track, check_text("uri", file.uri), file.size_bytes, file.modified_ns)
-        lines = pack_lines(transcript.lines)
-        connection.execute(_INSERT, (number, *values, lines, _checksum(values, lines)))
-
-
-def _checksum(values: Sequence[str | int | None], lines: bytes) -> int:
-    return checksum_of_row([*values, zlib.crc32(lines)])
-
-
-def _transcript(row: Sequence[Any]) -> Transcript:
-    """The transcript in the columns _COLUMNS, lines and row_crc32."""
-    *values, lines, checksum = row
-    track, *file = values
-    if not isinstance(lines, bytes) or _checksum(values, lines) != checksum:
-        raise IndexDamagedError(
-            "the catalog is damaged: a transcript is not what was written; run verify to learn which, and"
-            " delete it or restore a backup"
-        )
-    return Transcript(track, unpack_lines(lines), None if file[0] is None else TranscriptFile(*file))
+        connection.execute(_INSERT, (number, *row_of_transcript(transcript)))
 
 
 def _transcripts_of(connection: sqlite3.Connection, number: int) -> list[Transcript]:
     rows = connection.execute(
-        f"SELECT {_COLUMNS}, lines, row_crc32 FROM transcripts WHERE video_number = ? ORDER BY track",
+        f"SELECT {TRANSCRIPT_COLUMNS} FROM transcripts WHERE video_number = ? ORDER BY track",
         (number,),
     )
-    return [_transcript(row) for row in rows]
+    return [transcript_of(row) for row in rows]
 
 
 # The index of words
@@ -233,27 +211,27 @@ def add_words(
 
 def update_words(connection: sqlite3.Connection, number: int, title: str | None, metadata: str) -> None:
     """Index title and metadata of a video anew."""
-    connection.execute("DELETE FROM words WHERE rowid = ?", (number << _PASSAGE_BITS,))
+    connection.execute("DELETE FROM words WHERE rowid = ?", (number << PASSAGE_BITS,))
     _insert_facts(connection, number, title, metadata)
 
 
 def forget_words(connection: sqlite3.Connection, number: int) -> None:
     """Index no word of a video any more."""
-    first = number << _PASSAGE_BITS
-    connection.execute("DELETE FROM words WHERE rowid >= ? AND rowid < ?", (first, first + _PASSAGES))
+    first = number << PASSAGE_BITS
+    connection.execute("DELETE FROM words WHERE rowid >= ? AND rowid < ?", (first, first + PASSAGES))
 
 
 def _index_transcripts(connection: sqlite3.Connection, number: int) -> None:
     """Index the transcripts of a video anew."""
-    first = number << _PASSAGE_BITS
-    connection.execute("DELETE FROM words WHERE rowid > ? AND rowid < ?", (first, first + _PASSAGES))
+    first = number << PASSAGE_BITS
+    connection.execute("DELETE FROM words WHERE rowid > ? AND rowid < ?", (first, first + PASSAGES))
     _insert_passages(connection, number, _transcripts_of(connection, number))
 
 
 def _insert_facts(connection: sqlite3.Connection, number: int, title: str | None, metadata: str) -> None:
-    if any(row := _terms_of_facts(title, metadata)):
+    if any(row := terms_of_facts(title, metadata)):
         connection.execute(
-            "INSERT INTO words (rowid, title, metadata) VALUES (?, ?, ?)", (number << _PASSAGE_BITS, *row)
+            "INSERT INTO words (rowid, title, metadata) VALUES (?, ?, ?)", (number << PASSAGE_BITS, *row)
         )
 
 
@@ -261,24 +239,10 @@ def _insert_passages(connection: sqlite3.Connection, number: int, transcripts: S
     connection.executemany(
         "INSERT INTO words (rowid, transcript, start_seconds) VALUES (?, ?, ?)",
         (
-            ((number << _PASSAGE_BITS) + passage, terms, start)
-            for passage, terms, start in _terms_of_passages(transcripts)
+            ((number << PASSAGE_BITS) + passage, terms, start)
+            for passage, terms, start in terms_of_passages(transcripts)
         ),
     )
-
-
-def _terms_of_facts(title: str | None, metadata: str) -> tuple[str, str]:
-    texts = "\n".join(texts_in(json.loads(metadata))) if metadata != "{}" else ""
-    return " ".join(terms_of(title or "")), " ".join(terms_of(texts))
-
-
-def _terms_of_passages(transcripts: Sequence[Transcript]) -> Iterator[tuple[int, str, float]]:
-    """(number, terms, start in seconds) of each passage that has some."""
-    lines = {transcript.track: transcript.lines for transcript in transcripts}
-    for number, passage in enumerate(passages(transcripts), start=1):
-        some = lines[passage.track][passage.first : passage.end]
-        if terms := terms_of("\n".join(line.text for line in some)):
-            yield number, " ".join(terms), some[0].start_seconds
 
 
 # Titles and metadata from before there was this index
@@ -298,7 +262,7 @@ def fill_words(connection: sqlite3.Connection) -> tuple[int, int] | None:
         (row[0], FILLED_AT_ONCE),
     ).fetchall()
     for number, title, metadata in rows:
-        connection.execute("DELETE FROM words WHERE rowid = ?", (number << _PASSAGE_BITS,))
+        connection.execute("DELETE FROM words WHERE rowid = ?", (number << PASSAGE_BITS,))
         # A record that is not what was written is reported where it is read.
         if isinstance(metadata, str) and _is_json(metadata) and isinstance(title, str | None):
             _insert_facts(connection, number, title, metadata)
@@ -338,12 +302,12 @@ def rebuild_words(connection: sqlite3.Connection) -> None:
 def damaged_transcripts(connection: sqlite3.Connection) -> Iterator[str]:
     """What is wrong with transcripts, a sentence each."""
     rows = connection.execute(
-        f"SELECT coalesce(videos.id, video_number), {_COLUMNS}, lines, transcripts.row_crc32 FROM transcripts"
+        f"SELECT coalesce(videos.id, video_number), {TRANSCRIPT_COLUMNS} FROM transcripts"
         " LEFT JOIN videos ON videos.number = video_number"
     )
     for video_id, *row in rows:
         try:
-            _transcript(row)
+            transcript_of(row)
         except IndexDamagedError:
             yield f"the transcript {row[0]} of video {video_id} is not what was written"
 
@@ -359,16 +323,16 @@ def damaged_words(connection: sqlite3.Connection) -> Iterator[str]:
     row = next(found_rows, None)
     for expected in _expected_rows(connection):
         while row is not None and row[0] < expected[0]:
-            yield f"the words of video number {row[0] >> _PASSAGE_BITS} belong to nothing"
+            yield f"the words of video number {row[0] >> PASSAGE_BITS} belong to nothing"
             row = next(found_rows, None)
         if row is None or row[0] != expected[0]:
-            yield f"words of video number {expected[0] >> _PASSAGE_BITS} are missing"
+            yield f"words of video number {expected[0] >> PASSAGE_BITS} are missing"
             continue
         if row != expected:
-            yield f"the words of video number {row[0] >> _PASSAGE_BITS} are not what it says"
+            yield f"the words of video number {row[0] >> PASSAGE_BITS} are not what it says"
         row = next(found_rows, None)
     while row is not None:
-        yield f"the words of video number {row[0] >> _PASSAGE_BITS} belong to nothing"
+        yield f"the words of video number {row[0] >> PASSAGE_BITS} belong to nothing"
         row = next(found_rows, None)
 
 
@@ -379,13 +343,13 @@ def _expected_rows(
     for number, title, metadata in connection.execute(
         "SELECT number, title, metadata FROM videos ORDER BY number"
     ):
-        first = number << _PASSAGE_BITS
+        first = number << PASSAGE_BITS
         try:
-            facts = _terms_of_facts(title, metadata)
+            facts = terms_of_facts(title, metadata)
             if any(facts):
                 yield first, *facts, None, None
             if number in with_transcripts:
-                for passage, *said in _terms_of_passages(_transcripts_of(connection, number)):
+                for passage, *said in terms_of_passages(_transcripts_of(connection, number)):
                     yield first + passage, None, None, *said
         except (IndexDamagedError, ValueError, TypeError):
             continue  # Reported as what it is: a record or a transcript that is not what was written.
@@ -397,24 +361,19 @@ def _expected_rows(
 def find_words(connection: sqlite3.Connection, query: str) -> WordMatches:
     """See `Catalog.find_words`."""
     (num_segments,) = connection.execute("SELECT num_segments FROM totals").fetchone()
-    most = max(COMMON_ROWS, int(COMMON_SHARE * num_segments))
     counts = {word: count for word in words_of_query(query) if (count := _count(connection, word))}
-    if not counts:
-        return _best_of_videos([], [], is_cut=False)
-    telling = {word: count for word, count in counts.items() if count <= most} or counts
-    chosen, num_rows = [], 0
-    for word, count in sorted(telling.items(), key=lambda found: found[1]):
-        num_rows += count
-        if num_rows <= MAX_ROWS:
-            chosen.append(word)
+    chosen, telling = choosing_words(counts, num_segments)
     if chosen:
         statement = "SELECT rowid, bm25(words) FROM words WHERE words MATCH ?"
         rows = connection.execute(statement, (" OR ".join(map(_expression, chosen)),)).fetchall()
-        return _best_of_videos(rows, chosen, is_cut=len(chosen) < len(telling))
-    # Already the rarest word is in too many rows to rank them.
-    statement = "SELECT rowid, 0.0 FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?"
-    rows = connection.execute(statement, (" AND ".join(map(_expression, telling)), MAX_ROWS)).fetchall()
-    return _best_of_videos(rows, list(telling), is_cut=True)
+    elif telling:  # Already the rarest word is in too many rows to rank them.
+        statement = "SELECT rowid, 0.0 FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?"
+        rows = connection.execute(statement, (" AND ".join(map(_expression, telling)), MAX_ROWS)).fetchall()
+    else:
+        rows = []
+    row_ids = np.array([row[0] for row in rows], np.int64)
+    scores = np.array([row[1] for row in rows], np.float64)  # Of FTS5: the lower, the better.
+    return best_of_videos(row_ids, scores, chosen or telling, is_cut=len(chosen) < len(telling))
 
 
 def _count(connection: sqlite3.Connection, word: QueryWord) -> int:
@@ -432,22 +391,9 @@ def _expression(word: QueryWord) -> str:
     return f'"{" ".join(word.terms)}"{" *" if word.is_prefix else ""}'
 
 
-def _best_of_videos(
-    rows: Sequence[tuple[int, float]], words: Sequence[QueryWord], *, is_cut: bool
-) -> WordMatches:
-    """Each video once, by its best row; equal ones the latest first."""
-    row_ids = np.array([row[0] for row in rows], np.int64)
-    scores = np.array([row[1] for row in rows], np.float64)  # Of FTS5: the lower, the better.
-    videos = row_ids >> _PASSAGE_BITS
-    order = np.lexsort((row_ids, -videos, scores))
-    _, first = np.unique(videos[order], return_index=True)
-    best = order[np.sort(first)]
-    return WordMatches(videos[best], row_ids[best] & (_PASSAGES - 1), tuple(words), is_cut)
-
-
 def passage_starts(connection: sqlite3.Connection, matches: WordMatches) -> NDArray[np.float64]:
     """See `Catalog.passage_starts`."""
-    row_ids = ((matches.video_keys << _PASSAGE_BITS) + matches.passages).tolist()
+    row_ids = ((matches.video_keys << PASSAGE_BITS) + matches.passages).tolist()
     starts = dict(
         connection.execute(
             f"SELECT rowid, start_seconds FROM words WHERE rowid IN ({_IDS})", (json.dumps(row_ids),)

@@ -15,7 +15,7 @@ from indexer.search.results import texts_warnings
 from indexer.search.searcher import Searcher
 from indexer.search.similar import MAX_ASKED_SEGMENTS
 from indexer.search.types import SearchQuery
-from indexer.store.sqlite.connections import cancellable
+from indexer.store.cancellation import cancellable
 from model.score_names import SCORE_NAMES
 from tests.support.small_searchers import fill, make_index, open_index, tiny_model
 

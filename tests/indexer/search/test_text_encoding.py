@@ -14,7 +14,7 @@ from torch import Tensor
 
 from indexer.errors import SearchCancelledError
 from indexer.search.text_encoding import TextEncoder
-from indexer.store.sqlite.connections import cancellable
+from indexer.store.cancellation import cancellable
 from model.errors import TokenError
 from model.features import TextFeatures
 from tests.support.small_searchers import tiny_model

@@ -30,11 +30,13 @@ from indexer.errors import (
 )
 from indexer.maintenance.verification import verify
 from indexer.store.filters import parse_filter
+from indexer.store.postgres import catalog as postgres_catalog
 from indexer.store.records import IndexFacts, Sort, StoreState
 from indexer.store.sqlite import catalog as catalog_module
 from indexer.store.sqlite import connections as catalog_connections
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.features import MAX_IDS_PER_QUERY
+from indexer.store.store import create_store, open_store
 from tests.support.catalog_builders import (
     FINGERPRINT,
     add_video,
@@ -48,9 +50,8 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
-def catalog(tmp_path):
-    with create_catalog(tmp_path / "index") as catalog:
-        yield catalog
+def catalog(store_factory):
+    return store_factory.create()
 
 
 @pytest.fixture
@@ -130,10 +131,11 @@ def test_a_failure_halfway_leaves_nothing_behind(catalog, random, monkeypatch):
     def fail(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(catalog_module, "write_change", fail)
-    with pytest.raises(KeyboardInterrupt):
-        add_video(catalog, 1, [make_segment(random)] * 3)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        for module in (catalog_module, postgres_catalog):
+            patched.setattr(module, "write_change", fail)
+        with pytest.raises(KeyboardInterrupt):
+            add_video(catalog, 1, [make_segment(random)] * 3)
     assert catalog.totals() == (0, 0) and list(catalog.iterate_features()) == []
     assert add_video(catalog, 1, [make_segment(random)]).created
 
@@ -214,7 +216,7 @@ def test_a_zero_may_have_a_sign(catalog, random):
     add_video(catalog, 1, [segment], **numbers)
     assert catalog.get_video("video-1").duration_seconds == 0
     assert catalog.video_segments("video-1")[0].start_seconds == 0
-    assert verify(catalog.index_directory).is_clean
+    assert verify(catalog.address).is_clean
 
 
 def test_a_video_without_segments_is_refused(catalog):
@@ -300,6 +302,7 @@ def test_pages_of_every_order_hold_each_video_once_whatever_comes_and_goes_in_be
     assert [video.id for video in rest] == [f"video-{number}" for number in wanted[4:]]
 
 
+@pytest.mark.store("sqlite")
 def test_a_page_of_videos_by_recording_time_is_read_through_an_index(catalog):
     with catalog.connections.reading() as connection:
         for direction, before in (("DESC", "<"), ("ASC", ">")):
@@ -315,7 +318,7 @@ def test_a_page_of_videos_by_recording_time_is_read_through_an_index(catalog):
 
 
 def test_changes_are_followed_page_by_page_by_another_catalog_object(catalog, random):
-    with Catalog.open(catalog.directory) as other:
+    with open_store(catalog.address) as other:
         assert other.sequence == 0 and other.changes_since(0) == []
         for number in range(5):
             add_video(catalog, number, [make_segment(random)])
@@ -395,6 +398,7 @@ def test_reading_in_blocks_is_reading_in_one_block(catalog, random, block_size):
 # Damage
 
 
+@pytest.mark.store("sqlite")
 @pytest.mark.parametrize(
     "statement",
     [
@@ -422,6 +426,7 @@ def test_damaged_features_are_never_given_out(catalog, random, statement):
     assert catalog.totals() == (0, 0)
 
 
+@pytest.mark.store("sqlite")
 def test_frame_times_that_do_not_fit_are_never_given_out(catalog, random):
     add_video(catalog, 1, [make_segment(random)])
     with_sqlite(catalog, "UPDATE segments SET frame_times = x'00'")
@@ -480,7 +485,7 @@ def test_an_index_that_is_not_there_is_not_made_by_opening(tmp_path):
 def test_creating_never_overwrites(catalog, random):
     add_video(catalog, 1, [make_segment(random)])
     with pytest.raises(IndexExistsError):
-        create_catalog(catalog.directory)
+        create_store(catalog.address, catalog.facts)
     assert catalog.num_videos == 1
 
 
@@ -513,13 +518,14 @@ def test_open_or_create_does_the_one_or_the_other(tmp_path, random):
 
 
 def test_another_fingerprint_is_refused_by_both_names(catalog):
-    Catalog.open(catalog.directory, fingerprint=FINGERPRINT).close()
+    open_store(catalog.address, fingerprint=FINGERPRINT).close()
     with pytest.raises(FingerprintMismatchError) as caught:
-        Catalog.open(catalog.directory, fingerprint="0" * 64)
+        open_store(catalog.address, fingerprint="0" * 64)
     assert (caught.value.expected, caught.value.found) == ("0" * 64, FINGERPRINT)
     assert "0" * 64 in str(caught.value) and FINGERPRINT in str(caught.value)
 
 
+@pytest.mark.store("sqlite")
 def test_the_files_are_not_for_everybody(catalog, random):
     add_video(catalog, 1, [make_segment(random)])
     modes = {path.name: path.stat().st_mode & 0o777 for path in catalog.directory.iterdir()}
@@ -528,6 +534,7 @@ def test_the_files_are_not_for_everybody(catalog, random):
     assert catalog.size_bytes > 0
 
 
+@pytest.mark.store("sqlite")
 def test_commits_are_synchronous_and_logged_ahead(catalog):
     with catalog.connections.reading() as connection:
         settings = {
@@ -548,9 +555,10 @@ def test_a_closed_catalog_says_so(tmp_path, random):
 
 
 def test_a_catalog_inherited_by_a_fork_is_not_used(catalog, monkeypatch):
-    monkeypatch.setattr("os.getpid", lambda: -1)
-    with pytest.raises(RuntimeError, match="another process"):
-        _ = catalog.num_videos
+    with monkeypatch.context() as patched:
+        patched.setattr("os.getpid", lambda: -1)
+        with pytest.raises(RuntimeError, match="another process"):
+            _ = catalog.num_videos
 
 
 def test_threads_write_and_read_together(catalog, random):

@@ -12,16 +12,16 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from indexer.coarse.exact import SegmentSet
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import DuplicateIdError, InvalidQueryError
 from indexer.search.searcher import FilterCache
+from indexer.store.checksums import checksum_of_row
 from indexer.store.filters import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES, parse_filter
-from indexer.store.sqlite import catalog as catalog_module
-from indexer.store.sqlite.connections import checksum_of_row
+from indexer.store.video_rows import COLUMNS
 from tests.support.catalog_builders import add_video, create_catalog, make_segment
 
 RANGES = {
@@ -213,8 +213,7 @@ filters = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(
+videos_and_filters = (
     st.lists(
         st.tuples(metadatas, st.none() | texts.filter(bool), st.none() | st.sampled_from(URIS)),
         min_size=1,
@@ -222,22 +221,25 @@ filters = st.recursive(
     ),
     st.lists(filters, min_size=1, max_size=8),
 )
-def test_a_filter_matches_the_videos_that_a_plain_evaluation_of_it_matches(tmp_path_factory, videos, chosen):
-    directory = tmp_path_factory.mktemp("index")
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(*videos_and_filters)
+def test_a_filter_matches_the_videos_that_a_plain_evaluation_of_it_matches(store_factory, videos, chosen):
+    catalog = store_factory.only_one()
+    for video_id in catalog.video_ids():  # Of the example before.
+        catalog.delete_video(video_id)
     random = np.random.default_rng(0)
-    with create_catalog(directory) as catalog:
-        records, segments = [], {}
-        for number, (metadata, title, uri) in enumerate(videos):
-            segments_of_it = [make_segment(random) for _ in range(number % 2 + 1)]
-            add_video(catalog, number, segments_of_it, metadata=metadata, title=title, uri=uri)
-            records.append(vars(catalog.get_video(f"video-{number}")))
-            segments[number] = [info.segment_id for info in catalog.video_segments(f"video-{number}")]
-        matches = FilterCache(catalog)
-        for one in chosen:
-            expected = sorted(
-                i for n, video in enumerate(records) if fulfils(video, one) for i in segments[n]
-            )
-            assert matches.matching(parse_filter(one)).ids.tolist() == expected, one
+    records, segments = [], {}
+    for number, (metadata, title, uri) in enumerate(videos):
+        segments_of_it = [make_segment(random) for _ in range(number % 2 + 1)]
+        add_video(catalog, number, segments_of_it, metadata=metadata, title=title, uri=uri)
+        records.append(vars(catalog.get_video(f"video-{number}")))
+        segments[number] = [info.segment_id for info in catalog.video_segments(f"video-{number}")]
+    matches = FilterCache(catalog)
+    for one in chosen:
+        expected = sorted(i for n, video in enumerate(records) if fulfils(video, one) for i in segments[n])
+        assert matches.matching(parse_filter(one)).ids.tolist() == expected, one
 
 
 @pytest.mark.parametrize(
@@ -311,8 +313,8 @@ def test_a_filter_that_is_too_deep_is_refused():
         parse_filter(deep)
 
 
-def test_a_value_never_becomes_part_of_the_sql(tmp_path):
-    with create_catalog(tmp_path) as catalog:
+def test_a_value_never_becomes_part_of_the_sql(store_factory):
+    with store_factory.create() as catalog:
         add_video(
             catalog, 1, [make_segment(np.random.default_rng(0))], title="x' OR 1=1 --", metadata={"k'": 1}
         )
@@ -322,8 +324,8 @@ def test_a_value_never_becomes_part_of_the_sql(tmp_path):
         assert len(matches.matching(parse_filter({"metadata.k'": 1}))) == 1
 
 
-def test_the_time_added_is_compared_with_seconds_or_with_a_date(tmp_path):
-    with create_catalog(tmp_path) as catalog:
+def test_the_time_added_is_compared_with_seconds_or_with_a_date(store_factory):
+    with store_factory.create() as catalog:
         catalog.clock = lambda: 1_000_000_000.0  # 2001-09-09T01:46:40Z
         add_video(catalog, 1, [make_segment(np.random.default_rng(0))])
         matches = FilterCache(catalog)
@@ -332,9 +334,9 @@ def test_the_time_added_is_compared_with_seconds_or_with_a_date(tmp_path):
             assert len(matches.matching(parse_filter({"added_at": {"lte": early}}))) == 0
 
 
-def test_a_name_is_found_in_whichever_unicode_form_it_was_given(tmp_path):
+def test_a_name_is_found_in_whichever_unicode_form_it_was_given(store_factory):
     composed, decomposed = "Caf\u00e9", "Cafe\u0301"
-    with create_catalog(tmp_path) as catalog:
+    with store_factory.create() as catalog:
         for number, text in enumerate((composed, decomposed)):
             segments = [make_segment(np.random.default_rng(number))]
             add_video(catalog, number, segments, title=text, metadata={text: [text, 1]})
@@ -373,21 +375,21 @@ def test_an_id_is_found_in_whichever_unicode_form_it_was_given(tmp_path):
         # An index of an earlier version keeps the ids that it has.
         with catalog.connections.transaction() as connection:
             connection.execute("UPDATE videos SET id = ?", (decomposed,))
-            row = connection.execute(f"SELECT {catalog_module._COLUMNS} FROM videos").fetchone()
+            row = connection.execute(f"SELECT {COLUMNS} FROM videos").fetchone()
             connection.execute("UPDATE videos SET row_crc32 = ?", (checksum_of_row(row),))
         assert catalog.get_video(decomposed).id == decomposed
         assert len(catalog.list_videos(chosen=parse_filter({"id": decomposed}))) == 1
 
 
-def test_metadata_whose_names_would_become_equal_is_stored_as_it_is(tmp_path):
+def test_metadata_whose_names_would_become_equal_is_stored_as_it_is(store_factory):
     metadata = {"Caf\u00e9": 1, "Cafe\u0301": 2}
-    with create_catalog(tmp_path) as catalog:
+    with store_factory.create() as catalog:
         add_video(catalog, 0, [make_segment(np.random.default_rng(0))], metadata=metadata)
         assert catalog.get_video("video-0").metadata == metadata
 
 
-def test_times_of_the_metadata_are_compared_as_moments_whatever_their_zone(tmp_path):
-    with create_catalog(tmp_path) as catalog:
+def test_times_of_the_metadata_are_compared_as_moments_whatever_their_zone(store_factory):
+    with store_factory.create() as catalog:
         taken = ["2024-05-01T00:30:00+02:00", "2024-04-30T22:29:59Z", "2024-05-01", "spring"]
         for number, text in enumerate(taken):
             add_video(
@@ -406,10 +408,10 @@ def test_times_of_the_metadata_are_compared_as_moments_whatever_their_zone(tmp_p
         assert found({"eq": "2024-04-30T22:30:00Z"}) == []
 
 
-def test_a_uri_is_found_by_its_folder_however_it_is_written(tmp_path):
+def test_a_uri_is_found_by_its_folder_however_it_is_written(store_factory):
     uris = ["file:///films/caf%C3%A9/a.mp4", "file:///films/cafe%CC%81/b%20c.mp4", "file:///films/caf%E9/d.mp4",
         "file:///films2/e.mp4", "https://example.org/films/f.mp4", None, "/films/g.mp4"]  # fmt: skip
-    with create_catalog(tmp_path) as catalog:
+    with store_factory.create() as catalog:
         for number, uri in enumerate(uris):
             add_video(catalog, number, [make_segment(np.random.default_rng(number))], uri=uri)
 
@@ -429,10 +431,10 @@ def test_a_uri_is_found_by_its_folder_however_it_is_written(tmp_path):
         assert found({"exists": False}) == found(None) == [5]
 
 
-def test_remembered_matches_follow_additions_deletions_and_new_metadata(tmp_path):
+def test_remembered_matches_follow_additions_deletions_and_new_metadata(store_factory):
     random = np.random.default_rng(1)
     chosen = parse_filter({"metadata.kept": True})
-    with create_catalog(tmp_path) as catalog, create_catalog(tmp_path / "other") as other:
+    with store_factory.create() as catalog, store_factory.create() as other:
         matches = FilterCache(catalog)
         live: set[int] = set()
         for step in range(120):
@@ -454,8 +456,8 @@ def test_remembered_matches_follow_additions_deletions_and_new_metadata(tmp_path
         assert len(FilterCache(other).matching(chosen)) == 0
 
 
-def test_only_the_filters_used_last_are_remembered(tmp_path):
-    with create_catalog(tmp_path) as catalog:
+def test_only_the_filters_used_last_are_remembered(store_factory):
+    with store_factory.create() as catalog:
         add_video(catalog, 1, [make_segment(np.random.default_rng(0))], metadata={"n": 1})
         matches = FilterCache(catalog, max_filters=2)
         for number in (1, 2, 3, 1):

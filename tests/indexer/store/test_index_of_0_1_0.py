@@ -22,11 +22,11 @@ from indexer.maintenance.reindexing import roll_back
 from indexer.maintenance.verification import verify
 from indexer.search.searcher import Searcher
 from indexer.search.types import SearchQuery
+from indexer.store.checksums import checksum_of_row
 from indexer.store.filters import parse_filter
 from indexer.store.job import FailureReason
 from indexer.store.sqlite import schema
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.connections import checksum_of_row
 from indexer.store.sqlite.files import FileTable, KeptOutTable
 from indexer.store.sqlite.jobs import JobQueue
 from model import XClip

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 
 from indexer.errors import DuplicateIdError, InvalidRecordError, JobNotFoundError, LeaseLostError
-from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.jobs import GAVE_UP_REASON, JobQueue
+from indexer.store.job_rows import GAVE_UP_REASON
+from indexer.store.store import open_store
 from tests.support.catalog_builders import (
     add_and_finish,
     add_video,
-    create_catalog,
     enqueue,
     make_segment,
     sha256_of,
@@ -43,15 +42,15 @@ def clock():
 
 
 @pytest.fixture
-def catalog(tmp_path, clock):
-    with create_catalog(tmp_path) as catalog:
-        catalog.clock = clock
-        yield catalog
+def catalog(store_factory, clock):
+    catalog = store_factory.create()
+    catalog.clock = clock
+    return catalog
 
 
 @pytest.fixture
 def queue(catalog):
-    return JobQueue(catalog)
+    return catalog.jobs
 
 
 @pytest.fixture
@@ -234,8 +233,8 @@ def test_a_job_whose_lease_expired_can_be_cancelled_before_anyone_takes_it(queue
 
 def test_a_cancel_and_the_end_at_the_same_moment_have_one_outcome(queue, catalog, segment):
     outcomes = set()
-    with Catalog.open(catalog.directory) as other, ThreadPoolExecutor(2) as pool:
-        other_queue = JobQueue(other)
+    with open_store(catalog.address) as other, ThreadPoolExecutor(2) as pool:
+        other_queue = other.jobs
         for number in range(60):
             job = enqueue(queue, f"video-{number}", "/a")
             leased = queue.lease("a", 1e12)
@@ -319,17 +318,16 @@ def test_uploads_of_ended_jobs_are_known_and_no_others(queue):
 def test_no_two_workers_get_the_same_job(queue, catalog):
     program = (
         "import sys\n"
-        "from indexer.store.sqlite.catalog import Catalog\n"
-        "from indexer.store.sqlite.jobs import JobQueue\n"
-        "catalog = Catalog.open(sys.argv[1])\n"
-        "queue = JobQueue(catalog)\n"
+        "from indexer.store.store import open_store\n"
+        "catalog = open_store(sys.argv[1])\n"
+        "queue = catalog.jobs\n"
         "catalog.clock = lambda: 1000.0\n"
-        "while job := JobQueue(catalog).lease('process', 30.0):\n"
+        "while job := catalog.jobs.lease('process', 30.0):\n"
         "    sys.stdout.write(job.id + '\\n')\n"
     )
     jobs = {enqueue(queue, None, f"/{n}").id for n in range(60)}
     other = subprocess.Popen(
-        [sys.executable, "-c", program, str(catalog.directory)],
+        [sys.executable, "-c", program, str(catalog.address)],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         text=True,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +12,18 @@ import pytest
 from indexer.errors import InvalidRecordError, VideoNotFoundError
 from indexer.store.filters import parse_filter
 from indexer.store.records import merge_patch
-from indexer.store.sqlite.catalog import Catalog
-from tests.support.catalog_builders import add_video, create_catalog, make_segment
+from indexer.store.store import Store
+from tests.support.catalog_builders import add_video, make_segment
+from tests.support.stores import StoreFactory
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    with create_catalog(tmp_path / "index") as catalog:
-        segment = make_segment(np.random.default_rng(0))
-        add_video(catalog, 1, [segment], title="one", metadata={"a": 1, "b": {"c": 2, "d": [1]}})
-        add_video(catalog, 2, [segment], title="two")
-        yield catalog
+def catalog(store_factory: StoreFactory) -> Store[Any]:
+    catalog = store_factory.create()
+    segment = make_segment(np.random.default_rng(0))
+    add_video(catalog, 1, [segment], title="one", metadata={"a": 1, "b": {"c": 2, "d": [1]}})
+    add_video(catalog, 2, [segment], title="two")
+    return catalog
 
 
 @pytest.mark.parametrize(
@@ -49,7 +48,7 @@ def test_merging_is_that_of_rfc_7396(target: Any, patch: dict[str, Any], result:
     assert repr(target) == before
 
 
-def test_a_patch_changes_what_it_names_and_is_logged(catalog: Catalog) -> None:
+def test_a_patch_changes_what_it_names_and_is_logged(catalog: Store[Any]) -> None:
     before = catalog.get_video("video-1")
     record = catalog.patch_video("video-1", {"metadata": {"a": None, "b": {"c": True}}})
     assert record == catalog.get_video("video-1")
@@ -61,7 +60,7 @@ def test_a_patch_changes_what_it_names_and_is_logged(catalog: Catalog) -> None:
     assert catalog.get_video("video-1").title is None
 
 
-def test_a_patch_that_changes_nothing_is_not_logged(catalog: Catalog) -> None:
+def test_a_patch_that_changes_nothing_is_not_logged(catalog: Store[Any]) -> None:
     for patch in ({}, {"title": "one"}, {"metadata": {}}, {"metadata": {"a": 1, "zebra": None}}):
         catalog.patch_video("video-1", patch)
     assert catalog.sequence == 2
@@ -69,7 +68,7 @@ def test_a_patch_that_changes_nothing_is_not_logged(catalog: Catalog) -> None:
     assert catalog.sequence == 3
 
 
-def test_a_patch_that_is_refused_changes_nothing(catalog: Catalog) -> None:
+def test_a_patch_that_is_refused_changes_nothing(catalog: Store[Any]) -> None:
     def refuse(merged: Any) -> Any:
         raise ValueError(f"{len(merged)} members")
 
@@ -83,7 +82,7 @@ def test_a_patch_that_is_refused_changes_nothing(catalog: Catalog) -> None:
     assert catalog.sequence == 2 and catalog.get_video("video-1").title == "one"
 
 
-def test_concurrent_patches_undo_nothing_of_each_other(catalog: Catalog) -> None:
+def test_concurrent_patches_undo_nothing_of_each_other(catalog: Store[Any]) -> None:
     barrier = threading.Barrier(8)
 
     def patch(number: int) -> None:
@@ -95,7 +94,7 @@ def test_concurrent_patches_undo_nothing_of_each_other(catalog: Catalog) -> None
     assert {f"key {number}" for number in range(8)} <= catalog.get_video("video-1").metadata.keys()
 
 
-def test_a_list_is_filtered_and_paged(catalog: Catalog) -> None:
+def test_a_list_is_filtered_and_paged(catalog: Store[Any]) -> None:
     segment = make_segment(np.random.default_rng(1))
     for number in range(3, 12):
         add_video(catalog, number, [segment], metadata={"number": number})

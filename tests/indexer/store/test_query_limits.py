@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from indexer.errors import QueryTimeoutError, SearchCancelledError
+from indexer.store.cancellation import cancellable
 from indexer.store.filters import parse_filter
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.connections import cancellable
 from tests.support.catalog_builders import (
     COSTLY_FILTER,
     LONG_METADATA,

@@ -20,7 +20,7 @@ def test_a_store_is_opened_by_the_directory_of_its_index(tmp_path: Path) -> None
         open_store(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("address", ["postgresql://user:secret@host/name", "https://host/index"])
+@pytest.mark.parametrize("address", ["mysql://user:secret@host/name", "https://host/index"])
 def test_an_address_of_another_kind_is_refused_without_repeating_it(address: str) -> None:
     with pytest.raises(IndexNotFoundError, match="lies in a directory") as caught:
         open_store(address)

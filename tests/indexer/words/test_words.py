@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +20,12 @@ from indexer.errors import (
     VideoNotFoundError,
 )
 from indexer.maintenance.verification import rebuild, verify
+from indexer.store import word_rows
+from indexer.store.postgres import words as postgres_words
 from indexer.store.sqlite import words as index_of_words
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.schema import SCHEMA_VERSION
+from indexer.store.store import Store
 from indexer.store.transcripts import (
     MAX_TRACKS,
     PASSAGE_SECONDS,
@@ -34,21 +37,21 @@ from indexer.store.transcripts import (
 )
 from indexer.store.words import found_in, terms_of, words_of_query
 from tests.support.catalog_builders import add_video, create_catalog, make_segment
+from tests.support.stores import StoreFactory
 
 RANDOM = np.random.default_rng(0)
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    with create_catalog(tmp_path / "index") as made:
-        yield made
+def catalog(store_factory: StoreFactory) -> Store[Any]:
+    return store_factory.create()
 
 
-def add(catalog: Catalog, number: int, title: str | None = None, **fields: object) -> str:
+def add(catalog: Store[Any], number: int, title: str | None = None, **fields: object) -> str:
     return add_video(catalog, number, [make_segment(RANDOM)], title=title, **fields).video_id
 
 
-def found(catalog: Catalog, query: str) -> list[int]:
+def found(catalog: Store[Any], query: str) -> list[int]:
     """Numbers of the videos that a query finds, best first."""
     return catalog.find_words(query).video_keys.tolist()
 
@@ -155,10 +158,10 @@ def test_every_change_is_followed(catalog):
     assert [change.kind for change in catalog.changes_since(before)] == ["update", "update"]
     catalog.transcripts.delete(first, "en")
     assert (found(catalog, "goodbye"), found(catalog, "wiedersehen")) == ([], [1])
-    assert verify(catalog.index_directory).is_clean
+    assert verify(catalog.address).is_clean
     catalog.delete_video(first)
     assert all(found(catalog, word) == [] for word in ("llama", "mountain", "wiedersehen"))
-    assert verify(catalog.index_directory).is_clean
+    assert verify(catalog.address).is_clean
 
 
 def test_a_transaction_that_fails_leaves_no_words(catalog):
@@ -222,8 +225,9 @@ def test_tracks_are_bounded_and_what_is_not_there_is_said(catalog):
 
 
 def test_common_words_choose_nothing_and_a_query_of_them_alone_gives_the_latest(catalog, monkeypatch):
-    monkeypatch.setattr(index_of_words, "MAX_ROWS", 5)
-    monkeypatch.setattr(index_of_words, "COMMON_ROWS", 4)
+    for module in (word_rows, index_of_words, postgres_words):
+        monkeypatch.setattr(module, "MAX_ROWS", 5)
+    monkeypatch.setattr(word_rows, "COMMON_ROWS", 4)
     for number in range(1, 11):
         add(catalog, number, f"the clip {number}" if number != 7 else "the camel clip")
     matches = catalog.find_words("the camel")
@@ -235,20 +239,24 @@ def test_common_words_choose_nothing_and_a_query_of_them_alone_gives_the_latest(
     assert catalog.find_words("unheard-of the clip").video_keys.tolist() == [10, 9, 8, 7, 6]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.text(st.sampled_from("abé黑猫跑 -'ガゴต์ि"), max_size=12), min_size=1, max_size=4),
     st.text(st.sampled_from("abé黑猫跑 -'ガゴต์ि"), max_size=6),
 )
-def test_python_finds_in_a_text_what_the_database_finds(tmp_path_factory, titles, query):
-    with create_catalog(tmp_path_factory.mktemp("words") / "index") as catalog:
-        for number, title in enumerate(titles, start=1):
-            add(catalog, number, title)
-        words = words_of_query(query)
-        expected = {
-            n for n, title in enumerate(titles, 1) if any(found_in(word, terms_of(title)) for word in words)
-        }
-        assert set(found(catalog, query)) == expected
+def test_python_finds_in_a_text_what_the_database_finds(catalog, titles, query):
+    for video_id in catalog.video_ids():  # Of the example before.
+        catalog.delete_video(video_id)
+    added = [add(catalog, number, title) for number, title in enumerate(titles)]
+    words = words_of_query(query)
+    expected = {
+        video_id
+        for video_id, title in zip(added, titles, strict=True)
+        if any(found_in(word, terms_of(title)) for word in words)
+    }
+    spans = catalog.segments_of_videos(found(catalog, query))
+    infos = catalog.segment_infos(spans.segment_ids)
+    assert {info.video_id for info in infos.values()} == expected
 
 
 def _to_format_5(path: Path) -> None:

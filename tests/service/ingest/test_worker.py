@@ -23,9 +23,10 @@ import pytest
 from indexer.errors import IndexBusyError, IndexDamagedError, IndexFullError, NotAVideoError
 from indexer.maintenance.verification import verify
 from indexer.store.job import FailureReason, Job
+from indexer.store.job_rows import GAVE_UP_REASON
 from indexer.store.records import NewVideo
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.jobs import GAVE_UP_REASON, JobQueue
+from indexer.store.sqlite.jobs import JobQueue
 from service.ingest.media_store import MediaStore, delete_orphans
 from service.ingest.worker import FULL_DISK_REASON, ID_TAKEN_REASON, INTERNAL_REASON, Worker
 from service.ingest.worker_process import WorkerState, keep_worker_running, worker_command

@@ -1,0 +1,88 @@
+"""Checksums of rows, and the facts of an index with theirs: the same in every store.
+
+A database checks its own pages, or leaves that to the disk, but not what a row says: each row has a checksum,
+so that a byte that changes is noticed where the row is read, and by `verify`, instead of being searched with
+or shown.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Final
+
+from indexer.errors import IndexDamagedError
+from indexer.store.records import IndexFacts
+
+NO_CHECKSUM: Final = -1
+"""Of values of types that were never written: a damaged row can hold anything. No row's checksum is this."""
+
+
+def checksum_of_row(values: Sequence[str | int | float | None]) -> int:
+    """CRC-32 of a row's values in the order of its columns, booleans as 0 or 1."""
+    try:
+        return zlib.crc32(json.dumps(list(values), ensure_ascii=False).encode())
+    except (TypeError, ValueError):
+        return NO_CHECKSUM
+
+
+def checksum_of_blob(
+    blob: bytes | bytearray | memoryview, *numbers: int | float, fingerprint: bytes = b""
+) -> int:
+    """CRC-32 of bytes together with numbers that say what they belong to, whole ones below 2^53, and with the
+    fingerprint that they were made with."""
+    try:
+        numbers_crc = zlib.crc32(struct.pack(f"<{len(numbers)}d", *numbers))
+        return zlib.crc32(blob, zlib.crc32(fingerprint, numbers_crc))
+    except (TypeError, struct.error, OverflowError):
+        return NO_CHECKSUM
+
+
+# The facts of an index
+
+_FACTS_CHECKSUM: Final = "checksum"
+
+
+def rows_of_facts(facts: IndexFacts, created_at: float) -> dict[str, str]:
+    """What a table of facts holds, by name. created_at: seconds since 1970."""
+    rows = {name: str(value) for name, value in asdict(facts).items()}
+    rows["created_at"] = repr(created_at)
+    rows[_FACTS_CHECKSUM] = str(_checksum_of_facts(rows))
+    return rows
+
+
+def facts_of_rows(rows: Mapping[str, str], where: object) -> tuple[IndexFacts, float]:
+    """The facts, and when the index was made, in seconds since 1970.
+
+    Args:
+        rows: of `rows_of_facts`; catalogs of early versions have no checksum.
+        where: names the index in errors.
+
+    Raises:
+        IndexDamagedError: one is missing, or not what was written.
+    """
+    try:
+        facts = IndexFacts(
+            fingerprint=rows["fingerprint"],
+            model_spec=rows["model_spec"],
+            embedding_dim=int(rows["embedding_dim"]),
+            num_frames=int(rows["num_frames"]),
+            sampling_json=rows["sampling_json"],
+        )
+        bytes.fromhex(facts.fingerprint)
+        created_at = float(rows["created_at"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise IndexDamagedError(f"the catalog {where} lacks a fact in its table of facts: {error}") from error
+    if _FACTS_CHECKSUM in rows and rows[_FACTS_CHECKSUM] != str(_checksum_of_facts(rows)):
+        raise IndexDamagedError(
+            f"the catalog {where} is damaged: its table of facts does not match its checksum"
+        )
+    return facts, created_at
+
+
+def _checksum_of_facts(rows: Mapping[str, str]) -> int:
+    names = sorted(rows.keys() - {_FACTS_CHECKSUM})
+    return checksum_of_row([text for name in names for text in (name, rows[name])])

@@ -1,0 +1,1 @@
+"""The store in PostgreSQL, for several machines: all SQL of it is here."""

@@ -1,0 +1,402 @@
+"""What every module of this store works with: connections, transactions, and texts as PostgreSQL takes them.
+
+Reading sees the newest commit with every statement (READ COMMITTED), and `snapshot` one moment (REPEATABLE
+READ). Whoever changes videos locks the one row of `counters` first, which gives sequence numbers and ids:
+they are committed in the order in which they were given, so that a follower that has read all above a number
+never misses one that comes later. Changes of jobs lock the rows of their jobs alone.
+
+PostgreSQL's texts hold no U+0000. Here U+0000 and U+0001 are stored as two characters each, U+0001 and
+U+0001 or U+0002, which keeps the order by code points; all other texts are stored as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import select
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn, TypeVar, cast
+
+import psycopg
+from psycopg import errors as postgres
+from psycopg.pq import TransactionStatus
+from psycopg.types.string import StrDumperUnknown, TextLoader
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from indexer.errors import (
+    IndexBusyError,
+    IndexDamagedError,
+    IndexFullError,
+    IndexNotFoundError,
+    IndexReadOnlyError,
+    IndexStorageError,
+    IndexSupersededError,
+    IndexVersionError,
+    QueryTimeoutError,
+    SearchCancelledError,
+)
+from indexer.store.cancellation import cancellation
+from indexer.store.checksums import checksum_of_row
+from indexer.store.postgres.address import PostgresAddress
+from indexer.store.records import Successor
+
+MINIMUM_VERSION: Final = 150_000
+"""PostgreSQL 15."""
+
+MAX_CONNECTIONS: Final = 12
+"""Of one process. A search uses one at a time; PostgreSQL's own default allows 100 of all processes."""
+
+CONNECT_SECONDS: Final = 10
+LEND_SECONDS: Final = 30
+"""How long a thread waits for one of the connections of its process."""
+
+LOCK_SECONDS: Final = 30
+"""How long a writer waits for another one before it gives up."""
+
+IDLE_SECONDS: Final = 60
+"""After which the server ends a writing transaction whose process does nothing (it was stopped, or its
+machine is gone), so that others can write."""
+
+ROWS_AT_ONCE: Final = 1_000
+"""Rows that one statement gives where there may be many."""
+
+_REFUSALS: Final = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    PoolTimeout,
+    postgres.InsufficientPrivilege,
+)
+
+Row = tuple[Any, ...]
+_Result = TypeVar("_Result")
+
+_ESCAPED: Final = {"\0": "\x01\x01", "\x01": "\x01\x02"}
+_UNESCAPED: Final = {escaped: character for character, escaped in _ESCAPED.items()}
+
+
+def escaped(text: str) -> str:
+    """A text as PostgreSQL takes it, see the head of this module."""
+    if "\0" not in text and "\x01" not in text:
+        return text
+    return re.sub("[\0\x01]", lambda found: _ESCAPED[found.group()], text)
+
+
+def unescaped(text: str) -> str:
+    """What `escaped` was given."""
+    if "\x01" not in text:
+        return text
+    return re.sub("\x01[\x01\x02]", lambda found: _UNESCAPED[found.group()], text)
+
+
+class _TextDumper(StrDumperUnknown):
+    def dump(self, obj: str) -> Any:
+        return super().dump(escaped(obj))
+
+
+class _TextReader(TextLoader):
+    def load(self, data: Any) -> Any:
+        text = super().load(data)
+        return unescaped(text) if isinstance(text, str) else text
+
+
+class StoreConnection(psycopg.Connection[Row]):
+    """A connection whose statements end where the thread's work is cancelled, or takes longer than it may."""
+
+    end_at: float = math.inf
+    """Of `time.monotonic`."""
+
+    def wait(self, gen: Any, interval: float = 0.05) -> Any:
+        """Wait for the server, looking now and then whether to go on waiting."""
+        if self.end_at == math.inf and cancellation() is None:
+            return super().wait(gen)
+        return super().wait(self._watched(gen), interval)
+
+    def _watched(self, gen: Generator[Any, Any, _Result]) -> Generator[Any, Any, _Result]:
+        cancelled, was_ended = cancellation(), False
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                is_late = time.monotonic() > self.end_at or (cancelled is not None and cancelled.is_set())
+                if not ready and is_late and not was_ended:
+                    was_ended = True
+                    self.cancel_safe(timeout=CONNECT_SECONDS)
+                wanted = gen.send(ready)
+        except StopIteration as stop:
+            return cast(_Result, stop.value)
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """A writing transaction under way. Callers hand it from method to method; only the store looks inside."""
+
+    connection: StoreConnection
+
+
+class Connections:
+    """Connections to one generation of an index. What PostgreSQL raises becomes an error of
+    `indexer.errors`."""
+
+    def __init__(
+        self, address: PostgresAddress, generation: int, *, although_superseded: bool = False
+    ) -> None:
+        """Connect once. although_superseded: whether `transaction` changes a generation that another one has
+        superseded. Raises IndexStorageError, IndexVersionError."""
+        self.schema = address.schema_of(generation)
+        self.where = f"schema {self.schema} of {address.conninfo}"
+        self._although_superseded = although_superseded
+        self._process_id = os.getpid()
+        self._closed = False
+        # The first one by hand: a pool says only that it waited too long.
+        with contextlib.closing(connect(address, self.schema)) as connection:
+            self.is_read_only, server_time = connection.execute(
+                "SELECT pg_is_in_recovery(), extract(epoch FROM clock_timestamp())::float8"
+            ).fetchone() or (True, 0.0)
+        self.clock_offset: float = server_time - time.monotonic()
+        self._pool: ConnectionPool[StoreConnection] = ConnectionPool(
+            address.conninfo,
+            connection_class=StoreConnection,
+            kwargs=_arguments(self.schema),
+            configure=_configure,
+            check=_check_alive,
+            min_size=0,
+            max_size=MAX_CONNECTIONS,
+            timeout=LEND_SECONDS,
+            num_workers=1,
+            open=True,
+        )
+
+    @contextlib.contextmanager
+    def reading(self, limit_seconds: float = math.inf) -> Iterator[StoreConnection]:
+        """A connection on which every statement sees the newest commit.
+
+        Args:
+            limit_seconds: how long the server may work inside the block.
+
+        Raises:
+            SearchCancelledError: the work was cancelled.
+            QueryTimeoutError: it took longer.
+        """
+        if self._closed:
+            raise RuntimeError("this catalog is closed")
+        if self._process_id != os.getpid():  # After a fork: its connections are the parent's.
+            raise RuntimeError("this catalog was opened by another process; open it again in this one")
+        try:
+            with self._pool.connection() as connection:
+                connection.end_at = time.monotonic() + limit_seconds
+                try:
+                    yield connection
+                finally:
+                    connection.end_at = math.inf
+        except postgres.QueryCanceled as error:
+            cancelled = cancellation()
+            if cancelled is not None and cancelled.is_set():
+                raise SearchCancelledError("the search was cancelled") from None
+            if limit_seconds < math.inf:
+                raise QueryTimeoutError(
+                    f"finding what the filter matches takes longer than {limit_seconds:g} seconds"
+                ) from None
+            raise translated(error, self.where) from error
+        except (psycopg.Error, PoolTimeout) as error:
+            raise translated(error, self.where) from error
+
+    @contextlib.contextmanager
+    def snapshot(self, limit_seconds: float = math.inf) -> Iterator[StoreConnection]:
+        """A connection on which all statements see the same moment; otherwise as `reading`."""
+        with self.reading(limit_seconds) as connection:
+            try:
+                with connection.pipeline():  # So that BEGIN goes with the first statement.
+                    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                    yield connection
+            finally:
+                _roll_back(connection)
+
+    @contextlib.contextmanager
+    def transaction(
+        self, *, although_superseded: bool = False, of_jobs: bool = False
+    ) -> Iterator[StoreConnection]:
+        """A writing transaction: committed, and on disk, at the end of the block; undone on any exception.
+
+        Args:
+            although_superseded: whether it changes a generation that another one has superseded.
+            of_jobs: whether it changes rows of jobs alone, next to other writers.
+
+        Raises:
+            IndexSupersededError: another generation of the index is the current one.
+            IndexReadOnlyError: the server takes no changes.
+        """
+        if self.is_read_only:
+            raise _read_only(self.where)
+        # Both locks keep off the one that another generation is made current with, FOR UPDATE.
+        lock = "FOR KEY SHARE" if of_jobs else "FOR NO KEY UPDATE"
+        with self.reading() as connection:
+            try:
+                with connection.pipeline():
+                    connection.execute("BEGIN")
+                    connection.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
+                    successor = read_successor(connection, lock)
+                if successor and not (although_superseded or self._although_superseded):
+                    raise IndexSupersededError(successor.generation)
+                yield connection
+                connection.execute("COMMIT")
+            finally:
+                _roll_back(connection)
+
+    @contextlib.contextmanager
+    def joined(self, transaction: Transaction | None, *, of_jobs: bool = False) -> Iterator[StoreConnection]:
+        """The connection of this transaction, which its owner ends, or a transaction for the block alone."""
+        if transaction is not None:
+            yield transaction.connection
+            return
+        with self.transaction(of_jobs=of_jobs) as connection:
+            yield connection
+
+    def rows(self, statement: str, values: Sequence[Any] = (), *, binary: bool = False) -> list[Row]:
+        """The rows that one statement gives now. binary: whether they hold bytes or many numbers."""
+        with self.reading() as connection:
+            return connection.execute(statement, values, binary=binary).fetchall()
+
+    def close(self) -> None:
+        """Close what is idle now, and what is lent out when it comes back."""
+        if not self._closed:
+            self._closed = True
+            if self._process_id == os.getpid():
+                self._pool.close()
+
+
+class PinnedConnections(Connections):
+    """Instead of a pool: one connection in one reading transaction, so that all reading through it is of one
+    moment. For one thread."""
+
+    def __init__(self, origin: Connections, connection: StoreConnection) -> None:
+        self.__dict__.update(vars(origin))
+        self._pinned = connection
+
+    @contextlib.contextmanager
+    def reading(self, limit_seconds: float = math.inf) -> Iterator[StoreConnection]:
+        """The connection. Limits are set, and errors translated, by the pool that it came from."""
+        yield self._pinned
+
+    snapshot = reading
+
+    def transaction(self, **_: object) -> NoReturn:  # type: ignore[override]
+        """Raises RuntimeError: a snapshot is only read."""
+        raise RuntimeError("a snapshot of a catalog cannot be changed")
+
+    def close(self) -> None:
+        """Nothing: the pool that it came from closes it."""
+
+
+def connect(address: PostgresAddress, schema: str) -> StoreConnection:
+    """One connection outside of any pool. Raises IndexStorageError, IndexNotFoundError, IndexVersionError."""
+    try:
+        connection = StoreConnection.connect(address.conninfo, **_arguments(schema))
+        try:
+            _configure(connection)
+        except BaseException:
+            connection.close()
+            raise
+    except psycopg.Error as error:
+        raise translated(error, f"schema {schema} of {address.conninfo}") from error
+    return connection
+
+
+def _arguments(schema: str) -> dict[str, Any]:
+    return {
+        "autocommit": True,
+        "connect_timeout": CONNECT_SECONDS,
+        "application_name": "xclip-search",
+        "client_encoding": "utf8",
+        # The schema alone: what else is on the path must not be found by our names.
+        "options": f"-c search_path={schema} -c lock_timeout={LOCK_SECONDS}s -c jit=off",
+    }
+
+
+def _configure(connection: StoreConnection) -> None:
+    connection.adapters.register_dumper(str, _TextDumper)
+    connection.adapters.register_loader("text", _TextReader)
+    if connection.info.server_version < MINIMUM_VERSION:
+        raise IndexVersionError("PostgreSQL 15 or later is needed")
+    if connection.info.parameter_status("server_encoding") != "UTF8":
+        raise IndexVersionError("the database must be of encoding UTF8: CREATE DATABASE ... ENCODING 'UTF8'")
+    # What is acknowledged is on disk. Stronger settings of the server (remote_apply) stay.
+    connection.execute(
+        "SELECT set_config('synchronous_commit', 'on', false)"
+        " WHERE current_setting('synchronous_commit') = 'off'"
+    )
+
+
+def _check_alive(connection: StoreConnection) -> None:
+    """Raise OperationalError where the server has ended an idle connection; without asking it."""
+    if connection.closed or select.select([connection.fileno()], [], [], 0)[0]:
+        connection.close()
+        raise psycopg.OperationalError("the server has closed the connection")
+
+
+def _roll_back(connection: StoreConnection) -> None:
+    if not connection.closed and connection.info.transaction_status != TransactionStatus.IDLE:
+        connection.execute("ROLLBACK")
+
+
+def translated(error: Exception, where: str) -> Exception:
+    """What PostgreSQL says about an index, as one of our errors. where: names the index in messages."""
+    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, postgres.LockNotAvailable | postgres.DeadlockDetected):
+        return IndexBusyError(
+            f"another process has been writing to {where} for {LOCK_SECONDS} seconds; nothing was changed;"
+            " try again"
+        )
+    if isinstance(error, postgres.DiskFull):
+        return IndexFullError(f"the disk of the database is full: {where} cannot grow; nothing was changed")
+    if isinstance(error, postgres.ReadOnlySqlTransaction):
+        return _read_only(where)
+    if isinstance(error, postgres.InvalidCatalogName):
+        return IndexNotFoundError(f"there is no index in {where}: {said}")
+    if isinstance(error, _REFUSALS):
+        return IndexStorageError(f"the database does not answer or refuses, {where}: {said}")
+    if isinstance(error, psycopg.Error):
+        # All statements are ours and fit the schema, and what they store is checked before.
+        return IndexDamagedError(f"the catalog in {where} is damaged: {said}")
+    return error
+
+
+def _read_only(where: str) -> IndexReadOnlyError:
+    return IndexReadOnlyError(
+        f"{where} is a replica, or takes no changes for another reason: it can be searched, not changed"
+    )
+
+
+# The generation that came after this one
+
+
+def read_successor(connection: StoreConnection, lock: str = "") -> Successor | None:
+    """None in the current generation. lock: of the row of counters. Raises IndexDamagedError."""
+    row = connection.execute(
+        f"SELECT successor_generation, successor_epoch, successor_crc32 FROM counters {lock}"
+    ).fetchone()
+    if row is None:
+        raise IndexDamagedError("the catalog is damaged: its row of counters is gone; restore a backup")
+    generation, epoch, checksum = row
+    if generation is None:
+        return None
+    if checksum_of_row((generation, epoch)) != checksum:
+        raise IndexDamagedError(
+            "the catalog is damaged: the row that names its successor does not match its checksum;"
+            " restore a backup"
+        )
+    return Successor(generation, epoch)
+
+
+def write_successor(connection: StoreConnection, successor: Successor | None) -> None:
+    """Name another generation, or none, within the caller's transaction. The commit is the switch."""
+    values: tuple[int | None, ...] = (None, None, None)
+    if successor is not None:
+        row = (successor.generation, successor.epoch)
+        values = (*row, checksum_of_row(row))
+    connection.execute(
+        "UPDATE counters SET successor_generation = %s, successor_epoch = %s, successor_crc32 = %s", values
+    )

@@ -1,0 +1,103 @@
+"""A PostgreSQL of the tests' own: in a temporary folder, on a Unix socket, without a port or a password."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+USER = "xclip"
+DATABASE = "videos"
+OPTIONS = (
+    "-c listen_addresses='' -c shared_buffers=64MB -c max_connections=150"
+    # A process that is killed loses nothing that it wrote: the operating system has it. Only a machine that
+    # fails would, which no test can do.
+    " -c fsync=off"
+)
+
+
+def find_programs() -> Path | None:
+    """The folder of `postgres` and `initdb` of the newest version, 15 or later; None where there is none."""
+    candidates = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
+    if (found := shutil.which("initdb")) is not None:
+        candidates.append(Path(found).resolve().parent)
+    versions = {}
+    for folder in candidates:
+        said = subprocess.run([folder / "postgres", "--version"], capture_output=True, text=True)
+        if (number := re.search(r"(\d+)", said.stdout)) is not None:
+            versions[int(number.group())] = folder
+    return versions[max(versions)] if versions and max(versions) >= 15 else None
+
+
+class PostgresServer:
+    """A running server; `address` of an index of any name."""
+
+    def __init__(self, programs: Path) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="xclip-pg-", dir="/tmp"))  # Short: a socket's path is.
+        self._programs = programs
+        # It refuses to run as root.
+        self._as_user = ["runuser", "-u", self._other_user(), "--"] if os.geteuid() == 0 else []
+        if self._as_user:
+            shutil.chown(self.folder, self._other_user())
+        self.data = self.folder / "data"
+        self._run("initdb", "-D", self.data, "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C", "-N")
+        self.start()
+        self._run("createdb", "-h", self.folder, "-U", USER, DATABASE)
+
+    @staticmethod
+    def _other_user() -> str:
+        import pwd
+
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam("postgres").pw_name
+        return "nobody"
+
+    def _run(self, program: str, *arguments: object) -> None:
+        subprocess.run(
+            [*self._as_user, self._programs / program, *map(str, arguments)],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+            timeout=100,
+        )
+
+    def start(self) -> None:
+        options = f"-k {self.folder} {OPTIONS}"
+        log = self.folder / "log"
+        self._run("pg_ctl", "-D", self.data, "-o", options, "-l", log, "-w", "-t", "90", "start")
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", self.data, "-m", "immediate", "-w", "stop")
+
+    def kill(self) -> None:
+        """As if the machine took it away: the postmaster gets SIGKILL, and its children notice."""
+        process_id = int((self.data / "postmaster.pid").read_text().splitlines()[0])
+        os.kill(process_id, signal.SIGKILL)
+
+    def address(self, name: str | None = None) -> str:
+        """Of an index; a name that no other has where none is given."""
+        schema = name or f"t{uuid.uuid4().hex[:12]}"
+        folders = f"media={self.folder}/media&cache={self.folder}/cache"
+        return f"postgresql://{USER}@/{DATABASE}?host={self.folder}&schema={schema}&{folders}"
+
+    def close(self) -> None:
+        with contextlib.suppress(subprocess.SubprocessError):
+            self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running_server(programs: Path) -> Iterator[PostgresServer]:
+    server = PostgresServer(programs)
+    try:
+        yield server
+    finally:
+        server.close()

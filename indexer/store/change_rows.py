@@ -58,7 +58,7 @@ def changes_after(sequence: int, rows: Sequence[Sequence[Any]], limit: int) -> l
 
 def is_whole_change(row: Sequence[Any]) -> bool:
     """Whether a row of COLUMNS and row_crc32 is what was written."""
-    return checksum_of_row(row[:-1]) == row[-1]
+    return bool(checksum_of_row(row[:-1]) == row[-1])
 
 
 def _change(row: Sequence[Any]) -> Change:

@@ -313,14 +313,16 @@ def open_store(address: str | Path, *, fingerprint: str | None = None) -> Store[
         indexer.errors.IndexNotFoundError: an index lies in a directory or at postgresql://, not at mysql://
     """
     if is_postgres_address(address):
-        return _postgres().PostgresCatalog.open(str(address), fingerprint=fingerprint)
+        opened: Store[Any] = _postgres().PostgresCatalog.open(str(address), fingerprint=fingerprint)
+        return opened
     return Catalog.open(_directory(address), fingerprint=fingerprint)
 
 
 def create_store(address: str | Path, facts: IndexFacts) -> Store[Any]:
     """Make an empty store at an address. Raises IndexExistsError, and what `open_store` raises."""
     if is_postgres_address(address):
-        return _postgres().PostgresCatalog.create(str(address), facts)
+        created: Store[Any] = _postgres().PostgresCatalog.create(str(address), facts)
+        return created
     return Catalog.create(_directory(address), facts)
 
 
@@ -328,7 +330,8 @@ def open_or_create_store(address: str | Path, facts: IndexFacts) -> Store[Any]:
     """`open_store` with the fingerprint of `facts` where there is an index, else `create_store`; raises what
     they raise."""
     if is_postgres_address(address):
-        return _postgres().PostgresCatalog.open_or_create(str(address), facts)
+        opened: Store[Any] = _postgres().PostgresCatalog.open_or_create(str(address), facts)
+        return opened
     return Catalog.open_or_create(_directory(address), facts)
 
 
@@ -336,7 +339,7 @@ def store_exists(address: str | Path) -> bool:
     """Whether there is an index at an address, without opening it. Raises IndexStorageError where a database
     does not answer."""
     if is_postgres_address(address):
-        return _postgres().index_exists(str(address))
+        return bool(_postgres().index_exists(str(address)))
     return index_exists(_directory(address))
 
 

@@ -141,7 +141,8 @@ def load(context: Any, array: Any, index: Any) -> Any:
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         kind = signature.args[0]
         is_half = kind.dtype == types.uint16
-        address = _address(context, builder, kind, *values, _HALVES if is_half else _FLOATS)
+        array, index = values
+        address = _address(context, builder, kind, array, index, _HALVES if is_half else _FLOATS)
         found = builder.load(address, align=2 if is_half else 4)
         return builder.fpext(found, _FLOATS) if is_half else found
 
@@ -153,8 +154,9 @@ def store(context: Any, array: Any, index: Any, vector: Any) -> Any:
     """Write them to array[index], float32."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        address = _address(context, builder, signature.args[0], *values[:2], _FLOATS)
-        builder.store(values[2], address, align=4)
+        array, index, vector = values
+        address = _address(context, builder, signature.args[0], array, index, _FLOATS)
+        builder.store(vector, address, align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, _lanes), code

@@ -180,9 +180,9 @@ class CompiledAttention:
         except IndexError:
             pass
         # PyTorch's memory begins at a cache line.
-        scratch = self._kernel.Scratch(*[torch.empty(size).numpy() for size in sizes])
-        scratch.ones.fill(1.0)
-        return scratch
+        made: Scratch = self._kernel.Scratch(*[torch.empty(int(size)).numpy() for size in sizes])
+        made.ones.fill(1.0)
+        return made
 
     def _held(self, matrices: Mapping[str, Tensor]) -> Matrices:
         """Views of the matrices, made again where they are in other memory."""

@@ -311,7 +311,7 @@ class PostgresCatalog:
     @property
     def is_read_only(self) -> bool:
         """Whether the server is a replica: it is searched, and changes are refused."""
-        return self.connections.is_read_only
+        return bool(self.connections.is_read_only)
 
     def keep_reserve(self) -> None:
         """Nothing: the disk is the server's."""

@@ -63,7 +63,8 @@ def read_state(connections: Connections, since: int | None, limit: int) -> Store
         if row is None:
             raise _without_counters()
         changes = () if since == row[0] else read_changes(connection, since, limit)
-        return StoreState(*row, changes)
+        sequence, token, num_videos, num_segments = row
+        return StoreState(sequence, token, num_videos, num_segments, changes)
 
 
 def read_changes(connection: StoreConnection, sequence: int, limit: int) -> list[Change]:

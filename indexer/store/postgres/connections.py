@@ -109,11 +109,11 @@ class StoreConnection(psycopg.Connection[Row]):
     end_at: float = math.inf
     """Of `time.monotonic`."""
 
-    def wait(self, gen: Any, interval: float = 0.05) -> Any:
+    def wait(self, gen: Any, interval: float = 0.05, timeout: float | None = None) -> Any:
         """Wait for the server, looking now and then whether to go on waiting."""
         if self.end_at == math.inf and cancellation() is None:
-            return super().wait(gen)
-        return super().wait(self._watched(gen), interval)
+            return super().wait(gen, timeout=timeout)
+        return super().wait(self._watched(gen), interval, timeout)
 
     def _watched(self, gen: Generator[Any, Any, _Result]) -> Generator[Any, Any, _Result]:
         cancelled, was_ended = cancellation(), False
@@ -283,7 +283,7 @@ class PinnedConnections(Connections):
 
     snapshot = reading
 
-    def transaction(self, **_: object) -> NoReturn:  # type: ignore[override]
+    def transaction(self, **_: object) -> NoReturn:
         """Raises RuntimeError: a snapshot is only read."""
         raise RuntimeError("a snapshot of a catalog cannot be changed")
 

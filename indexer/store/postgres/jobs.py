@@ -106,12 +106,14 @@ class JobQueue:
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each of the four states."""
-        found = dict(self._connections.rows("SELECT state, count(*) FROM jobs GROUP BY state"))
+        found: dict[str, int] = dict(
+            self._connections.rows("SELECT state, count(*) FROM jobs GROUP BY state")
+        )
         return {state: found.get(state, 0) for state in JOB_STATES}
 
     def failure_counts(self) -> dict[FailureReason, int]:
         """How many jobs failed for each reason, of those that are not forgotten yet."""
-        found = dict(
+        found: dict[str, int] = dict(
             self._connections.rows(
                 "SELECT failure, count(*) FROM jobs WHERE state = 'failed' GROUP BY failure"
             )

@@ -402,7 +402,7 @@ def _latest(connection: StoreConnection, words: Sequence[QueryWord]) -> NDArray[
 def passage_starts(connections: Connections, matches: WordMatches) -> NDArray[np.float64]:
     """When the passage of each match begins, float64 [N]; 0 for title and metadata."""
     row_ids = ((matches.video_keys << PASSAGE_BITS) + matches.passages).tolist()
-    starts = dict(
+    starts: dict[int, float] = dict(
         connections.rows(
             "SELECT row_id, start_seconds FROM words WHERE row_id = ANY(%s::bigint[])", (row_ids,)
         )

@@ -32,6 +32,7 @@ from indexer.errors import (
 from indexer.store.checksums import checksum_of_row, facts_of_rows
 from indexer.store.filters import Filter
 from indexer.store.records import (
+    FIRST_GENERATION,
     AddOutcome,
     Change,
     Damage,
@@ -73,7 +74,6 @@ from indexer.store.sqlite.features import FeatureRows, read_segment_infos
 from indexer.store.sqlite.files import FileTable, KeptOutTable, damaged_kept_out, find_kept_out
 from indexer.store.sqlite.filters import Condition, compile_filter, matching_segments
 from indexer.store.sqlite.generations import (
-    FIRST_GENERATION,
     directory_of,
     generations,
     index_exists,

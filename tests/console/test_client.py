@@ -554,11 +554,16 @@ def test_ctrl_c_ends_a_call_and_the_client_goes_on() -> None:
                 raise
             raise AssertionError("never")
 
-    with Client("http://server.example", transport=Slow()) as client:
-        with pytest.raises(KeyboardInterrupt):
-            client.stats()
-        assert cancelled.wait(10)
-        assert client.is_alive()
+    # Where the tests run in the background of a shell, it has set the signal to be ignored.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Client("http://server.example", transport=Slow()) as client:
+            with pytest.raises(KeyboardInterrupt):
+                client.stats()
+            assert cancelled.wait(10)
+            assert client.is_alive()
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def test_a_client_that_was_closed_says_so_and_may_be_closed_again() -> None:

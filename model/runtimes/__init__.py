@@ -11,7 +11,7 @@ from typing import Literal, get_args
 # process dies there or later. With this variable, read when TBB opens hwloc, it does without that flag:
 # https://github.com/uxlfoundation/oneTBB/issues/1636. Set here and not where OpenVINO is imported, because
 # that happens beside other threads, which may be reading the environment.
-os.environ.setdefault("TBB_ENABLE_SANITIZERS", "1")
+os.putenv("TBB_ENABLE_SANITIZERS", "1")
 
 Runtime = Literal["auto", "torch", "openvino"]
 """What computes the towers. auto: on a processor OpenVINO, where it is installed and computes the same as

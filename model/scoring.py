@@ -205,6 +205,8 @@ class ScoreHead(nn.Module):
     ) -> Scores:
         """Every text with every video in one block, which holds T x W x V x F similarities.
 
+        Where padding is masked, W is the number of words of the longest text.
+
         Args:
             text: T texts.
             video: V videos.
@@ -213,6 +215,8 @@ class ScoreHead(nn.Module):
                 averages one of them.
         """
         self._require_fitting(text, video)
+        if self.config.mask_padding:
+            text = _without_common_padding(text)
         return self._scores(self._parts(text, video, wanted), scale, len(text), len(video))
 
     def _scores(self, parts: Mapping[str, Tensor], scale: Tensor, num_texts: int, num_videos: int) -> Scores:

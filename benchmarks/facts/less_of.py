@@ -22,7 +22,7 @@ from training.demo_corpus.captions import Description, EventDescription, satisfi
 from training.demo_corpus.held_out import random_set
 from training.demo_corpus.scene import Scene
 from training.demo_model.evaluation import encode_frames
-from training.demo_model.recipe import draw_frames
+from training.demo_model.training_set import draw_frames
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 NUM_FIRST = 10

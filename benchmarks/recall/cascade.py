@@ -36,7 +36,7 @@ from model import TextFeatures, VideoFeatures, XClip
 from model.score_names import SCORE_NAMES
 from training.demo_corpus.held_out import mixed_set
 from training.demo_model.evaluation import encode_frames
-from training.demo_model.recipe import draw_frames
+from training.demo_model.training_set import draw_frames
 
 SHORTLISTS = (50, 100, 200, 500, 1000, 2000, 5000)
 WINDOWS = (50, 100, 200)

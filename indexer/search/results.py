@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import regex
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -34,6 +35,28 @@ from model.score_names import SCORE_NAMES
 
 if TYPE_CHECKING:
     from model.xclip import XClip
+
+_FUNCTION_WORDS = frozenset(
+    (
+        "a",
+        "an",
+        "the",
+        "and",
+        "of",
+        "in",
+        "on",
+        "at",
+        "to",
+        "from",
+        "by",
+        "with",
+        "is",
+        "are",
+        "it",
+        "its",
+        "that",
+    )
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,6 +280,15 @@ def texts_warnings(model: XClip, texts: Sequence[str]) -> list[str]:
             f"{num_foreign} of the texts do not look like English, the language that the model was trained on"
         )
     return warnings
+
+
+def knows_what_is_asked(model: XClip, text: str) -> bool:
+    """False for a text of which the model knows nothing but articles, prepositions and the like."""
+    unknown = set(model.unknown_words(text))
+    if not unknown:
+        return True
+    words = set(regex.findall(r"[\p{L}\p{N}']+", text.lower()))
+    return bool(words - unknown - _FUNCTION_WORDS)
 
 
 def _about_unknown_words(model: XClip, texts: Sequence[str]) -> list[str]:

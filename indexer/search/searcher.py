@@ -44,6 +44,7 @@ from indexer.search.results import (
     complete_scores,
     explain_segments,
     find_moments,
+    knows_what_is_asked,
     make_results,
     read_page,
     score_segments,
@@ -318,11 +319,16 @@ class Searcher:
     def _relevance(
         self, search: _Search, page: Page, baseline: Baseline | None, num_searched: int
     ) -> Relevance | None:
-        """Of each result of a page; None where a text is subtracted, or there is no baseline yet."""
+        """Of each result of a page; None where a text is subtracted, or there is no baseline yet.
+
+        Nothing matches a text of which the model knows no word, however far its score is from chance.
+        """
         mode, total = search.query.mode, page.hits.total
         if search.query.without is not None:
             return None
         percentiles = None if baseline is None else baseline.percentiles(mode, total)
+        if not knows_what_is_asked(self.model, search.query.text):
+            return Relevance(percentiles or [None] * len(total), ["none"] * len(total))
         probabilities = self.model.probability(torch.from_numpy(total))
         if probabilities is not None:
             matches = [match_of_probability(probability) for probability in probabilities.tolist()]

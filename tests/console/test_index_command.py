@@ -69,6 +69,27 @@ def test_what_was_indexed_is_found(indexed: Path) -> None:
     assert "5 of 5 videos in" in table.stdout
 
 
+def test_videos_that_look_the_same_are_one_line_that_names_them(
+    corpus: Path, model_directory: Path, tmp_path: Path
+) -> None:
+    index, folder = tmp_path / "index", tmp_path / "copies"
+    folder.mkdir()
+    first = corpus / "colour 1.mp4"
+    shutil.copy(first, folder / "first.mp4")
+    copy = folder / "copy.mp4"
+    copy.write_bytes(first.read_bytes() + b"\0\0\0\x08free")  # Another file that shows the same.
+    added = _run("index", folder, "--index", index, "--model", model_directory, "--workers", 1)
+    assert added.exit_code == 0, added.output
+    one_each = _run("search", "a blue square", "--index", index)
+    assert "2 of 2 videos" in one_each.stdout and "looks the same" not in one_each.stdout
+    folded = _run("search", "a blue square", "--index", index, "--fold")
+    assert folded.exit_code == 0, folded.output
+    assert "1 of 2 videos" in folded.stdout
+    answer = json.loads(_run("search", "a blue square", "--index", index, "--fold", "--json").stdout)
+    [result] = answer["results"]
+    assert f"looksthesame:{result['copies'][0]['id']}" in "".join(folded.stdout.split())
+
+
 def test_indexing_again_skips_what_is_in(indexed: Path, corpus: Path, tmp_path: Path) -> None:
     copy = tmp_path / "index"
     shutil.copytree(indexed, copy)

@@ -37,6 +37,9 @@ UNREACHABLE = "http://films.invalid/beach.mp4"
 ANY_VIDEO = {"id": {"exists": True}}
 """A filter that all videos match."""
 
+SUBTITLES = b"1\n00:00:01,000 --> 00:00:02,000\n"
+"""A transcript in SubRip, up to what is said."""
+
 _MADE_BY_SERVER = re.compile(r"[0-9a-f]{32}")
 
 _EXTRA_HEADERS = st.fixed_dictionaries(
@@ -165,6 +168,9 @@ class KnownThings:
         if "metadata" in form:
             # Any text is drawn for it: that it is an object in JSON, is not understood there.
             changed["metadata"] = json.dumps({"note": str(form["metadata"])})
+        if isinstance(form.get("transcript"), list):
+            # Any bytes are drawn for these: that they have lines with times, is not understood there.
+            changed["transcript"] = [SUBTITLES + _as_bytes(content) for content in form["transcript"]]
         case.body = changed
         # Bytes cannot be held against a schema, and would be taken for a mistake.
         _call_body_positive(case)
@@ -193,6 +199,11 @@ def _is_form_allowed_after_all(case: Case) -> bool:
     schema = case.operation.definition.raw["requestBody"]["content"][case.media_type]["schema"]
     form = {name: _as_text(value) for name, value in case.body.items()}
     return Draft202012Validator(schema).is_valid(form)
+
+
+def _as_bytes(value: Any) -> bytes:
+    content = value.data if isinstance(value, Binary) else value
+    return content if isinstance(content, bytes) else str(content).encode()
 
 
 def _as_text(value: Any) -> Any:

@@ -44,7 +44,7 @@ def with_known_weights(config: XClipConfig) -> XClip:
 def test_the_shipped_demo_model_has_the_fingerprint_it_was_published_with():
     assert (
         XClip.load("demo", device="cpu").fingerprint
-        == "07efe58e16adffaa23462929724763360ed52fbb3e560c9e1bddaf9aea05b28f"
+        == "32e341b153d05f183eff9e651d4571158f46ac5e9e630b0afaba99cf927671da"
     )
 
 

@@ -26,7 +26,7 @@ from model import (
 from model.aggregation import attend
 from model.preprocessing import Resizing
 from model.scoring import ScoreHead
-from model.tokenization import Tokenizer
+from model.tokenization import HubTokenizer, Tokenizer
 
 W, F, D, R = 32, 8, 32, 32
 
@@ -373,6 +373,12 @@ def test_importing_the_package_loads_no_torch():
 )
 def test_a_text_in_another_language_seems_foreign_to_clip_s_tokenizer(text: str) -> None:
     assert Tokenizer(77).seems_foreign(text)
+
+
+def test_the_tokenizer_names_the_language_that_queries_should_be_in() -> None:
+    assert Tokenizer(77).language == "English"
+    # Those of the Hub were mostly made for many languages.
+    assert HubTokenizer("no-such-place", 64, {}, lambda error: error).language is None
 
 
 @pytest.mark.parametrize(

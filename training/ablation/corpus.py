@@ -34,7 +34,9 @@ from training.demo_corpus.corpus import video_id
 from training.demo_corpus.held_out import random_set, sibling_hard_set
 from training.demo_corpus.rendering import write_video
 from training.demo_corpus.scene import Scene
-from training.demo_model.recipe import Recipe, Stage, learn_pictures, make_groups, make_training_set
+from training.demo_model.learning import learn_pictures
+from training.demo_model.recipe import Recipe, Stage
+from training.demo_model.training_set import draw_scenes, make_groups, make_training_set
 from training.errors import ConfigError
 
 HELD_OUT_SETS = {"random": "test.jsonl", "sibling-hard": "sibling-hard.jsonl"}
@@ -129,7 +131,7 @@ def _rows(recipe: CorpusRecipe) -> dict[str, list[tuple[Scene, list[str]]]]:
 
 
 def training_scenes(seed: int, num_groups: int, group_size: int) -> list[Scene]:
-    """Scenes of `num_groups` groups of siblings (`training.demo_model.recipe.make_groups`)."""
+    """Scenes of `num_groups` groups of siblings (`training.demo_model.training_set.make_groups`)."""
     groups = make_groups(Recipe(seed=seed, num_groups=num_groups, group_size=group_size))
     return [scene for group in groups for scene in group]
 
@@ -165,7 +167,7 @@ def _write_piece(folder: Path, scenes: list[Scene], size_pixels: int, frame_rate
 class StartRecipe:
     """How the towers are trained.
 
-    The sizes are those of `training.demo_model.recipe.Recipe`; every tower has `width` channels.
+    A small CLIP with transformers for both towers, as the official ones are; each has `width` channels.
 
     Attributes:
         num_groups, group_size: Scenes of whose frames the pictures are, none of a held-out set.
@@ -195,18 +197,24 @@ class StartRecipe:
             seed=self.seed,
             num_groups=self.num_groups,
             group_size=self.group_size,
-            captions_per_video=1,
+            captions_per_video=0,
             brief_captions_per_video=0,
             captions_per_frame=self.captions_per_picture,
-            image_size=self.image_size,
-            patch_size=self.patch_size,
-            width=self.width,
-            vision_layers=self.vision_layers,
+            vision={
+                "image_size": self.image_size,
+                "patch_size": self.patch_size,
+                "width": self.width,
+                "layers": self.vision_layers,
+                "head_width": 32,
+            },
+            embedding_dim=self.width,
+            text_width=self.width,
             text_layers=self.text_layers,
             temporal_layers=0,
             num_words=self.num_words,
             num_frames=self.num_frames,
-            pictures=Stage(self.num_steps, self.batch_size, self.learning_rate),
+            names_weight=0.0,
+            pictures=Stage(self.num_steps, self.batch_size, self.batch_size, self.learning_rate),
         )
 
 
@@ -238,9 +246,9 @@ def make_starting_point(
             num_drawn += count
             on_progress("drawing pictures", num_drawn, num_scenes)
 
-        data = make_training_set(
-            demo_recipe, make_groups(demo_recipe), model.tokenizer, num_threads, on_drawn
-        )
+        scenes = training_scenes(recipe.seed, recipe.num_groups, recipe.group_size)
+        frames = draw_scenes(scenes, recipe.num_frames, recipe.image_size, num_threads, on_drawn)
+        data = make_training_set(demo_recipe, scenes, frames, model.tokenizer)
         learn_pictures(
             model,
             data,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -121,17 +122,19 @@ def describe_briefly(scene: Scene, rng: random.Random) -> Description:
     said = EventDescription(
         kind=event.actor.kind if "kind" in attributes else None,
         colour=event.actor.colour if "colour" in attributes else None,
-        action=event.action if rng.random() < 0.5 else None,
+        action=event.action if rng.random() < 0.65 else None,
     )
-    return Description(scene.background if rng.random() < 0.3 else None, (said,))
+    return Description(scene.background if rng.random() < 0.15 else None, (said,))
 
 
 # The same claims as numbers, for whole batches.
 
 NOT_SAID = -1
+NOTHING_SHOWN = -2
 NUM_CLAIMS = 9
 NUM_FACTS = 9
 """Columns of both: background, number of events, same actor, then kind, colour, action of two events."""
+FIRST_KIND = 3
 
 
 def facts_of(scene: Scene) -> list[int]:
@@ -375,9 +378,13 @@ def _action(said: EventDescription, as_participle: bool, rng: random.Random) -> 
 
 def _actor(said: EventDescription, rng: random.Random) -> str:
     if said.kind is None:
-        return rng.choice(ANYTHING).format(colour=said.colour).replace("a orange", "an orange")
+        return _with_article_corrected(rng.choice(ANYTHING).format(colour=said.colour))
     words = [said.colour] if said.colour is not None else []
     return _with_article(" ".join([*words, rng.choice(KIND_WORDS[said.kind])]))
+
+
+def _with_article_corrected(said: str) -> str:
+    return said.replace("a orange", "an orange")
 
 
 def _with_article(noun: str) -> str:
@@ -404,6 +411,41 @@ def describe_frame(scene: Scene, time_seconds: float, rng: random.Random) -> str
     spot = rng.choice(PLACES[_third(placement.centre_x), _third(placement.centre_y)])
     said = f"{_with_article(' '.join(word for word in words if word))} {spot}"
     return said if rng.random() < 0.2 else f"{said}, {where}"
+
+
+def shown(scene: Scene, time_seconds: float) -> tuple[int, int]:
+    """Kind and colour of what one frame shows, as numbers; `NOTHING_SHOWN` twice while it is hidden."""
+    placement = place(scene, time_seconds)
+    if placement is None or placement.opacity < 0.5:
+        return NOTHING_SHOWN, NOTHING_SHOWN
+    return KINDS.index(placement.actor.kind), COLOURS.index(placement.actor.colour)
+
+
+def names() -> Iterator[tuple[tuple[str, str], tuple[int, int]]]:
+    """Every kind, every colour and both together, in two wordings, with kind and colour as numbers.
+
+    A number is `NOT_SAID` where the name leaves it open; the wordings are the same where there is only one.
+    """
+    for colour_number, colour in enumerate(COLOURS):
+        first, second = (pattern.format(colour=colour) for pattern in ANYTHING)
+        yield (_with_article_corrected(first), _with_article_corrected(second)), (NOT_SAID, colour_number)
+    for kind_number, kind in enumerate(KINDS):
+        words = KIND_WORDS[kind]
+        for colour_number, said in ((NOT_SAID, ""), *((n, f"{name} ") for n, name in enumerate(COLOURS))):
+            wordings = (_with_article(said + words[0]), _with_article(said + words[-1]))
+            yield wordings, (kind_number, colour_number)
+
+
+def named_by(claims: NDArray[np.int64], facts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each name is true of each frame: bool [M, N].
+
+    Args:
+        claims: int64 [M, 2], of `names`.
+        facts: int64 [N, 2], of `shown`.
+    """
+    claimed = claims[:, None, :]
+    true: NDArray[np.bool_] = ((claimed == NOT_SAID) | (claimed == facts)).all(axis=-1)
+    return true
 
 
 def _third(fraction: float) -> int:

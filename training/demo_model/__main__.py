@@ -14,11 +14,14 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
 
     from model import XClip
     from training.demo_corpus.scene import Scene
+    from training.demo_model.recipe import Recipe
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 console = Console(stderr=True)
@@ -37,14 +40,18 @@ def train(
     scale: Annotated[float, typer.Option(help="Multiplies the steps of every stage.", min=0.001)] = 1.0,
     groups: Annotated[int | None, typer.Option(help="Another number of groups of scenes.", min=50)] = None,
 ) -> None:
-    """Train the demo model from scratch with the committed recipe, and write it to OUTPUT/checkpoint."""
+    """Train the demo model from scratch with the committed recipe, and write it to OUTPUT/checkpoint.
+
+    Each finished part is kept in OUTPUT, and the same command again goes on after it.
+    """
     import numpy as np
     import torch
 
     from model import XClip
     from training.demo_corpus.captions import vocabulary
-    from training.demo_model import recipe as stages
-    from training.demo_model.recipe import Recipe, make_groups, make_training_set
+    from training.demo_model import learning
+    from training.demo_model.recipe import Recipe
+    from training.demo_model.training_set import make_groups, make_training_set
 
     recipe = Recipe()
     recipe = replace(
@@ -53,37 +60,46 @@ def train(
         num_groups=recipe.num_groups if groups is None else groups,
         pictures=recipe.pictures.scaled(scale),
         videos=recipe.videos.scaled(scale),
+        alike=recipe.alike.scaled(scale),
     )
     torch.set_num_threads(threads)
-    torch.manual_seed(recipe.seed)
-    rng = np.random.default_rng(recipe.seed)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "recipe.json").write_text(recipe.to_json(), encoding="utf-8")
+    _claim(output, recipe)
     log = _Log(output / "log.jsonl")
-
-    selection = _held_out_sets(NUM_HELD_OUT, SELECTION_SEED)
+    torch.manual_seed(recipe.seed)
     model = XClip(recipe.model_config(sorted(vocabulary()))).train()
-    stages.start_softly(model, recipe.matrix_identity)
+    learning.start_softly(model, recipe.matrix_identity)
     with _progress() as progress:
-        task = progress.add_task("drawing", total=recipe.num_groups * recipe.group_size)
-        data = make_training_set(
-            recipe, make_groups(recipe), model.tokenizer, threads, lambda count: progress.advance(task, count)
+        scenes = [scene for group in make_groups(recipe) for scene in group]
+        task = progress.add_task("drawing", total=len(scenes))
+        frames = _drawn_once(
+            output / "frames.npy", scenes, recipe, threads, lambda count: progress.advance(task, count)
         )
-        held_out = {
-            name: _draw(pairs, recipe.num_frames, recipe.image_size) for name, pairs in selection.items()
+        data = make_training_set(recipe, scenes, frames, model.tokenizer)
+        log.write(stage="drawing", num_videos=len(data))
+        stages = {
+            "pictures": learning.learn_pictures,
+            "videos": learning.learn_videos,
+            "alike": learning.learn_alike,
         }
-        log.write(stage="drawing", seconds=log.seconds(), num_videos=len(data))
-        for name, learn in (("pictures", stages.learn_pictures), ("videos", stages.learn_videos)):
+        for number, (name, learn) in enumerate(stages.items()):
             task = progress.add_task(name, total=getattr(recipe, name).num_steps)
 
             def on_step(stage: str, step: int, loss: float, task: Any = task) -> None:
                 progress.update(task, completed=step, description=f"{stage} loss {loss:.3f}")
                 if step % 20 == 0:
-                    log.write(stage=stage, step=step, loss=loss, seconds=log.seconds())
+                    log.write(stage=stage, step=step, loss=loss)
 
-            learn(model, data, recipe, rng, on_step)
-    model.eval()
-    log.write(stage="done", seconds=log.seconds(), **_selection_recall(model, selection, held_out))
+            finished = output / f"after-{name}"
+            if finished.is_dir():
+                model = XClip.load(finished, "cpu", "torch").train()
+                continue
+            learn(model, data, recipe, np.random.default_rng([recipe.seed, number]), on_step)
+            model.eval().save(finished.with_suffix(".unfinished"))
+            finished.with_suffix(".unfinished").rename(finished)
+            model.train()
+    selection = _held_out_sets(NUM_HELD_OUT, SELECTION_SEED)
+    held_out = {name: _draw(pairs, recipe.num_frames, recipe.image_size) for name, pairs in selection.items()}
+    log.write(stage="done", **_selection_recall(model.eval(), selection, held_out))
     model.save(output / "checkpoint")
     console.print(f"{output / 'checkpoint'} after {log.seconds() / 60:.1f} minutes")
 
@@ -103,7 +119,14 @@ def evaluate(
     By default each video is written as an mp4 and read back as the indexer reads it.
     """
     from model import XClip
-    from training.demo_model.evaluation import brief_markdown, brief_table, markdown, score_set, table
+    from training.demo_model.evaluation import (
+        brief_markdown,
+        brief_table,
+        markdown,
+        named_right,
+        score_set,
+        table,
+    )
 
     model = XClip.load(model_spec, runtime="torch")
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -114,8 +137,14 @@ def evaluate(
         rows[title] = table(score_set(model, frames, [caption for _, caption in pairs]))
         typer.echo(markdown(f"{title}, {num_videos} videos, seed {seed}", rows[title]))
         if name == "random":
-            rows["Brief"] = brief_table(model, [scene for scene, _ in pairs], frames, seed)
+            scenes = [scene for scene, _ in pairs]
+            rows["Brief"] = brief_table(model, scenes, frames, seed)
+            rows["Frames"] = [named_right(model, scenes, frames)]
     typer.echo(brief_markdown(num_videos, rows["Brief"]))
+    typer.echo(
+        "Of single frames, {kind:.1f} % are given their kind's name, {colour:.1f} % their colour's, "
+        "{both:.1f} % that of both.".format(**rows["Frames"][0])
+    )
     if report is not None:
         facts = {"fingerprint": model.fingerprint, "seed": seed, "num_videos": num_videos, "sets": rows}
         report.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -127,10 +156,38 @@ def _held_out_sets(num_videos: int, seed: int) -> dict[str, list[tuple[Scene, st
     return {"random": random_set(num_videos, seed), "sibling-hard": sibling_hard_set(num_videos, seed)}
 
 
+def _claim(output: Path, recipe: Recipe) -> None:
+    """Make OUTPUT, or check that what it holds is of the same recipe."""
+    path = output / "recipe.json"
+    if path.exists() and path.read_text(encoding="utf-8") != recipe.to_json():
+        raise typer.BadParameter(f"{output} holds the training of another recipe; choose another folder")
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(recipe.to_json(), encoding="utf-8")
+
+
+def _drawn_once(
+    path: Path, scenes: list[Scene], recipe: Recipe, num_processes: int, on_progress: Callable[[int], None]
+) -> NDArray[np.uint8]:
+    """All scenes' frames, uint8 [N, F, R, R, 3], from the file where they were drawn before."""
+    import numpy as np
+
+    from training.demo_model.training_set import draw_scenes
+
+    if path.exists():
+        on_progress(len(scenes))
+        kept: NDArray[np.uint8] = np.load(path)
+        return kept
+    frames = draw_scenes(scenes, recipe.num_frames, recipe.image_size, num_processes, on_progress)
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    np.save(unfinished, frames)
+    unfinished.rename(path)
+    return frames
+
+
 def _draw(pairs: list[tuple[Scene, str]], num_frames: int, image_size: int) -> NDArray[np.uint8]:
     import numpy as np
 
-    from training.demo_model.recipe import draw_frames
+    from training.demo_model.training_set import draw_frames
 
     return np.stack([draw_frames(scene, num_frames, image_size) for scene, _ in pairs])
 
@@ -172,14 +229,13 @@ class _Log:
 
     def __init__(self, path: Path) -> None:
         self._path, self._started = path, time.monotonic()
-        path.write_text("", encoding="utf-8")
 
     def seconds(self) -> float:
         return round(time.monotonic() - self._started, 1)
 
     def write(self, **facts: Any) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(facts) + "\n")
+            file.write(json.dumps({**facts, "seconds": self.seconds()}) + "\n")
 
 
 def _progress() -> Progress:
@@ -192,4 +248,5 @@ def _progress() -> Progress:
     )
 
 
-app(prog_name="python -m training.demo_model")
+if __name__ == "__main__":
+    app(prog_name="python -m training.demo_model")

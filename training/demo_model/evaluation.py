@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 
 from model import Scores, VideoFeatures, XClip
 from model.score_names import SCORE_NAMES
-from training.demo_corpus.captions import Description, EventDescription, satisfies, say
+from training.demo_corpus.captions import (
+    NOT_SAID,
+    NOTHING_SHOWN,
+    Description,
+    EventDescription,
+    names,
+    satisfies,
+    say,
+    shown,
+)
 from training.demo_corpus.scene import Scene
 from training.evaluation.metrics import retrieval_metrics
 
@@ -50,9 +59,9 @@ def table(scores: Scores) -> list[dict[str, Any]]:
     singles = {name: getattr(scores, name).numpy() for name in SCORE_NAMES}
     subsets: dict[str, NDArray[np.float32]] = {"total": scores.total.numpy()}
     for size in (1, 2):
-        for names in combinations(SCORE_NAMES, size):
-            label = " + ".join(names) if size == 1 else " + ".join(LABELS[name] for name in names)
-            subsets[label] = np.mean([singles[name] for name in names], axis=0)
+        for chosen in combinations(SCORE_NAMES, size):
+            label = " + ".join(chosen) if size == 1 else " + ".join(LABELS[name] for name in chosen)
+            subsets[label] = np.mean([singles[name] for name in chosen], axis=0)
     rows = []
     for label, similarity in subsets.items():
         for direction, matrix in (("text to video", similarity), ("video to text", similarity.T)):
@@ -87,6 +96,28 @@ def brief_table(
             {"query": kind, "example": queries[0], "first_result_right": 100.0 * float(np.mean(right))}
         )
     return rows
+
+
+def named_right(model: XClip, scenes: Sequence[Scene], frames: NDArray[np.uint8]) -> dict[str, float]:
+    """How many single frames, in percent, have their own name first among all: of kinds, colours, and both.
+
+    What the vision tower alone can tell; frames that show nothing are left out.
+
+    Args:
+        frames: uint8 [N, F, R, R, 3], of N scenes.
+    """
+    facts = np.array([[shown(scene, float(second)) for second in range(frames.shape[1])] for scene in scenes])
+    visible = facts[..., 0] != NOTHING_SHOWN
+    pictures = encode_frames(model, frames).frames[torch.from_numpy(visible)]
+    wordings, claims = zip(*names(), strict=True)
+    sentences = model.encode_text([first for first, _ in wordings]).sentence
+    ranked, numbers = (sentences @ pictures.T).numpy(), np.array(claims)
+    found = {}
+    for name, said in (("kind", (True, False)), ("colour", (False, True)), ("both", (True, True))):
+        of_this_form = np.flatnonzero(((numbers != NOT_SAID) == said).all(axis=1))
+        best = numbers[of_this_form[ranked[of_this_form].argmax(axis=0)]]
+        found[name] = 100.0 * float((best == facts[visible])[:, list(said)].all(axis=1).mean())
+    return found
 
 
 def brief_markdown(num_videos: int, rows: Sequence[dict[str, Any]]) -> str:

@@ -81,6 +81,25 @@ def test_a_result_that_chance_gives_is_no_strong_match(searcher: Searcher) -> No
     assert found == sorted(found) and found[-1] == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "knows"), [("an elephant", False), ("elephant and giraffe", False), ("a red elephant", True)]
+)
+def test_nothing_matches_a_text_of_which_the_model_knows_no_word(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch, text: str, knows: bool
+) -> None:
+    monkeypatch.setattr(
+        XClip,
+        "unknown_words",
+        lambda self, text: [word for word in text.split() if word in ("elephant", "giraffe")],
+    )
+    monkeypatch.setattr(
+        Baseline, "matches", lambda self, mode, scores, num_segments: ["strong"] * len(scores)
+    )
+    answer = searcher.search(SearchQuery(text, limit=3))
+    assert [result.match for result in answer.results] == ["strong" if knows else "none"] * 3
+    assert "the model does not know these words" in answer.warnings[0]
+
+
 def test_a_model_with_a_sigmoid_says_how_sure_it_is(
     searcher: Searcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,9 @@
 
 tests/data/index-0.1.0 was made with the code of that version and the demo model: three of four videos, one of
 them changed, three jobs; the other archive is the same index after it was reindexed to segments of at most
-four seconds, with both generations. expected.json says what that version answered.
+four seconds, with both generations. expected.json says what that version answered. The demo model has been
+trained again since; of the one of that version model.safetensors holds what scores one query: the query's
+features, the matrices and the scale.
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ from __future__ import annotations
 import json
 import sqlite3
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from indexer.errors import IndexDamagedError
 from indexer.maintenance.backup import backup, restore
@@ -29,7 +33,7 @@ from indexer.store.sqlite import schema
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.files import FileTable, KeptOutTable
 from indexer.store.sqlite.jobs import JobQueue
-from model import XClip
+from model import TextFeatures, XClip, XClipConfig
 from tests.support.catalog_builders import add_and_finish, add_video, make_segment
 
 DATA = Path(__file__).resolve().parents[2] / "data/index-0.1.0"
@@ -49,7 +53,19 @@ def index(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def demo_model() -> XClip:
-    return XClip.load("demo", "cpu")
+    """That of version 0.1.0, which knows one query."""
+    tensors = load_file(DATA / "model.safetensors")
+    text = TextFeatures(*(tensors.pop(f"text.{name}") for name in ("sentence", "words", "word_mask")))
+    model = XClip(XClipConfig.from_json((DATA / "model.json").read_text(encoding="utf-8"))).eval()
+    _, unexpected = model.load_state_dict(tensors, strict=False)
+    assert not unexpected
+    model.__dict__["fingerprint"] = EXPECTED["model_fingerprint"]
+
+    def encode(texts: Sequence[str]) -> TextFeatures:
+        return text[[0] * len(texts)]
+
+    model.encode_text = encode  # type: ignore[method-assign]
+    return model
 
 
 def check_results(index: Path, model: XClip, expected: list[list[Any]]) -> None:

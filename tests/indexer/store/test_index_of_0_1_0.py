@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import sqlite3
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from torch import Tensor
 
 from indexer.errors import IndexDamagedError
 from indexer.maintenance.backup import backup, restore
@@ -61,10 +61,10 @@ def demo_model() -> XClip:
     assert not unexpected
     model.__dict__["fingerprint"] = EXPECTED["model_fingerprint"]
 
-    def encode(texts: Sequence[str]) -> TextFeatures:
-        return text[[0] * len(texts)]
+    def encode(input_ids: Tensor) -> TextFeatures:
+        return text[[0] * len(input_ids)]
 
-    model.encode_text = encode  # type: ignore[method-assign]
+    model.encode_tokens = encode  # type: ignore[method-assign]
     return model
 
 

@@ -333,6 +333,37 @@ class IndexFacts:
     sampling_json: str
 
 
+class WithFacts:
+    """A store, as far as it is described by its facts."""
+
+    facts: IndexFacts
+
+    @property
+    def fingerprint(self) -> str:
+        """Of model and sampling, 64 hex digits."""
+        return self.facts.fingerprint
+
+    @property
+    def model_spec(self) -> str:
+        """How to load the model that made the features."""
+        return self.facts.model_spec
+
+    @property
+    def embedding_dim(self) -> int:
+        """D of every feature."""
+        return self.facts.embedding_dim
+
+    @property
+    def num_frames(self) -> int:
+        """F of every segment's frame features."""
+        return self.facts.num_frames
+
+    @property
+    def sampling_json(self) -> str:
+        """How frames were sampled, from `Sampling.to_json`."""
+        return self.facts.sampling_json
+
+
 MAX_ID_LENGTH = 200
 MAX_TEXT_LENGTH = 10_000
 MAX_METADATA_BYTES = 64 << 10

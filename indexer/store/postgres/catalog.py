@@ -24,7 +24,7 @@ from indexer.errors import (
     VideoNotFoundError,
 )
 from indexer.store.checksums import checksum_of_row
-from indexer.store.filters import Filter
+from indexer.store.filters import Condition, Filter
 from indexer.store.postgres.address import PostgresAddress
 from indexer.store.postgres.changes import (
     forget_changes,
@@ -49,7 +49,6 @@ from indexer.store.postgres.features import INFO, FeatureRows, segment_infos
 from indexer.store.postgres.files import FileTable, KeptOutTable, find_kept_out
 from indexer.store.postgres.filters import (
     FILTERED_COLUMNS,
-    Condition,
     compile_filter,
     filtered_values,
     matching_segments,
@@ -83,6 +82,7 @@ from indexer.store.records import (
     StoreState,
     Successor,
     VideoRecord,
+    WithFacts,
     WordMatches,
     check_segments,
     check_sha256,
@@ -114,7 +114,7 @@ _INSERT: Final = (
 )
 
 
-class PostgresCatalog:
+class PostgresCatalog(WithFacts):
     """Videos, their segments and features, the change log and the jobs of one generation of an index.
 
     Made by `create` or `open`. The contracts of its methods stand at those of
@@ -252,31 +252,6 @@ class PostgresCatalog:
             yield pinned
 
     # What it is
-
-    @property
-    def fingerprint(self) -> str:
-        """Of model and sampling, 64 hex digits."""
-        return self.facts.fingerprint
-
-    @property
-    def model_spec(self) -> str:
-        """How to load the model that made the features."""
-        return self.facts.model_spec
-
-    @property
-    def embedding_dim(self) -> int:
-        """D of every feature."""
-        return self.facts.embedding_dim
-
-    @property
-    def num_frames(self) -> int:
-        """F of every segment's frame features."""
-        return self.facts.num_frames
-
-    @property
-    def sampling_json(self) -> str:
-        """How frames were sampled, from `Sampling.to_json`."""
-        return self.facts.sampling_json
 
     @property
     def size_bytes(self) -> int:

@@ -19,7 +19,7 @@ from indexer.store.records import VideoRecord
 from indexer.store.store import Jobs, Store
 from service.admission import SearchLimiter
 from service.derived_media import MediaReader, Previews, Thumbnails
-from service.errors import NotReadyError, may_raise
+from service.errors import IndexUnavailableError, NotReadyError, may_raise
 from service.ingest.media_store import MediaStore
 from service.settings import Settings
 
@@ -87,7 +87,7 @@ class ReadyService:
     playability: Playability
 
 
-@may_raise(NotReadyError)
+@may_raise(NotReadyError, IndexUnavailableError)
 async def get_service(request: Request) -> ReadyService:
     """The loaded service. Raises NotReadyError until it is."""
     service = request.app.state.service

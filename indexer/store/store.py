@@ -43,6 +43,7 @@ from indexer.store.records import (
 )
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import index_exists
+from indexer.store.sqlite.switching import DirectoryGenerations
 from indexer.store.transcripts import Transcript, TranscriptFile
 from indexer.store.video_rows import VideoChanges
 
@@ -181,28 +182,48 @@ class Maintained(Protocol):
     def damages(self, on_progress: Callable[[int], None]) -> Iterator[Damage]: ...
 
 
-class Generations(Protocol):
+class Generations(Protocol[JobTransaction]):
     """Which generation of the index is the current one."""
 
     @property
     def superseded_by(self) -> Successor | None: ...
     def generations(self) -> list[int]: ...
     def ids_in_other_generations(self, video_ids: Sequence[str]) -> set[str]: ...
+    def carry_over(self, successor: Self, transaction: JobTransaction) -> int: ...
+    def hand_over(self, successor: Self, transaction: JobTransaction) -> None: ...
+
+
+class IndexGenerations(Protocol):
+    """All generations of one index, for the process that makes, switches and removes them."""
+
+    def locked(self) -> AbstractContextManager[None]: ...
+    def numbers(self) -> list[int]: ...
+    def successors(self) -> dict[int, Successor | None]: ...
+    def open_current(self) -> Store[Any]: ...
+    def open(self, number: int, *, although_superseded: bool = False) -> Store[Any]: ...
+    def create(self, facts: IndexFacts, *, successor_of: int) -> Store[Any]: ...
+    def remove(self, number: int) -> None: ...
 
 
 class SearchedStore(Described, SegmentStore, SearchedWords, ChangeLog, Protocol):
     """What searches and the coarse index read.
 
-    filter_limit_seconds: how long it may take to find what a filter matches.
+    filter_limit_seconds: how long it may take to find what a filter matches. silence_limit_seconds: how long
+    a database may be silent before IndexUnavailableError. is_available: false while it does not answer.
     """
 
     filter_limit_seconds: float
+    silence_limit_seconds: float
 
     @property
     def is_read_only(self) -> bool: ...
+    @property
+    def is_available(self) -> bool: ...
 
 
-class Store(SearchedStore, VideoStore[Transaction], Generations, Maintained, Protocol[Transaction]):
+class Store(
+    SearchedStore, VideoStore[Transaction], Generations[Transaction], Maintained, Protocol[Transaction]
+):
     """The truth about an index. Safe to use from several threads; a context manager that closes it."""
 
     @property
@@ -343,10 +364,18 @@ def store_exists(address: str | Path) -> bool:
     return index_exists(_directory(address))
 
 
-def _postgres() -> ModuleType:
-    """The store in PostgreSQL, which needs an extra."""
+def generations_of(address: str | Path) -> IndexGenerations:
+    """All generations of the index at an address. Raises IndexNotFoundError where it is none."""
+    if is_postgres_address(address):
+        of_schemas: IndexGenerations = _postgres("switching").SchemaGenerations(str(address))
+        return of_schemas
+    return DirectoryGenerations(_directory(address))
+
+
+def _postgres(module: str = "catalog") -> ModuleType:
+    """A module of the store in PostgreSQL, which needs an extra."""
     try:
-        return importlib.import_module("indexer.store.postgres.catalog")
+        return importlib.import_module(f"indexer.store.postgres.{module}")
     except ModuleNotFoundError as error:
         if error.name not in ("psycopg", "psycopg_pool"):
             raise

@@ -82,10 +82,27 @@ class PostgresServer:
         process_id = int((self.data / "postmaster.pid").read_text().splitlines()[0])
         os.kill(process_id, signal.SIGKILL)
 
-    def address(self, name: str | None = None) -> str:
-        """Of an index; a name that no other has where none is given."""
-        schema = name or f"t{uuid.uuid4().hex[:12]}"
-        folders = f"media={self.folder}/media&cache={self.folder}/cache"
+    def pause(self) -> None:
+        """Stop all its processes where they are: what connects or waits for an answer hears nothing."""
+        self._signal_all(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: int) -> None:
+        postmaster = int((self.data / "postmaster.pid").read_text().splitlines()[0])
+        os.kill(postmaster, number)  # First, so that it starts no more.
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        for process_id in map(int, children):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process_id, number)
+
+    def address(self, name: str | None = None, folder: Path | None = None) -> str:
+        """Of an index; a name that no other has where none is given. folder: of uploads and what is
+        derived."""
+        schema, folder = name or f"t{uuid.uuid4().hex[:12]}", folder or self.folder
+        folders = f"media={folder}/media&cache={folder}/cache"
         return f"postgresql://{USER}@/{DATABASE}?host={self.folder}&schema={schema}&{folders}"
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ DEFAULT_SCHEMA: Final = "xclip"
 
 _OURS: Final = ("schema", "media", "cache")
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,49}")
+_OF_A_GENERATION: Final = re.compile(r"_g[0-9]+$")
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,10 @@ class PostgresAddress:
         if any(names.count(name) > 1 for name in _OURS) or "options" in names:
             raise IndexNotFoundError("an address names one schema and one folder each, and no options")
         schema = ours.get("schema", DEFAULT_SCHEMA)
-        if not _SCHEMA.fullmatch(schema) or schema.startswith("pg_"):
+        if not _SCHEMA.fullmatch(schema) or schema.startswith("pg_") or _OF_A_GENERATION.search(schema):
             raise IndexNotFoundError(
-                "a schema is named by 1 to 50 lower-case letters, digits and _, and does not begin with a"
-                " digit or pg_"
+                "a schema is named by 1 to 50 lower-case letters, digits and _, does not begin with a digit"
+                " or pg_, and does not end in _g and digits, as the schemas of later generations do"
             )
         others = [(name, value) for name, value in parameters if name not in _OURS]
         base = f"postgresql://{parts.netloc}{parts.path or '/'}"
@@ -122,7 +123,8 @@ class PostgresAddress:
         """How the index is backed up, restored and moved: by PostgreSQL's own commands, and by ours."""
         return (
             f"PostgreSQL makes its own backups of one moment: pg_dump --format=custom --schema={self.schema}"
-            f" --file=FILE '{self.conninfo}', and back: pg_restore --dbname='{self.conninfo}' FILE; for going"
+            f" --schema='{self.schema}_g[0-9]*' --file=FILE '{self.conninfo}', and back:"
+            f" pg_restore --dbname='{self.conninfo}' FILE; for going"
             " back to any moment it archives its log (pg_basebackup). The commands export and import move an"
             " index to another store"
         )

@@ -17,14 +17,19 @@ from numpy.typing import NDArray
 from indexer.errors import (
     DuplicateIdError,
     FingerprintMismatchError,
+    IndexDamagedError,
     IndexExistsError,
+    IndexNotFoundError,
+    IndexSupersededError,
     InvalidRecordError,
     KeptOutError,
     OtherwiseDoneError,
     VideoNotFoundError,
 )
 from indexer.store.checksums import checksum_of_row
+from indexer.store.file_rows import FILE_COLUMNS, KEPT_OUT_COLUMNS
 from indexer.store.filters import Condition, Filter
+from indexer.store.job_rows import COLUMNS as JOB_COLUMNS
 from indexer.store.postgres.address import PostgresAddress
 from indexer.store.postgres.changes import (
     forget_changes,
@@ -42,8 +47,7 @@ from indexer.store.postgres.connections import (
     StoreConnection,
     Transaction,
     connect,
-    read_successor,
-    write_successor,
+    translating,
 )
 from indexer.store.postgres.features import INFO, FeatureRows, segment_infos
 from indexer.store.postgres.files import FileTable, KeptOutTable, find_kept_out
@@ -53,9 +57,17 @@ from indexer.store.postgres.filters import (
     filtered_values,
     matching_segments,
 )
+from indexer.store.postgres.generations import (
+    list_generations,
+    name_generation,
+    named_generation,
+    read_successor,
+    read_successors,
+    write_successor,
+)
 from indexer.store.postgres.integrity import damages, recount
 from indexer.store.postgres.jobs import JobQueue
-from indexer.store.postgres.schema import create_schema, read_facts, schema_exists
+from indexer.store.postgres.schema import create_schema, is_taken, read_facts
 from indexer.store.postgres.words import (
     TranscriptTable,
     add_words,
@@ -198,14 +210,23 @@ class PostgresCatalog(WithFacts):
             FingerprintMismatchError: it has another fingerprint.
             IndexStorageError: the database does not answer or refuses.
         """
-        number, epoch = FIRST_GENERATION, -1
+        number = read_current_generation(address)
         while True:
-            catalog = cls.open_generation(address, number)
-            successor = catalog.superseded_by
-            if successor is None or successor.epoch <= epoch:
-                break
-            catalog.close()
-            number, epoch = successor.generation, successor.epoch
+            try:
+                catalog = cls.open_generation(address, number)
+                if catalog.superseded_by is None:
+                    break
+                catalog.close()
+            except IndexNotFoundError:
+                if number == FIRST_GENERATION:
+                    raise
+            # It was current when its name was read. Where it still is named, one of the two is wrong.
+            former, number = number, read_current_generation(address)
+            if number == former:
+                raise IndexDamagedError(
+                    f"{address} names generation {number} the current one, which is gone or names another:"
+                    " restore all schemas of the index from one backup"
+                )
         if fingerprint is not None and catalog.fingerprint != fingerprint:
             catalog.close()
             raise FingerprintMismatchError(expected=fingerprint, found=catalog.fingerprint)
@@ -288,6 +309,21 @@ class PostgresCatalog(WithFacts):
         """Whether the server is a replica: it is searched, and changes are refused."""
         return bool(self.connections.is_read_only)
 
+    @property
+    def is_available(self) -> bool:
+        """False while the database does not answer, as far as is known without asking it."""
+        return self.connections.availability.away_since is None
+
+    @property
+    def silence_limit_seconds(self) -> float:
+        """How long the database may be silent, then IndexUnavailableError. While it is known not to answer,
+        that comes at once."""
+        return self.connections.silence_limit_seconds
+
+    @silence_limit_seconds.setter
+    def silence_limit_seconds(self, seconds: float) -> None:
+        self.connections.silence_limit_seconds = seconds
+
     def keep_reserve(self) -> None:
         """Nothing: the disk is the server's."""
 
@@ -296,8 +332,11 @@ class PostgresCatalog(WithFacts):
     @property
     def superseded_by(self) -> Successor | None:
         """Which generation takes the changes instead of this one; None where this is the current one."""
-        with self.connections.reading() as connection:
-            return read_successor(connection)
+        try:
+            with self.connections.reading() as connection:
+                return read_successor(connection)
+        except IndexSupersededError as error:  # It was removed.
+            return Successor(error.generation, epoch=0)
 
     def ids_in_other_generations(self, video_ids: Sequence[str]) -> set[str]:
         """Those of `video_ids` that another generation of the index has."""
@@ -313,12 +352,8 @@ class PostgresCatalog(WithFacts):
 
     def generations(self) -> list[int]:
         """Numbers of the generations of the index, ascending."""
-        first = self._address.schema
-        rows = self.connections.rows(
-            "SELECT nspname::text FROM pg_catalog.pg_namespace WHERE nspname = %s OR nspname ~ %s",
-            (first, f"^{first}_g[0-9]+$"),
-        )
-        return sorted(int(name.removeprefix(first).removeprefix("_g") or 1) for (name,) in rows)
+        with self.connections.reading() as connection:
+            return list_generations(connection, self._address)
 
     # Changing videos
 
@@ -724,33 +759,53 @@ class PostgresCatalog(WithFacts):
         rebuild_words(connection)
         recount(connection)
 
+    def carry_over(self, successor: Self, transaction: Transaction) -> int:
+        """Bring jobs, known files and kept-out content to another generation, in place of what is there."""
+        connection, into = transaction.connection, successor.connections.schema
+        # Until the end of the transaction no job changes either.
+        connection.execute("SELECT 1 FROM counters FOR UPDATE")
+        for table, columns in (
+            ("files", f"{FILE_COLUMNS}, row_crc32"),
+            ("kept_out", f"{KEPT_OUT_COLUMNS}, row_crc32"),
+            ("jobs", JOB_COLUMNS),
+        ):
+            connection.execute(f"DELETE FROM {into}.{table}")
+            connection.execute(f"INSERT INTO {into}.{table} ({columns}) SELECT {columns} FROM {table}")
+        # Their workers can no longer end them. The attempt counts, so that what such a worker still does is
+        # not taken for what the next one does.
+        connection.execute(
+            f"UPDATE {into}.jobs SET state = 'queued', worker_name = NULL, started_at = NULL,"
+            " lease_expires_at = NULL WHERE state = 'running'"
+        )
+        connection.execute(f"UPDATE {into}.counters SET last_job = (SELECT last_job FROM counters)")
+        (num_jobs,) = connection.execute("SELECT count(*) FROM jobs").fetchone() or (0,)
+        return int(num_jobs)
+
     def hand_over(self, successor: Self, transaction: Transaction) -> None:
         """Make another generation of the index the current one: from the commit on, this one takes no
-        changes, and `open` gives the successor.
-
-        transaction: of this generation, so that no other process can change it meanwhile.
-        """
+        changes, and `open` gives the successor."""
         connection = transaction.connection
         connection.execute("SELECT 1 FROM counters FOR UPDATE")
-        epochs = [0]
-        for number in self.generations():
-            schema = self._address.schema_of(number)
-            row = connection.execute(f"SELECT successor_epoch FROM {schema}.counters").fetchone()
-            epochs.append((row and row[0]) or 0)
-        write_successor(connection, Successor(successor.generation, 1 + max(epochs)))
-        # One database: the row that kept the successor from changes goes in the same transaction.
-        schema = self._address.schema_of(successor.generation)
-        connection.execute(
-            f"UPDATE {schema}.counters SET successor_generation = NULL, successor_epoch = NULL,"
-            " successor_crc32 = NULL"
-        )
+        rows = read_successors(connection, self._address).values()
+        epoch = 1 + max([0, *(row.epoch for row in rows if row is not None)])
+        write_successor(connection, Successor(successor.generation, epoch))
+        write_successor(connection, None, schema=successor.connections.schema)
+        name_generation(connection, self._address, successor.generation)
 
 
 def index_exists(address: str) -> bool:
     """Whether there is an index, without opening it. Raises IndexStorageError."""
     parsed = PostgresAddress.parse(address)
-    with contextlib.closing(connect(parsed, parsed.schema)) as connection:
-        return schema_exists(connection, parsed.schema)
+    with contextlib.closing(connect(parsed, parsed.schema)) as connection, translating(parsed.name):
+        return is_taken(connection, parsed.schema)
+
+
+def read_current_generation(address: str) -> int:
+    """The generation that is named the current one; the first where there is no index. Raises
+    IndexStorageError, IndexDamagedError."""
+    parsed = PostgresAddress.parse(address)
+    with contextlib.closing(connect(parsed, parsed.schema)) as connection, translating(parsed.name):
+        return named_generation(connection, parsed)
 
 
 def _set_filtered(connection: StoreConnection, rows: Sequence[Row]) -> None:

@@ -72,7 +72,7 @@ from indexer.store.sqlite.connections import (
 )
 from indexer.store.sqlite.disk import keep_reserve
 from indexer.store.sqlite.features import FeatureRows, read_segment_infos
-from indexer.store.sqlite.files import FileTable, KeptOutTable, damaged_kept_out, find_kept_out
+from indexer.store.sqlite.files import FileTable, KeptOutTable, carry_over, damaged_kept_out, find_kept_out
 from indexer.store.sqlite.filters import compile_filter, matching_segments
 from indexer.store.sqlite.generations import (
     directory_of,
@@ -146,6 +146,7 @@ class Catalog(WithFacts):
         facts: what the index is.
         clock: gives the time of changes, in seconds since 1970.
         filter_limit_seconds: how long it may take to find what a filter matches, then QueryTimeoutError.
+        silence_limit_seconds: of other stores; a file is never silent.
     """
 
     # Opening and closing
@@ -162,6 +163,7 @@ class Catalog(WithFacts):
         self.connections = ConnectionPool(self.path, although_superseded=although_superseded)
         self.clock: Callable[[], float] = time.time
         self.filter_limit_seconds = math.inf
+        self.silence_limit_seconds = math.inf
 
     def _read_facts(self, check: bool) -> Self:
         """Make sure that this is a catalog, read what it says of itself, and where `check` its structure."""
@@ -366,6 +368,11 @@ class Catalog(WithFacts):
         """Whether it lies on a file system that takes no writes: it is searched, and changes are refused."""
         return self.connections.is_read_only
 
+    @property
+    def is_available(self) -> bool:
+        """True: it is read in this process."""
+        return True
+
     def keep_reserve(self) -> None:
         """Keep some space, so that videos can be deleted on a full disk. Called by all that adds videos."""
         if not self.is_read_only:
@@ -382,6 +389,23 @@ class Catalog(WithFacts):
     def generations(self) -> list[int]:
         """Numbers of the generations of the index, ascending."""
         return generations(self.index_directory)
+
+    def carry_over(self, successor: Self, transaction: Transaction) -> int:
+        """Bring jobs, known files and kept-out content to another generation, in place of what is there.
+
+        Running jobs are queued there.
+
+        Args:
+            successor: opened with `although_superseded`.
+            transaction: of this catalog, so that no job comes meanwhile.
+
+        Returns:
+            How many jobs there are.
+        """
+        with successor.transaction() as into:
+            num_jobs = successor.jobs.replace_all(transaction, into)
+            carry_over(transaction, into)
+        return num_jobs
 
     def hand_over(self, successor: Self, transaction: Transaction) -> None:
         """Make another generation of the index the current one.

@@ -1,0 +1,105 @@
+"""A database that is away: errors come soon, and all goes on by itself when it is there again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import psycopg
+import pytest
+
+from indexer.errors import IndexStorageError, IndexUnavailableError
+from indexer.store.postgres.catalog import PostgresCatalog
+from tests.indexer.postgres.test_writers import at_once
+from tests.support.catalog_builders import add_video, make_segment
+from tests.support.postgres import DATABASE, USER, PostgresServer, find_programs, running_server
+from tests.support.stores import StoreFactory
+
+LIMIT_SECONDS = 1.5
+pytestmark = pytest.mark.store("postgres")
+
+
+@pytest.fixture(scope="module")
+def server(postgres: PostgresServer) -> Iterator[PostgresServer]:
+    """One of this file's own, for others go on working with theirs."""
+    programs = find_programs()
+    assert programs is not None
+    with running_server(programs) as server:
+        yield server
+
+
+@pytest.fixture
+def catalog(server: PostgresServer, tmp_path: object) -> Iterator[PostgresCatalog]:
+    factory = StoreFactory("postgres", server.folder, server.address)
+    made: PostgresCatalog = factory.create()
+    made.silence_limit_seconds = LIMIT_SECONDS
+    yield made
+    factory.close()
+
+
+def seconds_until_unavailable(call: Callable[[], object]) -> float:
+    started = time.monotonic()
+    with pytest.raises(IndexUnavailableError, match="does not answer"):
+        call()
+    return time.monotonic() - started
+
+
+def wait_until_available(catalog: PostgresCatalog, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not catalog.is_available:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+AWAY: dict[str, tuple[Callable[[PostgresServer], None], Callable[[PostgresServer], None]]] = {
+    "refusing": (PostgresServer.stop, PostgresServer.start),
+    "hanging": (PostgresServer.pause, PostgresServer.resume),
+}
+
+
+@pytest.mark.parametrize("way", AWAY)
+def test_a_database_that_is_away_is_an_error_within_two_seconds_and_is_used_again_by_itself(
+    server: PostgresServer, catalog: PostgresCatalog, way: str
+) -> None:
+    leave, come_back = AWAY[way]
+    assert catalog.num_videos == 0
+    leave(server)
+    try:
+        # Reading and writing, with connections that were open and with new ones.
+        works = [lambda: seconds_until_unavailable(lambda: catalog.num_videos)] * 3
+        works.append(lambda: seconds_until_unavailable(lambda: catalog.delete_video("video-1")))
+        assert max(at_once(*works)) < 2.0
+        assert not catalog.is_available
+        assert seconds_until_unavailable(lambda: catalog.num_videos) < 0.2, "it is known by now"
+    finally:
+        come_back(server)
+    wait_until_available(catalog)
+    add_video(catalog, 1, [make_segment(np.random.default_rng(0))])
+    assert catalog.num_videos == 1
+
+
+def test_a_statement_that_takes_long_is_not_taken_for_a_server_that_is_silent(
+    catalog: PostgresCatalog,
+) -> None:
+    catalog.silence_limit_seconds = 0.6
+    assert catalog.connections.rows("SELECT 1 FROM pg_sleep(1.5)") == [(1,)]
+    assert catalog.is_available
+
+
+def test_a_server_without_a_connection_left_answers(server: PostgresServer, catalog: PostgresCatalog) -> None:
+    conninfo = f"postgresql://{USER}@/{DATABASE}?host={server.folder}"
+    with psycopg.connect(conninfo, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {DATABASE} CONNECTION LIMIT 1")
+        try:
+            catalog.connections.availability.ask()
+            time.sleep(0.5)
+            assert catalog.is_available
+        finally:
+            connection.execute(f"ALTER DATABASE {DATABASE} CONNECTION LIMIT -1")
+
+
+def test_what_the_database_refuses_is_no_outage(catalog: PostgresCatalog) -> None:
+    with pytest.raises(IndexStorageError, match="refuses") as caught:
+        catalog.connections.rows("SET ROLE pg_read_all_data; COPY (SELECT 1) TO '/nowhere'")
+    assert not isinstance(caught.value, IndexUnavailableError) and catalog.is_available

@@ -89,6 +89,20 @@ class IndexSettings(BaseSettings):
         default=None, description="Beside an index in a database: this machine's folder of what is derived."
     )
 
+    replica: str | None = Field(
+        default=None,
+        description="Beside an index in a database: a hot standby that features are read from, an address.",
+    )
+
+    @field_validator("replica")
+    @classmethod
+    def _check_replica(cls, value: str | None) -> str | None:
+        try:
+            PostgresAddress.parse("postgresql:///").completed(replica=value)
+        except IndexNotFoundError as error:
+            raise ValueError(str(error)) from None
+        return value
+
     @field_validator("index", mode="before")
     @classmethod
     def _read_address(cls, value: object) -> object:
@@ -121,7 +135,7 @@ class IndexSettings(BaseSettings):
             raise ValueError("the settings name no index")
         if isinstance(self.index, Path):
             return self.index.expanduser().absolute()
-        return PostgresAddress.parse(self.index).with_folders(self.media, self.cache).text
+        return PostgresAddress.parse(self.index).completed(self.media, self.cache, self.replica).text
 
     @property
     def index_directory(self) -> Path:
@@ -254,6 +268,12 @@ class Settings(WorkerSettings, KeysSettings):
     feature_file: bool = Field(
         default=True,
         description="Whether searches keep features in a file beside the catalog, 14.4 kB a segment.",
+    )
+    stale_reads_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="For how long searches are answered from the index as it was while its database does not"
+        " answer; 0: not at all.",
     )
     allow_no_keys: bool = Field(
         default=False, description="Whether other machines may be served without API keys."

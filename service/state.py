@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
+from indexer import errors as indexer_errors
 from indexer.store.records import VideoRecord
 from indexer.store.store import Jobs, Store
 from service.admission import SearchLimiter
@@ -61,7 +62,10 @@ class Playability:
                 self._remembered, self._sequence = {}, sequence
             remembered = self._remembered
         unknown = [video_id for video_id in video_ids if video_id not in remembered]
-        records = self._catalog.get_videos(unknown) if unknown else {}
+        try:
+            records = self._catalog.get_videos(unknown) if unknown else {}
+        except indexer_errors.IndexUnavailableError:  # Nothing is known of them, and nothing remembered.
+            return {video_id: remembered.get(video_id, False) for video_id in video_ids}
         for video_id in unknown:
             remembered[video_id] = video_id in records and self.of_record(records[video_id])
         return {video_id: remembered[video_id] for video_id in video_ids}

@@ -42,6 +42,7 @@ class FeatureReader:
         device: torch.device,
         resident_bytes: int = 0,
         use_file: bool = True,
+        min_pending: int = MIN_PENDING,
     ) -> None:
         """Open the feature file where there is one.
 
@@ -51,6 +52,7 @@ class FeatureReader:
             resident_bytes: What a table of the first records may take on `device`, for a GPU; taken as a
                 whole at the start and filled by `update`.
             use_file: False reads everything from the store and writes nothing.
+            min_pending: How many segments it must lack before `needs_update`.
 
         Raises:
             torch.OutOfMemoryError: A GPU has less.
@@ -58,6 +60,7 @@ class FeatureReader:
         self._catalog = catalog
         self._device = device
         self._use_file = use_file
+        self._min_pending = min_pending
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._file: FeatureFile | None = None
@@ -97,7 +100,7 @@ class FeatureReader:
             return False
         if file is not None and (file.is_damaged or file.num_deleted > max(MIN_DELETED, len(file) // 10)):
             return True
-        return self.num_pending >= MIN_PENDING
+        return self.num_pending >= self._min_pending
 
     # Reading
 

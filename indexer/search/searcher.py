@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from indexer.coarse.exact import KindChoice, SegmentSet
 from indexer.coarse.index import CoarseIndex
-from indexer.errors import FingerprintMismatchError
+from indexer.errors import FingerprintMismatchError, IndexUnavailableError
 from indexer.features.reader import FeatureReader
 from indexer.features.scorable import ScorableSegments
+from indexer.features.writing import MIN_PENDING
 from indexer.ingest.encoding import index_fingerprint
 from indexer.search.baseline import Baseline, BaselineScores, match_of_probability
 from indexer.search.folding import LOOK_AHEAD, Results, fold_results
@@ -70,8 +71,8 @@ from indexer.search.types import (
 )
 from indexer.store.cancellation import raise_if_cancelled
 from indexer.store.filters import Filter
-from indexer.store.records import Matches, WordMatches
-from indexer.store.store import SearchedStore, open_store
+from indexer.store.records import Matches, StoreState, WordMatches
+from indexer.store.store import SearchedStore, open_store_for_searches
 from model.features import TextFeatures
 from model.score_names import SCORE_NAMES
 
@@ -114,6 +115,7 @@ class Searcher:
         block_size: int = 1024,
         feature_memory_bytes: int = 0,
         feature_file: bool = True,
+        stale_limit_seconds: float = 0.0,
     ) -> None:
         """Open an index.
 
@@ -125,6 +127,8 @@ class Searcher:
             feature_memory_bytes: With the model on a GPU, how much of what the full score reads lives there.
                 A processor reads the feature file through the operating system's cache, whatever this says.
             feature_file: Whether to keep that file (`indexer.features`); otherwise searches read the store.
+            stale_limit_seconds: For how long texts are searched for in the index as it was while its database
+                does not answer; 0: not at all. Needs the feature file.
 
         Raises:
             IndexNotFoundError, IndexDamagedError, IndexVersionError: There is no index that can be used.
@@ -132,7 +136,7 @@ class Searcher:
         """
         if block_size < 1:
             raise ValueError("block_size is at least 1")
-        self.catalog = open_store(index_directory)
+        self.catalog = open_store_for_searches(index_directory, stale_limit_seconds)
         self.model = model
         self.text_encoder = TextEncoder(model)
         self._text_warnings = lru_cache(NUM_RECENT_TEXTS)(partial(text_warnings, model))
@@ -147,6 +151,8 @@ class Searcher:
                 device=model.device,
                 resident_bytes=0 if model.device.type == "cpu" else feature_memory_bytes,
                 use_file=feature_file,
+                # All of a small index too, for then there is nothing else.
+                min_pending=1 if stale_limit_seconds else MIN_PENDING,
             )
             self._index.fetch = self._features.video_features
             self._filters = FilterCache(self.catalog)
@@ -154,7 +160,7 @@ class Searcher:
             self.catalog.close()
             raise
         self._baseline = BaselineScores(model, self._index, self._features)
-        self._refresher = IndexRefresher(self._index, self._features, self._baseline, self.catalog.directory)
+        self._refresher = IndexRefresher(self.catalog, self._index, self._features, self._baseline)
         self._refresher.start_where_needed(after_search=False)
 
     def close(self) -> None:
@@ -214,7 +220,7 @@ class Searcher:
             rows = [one.combine(self.model.coarse_query(one.features)) for one in asked]
             vectors = torch.stack(rows).float().cpu().numpy()
         with together.measuring("coarse"):
-            num_videos = self._sync()
+            state = self._sync(may_be_stale=True)
             allowed = self._allowed(first.filter)
             hits: list[CoarseHits | None] = [None] * len(queries)
             if first.mode != "exhaustive" and first.text_match != "only":
@@ -230,11 +236,10 @@ class Searcher:
             stages = StageTimes()
             for stage in ("encode", "coarse"):
                 stages.add(stage, together.seconds(stage) / len(queries))
-            search = _Search(
-                query, asked[row], vectors[row], num_videos, allowed, least_score, hits[row], stages
-            )
+            search = _Search(query, asked[row], vectors[row], state, allowed, least_score, hits[row], stages)
             answers.append(self._answer(search, baseline, shared_seconds))
-        self._refresher.start_where_needed(after_search=True)
+        if state.stale_seconds is None:
+            self._refresher.start_where_needed(after_search=True)
         parts = [answer.timings for answer in answers]
         timings = Timings(
             encode_seconds=together.seconds("encode"),
@@ -244,12 +249,18 @@ class Searcher:
         )
         return SearchAnswers(answers, timings)
 
-    def _sync(self) -> int:
-        """Take in what any process has committed; returns the number of videos."""
+    def _sync(self, *, may_be_stale: bool = False) -> StoreState:
+        """Take in what any process has committed; returns what the store says of itself.
+
+        may_be_stale: whether that may be what it said before its database ceased to answer.
+        """
         state = self.catalog.state()
-        self._index.follow(state.sequence)
-        self._features.sync(state.sequence)
-        return state.num_videos
+        if state.stale_seconds is None:
+            self._index.follow(state.sequence)
+            self._features.sync(state.sequence)
+        elif not may_be_stale:
+            raise IndexUnavailableError("the database does not answer, and this is not answered without it")
+        return state
 
     def _allowed(self, filter: Mapping[str, Any] | Filter | None) -> SegmentSet | None:
         """The segments that a filter matches; None where there is no filter."""
@@ -296,12 +307,20 @@ class Searcher:
             warnings += words_warnings(search.words)
         if query.without is not None:
             warnings += self._text_warnings(query.without)
+        # It may have ceased to answer since.
+        stale_seconds = self.catalog.stale_seconds or search.state.stale_seconds
+        if stale_seconds is not None:
+            warnings.append(
+                f"the database of the index has not answered for {stale_seconds:.0f} seconds: these are"
+                " results from the index as it was"
+            )
         if query.min_percentile is not None and baseline is not None and baseline.is_empty:
             warnings.append("the index is too small for percentiles: nothing was left out by min_percentile")
         return SearchAnswer(
             query=query.text,
             mode=query.mode,
-            num_videos=search.num_videos,
+            num_videos=search.state.num_videos,
+            stale_seconds=stale_seconds,
             truncated=query.mode != "exhaustive"
             and query.text_match != "only"
             and query.candidates < num_searched,
@@ -342,10 +361,8 @@ class Searcher:
             if not page.has_gaps or (len(page) == query.limit and query.fold_threshold is None):
                 break
             with search.stages.measuring("coarse"):
-                num_videos = self._sync()
-                search = replace(
-                    search, num_videos=num_videos, allowed=self._allowed(query.filter), hits=None
-                )
+                state = self._sync(may_be_stale=True)
+                search = replace(search, state=state, allowed=self._allowed(query.filter), hits=None)
         return search, page
 
     def _order(self, search: _Search) -> Results:
@@ -523,15 +540,15 @@ def _asked_texts(features: TextFeatures, num_queries: int) -> list[AskedTexts]:
 class _Search:
     """One query in progress.
 
-    vector: float32 [D], the coarse query. num_videos: in the index. allowed: what its filter lets
-    through. least_score: what min_score and min_percentile come to. hits: the first answer of the coarse
-    index, where there is one. words: what they found, where `text_match` asks for it.
+    vector: float32 [D], the coarse query. state: of the store. allowed: what its filter lets through.
+    least_score: what min_score and min_percentile come to. hits: the first answer of the coarse index, where
+    there is one. words: what they found, where `text_match` asks for it.
     """
 
     query: SearchQuery
     asked: AskedTexts
     vector: NDArray[np.float32]
-    num_videos: int
+    state: StoreState
     allowed: SegmentSet | None
     least_score: float | None
     hits: CoarseHits | None

@@ -294,6 +294,8 @@ class StoreState:
     Attributes:
         sequence, token: of the last change, see `Catalog.change_token`.
         changes: those since the sequence number asked with, in order.
+        stale_seconds: for how long the database has not answered, where this is what it was before; None
+            where it is what it is now.
     """
 
     sequence: int
@@ -301,6 +303,7 @@ class StoreState:
     num_videos: int
     num_segments: int
     changes: Sequence[Change] = ()
+    stale_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,7 @@ class VideoStore(Protocol[Transaction]):
     def known_sizes(self, sizes_bytes: Sequence[int]) -> set[int]: ...
     def videos_below(self, folder_uri: str) -> Iterator[VideoRecord]: ...
     def totals(self) -> tuple[int, int]: ...
+    def video_ids(self) -> list[str]: ...
 
 
 class SegmentStore(Protocol):
@@ -210,6 +211,7 @@ class SearchedStore(Described, SegmentStore, SearchedWords, ChangeLog, Protocol)
 
     filter_limit_seconds: how long it may take to find what a filter matches. silence_limit_seconds: how long
     a database may be silent before IndexUnavailableError. is_available: false while it does not answer.
+    stale_seconds: for how long that has been so, where segments and records can still be read as they were.
     """
 
     filter_limit_seconds: float
@@ -219,6 +221,10 @@ class SearchedStore(Described, SegmentStore, SearchedWords, ChangeLog, Protocol)
     def is_read_only(self) -> bool: ...
     @property
     def is_available(self) -> bool: ...
+    @property
+    def stale_seconds(self) -> float | None: ...
+    def must_keep_rows(self, sequence: int) -> bool: ...
+    def keep_rows(self) -> None: ...
 
 
 class Store(
@@ -337,6 +343,25 @@ def open_store(address: str | Path, *, fingerprint: str | None = None) -> Store[
         opened: Store[Any] = _postgres().PostgresCatalog.open(str(address), fingerprint=fingerprint)
         return opened
     return Catalog.open(_directory(address), fingerprint=fingerprint)
+
+
+def open_store_for_searches(address: str | Path, stale_limit_seconds: float = 0.0) -> Store[Any]:
+    """`open_store`, for a process that searches.
+
+    Args:
+        address: see `open_store`.
+        stale_limit_seconds: for how long segments and records shall be read as they were, from copies on this
+            machine, while the database does not answer. Of no meaning for an index in a directory.
+    """
+    store = open_store(address)
+    if not stale_limit_seconds or not is_postgres_address(address):
+        return store
+    try:
+        stale: Store[Any] = _postgres("outage.stale_reads").StaleCatalog(store, stale_limit_seconds)
+    except BaseException:
+        store.close()
+        raise
+    return stale
 
 
 def create_store(address: str | Path, facts: IndexFacts) -> Store[Any]:

@@ -36,7 +36,9 @@ async def readyz(request: Request, service: Service) -> HealthAnswer:
     if worker is not None and worker.problem is not None:
         raise NotReadyError(worker.problem)
     if not service.catalog.is_available:
-        raise IndexUnavailableError()
+        if service.catalog.stale_seconds is None:
+            raise IndexUnavailableError()
+        return HealthAnswer(status="stale")
     return HealthAnswer(status="outdated" if request.app.state.is_outdated else "ok")
 
 

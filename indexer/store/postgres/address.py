@@ -2,9 +2,10 @@
 
     postgresql://user@host/database?schema=name&media=/shared/folder&cache=/local/folder
 
-It is libpq's address with three more parameters. `schema` names the index; several indexes may lie in one
+It is libpq's address with more parameters. `schema` names the index; several indexes may lie in one
 database. `media` is the folder of uploaded videos and keys, which all machines of the index share, and
-`cache` that of what is derived, on this machine: coarse snapshots and feature files. Other parameters
+`cache` that of what is derived, on this machine: coarse snapshots and feature files; `replica` the address of
+a hot standby that features are read from. Other parameters
 (`sslmode`, `service`, `target_session_attrs`, several hosts) are libpq's. It holds no password, so that it
 can be shown, logged and given to another process: that comes from a password file (`PGPASSFILE`, ~/.pgpass),
 a service file or `PGPASSWORD`.
@@ -25,7 +26,7 @@ from indexer.store.records import FIRST_GENERATION
 SCHEMES: Final = ("postgresql", "postgres")
 DEFAULT_SCHEMA: Final = "xclip"
 
-_OURS: Final = ("schema", "media", "cache")
+_OURS: Final = ("schema", "media", "cache", "replica")
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,49}")
 _OF_A_GENERATION: Final = re.compile(r"_g[0-9]+$")
 
@@ -38,12 +39,14 @@ class PostgresAddress:
         conninfo: what libpq is given.
         schema: of the index's first generation.
         media, cache: folders; None for some below the user's cache.
+        replica: what libpq is given to read features elsewhere; None where they are read where all else is.
     """
 
     conninfo: str
     schema: str
     media: Path | None = None
     cache: Path | None = None
+    replica: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> PostgresAddress:
@@ -81,15 +84,25 @@ class PostgresAddress:
         others = [(name, value) for name, value in parameters if name not in _OURS]
         base = f"postgresql://{parts.netloc}{parts.path or '/'}"
         conninfo = f"{base}?{urlencode(others)}" if others else base
-        return cls(conninfo, schema, *(_folder(ours.get(name)) for name in ("media", "cache")))
+        media, cache = (_folder(ours.get(name)) for name in ("media", "cache"))
+        return cls(conninfo, schema, media, cache, _replica(ours.get("replica")))
 
-    def with_folders(self, media: Path | None, cache: Path | None) -> PostgresAddress:
-        """The same index with these folders, where they are given and the address itself names none."""
+    def completed(
+        self, media: Path | None = None, cache: Path | None = None, replica: str | None = None
+    ) -> PostgresAddress:
+        """The same index with these folders and this replica, where they are given and the address itself
+        names none. Raises IndexNotFoundError where the replica is no address."""
         return replace(
             self,
             media=self.media or (media and media.expanduser().absolute()),
             cache=self.cache or (cache and cache.expanduser().absolute()),
+            replica=self.replica or _replica(replica),
         )
+
+    @property
+    def of_replica(self) -> PostgresAddress | None:
+        """The same index at the replica, where there is one."""
+        return None if self.replica is None else replace(self, conninfo=self.replica, replica=None)
 
     @property
     def name(self) -> str:
@@ -99,8 +112,8 @@ class PostgresAddress:
     @property
     def text(self) -> str:
         """The whole address, in one form."""
-        folders = {"media": self.media, "cache": self.cache}
-        return self._with(schema=self.schema, **{name: str(at) for name, at in folders.items() if at})
+        others = {"media": self.media, "cache": self.cache, "replica": self.replica}
+        return self._with(schema=self.schema, **{name: str(value) for name, value in others.items() if value})
 
     def _with(self, **parameters: str) -> str:
         return f"{self.conninfo}{'&' if '?' in self.conninfo else '?'}{urlencode(parameters)}"
@@ -134,6 +147,15 @@ class PostgresAddress:
         """A folder of the index alone: several may have the same `cache`."""
         digest = hashlib.sha256(self.name.encode()).hexdigest()[:16]
         return (self.cache or Path.home() / ".cache" / "xclip-search") / f"{self.schema}-{digest}"
+
+
+def _replica(text: str | None) -> str | None:
+    """What libpq is given, of the address of a replica."""
+    if not text:
+        return None
+    if not is_postgres_address(text):
+        raise IndexNotFoundError("a replica is named by an address, as postgresql://user@host/database")
+    return PostgresAddress.parse(text).conninfo
 
 
 def _folder(text: str | None) -> Path | None:

@@ -315,6 +315,18 @@ class PostgresCatalog(WithFacts):
         return self.connections.availability.away_since is None
 
     @property
+    def stale_seconds(self) -> float | None:
+        """None: what is read is what is there."""
+        return None
+
+    def must_keep_rows(self, sequence: int) -> bool:
+        """False: nothing is read from a copy."""
+        return False
+
+    def keep_rows(self) -> None:
+        """Nothing, see `must_keep_rows`."""
+
+    @property
     def silence_limit_seconds(self) -> float:
         """How long the database may be silent, then IndexUnavailableError. While it is known not to answer,
         that comes at once."""

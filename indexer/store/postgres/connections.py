@@ -42,8 +42,8 @@ from indexer.errors import (
 )
 from indexer.store.cancellation import cancellation
 from indexer.store.postgres.address import PostgresAddress
-from indexer.store.postgres.availability import Availability
 from indexer.store.postgres.generations import named_generation, read_successor
+from indexer.store.postgres.outage.availability import Availability
 
 MINIMUM_VERSION: Final = 150_000
 """PostgreSQL 15."""

@@ -373,6 +373,17 @@ class Catalog(WithFacts):
         """True: it is read in this process."""
         return True
 
+    @property
+    def stale_seconds(self) -> None:
+        """None: what is read is what is there."""
+
+    def must_keep_rows(self, sequence: int) -> bool:
+        """False: nothing is read from a copy."""
+        return False
+
+    def keep_rows(self) -> None:
+        """Nothing, see `must_keep_rows`."""
+
     def keep_reserve(self) -> None:
         """Keep some space, so that videos can be deleted on a full disk. Called by all that adds videos."""
         if not self.is_read_only:

@@ -7,9 +7,10 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, Unpack
+from typing import Any, Final, Self, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,7 @@ from indexer.store.postgres.generations import (
 )
 from indexer.store.postgres.integrity import damages, recount
 from indexer.store.postgres.jobs import JobQueue
+from indexer.store.postgres.replica import Replica
 from indexer.store.postgres.schema import create_schema, is_taken, read_facts
 from indexer.store.postgres.words import (
     TranscriptTable,
@@ -115,6 +117,7 @@ from indexer.store.video_rows import (
     video_record,
 )
 
+Answer = TypeVar("Answer")
 SegmentIds = Sequence[int] | NDArray[np.int64]
 
 _VIDEOS: Final = f"SELECT {COLUMNS}, row_crc32 FROM videos"
@@ -160,6 +163,8 @@ class PostgresCatalog(WithFacts):
         self.filter_limit_seconds = math.inf
         self.facts, self.created_at = read_facts(connections, address.name)
         self._features = FeatureRows(self.num_frames, self.embedding_dim, self.fingerprint)
+        standby = address.of_replica
+        self._replica = None if standby is None else Replica(standby, generation, connections)
 
     @classmethod
     def create(
@@ -254,6 +259,8 @@ class PostgresCatalog(WithFacts):
 
     def close(self) -> None:
         """Close all connections; other methods raise RuntimeError from now on."""
+        if self._replica is not None:
+            self._replica.close()
         self.connections.close()
 
     def __enter__(self) -> Self:
@@ -270,6 +277,7 @@ class PostgresCatalog(WithFacts):
         with self.connections.snapshot() as connection:
             pinned = copy.copy(self)
             pinned.connections = PinnedConnections(self.connections, connection)
+            pinned._replica = None
             yield pinned
 
     # What it is
@@ -657,13 +665,19 @@ class PostgresCatalog(WithFacts):
 
     # Segments
 
+    def _read_features(self, read: Callable[[Connections], Answer]) -> Answer:
+        """What `read` gives, at the replica where there is one and it is not behind."""
+        return read(self.connections) if self._replica is None else self._replica.read(read, self.sequence)
+
     def segment_features(self, segment_ids: SegmentIds) -> SegmentFeatures:
         """Features of `segment_ids`, in the order asked; ids that do not exist (any more) are left out."""
-        return self._features.by_ids(self.connections, list(map(int, segment_ids)))
+        asked = list(map(int, segment_ids))
+        return self._read_features(lambda connections: self._features.by_ids(connections, asked))
 
     def video_features(self, segment_ids: SegmentIds) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids int64 [N] and video features float32 [N, D] of those that exist, ids ascending."""
-        return self._features.video_by_ids(self.connections, list(map(int, segment_ids)))
+        asked = list(map(int, segment_ids))
+        return self._read_features(lambda connections: self._features.video_by_ids(connections, asked))
 
     def segment_infos(self, segment_ids: SegmentIds) -> dict[int, SegmentInfo]:
         """Those of `segment_ids` that exist, without features, by segment id."""
@@ -708,21 +722,25 @@ class PostgresCatalog(WithFacts):
 
     def iterate_features(self, block_size: int = 1024) -> Iterator[SegmentFeatures]:
         """All segments in blocks of at most `block_size`, ids ascending."""
-        last = 0
-        while len(block := self._features.after(self.connections, last, block_size)):
-            last = int(block.segment_ids[-1])
+        after = 0
+        while True:
+            read = partial(self._features.after, segment_id=after, limit=block_size)
+            if not len(block := self._read_features(read)):
+                return
+            after = int(block.segment_ids[-1])
             yield block
 
     def iterate_video_features(
         self, block_size: int = 8192
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Ids int64 [N] and video features float32 [N, D] of all segments."""
-        last = 0
+        after = 0
         while True:
-            ids, features = self._features.video_after(self.connections, last, block_size)
+            read = partial(self._features.video_after, segment_id=after, limit=block_size)
+            ids, features = self._read_features(read)
             if not len(ids):
                 return
-            last = int(ids[-1])
+            after = int(ids[-1])
             yield ids, features
 
     def segments_of_videos(self, video_keys: SegmentIds) -> SegmentSpans:

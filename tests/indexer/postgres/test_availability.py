@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -11,9 +12,10 @@ import pytest
 
 from indexer.errors import IndexStorageError, IndexUnavailableError
 from indexer.store.postgres.catalog import PostgresCatalog
+from indexer.store.postgres.outage.availability import Availability
 from tests.indexer.postgres.test_writers import at_once
 from tests.support.catalog_builders import add_video, make_segment
-from tests.support.postgres import DATABASE, USER, PostgresServer, find_programs, running_server
+from tests.support.postgres import PostgresServer, find_programs, running_server
 from tests.support.stores import StoreFactory
 
 LIMIT_SECONDS = 1.5
@@ -87,16 +89,29 @@ def test_a_statement_that_takes_long_is_not_taken_for_a_server_that_is_silent(
     assert catalog.is_available
 
 
-def test_a_server_without_a_connection_left_answers(server: PostgresServer, catalog: PostgresCatalog) -> None:
-    conninfo = f"postgresql://{USER}@/{DATABASE}?host={server.folder}"
-    with psycopg.connect(conninfo, autocommit=True) as connection:
-        connection.execute(f"ALTER DATABASE {DATABASE} CONNECTION LIMIT 1")
-        try:
-            catalog.connections.availability.ask()
-            time.sleep(0.5)
-            assert catalog.is_available
-        finally:
-            connection.execute(f"ALTER DATABASE {DATABASE} CONNECTION LIMIT -1")
+@pytest.mark.parametrize(
+    ("said", "answers"),
+    [
+        ("FATAL:  sorry, too many clients already", True),
+        ('FATAL:  too many connections for database "videos"', True),
+        ("FATAL:  remaining connection slots are reserved for roles with the SUPERUSER attribute", True),
+        ("FATAL:  the database system is starting up", False),
+        ("connection timeout expired", False),
+    ],
+)
+def test_a_server_without_a_connection_left_answers(said: str, answers: bool) -> None:
+    asked = threading.Event()
+
+    def connect() -> None:
+        asked.set()
+        raise psycopg.OperationalError(said)
+
+    availability = Availability(connect, "here")
+    availability.ask()
+    assert asked.wait(5)
+    time.sleep(0.1)
+    assert (availability.away_since is None) == answers
+    availability.close()
 
 
 def test_what_the_database_refuses_is_no_outage(catalog: PostgresCatalog) -> None:

@@ -55,12 +55,11 @@ def load_searcher(settings: Settings) -> Searcher:
                 " the operating system keeps in free memory"
             )
         searcher = Searcher(
-            settings.index_address,
+            settings.searched_address,
             index.model,
             coarse_kind=settings.coarse_kind,
             feature_memory_bytes=settings.feature_memory_bytes,
             feature_file=settings.feature_file,
-            stale_limit_seconds=settings.stale_reads_seconds,
         )
     searcher.catalog.filter_limit_seconds = settings.filter_limit_seconds
     searcher.catalog.silence_limit_seconds = DATABASE_SILENCE_SECONDS

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -318,6 +319,15 @@ class Settings(WorkerSettings, KeysSettings):
     tracing: bool = Field(
         default=False, description="Whether traces are sent by OpenTelemetry, which reads OTEL_ variables."
     )
+
+    @property
+    def searched_address(self) -> Path | str:
+        """`index_address`, and for how long searches go on without its database."""
+        address = self.index_address
+        if isinstance(address, Path):
+            return address
+        seconds = self.stale_reads_seconds or PostgresAddress.parse(address).stale_reads_seconds
+        return replace(PostgresAddress.parse(address), stale_reads_seconds=seconds).text
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

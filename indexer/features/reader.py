@@ -42,7 +42,6 @@ class FeatureReader:
         device: torch.device,
         resident_bytes: int = 0,
         use_file: bool = True,
-        min_pending: int = MIN_PENDING,
     ) -> None:
         """Open the feature file where there is one.
 
@@ -52,7 +51,6 @@ class FeatureReader:
             resident_bytes: What a table of the first records may take on `device`, for a GPU; taken as a
                 whole at the start and filled by `update`.
             use_file: False reads everything from the store and writes nothing.
-            min_pending: How many segments it must lack before `needs_update`.
 
         Raises:
             torch.OutOfMemoryError: A GPU has less.
@@ -60,7 +58,6 @@ class FeatureReader:
         self._catalog = catalog
         self._device = device
         self._use_file = use_file
-        self._min_pending = min_pending
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._file: FeatureFile | None = None
@@ -100,7 +97,8 @@ class FeatureReader:
             return False
         if file is not None and (file.is_damaged or file.num_deleted > max(MIN_DELETED, len(file) // 10)):
             return True
-        return self.num_pending >= self._min_pending
+        # Where searches shall go on from copies on this machine, all of a small index too.
+        return self.num_pending >= (1 if self._catalog.needs_copies else MIN_PENDING)
 
     # Reading
 

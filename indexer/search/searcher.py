@@ -25,7 +25,6 @@ from indexer.coarse.index import CoarseIndex
 from indexer.errors import FingerprintMismatchError, IndexUnavailableError
 from indexer.features.reader import FeatureReader
 from indexer.features.scorable import ScorableSegments
-from indexer.features.writing import MIN_PENDING
 from indexer.ingest.encoding import index_fingerprint
 from indexer.search.baseline import Baseline, BaselineScores, match_of_probability
 from indexer.search.folding import LOOK_AHEAD, Results, fold_results
@@ -115,7 +114,6 @@ class Searcher:
         block_size: int = 1024,
         feature_memory_bytes: int = 0,
         feature_file: bool = True,
-        stale_limit_seconds: float = 0.0,
     ) -> None:
         """Open an index.
 
@@ -127,8 +125,6 @@ class Searcher:
             feature_memory_bytes: With the model on a GPU, how much of what the full score reads lives there.
                 A processor reads the feature file through the operating system's cache, whatever this says.
             feature_file: Whether to keep that file (`indexer.features`); otherwise searches read the store.
-            stale_limit_seconds: For how long texts are searched for in the index as it was while its database
-                does not answer; 0: not at all. Needs the feature file.
 
         Raises:
             IndexNotFoundError, IndexDamagedError, IndexVersionError: There is no index that can be used.
@@ -136,7 +132,7 @@ class Searcher:
         """
         if block_size < 1:
             raise ValueError("block_size is at least 1")
-        self.catalog = open_store_for_searches(index_directory, stale_limit_seconds)
+        self.catalog = open_store_for_searches(index_directory)
         self.model = model
         self.text_encoder = TextEncoder(model)
         self._text_warnings = lru_cache(NUM_RECENT_TEXTS)(partial(text_warnings, model))
@@ -151,8 +147,6 @@ class Searcher:
                 device=model.device,
                 resident_bytes=0 if model.device.type == "cpu" else feature_memory_bytes,
                 use_file=feature_file,
-                # All of a small index too, for then there is nothing else.
-                min_pending=1 if stale_limit_seconds else MIN_PENDING,
             )
             self._index.fetch = self._features.video_features
             self._filters = FilterCache(self.catalog)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from indexer.errors import IndexNotFoundError, IndexStorageError
 from indexer.store.filters import Filter
 from indexer.store.job import Admission, FailureReason, Job, JobState, NewJob
-from indexer.store.postgres.address import is_postgres_address
+from indexer.store.postgres.address import PostgresAddress, is_postgres_address
 from indexer.store.records import (
     AddOutcome,
     Change,
@@ -212,6 +212,7 @@ class SearchedStore(Described, SegmentStore, SearchedWords, ChangeLog, Protocol)
     filter_limit_seconds: how long it may take to find what a filter matches. silence_limit_seconds: how long
     a database may be silent before IndexUnavailableError. is_available: false while it does not answer.
     stale_seconds: for how long that has been so, where segments and records can still be read as they were.
+    needs_copies: whether searches shall go on then, from copies on this machine.
     """
 
     filter_limit_seconds: float
@@ -223,6 +224,8 @@ class SearchedStore(Described, SegmentStore, SearchedWords, ChangeLog, Protocol)
     def is_available(self) -> bool: ...
     @property
     def stale_seconds(self) -> float | None: ...
+    @property
+    def needs_copies(self) -> bool: ...
     def must_keep_rows(self, sequence: int) -> bool: ...
     def keep_rows(self) -> None: ...
 
@@ -345,19 +348,14 @@ def open_store(address: str | Path, *, fingerprint: str | None = None) -> Store[
     return Catalog.open(_directory(address), fingerprint=fingerprint)
 
 
-def open_store_for_searches(address: str | Path, stale_limit_seconds: float = 0.0) -> Store[Any]:
-    """`open_store`, for a process that searches.
-
-    Args:
-        address: see `open_store`.
-        stale_limit_seconds: for how long segments and records shall be read as they were, from copies on this
-            machine, while the database does not answer. Of no meaning for an index in a directory.
-    """
+def open_store_for_searches(address: str | Path) -> Store[Any]:
+    """`open_store`, for a process that searches: where the address says so (`stale_reads_seconds`), segments
+    and records are read as they were, from copies on this machine, while the database does not answer."""
     store = open_store(address)
-    if not stale_limit_seconds or not is_postgres_address(address):
+    if not is_postgres_address(address) or not PostgresAddress.parse(str(address)).stale_reads_seconds:
         return store
     try:
-        stale: Store[Any] = _postgres("outage.stale_reads").StaleCatalog(store, stale_limit_seconds)
+        stale: Store[Any] = _postgres("outage.stale_reads").StaleCatalog(store)
     except BaseException:
         store.close()
         raise

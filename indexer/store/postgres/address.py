@@ -5,7 +5,8 @@
 It is libpq's address with more parameters. `schema` names the index; several indexes may lie in one
 database. `media` is the folder of uploaded videos and keys, which all machines of the index share, and
 `cache` that of what is derived, on this machine: coarse snapshots and feature files; `replica` the address of
-a hot standby that features are read from. Other parameters
+a hot standby that features are read from, `stale_reads_seconds` for how long searches go on without the
+database. Other parameters
 (`sslmode`, `service`, `target_session_attrs`, several hosts) are libpq's. It holds no password, so that it
 can be shown, logged and given to another process: that comes from a password file (`PGPASSFILE`, ~/.pgpass),
 a service file or `PGPASSWORD`.
@@ -14,6 +15,7 @@ a service file or `PGPASSWORD`.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from indexer.store.records import FIRST_GENERATION
 SCHEMES: Final = ("postgresql", "postgres")
 DEFAULT_SCHEMA: Final = "xclip"
 
-_OURS: Final = ("schema", "media", "cache", "replica")
+_OURS: Final = ("schema", "media", "cache", "replica", "stale_reads_seconds")
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,49}")
 _OF_A_GENERATION: Final = re.compile(r"_g[0-9]+$")
 
@@ -40,6 +42,8 @@ class PostgresAddress:
         schema: of the index's first generation.
         media, cache: folders; None for some below the user's cache.
         replica: what libpq is given to read features elsewhere; None where they are read where all else is.
+        stale_reads_seconds: for how long searches are answered from copies on this machine while the database
+            does not answer.
     """
 
     conninfo: str
@@ -47,6 +51,7 @@ class PostgresAddress:
     media: Path | None = None
     cache: Path | None = None
     replica: str | None = None
+    stale_reads_seconds: float = 0.0
 
     @classmethod
     def parse(cls, text: str) -> PostgresAddress:
@@ -85,7 +90,8 @@ class PostgresAddress:
         base = f"postgresql://{parts.netloc}{parts.path or '/'}"
         conninfo = f"{base}?{urlencode(others)}" if others else base
         media, cache = (_folder(ours.get(name)) for name in ("media", "cache"))
-        return cls(conninfo, schema, media, cache, _replica(ours.get("replica")))
+        stale_reads_seconds = _seconds(ours.get("stale_reads_seconds", "0"))
+        return cls(conninfo, schema, media, cache, _replica(ours.get("replica")), stale_reads_seconds)
 
     def completed(
         self, media: Path | None = None, cache: Path | None = None, replica: str | None = None
@@ -112,7 +118,8 @@ class PostgresAddress:
     @property
     def text(self) -> str:
         """The whole address, in one form."""
-        others = {"media": self.media, "cache": self.cache, "replica": self.replica}
+        others: dict[str, object] = {"media": self.media, "cache": self.cache, "replica": self.replica}
+        others["stale_reads_seconds"] = self.stale_reads_seconds
         return self._with(schema=self.schema, **{name: str(value) for name, value in others.items() if value})
 
     def _with(self, **parameters: str) -> str:
@@ -156,6 +163,16 @@ def _replica(text: str | None) -> str | None:
     if not is_postgres_address(text):
         raise IndexNotFoundError("a replica is named by an address, as postgresql://user@host/database")
     return PostgresAddress.parse(text).conninfo
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise IndexNotFoundError("stale_reads_seconds is a number of seconds from 0 on")
+    return seconds
 
 
 def _folder(text: str | None) -> Path | None:

@@ -327,6 +327,11 @@ class PostgresCatalog(WithFacts):
         """None: what is read is what is there."""
         return None
 
+    @property
+    def needs_copies(self) -> bool:
+        """False: nothing is read from a copy."""
+        return False
+
     def must_keep_rows(self, sequence: int) -> bool:
         """False: nothing is read from a copy."""
         return False

@@ -122,7 +122,7 @@ class StoreConnection(psycopg.Connection[Row]):
         return super().wait(self._watched(gen), interval, timeout)
 
     def _watched(self, gen: Generator[Any, Any, _Result]) -> Generator[Any, Any, _Result]:
-        cancelled, was_ended = cancellation(), False
+        cancelled, cancel_at = cancellation(), 0.0
         waiting_since = time.monotonic()
         try:
             wanted = next(gen)
@@ -133,8 +133,9 @@ class StoreConnection(psycopg.Connection[Row]):
                 elif self.availability is not None:
                     self._check_answering(self.availability, waiting_since)
                 is_late = time.monotonic() > self.end_at or (cancelled is not None and cancelled.is_set())
-                if not ready and is_late and not was_ended:
-                    was_ended = True
+                if not ready and is_late and time.monotonic() >= cancel_at:
+                    # Once more after a while: on a busy machine it may not have come through.
+                    cancel_at = time.monotonic() + 2 * CANCEL_SECONDS
                     self.cancel_safe(timeout=CANCEL_SECONDS)
                 wanted = gen.send(ready)
         except StopIteration as stop:

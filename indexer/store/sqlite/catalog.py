@@ -377,6 +377,11 @@ class Catalog(WithFacts):
     def stale_seconds(self) -> None:
         """None: what is read is what is there."""
 
+    @property
+    def needs_copies(self) -> bool:
+        """False: nothing is read from a copy."""
+        return False
+
     def must_keep_rows(self, sequence: int) -> bool:
         """False: nothing is read from a copy."""
         return False

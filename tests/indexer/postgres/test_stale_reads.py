@@ -47,7 +47,7 @@ def store(server: PostgresServer) -> Iterator[Store[Any]]:
 
 
 def searcher_of(store: Store[Any], stale_limit_seconds: float = 600.0) -> Searcher:
-    searcher = Searcher(store.address, tiny_model(), stale_limit_seconds=stale_limit_seconds)
+    searcher = Searcher(f"{store.address}&stale_reads_seconds={stale_limit_seconds}", tiny_model())
     searcher.catalog.silence_limit_seconds = 1.0
     return searcher
 

@@ -29,13 +29,14 @@ class StaleCatalog(PostgresCatalog):
     """A catalog whose segments and records can be read for a while though its database does not answer.
 
     What cannot be had from this machine raises IndexUnavailableError, as does everything after
-    `stale_limit_seconds`.
+    `stale_reads_seconds` of its address.
     """
 
-    def __init__(self, catalog: PostgresCatalog, stale_limit_seconds: float) -> None:
+    needs_copies = True
+
+    def __init__(self, catalog: PostgresCatalog) -> None:
         """catalog: which it shares its connections with, and closes."""
         super().__init__(catalog._address, catalog.generation, catalog.connections)
-        self._stale_limit_seconds = stale_limit_seconds
         self._kept = KeptRows(self.directory)
 
     def close(self) -> None:
@@ -52,7 +53,7 @@ class StaleCatalog(PostgresCatalog):
         if away_since is None or self._kept.state() is None:
             return None
         seconds = time.monotonic() - away_since
-        return seconds if seconds <= self._stale_limit_seconds else None
+        return seconds if seconds <= self._address.stale_reads_seconds else None
 
     def must_keep_rows(self, sequence: int) -> bool:
         """Whether the kept rows are behind. sequence: of the store's last change."""

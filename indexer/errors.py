@@ -8,6 +8,7 @@ IndexerError
 ├── IndexBusyError             another process has been writing for too long
 ├── IndexStorageError          the disk refused a read or a write
 │   ├── IndexFullError         the disk is full
+│   ├── IndexUnavailableError  the database does not answer
 │   └── IndexReadOnlyError     the index lies on a read-only file system
 ├── OtherwiseDoneError         asked of a store that does it in another way; the message says how
 ├── BackupDamagedError         a backup that is not what was written
@@ -72,6 +73,10 @@ class IndexStorageError(IndexerError):
 
 class IndexFullError(IndexStorageError):
     """The disk is full; nothing was changed, reads continue."""
+
+
+class IndexUnavailableError(IndexStorageError):
+    """The database does not answer. What was being written may or may not be: ask again when it answers."""
 
 
 class IndexReadOnlyError(IndexStorageError):

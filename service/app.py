@@ -76,7 +76,10 @@ CORS_HEADERS = (
 )
 """What a page of another origin may send."""
 
-CORS_EXPOSED_HEADERS = ("Accept-Ranges", "Content-Range", "ETag", "Location", "Retry-After", "X-Request-ID")
+CORS_EXPOSED_HEADERS = (
+    *("Accept-Ranges", "Content-Range", "ETag", "Location", "Retry-After"),
+    *("X-Request-ID", search.STALE_HEADER),
+)
 """What it may read beyond what every page may."""
 
 ROUTERS = (

@@ -317,6 +317,19 @@ class NotReadyError(ServiceError):
         super().__init__(detail, headers={"Retry-After": "2"})
 
 
+class IndexUnavailableError(ServiceError):
+    """The database of the index does not answer."""
+
+    status, kind, title = 503, "index-unavailable", "Index unavailable"
+    default_detail = (
+        "The database of the index does not answer. Try again after the seconds in the Retry-After header."
+        " A change that was under way may or may not have been made."
+    )
+
+    def __init__(self, detail: str | None = None) -> None:
+        super().__init__(detail, headers={"Retry-After": "2"})
+
+
 class OverloadedError(ServiceError):
     """More requests are waiting than the server lets wait."""
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("xclip_search.service")
 
+DATABASE_SILENCE_SECONDS = 1.5
+"""After which requests are answered that the database does not answer: within two seconds with the rest."""
+
 
 def open_index(settings: WorkerSettings) -> Index:
     """The index of the settings with its model, or the one that they name; made where there is none.
@@ -52,13 +55,14 @@ def load_searcher(settings: Settings) -> Searcher:
                 " the operating system keeps in free memory"
             )
         searcher = Searcher(
-            settings.index_address,
+            settings.searched_address,
             index.model,
             coarse_kind=settings.coarse_kind,
             feature_memory_bytes=settings.feature_memory_bytes,
             feature_file=settings.feature_file,
         )
     searcher.catalog.filter_limit_seconds = settings.filter_limit_seconds
+    searcher.catalog.silence_limit_seconds = DATABASE_SILENCE_SECONDS
     try:
         if settings.warm_up:
             # So that the first client does not pay for what torch does once, nor the first filter.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -89,6 +90,20 @@ class IndexSettings(BaseSettings):
         default=None, description="Beside an index in a database: this machine's folder of what is derived."
     )
 
+    replica: str | None = Field(
+        default=None,
+        description="Beside an index in a database: a hot standby that features are read from, an address.",
+    )
+
+    @field_validator("replica")
+    @classmethod
+    def _check_replica(cls, value: str | None) -> str | None:
+        try:
+            PostgresAddress.parse("postgresql:///").completed(replica=value)
+        except IndexNotFoundError as error:
+            raise ValueError(str(error)) from None
+        return value
+
     @field_validator("index", mode="before")
     @classmethod
     def _read_address(cls, value: object) -> object:
@@ -121,7 +136,7 @@ class IndexSettings(BaseSettings):
             raise ValueError("the settings name no index")
         if isinstance(self.index, Path):
             return self.index.expanduser().absolute()
-        return PostgresAddress.parse(self.index).with_folders(self.media, self.cache).text
+        return PostgresAddress.parse(self.index).completed(self.media, self.cache, self.replica).text
 
     @property
     def index_directory(self) -> Path:
@@ -255,6 +270,12 @@ class Settings(WorkerSettings, KeysSettings):
         default=True,
         description="Whether searches keep features in a file beside the catalog, 14.4 kB a segment.",
     )
+    stale_reads_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        description="For how long searches are answered from the index as it was while its database does not"
+        " answer; 0: not at all.",
+    )
     allow_no_keys: bool = Field(
         default=False, description="Whether other machines may be served without API keys."
     )
@@ -298,6 +319,15 @@ class Settings(WorkerSettings, KeysSettings):
     tracing: bool = Field(
         default=False, description="Whether traces are sent by OpenTelemetry, which reads OTEL_ variables."
     )
+
+    @property
+    def searched_address(self) -> Path | str:
+        """`index_address`, and for how long searches go on without its database."""
+        address = self.index_address
+        if isinstance(address, Path):
+            return address
+        seconds = self.stale_reads_seconds or PostgresAddress.parse(address).stale_reads_seconds
+        return replace(PostgresAddress.parse(address), stale_reads_seconds=seconds).text
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

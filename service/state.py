@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
+from indexer import errors as indexer_errors
 from indexer.store.records import VideoRecord
 from indexer.store.store import Jobs, Store
 from service.admission import SearchLimiter
 from service.derived_media import MediaReader, Previews, Thumbnails
-from service.errors import NotReadyError, may_raise
+from service.errors import IndexUnavailableError, NotReadyError, may_raise
 from service.ingest.media_store import MediaStore
 from service.settings import Settings
 
@@ -61,7 +62,10 @@ class Playability:
                 self._remembered, self._sequence = {}, sequence
             remembered = self._remembered
         unknown = [video_id for video_id in video_ids if video_id not in remembered]
-        records = self._catalog.get_videos(unknown) if unknown else {}
+        try:
+            records = self._catalog.get_videos(unknown) if unknown else {}
+        except indexer_errors.IndexUnavailableError:  # Nothing is known of them, and nothing remembered.
+            return {video_id: remembered.get(video_id, False) for video_id in video_ids}
         for video_id in unknown:
             remembered[video_id] = video_id in records and self.of_record(records[video_id])
         return {video_id: remembered[video_id] for video_id in video_ids}
@@ -87,7 +91,7 @@ class ReadyService:
     playability: Playability
 
 
-@may_raise(NotReadyError)
+@may_raise(NotReadyError, IndexUnavailableError)
 async def get_service(request: Request) -> ReadyService:
     """The loaded service. Raises NotReadyError until it is."""
     service = request.app.state.service

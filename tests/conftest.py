@@ -66,11 +66,12 @@ def postgres() -> Iterator[PostgresServer]:
 @pytest.fixture
 def store_factory(store_kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[StoreFactory]:
     """Makes stores, of each kind in turn: a test that asks for it runs once for each."""
-    (tmp_path / "stores").mkdir()
+    folder = tmp_path / "stores"
+    folder.mkdir()
     server: PostgresServer | None = None
     if store_kind == "postgres":
         server = request.getfixturevalue("postgres")
-    factory = StoreFactory(store_kind, tmp_path / "stores", lambda: server.address() if server else "")
+    factory = StoreFactory(store_kind, folder, lambda: server.address(folder=folder) if server else "")
     yield factory
     factory.close()
 

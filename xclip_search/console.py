@@ -51,13 +51,13 @@ MaxHoursOption = Annotated[
 
 
 def index_address(index: str) -> str | Path:
-    """Where an index lies: the path of a directory, or the address of a database with the folders that
-    XCLIP_MEDIA and XCLIP_CACHE name."""
+    """Where an index lies: the path of a directory, or the address of a database with what XCLIP_MEDIA,
+    XCLIP_CACHE and XCLIP_REPLICA name."""
     if not is_postgres_address(index):
         return Path(index)
-    media, cache = (os.environ.get(name) for name in ("XCLIP_MEDIA", "XCLIP_CACHE"))
+    media, cache, replica = (os.environ.get(f"XCLIP_{name}") for name in ("MEDIA", "CACHE", "REPLICA"))
     address = PostgresAddress.parse(index)
-    return address.with_folders(Path(media) if media else None, Path(cache) if cache else None).text
+    return address.completed(Path(media) if media else None, Path(cache) if cache else None, replica).text
 
 
 def index_directory(index: str, instead: str) -> Path:

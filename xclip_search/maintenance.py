@@ -97,12 +97,6 @@ def verify(
         raise typer.Exit(DAMAGED)
 
 
-_REINDEX_INSTEAD = (
-    "An index in PostgreSQL gets another model by indexing its videos into another schema, which the servers"
-    " use from then on"
-)
-
-
 def backup_in_postgres(index: str) -> str:
     """How an index in a database is backed up and restored; nothing for one in a directory."""
     return PostgresAddress.parse(index).backup_advice if is_postgres_address(index) else ""
@@ -322,9 +316,9 @@ def reindex(
     if rollback and discard_old:
         stop("--rollback keeps the generation that it leaves; look at the index, then run --discard-old")
     require_report_file(report)
-    directory = index_directory(index, _REINDEX_INSTEAD)
+    address = index_address(index)
     if rollback:
-        done = _roll_back(directory, yes)
+        done = _roll_back(address, yes)
     else:
         kept = "what is encoded is kept, and the same command resumes"
         with errors_explained(kept), _progress() as progress:
@@ -332,9 +326,9 @@ def reindex(
 
             encoding = _Encoding(model, frames_per_second, max_segment_seconds, device, runtime)
             sizes = {"num_workers": workers, "batch_size": batch_size}
-            facts, make_pipeline = _load(directory, encoding, sizes, decode_timeout_seconds)
-            done = reindex(directory, facts, make_pipeline, allow_missing=allow_missing, progress=progress)
-    discarded = _discard(directory) if discard_old and not (done.missing and not done.switched) else []
+            facts, make_pipeline = _load(address, encoding, sizes, decode_timeout_seconds)
+            done = reindex(address, facts, make_pipeline, allow_missing=allow_missing, progress=progress)
+    discarded = _discard(address) if discard_old and not (done.missing and not done.switched) else []
     content = {**done.to_dict(), "discarded": discarded}
     if as_json:
         print_json(content)
@@ -358,7 +352,7 @@ class _Encoding(NamedTuple):
 
 
 def _load(
-    index: Path, asked: _Encoding, sizes: dict[str, Any], timeout_seconds: float
+    index: str | Path, asked: _Encoding, sizes: dict[str, Any], timeout_seconds: float
 ) -> tuple[IndexFacts, MakePipeline]:
     """The model and sampling that the user asked for."""
     from dataclasses import replace
@@ -386,7 +380,7 @@ def _load(
     return facts, lambda catalog: IndexingPipeline(catalog, loaded, decoding=decoding, **sizes)
 
 
-def _roll_back(index: Path, yes: bool) -> ReindexReport:
+def _roll_back(index: str | Path, yes: bool) -> ReindexReport:
     """Go back, once the user knows what that hides."""
     with errors_explained():
         from indexer.maintenance.reindexing import roll_back, rollback_effect
@@ -409,7 +403,7 @@ def _roll_back(index: Path, yes: bool) -> ReindexReport:
         return roll_back(index)
 
 
-def _discard(index: Path) -> list[int]:
+def _discard(index: str | Path) -> list[int]:
     with errors_explained():
         from indexer.maintenance.reindexing import discard_others
 

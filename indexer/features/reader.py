@@ -97,7 +97,8 @@ class FeatureReader:
             return False
         if file is not None and (file.is_damaged or file.num_deleted > max(MIN_DELETED, len(file) // 10)):
             return True
-        return self.num_pending >= MIN_PENDING
+        # Where searches shall go on from copies on this machine, all of a small index too.
+        return self.num_pending >= (1 if self._catalog.needs_copies else MIN_PENDING)
 
     # Reading
 

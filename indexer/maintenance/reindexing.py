@@ -1,7 +1,7 @@
 """Build an index again from the same videos, with another model or sampling, and switch to the result.
 
-`reindex` makes a new generation next to the current one (`indexer.store.sqlite.generations` says where its
-files lie), encodes every video into it, and applies what was added, changed or deleted meanwhile. One commit,
+`reindex` makes a new generation next to the current one (`generations` of both stores say where it lies),
+encodes every video into it, and applies what was added, changed or deleted meanwhile. One commit,
 made while writers wait, is the switch. The former generation stays as it was at that moment: `roll_back`
 makes it the current one again, `discard_others` removes it.
 """
@@ -21,18 +21,7 @@ from indexer.ingest.manifest import VideoSource
 from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
 from indexer.ingest.video_files import find_video_file, local_path
 from indexer.store.records import IndexFacts, VideoRecord
-from indexer.store.sqlite.catalog import Catalog, read_successors
-from indexer.store.sqlite.connections import Transaction
-from indexer.store.sqlite.files import carry_over
-from indexer.store.sqlite.generations import (
-    generations,
-    locked_for_reindexing,
-    name_generation,
-    named_generation,
-    new_generation,
-    remove_generation,
-)
-from indexer.store.sqlite.jobs import JobQueue
+from indexer.store.store import IndexGenerations, Store, generations_of, open_store
 from indexer.store.video_rows import CHANGEABLE_FIELDS
 
 MAX_ROUNDS: Final = 10
@@ -43,7 +32,7 @@ NO_FILE_REASON: Final = "its file is not there"
 _IDS_AT_ONCE: Final = 500
 
 
-MakePipeline = Callable[[Catalog], IndexingPipeline]
+MakePipeline = Callable[[Store[Any]], IndexingPipeline]
 
 
 @dataclass(frozen=True)
@@ -128,7 +117,7 @@ def reindex(
     fingerprint is removed. Where the index has this fingerprint already, nothing is done.
 
     Args:
-        index: the index directory.
+        index: the address of the index.
         facts: the model and sampling of the new generation, from `indexer.ingest.encoding.index_facts`.
         make_pipeline: gives the pipeline that encodes into a catalog of these facts.
         allow_missing: switch although some videos cannot be encoded; they stay in the former generation only,
@@ -142,16 +131,16 @@ def reindex(
         IndexStorageError: the disk refused a write. Whatever is raised before the switch leaves the index as
             it was.
     """
-    index = Path(index)
-    with locked_for_reindexing(index), _open_current(index) as source:
+    generations = generations_of(index)
+    with generations.locked(), generations.open_current() as source:
         report = _new_report(source)
         if source.fingerprint == facts.fingerprint:
             report.num_kept = source.num_videos
             return report
-        with _open_unfinished(index, source, facts) as target:
+        with _open_unfinished(generations, source, facts) as target:
             _Build(source, target, make_pipeline(target), progress, report).run(allow_missing)
         if report.switched:
-            _finish_switch(index, report)
+            _finish_switch(generations, report)
     return report
 
 
@@ -166,17 +155,17 @@ def roll_back(index: str | Path) -> ReindexReport:
         IndexBusyError: a run is at work.
         IndexDamagedError: what is stored is not what was written.
     """
-    index = Path(index)
-    with locked_for_reindexing(index), _open_current(index) as source:
+    generations = generations_of(index)
+    with generations.locked(), generations.open_current() as source:
         report = _new_report(source)
-        former = _require_former_generation(index, source)
-        with Catalog.open_generation(index, former, although_superseded=True) as target:
+        former = _require_former_generation(generations, source)
+        with generations.open(former, although_superseded=True) as target:
             with source.transaction() as transaction:
                 effect = _effect_of_going_back(source, target)
                 report.num_jobs = _hand_over(source, target, transaction)
             report.num_hidden, report.num_returned = effect.num_hidden, effect.num_returned
             report.num_kept = target.num_videos
-        _finish_switch(index, report)
+        _finish_switch(generations, report)
     return report
 
 
@@ -186,10 +175,10 @@ def rollback_effect(index: str | Path) -> RollbackEffect:
     Raises:
         IndexNotFoundError: there is no former generation.
     """
-    index = Path(index)
-    with Catalog.open(index) as source:
-        former = _require_former_generation(index, source)
-        with Catalog.open_generation(index, former) as target:
+    generations = generations_of(index)
+    with open_store(index) as source:
+        former = _require_former_generation(generations, source)
+        with generations.open(former) as target:
             return _effect_of_going_back(source, target)
 
 
@@ -204,75 +193,63 @@ def discard_others(index: str | Path) -> list[int]:
     Raises:
         IndexBusyError: a run is at work.
     """
-    index = Path(index)
-    with locked_for_reindexing(index), Catalog.open(index) as current:
-        # First, so that the way to the current generation does not lead through one that is removed.
-        name_generation(index, current.generation)
-        others = [number for number in generations(index) if number != current.generation]
+    generations = generations_of(index)
+    # Opening names the current one, so that the way to it does not lead through one that is removed.
+    with generations.locked(), generations.open_current() as current:
+        others = [number for number in generations.numbers() if number != current.generation]
         for number in others:
-            remove_generation(index, number)
+            generations.remove(number)
     return others
 
 
-def _open_current(index: Path) -> Catalog:
-    """The current generation. Completes the last switch where a crash cut it short: current.json names it."""
-    current = Catalog.open(index)
-    if named_generation(index) != current.generation:
-        name_generation(index, current.generation)
-    return current
-
-
-def _new_report(source: Catalog) -> ReindexReport:
+def _new_report(source: Store[Any]) -> ReindexReport:
     number, fingerprint = source.generation, source.fingerprint
     return ReindexReport(number, fingerprint, former_generation=number, former_fingerprint=fingerprint)
 
 
-def _finish_switch(index: Path, report: ReindexReport) -> None:
-    with _open_current(index) as current:
+def _finish_switch(generations: IndexGenerations, report: ReindexReport) -> None:
+    with generations.open_current() as current:
         report.switched = True
         report.generation, report.fingerprint = current.generation, current.fingerprint
 
 
-def _open_unfinished(index: Path, source: Catalog, facts: IndexFacts) -> Catalog:
+def _open_unfinished(generations: IndexGenerations, source: Store[Any], facts: IndexFacts) -> Store[Any]:
     """The generation that an interrupted run with these facts left, or a new one."""
-    for number, successor in read_successors(index).items():
+    for number, successor in generations.successors().items():
         if successor is None or successor.epoch > 0:  # The current one, or one that was current once.
             continue
-        target = Catalog.open_generation(index, number, although_superseded=True)
+        target = generations.open(number, although_superseded=True)
         if target.fingerprint == facts.fingerprint:
             return target
         target.close()
-        remove_generation(index, number)
-    number = new_generation(index)
-    return Catalog.create(index, facts, generation=number, successor_of=source.generation)
+        generations.remove(number)
+    return generations.create(facts, successor_of=source.generation)
 
 
-def _require_former_generation(index: Path, current: Catalog) -> int:
+def _require_former_generation(generations: IndexGenerations, current: Store[Any]) -> int:
     """The generation that was the current one before `current`: the one that handed over last."""
     former = [
         (successor.epoch, number)
-        for number, successor in read_successors(index).items()
+        for number, successor in generations.successors().items()
         if number != current.generation and successor is not None and successor.epoch > 0
     ]
     if not former:
-        raise IndexNotFoundError(f"the index in {index} has no former generation to go back to")
+        raise IndexNotFoundError(f"the index in {current.address} has no former generation to go back to")
     return max(former)[1]
 
 
-def _hand_over(source: Catalog, target: Catalog, transaction: Transaction) -> int:
+def _hand_over(source: Store[Any], target: Store[Any], transaction: Any) -> int:
     """Carry jobs, known files and kept-out content over, and make `target` the current generation.
 
     Returns:
         How many jobs there are.
     """
-    with target.transaction() as into:
-        num_jobs = JobQueue(target).replace_all(transaction, into)
-        carry_over(transaction, into)
+    num_jobs = source.carry_over(target, transaction)
     source.hand_over(target, transaction)
     return num_jobs
 
 
-def _effect_of_going_back(source: Catalog, target: Catalog) -> RollbackEffect:
+def _effect_of_going_back(source: Store[Any], target: Store[Any]) -> RollbackEffect:
     now, then = set(source.video_ids()), set(target.video_ids())
     return RollbackEffect(target.generation, num_hidden=len(now - then), num_returned=len(then - now))
 
@@ -282,8 +259,8 @@ class _Build:
 
     def __init__(
         self,
-        source: Catalog,
-        target: Catalog,
+        source: Store[Any],
+        target: Store[Any],
         pipeline: IndexingPipeline,
         progress: Progress,
         report: ReindexReport,
@@ -307,7 +284,6 @@ class _Build:
             coarse = CoarseIndex.open(self._target)
             coarse.compact()
             coarse.save()
-        save_feature_file(self._target)
         save_feature_file(self._target)
         num_rounds = 0
         while allow_missing or self._missing.keys() <= self._gone:

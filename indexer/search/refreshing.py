@@ -6,39 +6,43 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, Literal
 
 from indexer.coarse.index import CoarseIndex, limit_faiss_threads
-from indexer.errors import SearchCancelledError
+from indexer.errors import IndexUnavailableError, SearchCancelledError
 from indexer.features.reader import FeatureReader
 from indexer.search.baseline import BaselineScores
 from indexer.store.cancellation import cancellable
+from indexer.store.store import SearchedStore
 
 logger = logging.getLogger(__name__)
 
 PAUSE_SECONDS: Final = 600.0
 """What has failed is not retried sooner: a damaged segment or a full disk stays so for a while."""
 
-_Task = Literal["baseline scores", "compaction", "saving", "feature file"]
+_Task = Literal["baseline scores", "compaction", "saving", "feature file", "kept rows"]
 
 
 class IndexRefresher:
-    """Makes the baseline scores again, compacts and saves the coarse index, brings the feature file in line,
-    each when it is due.
+    """Makes the baseline scores again, compacts and saves the coarse index, brings the feature file and the
+    rows that are kept in line, each when it is due.
 
     Runs one thread at a time, when there is something to do. Safe to use from several threads. No answer
     depends on it: what fails is logged and retried later.
     """
 
     def __init__(
-        self, index: CoarseIndex, features: FeatureReader, baseline: BaselineScores, directory: Path
+        self,
+        catalog: SearchedStore,
+        index: CoarseIndex,
+        features: FeatureReader,
+        baseline: BaselineScores,
     ) -> None:
-        """directory: of the index, for the log."""
+        """catalog: that index and features are made from."""
+        self._catalog = catalog
         self._index = index
         self._features = features
         self._baseline = baseline
-        self._directory = directory
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
@@ -51,6 +55,7 @@ class IndexRefresher:
             or (self._index.needs_compaction and self._may("compaction"))
             or (self._index.needs_saving and self._may("saving"))
             or (self._features.needs_update and self._may("feature file"))
+            or (self._must_keep_rows and self._may("kept rows"))
         )
         if not is_needed:
             return
@@ -82,6 +87,11 @@ class IndexRefresher:
         self._do("compaction", self._index.needs_compaction, self._index.compact)
         self._do("saving", self._index.needs_saving, self._index.save)
         self._do("feature file", self._features.needs_update, self._features.update)
+        self._do("kept rows", self._must_keep_rows, self._catalog.keep_rows)
+
+    @property
+    def _must_keep_rows(self) -> bool:
+        return self._catalog.must_keep_rows(self._index.sequence)
 
     def _do(self, task: _Task, is_needed: bool, do: Callable[[], object]) -> None:
         if not (is_needed and self._may(task)):
@@ -90,11 +100,13 @@ class IndexRefresher:
             do()
         except SearchCancelledError:
             return
+        except IndexUnavailableError:
+            return  # Its searches are over as well; the first one after that asks again.
         except MemoryError:
             raise  # Not only this failed: what runs the searcher has to know.
         except Exception as error:  # The top of a thread: there is no caller to raise to.
             self._not_before[task] = time.monotonic() + PAUSE_SECONDS
-            logger.warning("refreshing the index %s, %s: %s", self._directory, task, error)
+            logger.warning("refreshing the index %s, %s: %s", self._catalog.directory, task, error)
 
     def _may(self, task: _Task) -> bool:
         return task not in self._not_before or time.monotonic() >= self._not_before[task]

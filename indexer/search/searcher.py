@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from indexer.coarse.exact import KindChoice, SegmentSet
 from indexer.coarse.index import CoarseIndex
-from indexer.errors import FingerprintMismatchError
+from indexer.errors import FingerprintMismatchError, IndexUnavailableError
 from indexer.features.reader import FeatureReader
 from indexer.features.scorable import ScorableSegments
 from indexer.ingest.encoding import index_fingerprint
@@ -71,8 +71,8 @@ from indexer.search.types import (
 )
 from indexer.store.cancellation import raise_if_cancelled
 from indexer.store.filters import Filter
-from indexer.store.records import Matches, WordMatches
-from indexer.store.store import SearchedStore, open_store
+from indexer.store.records import Matches, StoreState, WordMatches
+from indexer.store.store import SearchedStore, open_store_for_searches
 from model.features import TextFeatures
 from model.score_names import SCORE_NAMES
 
@@ -133,7 +133,7 @@ class Searcher:
         """
         if block_size < 1:
             raise ValueError("block_size is at least 1")
-        self.catalog = open_store(index_directory)
+        self.catalog = open_store_for_searches(index_directory)
         self.model = model
         self.text_encoder = TextEncoder(model)
         self._text_warnings = lru_cache(NUM_RECENT_TEXTS)(partial(text_warnings, model))
@@ -155,7 +155,7 @@ class Searcher:
             self.catalog.close()
             raise
         self._baseline = BaselineScores(model, self._index, self._features)
-        self._refresher = IndexRefresher(self._index, self._features, self._baseline, self.catalog.directory)
+        self._refresher = IndexRefresher(self.catalog, self._index, self._features, self._baseline)
         self._refresher.start_where_needed(after_search=False)
 
     def close(self) -> None:
@@ -215,7 +215,7 @@ class Searcher:
             rows = [one.combine(self.model.coarse_query(one.features)) for one in asked]
             vectors = torch.stack(rows).float().cpu().numpy()
         with together.measuring("coarse"):
-            num_videos = self._sync()
+            state = self._sync(may_be_stale=True)
             allowed = self._allowed(first.filter)
             hits: list[CoarseHits | None] = [None] * len(queries)
             if first.mode != "exhaustive" and first.text_match != "only":
@@ -231,11 +231,10 @@ class Searcher:
             stages = StageTimes()
             for stage in ("encode", "coarse"):
                 stages.add(stage, together.seconds(stage) / len(queries))
-            search = _Search(
-                query, asked[row], vectors[row], num_videos, allowed, least_score, hits[row], stages
-            )
+            search = _Search(query, asked[row], vectors[row], state, allowed, least_score, hits[row], stages)
             answers.append(self._answer(search, baseline, shared_seconds))
-        self._refresher.start_where_needed(after_search=True)
+        if state.stale_seconds is None:
+            self._refresher.start_where_needed(after_search=True)
         parts = [answer.timings for answer in answers]
         timings = Timings(
             encode_seconds=together.seconds("encode"),
@@ -245,12 +244,18 @@ class Searcher:
         )
         return SearchAnswers(answers, timings)
 
-    def _sync(self) -> int:
-        """Take in what any process has committed; returns the number of videos."""
+    def _sync(self, *, may_be_stale: bool = False) -> StoreState:
+        """Take in what any process has committed; returns what the store says of itself.
+
+        may_be_stale: whether that may be what it said before its database ceased to answer.
+        """
         state = self.catalog.state()
-        self._index.follow(state.sequence)
-        self._features.sync(state.sequence)
-        return state.num_videos
+        if state.stale_seconds is None:
+            self._index.follow(state.sequence)
+            self._features.sync(state.sequence)
+        elif not may_be_stale:
+            raise IndexUnavailableError("the database does not answer, and this is not answered without it")
+        return state
 
     def _allowed(self, filter: Mapping[str, Any] | Filter | None) -> SegmentSet | None:
         """The segments that a filter matches; None where there is no filter."""
@@ -297,12 +302,20 @@ class Searcher:
             warnings += words_warnings(search.words)
         if query.without is not None:
             warnings += self._text_warnings(query.without)
+        # It may have ceased to answer since.
+        stale_seconds = self.catalog.stale_seconds or search.state.stale_seconds
+        if stale_seconds is not None:
+            warnings.append(
+                f"the database of the index has not answered for {stale_seconds:.0f} seconds: these are"
+                " results from the index as it was"
+            )
         if query.min_percentile is not None and baseline is not None and baseline.is_empty:
             warnings.append("the index is too small for percentiles: nothing was left out by min_percentile")
         return SearchAnswer(
             query=query.text,
             mode=query.mode,
-            num_videos=search.num_videos,
+            num_videos=search.state.num_videos,
+            stale_seconds=stale_seconds,
             truncated=query.mode != "exhaustive"
             and query.text_match != "only"
             and query.candidates < num_searched,
@@ -348,10 +361,8 @@ class Searcher:
             if not page.has_gaps or (len(page) == query.limit and query.fold_threshold is None):
                 break
             with search.stages.measuring("coarse"):
-                num_videos = self._sync()
-                search = replace(
-                    search, num_videos=num_videos, allowed=self._allowed(query.filter), hits=None
-                )
+                state = self._sync(may_be_stale=True)
+                search = replace(search, state=state, allowed=self._allowed(query.filter), hits=None)
         return search, page
 
     def _order(self, search: _Search) -> Results:
@@ -529,15 +540,15 @@ def _asked_texts(features: TextFeatures, num_queries: int) -> list[AskedTexts]:
 class _Search:
     """One query in progress.
 
-    vector: float32 [D], the coarse query. num_videos: in the index. allowed: what its filter lets
-    through. least_score: what min_score and min_percentile come to. hits: the first answer of the coarse
-    index, where there is one. words: what they found, where `text_match` asks for it.
+    vector: float32 [D], the coarse query. state: of the store. allowed: what its filter lets through.
+    least_score: what min_score and min_percentile come to. hits: the first answer of the coarse index, where
+    there is one. words: what they found, where `text_match` asks for it.
     """
 
     query: SearchQuery
     asked: AskedTexts
     vector: NDArray[np.float32]
-    num_videos: int
+    state: StoreState
     allowed: SegmentSet | None
     least_score: float | None
     hits: CoarseHits | None

@@ -272,7 +272,8 @@ class SearchAnswer:
 
     query, mode: as asked. num_videos: in the index. truncated: more segments (that fulfil the filter) than
     `candidates`, so that one behind them may have a higher full score than what is here.
-    warnings: sentences for the user.
+    warnings: sentences for the user. stale_seconds: for how long the database has not answered, where the
+    results are from the index as it was.
     """
 
     query: str
@@ -282,6 +283,7 @@ class SearchAnswer:
     warnings: Sequence[str]
     timings: Timings
     results: Sequence[SearchResult]
+    stale_seconds: float | None = None
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a grid of pictures."""

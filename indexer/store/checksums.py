@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from indexer.errors import IndexDamagedError
-from indexer.store.records import IndexFacts
+from indexer.store.records import Damage, IndexFacts
 
 NO_CHECKSUM: Final = -1
 """Of values of types that were never written: a damaged row can hold anything. No row's checksum is this."""
@@ -39,6 +39,46 @@ def checksum_of_blob(
         return zlib.crc32(blob, zlib.crc32(fingerprint, numbers_crc))
     except (TypeError, struct.error, OverflowError):
         return NO_CHECKSUM
+
+
+# What does not match its checksum
+
+
+@dataclass(frozen=True, kw_only=True)
+class DamagedRows:
+    """What a store finds when it reads its rows, table by table; each is read when it is its turn.
+
+    Attributes:
+        kept_out: hashes of the contents.
+        changes: sequence numbers.
+        transcripts, words: what is wrong, a sentence.
+        segments: (id, what is wrong) of every segment, "" where nothing is.
+    """
+
+    kept_out: Iterable[str]
+    changes: Iterable[int]
+    transcripts: Iterable[str]
+    words: Iterable[str]
+    segments: Iterable[tuple[int, str]]
+
+
+def damages_of_rows(rows: DamagedRows, on_progress: Callable[[int], None]) -> Iterator[Damage]:
+    """Say what is wrong with rows. on_progress: called now and then with the number of segments read."""
+    for content_sha256 in rows.kept_out:
+        yield Damage("catalog", f"kept-out content {content_sha256} does not match its checksum")
+    for sequence in rows.changes:
+        yield Damage("change log", f"change {sequence} does not match its checksum")
+    for problem in rows.transcripts:
+        yield Damage("catalog", problem)
+    for problem in rows.words:
+        yield Damage("words", problem)
+    num_done = 0
+    for num_done, (segment_id, problem) in enumerate(rows.segments, start=1):
+        if num_done % 1000 == 0:
+            on_progress(num_done)
+        if problem:
+            yield Damage("catalog", f"segment {segment_id}: {problem}")
+    on_progress(num_done)
 
 
 # The facts of an index

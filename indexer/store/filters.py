@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -145,6 +145,47 @@ class Or:
 Leaf = Exists | OneOf | Within | Contains | Below
 Filter = Leaf | Not | And | Or
 """A condition on videos. Hashable: equal filters let the same videos through. Each store compiles it."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A filter as SQL on rows of the table `videos`, in a store's own dialect: true or false, never NULL.
+
+    values: those that the statement binds, in the order of their marks.
+    """
+
+    sql: str
+    values: tuple[Any, ...] = ()
+
+
+def compiled(
+    chosen: Filter,
+    of_column: Callable[[Leaf], Condition],
+    of_metadata: Callable[[Leaf], Condition],
+) -> Condition:
+    """A filter as a condition.
+
+    Args:
+        chosen: the filter.
+        of_column, of_metadata: what a store makes of a condition on a column of a video's record, and of one
+            on its metadata.
+    """
+    match chosen:
+        case And(parts):
+            return joined([compiled(part, of_column, of_metadata) for part in parts], "AND")
+        case Or(parts):
+            return joined([compiled(part, of_column, of_metadata) for part in parts], "OR")
+        case Not(part):
+            negated = compiled(part, of_column, of_metadata)
+            return Condition(f"NOT {negated.sql}", negated.values)
+        case Exists() | OneOf() | Within() | Contains() | Below():
+            return of_metadata(chosen) if chosen.field.keys else of_column(chosen)
+
+
+def joined(parts: Sequence[Condition], word: Literal["AND", "OR"]) -> Condition:
+    """All of the conditions (AND), or one of them (OR). There is at least one."""
+    values = tuple(value for part in parts for value in part.values)
+    return Condition(f"({f' {word} '.join(part.sql for part in parts)})", values)
 
 
 def parse_filter(value: object) -> Filter:

@@ -294,6 +294,8 @@ class StoreState:
     Attributes:
         sequence, token: of the last change, see `Catalog.change_token`.
         changes: those since the sequence number asked with, in order.
+        stale_seconds: for how long the database has not answered, where this is what it was before; None
+            where it is what it is now.
     """
 
     sequence: int
@@ -301,6 +303,7 @@ class StoreState:
     num_videos: int
     num_segments: int
     changes: Sequence[Change] = ()
+    stale_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -331,6 +334,37 @@ class IndexFacts:
     embedding_dim: int
     num_frames: int
     sampling_json: str
+
+
+class WithFacts:
+    """A store, as far as it is described by its facts."""
+
+    facts: IndexFacts
+
+    @property
+    def fingerprint(self) -> str:
+        """Of model and sampling, 64 hex digits."""
+        return self.facts.fingerprint
+
+    @property
+    def model_spec(self) -> str:
+        """How to load the model that made the features."""
+        return self.facts.model_spec
+
+    @property
+    def embedding_dim(self) -> int:
+        """D of every feature."""
+        return self.facts.embedding_dim
+
+    @property
+    def num_frames(self) -> int:
+        """F of every segment's frame features."""
+        return self.facts.num_frames
+
+    @property
+    def sampling_json(self) -> str:
+        """How frames were sampled, from `Sampling.to_json`."""
+        return self.facts.sampling_json
 
 
 MAX_ID_LENGTH = 200

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from indexer.errors import IndexNotFoundError, IndexStorageError
 from indexer.store.filters import Filter
 from indexer.store.job import Admission, FailureReason, Job, JobState, NewJob
-from indexer.store.postgres.address import is_postgres_address
+from indexer.store.postgres.address import PostgresAddress, is_postgres_address
 from indexer.store.records import (
     AddOutcome,
     Change,
@@ -43,6 +43,7 @@ from indexer.store.records import (
 )
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.generations import index_exists
+from indexer.store.sqlite.switching import DirectoryGenerations
 from indexer.store.transcripts import Transcript, TranscriptFile
 from indexer.store.video_rows import VideoChanges
 
@@ -130,6 +131,7 @@ class VideoStore(Protocol[Transaction]):
     def known_sizes(self, sizes_bytes: Sequence[int]) -> set[int]: ...
     def videos_below(self, folder_uri: str) -> Iterator[VideoRecord]: ...
     def totals(self) -> tuple[int, int]: ...
+    def video_ids(self) -> list[str]: ...
 
 
 class SegmentStore(Protocol):
@@ -181,28 +183,56 @@ class Maintained(Protocol):
     def damages(self, on_progress: Callable[[int], None]) -> Iterator[Damage]: ...
 
 
-class Generations(Protocol):
+class Generations(Protocol[JobTransaction]):
     """Which generation of the index is the current one."""
 
     @property
     def superseded_by(self) -> Successor | None: ...
     def generations(self) -> list[int]: ...
     def ids_in_other_generations(self, video_ids: Sequence[str]) -> set[str]: ...
+    def carry_over(self, successor: Self, transaction: JobTransaction) -> int: ...
+    def hand_over(self, successor: Self, transaction: JobTransaction) -> None: ...
+
+
+class IndexGenerations(Protocol):
+    """All generations of one index, for the process that makes, switches and removes them."""
+
+    def locked(self) -> AbstractContextManager[None]: ...
+    def numbers(self) -> list[int]: ...
+    def successors(self) -> dict[int, Successor | None]: ...
+    def open_current(self) -> Store[Any]: ...
+    def open(self, number: int, *, although_superseded: bool = False) -> Store[Any]: ...
+    def create(self, facts: IndexFacts, *, successor_of: int) -> Store[Any]: ...
+    def remove(self, number: int) -> None: ...
 
 
 class SearchedStore(Described, SegmentStore, SearchedWords, ChangeLog, Protocol):
     """What searches and the coarse index read.
 
-    filter_limit_seconds: how long it may take to find what a filter matches.
+    filter_limit_seconds: how long it may take to find what a filter matches. silence_limit_seconds: how long
+    a database may be silent before IndexUnavailableError. is_available: false while it does not answer.
+    stale_seconds: for how long that has been so, where segments and records can still be read as they were.
+    needs_copies: whether searches shall go on then, from copies on this machine.
     """
 
     filter_limit_seconds: float
+    silence_limit_seconds: float
 
     @property
     def is_read_only(self) -> bool: ...
+    @property
+    def is_available(self) -> bool: ...
+    @property
+    def stale_seconds(self) -> float | None: ...
+    @property
+    def needs_copies(self) -> bool: ...
+    def must_keep_rows(self, sequence: int) -> bool: ...
+    def keep_rows(self) -> None: ...
 
 
-class Store(SearchedStore, VideoStore[Transaction], Generations, Maintained, Protocol[Transaction]):
+class Store(
+    SearchedStore, VideoStore[Transaction], Generations[Transaction], Maintained, Protocol[Transaction]
+):
     """The truth about an index. Safe to use from several threads; a context manager that closes it."""
 
     @property
@@ -318,6 +348,20 @@ def open_store(address: str | Path, *, fingerprint: str | None = None) -> Store[
     return Catalog.open(_directory(address), fingerprint=fingerprint)
 
 
+def open_store_for_searches(address: str | Path) -> Store[Any]:
+    """`open_store`, for a process that searches: where the address says so (`stale_reads_seconds`), segments
+    and records are read as they were, from copies on this machine, while the database does not answer."""
+    store = open_store(address)
+    if not is_postgres_address(address) or not PostgresAddress.parse(str(address)).stale_reads_seconds:
+        return store
+    try:
+        stale: Store[Any] = _postgres("outage.stale_reads").StaleCatalog(store)
+    except BaseException:
+        store.close()
+        raise
+    return stale
+
+
 def create_store(address: str | Path, facts: IndexFacts) -> Store[Any]:
     """Make an empty store at an address. Raises IndexExistsError, and what `open_store` raises."""
     if is_postgres_address(address):
@@ -343,10 +387,18 @@ def store_exists(address: str | Path) -> bool:
     return index_exists(_directory(address))
 
 
-def _postgres() -> ModuleType:
-    """The store in PostgreSQL, which needs an extra."""
+def generations_of(address: str | Path) -> IndexGenerations:
+    """All generations of the index at an address. Raises IndexNotFoundError where it is none."""
+    if is_postgres_address(address):
+        of_schemas: IndexGenerations = _postgres("switching").SchemaGenerations(str(address))
+        return of_schemas
+    return DirectoryGenerations(_directory(address))
+
+
+def _postgres(module: str = "catalog") -> ModuleType:
+    """A module of the store in PostgreSQL, which needs an extra."""
     try:
-        return importlib.import_module("indexer.store.postgres.catalog")
+        return importlib.import_module(f"indexer.store.postgres.{module}")
     except ModuleNotFoundError as error:
         if error.name not in ("psycopg", "psycopg_pool"):
             raise

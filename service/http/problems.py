@@ -19,6 +19,7 @@ from service.errors import (
     BodyTooLargeError,
     FilterTooCostlyError,
     IdTakenError,
+    IndexUnavailableError,
     InternalError,
     JobNotFoundError,
     MalformedBodyError,
@@ -101,6 +102,8 @@ def from_indexer_error(error: Exception) -> ServiceError:
     # A superseded catalog is one that the server is about to leave for the current one.
     if isinstance(error, indexer_errors.IndexBusyError | indexer_errors.IndexSupersededError):
         return OverloadedError()
+    if isinstance(error, indexer_errors.IndexUnavailableError):
+        return IndexUnavailableError()
     if isinstance(error, indexer_errors.IndexReadOnlyError):
         return ReadOnlyIndexError()
     if isinstance(error, indexer_errors.IndexFullError):

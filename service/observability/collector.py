@@ -5,6 +5,7 @@ Those of requests and searches are counted in `service.http.observation`.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from indexer.errors import IndexUnavailableError
 from service.auth.access import AccessControl
 from service.state import ReadyService
 
@@ -49,8 +51,11 @@ class StateCollector(Collector):
         )
         if service is not None:
             yield from _queue_figures(service)
-            yield from _job_figures(service)
-            yield from _index_figures(service.searcher.stats(), service)
+            figures: list[Metric] = []
+            with contextlib.suppress(IndexUnavailableError):
+                figures = [*_job_figures(service), *_index_figures(service.searcher.stats(), service)]
+            yield _gauge("xclip_index_available", "Whether the index's database answers.", bool(figures))
+            yield from figures
 
 
 def _queue_figures(service: ReadyService) -> Iterator[Metric]:

@@ -6,6 +6,7 @@ import { sentence } from "./format.js";
 const MESSAGES = {
   forbidden: "Your key allows reading only.",
   "invalid-cursor": "The index has changed in the meantime. Search once more.",
+  "index-unavailable": "The index cannot be reached at the moment. Try again soon.",
   "job-not-found": "This job no longer exists.",
   overloaded: "The server is busy. Try again in a moment.",
   "storage-full": "The server has no space left for more videos.",

@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
 from service.auth.access import OPEN, READ
-from service.errors import NotReadyError
+from service.errors import IndexUnavailableError, NotReadyError
 from service.http.observation import Metrics
 from service.ingest.worker_process import WorkerState
 from service.schemas.operation import HealthAnswer, StatsAnswer
@@ -27,14 +27,18 @@ async def healthz() -> HealthAnswer:
 @router.head("/readyz", dependencies=[OPEN], include_in_schema=False)
 @router.get("/readyz", dependencies=[OPEN])
 async def readyz(request: Request, service: Service) -> HealthAnswer:
-    """Whether model and index are loaded, searches are answered, uploads are read where that is the server's
-    task, and the server is not about to end.
+    """Whether model and index are loaded, the index's database answers, searches are answered, uploads are
+    read where that is the server's task, and the server is not about to end.
     """
     if request.app.state.drain.begun:
         raise NotReadyError("The server is shutting down.")
     worker: WorkerState | None = request.app.state.worker
     if worker is not None and worker.problem is not None:
         raise NotReadyError(worker.problem)
+    if not service.catalog.is_available:
+        if service.catalog.stale_seconds is None:
+            raise IndexUnavailableError()
+        return HealthAnswer(status="stale")
     return HealthAnswer(status="outdated" if request.app.state.is_outdated else "ok")
 
 

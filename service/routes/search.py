@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 from anyio import to_thread
@@ -48,6 +50,9 @@ if TYPE_CHECKING:
 
 router = APIRouter(tags=["search"], dependencies=[READ, WHILE_CONNECTED])
 
+STALE_HEADER = "X-Index-Stale-Seconds"
+"""Of an answer from the index as it was: for how long the database has not answered."""
+
 QUERIES_AT_ONCE = 8
 TEXTS_AT_ONCE = 64
 """A longer list is searched for in parts of this size; between them other clients get their turn."""
@@ -81,17 +86,18 @@ async def search(request: Request, body: SearchRequest, service: Service) -> Res
             _write_answer(pieces, answer, service, root_path)
             return answer
 
-        await service.search_limiter.run(answer_it, prepare=encode)
-        return pieces.to_response()
+        answer = await service.search_limiter.run(answer_it, prepare=encode)
+        return pieces.to_response(_staleness([answer]))
     started = time.perf_counter()
     queries = [SearchQuery(text=text, **fields) for text in body.queries]
-    timings, pieces = [], Pieces()
+    timings, pieces, answers = [], Pieces(), list[SearchAnswer]()
     for first in range(0, len(queries), QUERIES_AT_ONCE):
         some = queries[first : first + QUERIES_AT_ONCE]
         encode = partial(service.searcher.encode, texts_of(some))
         search_some = partial(service.searcher.search_all, some)
         part = await service.search_limiter.run(search_some, prepare=encode, begun=first > 0)
         timings.append(part.timings)
+        answers += (replace(answer, results=()) for answer in part.answers)
         for position, answer in enumerate(part.answers, start=first):
             pieces.write(b"," if position else b'{"answers":[')
             await to_thread.run_sync(_write_answer, pieces, answer, service, root_path)
@@ -102,7 +108,13 @@ async def search(request: Request, body: SearchRequest, service: Service) -> Res
         total_seconds=time.perf_counter() - started,
     )
     pieces.write(b'],"timings":%s}' % together.model_dump_json().encode())
-    return pieces.to_response()
+    return pieces.to_response(_staleness(answers))
+
+
+def _staleness(answers: Sequence[SearchAnswer]) -> dict[str, str]:
+    """The header of answers from the index as it was."""
+    seconds = [answer.stale_seconds for answer in answers if answer.stale_seconds is not None]
+    return {STALE_HEADER: f"{max(seconds):.0f}"} if seconds else {}
 
 
 @router.get(
@@ -169,9 +181,9 @@ class Pieces:
             self._pieces.append(bytearray())
         self._pieces[-1] += text
 
-    def to_response(self) -> Response:
+    def to_response(self, headers: Mapping[str, str] = MappingProxyType({})) -> Response:
         """An answer that sends the pieces, and forgets each that was sent."""
-        return _PiecesResponse(self._pieces, headers={"Content-Length": str(self._num_bytes)})
+        return _PiecesResponse(self._pieces, {"Content-Length": str(self._num_bytes), **headers})
 
 
 class _PiecesResponse(Response):
@@ -190,7 +202,8 @@ class _PiecesResponse(Response):
 
 
 def _write_answer(pieces: Pieces, answer: SearchAnswer, service: ReadyService, root_path: str) -> None:
-    body = SearchAnswerBody.model_validate({**vars(answer), "results": []})
+    fields = {name: value for name, value in vars(answer).items() if name != "stale_seconds"}
+    body = SearchAnswerBody.model_validate({**fields, "results": []})
     write_results(pieces, body, answer.results, service, root_path)
 
 

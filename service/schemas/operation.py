@@ -12,9 +12,10 @@ from service.schemas.videos import JobAnswer
 
 class HealthAnswer(Answer):
     """Whether the process lives, or is ready. outdated: searches are answered from a former generation of the
-    index, because the current one cannot be loaded; changes are refused."""
+    index, because the current one cannot be loaded; changes are refused. stale: searches are answered from
+    the index as it was, because its database does not answer; all else is refused."""
 
-    status: Literal["ok", "outdated"]
+    status: Literal["ok", "outdated", "stale"]
 
 
 class StatsAnswer(Answer):

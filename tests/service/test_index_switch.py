@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from indexer.errors import FingerprintMismatchError, IndexBusyError, IndexSupersededError, MediaError
-from indexer.store.records import IndexFacts, NewVideo, Successor
-from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.generations import name_generation
-from indexer.store.sqlite.jobs import JobQueue
+from indexer.store.records import IndexFacts, NewVideo
+from indexer.store.store import create_store, generations_of, open_store
 from service import app as application
 from service import index_switch as generation_watch
 from service.app import create_app
@@ -27,35 +26,39 @@ from service.ingest.worker import Worker
 from service.settings import Settings
 from tests.faults.dying_worker import read_by_rote
 from tests.support.catalog_builders import enqueue
-from tests.support.servers.service_fakes import NO_DECODERS, FakeSearcher, add_video, make_catalog
+from tests.support.servers.service_fakes import NO_DECODERS, FakeSearcher, add_video
+from tests.support.stores import StoreFactory
 
 OTHER = "e" * 64
 
 
-def switch(index: Path, source: Catalog) -> Catalog:
+FACTS = IndexFacts(
+    fingerprint="f" * 64,
+    model_spec="none",
+    embedding_dim=4,
+    num_frames=2,
+    sampling_json='{"num_frames": 2}',
+)
+
+
+def switch(index: Path | str, source: Any) -> Any:
     """Make a second generation with one more video the current one, by the steps of
     `indexer.maintenance.reindexing`."""
-    later = Catalog.create(
-        index,
-        IndexFacts(
-            fingerprint=OTHER,
-            model_spec="none",
-            embedding_dim=4,
-            num_frames=2,
-            sampling_json='{"num_frames": 2}',
-        ),
-        generation=2,
-        successor_of=1,
-    )
+    generations = generations_of(index)
+    later = generations.create(replace(FACTS, fingerprint=OTHER), successor_of=1)
     for name in ("first", "second"):
         add_video(later, name)
     with source.transaction() as transaction:
-        with later.transaction() as into:
-            JobQueue(later).replace_all(transaction, into)
+        source.carry_over(later, transaction)
         source.hand_over(later, transaction)
-    later.take_over(Successor(1, epoch=0))
-    name_generation(index, 2)
+    generations.open_current().close()
     return later
+
+
+@pytest.fixture
+def index(store_factory: StoreFactory) -> Path | str:
+    """Where no index is yet."""
+    return store_factory.address()
 
 
 @pytest.fixture
@@ -66,7 +69,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def load_searcher(settings: Settings) -> FakeSearcher:
         if behaviour["error"] is not None:
             raise behaviour["error"]
-        searcher = FakeSearcher(Catalog.open(settings.index_directory))
+        searcher = FakeSearcher(open_store(settings.index_address))
         behaviour["searchers"].append(searcher)
         return searcher
 
@@ -77,10 +80,10 @@ def load(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.fixture
-def client(tmp_path: Path, load: dict[str, Any]) -> Iterator[TestClient]:
-    with make_catalog(tmp_path) as catalog:
+def client(index: Path | str, load: dict[str, Any]) -> Iterator[TestClient]:
+    with create_store(index, FACTS) as catalog:
         add_video(catalog, "first")
-    settings = Settings(index=tmp_path, start_worker=False)
+    settings = Settings(index=index, start_worker=False)
     app = create_app(settings, decoders=NO_DECODERS)
     with TestClient(app, raise_server_exceptions=False) as client:
         wait_until(lambda: client.get("/readyz").status_code == 200)
@@ -99,7 +102,7 @@ def fingerprint(client: TestClient) -> str:
 
 
 def test_searches_go_on_without_an_error_while_the_new_generation_takes_over(
-    tmp_path: Path, client: TestClient, load: dict[str, Any]
+    index: Path | str, client: TestClient, load: dict[str, Any]
 ) -> None:
     answers: list[tuple[int, int, int]] = []
     ended = threading.Event()
@@ -114,7 +117,7 @@ def test_searches_go_on_without_an_error_while_the_new_generation_takes_over(
     thread.start()
     try:
         wait_until(lambda: len(answers) > 3)
-        with Catalog.open(tmp_path) as source, switch(tmp_path, source):
+        with open_store(index) as source, switch(index, source):
             wait_until(lambda: fingerprint(client) == OTHER)
             seen = len(answers)
             wait_until(lambda: len(answers) > seen + 3)
@@ -127,10 +130,10 @@ def test_searches_go_on_without_an_error_while_the_new_generation_takes_over(
 
 
 def test_a_generation_that_cannot_be_loaded_leaves_the_former_one_serving_reads(
-    tmp_path: Path, client: TestClient, load: dict[str, Any], caplog: pytest.LogCaptureFixture
+    index: Path | str, client: TestClient, load: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     load["error"] = FingerprintMismatchError(expected="0" * 64, found=OTHER)
-    with Catalog.open(tmp_path) as source, switch(tmp_path, source):
+    with open_store(index) as source, switch(index, source):
         wait_until(lambda: client.get("/readyz").json()["status"] == "outdated")
         assert client.post("/search", json={"query": "a dog"}).json()["num_videos"] == 1
         refused = client.delete("/videos/first")
@@ -143,35 +146,34 @@ def test_a_generation_that_cannot_be_loaded_leaves_the_former_one_serving_reads(
 
 
 def test_a_poll_that_fails_for_any_reason_is_not_the_last_one(
-    tmp_path: Path,
+    index: Path | str,
     client: TestClient,
     load: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     errors = [sqlite3.OperationalError("out of memory"), IndexBusyError("somebody writes")]
-    look = Catalog.superseded_by.fget
-    assert look is not None
+    look = generation_watch._read_successor
 
-    def fail_first(catalog: Catalog) -> Any:
+    def fail_first(service: Any) -> Any:
         if errors:
             raise errors.pop()
-        return look(catalog)
+        return look(service)
 
-    monkeypatch.setattr(Catalog, "superseded_by", property(fail_first))
+    monkeypatch.setattr(generation_watch, "_read_successor", fail_first)
     wait_until(lambda: not errors and "out of memory" in caplog.text)
-    with Catalog.open(tmp_path) as source, switch(tmp_path, source):
+    with open_store(index) as source, switch(index, source):
         wait_until(lambda: fingerprint(client) == OTHER)
 
 
 def test_a_page_begun_before_the_switch_is_refused_after_it_and_new_ones_go_on(
-    tmp_path: Path, client: TestClient, load: dict[str, Any]
+    index: Path | str, client: TestClient, load: dict[str, Any]
 ) -> None:
-    with Catalog.open(tmp_path) as source:
+    with open_store(index) as source:
         add_video(source, "second")
         old = client.get("/videos", params={"limit": 1}).json()["next"]
         assert [v["id"] for v in client.get("/videos", params={"after": old}).json()["videos"]] == ["first"]
-        with switch(tmp_path, source):
+        with switch(index, source):
             wait_until(lambda: fingerprint(client) == OTHER)
             refused = client.get("/videos", params={"limit": 1, "after": old})
             assert (refused.status_code, refused.json()["type"].split(":")[-1]) == (422, "invalid-cursor")
@@ -188,22 +190,22 @@ def test_a_page_begun_before_the_switch_is_refused_after_it_and_new_ones_go_on(
 
 @pytest.mark.parametrize("fails", [False, True], ids=["it can be read", "it cannot be read the first time"])
 def test_a_worker_leaves_a_superseded_generation_and_the_job_under_way_is_done_in_the_next(
-    tmp_path: Path, fails: bool
+    index: Path | str, fails: bool
 ) -> None:
     content = b"\x00\x00\x00\x18ftypmp42" + bytes(1000)
-    store = MediaStore(tmp_path)
+    settings = Settings(index=index, poll_seconds=0.01)
+    store = MediaStore(settings.index_directory)
     store.prepare()
-    settings = Settings(index=tmp_path, poll_seconds=0.01)
     stop = threading.Event()
-    with make_catalog(tmp_path) as former:
+    with create_store(index, FACTS) as former:
         path = store.new_upload_path()
         path.write_bytes(content)
         sha256 = hashlib.sha256(content).hexdigest()
-        job = enqueue(JobQueue(former), None, str(path), content_sha256=sha256, delete_source=True)
-        later: list[Catalog] = []
+        job = enqueue(former.jobs, None, str(path), content_sha256=sha256, delete_source=True)
+        later: list[Any] = []
 
         def read(path: Path, cancelled: threading.Event) -> NewVideo:
-            later.append(switch(tmp_path, former))
+            later.append(switch(index, former))
             if fails:
                 raise MediaError("this reason must reach no client")
             return read_by_rote(path)
@@ -211,20 +213,20 @@ def test_a_worker_leaves_a_superseded_generation_and_the_job_under_way_is_done_i
         with pytest.raises(IndexSupersededError):
             Worker(settings, former, store, read).run(stop)
         assert path.exists() and former.num_videos == 0
-        waiting = JobQueue(later[0]).get(job.id)
+        waiting = later[0].jobs.get(job.id)
         assert (waiting.state, waiting.attempts, waiting.lease_expires_at) == ("queued", 1, None)
         with pytest.raises(IndexSupersededError):  # An idle one learns of it too.
             Worker(settings, former, store, read_by_rote).run(stop)
 
     def stop_at_the_end() -> None:
-        wait_until(lambda: JobQueue(later[0]).get(job.id).ended)
+        wait_until(lambda: later[0].jobs.get(job.id).ended)
         stop.set()
 
     thread = threading.Thread(target=stop_at_the_end)
     thread.start()
     Worker(settings, later[0], store, read_by_rote).run(stop)
     thread.join()
-    assert JobQueue(later[0]).get(job.id).state == "done"
+    assert later[0].jobs.get(job.id).state == "done"
     assert store.locate(later[0].get_video(job.video_id)) is not None
     later[0].close()
 
@@ -232,7 +234,7 @@ def test_a_worker_leaves_a_superseded_generation_and_the_job_under_way_is_done_i
 def test_a_server_that_ends_waits_for_its_worker_to_end_its_job(
     tmp_path: Path, load: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_catalog(tmp_path / "index").close()
+    create_store(tmp_path / "index", FACTS).close()
     program = f"""
 import pathlib, signal, sys, time
 folder = pathlib.Path({str(tmp_path)!r})

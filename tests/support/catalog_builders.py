@@ -20,6 +20,7 @@ from indexer.store.job import Job, NewJob
 from indexer.store.records import AddOutcome, IndexFacts, NewVideo, SegmentRecord
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.jobs import JobQueue
+from indexer.store.store import open_store
 
 FINGERPRINT = "f" * 64
 
@@ -85,7 +86,7 @@ def new_video(number: int, segments: Sequence[SegmentRecord], **changes: Any) ->
     return NewVideo(segments=segments, **{**fields, **changes})
 
 
-def add_video(catalog: Catalog, number: int, segments: Sequence[SegmentRecord], **changes: Any) -> AddOutcome:
+def add_video(catalog: Any, number: int, segments: Sequence[SegmentRecord], **changes: Any) -> AddOutcome:
     return catalog.add_video(new_video(number, segments, **changes))
 
 
@@ -104,13 +105,13 @@ def enqueue(queue: JobQueue, video_id: str | None, source_path: str, **fields: A
 
 
 @contextlib.contextmanager
-def kept_changing(directory: Path, random: np.random.Generator) -> Iterator[None]:
+def kept_changing(index: Path | str, random: np.random.Generator) -> Iterator[None]:
     """Meanwhile a thread adds videos 100, 101, ... of three segments each and deletes a third of them."""
     stop = threading.Event()
 
     def write() -> None:
         number = 100
-        with Catalog.open(directory) as catalog:
+        with open_store(index) as catalog:
             while not stop.is_set():
                 add_video(catalog, number, [make_segment(random) for _ in range(3)])
                 if number % 3 == 0:

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 USER = "xclip"
 DATABASE = "videos"
@@ -37,9 +38,9 @@ def find_programs() -> Path | None:
 
 
 class PostgresServer:
-    """A running server; `address` of an index of any name."""
+    """A running server; `address` of an index of any name. standby_of: one whose hot standby it is."""
 
-    def __init__(self, programs: Path) -> None:
+    def __init__(self, programs: Path, standby_of: PostgresServer | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="xclip-pg-", dir="/tmp"))  # Short: a socket's path is.
         self._programs = programs
         # It refuses to run as root.
@@ -47,6 +48,11 @@ class PostgresServer:
         if self._as_user:
             shutil.chown(self.folder, self._other_user())
         self.data = self.folder / "data"
+        if standby_of is not None:
+            source = ("-h", standby_of.folder, "-U", USER)
+            self._run("pg_basebackup", *source, "-D", self.data, "-R", "-X", "stream", "-c", "fast")
+            self.start()
+            return
         self._run("initdb", "-D", self.data, "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C", "-N")
         self.start()
         self._run("createdb", "-h", self.folder, "-U", USER, DATABASE)
@@ -82,11 +88,55 @@ class PostgresServer:
         process_id = int((self.data / "postmaster.pid").read_text().splitlines()[0])
         os.kill(process_id, signal.SIGKILL)
 
-    def address(self, name: str | None = None) -> str:
-        """Of an index; a name that no other has where none is given."""
-        schema = name or f"t{uuid.uuid4().hex[:12]}"
-        folders = f"media={self.folder}/media&cache={self.folder}/cache"
-        return f"postgresql://{USER}@/{DATABASE}?host={self.folder}&schema={schema}&{folders}"
+    @property
+    def is_running(self) -> bool:
+        """Whether its postmaster lives."""
+        with contextlib.suppress(OSError, ValueError):
+            process_id = int((self.data / "postmaster.pid").read_text().splitlines()[0])
+            return b"postgres" in Path(f"/proc/{process_id}/cmdline").read_bytes()
+        return False
+
+    def promote(self) -> None:
+        """Make a standby the primary."""
+        self._run("pg_ctl", "-D", self.data, "-w", "promote")
+
+    def execute(self, statement: str) -> list[tuple[Any, ...]]:
+        """What a statement of the superuser gives, outside of any transaction."""
+        import psycopg
+
+        conninfo = f"postgresql://{USER}@/{DATABASE}?host={self.folder}"
+        with contextlib.closing(psycopg.connect(conninfo, autocommit=True)) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def pause(self) -> None:
+        """Stop all its processes where they are: what connects or waits for an answer hears nothing."""
+        self._signal_all(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let them go on."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: int) -> None:
+        postmaster = int((self.data / "postmaster.pid").read_text().splitlines()[0])
+        os.kill(postmaster, number)  # First, so that it starts no more.
+        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+        for process_id in map(int, children):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process_id, number)
+
+    def address(
+        self, name: str | None = None, folder: Path | None = None, others: Sequence[PostgresServer] = ()
+    ) -> str:
+        """Of an index; a name that no other has where none is given.
+
+        folder: of uploads and what is derived. others: servers that may be the primary instead.
+        """
+        schema, folder = name or f"t{uuid.uuid4().hex[:12]}", folder or self.folder
+        folders = f"media={folder}/media&cache={folder}/cache"
+        hosts = ",".join(str(server.folder) for server in (self, *others))
+        wanted = "&target_session_attrs=read-write" if others else ""
+        return f"postgresql://{USER}@/{DATABASE}?host={hosts}{wanted}&schema={schema}&{folders}"
 
     def close(self) -> None:
         with contextlib.suppress(subprocess.SubprocessError):
@@ -95,8 +145,8 @@ class PostgresServer:
 
 
 @contextlib.contextmanager
-def running_server(programs: Path) -> Iterator[PostgresServer]:
-    server = PostgresServer(programs)
+def running_server(programs: Path, *, standby_of: PostgresServer | None = None) -> Iterator[PostgresServer]:
+    server = PostgresServer(programs, standby_of)
     try:
         yield server
     finally:

@@ -20,15 +20,20 @@ from numpy.typing import NDArray
 from indexer.ingest.pipeline import OTHER_BYTES_REASON, IndexEvent, IndexReport, VideoSource
 from indexer.maintenance import reindexing
 from indexer.media.sampling import Sampling, segment_bounds
+from indexer.store.postgres.address import is_postgres_address
 from indexer.store.records import IndexFacts, NewVideo, SegmentRecord
-from indexer.store.sqlite import catalog as catalog_module
+from indexer.store.sqlite import catalog as sqlite_catalog
+from indexer.store.sqlite import switching
 from indexer.store.sqlite.catalog import Catalog
-from indexer.store.sqlite.jobs import JobQueue
 
 D, F = 8, 4
 SECONDS = 25.0
 SAMPLING = Sampling(F)
 OTHER_SAMPLING = Sampling(F, max_segment_seconds=10)
+
+KILLED_AT = ("begun", "encoded", "carried", "row-written", "row-committed", "taken-over", "pointer-written")
+AFTER_THE_SWITCH = {"sqlite": KILLED_AT[4:], "postgres": ("row-committed",)}
+"""By kind of store: in a database all of a switch is one transaction."""
 
 
 def fingerprint_of(sampling: Sampling) -> str:
@@ -53,7 +58,7 @@ def facts_of(sampling: Sampling) -> IndexFacts:
 class StandIn:
     """In the place of an IndexingPipeline: reads no video, keeps to its rules for records and bytes."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Any) -> None:
         self._catalog = catalog
         self._sampling = Sampling.from_json(catalog.sampling_json)
 
@@ -98,32 +103,49 @@ class StandIn:
         return report
 
 
-def main() -> None:
-    index, moment = Path(sys.argv[1]), sys.argv[2]
+def end_after(owner: Any, name: str) -> None:
+    real = getattr(owner, name)
 
-    def end_after(owner: Any, name: str) -> None:
-        real = getattr(owner, name)
+    def ending(*values: Any, **named: Any) -> Any:
+        real(*values, **named)
+        os._exit(9)
 
-        def ending(*values: Any, **named: Any) -> Any:
-            real(*values, **named)
-            os._exit(9)
+    setattr(owner, name, ending)
 
-        setattr(owner, name, ending)
 
-    def end_before(owner: Any, name: str) -> None:
-        setattr(owner, name, lambda *values, **named: os._exit(9))
+def end_before(owner: Any, name: str) -> None:
+    setattr(owner, name, lambda *values, **named: os._exit(9))
 
+
+def steps_of(index: str) -> dict[str, Callable[[], None]]:
+    """What ends the process at each of KILLED_AT."""
     build: Any = reindexing._Build
-    steps: dict[str, Callable[[], None]] = {
+    steps = {
         "begun": lambda: end_before(build, "_encode"),
         "encoded": lambda: end_after(build, "_encode"),
-        "carried": lambda: end_after(JobQueue, "replace_all"),
-        "row-written": lambda: end_after(catalog_module, "write_successor"),
+    }
+    if is_postgres_address(index):
+        from indexer.store.postgres import catalog as postgres_catalog
+
+        return steps | {
+            "carried": lambda: end_after(postgres_catalog.PostgresCatalog, "carry_over"),
+            "row-written": lambda: end_after(postgres_catalog, "write_successor"),
+            "taken-over": lambda: end_before(postgres_catalog, "name_generation"),
+            "pointer-written": lambda: end_after(postgres_catalog, "name_generation"),
+            "row-committed": lambda: end_before(reindexing, "_finish_switch"),
+        }
+    return steps | {
+        "carried": lambda: end_after(Catalog, "carry_over"),
+        "row-written": lambda: end_after(sqlite_catalog, "write_successor"),
         "row-committed": lambda: end_before(Catalog, "take_over"),
         "taken-over": lambda: end_after(Catalog, "take_over"),
-        "pointer-written": lambda: end_after(reindexing, "name_generation"),
+        "pointer-written": lambda: end_after(switching, "name_generation"),
     }
-    steps[moment]()
+
+
+def main() -> None:
+    index, moment = sys.argv[1], sys.argv[2]
+    steps_of(index)[moment]()
     if sys.argv[3:] == ["back"]:
         reindexing.roll_back(index)
     else:

@@ -21,11 +21,13 @@ class StoreFactory:
         self._folder = folder
         self._address_of = address_of
         self._made: list[Any] = []
+        self._num_addresses = 0
 
     def address(self) -> str | Path:
         """Where no index is yet."""
         if self.kind == "sqlite":
-            return self._folder / f"index-{len(self._made)}-{len(list(self._folder.iterdir()))}"
+            self._num_addresses += 1
+            return self._folder / f"index-{self._num_addresses}"
         return self._address_of()
 
     def create(self, address: str | Path | None = None, **changes: Any) -> Any:

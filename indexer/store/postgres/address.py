@@ -2,9 +2,11 @@
 
     postgresql://user@host/database?schema=name&media=/shared/folder&cache=/local/folder
 
-It is libpq's address with three more parameters. `schema` names the index; several indexes may lie in one
+It is libpq's address with more parameters. `schema` names the index; several indexes may lie in one
 database. `media` is the folder of uploaded videos and keys, which all machines of the index share, and
-`cache` that of what is derived, on this machine: coarse snapshots and feature files. Other parameters
+`cache` that of what is derived, on this machine: coarse snapshots and feature files; `replica` the address of
+a hot standby that features are read from, `stale_reads_seconds` for how long searches go on without the
+database. Other parameters
 (`sslmode`, `service`, `target_session_attrs`, several hosts) are libpq's. It holds no password, so that it
 can be shown, logged and given to another process: that comes from a password file (`PGPASSFILE`, ~/.pgpass),
 a service file or `PGPASSWORD`.
@@ -13,6 +15,7 @@ a service file or `PGPASSWORD`.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +28,9 @@ from indexer.store.records import FIRST_GENERATION
 SCHEMES: Final = ("postgresql", "postgres")
 DEFAULT_SCHEMA: Final = "xclip"
 
-_OURS: Final = ("schema", "media", "cache")
+_OURS: Final = ("schema", "media", "cache", "replica", "stale_reads_seconds")
 _SCHEMA: Final = re.compile(r"[a-z_][a-z0-9_]{0,49}")
+_OF_A_GENERATION: Final = re.compile(r"_g[0-9]+$")
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,17 @@ class PostgresAddress:
         conninfo: what libpq is given.
         schema: of the index's first generation.
         media, cache: folders; None for some below the user's cache.
+        replica: what libpq is given to read features elsewhere; None where they are read where all else is.
+        stale_reads_seconds: for how long searches are answered from copies on this machine while the database
+            does not answer.
     """
 
     conninfo: str
     schema: str
     media: Path | None = None
     cache: Path | None = None
+    replica: str | None = None
+    stale_reads_seconds: float = 0.0
 
     @classmethod
     def parse(cls, text: str) -> PostgresAddress:
@@ -72,23 +81,34 @@ class PostgresAddress:
         if any(names.count(name) > 1 for name in _OURS) or "options" in names:
             raise IndexNotFoundError("an address names one schema and one folder each, and no options")
         schema = ours.get("schema", DEFAULT_SCHEMA)
-        if not _SCHEMA.fullmatch(schema) or schema.startswith("pg_"):
+        if not _SCHEMA.fullmatch(schema) or schema.startswith("pg_") or _OF_A_GENERATION.search(schema):
             raise IndexNotFoundError(
-                "a schema is named by 1 to 50 lower-case letters, digits and _, and does not begin with a"
-                " digit or pg_"
+                "a schema is named by 1 to 50 lower-case letters, digits and _, does not begin with a digit"
+                " or pg_, and does not end in _g and digits, as the schemas of later generations do"
             )
         others = [(name, value) for name, value in parameters if name not in _OURS]
         base = f"postgresql://{parts.netloc}{parts.path or '/'}"
         conninfo = f"{base}?{urlencode(others)}" if others else base
-        return cls(conninfo, schema, *(_folder(ours.get(name)) for name in ("media", "cache")))
+        media, cache = (_folder(ours.get(name)) for name in ("media", "cache"))
+        stale_reads_seconds = _seconds(ours.get("stale_reads_seconds", "0"))
+        return cls(conninfo, schema, media, cache, _replica(ours.get("replica")), stale_reads_seconds)
 
-    def with_folders(self, media: Path | None, cache: Path | None) -> PostgresAddress:
-        """The same index with these folders, where they are given and the address itself names none."""
+    def completed(
+        self, media: Path | None = None, cache: Path | None = None, replica: str | None = None
+    ) -> PostgresAddress:
+        """The same index with these folders and this replica, where they are given and the address itself
+        names none. Raises IndexNotFoundError where the replica is no address."""
         return replace(
             self,
             media=self.media or (media and media.expanduser().absolute()),
             cache=self.cache or (cache and cache.expanduser().absolute()),
+            replica=self.replica or _replica(replica),
         )
+
+    @property
+    def of_replica(self) -> PostgresAddress | None:
+        """The same index at the replica, where there is one."""
+        return None if self.replica is None else replace(self, conninfo=self.replica, replica=None)
 
     @property
     def name(self) -> str:
@@ -98,8 +118,9 @@ class PostgresAddress:
     @property
     def text(self) -> str:
         """The whole address, in one form."""
-        folders = {"media": self.media, "cache": self.cache}
-        return self._with(schema=self.schema, **{name: str(at) for name, at in folders.items() if at})
+        others: dict[str, object] = {"media": self.media, "cache": self.cache, "replica": self.replica}
+        others["stale_reads_seconds"] = self.stale_reads_seconds
+        return self._with(schema=self.schema, **{name: str(value) for name, value in others.items() if value})
 
     def _with(self, **parameters: str) -> str:
         return f"{self.conninfo}{'&' if '?' in self.conninfo else '?'}{urlencode(parameters)}"
@@ -122,7 +143,8 @@ class PostgresAddress:
         """How the index is backed up, restored and moved: by PostgreSQL's own commands, and by ours."""
         return (
             f"PostgreSQL makes its own backups of one moment: pg_dump --format=custom --schema={self.schema}"
-            f" --file=FILE '{self.conninfo}', and back: pg_restore --dbname='{self.conninfo}' FILE; for going"
+            f" --schema='{self.schema}_g[0-9]*' --file=FILE '{self.conninfo}', and back:"
+            f" pg_restore --dbname='{self.conninfo}' FILE; for going"
             " back to any moment it archives its log (pg_basebackup). The commands export and import move an"
             " index to another store"
         )
@@ -132,6 +154,25 @@ class PostgresAddress:
         """A folder of the index alone: several may have the same `cache`."""
         digest = hashlib.sha256(self.name.encode()).hexdigest()[:16]
         return (self.cache or Path.home() / ".cache" / "xclip-search") / f"{self.schema}-{digest}"
+
+
+def _replica(text: str | None) -> str | None:
+    """What libpq is given, of the address of a replica."""
+    if not text:
+        return None
+    if not is_postgres_address(text):
+        raise IndexNotFoundError("a replica is named by an address, as postgresql://user@host/database")
+    return PostgresAddress.parse(text).conninfo
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise IndexNotFoundError("stale_reads_seconds is a number of seconds from 0 on")
+    return seconds
 
 
 def _folder(text: str | None) -> Path | None:

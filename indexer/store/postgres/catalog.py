@@ -7,9 +7,10 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, Unpack
+from typing import Any, Final, Self, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +18,19 @@ from numpy.typing import NDArray
 from indexer.errors import (
     DuplicateIdError,
     FingerprintMismatchError,
+    IndexDamagedError,
     IndexExistsError,
+    IndexNotFoundError,
+    IndexSupersededError,
     InvalidRecordError,
     KeptOutError,
     OtherwiseDoneError,
     VideoNotFoundError,
 )
 from indexer.store.checksums import checksum_of_row
-from indexer.store.filters import Filter
+from indexer.store.file_rows import FILE_COLUMNS, KEPT_OUT_COLUMNS
+from indexer.store.filters import Condition, Filter
+from indexer.store.job_rows import COLUMNS as JOB_COLUMNS
 from indexer.store.postgres.address import PostgresAddress
 from indexer.store.postgres.changes import (
     forget_changes,
@@ -42,21 +48,28 @@ from indexer.store.postgres.connections import (
     StoreConnection,
     Transaction,
     connect,
-    read_successor,
-    write_successor,
+    translating,
 )
 from indexer.store.postgres.features import INFO, FeatureRows, segment_infos
 from indexer.store.postgres.files import FileTable, KeptOutTable, find_kept_out
 from indexer.store.postgres.filters import (
     FILTERED_COLUMNS,
-    Condition,
     compile_filter,
     filtered_values,
     matching_segments,
 )
+from indexer.store.postgres.generations import (
+    list_generations,
+    name_generation,
+    named_generation,
+    read_successor,
+    read_successors,
+    write_successor,
+)
 from indexer.store.postgres.integrity import damages, recount
 from indexer.store.postgres.jobs import JobQueue
-from indexer.store.postgres.schema import create_schema, read_facts, schema_exists
+from indexer.store.postgres.replica import Replica
+from indexer.store.postgres.schema import create_schema, is_taken, read_facts
 from indexer.store.postgres.words import (
     TranscriptTable,
     add_words,
@@ -83,6 +96,7 @@ from indexer.store.records import (
     StoreState,
     Successor,
     VideoRecord,
+    WithFacts,
     WordMatches,
     check_segments,
     check_sha256,
@@ -103,6 +117,7 @@ from indexer.store.video_rows import (
     video_record,
 )
 
+Answer = TypeVar("Answer")
 SegmentIds = Sequence[int] | NDArray[np.int64]
 
 _VIDEOS: Final = f"SELECT {COLUMNS}, row_crc32 FROM videos"
@@ -114,7 +129,7 @@ _INSERT: Final = (
 )
 
 
-class PostgresCatalog:
+class PostgresCatalog(WithFacts):
     """Videos, their segments and features, the change log and the jobs of one generation of an index.
 
     Made by `create` or `open`. The contracts of its methods stand at those of
@@ -148,6 +163,8 @@ class PostgresCatalog:
         self.filter_limit_seconds = math.inf
         self.facts, self.created_at = read_facts(connections, address.name)
         self._features = FeatureRows(self.num_frames, self.embedding_dim, self.fingerprint)
+        standby = address.of_replica
+        self._replica = None if standby is None else Replica(standby, generation, connections)
 
     @classmethod
     def create(
@@ -198,14 +215,23 @@ class PostgresCatalog:
             FingerprintMismatchError: it has another fingerprint.
             IndexStorageError: the database does not answer or refuses.
         """
-        number, epoch = FIRST_GENERATION, -1
+        number = read_current_generation(address)
         while True:
-            catalog = cls.open_generation(address, number)
-            successor = catalog.superseded_by
-            if successor is None or successor.epoch <= epoch:
-                break
-            catalog.close()
-            number, epoch = successor.generation, successor.epoch
+            try:
+                catalog = cls.open_generation(address, number)
+                if catalog.superseded_by is None:
+                    break
+                catalog.close()
+            except IndexNotFoundError:
+                if number == FIRST_GENERATION:
+                    raise
+            # It was current when its name was read. Where it still is named, one of the two is wrong.
+            former, number = number, read_current_generation(address)
+            if number == former:
+                raise IndexDamagedError(
+                    f"{address} names generation {number} the current one, which is gone or names another:"
+                    " restore all schemas of the index from one backup"
+                )
         if fingerprint is not None and catalog.fingerprint != fingerprint:
             catalog.close()
             raise FingerprintMismatchError(expected=fingerprint, found=catalog.fingerprint)
@@ -233,6 +259,8 @@ class PostgresCatalog:
 
     def close(self) -> None:
         """Close all connections; other methods raise RuntimeError from now on."""
+        if self._replica is not None:
+            self._replica.close()
         self.connections.close()
 
     def __enter__(self) -> Self:
@@ -249,34 +277,10 @@ class PostgresCatalog:
         with self.connections.snapshot() as connection:
             pinned = copy.copy(self)
             pinned.connections = PinnedConnections(self.connections, connection)
+            pinned._replica = None
             yield pinned
 
     # What it is
-
-    @property
-    def fingerprint(self) -> str:
-        """Of model and sampling, 64 hex digits."""
-        return self.facts.fingerprint
-
-    @property
-    def model_spec(self) -> str:
-        """How to load the model that made the features."""
-        return self.facts.model_spec
-
-    @property
-    def embedding_dim(self) -> int:
-        """D of every feature."""
-        return self.facts.embedding_dim
-
-    @property
-    def num_frames(self) -> int:
-        """F of every segment's frame features."""
-        return self.facts.num_frames
-
-    @property
-    def sampling_json(self) -> str:
-        """How frames were sampled, from `Sampling.to_json`."""
-        return self.facts.sampling_json
 
     @property
     def size_bytes(self) -> int:
@@ -313,6 +317,38 @@ class PostgresCatalog:
         """Whether the server is a replica: it is searched, and changes are refused."""
         return bool(self.connections.is_read_only)
 
+    @property
+    def is_available(self) -> bool:
+        """False while the database does not answer, as far as is known without asking it."""
+        return self.connections.availability.away_since is None
+
+    @property
+    def stale_seconds(self) -> float | None:
+        """None: what is read is what is there."""
+        return None
+
+    @property
+    def needs_copies(self) -> bool:
+        """False: nothing is read from a copy."""
+        return False
+
+    def must_keep_rows(self, sequence: int) -> bool:
+        """False: nothing is read from a copy."""
+        return False
+
+    def keep_rows(self) -> None:
+        """Nothing, see `must_keep_rows`."""
+
+    @property
+    def silence_limit_seconds(self) -> float:
+        """How long the database may be silent, then IndexUnavailableError. While it is known not to answer,
+        that comes at once."""
+        return self.connections.silence_limit_seconds
+
+    @silence_limit_seconds.setter
+    def silence_limit_seconds(self, seconds: float) -> None:
+        self.connections.silence_limit_seconds = seconds
+
     def keep_reserve(self) -> None:
         """Nothing: the disk is the server's."""
 
@@ -321,8 +357,11 @@ class PostgresCatalog:
     @property
     def superseded_by(self) -> Successor | None:
         """Which generation takes the changes instead of this one; None where this is the current one."""
-        with self.connections.reading() as connection:
-            return read_successor(connection)
+        try:
+            with self.connections.reading() as connection:
+                return read_successor(connection)
+        except IndexSupersededError as error:  # It was removed.
+            return Successor(error.generation, epoch=0)
 
     def ids_in_other_generations(self, video_ids: Sequence[str]) -> set[str]:
         """Those of `video_ids` that another generation of the index has."""
@@ -338,12 +377,8 @@ class PostgresCatalog:
 
     def generations(self) -> list[int]:
         """Numbers of the generations of the index, ascending."""
-        first = self._address.schema
-        rows = self.connections.rows(
-            "SELECT nspname::text FROM pg_catalog.pg_namespace WHERE nspname = %s OR nspname ~ %s",
-            (first, f"^{first}_g[0-9]+$"),
-        )
-        return sorted(int(name.removeprefix(first).removeprefix("_g") or 1) for (name,) in rows)
+        with self.connections.reading() as connection:
+            return list_generations(connection, self._address)
 
     # Changing videos
 
@@ -635,13 +670,19 @@ class PostgresCatalog:
 
     # Segments
 
+    def _read_features(self, read: Callable[[Connections], Answer]) -> Answer:
+        """What `read` gives, at the replica where there is one and it is not behind."""
+        return read(self.connections) if self._replica is None else self._replica.read(read, self.sequence)
+
     def segment_features(self, segment_ids: SegmentIds) -> SegmentFeatures:
         """Features of `segment_ids`, in the order asked; ids that do not exist (any more) are left out."""
-        return self._features.by_ids(self.connections, list(map(int, segment_ids)))
+        asked = list(map(int, segment_ids))
+        return self._read_features(lambda connections: self._features.by_ids(connections, asked))
 
     def video_features(self, segment_ids: SegmentIds) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids int64 [N] and video features float32 [N, D] of those that exist, ids ascending."""
-        return self._features.video_by_ids(self.connections, list(map(int, segment_ids)))
+        asked = list(map(int, segment_ids))
+        return self._read_features(lambda connections: self._features.video_by_ids(connections, asked))
 
     def segment_infos(self, segment_ids: SegmentIds) -> dict[int, SegmentInfo]:
         """Those of `segment_ids` that exist, without features, by segment id."""
@@ -686,21 +727,25 @@ class PostgresCatalog:
 
     def iterate_features(self, block_size: int = 1024) -> Iterator[SegmentFeatures]:
         """All segments in blocks of at most `block_size`, ids ascending."""
-        last = 0
-        while len(block := self._features.after(self.connections, last, block_size)):
-            last = int(block.segment_ids[-1])
+        after = 0
+        while True:
+            read = partial(self._features.after, segment_id=after, limit=block_size)
+            if not len(block := self._read_features(read)):
+                return
+            after = int(block.segment_ids[-1])
             yield block
 
     def iterate_video_features(
         self, block_size: int = 8192
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Ids int64 [N] and video features float32 [N, D] of all segments."""
-        last = 0
+        after = 0
         while True:
-            ids, features = self._features.video_after(self.connections, last, block_size)
+            read = partial(self._features.video_after, segment_id=after, limit=block_size)
+            ids, features = self._read_features(read)
             if not len(ids):
                 return
-            last = int(ids[-1])
+            after = int(ids[-1])
             yield ids, features
 
     def segments_of_videos(self, video_keys: SegmentIds) -> SegmentSpans:
@@ -749,33 +794,53 @@ class PostgresCatalog:
         rebuild_words(connection)
         recount(connection)
 
+    def carry_over(self, successor: Self, transaction: Transaction) -> int:
+        """Bring jobs, known files and kept-out content to another generation, in place of what is there."""
+        connection, into = transaction.connection, successor.connections.schema
+        # Until the end of the transaction no job changes either.
+        connection.execute("SELECT 1 FROM counters FOR UPDATE")
+        for table, columns in (
+            ("files", f"{FILE_COLUMNS}, row_crc32"),
+            ("kept_out", f"{KEPT_OUT_COLUMNS}, row_crc32"),
+            ("jobs", JOB_COLUMNS),
+        ):
+            connection.execute(f"DELETE FROM {into}.{table}")
+            connection.execute(f"INSERT INTO {into}.{table} ({columns}) SELECT {columns} FROM {table}")
+        # Their workers can no longer end them. The attempt counts, so that what such a worker still does is
+        # not taken for what the next one does.
+        connection.execute(
+            f"UPDATE {into}.jobs SET state = 'queued', worker_name = NULL, started_at = NULL,"
+            " lease_expires_at = NULL WHERE state = 'running'"
+        )
+        connection.execute(f"UPDATE {into}.counters SET last_job = (SELECT last_job FROM counters)")
+        (num_jobs,) = connection.execute("SELECT count(*) FROM jobs").fetchone() or (0,)
+        return int(num_jobs)
+
     def hand_over(self, successor: Self, transaction: Transaction) -> None:
         """Make another generation of the index the current one: from the commit on, this one takes no
-        changes, and `open` gives the successor.
-
-        transaction: of this generation, so that no other process can change it meanwhile.
-        """
+        changes, and `open` gives the successor."""
         connection = transaction.connection
         connection.execute("SELECT 1 FROM counters FOR UPDATE")
-        epochs = [0]
-        for number in self.generations():
-            schema = self._address.schema_of(number)
-            row = connection.execute(f"SELECT successor_epoch FROM {schema}.counters").fetchone()
-            epochs.append((row and row[0]) or 0)
-        write_successor(connection, Successor(successor.generation, 1 + max(epochs)))
-        # One database: the row that kept the successor from changes goes in the same transaction.
-        schema = self._address.schema_of(successor.generation)
-        connection.execute(
-            f"UPDATE {schema}.counters SET successor_generation = NULL, successor_epoch = NULL,"
-            " successor_crc32 = NULL"
-        )
+        rows = read_successors(connection, self._address).values()
+        epoch = 1 + max([0, *(row.epoch for row in rows if row is not None)])
+        write_successor(connection, Successor(successor.generation, epoch))
+        write_successor(connection, None, schema=successor.connections.schema)
+        name_generation(connection, self._address, successor.generation)
 
 
 def index_exists(address: str) -> bool:
     """Whether there is an index, without opening it. Raises IndexStorageError."""
     parsed = PostgresAddress.parse(address)
-    with contextlib.closing(connect(parsed, parsed.schema)) as connection:
-        return schema_exists(connection, parsed.schema)
+    with contextlib.closing(connect(parsed, parsed.schema)) as connection, translating(parsed.name):
+        return is_taken(connection, parsed.schema)
+
+
+def read_current_generation(address: str) -> int:
+    """The generation that is named the current one; the first where there is no index. Raises
+    IndexStorageError, IndexDamagedError."""
+    parsed = PostgresAddress.parse(address)
+    with contextlib.closing(connect(parsed, parsed.schema)) as connection, translating(parsed.name):
+        return named_generation(connection, parsed)
 
 
 def _set_filtered(connection: StoreConnection, rows: Sequence[Row]) -> None:

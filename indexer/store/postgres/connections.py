@@ -35,14 +35,15 @@ from indexer.errors import (
     IndexReadOnlyError,
     IndexStorageError,
     IndexSupersededError,
+    IndexUnavailableError,
     IndexVersionError,
     QueryTimeoutError,
     SearchCancelledError,
 )
 from indexer.store.cancellation import cancellation
-from indexer.store.checksums import checksum_of_row
 from indexer.store.postgres.address import PostgresAddress
-from indexer.store.records import Successor
+from indexer.store.postgres.generations import named_generation, read_successor
+from indexer.store.postgres.outage.availability import Availability
 
 MINIMUM_VERSION: Final = 150_000
 """PostgreSQL 15."""
@@ -50,7 +51,14 @@ MINIMUM_VERSION: Final = 150_000
 MAX_CONNECTIONS: Final = 12
 """Of one process. A search uses one at a time; PostgreSQL's own default allows 100 of all processes."""
 
-CONNECT_SECONDS: Final = 10
+CONNECT_SECONDS: Final = 5
+PROBE_SECONDS: Final = 2
+"""The least that libpq takes for a limit."""
+
+SILENCE_LIMIT_SECONDS: Final = 20.0
+"""After which a command or a worker takes it that the database does not answer."""
+
+CANCEL_SECONDS: Final = 1.0
 LEND_SECONDS: Final = 30
 """How long a thread waits for one of the connections of its process."""
 
@@ -64,12 +72,8 @@ machine is gone), so that others can write."""
 ROWS_AT_ONCE: Final = 1_000
 """Rows that one statement gives where there may be many."""
 
-_REFUSALS: Final = (
-    psycopg.OperationalError,
-    psycopg.InterfaceError,
-    PoolTimeout,
-    postgres.InsufficientPrivilege,
-)
+_NOT_ANSWERING: Final = ("08", "57P")
+"""How the states begin that a server ends connections with when it goes down, or cannot be reached."""
 
 Row = tuple[Any, ...]
 _Result = TypeVar("_Result")
@@ -104,30 +108,45 @@ class _TextReader(TextLoader):
 
 
 class StoreConnection(psycopg.Connection[Row]):
-    """A connection whose statements end where the thread's work is cancelled, or takes longer than it may."""
+    """A connection whose statements end where the thread's work is cancelled, or takes longer than it may,
+    or the server does not answer any more."""
 
     end_at: float = math.inf
     """Of `time.monotonic`."""
 
+    availability: Availability | None = None
+    silence_limit_seconds: float = math.inf
+
     def wait(self, gen: Any, interval: float = 0.05, timeout: float | None = None) -> Any:
         """Wait for the server, looking now and then whether to go on waiting."""
-        if self.end_at == math.inf and cancellation() is None:
-            return super().wait(gen, timeout=timeout)
         return super().wait(self._watched(gen), interval, timeout)
 
     def _watched(self, gen: Generator[Any, Any, _Result]) -> Generator[Any, Any, _Result]:
-        cancelled, was_ended = cancellation(), False
+        cancelled, cancel_at = cancellation(), 0.0
+        waiting_since = time.monotonic()
         try:
             wanted = next(gen)
             while True:
                 ready = yield wanted
+                if ready:
+                    waiting_since = time.monotonic()
+                elif self.availability is not None:
+                    self._check_answering(self.availability, waiting_since)
                 is_late = time.monotonic() > self.end_at or (cancelled is not None and cancelled.is_set())
-                if not ready and is_late and not was_ended:
-                    was_ended = True
-                    self.cancel_safe(timeout=CONNECT_SECONDS)
+                if not ready and is_late and time.monotonic() >= cancel_at:
+                    # Once more after a while: on a busy machine it may not have come through.
+                    cancel_at = time.monotonic() + 2 * CANCEL_SECONDS
+                    self.cancel_safe(timeout=CANCEL_SECONDS)
                 wanted = gen.send(ready)
         except StopIteration as stop:
             return cast(_Result, stop.value)
+
+    def _check_answering(self, availability: Availability, waiting_since: float) -> None:
+        try:
+            availability.check(waiting_since, self.silence_limit_seconds)
+        except psycopg.OperationalError:
+            self.pgconn.finish()  # What comes back later would be taken for the answer to something else.
+            raise
 
 
 @dataclass(frozen=True)
@@ -139,18 +158,24 @@ class Transaction:
 
 class Connections:
     """Connections to one generation of an index. What PostgreSQL raises becomes an error of
-    `indexer.errors`."""
+    `indexer.errors`.
+
+    silence_limit_seconds: how long the server may be silent before IndexUnavailableError.
+    """
 
     def __init__(
         self, address: PostgresAddress, generation: int, *, although_superseded: bool = False
     ) -> None:
         """Connect once. although_superseded: whether `transaction` changes a generation that another one has
         superseded. Raises IndexStorageError, IndexVersionError."""
+        self._address = address
+        self._generation = generation
         self.schema = address.schema_of(generation)
         self.where = f"schema {self.schema} of {address.conninfo}"
         self._although_superseded = although_superseded
         self._process_id = os.getpid()
         self._closed = False
+        self.silence_limit_seconds = SILENCE_LIMIT_SECONDS
         # The first one by hand: a pool says only that it waited too long.
         with contextlib.closing(connect(address, self.schema)) as connection:
             self.is_read_only, server_time = connection.execute(
@@ -165,10 +190,11 @@ class Connections:
             check=_check_alive,
             min_size=0,
             max_size=MAX_CONNECTIONS,
-            timeout=LEND_SECONDS,
-            num_workers=1,
+            reconnect_timeout=1.0,  # Soon given up, so that the next one who asks begins a new attempt.
+            num_workers=2,
             open=True,
         )
+        self.availability = Availability(lambda: _probe(address), address.name)
 
     @contextlib.contextmanager
     def reading(self, limit_seconds: float = math.inf) -> Iterator[StoreConnection]:
@@ -186,7 +212,7 @@ class Connections:
         if self._process_id != os.getpid():  # After a fork: its connections are the parent's.
             raise RuntimeError("this catalog was opened by another process; open it again in this one")
         try:
-            with self._pool.connection() as connection:
+            with self._lent() as connection:
                 connection.end_at = time.monotonic() + limit_seconds
                 try:
                     yield connection
@@ -201,8 +227,36 @@ class Connections:
                     f"finding what the filter matches takes longer than {limit_seconds:g} seconds"
                 ) from None
             raise translated(error, self.where) from error
+        except (postgres.UndefinedTable, postgres.InvalidSchemaName) as error:
+            raise self._find_successor() or translated(error, self.where) from error
         except (psycopg.Error, PoolTimeout) as error:
             raise translated(error, self.where) from error
+
+    def _find_successor(self) -> IndexSupersededError | None:
+        """Where this generation was removed, because another one is the current one."""
+        with contextlib.closing(connect(self._address, self.schema)) as connection:
+            current = named_generation(connection, self._address)
+        return None if current == self._generation else IndexSupersededError(current)
+
+    @contextlib.contextmanager
+    def _lent(self) -> Iterator[StoreConnection]:
+        asked_at, limit = time.monotonic(), self.silence_limit_seconds
+        while True:
+            self.availability.raise_if_away()
+            try:
+                connection = self._pool.getconn(timeout=min(LEND_SECONDS, limit / 3))
+                break
+            except PoolTimeout:
+                self.availability.check(asked_at, limit)
+                if time.monotonic() - asked_at > LEND_SECONDS:
+                    raise
+        connection.availability, connection.silence_limit_seconds = self.availability, limit
+        try:
+            yield connection
+        finally:
+            if connection.closed:
+                self.availability.ask()
+            self._pool.putconn(connection)
 
     @contextlib.contextmanager
     def snapshot(self, limit_seconds: float = math.inf) -> Iterator[StoreConnection]:
@@ -264,6 +318,7 @@ class Connections:
         """Close what is idle now, and what is lent out when it comes back."""
         if not self._closed:
             self._closed = True
+            self.availability.close()
             if self._process_id == os.getpid():
                 self._pool.close()
 
@@ -291,17 +346,24 @@ class PinnedConnections(Connections):
         """Nothing: the pool that it came from closes it."""
 
 
+@contextlib.contextmanager
+def translating(where: str) -> Iterator[None]:
+    """What PostgreSQL raises in the block becomes an error of ours. where: names the index in messages."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise translated(error, where) from error
+
+
 def connect(address: PostgresAddress, schema: str) -> StoreConnection:
     """One connection outside of any pool. Raises IndexStorageError, IndexNotFoundError, IndexVersionError."""
-    try:
+    with translating(f"schema {schema} of {address.conninfo}"):
         connection = StoreConnection.connect(address.conninfo, **_arguments(schema))
         try:
             _configure(connection)
         except BaseException:
             connection.close()
             raise
-    except psycopg.Error as error:
-        raise translated(error, f"schema {schema} of {address.conninfo}") from error
     return connection
 
 
@@ -310,6 +372,11 @@ def _arguments(schema: str) -> dict[str, Any]:
         "autocommit": True,
         "connect_timeout": CONNECT_SECONDS,
         "application_name": "xclip-search",
+        # Where what is sent is not even received: the operating system gives the connection up.
+        "tcp_user_timeout": 10_000,
+        "keepalives_idle": 10,
+        "keepalives_interval": 3,
+        "keepalives_count": 3,
         "client_encoding": "utf8",
         # The schema alone: what else is on the path must not be found by our names.
         "options": f"-c search_path={schema} -c lock_timeout={LOCK_SECONDS}s -c jit=off",
@@ -328,6 +395,11 @@ def _configure(connection: StoreConnection) -> None:
         "SELECT set_config('synchronous_commit', 'on', false)"
         " WHERE current_setting('synchronous_commit') = 'off'"
     )
+
+
+def _probe(address: PostgresAddress) -> None:
+    with contextlib.closing(psycopg.connect(address.conninfo, connect_timeout=PROBE_SECONDS)):
+        pass
 
 
 def _check_alive(connection: StoreConnection) -> None:
@@ -356,8 +428,14 @@ def translated(error: Exception, where: str) -> Exception:
         return _read_only(where)
     if isinstance(error, postgres.InvalidCatalogName):
         return IndexNotFoundError(f"there is no index in {where}: {said}")
-    if isinstance(error, _REFUSALS):
-        return IndexStorageError(f"the database does not answer or refuses, {where}: {said}")
+    if isinstance(error, PoolTimeout):
+        return IndexBusyError(f"all connections of this process to {where} are in use; try again")
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and (
+        error.sqlstate is None or error.sqlstate.startswith(_NOT_ANSWERING)
+    ):
+        return IndexUnavailableError(f"the database does not answer or refuses, {where}: {said}")
+    if isinstance(error, psycopg.OperationalError | postgres.InsufficientPrivilege):
+        return IndexStorageError(f"the database refuses, {where}: {said}")
     if isinstance(error, psycopg.Error):
         # All statements are ours and fit the schema, and what they store is checked before.
         return IndexDamagedError(f"the catalog in {where} is damaged: {said}")
@@ -367,36 +445,4 @@ def translated(error: Exception, where: str) -> Exception:
 def _read_only(where: str) -> IndexReadOnlyError:
     return IndexReadOnlyError(
         f"{where} is a replica, or takes no changes for another reason: it can be searched, not changed"
-    )
-
-
-# The generation that came after this one
-
-
-def read_successor(connection: StoreConnection, lock: str = "") -> Successor | None:
-    """None in the current generation. lock: of the row of counters. Raises IndexDamagedError."""
-    row = connection.execute(
-        f"SELECT successor_generation, successor_epoch, successor_crc32 FROM counters {lock}"
-    ).fetchone()
-    if row is None:
-        raise IndexDamagedError("the catalog is damaged: its row of counters is gone; restore a backup")
-    generation, epoch, checksum = row
-    if generation is None:
-        return None
-    if checksum_of_row((generation, epoch)) != checksum:
-        raise IndexDamagedError(
-            "the catalog is damaged: the row that names its successor does not match its checksum;"
-            " restore a backup"
-        )
-    return Successor(generation, epoch)
-
-
-def write_successor(connection: StoreConnection, successor: Successor | None) -> None:
-    """Name another generation, or none, within the caller's transaction. The commit is the switch."""
-    values: tuple[int | None, ...] = (None, None, None)
-    if successor is not None:
-        row = (successor.generation, successor.epoch)
-        values = (*row, checksum_of_row(row))
-    connection.execute(
-        "UPDATE counters SET successor_generation = %s, successor_epoch = %s, successor_crc32 = %s", values
     )

@@ -67,6 +67,10 @@ class FeatureRows:
         rows = connections.rows(_FEATURES + _BY_IDS, (list(segment_ids),), binary=True)
         return self._codec.features_of({row[0]: row for row in rows}, segment_ids)
 
+    def none(self) -> SegmentFeatures:
+        """Features of no segment."""
+        return self._codec.features([])
+
     def video_by_ids(
         self, connections: Connections, segment_ids: Sequence[int]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

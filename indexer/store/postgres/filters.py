@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
@@ -27,18 +26,18 @@ from indexer.errors import ChangesForgottenError
 from indexer.store.change_rows import MAX_CHANGES_TO_FOLLOW, replaced_ids
 from indexer.store.filters import (
     OPERATORS,
-    And,
     Below,
     Comparison,
+    Condition,
     Contains,
     Exists,
     Field,
     Filter,
     Leaf,
-    Not,
     OneOf,
-    Or,
     Within,
+    compiled,
+    joined,
 )
 from indexer.store.postgres.changes import read_changes, read_token
 from indexer.store.postgres.connections import Connections, StoreConnection, escaped
@@ -103,31 +102,9 @@ def _exact(number: int | float) -> int | float:
 # What is asked
 
 
-@dataclass(frozen=True)
-class Condition:
-    """A condition on rows of the table `videos`: SQL that is true or false, never NULL, and its values."""
-
-    sql: str
-    values: tuple[Any, ...] = ()
-
-
 def compile_filter(chosen: Filter) -> Condition:
     """The filter as a condition."""
-    match chosen:
-        case And(parts):
-            return _joined([compile_filter(part) for part in parts], " AND ")
-        case Or(parts):
-            return _joined([compile_filter(part) for part in parts], " OR ")
-        case Not(part):
-            negated = compile_filter(part)
-            return Condition(f"NOT {negated.sql}", negated.values)
-        case Exists() | OneOf() | Within() | Contains() | Below():
-            return _of_metadata(chosen) if chosen.field.keys else _of_column(chosen)
-
-
-def _joined(parts: Sequence[Condition], word: str) -> Condition:
-    values = tuple(value for part in parts for value in part.values)
-    return Condition(f"({word.join(part.sql for part in parts)})", values)
+    return compiled(chosen, _of_column, _of_metadata)
 
 
 def _known(condition: Condition) -> Condition:
@@ -158,7 +135,7 @@ def _of_column(chosen: Leaf) -> Condition:
             kind = "text" if texts else "float8"
             return _known(Condition(f"{column} = ANY(%s::{kind}[])", (list(texts or map(float, numbers)),)))
         case Within(_, bounds):
-            return _known(_joined([_compared(column, name, to) for name, to in bounds], " AND "))
+            return _known(joined([_compared(column, name, to) for name, to in bounds], "AND"))
 
 
 def _compared(what: str, name: Comparison, to: str | int | float) -> Condition:
@@ -180,12 +157,12 @@ def _of_metadata(chosen: Leaf) -> Condition:
                 (list(constants), "item.value ->> 'c' = ANY(%s::text[])"),
             ]
             equal = [Condition(sql, (values,)) for values, sql in parts if values]
-            return _some_element(field, _joined(equal, " OR "))
+            return _some_element(field, joined(equal, "OR"))
         case Contains(field, text):
             text_of_item = "coalesce(item.value ->> 'f', item.value ->> 's')"
             return _some_element(field, Condition(f"strpos({text_of_item}, %s::text) > 0", (text,)))
         case Within(field, bounds):
-            return _some_element(field, _joined([_within(name, to) for name, to in bounds], " AND "))
+            return _some_element(field, joined([_within(name, to) for name, to in bounds], "AND"))
         case Below():
             raise AssertionError("metadata has no uri")  # The parser makes none.
 

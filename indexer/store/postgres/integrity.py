@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from indexer.errors import IndexDamagedError
+from indexer.store.checksums import DamagedRows, damages_of_rows
 from indexer.store.postgres.changes import damaged_changes
 from indexer.store.postgres.connections import Connections, StoreConnection
 from indexer.store.postgres.features import FeatureRows
@@ -57,21 +58,14 @@ def damages(
             for (problem,) in connection.execute(statement).fetchall():
                 yield Damage(part, problem)
         yield from _damaged_videos(connection)
-        for content_sha256 in damaged_kept_out(connection):
-            yield Damage("catalog", f"kept-out content {content_sha256} does not match its checksum")
-        for sequence in damaged_changes(connection):
-            yield Damage("change log", f"change {sequence} does not match its checksum")
-        for problem in damaged_transcripts(connection):
-            yield Damage("catalog", problem)
-        for problem in damaged_words(connection):
-            yield Damage("words", problem)
-    num_done = 0
-    for num_done, (segment_id, problem) in enumerate(features.damaged(connections), start=1):
-        if num_done % 1000 == 0:
-            on_progress(num_done)
-        if problem:
-            yield Damage("catalog", f"segment {segment_id}: {problem}")
-    on_progress(num_done)
+        rows = DamagedRows(
+            kept_out=damaged_kept_out(connection),
+            changes=damaged_changes(connection),
+            transcripts=damaged_transcripts(connection),
+            words=damaged_words(connection),
+            segments=features.damaged(connections),
+        )
+        yield from damages_of_rows(rows, on_progress)
 
 
 def _damaged_videos(connection: StoreConnection) -> Iterator[Damage]:

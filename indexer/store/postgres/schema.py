@@ -13,7 +13,8 @@ from typing import Final
 from indexer.errors import IndexExistsError, IndexNotFoundError, IndexVersionError
 from indexer.store.checksums import facts_of_rows, rows_of_facts
 from indexer.store.postgres.address import PostgresAddress
-from indexer.store.postgres.connections import Connections, StoreConnection, write_successor
+from indexer.store.postgres.connections import Connections, StoreConnection
+from indexer.store.postgres.generations import POINTER_TABLE, write_successor
 from indexer.store.records import IndexFacts, Successor
 
 _FIRST: Final = """
@@ -203,7 +204,7 @@ def create_schema(
     """
     with connections.reading() as connection, connection.transaction():
         connection.execute(_LOCK, (connections.schema,))
-        if schema_exists(connection, connections.schema):
+        if is_taken(connection, connections.schema):
             raise IndexExistsError(f"an index is already in {address.name}")
         connection.execute(f"CREATE SCHEMA IF NOT EXISTS {connections.schema}")
         _migrate(connection)
@@ -227,7 +228,7 @@ def read_facts(connections: Connections, where: str) -> tuple[IndexFacts, float]
     """
     with connections.reading() as connection:
         if not schema_exists(connection, connections.schema):
-            raise IndexNotFoundError(f"there is no index in {where} (no schema {connections.schema})")
+            raise IndexNotFoundError(f"there is no index in schema {connections.schema} of {where}")
         found = _format(connection)
     if found < FORMAT and not connections.is_read_only:
         with connections.reading() as connection, connection.transaction():
@@ -239,6 +240,15 @@ def read_facts(connections: Connections, where: str) -> tuple[IndexFacts, float]
             f"the index in {where} is of format {found}, this version of xclip-search reads format {FORMAT}"
         )
     return facts_of_rows(dict(connections.rows("SELECT name, value FROM facts")), where)
+
+
+def is_taken(connection: StoreConnection, schema: str) -> bool:
+    """Whether a schema holds an index of ours, or names a generation that holds it."""
+    row = connection.execute(
+        "SELECT to_regclass(%s) IS NOT NULL OR to_regclass(%s) IS NOT NULL",
+        (f"{schema}.migrations", f"{schema}.{POINTER_TABLE}"),
+    ).fetchone()
+    return row is not None and bool(row[0])
 
 
 def schema_exists(connection: StoreConnection, schema: str) -> bool:

@@ -29,8 +29,8 @@ from indexer.errors import (
     KeptOutError,
     VideoNotFoundError,
 )
-from indexer.store.checksums import checksum_of_row, facts_of_rows
-from indexer.store.filters import Filter
+from indexer.store.checksums import DamagedRows, checksum_of_row, damages_of_rows, facts_of_rows
+from indexer.store.filters import Condition, Filter
 from indexer.store.records import (
     FIRST_GENERATION,
     AddOutcome,
@@ -48,6 +48,7 @@ from indexer.store.records import (
     StoreState,
     Successor,
     VideoRecord,
+    WithFacts,
     WordMatches,
     check_segments,
     check_sha256,
@@ -71,8 +72,8 @@ from indexer.store.sqlite.connections import (
 )
 from indexer.store.sqlite.disk import keep_reserve
 from indexer.store.sqlite.features import FeatureRows, read_segment_infos
-from indexer.store.sqlite.files import FileTable, KeptOutTable, damaged_kept_out, find_kept_out
-from indexer.store.sqlite.filters import Condition, compile_filter, matching_segments
+from indexer.store.sqlite.files import FileTable, KeptOutTable, carry_over, damaged_kept_out, find_kept_out
+from indexer.store.sqlite.filters import compile_filter, matching_segments
 from indexer.store.sqlite.generations import (
     directory_of,
     generations,
@@ -129,7 +130,7 @@ Owners = tuple[NDArray[np.int64], NDArray[np.int64]]
 _REPORT_SECONDS: Final = 5.0
 
 
-class Catalog:
+class Catalog(WithFacts):
     """Videos, their segments and features, the change log and the jobs of one index directory.
 
     Made by `create`, `open` or `open_or_create`. Several processes may have the same catalog open, each its
@@ -145,6 +146,7 @@ class Catalog:
         facts: what the index is.
         clock: gives the time of changes, in seconds since 1970.
         filter_limit_seconds: how long it may take to find what a filter matches, then QueryTimeoutError.
+        silence_limit_seconds: of other stores; a file is never silent.
     """
 
     # Opening and closing
@@ -161,6 +163,7 @@ class Catalog:
         self.connections = ConnectionPool(self.path, although_superseded=although_superseded)
         self.clock: Callable[[], float] = time.time
         self.filter_limit_seconds = math.inf
+        self.silence_limit_seconds = math.inf
 
     def _read_facts(self, check: bool) -> Self:
         """Make sure that this is a catalog, read what it says of itself, and where `check` its structure."""
@@ -335,31 +338,6 @@ class Catalog:
     # What it is
 
     @property
-    def fingerprint(self) -> str:
-        """Of model and sampling, 64 hex digits."""
-        return self.facts.fingerprint
-
-    @property
-    def model_spec(self) -> str:
-        """How to load the model that made the features."""
-        return self.facts.model_spec
-
-    @property
-    def embedding_dim(self) -> int:
-        """D of every feature."""
-        return self.facts.embedding_dim
-
-    @property
-    def num_frames(self) -> int:
-        """F of every segment's frame features."""
-        return self.facts.num_frames
-
-    @property
-    def sampling_json(self) -> str:
-        """How frames were sampled, from `Sampling.to_json`."""
-        return self.facts.sampling_json
-
-    @property
     def size_bytes(self) -> int:
         """Size of the file on disk, with the part of it that is still in the write-ahead log."""
         log = self.path.with_name(f"{self.path.name}-wal")
@@ -390,6 +368,27 @@ class Catalog:
         """Whether it lies on a file system that takes no writes: it is searched, and changes are refused."""
         return self.connections.is_read_only
 
+    @property
+    def is_available(self) -> bool:
+        """True: it is read in this process."""
+        return True
+
+    @property
+    def stale_seconds(self) -> None:
+        """None: what is read is what is there."""
+
+    @property
+    def needs_copies(self) -> bool:
+        """False: nothing is read from a copy."""
+        return False
+
+    def must_keep_rows(self, sequence: int) -> bool:
+        """False: nothing is read from a copy."""
+        return False
+
+    def keep_rows(self) -> None:
+        """Nothing, see `must_keep_rows`."""
+
     def keep_reserve(self) -> None:
         """Keep some space, so that videos can be deleted on a full disk. Called by all that adds videos."""
         if not self.is_read_only:
@@ -406,6 +405,23 @@ class Catalog:
     def generations(self) -> list[int]:
         """Numbers of the generations of the index, ascending."""
         return generations(self.index_directory)
+
+    def carry_over(self, successor: Self, transaction: Transaction) -> int:
+        """Bring jobs, known files and kept-out content to another generation, in place of what is there.
+
+        Running jobs are queued there.
+
+        Args:
+            successor: opened with `although_superseded`.
+            transaction: of this catalog, so that no job comes meanwhile.
+
+        Returns:
+            How many jobs there are.
+        """
+        with successor.transaction() as into:
+            num_jobs = successor.jobs.replace_all(transaction, into)
+            carry_over(transaction, into)
+        return num_jobs
 
     def hand_over(self, successor: Self, transaction: Transaction) -> None:
         """Make another generation of the index the current one.
@@ -1002,22 +1018,14 @@ class Catalog:
             yield from inconsistencies(connection)
             for number, problem in _damaged_videos(connection):
                 yield Damage("catalog", f"video number {number}: {problem}")
-            for content_sha256 in damaged_kept_out(connection):
-                yield Damage("catalog", f"kept-out content {content_sha256} does not match its checksum")
-            for sequence in damaged_changes(connection):
-                yield Damage("change log", f"change {sequence} does not match its checksum")
-            for problem in damaged_transcripts(connection):
-                yield Damage("catalog", problem)
-            for problem in damaged_words(connection):
-                yield Damage("words", problem)
-            segments = self._features.damaged(connection)
-            num_done = 0
-            for num_done, (segment_id, problem) in enumerate(segments, start=1):
-                if num_done % 1000 == 0:
-                    on_progress(num_done)
-                if problem:
-                    yield Damage("catalog", f"segment {segment_id}: {problem}")
-            on_progress(num_done)
+            rows = DamagedRows(
+                kept_out=damaged_kept_out(connection),
+                changes=damaged_changes(connection),
+                transcripts=damaged_transcripts(connection),
+                words=damaged_words(connection),
+                segments=self._features.damaged(connection),
+            )
+            yield from damages_of_rows(rows, on_progress)
 
     def repair(self, transaction: Transaction) -> None:
         """Make again what is derived from the rows: SQLite's own indexes, the totals and the index of words.

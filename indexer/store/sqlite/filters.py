@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -14,17 +13,17 @@ from indexer.errors import ChangesForgottenError
 from indexer.store.change_rows import MAX_CHANGES_TO_FOLLOW, replaced_ids
 from indexer.store.filters import (
     OPERATORS,
-    And,
     Below,
+    Condition,
     Contains,
     Exists,
     Field,
     Filter,
     Leaf,
-    Not,
     OneOf,
-    Or,
     Within,
+    compiled,
+    joined,
 )
 from indexer.store.records import Change, Matches
 from indexer.store.sqlite.changes import last_sequence, read_changes, read_token
@@ -37,31 +36,9 @@ _MATCHING: Final = (
 _OF_VIDEOS: Final = "videos.id IN (SELECT value FROM json_each(?))"
 
 
-@dataclass(frozen=True)
-class Condition:
-    """A condition on rows of the table `videos`: SQL that is 1 or 0, never NULL, and the values it binds."""
-
-    sql: str
-    values: tuple[str | int | float, ...] = ()
-
-
 def compile_filter(chosen: Filter) -> Condition:
     """The filter as a condition."""
-    match chosen:
-        case And(parts):
-            return _joined([compile_filter(part) for part in parts], " AND ")
-        case Or(parts):
-            return _joined([compile_filter(part) for part in parts], " OR ")
-        case Not(part):
-            negated = compile_filter(part)
-            return Condition(f"NOT {negated.sql}", negated.values)
-        case Exists() | OneOf() | Within() | Contains() | Below():
-            return _of_metadata(chosen) if chosen.field.keys else _of_column(chosen)
-
-
-def _joined(parts: Sequence[Condition], word: str) -> Condition:
-    values = tuple(value for part in parts for value in part.values)
-    return Condition(f"({word.join(part.sql for part in parts)})", values)
+    return compiled(chosen, _of_column, _of_metadata)
 
 
 def _of_column(chosen: Leaf) -> Condition:
@@ -83,9 +60,7 @@ def _of_column(chosen: Leaf) -> Condition:
                 f"coalesce({column} IN (SELECT value FROM json_each(?)), 0)", (json.dumps(values),)
             )
         case Within(_, bounds):
-            inside = _joined(
-                [Condition(f"{column} {OPERATORS[name]} ?", (to,)) for name, to in bounds], " AND "
-            )
+            inside = joined([Condition(f"{column} {OPERATORS[name]} ?", (to,)) for name, to in bounds], "AND")
             return Condition(f"coalesce({inside.sql}, 0)", inside.values)
 
 
@@ -102,7 +77,7 @@ def _of_metadata(chosen: Leaf) -> Condition:
                 (constants, f"item.type IN {listed}"),
             ]
             equal = [Condition(sql, (json.dumps(values),)) for values, sql in parts if values]
-            return _some_element(path, _joined(equal, " OR "))
+            return _some_element(path, joined(equal, "OR"))
         case Contains(_, text):
             condition = Condition(f"item.type = 'text' AND {CONTAINS}(item.atom, ?)", (text,))
             return _some_element(path, condition)
@@ -115,7 +90,7 @@ def _of_metadata(chosen: Leaf) -> Condition:
                 return _some_element(path, condition)
             kind = "item.type = 'text'" if is_text else "item.type IN ('integer', 'real')"
             inside = [Condition(f"item.atom {OPERATORS[name]} ?", (to,)) for name, to in bounds]
-            return _some_element(path, _joined([Condition(kind), *inside], " AND "))
+            return _some_element(path, joined([Condition(kind), *inside], "AND"))
         case Below():
             raise AssertionError("metadata has no uri")  # The parser makes none.
 

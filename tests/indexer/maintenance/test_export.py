@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sqlite3
@@ -31,12 +32,11 @@ from indexer.maintenance.parquet import (
 )
 from indexer.maintenance.verification import verify
 from indexer.search.searcher import Searcher, SearchQuery
-from indexer.store.sqlite.catalog import Catalog
+from indexer.store.store import open_store, store_exists
 from model import XClip, XClipConfig
 from tests.support.catalog_builders import (
     FINGERPRINT,
     add_video,
-    create_catalog,
     kept_changing,
     make_segment,
     sha256_of,
@@ -63,10 +63,10 @@ def random():
 
 
 @pytest.fixture
-def index(tmp_path, random):
+def index(store_factory, random):
     """Ten videos of 1 to 3 segments, some deleted in between, with what is awkward to store."""
-    directory = tmp_path / "index"
-    with create_catalog(directory) as catalog:
+    address = store_factory.address()
+    with store_factory.create(address) as catalog:
         catalog.clock = iter(np.linspace(1e9, 2e9, 1000) / 3).__next__
         for number in range(13):
             segments = [
@@ -79,7 +79,13 @@ def index(tmp_path, random):
             if number % 4 == 1:
                 catalog.delete_video(f"video-{number - 1}")
         catalog.update_video("video-5", title="changed later")
-    return directory
+    return address
+
+
+@pytest.fixture
+def new(store_factory):
+    """Where no index is yet."""
+    return store_factory.address()
 
 
 @pytest.fixture
@@ -90,9 +96,9 @@ def small_parts(monkeypatch):
     monkeypatch.setattr("indexer.maintenance.importing.ROWS_PER_BATCH", 3)
 
 
-def contents(directory):
+def contents(index):
     """All records and features in the order of addition, without the catalog's own numbers."""
-    with Catalog.open(directory) as catalog:
+    with open_store(index) as catalog:
         videos = []
         for record in reversed(catalog.list_videos(limit=1000)):
             infos = catalog.video_segments(record.id)
@@ -123,89 +129,108 @@ def write_again(directory, name, table):
     replace(manifest, files={**manifest.files, name: part}).write(directory)
 
 
-def test_what_was_exported_and_imported_is_the_same_bit_for_bit(index, tmp_path):
+def test_what_was_exported_and_imported_is_the_same_bit_for_bit(index, tmp_path, new):
     report = export_index(index, tmp_path / "export")
     assert (report.num_videos, report.num_files, report.with_frames) == (10, 2, True)
-    imported = import_index(tmp_path / "export", tmp_path / "new")
+    imported = import_index(tmp_path / "export", new)
     assert (imported.num_added, imported.num_segments) == (10, report.num_segments)
     assert (imported.num_skipped, imported.failures) == (0, [])
-    assert contents(tmp_path / "new") == contents(index)
-    checked = verify(tmp_path / "new")
+    assert contents(new) == contents(index)
+    checked = verify(new)
     assert checked.is_clean and checked.num_segments == report.num_segments
 
 
-def test_an_export_of_the_first_format_is_imported(index, tmp_path):
+def test_an_index_moves_to_a_store_of_the_other_kind_and_back_bit_for_bit(
+    index, tmp_path, postgres, store_kind
+):
+    stores = {"sqlite": tmp_path / "elsewhere", "postgres": postgres.address(folder=tmp_path)}
+    (other,) = (address for kind, address in stores.items() if kind != store_kind)
+    export_index(index, tmp_path / "there")
+    assert import_index(tmp_path / "there", other).num_added == 10
+    assert contents(other) == contents(index)
+    export_index(other, tmp_path / "back")
+    again = postgres.address(folder=tmp_path) if store_kind == "postgres" else tmp_path / "again"
+    assert import_index(tmp_path / "back", again).num_added == 10
+    assert contents(again) == contents(index) and verify(again).is_clean
+
+
+def test_an_export_of_the_first_format_is_imported(index, tmp_path, new):
     export_index(index, tmp_path / "export")
     name = "videos-00000.parquet"
     table = parquet.read_table(tmp_path / "export" / name)
     manifest = replace(ExportManifest.read(tmp_path / "export"), format=1)
     manifest.write(tmp_path / "export")
     write_again(tmp_path / "export", name, table.drop_columns(list(export_layout.NEW_VIDEO_COLUMNS)))
-    assert import_index(tmp_path / "export", tmp_path / "new").num_added == 10
-    assert contents(tmp_path / "new") == contents(index)
+    assert import_index(tmp_path / "export", new).num_added == 10
+    assert contents(new) == contents(index)
 
 
-def test_the_columns_that_came_later_are_carried(tmp_path, random):
-    with create_catalog(tmp_path / "index") as catalog:
+def test_the_columns_that_came_later_are_carried(tmp_path, random, new, store_factory):
+    index = store_factory.address()
+    with store_factory.create(index) as catalog:
         add_video(
             catalog, 1, [make_segment(random)], media_start_seconds=1.5, recorded_at=-1.0, missing_since=2.0
         )
-    export_index(tmp_path / "index", tmp_path / "export")
-    import_index(tmp_path / "export", tmp_path / "new")
-    with Catalog.open(tmp_path / "new") as catalog:
+    export_index(index, tmp_path / "export")
+    import_index(tmp_path / "export", new)
+    with open_store(new) as catalog:
         (video,) = catalog.list_videos()
     assert (video.media_start_seconds, video.recorded_at, video.missing_since) == (1.5, -1.0, 2.0)
 
 
-def test_content_that_is_kept_out_stays_out_of_the_imported_index(index, tmp_path):
-    with Catalog.open(index) as catalog:
+def test_content_that_is_kept_out_stays_out_of_the_imported_index(index, tmp_path, new):
+    with open_store(index) as catalog:
         catalog.delete_video("video-3", keep_out=True)
         catalog.delete_video("video-5", keep_out=True)
         kept_out = catalog.kept_out.list_all()
     export_index(index, tmp_path / "export")
-    import_index(tmp_path / "export", tmp_path / "new")
-    with Catalog.open(tmp_path / "new") as catalog:
+    import_index(tmp_path / "export", new)
+    with open_store(new) as catalog:
         assert catalog.kept_out.list_all() == kept_out
         assert len(kept_out) == 2
 
 
-def test_an_import_neither_brings_in_what_is_kept_out_nor_keeps_out_what_is_in(index, tmp_path, random):
-    with create_catalog(tmp_path / "new") as catalog:
+def test_an_import_neither_brings_in_what_is_kept_out_nor_keeps_out_what_is_in(
+    index, tmp_path, random, new, store_factory
+):
+    with store_factory.create(new) as catalog:
         for number in (3, 5):
             add_video(catalog, number, [make_segment(random)])
         catalog.delete_video("video-5", keep_out=True)
-    with Catalog.open(index) as catalog:
+    with open_store(index) as catalog:
         catalog.delete_video("video-3", keep_out=True)
     export_index(index, tmp_path / "export")
-    imported = import_index(tmp_path / "export", tmp_path / "new")
+    imported = import_index(tmp_path / "export", new)
     assert (imported.num_added, [video_id for video_id, _ in imported.failures]) == (8, ["video-5"])
-    with Catalog.open(tmp_path / "new") as catalog:
+    with open_store(new) as catalog:
         assert catalog.get_video("video-3").id == "video-3"
         assert [content.video_id for content in catalog.kept_out.list_all()] == ["video-5"]
 
 
-def test_many_small_files_hold_the_same_as_one_large_one(index, tmp_path, small_parts):
+def test_many_small_files_hold_the_same_as_one_large_one(index, tmp_path, small_parts, new):
     report = export_index(index, tmp_path / "export")
     assert report.num_files > 6
     assert all(part.num_rows for part in ExportManifest.read(tmp_path / "export").files.values())
-    import_index(tmp_path / "export", tmp_path / "new")
-    assert contents(tmp_path / "new") == contents(index)
+    import_index(tmp_path / "export", new)
+    assert contents(new) == contents(index)
 
 
-def test_an_empty_index_can_be_exported_and_imported(tmp_path):
-    create_catalog(tmp_path / "index").close()
-    assert export_index(tmp_path / "index", tmp_path / "export").num_videos == 0
+def test_an_empty_index_can_be_exported_and_imported(tmp_path, new, store_factory):
+    index = store_factory.address()
+    store_factory.create(index).close()
+    assert export_index(index, tmp_path / "export").num_videos == 0
     assert read_parts(tmp_path / "export", "segments").num_rows == 0
-    assert import_index(tmp_path / "export", tmp_path / "new").num_added == 0
-    assert contents(tmp_path / "new") == contents(tmp_path / "index")
+    assert import_index(tmp_path / "export", new).num_added == 0
+    assert contents(new) == contents(index)
 
 
-def test_a_search_in_the_imported_index_gives_the_same_answers(tmp_path, random):
+def test_a_search_in_the_imported_index_gives_the_same_answers(tmp_path, random, new, store_factory):
+    index = store_factory.address()
     torch.manual_seed(0)
     model = XClip(XClipConfig.tiny()).eval()
     fingerprint = index_fingerprint(model, "{}")
     sizes = {"embedding_dim": 32, "num_frames": 8}
-    with create_catalog(tmp_path / "index", fingerprint=fingerprint, **sizes) as catalog:
+    with store_factory.create(index, fingerprint=fingerprint, **sizes) as catalog:
         for number in range(30):
             segments = [
                 make_segment(random, 32, 8, num_real_frames=1 + number % 8, start_seconds=10.0 * position)
@@ -214,10 +239,10 @@ def test_a_search_in_the_imported_index_gives_the_same_answers(tmp_path, random)
             add_video(catalog, number, segments, title=f"title {number}", metadata={"number": number})
             if number % 5 == 4:
                 catalog.delete_video(f"video-{number - 2}")
-    export_index(tmp_path / "index", tmp_path / "export")
-    import_index(tmp_path / "export", tmp_path / "new")
+    export_index(index, tmp_path / "export")
+    import_index(tmp_path / "export", new)
     answers = []
-    for directory in (tmp_path / "index", tmp_path / "new"):
+    for directory in (index, new):
         with Searcher(directory, model) as searcher:
             for mode in ("rerank", "coarse", "exhaustive"):
                 for query in ("a dog runs", "two people"):
@@ -238,7 +263,7 @@ def test_any_parquet_reader_finds_in_the_files_what_the_catalog_holds(index, tmp
     features = segments["video_feature"].combine_chunks().flatten().to_numpy().reshape(-1, 8)
     rows = segments.drop_columns(["frame_features", "video_feature"]).to_pylist()
     row = 0
-    with Catalog.open(index) as catalog:
+    with open_store(index) as catalog:
         for video, record in zip(videos, reversed(catalog.list_videos()), strict=True):
             # What this operator trusts, the operator of another index need not.
             own = ("sequence", "trusted")
@@ -260,7 +285,7 @@ def test_any_parquet_reader_finds_in_the_files_what_the_catalog_holds(index, tmp
     assert row == segments.num_rows
 
 
-def test_an_export_is_of_one_moment_whatever_is_written_meanwhile(index, tmp_path, random, small_parts):
+def test_an_export_is_of_one_moment_whatever_is_written_meanwhile(index, tmp_path, random, small_parts, new):
     before = contents(index)
     changed = set()
 
@@ -268,27 +293,28 @@ def test_an_export_is_of_one_moment_whatever_is_written_meanwhile(index, tmp_pat
         if stage in changed:
             return
         changed.add(stage)
-        with Catalog.open(index) as catalog:
+        with open_store(index) as catalog:
             add_video(catalog, 100 + len(changed), [make_segment(random)])
             catalog.delete_video(f"video-{9 + len(changed)}")
             catalog.update_video("video-5", title=stage)
 
     report = export_index(index, tmp_path / "export", on_progress=change)
     assert changed == {"videos", "segments"}
-    with Catalog.open(index) as catalog:
+    with open_store(index) as catalog:
         assert catalog.sequence == report.sequence + 6
-    import_index(tmp_path / "export", tmp_path / "new")
-    assert contents(tmp_path / "new") == before
+    import_index(tmp_path / "export", new)
+    assert contents(new) == before
 
 
-def test_exports_made_under_a_writer_hold_whole_videos(index, tmp_path, random):
+def test_exports_made_under_a_writer_hold_whole_videos(index, tmp_path, random, store_factory):
     with kept_changing(index, random):
         reports = [export_index(index, tmp_path / f"export-{number}") for number in range(4)]
     assert reports[-1].sequence > reports[0].sequence
     for number, report in enumerate(reports):
-        imported = import_index(tmp_path / f"export-{number}", tmp_path / f"new-{number}")
+        new = store_factory.address()
+        imported = import_index(tmp_path / f"export-{number}", new)
         assert (imported.num_added, imported.num_segments) == (report.num_videos, report.num_segments)
-        with Catalog.open(tmp_path / f"new-{number}") as catalog:
+        with open_store(new) as catalog:
             added = [v.id for v in catalog.list_videos(limit=10_000) if int(v.id.split("-")[1]) >= 100]
             assert all(len(catalog.video_segments(video_id)) == 3 for video_id in added)
 
@@ -298,57 +324,67 @@ def test_an_export_never_overwrites_anything(index, tmp_path):
     (tmp_path / "mine" / "precious").write_text("precious")
     with pytest.raises(IndexExistsError):
         export_index(index, tmp_path / "mine")
-    with pytest.raises(IndexExistsError):
-        export_index(index, index / "export")
+    if isinstance(index, Path):
+        with pytest.raises(IndexExistsError):
+            export_index(index, index / "export")
     with pytest.raises(IndexNotFoundError):
         export_index(tmp_path / "mine", tmp_path / "export")
     (tmp_path / "empty").mkdir()
     export_index(index, tmp_path / "empty")
     assert (tmp_path / "mine" / "precious").read_text() == "precious"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "index", "mine"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "mine", "stores"]
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        "UPDATE segments SET video_feature = zeroblob(32) WHERE id = 7",
+        "UPDATE segments SET video_feature = {zeros 32} WHERE id = 7",
         "UPDATE segments SET end_seconds = end_seconds + 1 WHERE id = 7",
-        "UPDATE segment_frames SET frame_features = zeroblob(64) WHERE segment_id = 7",
+        "UPDATE segment_frames SET frame_features = {zeros 64} WHERE segment_id = 7",
         "UPDATE videos SET title = 'another' WHERE number = 7",
         "UPDATE videos SET id = 'another' WHERE number = 7",
         "DELETE FROM segment_frames WHERE segment_id = 7",
-        "PRAGMA foreign_keys = OFF; DELETE FROM videos WHERE number = 7",
+        "{no keys}; DELETE FROM videos WHERE number = 7",
     ],
 )
 def test_a_damaged_index_is_not_exported(index, tmp_path, damage):
-    connection = sqlite3.connect(index / "catalog.sqlite3")
-    connection.executescript(damage)
-    connection.close()
+    if isinstance(index, Path):
+        damage = re.sub(r"{zeros (\d+)}", r"zeroblob(\1)", damage)
+        with contextlib.closing(sqlite3.connect(index / "catalog.sqlite3")) as connection:
+            connection.executescript(damage.replace("{no keys}", "PRAGMA foreign_keys = OFF"))
+    else:
+        damage = re.sub(r"{zeros (\d+)}", r"decode(repeat('00', \1), 'hex')", damage)
+        with open_store(index) as catalog, catalog.connections.reading() as connection:
+            connection.execute(damage.replace("{no keys}", "SET session_replication_role = replica"))
     with pytest.raises(IndexDamagedError):
         export_index(index, tmp_path / "export")
-    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    assert [path.name for path in tmp_path.iterdir()] == ["stores"]
 
 
-def test_what_is_in_already_is_skipped_and_an_id_taken_by_other_content_is_reported(index, tmp_path, random):
+def test_what_is_in_already_is_skipped_and_an_id_taken_by_other_content_is_reported(
+    index, tmp_path, random, new, store_factory
+):
     export_index(index, tmp_path / "export")
-    with create_catalog(tmp_path / "new") as catalog:
+    with store_factory.create(new) as catalog:
         add_video(catalog, 3, [make_segment(random)], id="mine", title="mine")  # The content of video-3.
         add_video(catalog, 999, [make_segment(random)], id="video-5", title="mine")
-    imported = import_index(tmp_path / "export", tmp_path / "new")
+    imported = import_index(tmp_path / "export", new)
     assert (imported.num_added, imported.num_skipped, imported.num_failed) == (8, 1, 1)
     assert imported.failures == [("video-5", "the id 'video-5' is taken by another video")]
-    with Catalog.open(tmp_path / "new") as catalog:
+    with open_store(new) as catalog:
         assert catalog.num_videos == 10
         assert {catalog.get_video("mine").title, catalog.get_video("video-5").title} == {"mine"}
-    result = run(app, ["import", str(tmp_path / "export"), "--index", str(tmp_path / "new")])
+    result = run(app, ["import", str(tmp_path / "export"), "--index", str(new)])
     assert result.exit_code == 3
     assert "0 added (0 segments), 9 already indexed, 1 failed" in result.stdout
     assert "failed: video-5: the id" in result.stderr
 
 
-def test_an_import_that_was_interrupted_goes_on(index, tmp_path, monkeypatch):
+def test_an_import_that_was_interrupted_goes_on(index, tmp_path, monkeypatch, new):
     export_index(index, tmp_path / "export")
-    original, added = Catalog.add_video, []
+    with open_store(index) as catalog:
+        store_class = type(catalog)
+    original, added = store_class.add_video, []
 
     def add_some(catalog, video):
         if len(added) == 4:
@@ -356,44 +392,45 @@ def test_an_import_that_was_interrupted_goes_on(index, tmp_path, monkeypatch):
         added.append(video.id)
         return original(catalog, video)
 
-    command = ["import", str(tmp_path / "export"), "--index", str(tmp_path / "new")]
+    command = ["import", str(tmp_path / "export"), "--index", str(new)]
     with monkeypatch.context() as patch:
-        patch.setattr(Catalog, "add_video", add_some)
+        patch.setattr(store_class, "add_video", add_some)
         result = run(app, command)
     assert result.exit_code == 130 and "the same command resumes" in result.stderr
-    assert verify(tmp_path / "new").num_videos == 4
+    assert verify(new).num_videos == 4
     result = run(app, command)
     assert result.exit_code == 0 and "6 added" in result.stdout and "4 already indexed" in result.stdout
-    assert contents(tmp_path / "new") == contents(index)
+    assert contents(new) == contents(index)
 
 
-def test_an_index_of_another_fingerprint_is_refused_with_both_named(index, tmp_path, random):
+def test_an_index_of_another_fingerprint_is_refused_with_both_named(index, tmp_path, random, store_factory):
+    other = store_factory.address()
     export_index(index, tmp_path / "export")
-    with create_catalog(tmp_path / "other", fingerprint="e" * 64) as catalog:
+    with store_factory.create(other, fingerprint="e" * 64) as catalog:
         add_video(catalog, 1, [make_segment(random)])
-    before = contents(tmp_path / "other")
+    before = contents(other)
     with pytest.raises(ExportFingerprintError) as caught:
-        import_index(tmp_path / "export", tmp_path / "other")
+        import_index(tmp_path / "export", other)
     assert (caught.value.expected, caught.value.found) == (FINGERPRINT, "e" * 64)
-    result = run(app, ["import", str(tmp_path / "export"), "--index", str(tmp_path / "other")])
+    result = run(app, ["import", str(tmp_path / "export"), "--index", str(other)])
     assert result.exit_code == 2 and FINGERPRINT in result.stderr and "e" * 64 in result.stderr
-    assert contents(tmp_path / "other") == before
+    assert contents(other) == before
 
 
-def test_without_frames_there_is_everything_else_and_no_way_back(index, tmp_path):
+def test_without_frames_there_is_everything_else_and_no_way_back(index, tmp_path, new):
     export_index(index, tmp_path / "export")
     export_index(index, tmp_path / "small", with_frames=False)
     whole = read_parts(tmp_path / "export", "segments")
     assert read_parts(tmp_path / "small", "segments").equals(whole.drop_columns(["frame_features"]))
     assert read_parts(tmp_path / "small", "videos").equals(read_parts(tmp_path / "export", "videos"))
     with pytest.raises(ExportWithoutFramesError):
-        import_index(tmp_path / "small", tmp_path / "new")
-    result = run(app, ["import", str(tmp_path / "small"), "--index", str(tmp_path / "new")])
+        import_index(tmp_path / "small", new)
+    result = run(app, ["import", str(tmp_path / "small"), "--index", str(new)])
     assert result.exit_code == 2 and "without frame features" in result.stderr
-    assert not (tmp_path / "new").exists()
+    assert not store_exists(new)
 
 
-def test_no_flipped_bit_and_no_cut_gets_in(index, tmp_path, random):
+def test_no_flipped_bit_and_no_cut_gets_in(index, tmp_path, random, new):
     export = tmp_path / "export"
     export_index(index, export)
     for name, whole in files_of(export).items():
@@ -411,13 +448,13 @@ def test_no_flipped_bit_and_no_cut_gets_in(index, tmp_path, random):
         for size in (0, 1, len(whole) // 2, len(whole) - 2):
             (export / name).write_bytes(whole[:size])
             with pytest.raises(ExportDamagedError):
-                import_index(export, tmp_path / "new")
+                import_index(export, new)
         (export / name).unlink()
         with pytest.raises((ExportDamagedError, IndexNotFoundError)):
-            import_index(export, tmp_path / "new")
+            import_index(export, new)
         (export / name).write_bytes(whole)
-    assert not (tmp_path / "new").exists()
-    assert import_index(export, tmp_path / "new").num_added == 10
+    assert not store_exists(new)
+    assert import_index(export, new).num_added == 10
 
 
 @pytest.mark.parametrize(
@@ -433,25 +470,25 @@ def test_no_flipped_bit_and_no_cut_gets_in(index, tmp_path, random):
         ),
     ],
 )
-def test_other_columns_are_refused_before_anything_is_changed(index, tmp_path, name, change, words):
+def test_other_columns_are_refused_before_anything_is_changed(index, tmp_path, name, change, words, new):
     export_index(index, tmp_path / "export")
     write_again(tmp_path / "export", f"{name}-00000.parquet", change(read_parts(tmp_path / "export", name)))
     with pytest.raises(ExportDamagedError, match=words):
-        import_index(tmp_path / "export", tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+        import_index(tmp_path / "export", new)
+    assert not store_exists(new)
 
 
 @pytest.mark.parametrize(
     "order", [[0, 1, 2, 3, *range(18, 3, -1)], [*range(18, -1, -1)], [1, 0, *range(2, 19)]]
 )
-def test_segments_in_another_order_are_never_given_to_another_video(index, tmp_path, order):
+def test_segments_in_another_order_are_never_given_to_another_video(index, tmp_path, order, new):
     export_index(index, tmp_path / "export")
     segments = read_parts(tmp_path / "export", "segments")
     assert segments.num_rows == len(order)
     write_again(tmp_path / "export", "segments-00000.parquet", segments.take(order).cast(segments.schema))
     with pytest.raises(ExportDamagedError, match="not where they should be"):
-        import_index(tmp_path / "export", tmp_path / "new")
-    assert not (tmp_path / "new").exists()
+        import_index(tmp_path / "export", new)
+    assert not store_exists(new)
 
 
 @pytest.mark.parametrize(
@@ -464,12 +501,12 @@ def test_segments_in_another_order_are_never_given_to_another_video(index, tmp_p
         lambda content: {**content, "files": {**content["files"], "../x": {}}},
     ],
 )
-def test_an_export_json_that_is_not_ours_is_refused(index, tmp_path, change):
+def test_an_export_json_that_is_not_ours_is_refused(index, tmp_path, change, new):
     export_index(index, tmp_path / "export")
     path = tmp_path / "export" / "export.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(ExportDamagedError):
-        import_index(tmp_path / "export", tmp_path / "new")
+        import_index(tmp_path / "export", new)
 
 
 @pytest.mark.parametrize("name", ["../videos-00000.parquet", "/videos-00000.parquet", "videos-0.parquet"])
@@ -499,23 +536,25 @@ def run_with_small_files(limit_bytes, *arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
 
 
-def test_a_full_disk_leaves_no_half_export_and_an_import_that_goes_on(tmp_path, random):
-    with create_catalog(tmp_path / "index", embedding_dim=32) as catalog:
+@pytest.mark.store("sqlite")
+def test_a_full_disk_leaves_no_half_export_and_an_import_that_goes_on(tmp_path, random, new, store_factory):
+    index = store_factory.address()
+    with store_factory.create(index, embedding_dim=32) as catalog:
         for number in range(300):
             add_video(catalog, number, [make_segment(random, 32)], title="t" * 500)
-    result = run_with_small_files(60_000, "export", "--index", tmp_path / "index", tmp_path / "export")
+    result = run_with_small_files(60_000, "export", "--index", index, tmp_path / "export")
     assert result.returncode == 2, result.stderr
     assert "nothing was exported" in result.stderr and len(result.stderr.splitlines()) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["index"]
-    export_index(tmp_path / "index", tmp_path / "export")
-    result = run_with_small_files(300_000, "import", tmp_path / "export", "--index", tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["stores"]
+    export_index(index, tmp_path / "export")
+    result = run_with_small_files(300_000, "import", tmp_path / "export", "--index", new)
     assert result.returncode == 2, result.stderr
     assert "the same command resumes" in result.stderr and len(result.stderr.splitlines()) == 1
-    checked = verify(tmp_path / "new")
+    checked = verify(new)
     assert checked.is_clean and 0 < checked.num_videos < 300
-    imported = import_index(tmp_path / "export", tmp_path / "new")
+    imported = import_index(tmp_path / "export", new)
     assert imported.num_skipped == checked.num_videos
-    assert contents(tmp_path / "new") == contents(tmp_path / "index")
+    assert contents(new) == contents(index)
 
 
 def test_a_failing_write_in_the_middle_leaves_nothing(index, tmp_path, monkeypatch):
@@ -527,14 +566,14 @@ def test_a_failing_write_in_the_middle_leaves_nothing(index, tmp_path, monkeypat
     result = run(app, ["export", "--index", str(index), str(tmp_path / "export")])
     assert result.exit_code == 2
     assert "No space left on device; nothing was exported" in result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    assert [path.name for path in tmp_path.iterdir()] == ["stores"]
 
 
-def test_without_pyarrow_one_line_names_the_extra(index, tmp_path, monkeypatch):
+def test_without_pyarrow_one_line_names_the_extra(index, tmp_path, monkeypatch, new):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     commands = (
         ["export", "--index", str(index), str(tmp_path / "export")],
-        ["import", str(tmp_path / "export"), "--index", str(tmp_path / "new")],
+        ["import", str(tmp_path / "export"), "--index", str(new)],
     )
     for command in commands:
         result = run(app, command)
@@ -543,26 +582,27 @@ def test_without_pyarrow_one_line_names_the_extra(index, tmp_path, monkeypatch):
             "`make install` brings it, or pip install pyarrow" in result.stderr
             and len(result.stderr.splitlines()) == 1
         )
-    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    assert [path.name for path in tmp_path.iterdir()] == ["stores"]
 
 
-def test_the_commands_say_what_they_did_and_end_as_promised(index, tmp_path):
-    export, new = str(tmp_path / "export"), str(tmp_path / "new")
+def test_the_commands_say_what_they_did_and_end_as_promised(index, tmp_path, new):
+    export, address = str(tmp_path / "export"), str(new)
     result = run(app, ["export", "--index", str(index), export, "--json"])
     assert result.exit_code == 0 and json.loads(result.stdout)["num_videos"] == 10
     result = run(app, ["export", "--index", str(index), export])
     assert result.exit_code == 2 and "not empty" in result.stderr
     result = run(app, ["export", "--index", str(index), str(tmp_path / "small"), "--without-frames"])
     assert result.exit_code == 0 and "10 videos" in result.stdout and "not imported" in result.stderr
-    result = run(app, ["import", export, "--index", new])
+    result = run(app, ["import", export, "--index", address])
     assert result.exit_code == 0 and "10 added" in result.stdout
-    assert list(Path(new).glob("coarse-*.faiss"))
-    result = run(app, ["import", export, "--index", new, "--json"])
+    with open_store(new) as catalog:
+        assert list(catalog.directory.glob("coarse-*.faiss"))
+    result = run(app, ["import", export, "--index", address, "--json"])
     assert result.exit_code == 0 and json.loads(result.stdout)["num_skipped"] == 10
-    assert run(app, ["import", str(index), "--index", new]).exit_code == 2
+    assert run(app, ["import", str(index), "--index", address]).exit_code == 2
     segments = Path(export) / "segments-00000.parquet"
     segments.write_bytes(segments.read_bytes()[:-1])
-    result = run(app, ["import", export, "--index", new])
+    result = run(app, ["import", export, "--index", address])
     assert result.exit_code == 1 and "segments-00000.parquet" in result.stderr
 
 
@@ -576,7 +616,7 @@ def test_the_documented_examples_run_and_every_column_is_documented(index, tmp_p
         exec(compile(example, "docs/export.md", "exec"), names)
     printed = capsys.readouterr().out.splitlines()
     assert len(examples) == 2 and len(printed) == 6
-    with Catalog.open(index) as catalog:
+    with open_store(index) as catalog:
         first = catalog.list_videos()[-1]
         stored = catalog.segment_features([catalog.video_segments(first.id)[0].segment_id])
     assert printed[3].startswith(f"{first.id} ")  # Nothing is more like a segment than itself.
@@ -585,8 +625,9 @@ def test_the_documented_examples_run_and_every_column_is_documented(index, tmp_p
     assert all(f"`{name}`" in text for name in columns)
 
 
-def test_a_time_of_addition_from_elsewhere_is_kept(tmp_path, random):
-    with create_catalog(tmp_path / "index") as catalog:
+def test_a_time_of_addition_from_elsewhere_is_kept(tmp_path, random, store_factory):
+    index = store_factory.address()
+    with store_factory.create(index) as catalog:
         catalog.clock = lambda: 5.0
         add_video(catalog, 1, [make_segment(random)], added_at=1.25)
         add_video(catalog, 2, [make_segment(random)])

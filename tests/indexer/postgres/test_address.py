@@ -67,7 +67,7 @@ def test_the_folders_of_an_index_are_its_own(tmp_path: Path) -> None:
     assert one.cache_directory(1).is_relative_to(tmp_path)
     assert len({one.cache_directory(1), one.cache_directory(2), other.cache_directory(1)}) == 3
     assert one.media_directory != other.media_directory
-    named = one.with_folders(tmp_path / "media", tmp_path / "other")
+    named = one.completed(tmp_path / "media", tmp_path / "other")
     assert named.media_directory == tmp_path / "media", "which all its machines share"
     assert named.cache_directory(1) == one.cache_directory(1), "the address itself counts before"
     assert PostgresAddress.parse(named.text) == named and str(tmp_path) not in named.name

@@ -311,16 +311,6 @@ def test_a_postmaster_that_is_killed_mid_write_tears_nothing(postgres_of_its_own
     crash(postgres_of_its_own, lambda server: server.kill(), num_writers=2)
 
 
-@pytest.mark.cluster
-@pytest.mark.timeout(1200)
-def test_fifty_crashes_of_backends_and_postmasters_lose_and_double_nothing(
-    postgres_of_its_own: PostgresServer,
-) -> None:
-    for cycle in range(50):
-        kill = kill_a_backend if cycle % 2 else lambda server: server.kill()
-        crash(postgres_of_its_own, kill, num_writers=3, delay_seconds=0.05 + 0.01 * (cycle % 30))
-
-
 @pytest.fixture(scope="module")
 def own_server() -> Any:
     programs = find_programs()
@@ -342,8 +332,11 @@ def kill_a_backend(server: PostgresServer) -> None:
         rows = connection.execute(
             "SELECT pid FROM pg_stat_activity WHERE application_name = 'xclip-search'"
         ).fetchall()
-    for (process_id,) in rows[:1]:
-        os.kill(process_id, signal.SIGKILL)
+    for (process_id,) in rows:
+        with contextlib.suppress(ProcessLookupError):  # One that was just about to end.
+            os.kill(process_id, signal.SIGKILL)
+            return
+    raise AssertionError("there is no process to kill")
 
 
 def crash(

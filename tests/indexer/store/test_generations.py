@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,18 @@ from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.connections import write_successor
 from indexer.store.sqlite.generations import (
     POINTER_FILE,
-    generations,
     index_exists,
     name_generation,
     named_generation,
 )
-from indexer.store.sqlite.jobs import JobQueue
+from indexer.store.store import generations_of, store_exists
 from tests.support.catalog_builders import FINGERPRINT, add_video, create_catalog, enqueue, make_segment
+from tests.support.stores import StoreFactory
 
 OTHER = "0123456789abcdef" * 4
 
 
-def fill(catalog: Catalog, num_videos: int = 3) -> Catalog:
+def fill(catalog: Any, num_videos: int = 3) -> Any:
     random = np.random.default_rng(0)
     for number in range(num_videos):
         add_video(catalog, number, [make_segment(random), make_segment(random)])
@@ -88,27 +89,37 @@ def test_a_fingerprint_is_part_of_what_the_checksums_of_features_cover(tmp_path:
 # Successor
 
 
-def supersede(catalog: Catalog, generation: int, epoch: int) -> None:
+def supersede(catalog: Any, generation: int, epoch: int) -> None:
+    """The first step of a switch alone."""
+    write: Any = write_successor
+    if not isinstance(catalog, Catalog):
+        from indexer.store.postgres.generations import write_successor as write
     with catalog.connections.transaction(although_superseded=True) as connection:
-        write_successor(connection, Successor(generation, epoch))
+        write(connection, Successor(generation, epoch))
 
 
 def successor(directory: Path, generation: int = 2, successor_of: int = 1) -> Catalog:
     return create_catalog(directory, fingerprint=OTHER, generation=generation, successor_of=successor_of)
 
 
-WRITINGS: dict[str, Callable[[Catalog], Any]] = {
+def make_successor(catalog: Any) -> Any:
+    facts = replace(catalog.facts, fingerprint=OTHER)
+    return generations_of(catalog.address).create(facts, successor_of=catalog.generation)
+
+
+WRITINGS: dict[str, Callable[[Any], Any]] = {
     "add": lambda catalog: add_video(catalog, 9, [make_segment(np.random.default_rng(1))]),
     "delete": lambda catalog: catalog.delete_video("video-1"),
     "update": lambda catalog: catalog.update_video("video-1", title="x"),
     "forget": lambda catalog: catalog.forget_changes(1),
-    "enqueue": lambda catalog: enqueue(JobQueue(catalog), None, "/x"),
+    "enqueue": lambda catalog: enqueue(catalog.jobs, None, "/x"),
 }
 
 
 @pytest.mark.parametrize("writing", WRITINGS)
-def test_a_superseded_catalog_is_read_and_takes_no_changes(tmp_path: Path, writing: str) -> None:
-    with fill(create_catalog(tmp_path)) as catalog, successor(tmp_path) as later:
+def test_a_superseded_catalog_is_read_and_takes_no_changes(store_factory: StoreFactory, writing: str) -> None:
+    catalog = fill(store_factory.create())
+    with make_successor(catalog) as later:
         assert catalog.superseded_by is None
         supersede(catalog, 2, epoch=1)
         sequence = catalog.sequence
@@ -119,16 +130,47 @@ def test_a_superseded_catalog_is_read_and_takes_no_changes(tmp_path: Path, writi
         assert later.num_videos == 0
 
 
-def test_a_generation_in_the_making_takes_changes_from_its_maker_alone(tmp_path: Path) -> None:
-    with fill(create_catalog(tmp_path)), successor(tmp_path) as maker:
+def test_a_generation_in_the_making_takes_changes_from_its_maker_alone(store_factory: StoreFactory) -> None:
+    index = fill(store_factory.create())
+    generations = generations_of(index.address)
+    with make_successor(index) as maker:
         fill(maker)
-        with Catalog.open_generation(tmp_path, 2) as other, pytest.raises(IndexSupersededError):
+        with generations.open(2) as other, pytest.raises(IndexSupersededError):
             other.delete_video("video-1")
-        with Catalog.open_generation(tmp_path, 2, although_superseded=True) as maker_again:
+        with generations.open(2, although_superseded=True) as maker_again:
             maker_again.delete_video("video-1")
-        with Catalog.open(tmp_path) as current:
+        with store_factory.open(index.address) as current:
             assert (current.generation, current.fingerprint, current.num_videos) == (1, FINGERPRINT, 3)
-    assert generations(tmp_path) == [1, 2]
+    assert generations.numbers() == [1, 2]
+
+
+def test_a_generation_that_is_served_can_be_removed_and_says_which_one_is_current(
+    store_factory: StoreFactory,
+) -> None:
+    former = fill(store_factory.create())
+    with make_successor(former) as later, former.transaction() as transaction:
+        fill(later)
+        former.hand_over(later, transaction)
+    generations = generations_of(former.address)
+    generations.open_current().close()
+    generations.remove(1)
+    assert former.superseded_by is not None and former.superseded_by.generation == 2
+    with pytest.raises(IndexSupersededError):
+        former.delete_video("video-1")
+    with pytest.raises(IndexExistsError):
+        store_factory.create(former.address)
+    with store_factory.open(former.address, fingerprint=OTHER) as current:
+        assert (current.generation, current.num_videos) == (2, 3)
+    assert generations.numbers() == [2]
+
+
+@pytest.mark.store("postgres")
+def test_a_name_that_its_generation_contradicts_is_an_error(store_factory: StoreFactory) -> None:
+    former = fill(store_factory.create())
+    with make_successor(former):
+        supersede(former, 2, epoch=1)
+        with pytest.raises(IndexDamagedError, match="restore all schemas"):
+            store_factory.open(former.address)
 
 
 def test_opening_completes_a_switch_that_was_interrupted_after_its_first_step(tmp_path: Path) -> None:
@@ -207,10 +249,13 @@ def test_a_damaged_pointer_is_an_error_and_no_other_generation_is_taken(
         Catalog.open(tmp_path)
 
 
-def test_an_index_that_is_not_there_is_not_found(tmp_path: Path) -> None:
-    assert not index_exists(tmp_path)
+def test_an_index_that_is_not_there_is_not_found(store_factory: StoreFactory) -> None:
+    index = store_factory.address()
+    assert not store_exists(index)
     with pytest.raises(IndexNotFoundError):
-        Catalog.open(tmp_path)
-    create_catalog(tmp_path).close()
-    with pytest.raises(IndexNotFoundError, match="no generation 2"):
-        Catalog.open_generation(tmp_path, 2)
+        store_factory.open(index)
+    with pytest.raises(IndexNotFoundError), generations_of(index).locked():
+        pass
+    store_factory.create(index).close()
+    with pytest.raises(IndexNotFoundError, match=r"generation 2|_g2"):
+        generations_of(index).open(2)

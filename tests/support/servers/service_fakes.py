@@ -77,7 +77,7 @@ def segment() -> SegmentRecord:
 
 
 def add_video(
-    catalog: Catalog, id: str, content: bytes | None = None, *, finish_job: str | None = None, **fields: Any
+    catalog: Any, id: str, content: bytes | None = None, *, finish_job: str | None = None, **fields: Any
 ) -> str:
     """Put a video of ten seconds into the catalog; `content` stands for its file's bytes.
 
@@ -97,9 +97,9 @@ def add_video(
         **values,
     )
     with catalog.transaction() as transaction:
-        video_id = catalog.add_video(video, transaction).video_id
+        video_id: str = catalog.add_video(video, transaction).video_id
         if finish_job is not None:
-            JobQueue(catalog).finish(finish_job, video_id, transaction=transaction)
+            catalog.jobs.finish(finish_job, video_id, transaction=transaction)
     return video_id
 
 
@@ -117,7 +117,7 @@ def fold(results: Sequence[SearchResult]) -> list[SearchResult]:
 class FakeSearcher:
     """Answers every search with the newest videos. `hold` makes searches wait, `error` makes them fail."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Any) -> None:
         self.catalog = catalog
         self.queries: list[SearchQuery] = []
         self.hold: threading.Event | None = None

@@ -33,7 +33,8 @@ IndexerError
     ├── MediaLimitError        larger or longer than allowed
     ├── DecodeTimeoutError     decoding took longer than allowed
     ├── DecoderDiedError       the decoding process ended without an answer
-    └── TruncatedMediaError    the file ends before its first frame
+    ├── TruncatedMediaError    the file ends before its first frame
+    └── FetchError             a file at an address that could not be fetched
 """
 
 from __future__ import annotations
@@ -255,3 +256,7 @@ class DecoderDiedError(MediaError):
 
 class TruncatedMediaError(MediaError):
     """The file ends before its first whole frame."""
+
+
+class FetchError(MediaError):
+    """A file at an address that could not be listed or fetched."""

@@ -99,7 +99,10 @@ class TextMatchName(StrEnum):
 def index(
     context: typer.Context,
     index: IndexOption = None,
-    paths: Annotated[list[Path] | None, typer.Argument(help="Video files, and folders of them.")] = None,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(help="Video files, and folders of them; addresses such as s3://bucket/folder too."),
+    ] = None,
     server: ServerOption = None,
     key: KeyOption = None,
     model: ModelOption = None,
@@ -166,6 +169,8 @@ def index(
 
       xclip-search index ~/clips --index my-index --model demo
 
+      xclip-search index s3://films/2026 https://example.org/talk.mp4 --index my-index
+
       xclip-search index --manifest corpus.jsonl --index my-index --report report.json
 
       xclip-search index ~/clips --index my-index --exclude '*.part' --prune --dry-run
@@ -186,6 +191,7 @@ def index(
         stop("name files or folders to index, or a --manifest")
     if watch and (dry_run or manifest is not None or not paths):
         stop("--watch follows files and folders: name them, without --manifest and --dry-run")
+    _refuse_addresses(paths or [], watch=watch, has_server=address is None)
     with errors_explained():
         from indexer.ingest.manifest import read_manifest
 
@@ -225,8 +231,26 @@ def index(
         raise typer.Exit(SOME_FAILED)
 
 
+def _refuse_addresses(paths: list[str], *, watch: bool, has_server: bool) -> None:
+    """End the command where files at addresses are named for what works with files of this machine alone."""
+    from indexer.ingest.remote_files import is_remote
+
+    address = next(filter(is_remote, paths), None)
+    if address is None:
+        return
+    if has_server:
+        stop(
+            f"{address} is not on this machine, and --server is sent files: index it with --index where the"
+            " index is, or let the server fetch it (POST /videos with its url)"
+        )
+    if watch:
+        stop(
+            f"--watch follows folders of this machine; repeat the command for {address}, every hour for instance"
+        )
+
+
 def _upload(
-    server: str | None, key: str | None, paths: list[Path], sources: list[VideoSource], exclude: list[str]
+    server: str | None, key: str | None, paths: list[str], sources: list[VideoSource], exclude: list[str]
 ) -> dict[str, Any]:
     """Send to a server what it does not have yet; what became of the files."""
     with errors_explained():
@@ -239,6 +263,7 @@ def _upload(
         listing = find_files(paths, exclude)
         report.count_listing(listing)
         wanted = {str(source.path): source for source in sources}
+        _refuse_addresses(list(wanted), watch=False, has_server=True)
         beside = [file for file in listing.files if is_transcript(file.path) and not file.is_named]
         videos = [file.path for file in listing.files if file.is_named or not is_transcript(file.path)]
         found = find_transcripts(videos, beside)

@@ -62,7 +62,7 @@ class LocalLibrary:
     """Keeps an index on this machine in line with files. The model is loaded when it is first needed.
 
     Attributes:
-        paths: files and folders.
+        paths: files and folders, addresses too.
         sources: files of a manifest.
         options: of `Synchronisation`.
     """
@@ -70,7 +70,7 @@ class LocalLibrary:
     def __init__(
         self,
         address: str | Path,
-        paths: Sequence[Path],
+        paths: Sequence[str],
         sources: Sequence[VideoSource],
         model: ModelChoice,
         encoding: Mapping[str, Any],
@@ -161,9 +161,11 @@ class LocalLibrary:
     def _check_new(self, options: SyncOptions) -> None:
         """End the command where no index can be made for these files, or not in this folder."""
         from indexer.ingest.library import find_files, look_at
+        from indexer.ingest.remote_files import is_remote
 
-        listing = find_files(self.paths, options.exclude)
-        is_any = any(look_at(file).left_out is None for file in listing.files)
+        here = [path for path in self.paths if not is_remote(path)]
+        listing = find_files(here, options.exclude)
+        is_any = len(here) < len(self.paths) or any(look_at(file).left_out is None for file in listing.files)
         if not is_any and not self.sources:
             stop(self.no_videos())
         if isinstance(self._address, Path):
@@ -180,7 +182,7 @@ class LocalLibrary:
     def _refuse_a_folder_of_videos(self, directory: Path, listing: Listing) -> None:
         """End the command where the files of a new index would lie among the videos."""
         folders = {Path(file.path).parent for file in listing.files}
-        folders |= {source.path.parent for source in self.sources}
+        folders |= {source.path.parent for source in self.sources if isinstance(source.path, Path)}
         if directory.resolve() in {folder.resolve() for folder in folders}:
             stop(f"{directory} is a folder of videos, and an index needs its own: --index my-index makes it")
 

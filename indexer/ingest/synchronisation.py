@@ -13,7 +13,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from indexer.errors import (
     DuplicateIdError,
+    FetchError,
     InvalidRecordError,
     KeptOutError,
     MediaError,
@@ -34,6 +35,7 @@ from indexer.errors import (
     VideoNotFoundError,
 )
 from indexer.ingest.library import FoundFile, Listing, absolute, find_files, look_at
+from indexer.ingest.local_copies import LocalCopies
 from indexer.ingest.manifest import VideoSource
 from indexer.ingest.pipeline import (
     Encoded,
@@ -55,6 +57,7 @@ from indexer.ingest.planning import (
     plain_addresses,
     plan,
 )
+from indexer.ingest.remote_files import UNKNOWN_VERSION, RemoteFile, describe_all, is_remote
 from indexer.ingest.transcript_files import (
     find_transcripts,
     is_transcript,
@@ -63,7 +66,7 @@ from indexer.ingest.transcript_files import (
     transcript_file,
     transcripts_beside,
 )
-from indexer.ingest.video_files import local_path, title_of_file
+from indexer.ingest.video_files import local_path, place_of, title_of_file
 from indexer.media.decode_messages import HashedFile
 from indexer.media.decode_pool import DecodePool
 from indexer.store.records import KnownFile, NewVideo, VideoRecord
@@ -263,6 +266,7 @@ class Synchronisation:
         self._report = SyncReport(dry_run=options.dry_run)
         self._waiting: set[str] = set()
         self._known: dict[str, KnownFile] = {}
+        self._described: dict[str, RemoteFile | FetchError] = {}
 
     def run(self, paths: Iterable[str | Path], sources: Iterable[VideoSource] = ()) -> SyncReport:
         """Look at files and folders, and at `sources`, files that the caller says something of.
@@ -278,14 +282,14 @@ class Synchronisation:
         listing = self._list(paths)
         found = self._read(self._identify(listing, sources))
         below = self._videos_below(listing.folders)
-        is_there = cache(lambda uri: _is_there(uri, [folder for folder, _ in listing.unread]))
+        is_there = cache(lambda uri: _is_there(uri, listing))
         found += self._elsewhere(found, below, is_there)
-        actions = plan(found, self._knowledge(found))
+        actions = plan(found, self._knowledge(found, is_there))
         self._progress.on_total(len(actions))
         self._apply([action for action in actions if action.kind != "encode"])
         self._encode([action for action in actions if action.kind == "encode"])
         # Encoding may have taken hours: looked for once more.
-        is_there_now = cache(lambda uri: _is_there(uri, [folder for folder, _ in listing.unread]))
+        is_there_now = cache(lambda uri: _is_there(uri, listing))
         gone = missing_videos(below, actions, is_there_now)
         self._account_for_missing([video for video in gone if video.uri not in self._waiting], listing)
         self._forget_gone_files(listing.folders, {file.uri for file in found}, is_there)
@@ -299,7 +303,8 @@ class Synchronisation:
         try:
             listing = find_files(paths, self._options.exclude)
         except FileNotFoundError as error:
-            absent = [absolute(path) for path in paths if not os.path.exists(path)]  # noqa: PTH110
+            here = [path for path in paths if not is_remote(path)]
+            absent = [absolute(path) for path in here if not os.path.exists(path)]  # noqa: PTH110
             num_below = len(self._videos_below(absent))
             if not num_below:
                 raise
@@ -308,32 +313,36 @@ class Synchronisation:
                 " give the new folder with `relocate`, or `delete` them"
             ) from None
         self._report.count_listing(listing)
+        for address, reason in listing.failures:
+            self._finish(VideoSource(RemoteFile(address)), "failed", reason=reason)
         return listing
 
     def _identify(self, listing: Listing, sources: Iterable[VideoSource]) -> list[tuple[Found, bool]]:
         """The videos among the files, and whether their content is still to be read."""
         beside = [file for file in listing.files if is_transcript(file.path) and not file.is_named]
         files: dict[str, tuple[FoundFile, VideoSource]] = {
-            Path(file.path).as_uri(): (file, VideoSource(Path(file.path)))
+            file.uri: (file, _source_of(file))
             for file in listing.files
             if file.is_named or not is_transcript(file.path)
         }
+        sources = list(sources)
+        places = [place for source in sources for place in (source.path, *(source.transcript_files or ()))]
+        self._described = describe_all(place.uri for place in places if isinstance(place, RemoteFile))
         for source in sources:
             if (problem := problem_of(source)) is not None:
                 self._finish(source, "failed", reason=problem)
                 continue
-            path = absolute(source.path)
             try:
-                status = os.stat(path)  # noqa: PTH116
+                file = self._look_for(source.path)
+            except FetchError as error:
+                self._finish(source, "failed", reason=error.reason)
+                continue
             except OSError as error:
                 is_absent = isinstance(error, FileNotFoundError | NotADirectoryError)
                 self._finish(source, "failed", reason=NO_SUCH_FILE if is_absent else str(error.strerror))
                 continue
             # Before what was found in folders: the caller gives a title, id or metadata.
-            files[Path(path).as_uri()] = (
-                FoundFile(path, status.st_size, status.st_mtime_ns, is_named=True),
-                replace(source, path=Path(path)),
-            )
+            files[file.uri] = (file, _source_of(file, source))
         if self._catalog is not None:
             self._known = self._catalog.files.find(list(files))
         found = [
@@ -341,6 +350,17 @@ class Synchronisation:
         ]
         named = [file.path for file, source in files.values() if file.is_named]
         return self._with_transcripts(found, beside, named)
+
+    def _look_for(self, place: Path | RemoteFile) -> FoundFile:
+        """A file that the caller names, as it is now. Raises OSError, FetchError."""
+        if isinstance(place, RemoteFile):
+            described = self._described[place.uri]
+            if isinstance(described, FetchError):
+                raise described
+            return FoundFile.at(described, is_named=True)
+        path = absolute(place)
+        status = os.stat(path)  # noqa: PTH116
+        return FoundFile(path, status.st_size, status.st_mtime_ns, is_named=True)
 
     def _with_transcripts(
         self, found: Sequence[tuple[Found, bool]], walked: Sequence[FoundFile], named: Sequence[str]
@@ -350,29 +370,38 @@ class Synchronisation:
         Args:
             found: the videos, each as it comes.
             walked: files of transcripts in the folders.
-            named: files that the caller named: what lies beside them was not walked.
+            named: files that the caller named: what lies beside them was not walked. Beside those at addresses
+                nothing is looked for, and what is known stays.
         """
-        files = {file.path: file for file in (*walked, *transcripts_beside(named))}
+        here = [path for path in named if not is_remote(path)]
+        unknown = set(named).difference(here)
+        files = {file.path: file for file in (*walked, *transcripts_beside(here))}
         tracks = find_transcripts((str(one.source.path) for one, _ in found), files.values())
         for one, _ in found:
             if one.source.transcript_files is not None:
                 there = map(self._named_transcript, one.source.transcript_files)
                 path = str(one.source.path)
                 tracks[path] = name_tracks(path, [file for file in there if file is not None])
+                unknown.discard(path)
         used = {file.path for of_one in tracks.values() for _, file in of_one}
         for file in walked:
             if file.path not in used:
                 self._report.count(file.path, "left out", Path(file.path).suffix.lower())
         return [
-            (replace(one, transcripts=tracks.get(str(one.source.path), ())), is_unread)
+            (replace(one, transcripts=tracks.get(path, None if path in unknown else ())), is_unread)
             for one, is_unread in found
+            for path in [str(one.source.path)]
         ]
 
-    def _named_transcript(self, path: Path) -> FoundFile | None:
-        file = transcript_file(absolute(path))
-        if file is None:
-            self._report.notes.append(f"the transcript {path} is left out: there is no such file")
-        return file
+    def _named_transcript(self, place: Path | RemoteFile) -> FoundFile | None:
+        try:
+            return replace(self._look_for(place), is_named=False)
+        except FetchError as error:
+            reason = error.reason
+        except OSError:
+            reason = NO_SUCH_FILE
+        self._report.notes.append(f"the transcript {place} is left out: {reason}")
+        return None
 
     def _identify_one(self, uri: str, file: FoundFile, source: VideoSource) -> tuple[Found, bool] | None:
         known = self._known.get(uri)
@@ -402,7 +431,7 @@ class Synchronisation:
         to_read = [
             number
             for number, (file, is_unread) in enumerate(files)
-            if is_unread and (self._options.rehash or file.size_bytes in sizes)
+            if is_unread and (self._options.rehash or self._may_be_known(file, sizes))
         ]
         found = [file for file, _ in files]
         for number, answer in self._hashed({number: found[number].source.path for number in to_read}):
@@ -412,17 +441,31 @@ class Synchronisation:
                 found[number] = _with_hash(found[number], answer)
         return found
 
-    def _hashed(self, paths: dict[int, Path]) -> Iterator[tuple[int, HashedFile | MediaError]]:
-        if not paths:
+    def _may_be_known(self, file: Found, sizes: Set[int]) -> bool:
+        """Whether a file may hold the content of a video, as far as its size says."""
+        place = file.source.path
+        if isinstance(place, RemoteFile) and self._options.dry_run:
+            return False  # Saying what would be done is no reason to fetch it.
+        return file.size_bytes in sizes or (isinstance(place, RemoteFile) and place.size_bytes is None)
+
+    def _hashed(self, places: dict[int, Path | RemoteFile]) -> Iterator[tuple[int, HashedFile | MediaError]]:
+        if not places:
             return
         num_workers = self._options.num_workers or default_num_workers()
-        with DecodePool(num_workers, self._options.read_timeout_seconds) as pool:
-            waiting, under_way = list(reversed(paths.items())), dict[Future[HashedFile], int]()
+        with (
+            DecodePool(num_workers, self._options.read_timeout_seconds) as pool,
+            LocalCopies(2 * num_workers) as copies,
+        ):
+            waiting, under_way = list(reversed(places.items())), dict[Future[HashedFile], int]()
             num_done = 0
             while waiting or under_way:
                 while waiting and len(under_way) < 2 * num_workers:
-                    number, path = waiting.pop()
-                    under_way[pool.submit_hash(path)] = number
+                    number, place = waiting.pop()
+                    if isinstance(place, RemoteFile):
+                        hashing = copies.submit_use(place, lambda path: pool.submit_hash(path).result())
+                    else:
+                        hashing = pool.submit_hash(place)
+                    under_way[hashing] = number
                 for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                     number = under_way.pop(future)
                     try:
@@ -430,14 +473,14 @@ class Synchronisation:
                     except MediaError as error:
                         yield number, error
                     num_done += 1
-                    self._progress.on_reading(num_done, len(paths))
+                    self._progress.on_reading(num_done, len(places))
 
     def _videos_below(self, folders: Iterable[str]) -> list[VideoRecord]:
         if self._catalog is None:
             return []
         below = {}
         for folder in folders:
-            for address in (Path(folder).as_uri().removesuffix("/"), *plain_addresses(Path(folder))):
+            for address in _addresses_of_folder(folder):
                 below.update({video.id: video for video in self._catalog.videos_below(address)})
         return list(below.values())
 
@@ -468,7 +511,7 @@ class Synchronisation:
                 self._known[file.uri] = file
         return elsewhere
 
-    def _knowledge(self, found: Sequence[Found]) -> Knowledge:
+    def _knowledge(self, found: Sequence[Found], is_there: Callable[[str], bool | None]) -> Knowledge:
         if self._catalog is None:
             return Knowledge()
         contents = sorted({file.content_sha256 for file in found if file.content_sha256 is not None})
@@ -486,10 +529,17 @@ class Synchronisation:
                 at[file.uri] = there
         beyond = [video for video in videos.values() if video.uri is not None and video.uri not in addresses]
         rows = self._catalog.files.find([video.uri for video in beyond if video.uri is not None])
-        living = {video.uri for video in beyond if video.uri and _still_holds(video, rows.get(video.uri))}
+        living = {
+            video.uri for video in beyond if video.uri and _still_holds(video, rows.get(video.uri), is_there)
+        }
+        gone = {
+            video.uri
+            for video in beyond
+            if video.uri and is_remote(video.uri) and is_there(video.uri) is False
+        }
         unknown = [content for content in contents if content not in videos]
         tracks = self._catalog.transcripts.files_of_videos([video.id for video in videos.values()])
-        return Knowledge(videos, at, self._catalog.kept_out.find(unknown).keys(), living, tracks)
+        return Knowledge(videos, at, self._catalog.kept_out.find(unknown).keys(), living, gone, tracks)
 
     # Doing
 
@@ -619,7 +669,7 @@ class Synchronisation:
         gone = [
             file
             for folder in folders
-            for file in table.below(Path(folder).as_uri().removesuffix("/"))
+            for file in table.below(_addresses_of_folder(folder)[0])
             if file.uri not in found and is_there(file.uri) is False
         ]
         homes = self._catalog.find_by_contents([file.content_sha256 for file in gone])
@@ -738,8 +788,8 @@ def _fields_of_former(action: Action) -> dict[str, Any]:
         return {}
     former, source = action.replaces[0], action.file.source
     fields: dict[str, Any] = {}
-    path = local_path(former.uri)
-    if source.title is None and former.title and (path is None or former.title != nfc(title_of_file(path))):
+    place = place_of(former.uri)
+    if source.title is None and former.title and (place is None or former.title != nfc(title_of_file(place))):
         fields["title"] = former.title
     if not source.metadata:
         fields["metadata"] = former.metadata
@@ -747,13 +797,28 @@ def _fields_of_former(action: Action) -> dict[str, Any]:
 
 
 def _with_hash(file: Found, hashed: HashedFile) -> Found:
-    """The file as it was when it was hashed."""
+    """The file as it was when it was hashed; one at an address, as it was listed."""
+    if isinstance(file.source.path, RemoteFile):
+        return replace(file, content_sha256=hashed.content_sha256)
     _, _, size_bytes, modified_ns = hashed.stamp
     return replace(file, size_bytes=size_bytes, modified_ns=modified_ns, content_sha256=hashed.content_sha256)
 
 
+def _source_of(file: FoundFile, source: VideoSource | None = None) -> VideoSource:
+    """What the caller says of a file, or nothing. Only files of this machine are the operator's own."""
+    said = source or VideoSource(file.place)
+    return replace(said, path=file.place, trusted=said.trusted and file.remote is None)
+
+
+def _addresses_of_folder(folder: str) -> tuple[str, ...]:
+    """The addresses that a folder may have, without a slash at their ends."""
+    if is_remote(folder):
+        return (folder,)
+    return Path(folder).as_uri().removesuffix("/"), *plain_addresses(Path(folder))
+
+
 def _known_file(file: Found) -> KnownFile | None:
-    if file.content_sha256 is None:
+    if file.content_sha256 is None or file.modified_ns == UNKNOWN_VERSION:
         return None
     made_by = None if file.failure is None else _version()
     return KnownFile(file.uri, file.size_bytes, file.modified_ns, file.content_sha256, file.failure, made_by)
@@ -764,11 +829,13 @@ def _version() -> str:
     return version("xclip-search")
 
 
-def _is_there(uri: str, unread: Sequence[str]) -> bool | None:
+def _is_there(uri: str, listing: Listing) -> bool | None:
     """Whether the file at an address exists; None where that cannot be known, as below a folder that cannot
     be read."""
+    if is_remote(uri):
+        return listing.has(uri)
     path = local_path(uri)
-    if path is None or _is_below(uri, unread):
+    if path is None or _is_below(uri, [folder for folder, _ in listing.unread]):
         return None
     try:
         os.stat(path)  # noqa: PTH116
@@ -793,8 +860,12 @@ def _holds(path: Path, known: KnownFile) -> bool:
     return is_unchanged(status.st_size, status.st_mtime_ns, known)
 
 
-def _still_holds(video: VideoRecord, known: KnownFile | None) -> bool:
-    """Whether a video's own file is there, as far as its size and time say."""
+def _still_holds(video: VideoRecord, known: KnownFile | None, is_there: Callable[[str], bool | None]) -> bool:
+    """Whether a video's own file is there, as far as its size and time say; at an address, as far as is
+    known without asking."""
+    if video.uri is not None and is_remote(video.uri):
+        was_there = known is not None and known.content_sha256 == video.content_sha256
+        return was_there and is_there(video.uri) is not False
     path = local_path(video.uri)
     if path is None:
         return False

@@ -245,7 +245,7 @@ def _refuse_addresses(paths: list[str], *, watch: bool, has_server: bool) -> Non
         )
     if watch:
         stop(
-            f"--watch follows folders of this machine; repeat the command for {address}, every hour for instance"
+            f"--watch follows folders of this machine; repeat the command for {address}"
         )
 
 

@@ -1,7 +1,7 @@
 """Local copies of files at addresses: fetched just before they are read, and removed after.
 
-Decoders run in confined children without a network, so a file is here before it is opened. The copies lie in a
-folder of this process below that of the system (TMPDIR); what a killed process left there, the next one
+Decoders run in confined children without a network, so a file is here before it is opened. The copies lie in
+a folder of this process below that of the system (TMPDIR); what a killed process left there, the next one
 removes.
 """
 

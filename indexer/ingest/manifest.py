@@ -1,10 +1,10 @@
 """Manifests: lists of files to index that give them ids, titles and metadata.
 
 A manifest is JSONL, one object a line, or a table with a header line as spreadsheets save it (.csv, .tsv,
-.txt; see `indexer.ingest.tables`). `path` is required: relative to the manifest's folder, or an address such as
-s3://bucket/a.mp4; `id`, `title`, `uri`, `recorded_at`, `transcript` (a .srt or .vtt file, or in JSONL a list of them) and `metadata` (an
-object; in a table, its JSON) are optional. Further columns of a table become metadata: numbers where each of
-its cells is one.
+.txt; see `indexer.ingest.tables`). `path` is required: relative to the manifest's folder, or an address such
+as s3://bucket/a.mp4; `id`, `title`, `uri`, `recorded_at`, `transcript` (a .srt or .vtt file, or in JSONL a
+list of them) and `metadata` (an object; in a table, its JSON) are optional. Further columns of a table become
+metadata: numbers where each of its cells is one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Videos into an index: hashed and decoded ahead in child processes, encoded in batches here.
 
     sources -> fetch -> hash -> known? -> decode -> segments waiting -> batch -> model -> store
-               thread   child             child     of any videos                         one transaction a video
+               thread   child             child     of any videos                 one transaction a video
 
 Only files at addresses are fetched; their copies are deleted when they are encoded.
 

@@ -295,3 +295,8 @@ def _made_file_system(scheme: str) -> Any:
         timeout = ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS)
         options["client_kwargs"] = {"timeout": timeout}
     return fsspec.filesystem(scheme, **options)
+
+
+def forget_file_systems() -> None:
+    """Make connections anew: credentials may have changed."""
+    _made_file_system.cache_clear()

@@ -63,7 +63,6 @@ from indexer.ingest.transcript_files import (
     is_transcript,
     name_tracks,
     read_transcript,
-    transcript_file,
     transcripts_beside,
 )
 from indexer.ingest.video_files import local_path, place_of, title_of_file
@@ -370,8 +369,8 @@ class Synchronisation:
         Args:
             found: the videos, each as it comes.
             walked: files of transcripts in the folders.
-            named: files that the caller named: what lies beside them was not walked. Beside those at addresses
-                nothing is looked for, and what is known stays.
+            named: files that the caller named: what lies beside them was not walked. Beside those at
+                addresses nothing is looked for, and what is known stays.
         """
         here = [path for path in named if not is_remote(path)]
         unknown = set(named).difference(here)

@@ -38,8 +38,8 @@ def find_video_file(index_directory: Path, record: VideoRecord) -> tuple[Path, b
 def fetched_from(files: Files[Any], record: VideoRecord) -> RemoteFile | None:
     """The address that a video was fetched from; None where it was not.
 
-    A client of the service may say any uri of a video. Only one is taken that this index itself has read, when
-    its user named it, and found to hold the content of this very video.
+    A client of the service may say any uri of a video. Only one is taken that this index itself has read,
+    when its user named it, and found to hold the content of this very video.
     """
     if record.uri is None or not is_remote(record.uri):
         return None

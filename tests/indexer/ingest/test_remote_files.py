@@ -1,4 +1,4 @@
-"""Files at addresses are indexed like those in folders: listed, fetched once, and known when they come again."""
+"""Files at addresses are indexed like those in folders: listed, fetched once, known when they come again."""
 
 from __future__ import annotations
 
@@ -259,10 +259,14 @@ def test_many_files_of_one_folder_are_asked_for_by_listing_it(
     addresses = [bucket.put(f"many/{number}.mp4", str(number)) for number in range(60)]
     asked: list[str] = []
     info = MemoryFileSystem.info
-    monkeypatch.setattr(
-        MemoryFileSystem, "info", lambda self, path: (asked.append(path), info(self, path))[1]
-    )
-    sources = [VideoSource(RemoteFile(address)) for address in [*addresses, f"{bucket.address}/many/no.mp4"]]
+
+    def note(self: MemoryFileSystem, path: str, **options: Any) -> dict[str, Any]:
+        asked.append(path)
+        return info(self, path, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "info", note)
+    named = [*addresses, f"{bucket.address}/many/no.mp4"]
+    sources = [VideoSource(RemoteFile(address)) for address in named]
     report = library.sync(sources=sources)
     assert counts(report) == {"added": 60, "failed": 1}
     asked.clear()

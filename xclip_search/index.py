@@ -244,9 +244,7 @@ def _refuse_addresses(paths: list[str], *, watch: bool, has_server: bool) -> Non
             " index is, or let the server fetch it (POST /videos with its url)"
         )
     if watch:
-        stop(
-            f"--watch follows folders of this machine; repeat the command for {address}"
-        )
+        stop(f"--watch follows folders of this machine; repeat the command for {address}")
 
 
 def _upload(

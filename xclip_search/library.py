@@ -268,7 +268,7 @@ def watch_library(
         with errors_explained(RESUMES):
             say(f"watching {', '.join(map(str, library.paths))}")
             try:
-                follow(library.paths, synchronise, settling, ended)
+                follow([Path(path) for path in library.paths], synchronise, settling, ended)
             except KeyboardInterrupt:  # What watchfiles makes of any signal that comes while it waits.
                 if not ended.is_set():
                     raise

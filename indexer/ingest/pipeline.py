@@ -465,7 +465,8 @@ class _Run:
 
     def cancel(self) -> None:
         """Take back what no child has begun."""
-        for future in (*self.fetching, *self.hashing, *self.decoding):
+        futures: list[Future[Any]] = [*self.fetching, *self.hashing, *self.decoding]
+        for future in futures:
             future.cancel()
 
     def _refill(self) -> None:

@@ -189,7 +189,8 @@ def _at_home(file: Found, video: VideoRecord, replaced: Sequence[VideoRecord], k
         return Action(file, "failed", video, replaces=replaced, reason=str(error))
     if video.missing_since is not None:
         changes["missing_since"] = None
-    transcripts, tracks_gone = (), ()
+    transcripts: Tracks = ()
+    tracks_gone: Sequence[str] = ()
     if file.transcripts is not None:
         transcripts, tracks_gone = changed_tracks(file.transcripts, known.tracks.get(video.id, {}))
     said = bool(changes.keys() - {"missing_since"} or transcripts or tracks_gone)
@@ -224,5 +225,6 @@ def missing_videos(
 
 def is_unchanged(size_bytes: int, modified_ns: int, known: KnownFile | None) -> bool:
     """Whether a file is taken for what it was when it was last read."""
-    is_told = known is not None and modified_ns != UNKNOWN_VERSION
-    return is_told and (size_bytes, modified_ns) == (known.size_bytes, known.modified_ns)
+    if known is None or modified_ns == UNKNOWN_VERSION:
+        return False
+    return (size_bytes, modified_ns) == (known.size_bytes, known.modified_ns)

@@ -27,6 +27,8 @@ IndexerError
 ├── JobNotFoundError           no job of this id
 ├── QueueFullError             as many jobs wait as may wait
 ├── LeaseLostError             a job that its worker no longer holds
+├── ClusterError               a cluster that cannot be used for indexing
+│   └── ClusterStalledError    one in which nothing happens any more
 └── MediaError                 a file that cannot become a video; `reason` is for the user
     ├── NotAVideoError         not a video
     ├── UnsupportedMediaError  a video in a format that we do not read
@@ -220,6 +222,14 @@ class QueueFullError(IndexerError):
 
 class LeaseLostError(IndexerError):
     """A worker reported on a job that it no longer holds: its lease expired, or the job has ended."""
+
+
+class ClusterError(IndexerError):
+    """A cluster that cannot be used for indexing; the message says what to do."""
+
+
+class ClusterStalledError(ClusterError):
+    """A cluster in which nothing was added or reported for too long; what was added stays."""
 
 
 class MediaError(IndexerError):

@@ -157,6 +157,21 @@ def index(
     ] = BackendName.auto,
     decode_timeout_seconds: DecodeTimeoutOption = 300.0,
     max_hours: MaxHoursOption = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Encode on a Ray cluster, into an index in PostgreSQL: auto, local or its address.",
+        ),
+    ] = None,
+    ray_actors: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes of the cluster that encode.", show_default="as many as fit"),
+    ] = None,
+    ray_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each of them; may be a part of one.")] = 0.0,
+    ray_stall_seconds: Annotated[
+        float, typer.Option(min=1, help="End where the cluster adds nothing for so long.")
+    ] = 1800.0,
 ) -> None:
     """Bring an index in line with files and folders; created if there is none.
 
@@ -177,12 +192,14 @@ def index(
 
       xclip-search index ~/clips --index my-index --watch
 
+      xclip-search index s3://films --index postgresql://db.example/videos --ray auto --workers 6
+
       xclip-search index ~/clips --server http://127.0.0.1:8000 --report report.json
     """
     local_only = (
         "model", "new_index_model", "workers", "batch_size", "device", "runtime", "frames_per_second",
         "max_segment_seconds", "backend", "decode_timeout_seconds", "max_hours", "prune", "dry_run", "rehash",
-        "watch", "settle_seconds",
+        "watch", "settle_seconds", "ray", "ray_actors", "ray_gpus", "ray_stall_seconds",
     )  # fmt: skip
     # Before PyTorch is loaded: threads that spin while they wait for each other keep decoding off processors.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -191,6 +208,8 @@ def index(
         stop("name files or folders to index, or a --manifest")
     if watch and (dry_run or manifest is not None or not paths):
         stop("--watch follows files and folders: name them, without --manifest and --dry-run")
+    if watch and ray is not None:
+        stop("--watch follows folders with this machine alone: leave --ray out")
     _refuse_addresses(paths or [], watch=watch, has_server=address is None)
     with errors_explained():
         from indexer.ingest.manifest import read_manifest
@@ -205,13 +224,25 @@ def index(
 
         sampling = {"frames_per_second": frames_per_second, "max_segment_seconds": max_segment_seconds}
         chosen = {name: value for name, value in sampling.items() if value is not None}
-        encoding = {
-            "num_workers": workers,
-            "batch_size": batch_size,
-            "decoding": _decode_options(decode_timeout_seconds, max_hours, backend),
-        }
+        decoding = _decode_options(decode_timeout_seconds, max_hours, backend)
+        encoding = {"num_workers": workers, "batch_size": batch_size, "decoding": decoding}
+        cluster = None
+        if ray is not None:
+            from indexer.ingest.cluster import DEFAULT_DECODERS, ClusterOptions
+
+            cluster = ClusterOptions(
+                address=ray,
+                num_actors=ray_actors,
+                num_decoders=workers or DEFAULT_DECODERS,
+                num_gpus=ray_gpus,
+                stall_seconds=ray_stall_seconds,
+                device=device,
+                runtime=runtime,
+                batch_size=batch_size,
+                decoding=decoding,
+            )
         choice = ModelChoice(model, new_index_model, device, runtime, chosen)
-        library = LocalLibrary(address, paths or [], sources, choice, encoding)
+        library = LocalLibrary(address, paths or [], sources, choice, encoding, cluster)
         options = SyncOptions(tuple(exclude or ()), prune, dry_run, rehash, workers, decode_timeout_seconds)
         with errors_explained():
             library.prepare(options)

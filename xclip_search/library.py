@@ -33,10 +33,11 @@ from xclip_search.console import (
 
 if TYPE_CHECKING:
     from indexer.index import Index
+    from indexer.ingest.cluster import ClusterOptions
     from indexer.ingest.library import Listing
     from indexer.ingest.manifest import VideoSource
     from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
-    from indexer.ingest.synchronisation import Progress, SyncOptions, SyncReport
+    from indexer.ingest.synchronisation import EncodeActions, Progress, SyncOptions, SyncReport
     from indexer.store.store import Store
 
 app = make_app()
@@ -74,16 +75,22 @@ class LocalLibrary:
         sources: Sequence[VideoSource],
         model: ModelChoice,
         encoding: Mapping[str, Any],
+        cluster: ClusterOptions | None = None,
     ) -> None:
         self.paths = paths
         self.sources = sources
         self._address = address
         self._model = model
         self._encoding = encoding
+        self._cluster = cluster
         self._index: Index | None = None
 
     def prepare(self, options: SyncOptions) -> None:
         """Check all that can be checked before files are read; make the index where there is none."""
+        if self._cluster is not None:
+            from indexer.ingest.cluster import require_shared_store
+
+            require_shared_store(self._address)
         from indexer.store.store import store_exists
 
         if not store_exists(self._address):
@@ -105,7 +112,9 @@ class LocalLibrary:
         while True:
             try:
                 with open_store(self._address) as catalog:
-                    run = Synchronisation(catalog, lambda: self._pipeline(catalog), options, progress)
+                    run = Synchronisation(
+                        catalog, lambda: self._pipeline(catalog), options, progress, self._elsewhere()
+                    )
                     report = run.run(self.paths, self.sources)
                     if report.num_added and not options.dry_run:
                         save_coarse_index(catalog)
@@ -154,6 +163,14 @@ class LocalLibrary:
         if (successor := catalog.superseded_by) is not None:  # Reindexed since `catalog` was opened.
             raise IndexSupersededError(successor.generation)
         return IndexingPipeline(catalog, model, **self._encoding)
+
+    def _elsewhere(self) -> EncodeActions | None:
+        """What encodes on the machines of a cluster; None where this one does."""
+        if self._cluster is None:
+            return None
+        from indexer.ingest.cluster import ClusterEncoding
+
+        return ClusterEncoding(self._cluster)
 
     def _no_pipeline(self) -> IndexingPipeline:
         raise AssertionError("a dry run encodes nothing")

@@ -70,6 +70,9 @@ WAIT_SECONDS: Final = 0.5
 """Decoded segments wait at most this long for others before they are encoded as a smaller batch; a cancelled
 run ends this soon."""
 
+IDLE_SECONDS: Final = 0.02
+"""Between two looks for a further source where there is none yet."""
+
 CHILD_NICENESS: Final = 5
 """Children get a third of the encoder's share of a processor that both want (sched(7): 335 to 1024), and all
 that it leaves: while it encodes, its threads are not held up, and no processor idles while it waits."""
@@ -196,14 +199,14 @@ class VideoEncoder:
 
     def encode(
         self,
-        sources: Iterable[VideoSource],
+        sources: Iterable[VideoSource | None],
         find_known: FindKnown = lambda source, hashed: None,
         cancelled: threading.Event | None = None,
     ) -> Iterator[tuple[VideoSource, Encoded]]:
         """Encode files, in about their order, and yield each as soon as it is done.
 
         Args:
-            sources: read as they are needed.
+            sources: read as they are needed; None says that there is no further one yet.
             find_known: called here with a file and its hash before it is decoded; gives the video that has
                 the same bytes, or None. A KeptOutError that it raises is what became of the file.
             cancelled: when it is set, the rest is left.
@@ -419,11 +422,12 @@ class _Run:
     def __init__(
         self,
         encoder: VideoEncoder,
-        sources: Iterator[VideoSource],
+        sources: Iterator[VideoSource | None],
         find_known: FindKnown,
     ) -> None:
         self.encoder = encoder
         self.sources = sources
+        self.has_ended = False
         self.find_known = find_known
         # Each worker has one request under way and one waiting; a few more cover the time of one encoding.
         self.max_in_flight = 2 * encoder.num_workers + 2
@@ -456,7 +460,10 @@ class _Run:
         while len(self.encoding) > num_left:
             self._finish_batch()
         reading = self.fetching or self.hashing or self.requests or self.decoding
-        return bool(reading or self.waiting or self.encoding or self.done)
+        is_busy = bool(reading or self.waiting or self.encoding or self.done)
+        if not is_busy and not self.has_ended:
+            time.sleep(IDLE_SECONDS)
+        return is_busy or not self.has_ended
 
     def take_done(self) -> Iterator[tuple[VideoSource, Encoded]]:
         """The files that are done since the last call."""
@@ -480,7 +487,11 @@ class _Run:
                 self.decoding[self.encoder.pool.submit(request)] = video
         # Counted apart from what is decoded: hashes are quick, and children must not idle while we encode.
         while len(self.fetching) + len(self.hashing) + len(self.requests) < self.max_in_flight:
-            source = next(self.sources, None)
+            try:
+                source = next(self.sources)
+            except StopIteration:
+                self.has_ended = True
+                return
             if source is None:
                 return
             if source.record is None and (problem := problem_of(source)) is not None:

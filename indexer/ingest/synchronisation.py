@@ -17,38 +17,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 from indexer.errors import (
-    DuplicateIdError,
     FetchError,
     InvalidRecordError,
-    KeptOutError,
     MediaError,
-    NotAVideoError,
-    TranscriptError,
     TranscriptNotFoundError,
-    TruncatedMediaError,
-    UnsupportedMediaError,
     VideoNotFoundError,
 )
 from indexer.ingest.library import FoundFile, Listing, absolute, find_files, look_at
 from indexer.ingest.local_copies import LocalCopies
 from indexer.ingest.manifest import VideoSource
 from indexer.ingest.pipeline import (
-    Encoded,
     IndexEvent,
     IndexingPipeline,
     Outcome,
     default_num_workers,
-    fields_of_source,
-    find_in,
     problem_of,
 )
 from indexer.ingest.planning import (
-    KEPT_OUT,
     Action,
     Found,
     Knowledge,
@@ -57,25 +46,29 @@ from indexer.ingest.planning import (
     plain_addresses,
     plan,
 )
-from indexer.ingest.remote_files import UNKNOWN_VERSION, RemoteFile, describe_all, is_remote
+from indexer.ingest.remote_files import RemoteFile, describe_all, is_remote
+from indexer.ingest.storing import (
+    StoredFile,
+    TranscriptsOfFile,
+    encode_and_store,
+    give_way,
+    known_file,
+    read_transcripts,
+    with_hash,
+    xclip_version,
+)
 from indexer.ingest.transcript_files import (
     find_transcripts,
     is_transcript,
     name_tracks,
-    read_transcript,
     transcripts_beside,
 )
-from indexer.ingest.video_files import local_path, place_of, title_of_file
+from indexer.ingest.video_files import local_path
 from indexer.media.decode_messages import HashedFile
 from indexer.media.decode_pool import DecodePool
-from indexer.store.records import KnownFile, NewVideo, VideoRecord
+from indexer.store.records import KnownFile, VideoRecord
 from indexer.store.store import Store
-from indexer.store.text import nfc
 from indexer.store.transcripts import Transcript
-
-LASTING_FAILURES: Final = (NotAVideoError, UnsupportedMediaError, TruncatedMediaError)
-"""Failures that lie in the content itself: the same bytes are not read again by the same version. Time,
-memory and limits may be other ones next time."""
 
 PRUNE_DELAY_SECONDS: Final = 60.0
 """While files are still being written, what is missing may be on its way to another place."""
@@ -239,6 +232,10 @@ class Progress:
     is_settled: Callable[[FoundFile], bool] = lambda file: True
 
 
+EncodeActions = Callable[[Store[Any], Sequence[Action]], Iterator[StoredFile]]
+"""(catalog, actions of the kind `encode`) -> what became of each file, stored already."""
+
+
 class Synchronisation:
     """Brings one index in line with files.
 
@@ -247,6 +244,7 @@ class Synchronisation:
         make_pipeline: gives what encodes into the catalog; called only where something is to be encoded.
         options: how.
         progress: callbacks.
+        encode_actions: encodes and stores in its place, on other machines for instance.
     """
 
     def __init__(
@@ -255,11 +253,13 @@ class Synchronisation:
         make_pipeline: Callable[[], IndexingPipeline],
         options: SyncOptions = SyncOptions(),
         progress: Progress | None = None,
+        encode_actions: EncodeActions | None = None,
     ) -> None:
         if catalog is None and not options.dry_run:
             raise ValueError("without a catalog there can only be a dry run")
         self._catalog = catalog
         self._make_pipeline = make_pipeline
+        self._encode_actions = encode_actions or self._encode_here
         self._options = options
         self._progress = progress or Progress()
         self._report = SyncReport(dry_run=options.dry_run)
@@ -406,7 +406,7 @@ class Synchronisation:
         known = self._known.get(uri)
         found = Found(uri, file.size_bytes, file.modified_ns, source)
         is_known = not self._options.rehash and is_unchanged(file.size_bytes, file.modified_ns, known)
-        if is_known and known is not None and known.version in (None, _version()):
+        if is_known and known is not None and known.version in (None, xclip_version()):
             return replace(found, content_sha256=known.content_sha256, failure=known.failure), False
         look = look_at(file)
         if look.left_out is not None:
@@ -437,7 +437,7 @@ class Synchronisation:
             if isinstance(answer, MediaError):
                 found[number] = replace(found[number], failure=str(answer))
             else:
-                found[number] = _with_hash(found[number], answer)
+                found[number] = with_hash(found[number], answer)
         return found
 
     def _may_be_known(self, file: Found, sizes: Set[int]) -> bool:
@@ -554,28 +554,25 @@ class Synchronisation:
                 video_id = None if action.video is None else action.video.id
                 self._finish(action.file.source, action.kind, video_id, action.reason)
 
-    def _read_transcripts(self, action: Action) -> tuple[Action, list[Transcript]]:
-        """The transcripts that are to be stored; what cannot be read is noted, and changes nothing."""
-        read = []
-        for track, file in action.transcripts:
-            if not self._progress.is_settled(file):
-                self._report.num_files += 1
-                self._report.num_waiting += 1
-                continue
-            try:
-                read.append(read_transcript(track, file))
-            except TranscriptError as error:
-                self._report.notes.append(f"the transcript {file.path} is left out: {error}")
-        self._report.num_transcripts += len(read)
+    def _read_transcripts(self, action: Action) -> tuple[Action, Sequence[Transcript]]:
+        """The transcripts that are to be stored; where none is, the action may be to do nothing."""
+        transcripts = read_transcripts(action, self._progress.is_settled)
+        self._count_transcripts(transcripts, len(transcripts.read))
         said = action.changes.keys() - {"missing_since"}
-        if action.kind == "updated" and not (said or read or action.tracks_gone):
+        if action.kind == "updated" and not (said or transcripts.read or action.tracks_gone):
             action = replace(action, kind="unchanged")
-        return action, read
+        return action, transcripts.read
 
-    def _store(self, catalog: Store[Any], some: Sequence[tuple[Action, list[Transcript]]]) -> None:
+    def _count_transcripts(self, transcripts: TranscriptsOfFile, num_read: int) -> None:
+        self._report.num_transcripts += num_read
+        self._report.num_files += transcripts.num_waiting
+        self._report.num_waiting += transcripts.num_waiting
+        self._report.notes += transcripts.notes
+
+    def _store(self, catalog: Store[Any], some: Sequence[tuple[Action, Sequence[Transcript]]]) -> None:
         actions = [action for action, _ in some]
         read = [action.file for action in actions if action.file.failure is None]
-        files = [file for one in read if (file := _known_file(one)) and self._known.get(one.uri) != file]
+        files = [file for one in read if (file := known_file(one)) and self._known.get(one.uri) != file]
         if not files and not any(
             action.changes or action.replaces or action.tracks_gone or transcripts
             for action, transcripts in some
@@ -583,7 +580,7 @@ class Synchronisation:
             return
         with catalog.transaction() as transaction:
             for action, transcripts in some:
-                _give_way(catalog, action.replaces, transaction)
+                give_way(catalog, action.replaces, transaction)
                 if action.video is not None:
                     _store_transcripts(catalog, action, transcripts, transaction)
                 if action.changes and action.video is not None:
@@ -606,16 +603,20 @@ class Synchronisation:
                     reason=None if is_first else home.address,
                 )
             return
-        run = _Encoding(self._catalog, actions, lambda action: self._read_transcripts(action)[1])
+        report = self._report
+        report.decode_seconds = report.encode_seconds = 0.0
+        for stored in self._encode_actions(self._catalog, actions):
+            event = stored.event
+            report.num_segments = (report.num_segments or 0) + stored.num_segments
+            report.num_replaced += stored.num_replaced
+            report.decode_seconds += stored.decode_seconds
+            report.encode_seconds += stored.encode_seconds
+            self._count_transcripts(stored.transcripts, stored.num_transcripts)
+            self._finish(event.source, event.outcome, event.video_id, event.reason)
+
+    def _encode_here(self, catalog: Store[Any], actions: Sequence[Action]) -> Iterator[StoredFile]:
         with self._make_pipeline().encoder() as encoder:
-            for source, encoded in encoder.encode([action.file.source for action in actions], run.find_known):
-                event = run.store(source, encoded)
-                if event.outcome == "added" and isinstance(encoded, NewVideo):
-                    self._report.num_segments = (self._report.num_segments or 0) + len(encoded.segments)
-                self._finish(source, event.outcome, event.video_id, event.reason)
-        self._report.num_replaced += run.num_replaced
-        self._report.decode_seconds = encoder.decode_seconds
-        self._report.encode_seconds = encoder.encode_seconds
+            yield from encode_and_store(catalog, encoder, actions, self._progress.is_settled)
 
     def _finish(
         self, source: VideoSource, outcome: Outcome, video_id: str | None = None, reason: str | None = None
@@ -653,7 +654,7 @@ class Synchronisation:
         to_mark = [video for video in surely if video.missing_since is None and video.id not in pruned]
         for first in range(0, max(len(to_prune), len(to_mark)), _ACTIONS_AT_ONCE):
             with catalog.transaction() as transaction:
-                _give_way(catalog, to_prune[first : first + _ACTIONS_AT_ONCE], transaction)
+                give_way(catalog, to_prune[first : first + _ACTIONS_AT_ONCE], transaction)
                 for video in to_mark[first : first + _ACTIONS_AT_ONCE]:
                     with contextlib.suppress(VideoNotFoundError):
                         catalog.update_video(video.id, transaction, missing_since=now)
@@ -681,93 +682,6 @@ class Synchronisation:
         )
 
 
-class _Encoding:
-    """Stores what is encoded, each video with what it replaces and what is known of its file in one
-    transaction."""
-
-    def __init__(
-        self,
-        catalog: Store[Any],
-        actions: Iterable[Action],
-        read_transcripts: Callable[[Action], list[Transcript]],
-    ) -> None:
-        self.num_replaced = 0
-        self._catalog = catalog
-        self._read_transcripts = read_transcripts
-        self._actions = {str(action.file.source.path): action for action in actions}
-        self._hashed: dict[str, HashedFile] = {}
-        self._find = find_in(catalog)
-
-    def find_known(self, source: VideoSource, hashed: HashedFile) -> VideoRecord | None:
-        """Look content up before it is decoded, and note its hash."""
-        self._hashed[str(source.path)] = hashed
-        return self._find(source, hashed)
-
-    def store(self, source: VideoSource, encoded: Encoded) -> IndexEvent:
-        """Put what became of a file into the catalog."""
-        action = self._actions[str(source.path)]
-        hashed = self._hashed.pop(str(source.path), None)
-        file = None if hashed is None else _with_hash(action.file, hashed)
-        try:
-            return self._stored(action, file, encoded)
-        except KeptOutError:
-            with self._catalog.transaction() as transaction:
-                self._give_way(action, transaction)
-                self._remember(file, transaction)
-            return IndexEvent(source, "left out", None, KEPT_OUT)
-        except (MediaError, DuplicateIdError, InvalidRecordError, VideoNotFoundError) as error:
-            if file is not None and isinstance(error, LASTING_FAILURES):
-                self._remember(replace(file, failure=str(error)))
-            return IndexEvent(source, "failed", None, str(error))
-
-    def _stored(self, action: Action, file: Found | None, encoded: Encoded) -> IndexEvent:
-        source = action.file.source
-        if isinstance(encoded, MediaError | KeptOutError):
-            raise encoded
-        if isinstance(encoded, NewVideo):
-            transcripts = self._read_transcripts(action)
-            with self._catalog.transaction() as transaction:
-                self._give_way(action, transaction)
-                fields = {**fields_of_source(source, encoded), **_fields_of_former(action)}
-                fields["transcripts"] = transcripts
-                outcome = self._catalog.add_video(replace(encoded, **fields), transaction)
-                self._remember(file, transaction)
-            if outcome.created:
-                partly = f"only {encoded.fraction_read:.0%} could be read" if encoded.partial else None
-                return IndexEvent(source, "added", outcome.video_id, partly)
-        else:
-            outcome = encoded
-            with self._catalog.transaction() as transaction:
-                self._give_way(action, transaction)
-                self._remember(file, transaction)
-        # Another file of this run, or another process, has added the same content.
-        video = self._catalog.get_video(outcome.video_id)
-        is_here = video.uri in action.file.addresses
-        return IndexEvent(
-            source, "unchanged" if is_here else "duplicate", video.id, None if is_here else video.uri
-        )
-
-    def _give_way(self, action: Action, transaction: Any) -> None:
-        self.num_replaced += _give_way(self._catalog, action.replaces, transaction)
-
-    def _remember(self, file: Found | None, transaction: Any = None) -> None:
-        known = None if file is None else _known_file(file)
-        if known is not None:
-            self._catalog.files.remember([known], transaction)
-
-
-def _give_way(catalog: Store[Any], videos: Sequence[VideoRecord], transaction: Any) -> int:
-    """Delete videos, unless they changed since planning; returns how many were deleted."""
-    now = catalog.get_videos([video.id for video in videos]) if videos else {}
-    num_deleted = 0
-    for video in videos:
-        there = now.get(video.id)
-        if there is not None and (there.content_sha256, there.uri) == (video.content_sha256, video.uri):
-            catalog.delete_video(video.id, transaction)
-            num_deleted += 1
-    return num_deleted
-
-
 def _store_transcripts(
     catalog: Store[Any], action: Action, transcripts: Sequence[Transcript], transaction: Any
 ) -> None:
@@ -781,28 +695,6 @@ def _store_transcripts(
             catalog.transcripts.put(action.video.id, transcript, transaction)
 
 
-def _fields_of_former(action: Action) -> dict[str, Any]:
-    """Title and metadata of the replaced video, where the caller gives none."""
-    if len(action.replaces) != 1:
-        return {}
-    former, source = action.replaces[0], action.file.source
-    fields: dict[str, Any] = {}
-    place = place_of(former.uri)
-    if source.title is None and former.title and (place is None or former.title != nfc(title_of_file(place))):
-        fields["title"] = former.title
-    if not source.metadata:
-        fields["metadata"] = former.metadata
-    return fields
-
-
-def _with_hash(file: Found, hashed: HashedFile) -> Found:
-    """The file as it was when it was hashed; one at an address, as it was listed."""
-    if isinstance(file.source.path, RemoteFile):
-        return replace(file, content_sha256=hashed.content_sha256)
-    _, _, size_bytes, modified_ns = hashed.stamp
-    return replace(file, size_bytes=size_bytes, modified_ns=modified_ns, content_sha256=hashed.content_sha256)
-
-
 def _source_of(file: FoundFile, source: VideoSource | None = None) -> VideoSource:
     """What the caller says of a file, or nothing. Only files of this machine are the operator's own."""
     said = source or VideoSource(file.place)
@@ -814,18 +706,6 @@ def _addresses_of_folder(folder: str) -> tuple[str, ...]:
     if is_remote(folder):
         return (folder,)
     return Path(folder).as_uri().removesuffix("/"), *plain_addresses(Path(folder))
-
-
-def _known_file(file: Found) -> KnownFile | None:
-    if file.content_sha256 is None or file.modified_ns == UNKNOWN_VERSION:
-        return None
-    made_by = None if file.failure is None else _version()
-    return KnownFile(file.uri, file.size_bytes, file.modified_ns, file.content_sha256, file.failure, made_by)
-
-
-@cache
-def _version() -> str:
-    return version("xclip-search")
 
 
 def _is_there(uri: str, listing: Listing) -> bool | None:

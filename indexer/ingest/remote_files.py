@@ -294,6 +294,8 @@ def _made_file_system(scheme: str) -> Any:
         # By default aiohttp ends each request after five minutes, however well it goes on.
         timeout = ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS)
         options["client_kwargs"] = {"timeout": timeout}
+        for name in sorted(_ONE_BY_ONE):  # What the user configured for fsspec, headers for instance, stays.
+            options["client_kwargs"] |= fsspec.config.conf.get(name, {}).get("client_kwargs", {})
     return fsspec.filesystem(scheme, **options)
 
 

@@ -105,13 +105,18 @@ class StandInRay:
     def wait(self, answers: list[Any], *, num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         return answers[:], []
 
-    def get(self, answer: Any) -> list[StoredFile]:
-        actor, actions = answer
-        self.largest_given = max(self.largest_given, len(actor.given) + len(actions))
-        return actor.do(actions)
+    def get(self, answer: _Answer) -> list[StoredFile]:
+        self.largest_given = max(self.largest_given, len(answer.actor.given) + len(answer.actions))
+        return answer.actor.do(answer.actions)
 
     def kill(self, actor: Any) -> None:
         pass
+
+
+@dataclass(eq=False)
+class _Answer:
+    actor: StandInActor
+    actions: Sequence[Action]
 
 
 class _Handle:
@@ -120,7 +125,7 @@ class _Handle:
         self.exchange = self.close = self
 
     def remote(self, actions: Sequence[Action] = ()) -> Any:
-        return self._actor, tuple(actions)
+        return _Answer(self._actor, tuple(actions))
 
 
 def run_of(stand_in: StandInRay, names: Sequence[str], num_actors: int = 2) -> dict[str, IndexEvent]:

@@ -228,6 +228,7 @@ def index(
         encoding = {"num_workers": workers, "batch_size": batch_size, "decoding": decoding}
         cluster = None
         if ray is not None:
+            from indexer.index import absolute_spec
             from indexer.ingest.cluster import DEFAULT_DECODERS, ClusterOptions
 
             cluster = ClusterOptions(
@@ -236,6 +237,7 @@ def index(
                 num_decoders=workers or DEFAULT_DECODERS,
                 num_gpus=ray_gpus,
                 stall_seconds=ray_stall_seconds,
+                model=None if model is None else absolute_spec(model),
                 device=device,
                 runtime=runtime,
                 batch_size=batch_size,

@@ -19,7 +19,7 @@ import queue
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,6 +46,7 @@ COUNT_SECONDS: Final = 5.0
 """Between two looks at the store's count."""
 
 CLOSE_SECONDS: Final = 10.0
+PAUSE_SECONDS: Final = 0.2
 
 logger = logging.getLogger("xclip_search.ingest")
 
@@ -60,6 +61,7 @@ class ClusterOptions:
         num_decoders: decoding children of each actor, which takes one processor more than these.
         num_gpus: of each actor; a part of one may be shared.
         stall_seconds: the run ends where nothing was stored or answered for so long.
+        model: spec, where it is not that of the index (a folder that was moved).
         device, runtime: of the model, see `XClip.load`.
         batch_size, decoding: of `IndexingPipeline`.
     """
@@ -69,6 +71,7 @@ class ClusterOptions:
     num_decoders: int = DEFAULT_DECODERS
     num_gpus: float = 0.0
     stall_seconds: float = 1800.0
+    model: str | None = None
     device: str = "auto"
     runtime: str = "auto"
     batch_size: int | None = None
@@ -165,7 +168,7 @@ class ClusterEncoding:
         # Each decoding child has one file in hand and one waiting; a few more cover the time of an answer.
         self._capacity = 4 * options.num_decoders + 4
 
-    def __call__(self, catalog: Store[Any], actions: Sequence[Action]) -> Iterator[StoredFile]:
+    def __call__(self, catalog: Store[Any], actions: Sequence[Action]) -> Generator[StoredFile]:
         """Encode and store all, and yield what became of each, once.
 
         Raises:
@@ -222,9 +225,8 @@ class _Run:
             num_cpus=options.num_cpus, num_gpus=options.num_gpus, max_restarts=-1, max_task_retries=0
         )
         for _ in range(num_actors):
-            actor = actor_class.remote(
-                str(self._catalog.address), self._catalog.fingerprint, self._catalog.model_spec, options
-            )
+            spec = options.model or self._catalog.model_spec
+            actor = actor_class.remote(str(self._catalog.address), self._catalog.fingerprint, spec, options)
             # Nothing is given before an actor has answered: one that never starts would keep it.
             self._members.append(_Member(actor, actor.exchange.remote([])))
 
@@ -262,6 +264,7 @@ class _Run:
         except RayActorError as error:
             yield from self._take_back(member, error)
             done = []
+            time.sleep(PAUSE_SECONDS)  # Ray may say the same again at once, until it has begun another one.
         for stored in done:
             action = member.given.pop(str(stored.event.source.path), None)
             if action is not None:
@@ -354,10 +357,13 @@ def _connected(options: ClusterOptions) -> Iterator[Any]:
     if is_ours:
         try:
             ray.init(options.address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray raises errors of many classes here, the plain one too.
+            said = _lines(error)[0]
+            if options.address == "local":
+                raise ClusterError(f"Ray does not start on this machine: {said}") from None
             raise ClusterError(
-                f"there is no Ray cluster at {options.address} ({_lines(error)[0]}): `ray start --head`"
-                " starts one, --ray local one for this run"
+                f"there is no Ray cluster at {options.address} ({said}): `ray start --head` starts one, --ray"
+                " local one for this run"
             ) from None
     try:
         yield ray

@@ -13,7 +13,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -232,7 +232,7 @@ class Progress:
     is_settled: Callable[[FoundFile], bool] = lambda file: True
 
 
-EncodeActions = Callable[[Store[Any], Sequence[Action]], Iterator[StoredFile]]
+EncodeActions = Callable[[Store[Any], Sequence[Action]], Generator[StoredFile]]
 """(catalog, actions of the kind `encode`) -> what became of each file, stored already."""
 
 
@@ -605,16 +605,18 @@ class Synchronisation:
             return
         report = self._report
         report.decode_seconds = report.encode_seconds = 0.0
-        for stored in self._encode_actions(self._catalog, actions):
-            event = stored.event
-            report.num_segments = (report.num_segments or 0) + stored.num_segments
-            report.num_replaced += stored.num_replaced
-            report.decode_seconds += stored.decode_seconds
-            report.encode_seconds += stored.encode_seconds
-            self._count_transcripts(stored.transcripts, stored.num_transcripts)
-            self._finish(event.source, event.outcome, event.video_id, event.reason)
+        # Closed at once where a callback raises, as ctrl-C does: decoders and actors do not go on.
+        with contextlib.closing(self._encode_actions(self._catalog, actions)) as all_stored:
+            for stored in all_stored:
+                event = stored.event
+                report.num_segments = (report.num_segments or 0) + stored.num_segments
+                report.num_replaced += stored.num_replaced
+                report.decode_seconds += stored.decode_seconds
+                report.encode_seconds += stored.encode_seconds
+                self._count_transcripts(stored.transcripts, stored.num_transcripts)
+                self._finish(event.source, event.outcome, event.video_id, event.reason)
 
-    def _encode_here(self, catalog: Store[Any], actions: Sequence[Action]) -> Iterator[StoredFile]:
+    def _encode_here(self, catalog: Store[Any], actions: Sequence[Action]) -> Generator[StoredFile]:
         with self._make_pipeline().encoder() as encoder:
             yield from encode_and_store(catalog, encoder, actions, self._progress.is_settled)
 

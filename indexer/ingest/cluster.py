@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import queue
 import threading
 import time
@@ -347,8 +346,6 @@ class _Watch:
 @contextlib.contextmanager
 def _connected(options: ClusterOptions) -> Iterator[Any]:
     """Ray, connected to the cluster. A connection that the caller had made stays."""
-    # Ray would say a warning to the user about what it does with GPUs in actors that ask for none.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError:

@@ -203,7 +203,6 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     arguments = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False}
     started = Cluster(initialize_head=True, head_node_args=arguments)
     started.second = started.add_node(num_cpus=2, object_store_memory=100 << 20)
@@ -216,6 +215,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    (tmp_path / "films").mkdir()
     for number in range(24):
         write_coloured_video(tmp_path / f"films/{number:02}.mp4", (10 * number, 200 - 5 * number, 77))
     (tmp_path / "films/broken.mp4").write_bytes(HEAD + b"but no video")
@@ -246,7 +246,7 @@ def kill_an_actor() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("loss", ["none", "actor", "node"])
 def test_two_nodes_add_each_video_once_whatever_dies(
-    nodes: Any, postgres: PostgresServer, model_directory: Path, folder: Path, loss: str
+    folder: Path, nodes: Any, postgres: PostgresServer, model_directory: Path, loss: str
 ) -> None:
     seen: list[str] = []
 
@@ -270,7 +270,7 @@ def test_two_nodes_add_each_video_once_whatever_dies(
 @pytest.mark.cluster
 @pytest.mark.timeout(300)
 def test_a_cluster_without_room_is_refused_or_noticed(
-    nodes: Any, postgres: PostgresServer, model_directory: Path, folder: Path
+    folder: Path, nodes: Any, postgres: PostgresServer, model_directory: Path
 ) -> None:
     with Index.create(postgres.address(), str(model_directory)) as index:
         encoding = ClusterEncoding(ClusterOptions(num_decoders=7))

@@ -71,8 +71,8 @@ demo-card: $(READY) ## the demo checkpoint's tables
 	$(BIN)/python -m training.demo_model evaluate --model demo
 
 lock: ## resolve the pinned packages again
-	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --quiet --no-header --extra cpu --extra train --extra fast --extra hf --extra postgres --extra parquet --extra otel --extra mcp --extra dev -o requirements.lock
-	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --quiet --no-header --extra gpu --extra train --extra fast --extra hf --extra postgres --extra parquet --extra otel --extra mcp --extra dev -o requirements-gpu.lock
+	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --quiet --no-header --extra cpu --extra train --extra fast --extra hf --extra postgres --extra remote --extra ray --extra parquet --extra otel --extra mcp --extra dev -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --quiet --no-header --extra gpu --extra train --extra fast --extra hf --extra postgres --extra remote --extra ray --extra parquet --extra otel --extra mcp --extra dev -o requirements-gpu.lock
 
 clean: ## remove what the commands made
 	rm -rf .venv demo-data runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

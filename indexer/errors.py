@@ -28,13 +28,16 @@ IndexerError
 ├── JobNotFoundError           no job of this id
 ├── QueueFullError             as many jobs wait as may wait
 ├── LeaseLostError             a job that its worker no longer holds
+├── ClusterError               a cluster that cannot be used for indexing
+│   └── ClusterStalledError    one in which nothing happens any more
 └── MediaError                 a file that cannot become a video; `reason` is for the user
     ├── NotAVideoError         not a video
     ├── UnsupportedMediaError  a video in a format that we do not read
     ├── MediaLimitError        larger or longer than allowed
     ├── DecodeTimeoutError     decoding took longer than allowed
     ├── DecoderDiedError       the decoding process ended without an answer
-    └── TruncatedMediaError    the file ends before its first frame
+    ├── TruncatedMediaError    the file ends before its first frame
+    └── FetchError             a file at an address that could not be fetched
 """
 
 from __future__ import annotations
@@ -226,6 +229,14 @@ class LeaseLostError(IndexerError):
     """A worker reported on a job that it no longer holds: its lease expired, or the job has ended."""
 
 
+class ClusterError(IndexerError):
+    """A cluster that cannot be used for indexing; the message says what to do."""
+
+
+class ClusterStalledError(ClusterError):
+    """A cluster in which nothing was added or reported for too long; what was added stays."""
+
+
 class MediaError(IndexerError):
     """A file that cannot become a video.
 
@@ -260,3 +271,7 @@ class DecoderDiedError(MediaError):
 
 class TruncatedMediaError(MediaError):
     """The file ends before its first whole frame."""
+
+
+class FetchError(MediaError):
+    """A file at an address that could not be listed or fetched."""

@@ -15,6 +15,7 @@ from indexer.errors import IndexExistsError, IndexNotFoundError, MediaError
 from indexer.ingest.encoding import index_facts, index_fingerprint
 from indexer.ingest.manifest import VideoSource
 from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
+from indexer.ingest.remote_files import RemoteFile, is_remote
 from indexer.ingest.synchronisation import Progress, Synchronisation, SyncOptions, SyncReport
 from indexer.media.decode_pool import DecodePool
 from indexer.media.sampling import Sampling
@@ -160,7 +161,7 @@ class Index:
         """Add a video file, which stays where it is; its id, also where the same bytes were there already.
 
         Args:
-            path: The file.
+            path: The file, or its address: s3://bucket/clip.mp4.
             id: By default one is made.
             title: By default the file's name.
             metadata: JSON values by name, for filters.
@@ -169,7 +170,8 @@ class Index:
             MediaError: It cannot become a video of this index; `reason` says why.
         """
         events: list[IndexEvent] = []
-        source = VideoSource(Path(path), id=id, title=title, metadata=metadata or {})
+        place = RemoteFile(str(path)) if is_remote(path) else Path(path)
+        source = VideoSource(place, id=id, title=title, metadata=metadata or {})
         self.add_all([source], events.append, num_workers=1)
         if events[0].video_id is None:
             raise MediaError(events[0].reason or "it could not be read")
@@ -208,7 +210,7 @@ class Index:
         it. Videos whose files are gone are counted and, with `prune=True`, deleted.
 
         Args:
-            paths: Files and folders.
+            paths: Files and folders; addresses of them too.
             sources: Files of which something is said: ids, titles, metadata.
             progress: Callbacks.
             encoding: Arguments of `IndexingPipeline`.

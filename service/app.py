@@ -43,6 +43,7 @@ from service.ingest.media_store import MediaStore, delete_orphans
 from service.ingest.upload import FORM_OVERHEAD_BYTES
 from service.ingest.worker_process import WorkerState, keep_worker_running, worker_command
 from service.loading import freeze_loaded_objects, load_searcher, log_failure
+from service.remote_media import RemoteMedia
 from service.routes import (
     health,
     ingest,
@@ -116,8 +117,12 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with _decoders(settings) if decoders is None else contextlib.nullcontext(decoders) as opened:
-            assemble = partial(_assemble, app, settings, opened)
+        with contextlib.ExitStack() as closing:
+            opened = decoders or closing.enter_context(_decoders(settings))
+            remote_media = closing.enter_context(
+                RemoteMedia(settings.remote_media, settings.remote_media_cache_bytes)
+            )
+            assemble = partial(_assemble, app, settings, opened, remote_media)
             tasks: list[asyncio.Task[None]] = []
             if searcher is not None:
                 app.state.service = assemble(searcher)
@@ -210,13 +215,19 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
             allow_headers=CORS_HEADERS,
             expose_headers=CORS_EXPOSED_HEADERS,
         )
-    app.add_middleware(HeadersMiddleware, is_ending=lambda: drain.begun)
+    app.add_middleware(
+        HeadersMiddleware,
+        is_ending=lambda: drain.begun,
+        media_elsewhere=settings.remote_media == "redirect",
+    )
     app.add_middleware(
         ForwardingMiddleware, trusted_proxies=settings.trusted_proxies, root_path=settings.root_path
     )
 
 
-def _assemble(app: FastAPI, settings: Settings, decoders: Decoders, searcher: Searcher) -> ReadyService:
+def _assemble(
+    app: FastAPI, settings: Settings, decoders: Decoders, remote_media: RemoteMedia, searcher: Searcher
+) -> ReadyService:
     store = MediaStore(settings.index_directory, settings.allowed_roots)
     if searcher.catalog.is_read_only:
         logger.warning("the index is on a read-only file system: it can be searched, not changed")
@@ -229,6 +240,7 @@ def _assemble(app: FastAPI, settings: Settings, decoders: Decoders, searcher: Se
         catalog=searcher.catalog,
         job_queue=searcher.catalog.jobs,
         media_store=store,
+        remote_media=remote_media,
         search_limiter=SearchLimiter(
             settings.num_search_threads, settings.max_waiting_searches, app.state.observe_search
         ),
@@ -236,7 +248,7 @@ def _assemble(app: FastAPI, settings: Settings, decoders: Decoders, searcher: Se
         thumbnails=Thumbnails(settings.thumbnail_cache_bytes, decoders.take_picture),
         previews=Previews(settings.preview_cache_bytes, decoders.make_clip),
         media_reader=MediaReader(decoders.read_media),
-        playability=Playability(searcher.catalog, store),
+        playability=Playability(searcher.catalog, store, remote_media),
     )
 
 

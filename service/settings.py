@@ -49,6 +49,8 @@ def parse_prefix(text: str) -> str:
     return prefix
 
 
+RemoteMediaMode = Literal["proxy", "redirect", "off"]
+
 CoarseKindChoice = Literal["auto", "exact", "ivf-sq", "ivf-pq", "hnsw"]
 """As `indexer.coarse.exact.KindChoice`, which cannot be had without loading FAISS."""
 
@@ -257,6 +259,16 @@ class Settings(WorkerSettings, KeysSettings):
     max_queued_jobs: int = Field(default=1_000, ge=1, description="Jobs that may wait, then 503.")
     thumbnail_cache_bytes: int = Field(default=32 * MIB, ge=0, description="Memory kept for thumbnails.")
     preview_cache_bytes: int = Field(default=64 * MIB, ge=0, description="Memory kept for previews.")
+    remote_media: RemoteMediaMode = Field(
+        default="proxy",
+        description="Files of videos indexed from addresses: streamed through the server (proxy), "
+        "by redirect to a signed address (redirect), or not served (off).",
+    )
+    remote_media_cache_bytes: int = Field(
+        default=4096 * MIB,
+        ge=0,
+        description="Disk (TMPDIR) for copies of such files, for thumbnails and previews.",
+    )
     coarse_kind: CoarseKindChoice = Field(
         default="auto",
         description="Kind of the coarse index; auto: exact up to 50,000 segments, then ivf-sq.",

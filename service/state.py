@@ -22,6 +22,7 @@ from service.admission import SearchLimiter
 from service.derived_media import MediaReader, Previews, Thumbnails
 from service.errors import IndexUnavailableError, NotReadyError, may_raise
 from service.ingest.media_store import MediaStore
+from service.remote_media import RemoteMedia
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,16 +43,17 @@ MAX_REMEMBERED = 100_000
 class Playability:
     """Answers for one catalog and its files, remembered until the catalog changes. Methods block, briefly."""
 
-    def __init__(self, catalog: Store[Any], media_store: MediaStore) -> None:
+    def __init__(self, catalog: Store[Any], media_store: MediaStore, remote_media: RemoteMedia) -> None:
         self._catalog = catalog
         self._media_store = media_store
+        self._remote_media = remote_media
         self._lock = threading.Lock()
         self._sequence = -1
         self._remembered: dict[str, bool] = {}
 
     def of_record(self, record: VideoRecord) -> bool:
         """Whether browsers play this video's file; false too where the file is not at hand."""
-        media = self._media_store.locate(record)
+        media = self._media_store.locate(record) or self._remote_media.find(self._catalog, record)
         return media is not None and record.codec in PLAYED_CODECS.get(media.content_type, ())
 
     def of_ids(self, video_ids: Collection[str]) -> dict[str, bool]:
@@ -83,6 +85,7 @@ class ReadyService:
     catalog: Store[Any]
     job_queue: Jobs[Any]
     media_store: MediaStore
+    remote_media: RemoteMedia
     search_limiter: SearchLimiter
     ingest_limiter: CapacityLimiter
     thumbnails: Thumbnails

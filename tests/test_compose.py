@@ -337,7 +337,7 @@ def test_an_image_gets_what_the_service_needs_and_no_tools_of_development(lock: 
 def test_with_every_extra_the_selection_is_the_whole_lock() -> None:
     text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    extras = ["cpu", "train", "fast", "hf", "parquet", "otel", "mcp", "postgres", "dev"]
+    extras = ["cpu", "train", "fast", "hf", "parquet", "otel", "mcp", "postgres", "remote", "ray", "dev"]
     assert runtime_lock.select(text, "xclip-search", pyproject, extras) == text
 
 

@@ -34,7 +34,7 @@ LAYERS = {
     """,
     "service": """
         errors observability.logs ingest.web.policy | settings | auth schemas | admission loading | ingest
-        | derived_media | state | index_switch observability | http | routes | app | server
+        | derived_media remote_media | state | index_switch observability | http | routes | app | server
     """,
     "training": """
         errors | config distributed | datasets | data scorers | evaluation | loop

@@ -99,7 +99,10 @@ class TextMatchName(StrEnum):
 def index(
     context: typer.Context,
     index: IndexOption = None,
-    paths: Annotated[list[Path] | None, typer.Argument(help="Video files, and folders of them.")] = None,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(help="Video files, and folders of them; addresses such as s3://bucket/folder too."),
+    ] = None,
     server: ServerOption = None,
     key: KeyOption = None,
     model: ModelOption = None,
@@ -154,6 +157,21 @@ def index(
     ] = BackendName.auto,
     decode_timeout_seconds: DecodeTimeoutOption = 300.0,
     max_hours: MaxHoursOption = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Encode on a Ray cluster, into an index in PostgreSQL: auto, local or its address.",
+        ),
+    ] = None,
+    ray_actors: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes of the cluster that encode.", show_default="as many as fit"),
+    ] = None,
+    ray_gpus: Annotated[float, typer.Option(min=0, help="GPUs of each of them; may be a part of one.")] = 0.0,
+    ray_stall_seconds: Annotated[
+        float, typer.Option(min=1, help="End where the cluster adds nothing for so long.")
+    ] = 1800.0,
 ) -> None:
     """Bring an index in line with files and folders; created if there is none.
 
@@ -166,18 +184,22 @@ def index(
 
       xclip-search index ~/clips --index my-index --model demo
 
+      xclip-search index s3://films/2026 https://example.org/talk.mp4 --index my-index
+
       xclip-search index --manifest corpus.jsonl --index my-index --report report.json
 
       xclip-search index ~/clips --index my-index --exclude '*.part' --prune --dry-run
 
       xclip-search index ~/clips --index my-index --watch
 
+      xclip-search index s3://films --index postgresql://db.example/videos --ray auto --workers 6
+
       xclip-search index ~/clips --server http://127.0.0.1:8000 --report report.json
     """
     local_only = (
         "model", "new_index_model", "workers", "batch_size", "device", "runtime", "frames_per_second",
         "max_segment_seconds", "backend", "decode_timeout_seconds", "max_hours", "prune", "dry_run", "rehash",
-        "watch", "settle_seconds",
+        "watch", "settle_seconds", "ray", "ray_actors", "ray_gpus", "ray_stall_seconds",
     )  # fmt: skip
     # Before PyTorch is loaded: threads that spin while they wait for each other keep decoding off processors.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -186,6 +208,9 @@ def index(
         stop("name files or folders to index, or a --manifest")
     if watch and (dry_run or manifest is not None or not paths):
         stop("--watch follows files and folders: name them, without --manifest and --dry-run")
+    if watch and ray is not None:
+        stop("--watch follows folders with this machine alone: leave --ray out")
+    _refuse_addresses(paths or [], watch=watch, has_server=address is None)
     with errors_explained():
         from indexer.ingest.manifest import read_manifest
 
@@ -199,13 +224,27 @@ def index(
 
         sampling = {"frames_per_second": frames_per_second, "max_segment_seconds": max_segment_seconds}
         chosen = {name: value for name, value in sampling.items() if value is not None}
-        encoding = {
-            "num_workers": workers,
-            "batch_size": batch_size,
-            "decoding": _decode_options(decode_timeout_seconds, max_hours, backend),
-        }
+        decoding = _decode_options(decode_timeout_seconds, max_hours, backend)
+        encoding = {"num_workers": workers, "batch_size": batch_size, "decoding": decoding}
+        cluster = None
+        if ray is not None:
+            from indexer.index import absolute_spec
+            from indexer.ingest.cluster import DEFAULT_DECODERS, ClusterOptions
+
+            cluster = ClusterOptions(
+                address=ray,
+                num_actors=ray_actors,
+                num_decoders=workers or DEFAULT_DECODERS,
+                num_gpus=ray_gpus,
+                stall_seconds=ray_stall_seconds,
+                model=None if model is None else absolute_spec(model),
+                device=device,
+                runtime=runtime,
+                batch_size=batch_size,
+                decoding=decoding,
+            )
         choice = ModelChoice(model, new_index_model, device, runtime, chosen)
-        library = LocalLibrary(address, paths or [], sources, choice, encoding)
+        library = LocalLibrary(address, paths or [], sources, choice, encoding, cluster)
         options = SyncOptions(tuple(exclude or ()), prune, dry_run, rehash, workers, decode_timeout_seconds)
         with errors_explained():
             library.prepare(options)
@@ -225,8 +264,24 @@ def index(
         raise typer.Exit(SOME_FAILED)
 
 
+def _refuse_addresses(paths: list[str], *, watch: bool, has_server: bool) -> None:
+    """End the command where files at addresses are named for what works with files of this machine alone."""
+    from indexer.ingest.remote_files import is_remote
+
+    address = next(filter(is_remote, paths), None)
+    if address is None:
+        return
+    if has_server:
+        stop(
+            f"{address} is not on this machine, and --server is sent files: index it with --index where the"
+            " index is, or let the server fetch it (POST /videos with its url)"
+        )
+    if watch:
+        stop(f"--watch follows folders of this machine; repeat the command for {address}")
+
+
 def _upload(
-    server: str | None, key: str | None, paths: list[Path], sources: list[VideoSource], exclude: list[str]
+    server: str | None, key: str | None, paths: list[str], sources: list[VideoSource], exclude: list[str]
 ) -> dict[str, Any]:
     """Send to a server what it does not have yet; what became of the files."""
     with errors_explained():
@@ -239,6 +294,7 @@ def _upload(
         listing = find_files(paths, exclude)
         report.count_listing(listing)
         wanted = {str(source.path): source for source in sources}
+        _refuse_addresses(list(wanted), watch=False, has_server=True)
         beside = [file for file in listing.files if is_transcript(file.path) and not file.is_named]
         videos = [file.path for file in listing.files if file.is_named or not is_transcript(file.path)]
         found = find_transcripts(videos, beside)

@@ -33,10 +33,11 @@ from xclip_search.console import (
 
 if TYPE_CHECKING:
     from indexer.index import Index
+    from indexer.ingest.cluster import ClusterOptions
     from indexer.ingest.library import Listing
     from indexer.ingest.manifest import VideoSource
     from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
-    from indexer.ingest.synchronisation import Progress, SyncOptions, SyncReport
+    from indexer.ingest.synchronisation import EncodeActions, Progress, SyncOptions, SyncReport
     from indexer.store.store import Store
 
 app = make_app()
@@ -62,7 +63,7 @@ class LocalLibrary:
     """Keeps an index on this machine in line with files. The model is loaded when it is first needed.
 
     Attributes:
-        paths: files and folders.
+        paths: files and folders, addresses too.
         sources: files of a manifest.
         options: of `Synchronisation`.
     """
@@ -70,20 +71,26 @@ class LocalLibrary:
     def __init__(
         self,
         address: str | Path,
-        paths: Sequence[Path],
+        paths: Sequence[str],
         sources: Sequence[VideoSource],
         model: ModelChoice,
         encoding: Mapping[str, Any],
+        cluster: ClusterOptions | None = None,
     ) -> None:
         self.paths = paths
         self.sources = sources
         self._address = address
         self._model = model
         self._encoding = encoding
+        self._cluster = cluster
         self._index: Index | None = None
 
     def prepare(self, options: SyncOptions) -> None:
         """Check all that can be checked before files are read; make the index where there is none."""
+        if self._cluster is not None:
+            from indexer.ingest.cluster import require_shared_store
+
+            require_shared_store(self._address)
         from indexer.store.store import store_exists
 
         if not store_exists(self._address):
@@ -105,7 +112,9 @@ class LocalLibrary:
         while True:
             try:
                 with open_store(self._address) as catalog:
-                    run = Synchronisation(catalog, lambda: self._pipeline(catalog), options, progress)
+                    run = Synchronisation(
+                        catalog, lambda: self._pipeline(catalog), options, progress, self._elsewhere()
+                    )
                     report = run.run(self.paths, self.sources)
                     if report.num_added and not options.dry_run:
                         save_coarse_index(catalog)
@@ -155,15 +164,25 @@ class LocalLibrary:
             raise IndexSupersededError(successor.generation)
         return IndexingPipeline(catalog, model, **self._encoding)
 
+    def _elsewhere(self) -> EncodeActions | None:
+        """What encodes on the machines of a cluster; None where this one does."""
+        if self._cluster is None:
+            return None
+        from indexer.ingest.cluster import ClusterEncoding
+
+        return ClusterEncoding(self._cluster)
+
     def _no_pipeline(self) -> IndexingPipeline:
         raise AssertionError("a dry run encodes nothing")
 
     def _check_new(self, options: SyncOptions) -> None:
         """End the command where no index can be made for these files, or not in this folder."""
         from indexer.ingest.library import find_files, look_at
+        from indexer.ingest.remote_files import is_remote
 
-        listing = find_files(self.paths, options.exclude)
-        is_any = any(look_at(file).left_out is None for file in listing.files)
+        here = [path for path in self.paths if not is_remote(path)]
+        listing = find_files(here, options.exclude)
+        is_any = len(here) < len(self.paths) or any(look_at(file).left_out is None for file in listing.files)
         if not is_any and not self.sources:
             stop(self.no_videos())
         if isinstance(self._address, Path):
@@ -180,7 +199,7 @@ class LocalLibrary:
     def _refuse_a_folder_of_videos(self, directory: Path, listing: Listing) -> None:
         """End the command where the files of a new index would lie among the videos."""
         folders = {Path(file.path).parent for file in listing.files}
-        folders |= {source.path.parent for source in self.sources}
+        folders |= {source.path.parent for source in self.sources if isinstance(source.path, Path)}
         if directory.resolve() in {folder.resolve() for folder in folders}:
             stop(f"{directory} is a folder of videos, and an index needs its own: --index my-index makes it")
 
@@ -266,7 +285,7 @@ def watch_library(
         with errors_explained(RESUMES):
             say(f"watching {', '.join(map(str, library.paths))}")
             try:
-                follow(library.paths, synchronise, settling, ended)
+                follow([Path(path) for path in library.paths], synchronise, settling, ended)
             except KeyboardInterrupt:  # What watchfiles makes of any signal that comes while it waits.
                 if not ended.is_set():
                     raise

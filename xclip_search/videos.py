@@ -421,6 +421,7 @@ class Uploads:
         """The id of the job that reads the file; None where its bytes are in the index already."""
         from indexer.atomic_files import sha256_of_file
 
+        assert isinstance(source.path, Path), "addresses are refused before"
         transcripts = self._transcripts(source)
         # A look costs little; an upload that turns out to be known costs all of it.
         known = self._client.list_videos(

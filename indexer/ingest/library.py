@@ -1,5 +1,7 @@
 """The files of a library: folders are walked, first bytes tell videos, what is left out is named.
 
+Of files at addresses the names tell videos: reading the first bytes of each would take a request.
+
 Left out are hidden files and folders, what NAS systems and computers keep for themselves, and what patterns
 in the style of .gitignore name: those of the caller, and those of a file `.xclipignore` in any folder, which
 counts for that folder and all below. The caller's patterns go first, then the deepest file's; `!` takes
@@ -18,8 +20,9 @@ from typing import Final
 
 from pathspec import GitIgnoreSpec
 
-from indexer.errors import NotAVideoError
+from indexer.errors import FetchError, NotAVideoError
 from indexer.ingest.manifest import VideoSource
+from indexer.ingest.remote_files import RemoteFile, is_remote, list_address
 from indexer.media.probing import identify_container
 from indexer.store.sqlite.schema import CATALOG_FILE
 
@@ -65,16 +68,33 @@ class FoundFile:
     """A file in the library.
 
     Attributes:
-        path: absolute.
-        size_bytes: its size.
-        modified_ns: when it was last modified, in nanoseconds since 1970.
+        path: absolute, or an address.
+        size_bytes: its size; 0 where an address does not say it.
+        modified_ns: when it was last modified, in nanoseconds since 1970; at an address, its version.
         is_named: whether the caller named the file itself: then it is taken for a video whatever it is.
+        remote: of a file at an address.
     """
 
     path: str
     size_bytes: int
     modified_ns: int
     is_named: bool = False
+    remote: RemoteFile | None = None
+
+    @classmethod
+    def at(cls, remote: RemoteFile, *, is_named: bool = False) -> FoundFile:
+        """A file at an address."""
+        return cls(remote.uri, remote.size_bytes or 0, remote.version, is_named, remote)
+
+    @property
+    def place(self) -> Path | RemoteFile:
+        """Where it is."""
+        return self.remote or Path(self.path)
+
+    @property
+    def uri(self) -> str:
+        """Its address, file:// for a file here."""
+        return Path(self.path).as_uri() if self.remote is None else self.path
 
 
 @dataclass
@@ -83,7 +103,9 @@ class Listing:
 
     Attributes:
         files: that are not left out by their names, videos or not, each once, in the order of the walk.
-        folders: that the caller named, absolute.
+        folders: that the caller named, absolute or addresses.
+        remote: by each folder among them that is an address, the addresses of all files below it.
+        failures: (address, reason) of those that could not be listed.
         left_out: number of files that are left out by their names, by reason.
         folders_left_out: (folder, reason) of those that were not entered.
         unread: (folder, reason) of those that could not be read: nothing is known of what is below them.
@@ -97,6 +119,17 @@ class Listing:
     folders_left_out: list[tuple[str, str]] = field(default_factory=list)
     unread: list[tuple[str, str]] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    remote: dict[str, frozenset[str]] = field(default_factory=dict)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    def has(self, uri: str) -> bool | None:
+        """Whether a file is at an address; None where no folder that holds it was listed.
+
+        >>> Listing(remote={"s3://films": frozenset({"s3://films/a.mp4"})}).has("s3://films/b.mp4")
+        False
+        """
+        above = [files for folder, files in self.remote.items() if uri.startswith(f"{folder}/")]
+        return any(uri in files for files in above) if above else None
 
 
 @dataclass(frozen=True)
@@ -116,14 +149,17 @@ def find_files(paths: Iterable[str | Path], exclude: Sequence[str] = ()) -> List
     """List the files among `paths` and below its folders. Links to folders are followed, each folder once.
 
     Args:
-        paths: of files, taken as they are, and of folders.
+        paths: of files, taken as they are, and of folders; addresses too.
         exclude: patterns of what is left out, relative to each of the folders.
 
     Raises:
-        FileNotFoundError: a path does not exist; the message names it.
+        FileNotFoundError: a path does not exist; the message names it. Of an address, `failures` says so.
     """
     walk = _Walk(exclude)
     for path in paths:
+        if is_remote(path):
+            walk.ask_for(str(path))
+            continue
         try:
             status = os.stat(path)  # noqa: PTH116, a quarter of the time of Path.stat
         except OSError:
@@ -139,7 +175,7 @@ def find_files(paths: Iterable[str | Path], exclude: Sequence[str] = ()) -> List
 def find_videos(paths: Iterable[str | Path], exclude: Sequence[str] = ()) -> list[VideoSource]:
     """The videos among `paths` and below its folders; see `find_files`."""
     files = find_files(paths, exclude).files
-    return [VideoSource(Path(file.path)) for file in files if look_at(file).left_out is None]
+    return [VideoSource(file.place) for file in files if look_at(file).left_out is None]
 
 
 def absolute(path: str | Path) -> str:
@@ -172,9 +208,12 @@ class FirstLook:
 
 
 def look_at(file: FoundFile) -> FirstLook:
-    """Read the first bytes of a file: they decide, whatever its name, unless that is a video's."""
+    """Read the first bytes of a file: they decide, whatever its name, unless that is a video's. At an address
+    the name decides."""
     ending = Path(file.path).suffix.lower()
     reason = ending or NO_ENDING
+    if file.remote is not None:
+        return FirstLook(left_out=None if file.is_named or ending in VIDEO_EXTENSIONS else reason)
     if ending in _SOUND_EXTENSIONS and not file.is_named:
         return FirstLook(left_out=reason)
     is_named_so = file.is_named or ending in VIDEO_EXTENSIONS
@@ -239,6 +278,35 @@ class _Walk:
         self._enter(folder, status, patterns)
         if _is_empty(folder):
             self.listing.empty.append(folder)
+
+    def ask_for(self, uri: str) -> None:
+        """Take what an address names: a file, or those below a folder."""
+        try:
+            files, is_folder = list_address(uri)
+        except FetchError as error:
+            self.listing.failures.append((uri, error.reason))
+            return
+        if not is_folder:
+            self.take(FoundFile.at(files[0], is_named=True))
+            return
+        folder = uri.rstrip("/")
+        self.listing.folders.append(folder)
+        self.listing.remote[folder] = frozenset(file.uri for file in files)
+        for file in files:
+            if reason := self._why_not(file.uri[len(folder) + 1 :]):
+                self.listing.left_out[reason] += 1
+            else:
+                self.take(FoundFile.at(file))
+
+    def _why_not(self, below: str) -> str | None:
+        """Why a file is left out by the part of its address below the folder that was named."""
+        excludes = self._exclude.check_file(below).include
+        if excludes is not None:
+            return EXCLUDED if excludes else None
+        parts = below.split("/")
+        if any(part.startswith(".") for part in parts):
+            return HIDDEN
+        return OF_THE_SYSTEM if not _KEPT_BY_SYSTEMS.isdisjoint(parts) else None
 
     def follow_links(self) -> None:
         while self._links:

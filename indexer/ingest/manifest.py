@@ -1,10 +1,10 @@
 """Manifests: lists of files to index that give them ids, titles and metadata.
 
 A manifest is JSONL, one object a line, or a table with a header line as spreadsheets save it (.csv, .tsv,
-.txt; see `indexer.ingest.tables`). `path` is required, and relative to the manifest's folder; `id`, `title`,
-`uri`, `recorded_at`, `transcript` (a .srt or .vtt file, or in JSONL a list of them) and `metadata` (an
-object; in a table, its JSON) are optional. Further columns of a table become metadata: numbers where each of
-its cells is one.
+.txt; see `indexer.ingest.tables`). `path` is required: relative to the manifest's folder, or an address such
+as s3://bucket/a.mp4; `id`, `title`, `uri`, `recorded_at`, `transcript` (a .srt or .vtt file, or in JSONL a
+list of them) and `metadata` (an object; in a table, its JSON) are optional. Further columns of a table become
+metadata: numbers where each of its cells is one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from indexer.errors import ManifestError
+from indexer.ingest.remote_files import RemoteFile, is_remote
 from indexer.ingest.tables import CSV_ENDINGS, Table, TypedColumn, parse_table, read_text, typed_column
 from indexer.ingest.video_files import local_path
 from indexer.store.text import holds_zero, instant, nfc
@@ -38,11 +39,11 @@ class VideoSource:
     """One file to index.
 
     Attributes:
-        path: the file.
+        path: the file; or where it is fetched from.
         id: chosen by the user, unique in the index; None for a new one.
         title: None for the file's name without its extension.
         metadata: any JSON object.
-        uri: None for the file:// address of `path`.
+        uri: None for the address of `path`, file:// where it is here.
         recorded_at: when it was recorded, in seconds since 1970; None for what its container says, or the
             time of the file.
         trusted: whether the operator trusts the file, so that decord may read it.
@@ -52,7 +53,7 @@ class VideoSource:
         transcripts: of a `record`, those that the video keeps.
     """
 
-    path: Path
+    path: Path | RemoteFile
     id: str | None = None
     title: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -60,7 +61,7 @@ class VideoSource:
     recorded_at: float | None = None
     trusted: bool = True
     record: VideoRecord | None = None
-    transcript_files: tuple[Path, ...] | None = None
+    transcript_files: tuple[Path | RemoteFile, ...] | None = None
     transcripts: Sequence[Transcript] = ()
 
 
@@ -89,7 +90,7 @@ def read_manifest(path: Path) -> Manifest:
         rows, notes = list(_read_json_lines(text)), []
     sources = [(line, _to_source(line, row, path.parent)) for line, row in rows]
     _check_ids(source for _, source in sources)
-    kept: dict[Path, VideoSource] = {}
+    kept: dict[Path | RemoteFile, VideoSource] = {}
     for _, source in sources:
         kept.setdefault(source.path, source)
     if (num_repeated := len(sources) - len(kept)) > 0:
@@ -218,7 +219,7 @@ def _to_time(line: int, value: object) -> float | None:
     return moment.total_seconds()
 
 
-def _to_transcripts(line: int, value: object, folder: Path) -> tuple[Path, ...] | None:
+def _to_transcripts(line: int, value: object, folder: Path) -> tuple[Path | RemoteFile, ...] | None:
     if value is None:
         return None
     texts = [value] if isinstance(value, str) else value
@@ -227,14 +228,16 @@ def _to_transcripts(line: int, value: object, folder: Path) -> tuple[Path, ...] 
     return tuple(_to_path(line, text, folder) for text in texts)
 
 
-def _to_path(line: int, text: str, folder: Path) -> Path:
-    """The file that a path means: absolute, below the manifest's folder, of a user's home (`~`), or a file://
+def _to_path(line: int, text: str, folder: Path) -> Path | RemoteFile:
+    """The file that a path means: absolute, below the manifest's folder, of a user's home (`~`), or at an
     address."""
     where = f"line {line} of the manifest"
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
         raise ManifestError(f"{where}: the path is not valid Unicode (it holds a lone surrogate)") from None
+    if is_remote(text):
+        return RemoteFile(text)
     if _ADDRESS.match(text):
         path = local_path(text)
         if path is None or _WINDOWS_PATH.match(str(path).lstrip("/")):

@@ -1,7 +1,9 @@
 """Videos into an index: hashed and decoded ahead in child processes, encoded in batches here.
 
-    sources -> hash -> known? -> decode -> segments waiting -> batch -> model -> store
-               child             child     of any videos                         one transaction a video
+    sources -> fetch -> hash -> known? -> decode -> segments waiting -> batch -> model -> store
+               thread   child             child     of any videos                 one transaction a video
+
+Only files at addresses are fetched; their copies are deleted when they are encoded.
 
 A slow or hanging file keeps one child busy and nothing else. What is in the store is whole: ending the
 process at any moment, by kill -9 too, loses at most the videos in flight, and the next run skips the rest
@@ -16,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from indexer.errors import (
@@ -27,7 +30,9 @@ from indexer.errors import (
     UnsupportedMediaError,
 )
 from indexer.ingest.encoding import SegmentBatch, index_fingerprint, new_video
+from indexer.ingest.local_copies import LocalCopies
 from indexer.ingest.manifest import VideoSource
+from indexer.ingest.remote_files import RemoteFile
 from indexer.ingest.video_files import title_of_file
 from indexer.media.decode_messages import (
     FILE_CHANGED,
@@ -45,7 +50,6 @@ from indexer.store.text import holds_zero
 
 if TYPE_CHECKING:
     import threading
-    from pathlib import Path
     from types import TracebackType
 
     from indexer.media.frame_reader import Backend
@@ -65,6 +69,9 @@ FindKnown = Callable[[VideoSource, HashedFile], VideoRecord | None]
 WAIT_SECONDS: Final = 0.5
 """Decoded segments wait at most this long for others before they are encoded as a smaller batch; a cancelled
 run ends this soon."""
+
+IDLE_SECONDS: Final = 0.02
+"""Between two looks for a further source where there is none yet."""
 
 CHILD_NICENESS: Final = 5
 """Children get a third of the encoder's share of a processor that both want (sched(7): 335 to 1024), and all
@@ -179,6 +186,7 @@ class VideoEncoder:
         self.pool = DecodePool(
             num_workers, decoding.timeout_seconds, limits=decoding.limits, niceness=CHILD_NICENESS
         )
+        self.copies = LocalCopies(2 * num_workers + 2)
 
     def __enter__(self) -> Self:
         return self
@@ -186,18 +194,19 @@ class VideoEncoder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.copies.close()
         self.pool.close()
 
     def encode(
         self,
-        sources: Iterable[VideoSource],
+        sources: Iterable[VideoSource | None],
         find_known: FindKnown = lambda source, hashed: None,
         cancelled: threading.Event | None = None,
     ) -> Iterator[tuple[VideoSource, Encoded]]:
         """Encode files, in about their order, and yield each as soon as it is done.
 
         Args:
-            sources: read as they are needed.
+            sources: read as they are needed; None says that there is no further one yet.
             find_known: called here with a file and its hash before it is decoded; gives the video that has
                 the same bytes, or None. A KeptOutError that it raises is what became of the file.
             cancelled: when it is set, the rest is left.
@@ -359,16 +368,17 @@ def fields_of_source(source: VideoSource, encoded: NewVideo) -> dict[str, Any]:
     recorded_at = source.recorded_at if source.record is None else source.record.recorded_at
     if recorded_at is None:
         recorded_at = encoded.recorded_at
-    if recorded_at is None and source.trusted:  # An upload's file is as old as the upload.
-        recorded_at = file_time(source.path)
+    if recorded_at is None and source.trusted and isinstance(source.path, Path):
+        recorded_at = file_time(source.path)  # But an upload's file is as old as the upload.
     if source.record is not None:
         names = ("id", "uri", "title", "metadata", "trusted", "added_at", "missing_since")
         kept = {name: getattr(source.record, name) for name in names}
         return {**kept, "recorded_at": recorded_at, "transcripts": source.transcripts}
-    path = source.path.absolute()
+    path = source.path.absolute() if isinstance(source.path, Path) else source.path
+    address = path.as_uri() if isinstance(path, Path) else path.uri
     return {
         "id": source.id,
-        "uri": source.uri if source.uri is not None else path.as_uri(),
+        "uri": source.uri if source.uri is not None else address,
         "title": title_of_file(path) if source.title is None else source.title,
         "metadata": source.metadata,
         "trusted": source.trusted,
@@ -393,10 +403,11 @@ def file_time(path: Path) -> float | None:
 
 
 class _Video:
-    """A file that is being decoded and encoded."""
+    """A file that is being decoded and encoded. path: where it is here."""
 
-    def __init__(self, source: VideoSource, hashed: HashedFile) -> None:
+    def __init__(self, source: VideoSource, path: Path, hashed: HashedFile) -> None:
         self.source = source
+        self.path = path
         self.hashed = hashed
         self.first: DecodedVideo | None = None
         self.records: dict[int, SegmentRecord] = {}
@@ -411,16 +422,18 @@ class _Run:
     def __init__(
         self,
         encoder: VideoEncoder,
-        sources: Iterator[VideoSource],
+        sources: Iterator[VideoSource | None],
         find_known: FindKnown,
     ) -> None:
         self.encoder = encoder
         self.sources = sources
+        self.has_ended = False
         self.find_known = find_known
         # Each worker has one request under way and one waiting; a few more cover the time of one encoding.
         self.max_in_flight = 2 * encoder.num_workers + 2
         self.max_segments = min(MAX_SEGMENTS_PER_ANSWER, encoder.batch_size)
-        self.hashing: dict[Future[HashedFile], VideoSource] = {}
+        self.fetching: dict[Future[Path], VideoSource] = {}
+        self.hashing: dict[Future[HashedFile], tuple[VideoSource, Path]] = {}
         self.requests: deque[tuple[_Video, int]] = deque()
         self.decoding: dict[Future[DecodedVideo], _Video] = {}
         self.waiting: deque[tuple[_Video, int, DecodedSegment]] = deque()
@@ -431,13 +444,14 @@ class _Run:
     def advance(self) -> bool:
         """Hand out work, take what has been decoded, encode a batch where one is due; false at the end."""
         self._refill()
-        if self.hashing or self.decoding:
+        if self.fetching or self.hashing or self.decoding:
             self._collect()
         # A batch is due when it is full, when nothing more is to come, or when its first segment has waited
         # long enough: one slow file must not hold up the others.
         is_late = time.monotonic() - self.last_progress >= WAIT_SECONDS
         is_due = len(self.waiting) >= self.encoder.batch_size or bool(
-            self.waiting and (is_late or not (self.hashing or self.decoding or self.requests))
+            self.waiting
+            and (is_late or not (self.fetching or self.hashing or self.decoding or self.requests))
         )
         if is_due:
             self._begin_batch()
@@ -445,9 +459,11 @@ class _Run:
         num_left = int(is_due and self.encoder.model.device.type != "cpu")
         while len(self.encoding) > num_left:
             self._finish_batch()
-        return bool(
-            self.hashing or self.requests or self.decoding or self.waiting or self.encoding or self.done
-        )
+        reading = self.fetching or self.hashing or self.requests or self.decoding
+        is_busy = bool(reading or self.waiting or self.encoding or self.done)
+        if not is_busy and not self.has_ended:
+            time.sleep(IDLE_SECONDS)
+        return is_busy or not self.has_ended
 
     def take_done(self) -> Iterator[tuple[VideoSource, Encoded]]:
         """The files that are done since the last call."""
@@ -456,9 +472,9 @@ class _Run:
 
     def cancel(self) -> None:
         """Take back what no child has begun."""
-        for futures in (self.hashing, self.decoding):
-            for future in futures:
-                future.cancel()
+        futures: list[Future[Any]] = [*self.fetching, *self.hashing, *self.decoding]
+        for future in futures:
+            future.cancel()
 
     def _refill(self) -> None:
         # Decoded segments wait in memory: no more of them than the encoder will soon take.
@@ -470,18 +486,28 @@ class _Run:
                 request = self._request(video, first_segment)
                 self.decoding[self.encoder.pool.submit(request)] = video
         # Counted apart from what is decoded: hashes are quick, and children must not idle while we encode.
-        while len(self.hashing) + len(self.requests) < self.max_in_flight:
-            source = next(self.sources, None)
+        while len(self.fetching) + len(self.hashing) + len(self.requests) < self.max_in_flight:
+            try:
+                source = next(self.sources)
+            except StopIteration:
+                self.has_ended = True
+                return
             if source is None:
                 return
             if source.record is None and (problem := problem_of(source)) is not None:
                 self.done.append((source, MediaError(problem)))
                 continue
-            self.hashing[self.encoder.pool.submit_hash(source.path)] = source
+            if isinstance(source.path, RemoteFile):
+                self.fetching[self.encoder.copies.submit(source.path)] = source
+            else:
+                self._hash(source, source.path)
+
+    def _hash(self, source: VideoSource, path: Path) -> None:
+        self.hashing[self.encoder.pool.submit_hash(path)] = (source, path)
 
     def _request(self, video: _Video, first_segment: int) -> DecodeRequest:
         return DecodeRequest(
-            path=str(video.source.path),
+            path=str(video.path),
             sampling=self.encoder.sampling,
             resizing=self.encoder.model.config.resizing,
             trusted=video.source.trusted,
@@ -498,31 +524,39 @@ class _Run:
             timeout = 0.0
         elif self.waiting:
             timeout = max(0.0, self.last_progress + WAIT_SECONDS - time.monotonic())
-        in_flight: list[Future[Any]] = [*self.hashing, *self.decoding]
+        in_flight: list[Future[Any]] = [*self.fetching, *self.hashing, *self.decoding]
         for future in wait(in_flight, timeout, FIRST_COMPLETED).done:
-            if future in self.hashing:
-                self._look_up(self.hashing.pop(future), future)
+            if future in self.fetching:
+                source = self.fetching.pop(future)
+                try:
+                    self._hash(source, future.result())
+                except MediaError as error:
+                    self.done.append((source, error))
+            elif future in self.hashing:
+                source, path = self.hashing.pop(future)
+                self._look_up(source, path, future)
             else:
                 self._take(self.decoding.pop(future), future)
 
-    def _look_up(self, source: VideoSource, future: Future[HashedFile]) -> None:
+    def _look_up(self, source: VideoSource, path: Path, future: Future[HashedFile]) -> None:
         """Decode a file only where its bytes are new, and those that are expected."""
         try:
             hashed = future.result()
-        except MediaError as error:
-            self.done.append((source, error))
-            return
-        try:
             known = self.find_known(source, hashed)
-        except KeptOutError as error:
-            self.done.append((source, error))
+        except (MediaError, KeptOutError) as error:
+            self._end(source, path, error)
             return
         if source.record is not None and hashed.content_sha256 != source.record.content_sha256:
-            self.done.append((source, MediaError(OTHER_BYTES_REASON)))
+            self._end(source, path, MediaError(OTHER_BYTES_REASON))
         elif known is not None:
-            self.done.append((source, AddOutcome(known.id, created=False)))
+            self._end(source, path, AddOutcome(known.id, created=False))
         else:
-            self.requests.append((_Video(source, hashed), 0))
+            self.requests.append((_Video(source, path, hashed), 0))
+
+    def _end(self, source: VideoSource, path: Path, encoded: Encoded) -> None:
+        if isinstance(source.path, RemoteFile):
+            self.encoder.copies.remove(path)
+        self.done.append((source, encoded))
 
     def _take(self, video: _Video, future: Future[DecodedVideo]) -> None:
         try:
@@ -582,10 +616,10 @@ class _Run:
             return
         segments = [video.records[number] for number in range(first.num_segments)]
         encoded = new_video(video.hashed.content_sha256, first.info, segments, video.fraction_read)
-        self.done.append((video.source, encoded))
+        self._end(video.source, video.path, encoded)
 
     def _fail(self, video: _Video, error: MediaError) -> None:
         if not video.failed:
             video.failed = True
             video.records.clear()
-            self.done.append((video.source, error))
+            self._end(video.source, video.path, error)

@@ -19,8 +19,9 @@ from typing import Any, Final, Literal
 
 from indexer.errors import InvalidRecordError
 from indexer.ingest.manifest import VideoSource
+from indexer.ingest.remote_files import UNKNOWN_VERSION, RemoteFile
 from indexer.ingest.transcript_files import Tracks, changed_tracks
-from indexer.ingest.video_files import local_path, title_of_file
+from indexer.ingest.video_files import place_of, title_of_file
 from indexer.store.records import KnownFile, VideoRecord, check_time, check_title, metadata_to_json
 from indexer.store.text import nfc
 from indexer.store.transcripts import TranscriptFile
@@ -36,13 +37,13 @@ class Found:
     """A file of the library, and what is known of its content.
 
     Attributes:
-        uri: its file:// address, unique among all that are planned together.
-        size_bytes: its size.
-        modified_ns: when it was last modified, in nanoseconds since 1970.
+        uri: its address, unique among all that are planned together.
+        size_bytes: its size; 0 where an address does not say it.
+        modified_ns: when it was last modified, in nanoseconds since 1970; at an address, its version.
         source: the file, with what the caller says of it.
         content_sha256: of its bytes; None where they were not read, because no video has this size.
         failure: why this content cannot become a video, from an earlier run; or why it could not be read.
-        transcripts: the files of its transcripts.
+        transcripts: the files of its transcripts; None where they were not looked for.
     """
 
     uri: str
@@ -51,7 +52,7 @@ class Found:
     source: VideoSource
     content_sha256: str | None = None
     failure: str | None = None
-    transcripts: Tracks = ()
+    transcripts: Tracks | None = ()
 
     @property
     def address(self) -> str:
@@ -73,6 +74,7 @@ class Knowledge:
         at: by the address of each found file, the videos that have it.
         kept_out: sha256 of the content among theirs that was deleted on purpose.
         living: addresses of files beyond the found ones that still hold what the index says.
+        gone: those of them, not of this machine, at which there is no file any more.
         tracks: by the id of each of `videos` that has transcripts, their tracks and files.
     """
 
@@ -80,6 +82,7 @@ class Knowledge:
     at: Mapping[str, Sequence[VideoRecord]] = field(default_factory=dict)
     kept_out: Set[str] = frozenset()
     living: Set[str] = frozenset()
+    gone: Set[str] = frozenset()
     tracks: Mapping[str, Mapping[str, TranscriptFile | None]] = field(default_factory=dict)
 
 
@@ -108,9 +111,11 @@ class Action:
     tracks_gone: Sequence[str] = ()
 
 
-def plain_addresses(path: Path) -> tuple[str, ...]:
+def plain_addresses(path: Path | RemoteFile) -> tuple[str, ...]:
     """A path as an address, without a slash at its end, as a server stores one that it was given; none where
-    it is not text."""
+    it is not text, or an address already."""
+    if isinstance(path, RemoteFile):
+        return ()
     text = str(path).removesuffix("/")
     return (text,) if text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text) else ()
 
@@ -133,9 +138,9 @@ def plan(found: Sequence[Found], known: Knowledge) -> list[Action]:
         elif video is None and file.content_sha256 in known.kept_out:
             actions.append(Action(file, "left out", replaces=replaced, reason=KEPT_OUT))
         elif video is None:
-            actions.append(Action(file, "encode", replaces=replaced, transcripts=file.transcripts))
+            actions.append(Action(file, "encode", replaces=replaced, transcripts=file.transcripts or ()))
         elif homes.get(video.content_sha256) == file.uri:
-            actions.append(_at_home(file, video, replaced, known.tracks.get(video.id, {})))
+            actions.append(_at_home(file, video, replaced, known))
         else:
             reason = homes.get(video.content_sha256) or video.uri or "an upload"
             actions.append(Action(file, "duplicate", video, replaces=replaced, reason=reason))
@@ -160,21 +165,17 @@ def _homes(found: Sequence[Found], known: Knowledge) -> dict[str, str]:
     return homes
 
 
-def _at_home(
-    file: Found,
-    video: VideoRecord,
-    replaced: Sequence[VideoRecord],
-    tracks: Mapping[str, TranscriptFile | None],
-) -> Action:
+def _at_home(file: Found, video: VideoRecord, replaced: Sequence[VideoRecord], known: Knowledge) -> Action:
     """The file is where its video lives, from now on or as before."""
     changes: dict[str, Any] = {}
-    old_path = local_path(video.uri)
+    old_place = place_of(video.uri)
     # An address elsewhere, which a manifest gave, stays until a manifest gives another one.
-    is_moved = old_path is not None and video.uri not in file.addresses
+    is_lost = isinstance(old_place, Path) or video.uri in known.gone
+    is_moved = is_lost and video.uri not in file.addresses
     if (is_moved or file.source.uri is not None) and video.uri != file.address:
         changes["uri"] = file.address
     title = file.source.title
-    if title is None and is_moved and old_path is not None and video.title == nfc(title_of_file(old_path)):
+    if title is None and is_moved and old_place is not None and video.title == nfc(title_of_file(old_place)):
         title = title_of_file(file.source.path)
     try:
         if title is not None and check_title(title) != video.title:
@@ -188,7 +189,10 @@ def _at_home(
         return Action(file, "failed", video, replaces=replaced, reason=str(error))
     if video.missing_since is not None:
         changes["missing_since"] = None
-    transcripts, tracks_gone = changed_tracks(file.transcripts, tracks)
+    transcripts: Tracks = ()
+    tracks_gone: Sequence[str] = ()
+    if file.transcripts is not None:
+        transcripts, tracks_gone = changed_tracks(file.transcripts, known.tracks.get(video.id, {}))
     said = bool(changes.keys() - {"missing_since"} or transcripts or tracks_gone)
     kind: Kind = "moved" if is_moved else "updated" if said else "unchanged"
     reason = video.uri if is_moved else None
@@ -221,4 +225,6 @@ def missing_videos(
 
 def is_unchanged(size_bytes: int, modified_ns: int, known: KnownFile | None) -> bool:
     """Whether a file is taken for what it was when it was last read."""
-    return known is not None and (size_bytes, modified_ns) == (known.size_bytes, known.modified_ns)
+    if known is None or modified_ns == UNKNOWN_VERSION:
+        return False
+    return (size_bytes, modified_ns) == (known.size_bytes, known.modified_ns)

@@ -13,40 +13,31 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 from indexer.errors import (
-    DuplicateIdError,
+    FetchError,
     InvalidRecordError,
-    KeptOutError,
     MediaError,
-    NotAVideoError,
-    TranscriptError,
     TranscriptNotFoundError,
-    TruncatedMediaError,
-    UnsupportedMediaError,
     VideoNotFoundError,
 )
 from indexer.ingest.library import FoundFile, Listing, absolute, find_files, look_at
+from indexer.ingest.local_copies import LocalCopies
 from indexer.ingest.manifest import VideoSource
 from indexer.ingest.pipeline import (
-    Encoded,
     IndexEvent,
     IndexingPipeline,
     Outcome,
     default_num_workers,
-    fields_of_source,
-    find_in,
     problem_of,
 )
 from indexer.ingest.planning import (
-    KEPT_OUT,
     Action,
     Found,
     Knowledge,
@@ -55,25 +46,29 @@ from indexer.ingest.planning import (
     plain_addresses,
     plan,
 )
+from indexer.ingest.remote_files import RemoteFile, describe_all, is_remote
+from indexer.ingest.storing import (
+    StoredFile,
+    TranscriptsOfFile,
+    encode_and_store,
+    give_way,
+    known_file,
+    read_transcripts,
+    with_hash,
+    xclip_version,
+)
 from indexer.ingest.transcript_files import (
     find_transcripts,
     is_transcript,
     name_tracks,
-    read_transcript,
-    transcript_file,
     transcripts_beside,
 )
-from indexer.ingest.video_files import local_path, title_of_file
+from indexer.ingest.video_files import local_path
 from indexer.media.decode_messages import HashedFile
 from indexer.media.decode_pool import DecodePool
-from indexer.store.records import KnownFile, NewVideo, VideoRecord
+from indexer.store.records import KnownFile, VideoRecord
 from indexer.store.store import Store
-from indexer.store.text import nfc
 from indexer.store.transcripts import Transcript
-
-LASTING_FAILURES: Final = (NotAVideoError, UnsupportedMediaError, TruncatedMediaError)
-"""Failures that lie in the content itself: the same bytes are not read again by the same version. Time,
-memory and limits may be other ones next time."""
 
 PRUNE_DELAY_SECONDS: Final = 60.0
 """While files are still being written, what is missing may be on its way to another place."""
@@ -237,6 +232,10 @@ class Progress:
     is_settled: Callable[[FoundFile], bool] = lambda file: True
 
 
+EncodeActions = Callable[[Store[Any], Sequence[Action]], Generator[StoredFile]]
+"""(catalog, actions of the kind `encode`) -> what became of each file, stored already."""
+
+
 class Synchronisation:
     """Brings one index in line with files.
 
@@ -245,6 +244,7 @@ class Synchronisation:
         make_pipeline: gives what encodes into the catalog; called only where something is to be encoded.
         options: how.
         progress: callbacks.
+        encode_actions: encodes and stores in its place, on other machines for instance.
     """
 
     def __init__(
@@ -253,16 +253,19 @@ class Synchronisation:
         make_pipeline: Callable[[], IndexingPipeline],
         options: SyncOptions = SyncOptions(),
         progress: Progress | None = None,
+        encode_actions: EncodeActions | None = None,
     ) -> None:
         if catalog is None and not options.dry_run:
             raise ValueError("without a catalog there can only be a dry run")
         self._catalog = catalog
         self._make_pipeline = make_pipeline
+        self._encode_actions = encode_actions or self._encode_here
         self._options = options
         self._progress = progress or Progress()
         self._report = SyncReport(dry_run=options.dry_run)
         self._waiting: set[str] = set()
         self._known: dict[str, KnownFile] = {}
+        self._described: dict[str, RemoteFile | FetchError] = {}
 
     def run(self, paths: Iterable[str | Path], sources: Iterable[VideoSource] = ()) -> SyncReport:
         """Look at files and folders, and at `sources`, files that the caller says something of.
@@ -278,14 +281,14 @@ class Synchronisation:
         listing = self._list(paths)
         found = self._read(self._identify(listing, sources))
         below = self._videos_below(listing.folders)
-        is_there = cache(lambda uri: _is_there(uri, [folder for folder, _ in listing.unread]))
+        is_there = cache(lambda uri: _is_there(uri, listing))
         found += self._elsewhere(found, below, is_there)
-        actions = plan(found, self._knowledge(found))
+        actions = plan(found, self._knowledge(found, is_there))
         self._progress.on_total(len(actions))
         self._apply([action for action in actions if action.kind != "encode"])
         self._encode([action for action in actions if action.kind == "encode"])
         # Encoding may have taken hours: looked for once more.
-        is_there_now = cache(lambda uri: _is_there(uri, [folder for folder, _ in listing.unread]))
+        is_there_now = cache(lambda uri: _is_there(uri, listing))
         gone = missing_videos(below, actions, is_there_now)
         self._account_for_missing([video for video in gone if video.uri not in self._waiting], listing)
         self._forget_gone_files(listing.folders, {file.uri for file in found}, is_there)
@@ -299,7 +302,8 @@ class Synchronisation:
         try:
             listing = find_files(paths, self._options.exclude)
         except FileNotFoundError as error:
-            absent = [absolute(path) for path in paths if not os.path.exists(path)]  # noqa: PTH110
+            here = [path for path in paths if not is_remote(path)]
+            absent = [absolute(path) for path in here if not os.path.exists(path)]  # noqa: PTH110
             num_below = len(self._videos_below(absent))
             if not num_below:
                 raise
@@ -308,32 +312,36 @@ class Synchronisation:
                 " give the new folder with `relocate`, or `delete` them"
             ) from None
         self._report.count_listing(listing)
+        for address, reason in listing.failures:
+            self._finish(VideoSource(RemoteFile(address)), "failed", reason=reason)
         return listing
 
     def _identify(self, listing: Listing, sources: Iterable[VideoSource]) -> list[tuple[Found, bool]]:
         """The videos among the files, and whether their content is still to be read."""
         beside = [file for file in listing.files if is_transcript(file.path) and not file.is_named]
         files: dict[str, tuple[FoundFile, VideoSource]] = {
-            Path(file.path).as_uri(): (file, VideoSource(Path(file.path)))
+            file.uri: (file, _source_of(file))
             for file in listing.files
             if file.is_named or not is_transcript(file.path)
         }
+        sources = list(sources)
+        places = [place for source in sources for place in (source.path, *(source.transcript_files or ()))]
+        self._described = describe_all(place.uri for place in places if isinstance(place, RemoteFile))
         for source in sources:
             if (problem := problem_of(source)) is not None:
                 self._finish(source, "failed", reason=problem)
                 continue
-            path = absolute(source.path)
             try:
-                status = os.stat(path)  # noqa: PTH116
+                file = self._look_for(source.path)
+            except FetchError as error:
+                self._finish(source, "failed", reason=error.reason)
+                continue
             except OSError as error:
                 is_absent = isinstance(error, FileNotFoundError | NotADirectoryError)
                 self._finish(source, "failed", reason=NO_SUCH_FILE if is_absent else str(error.strerror))
                 continue
             # Before what was found in folders: the caller gives a title, id or metadata.
-            files[Path(path).as_uri()] = (
-                FoundFile(path, status.st_size, status.st_mtime_ns, is_named=True),
-                replace(source, path=Path(path)),
-            )
+            files[file.uri] = (file, _source_of(file, source))
         if self._catalog is not None:
             self._known = self._catalog.files.find(list(files))
         found = [
@@ -341,6 +349,17 @@ class Synchronisation:
         ]
         named = [file.path for file, source in files.values() if file.is_named]
         return self._with_transcripts(found, beside, named)
+
+    def _look_for(self, place: Path | RemoteFile) -> FoundFile:
+        """A file that the caller names, as it is now. Raises OSError, FetchError."""
+        if isinstance(place, RemoteFile):
+            described = self._described[place.uri]
+            if isinstance(described, FetchError):
+                raise described
+            return FoundFile.at(described, is_named=True)
+        path = absolute(place)
+        status = os.stat(path)  # noqa: PTH116
+        return FoundFile(path, status.st_size, status.st_mtime_ns, is_named=True)
 
     def _with_transcripts(
         self, found: Sequence[tuple[Found, bool]], walked: Sequence[FoundFile], named: Sequence[str]
@@ -350,35 +369,44 @@ class Synchronisation:
         Args:
             found: the videos, each as it comes.
             walked: files of transcripts in the folders.
-            named: files that the caller named: what lies beside them was not walked.
+            named: files that the caller named: what lies beside them was not walked. Beside those at
+                addresses nothing is looked for, and what is known stays.
         """
-        files = {file.path: file for file in (*walked, *transcripts_beside(named))}
+        here = [path for path in named if not is_remote(path)]
+        unknown = set(named).difference(here)
+        files = {file.path: file for file in (*walked, *transcripts_beside(here))}
         tracks = find_transcripts((str(one.source.path) for one, _ in found), files.values())
         for one, _ in found:
             if one.source.transcript_files is not None:
                 there = map(self._named_transcript, one.source.transcript_files)
                 path = str(one.source.path)
                 tracks[path] = name_tracks(path, [file for file in there if file is not None])
+                unknown.discard(path)
         used = {file.path for of_one in tracks.values() for _, file in of_one}
         for file in walked:
             if file.path not in used:
                 self._report.count(file.path, "left out", Path(file.path).suffix.lower())
         return [
-            (replace(one, transcripts=tracks.get(str(one.source.path), ())), is_unread)
+            (replace(one, transcripts=tracks.get(path, None if path in unknown else ())), is_unread)
             for one, is_unread in found
+            for path in [str(one.source.path)]
         ]
 
-    def _named_transcript(self, path: Path) -> FoundFile | None:
-        file = transcript_file(absolute(path))
-        if file is None:
-            self._report.notes.append(f"the transcript {path} is left out: there is no such file")
-        return file
+    def _named_transcript(self, place: Path | RemoteFile) -> FoundFile | None:
+        try:
+            return replace(self._look_for(place), is_named=False)
+        except FetchError as error:
+            reason = error.reason
+        except OSError:
+            reason = NO_SUCH_FILE
+        self._report.notes.append(f"the transcript {place} is left out: {reason}")
+        return None
 
     def _identify_one(self, uri: str, file: FoundFile, source: VideoSource) -> tuple[Found, bool] | None:
         known = self._known.get(uri)
         found = Found(uri, file.size_bytes, file.modified_ns, source)
         is_known = not self._options.rehash and is_unchanged(file.size_bytes, file.modified_ns, known)
-        if is_known and known is not None and known.version in (None, _version()):
+        if is_known and known is not None and known.version in (None, xclip_version()):
             return replace(found, content_sha256=known.content_sha256, failure=known.failure), False
         look = look_at(file)
         if look.left_out is not None:
@@ -402,27 +430,41 @@ class Synchronisation:
         to_read = [
             number
             for number, (file, is_unread) in enumerate(files)
-            if is_unread and (self._options.rehash or file.size_bytes in sizes)
+            if is_unread and (self._options.rehash or self._may_be_known(file, sizes))
         ]
         found = [file for file, _ in files]
         for number, answer in self._hashed({number: found[number].source.path for number in to_read}):
             if isinstance(answer, MediaError):
                 found[number] = replace(found[number], failure=str(answer))
             else:
-                found[number] = _with_hash(found[number], answer)
+                found[number] = with_hash(found[number], answer)
         return found
 
-    def _hashed(self, paths: dict[int, Path]) -> Iterator[tuple[int, HashedFile | MediaError]]:
-        if not paths:
+    def _may_be_known(self, file: Found, sizes: Set[int]) -> bool:
+        """Whether a file may hold the content of a video, as far as its size says."""
+        place = file.source.path
+        if isinstance(place, RemoteFile) and self._options.dry_run:
+            return False  # Saying what would be done is no reason to fetch it.
+        return file.size_bytes in sizes or (isinstance(place, RemoteFile) and place.size_bytes is None)
+
+    def _hashed(self, places: dict[int, Path | RemoteFile]) -> Iterator[tuple[int, HashedFile | MediaError]]:
+        if not places:
             return
         num_workers = self._options.num_workers or default_num_workers()
-        with DecodePool(num_workers, self._options.read_timeout_seconds) as pool:
-            waiting, under_way = list(reversed(paths.items())), dict[Future[HashedFile], int]()
+        with (
+            DecodePool(num_workers, self._options.read_timeout_seconds) as pool,
+            LocalCopies(2 * num_workers) as copies,
+        ):
+            waiting, under_way = list(reversed(places.items())), dict[Future[HashedFile], int]()
             num_done = 0
             while waiting or under_way:
                 while waiting and len(under_way) < 2 * num_workers:
-                    number, path = waiting.pop()
-                    under_way[pool.submit_hash(path)] = number
+                    number, place = waiting.pop()
+                    if isinstance(place, RemoteFile):
+                        hashing = copies.submit_use(place, lambda path: pool.submit_hash(path).result())
+                    else:
+                        hashing = pool.submit_hash(place)
+                    under_way[hashing] = number
                 for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                     number = under_way.pop(future)
                     try:
@@ -430,14 +472,14 @@ class Synchronisation:
                     except MediaError as error:
                         yield number, error
                     num_done += 1
-                    self._progress.on_reading(num_done, len(paths))
+                    self._progress.on_reading(num_done, len(places))
 
     def _videos_below(self, folders: Iterable[str]) -> list[VideoRecord]:
         if self._catalog is None:
             return []
         below = {}
         for folder in folders:
-            for address in (Path(folder).as_uri().removesuffix("/"), *plain_addresses(Path(folder))):
+            for address in _addresses_of_folder(folder):
                 below.update({video.id: video for video in self._catalog.videos_below(address)})
         return list(below.values())
 
@@ -468,7 +510,7 @@ class Synchronisation:
                 self._known[file.uri] = file
         return elsewhere
 
-    def _knowledge(self, found: Sequence[Found]) -> Knowledge:
+    def _knowledge(self, found: Sequence[Found], is_there: Callable[[str], bool | None]) -> Knowledge:
         if self._catalog is None:
             return Knowledge()
         contents = sorted({file.content_sha256 for file in found if file.content_sha256 is not None})
@@ -486,10 +528,17 @@ class Synchronisation:
                 at[file.uri] = there
         beyond = [video for video in videos.values() if video.uri is not None and video.uri not in addresses]
         rows = self._catalog.files.find([video.uri for video in beyond if video.uri is not None])
-        living = {video.uri for video in beyond if video.uri and _still_holds(video, rows.get(video.uri))}
+        living = {
+            video.uri for video in beyond if video.uri and _still_holds(video, rows.get(video.uri), is_there)
+        }
+        gone = {
+            video.uri
+            for video in beyond
+            if video.uri and is_remote(video.uri) and is_there(video.uri) is False
+        }
         unknown = [content for content in contents if content not in videos]
         tracks = self._catalog.transcripts.files_of_videos([video.id for video in videos.values()])
-        return Knowledge(videos, at, self._catalog.kept_out.find(unknown).keys(), living, tracks)
+        return Knowledge(videos, at, self._catalog.kept_out.find(unknown).keys(), living, gone, tracks)
 
     # Doing
 
@@ -505,28 +554,25 @@ class Synchronisation:
                 video_id = None if action.video is None else action.video.id
                 self._finish(action.file.source, action.kind, video_id, action.reason)
 
-    def _read_transcripts(self, action: Action) -> tuple[Action, list[Transcript]]:
-        """The transcripts that are to be stored; what cannot be read is noted, and changes nothing."""
-        read = []
-        for track, file in action.transcripts:
-            if not self._progress.is_settled(file):
-                self._report.num_files += 1
-                self._report.num_waiting += 1
-                continue
-            try:
-                read.append(read_transcript(track, file))
-            except TranscriptError as error:
-                self._report.notes.append(f"the transcript {file.path} is left out: {error}")
-        self._report.num_transcripts += len(read)
+    def _read_transcripts(self, action: Action) -> tuple[Action, Sequence[Transcript]]:
+        """The transcripts that are to be stored; where none is, the action may be to do nothing."""
+        transcripts = read_transcripts(action, self._progress.is_settled)
+        self._count_transcripts(transcripts, len(transcripts.read))
         said = action.changes.keys() - {"missing_since"}
-        if action.kind == "updated" and not (said or read or action.tracks_gone):
+        if action.kind == "updated" and not (said or transcripts.read or action.tracks_gone):
             action = replace(action, kind="unchanged")
-        return action, read
+        return action, transcripts.read
 
-    def _store(self, catalog: Store[Any], some: Sequence[tuple[Action, list[Transcript]]]) -> None:
+    def _count_transcripts(self, transcripts: TranscriptsOfFile, num_read: int) -> None:
+        self._report.num_transcripts += num_read
+        self._report.num_files += transcripts.num_waiting
+        self._report.num_waiting += transcripts.num_waiting
+        self._report.notes += transcripts.notes
+
+    def _store(self, catalog: Store[Any], some: Sequence[tuple[Action, Sequence[Transcript]]]) -> None:
         actions = [action for action, _ in some]
         read = [action.file for action in actions if action.file.failure is None]
-        files = [file for one in read if (file := _known_file(one)) and self._known.get(one.uri) != file]
+        files = [file for one in read if (file := known_file(one)) and self._known.get(one.uri) != file]
         if not files and not any(
             action.changes or action.replaces or action.tracks_gone or transcripts
             for action, transcripts in some
@@ -534,7 +580,7 @@ class Synchronisation:
             return
         with catalog.transaction() as transaction:
             for action, transcripts in some:
-                _give_way(catalog, action.replaces, transaction)
+                give_way(catalog, action.replaces, transaction)
                 if action.video is not None:
                     _store_transcripts(catalog, action, transcripts, transaction)
                 if action.changes and action.video is not None:
@@ -557,16 +603,22 @@ class Synchronisation:
                     reason=None if is_first else home.address,
                 )
             return
-        run = _Encoding(self._catalog, actions, lambda action: self._read_transcripts(action)[1])
+        report = self._report
+        report.decode_seconds = report.encode_seconds = 0.0
+        # Closed at once where a callback raises, as ctrl-C does: decoders and actors do not go on.
+        with contextlib.closing(self._encode_actions(self._catalog, actions)) as all_stored:
+            for stored in all_stored:
+                event = stored.event
+                report.num_segments = (report.num_segments or 0) + stored.num_segments
+                report.num_replaced += stored.num_replaced
+                report.decode_seconds += stored.decode_seconds
+                report.encode_seconds += stored.encode_seconds
+                self._count_transcripts(stored.transcripts, stored.num_transcripts)
+                self._finish(event.source, event.outcome, event.video_id, event.reason)
+
+    def _encode_here(self, catalog: Store[Any], actions: Sequence[Action]) -> Generator[StoredFile]:
         with self._make_pipeline().encoder() as encoder:
-            for source, encoded in encoder.encode([action.file.source for action in actions], run.find_known):
-                event = run.store(source, encoded)
-                if event.outcome == "added" and isinstance(encoded, NewVideo):
-                    self._report.num_segments = (self._report.num_segments or 0) + len(encoded.segments)
-                self._finish(source, event.outcome, event.video_id, event.reason)
-        self._report.num_replaced += run.num_replaced
-        self._report.decode_seconds = encoder.decode_seconds
-        self._report.encode_seconds = encoder.encode_seconds
+            yield from encode_and_store(catalog, encoder, actions, self._progress.is_settled)
 
     def _finish(
         self, source: VideoSource, outcome: Outcome, video_id: str | None = None, reason: str | None = None
@@ -604,7 +656,7 @@ class Synchronisation:
         to_mark = [video for video in surely if video.missing_since is None and video.id not in pruned]
         for first in range(0, max(len(to_prune), len(to_mark)), _ACTIONS_AT_ONCE):
             with catalog.transaction() as transaction:
-                _give_way(catalog, to_prune[first : first + _ACTIONS_AT_ONCE], transaction)
+                give_way(catalog, to_prune[first : first + _ACTIONS_AT_ONCE], transaction)
                 for video in to_mark[first : first + _ACTIONS_AT_ONCE]:
                     with contextlib.suppress(VideoNotFoundError):
                         catalog.update_video(video.id, transaction, missing_since=now)
@@ -619,7 +671,7 @@ class Synchronisation:
         gone = [
             file
             for folder in folders
-            for file in table.below(Path(folder).as_uri().removesuffix("/"))
+            for file in table.below(_addresses_of_folder(folder)[0])
             if file.uri not in found and is_there(file.uri) is False
         ]
         homes = self._catalog.find_by_contents([file.content_sha256 for file in gone])
@@ -630,93 +682,6 @@ class Synchronisation:
                 if file.content_sha256 not in homes or homes[file.content_sha256].uri != file.uri
             ]
         )
-
-
-class _Encoding:
-    """Stores what is encoded, each video with what it replaces and what is known of its file in one
-    transaction."""
-
-    def __init__(
-        self,
-        catalog: Store[Any],
-        actions: Iterable[Action],
-        read_transcripts: Callable[[Action], list[Transcript]],
-    ) -> None:
-        self.num_replaced = 0
-        self._catalog = catalog
-        self._read_transcripts = read_transcripts
-        self._actions = {str(action.file.source.path): action for action in actions}
-        self._hashed: dict[str, HashedFile] = {}
-        self._find = find_in(catalog)
-
-    def find_known(self, source: VideoSource, hashed: HashedFile) -> VideoRecord | None:
-        """Look content up before it is decoded, and note its hash."""
-        self._hashed[str(source.path)] = hashed
-        return self._find(source, hashed)
-
-    def store(self, source: VideoSource, encoded: Encoded) -> IndexEvent:
-        """Put what became of a file into the catalog."""
-        action = self._actions[str(source.path)]
-        hashed = self._hashed.pop(str(source.path), None)
-        file = None if hashed is None else _with_hash(action.file, hashed)
-        try:
-            return self._stored(action, file, encoded)
-        except KeptOutError:
-            with self._catalog.transaction() as transaction:
-                self._give_way(action, transaction)
-                self._remember(file, transaction)
-            return IndexEvent(source, "left out", None, KEPT_OUT)
-        except (MediaError, DuplicateIdError, InvalidRecordError, VideoNotFoundError) as error:
-            if file is not None and isinstance(error, LASTING_FAILURES):
-                self._remember(replace(file, failure=str(error)))
-            return IndexEvent(source, "failed", None, str(error))
-
-    def _stored(self, action: Action, file: Found | None, encoded: Encoded) -> IndexEvent:
-        source = action.file.source
-        if isinstance(encoded, MediaError | KeptOutError):
-            raise encoded
-        if isinstance(encoded, NewVideo):
-            transcripts = self._read_transcripts(action)
-            with self._catalog.transaction() as transaction:
-                self._give_way(action, transaction)
-                fields = {**fields_of_source(source, encoded), **_fields_of_former(action)}
-                fields["transcripts"] = transcripts
-                outcome = self._catalog.add_video(replace(encoded, **fields), transaction)
-                self._remember(file, transaction)
-            if outcome.created:
-                partly = f"only {encoded.fraction_read:.0%} could be read" if encoded.partial else None
-                return IndexEvent(source, "added", outcome.video_id, partly)
-        else:
-            outcome = encoded
-            with self._catalog.transaction() as transaction:
-                self._give_way(action, transaction)
-                self._remember(file, transaction)
-        # Another file of this run, or another process, has added the same content.
-        video = self._catalog.get_video(outcome.video_id)
-        is_here = video.uri in action.file.addresses
-        return IndexEvent(
-            source, "unchanged" if is_here else "duplicate", video.id, None if is_here else video.uri
-        )
-
-    def _give_way(self, action: Action, transaction: Any) -> None:
-        self.num_replaced += _give_way(self._catalog, action.replaces, transaction)
-
-    def _remember(self, file: Found | None, transaction: Any = None) -> None:
-        known = None if file is None else _known_file(file)
-        if known is not None:
-            self._catalog.files.remember([known], transaction)
-
-
-def _give_way(catalog: Store[Any], videos: Sequence[VideoRecord], transaction: Any) -> int:
-    """Delete videos, unless they changed since planning; returns how many were deleted."""
-    now = catalog.get_videos([video.id for video in videos]) if videos else {}
-    num_deleted = 0
-    for video in videos:
-        there = now.get(video.id)
-        if there is not None and (there.content_sha256, there.uri) == (video.content_sha256, video.uri):
-            catalog.delete_video(video.id, transaction)
-            num_deleted += 1
-    return num_deleted
 
 
 def _store_transcripts(
@@ -732,43 +697,26 @@ def _store_transcripts(
             catalog.transcripts.put(action.video.id, transcript, transaction)
 
 
-def _fields_of_former(action: Action) -> dict[str, Any]:
-    """Title and metadata of the replaced video, where the caller gives none."""
-    if len(action.replaces) != 1:
-        return {}
-    former, source = action.replaces[0], action.file.source
-    fields: dict[str, Any] = {}
-    path = local_path(former.uri)
-    if source.title is None and former.title and (path is None or former.title != nfc(title_of_file(path))):
-        fields["title"] = former.title
-    if not source.metadata:
-        fields["metadata"] = former.metadata
-    return fields
+def _source_of(file: FoundFile, source: VideoSource | None = None) -> VideoSource:
+    """What the caller says of a file, or nothing. Only files of this machine are the operator's own."""
+    said = source or VideoSource(file.place)
+    return replace(said, path=file.place, trusted=said.trusted and file.remote is None)
 
 
-def _with_hash(file: Found, hashed: HashedFile) -> Found:
-    """The file as it was when it was hashed."""
-    _, _, size_bytes, modified_ns = hashed.stamp
-    return replace(file, size_bytes=size_bytes, modified_ns=modified_ns, content_sha256=hashed.content_sha256)
+def _addresses_of_folder(folder: str) -> tuple[str, ...]:
+    """The addresses that a folder may have, without a slash at their ends."""
+    if is_remote(folder):
+        return (folder,)
+    return Path(folder).as_uri().removesuffix("/"), *plain_addresses(Path(folder))
 
 
-def _known_file(file: Found) -> KnownFile | None:
-    if file.content_sha256 is None:
-        return None
-    made_by = None if file.failure is None else _version()
-    return KnownFile(file.uri, file.size_bytes, file.modified_ns, file.content_sha256, file.failure, made_by)
-
-
-@cache
-def _version() -> str:
-    return version("xclip-search")
-
-
-def _is_there(uri: str, unread: Sequence[str]) -> bool | None:
+def _is_there(uri: str, listing: Listing) -> bool | None:
     """Whether the file at an address exists; None where that cannot be known, as below a folder that cannot
     be read."""
+    if is_remote(uri):
+        return listing.has(uri)
     path = local_path(uri)
-    if path is None or _is_below(uri, unread):
+    if path is None or _is_below(uri, [folder for folder, _ in listing.unread]):
         return None
     try:
         os.stat(path)  # noqa: PTH116
@@ -793,8 +741,12 @@ def _holds(path: Path, known: KnownFile) -> bool:
     return is_unchanged(status.st_size, status.st_mtime_ns, known)
 
 
-def _still_holds(video: VideoRecord, known: KnownFile | None) -> bool:
-    """Whether a video's own file is there, as far as its size and time say."""
+def _still_holds(video: VideoRecord, known: KnownFile | None, is_there: Callable[[str], bool | None]) -> bool:
+    """Whether a video's own file is there, as far as its size and time say; at an address, as far as is
+    known without asking."""
+    if video.uri is not None and is_remote(video.uri):
+        was_there = known is not None and known.content_sha256 == video.content_sha256
+        return was_there and is_there(video.uri) is not False
     path = local_path(video.uri)
     if path is None:
         return False

@@ -18,8 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from indexer.errors import InvalidRecordError, TranscriptError
+from indexer.errors import FetchError, InvalidRecordError, TranscriptError
 from indexer.ingest.library import FoundFile
+from indexer.ingest.remote_files import read_bytes
 from indexer.store.text import nfc
 from indexer.store.transcripts import (
     MAX_LINES,
@@ -131,7 +132,7 @@ def transcript_file(path: str) -> FoundFile | None:
 
 def origin(file: FoundFile) -> TranscriptFile:
     """What is kept of the file that a transcript comes from."""
-    return TranscriptFile(Path(file.path).as_uri(), file.size_bytes, file.modified_ns)
+    return TranscriptFile(file.uri, file.size_bytes, file.modified_ns)
 
 
 def read_transcript(track: str, file: FoundFile) -> Transcript:
@@ -143,8 +144,13 @@ def read_transcript(track: str, file: FoundFile) -> Transcript:
     if file.size_bytes > MAX_TRANSCRIPT_BYTES:
         raise _too_large()
     try:
-        with Path(file.path).open("rb") as opened:
-            data = opened.read(MAX_TRANSCRIPT_BYTES + 1)
+        if file.remote is not None:
+            data = read_bytes(file.path, MAX_TRANSCRIPT_BYTES)
+        else:
+            with Path(file.path).open("rb") as opened:
+                data = opened.read(MAX_TRANSCRIPT_BYTES + 1)
+    except FetchError as error:
+        raise TranscriptError(error.reason) from None
     except OSError as error:
         raise TranscriptError(f"it cannot be read: {error.strerror or error}") from None
     return parse_transcript(track, data, origin(file))

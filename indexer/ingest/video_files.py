@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from indexer.ingest.remote_files import RemoteFile, is_remote
 from indexer.store.records import VideoRecord
+
+if TYPE_CHECKING:
+    from indexer.store.store import Files
 
 MEDIA_FOLDER: Final = "media"
 """In the index directory: accepted uploads, each named by its video's id, with an extension."""
@@ -31,9 +35,28 @@ def find_video_file(index_directory: Path, record: VideoRecord) -> tuple[Path, b
     return path_of_uri, record.trusted
 
 
-def title_of_file(path: Path) -> str:
+def fetched_from(files: Files[Any], record: VideoRecord) -> RemoteFile | None:
+    """The address that a video was fetched from; None where it was not.
+
+    A client of the service may say any uri of a video. Only one is taken that this index itself has read,
+    when its user named it, and found to hold the content of this very video.
+    """
+    if record.uri is None or not is_remote(record.uri):
+        return None
+    known = files.find([record.uri]).get(record.uri)
+    if known is None or known.content_sha256 != record.content_sha256:
+        return None
+    return RemoteFile(record.uri, record.size_bytes, known.modified_ns)
+
+
+def title_of_file(path: Path | RemoteFile) -> str:
     """A file's name without its ending, as a title: bytes that are not UTF-8 become U+FFFD."""
     return os.fsencode(path.stem).decode("utf-8", "replace")
+
+
+def place_of(uri: str | None) -> Path | RemoteFile | None:
+    """Where the file of a uri is: here, or at an address; None for anything else."""
+    return RemoteFile(uri) if uri is not None and is_remote(uri) else local_path(uri)
 
 
 def local_path(uri: str | None) -> Path | None:

@@ -19,7 +19,7 @@ from indexer.errors import ChangesForgottenError, IndexNotFoundError
 from indexer.features.writing import save_feature_file
 from indexer.ingest.manifest import VideoSource
 from indexer.ingest.pipeline import IndexEvent, IndexingPipeline
-from indexer.ingest.video_files import find_video_file, local_path
+from indexer.ingest.video_files import fetched_from, find_video_file, local_path
 from indexer.store.records import IndexFacts, VideoRecord
 from indexer.store.store import IndexGenerations, Store, generations_of, open_store
 from indexer.store.video_rows import CHANGEABLE_FIELDS
@@ -385,7 +385,8 @@ class _Build:
                     self._take(IndexEvent(VideoSource(Path(video_id)), "skipped"))
                     continue
                 found = find_video_file(self._source.index_directory, record) or self._find_elsewhere(record)
-                path, trusted = (Path(video_id), False) if found is None else found
+                remote = None if found is not None else fetched_from(self._source.files, record)
+                path, trusted = found or (remote or Path(video_id), False)
                 source = VideoSource(
                     path,
                     id=video_id,
@@ -393,7 +394,7 @@ class _Build:
                     record=record,
                     transcripts=transcripts.get(video_id, ()),
                 )
-                if found is None:
+                if found is None and remote is None:
                     self._take(IndexEvent(source, "failed", None, NO_FILE_REASON))
                 else:
                     yield source

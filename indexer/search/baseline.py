@@ -60,6 +60,11 @@ TAIL_SHARE: Final = 0.01
 distribution of excesses with shape 0; Pickands, Annals of Statistics 1975). A sample of some ten thousand
 does not hold the scores that one pair in millions reaches."""
 
+MAX_DEVIATIONS: Final = 3.0
+"""Of a sentence's scores, those so many standard deviations above its median are of segments that it is right
+for, and no chance: a library has cats, and one of the sentences is about a cat. The deviation is read off the
+median absolute deviation, times 1.4826 (Leys et al., Journal of Experimental Social Psychology 2013)."""
+
 _SEGMENTS_AT_ONCE: Final = 128
 _TEXTS_AT_ONCE: Final = 8
 """Between them the work may be cancelled."""
@@ -164,7 +169,7 @@ class BaselineScores:
         texts = self._encode_texts()
         if num_segments < MIN_SEGMENTS or texts is None:
             return Baseline(sequence, num_segments, empty, empty)
-        total, coarse = [empty], [empty]
+        total, coarse = [], []
         sample = sample_segments(self._index.segment_ids(), NUM_SAMPLED_SEGMENTS)
         wanted = {*self._model.config.score_names, "video_sentence"}
         for features in self._features.blocks(sample, _SEGMENTS_AT_ONCE):
@@ -173,11 +178,11 @@ class BaselineScores:
                 continue
             with torch.inference_mode():
                 scores = self._model.score(texts, features.videos, wanted)
-                total.append(scores.total.float().cpu().numpy().ravel())
-                coarse.append(scores.video_sentence.float().cpu().numpy().ravel())
-        return Baseline(
-            sequence, num_segments, np.sort(np.concatenate(total)), np.sort(np.concatenate(coarse))
-        )
+                total.append(scores.total.float().cpu().numpy())
+                coarse.append(scores.video_sentence.float().cpu().numpy())
+        if not total:  # All was deleted meanwhile.
+            return Baseline(sequence, num_segments, empty, empty)
+        return Baseline(sequence, num_segments, _of_chance(total), _of_chance(coarse))
 
     def _encode_texts(self) -> TextFeatures | None:
         """Features of the sentences of which the model knows all words; None where they are too few."""
@@ -204,6 +209,15 @@ def _first_bound(value: float, bounds: Sequence[tuple[Match, float]], *, is_uppe
         if value < bound if is_upper else value >= bound:
             return match
     return "none"
+
+
+def _of_chance(blocks: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """All scores but those of what a sentence is right for, ascending: float32 [N], from blocks [T, n]."""
+    scores = np.concatenate(blocks, axis=1)
+    median = np.median(scores, axis=1, keepdims=True)
+    deviation = 1.4826 * np.median(np.abs(scores - median), axis=1, keepdims=True)
+    kept: NDArray[np.float32] = np.sort(scores[scores <= median + MAX_DEVIATIONS * deviation])
+    return kept
 
 
 def _share_above(baseline: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -130,9 +130,10 @@ class KnownFile:
     """What was found in a file when it was last read; it is taken for that while size and time are these.
 
     Attributes:
-        uri: its file:// address; unique.
+        uri: its address; unique.
         size_bytes: of the file.
-        modified_ns: when it was last modified, in nanoseconds since 1970.
+        modified_ns: when it was last modified, in nanoseconds since 1970; of a file that is not on a disk
+            here, the number of its version (`indexer.ingest.remote_files`).
         content_sha256: over its bytes, 64 hex digits.
         failure: why its content cannot become a video, a sentence; None where it can, and did.
         version: of xclip-search that found this failure; another one tries again.

@@ -8,13 +8,18 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from fastapi import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.staticfiles import NotModifiedResponse, StaticFiles
 
 from service.errors import RangeNotSatisfiableError
+from service.remote_media import RemoteMediaFile
+
+OpenAt = Callable[[RemoteMediaFile, range], Awaitable[AsyncIterator[bytes]]]
+"""(file, positions) -> its bytes there, block by block."""
 
 _ONE_RANGE = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 _is_not_modified = StaticFiles().is_not_modified
@@ -68,6 +73,26 @@ def answer_bytes(request: Request, content: bytes, media_type: str, cache_contro
         return whole
     headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{len(content)}"
     return Response(content[part.start : part.stop], 206, media_type=media_type, headers=headers)
+
+
+async def answer_blocks(
+    request: Request, media: RemoteMediaFile, open_at: OpenAt, cache_control: str
+) -> Response:
+    """The same for a file that is read from elsewhere, block by block. Raises what `open_at` raises."""
+    headers = {"Cache-Control": cache_control, "ETag": media.etag, "Accept-Ranges": "bytes"}
+    headers["Content-Length"] = str(media.size_bytes)
+    whole = Response(headers=headers, media_type=media.content_type)
+    if _is_not_modified(whole.headers, request.headers):
+        return NotModifiedResponse(whole.headers)
+    if request.method == "HEAD":
+        return whole
+    part = _wanted_part(request, whole, media.size_bytes)
+    if part is not None:
+        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{media.size_bytes}"
+        headers["Content-Length"] = str(len(part))
+    blocks = await open_at(media, range(media.size_bytes) if part is None else part)
+    status = 200 if part is None else 206
+    return StreamingResponse(blocks, status, media_type=media.content_type, headers=headers)
 
 
 def _wanted_part(request: Request, whole: Response, size_bytes: int) -> range | None:

@@ -260,11 +260,20 @@ class _Lingering:
 
 
 class HeadersMiddleware:
-    """Adds SECURITY_HEADERS to every answer, and `Connection: close` while the server is ending."""
+    """Adds SECURITY_HEADERS to every answer, and `Connection: close` while the server is ending.
 
-    def __init__(self, app: ASGIApp, *, is_ending: Callable[[], bool]) -> None:
+    media_elsewhere: whether the page may play videos from other servers, to which this one redirects.
+    """
+
+    def __init__(self, app: ASGIApp, *, is_ending: Callable[[], bool], media_elsewhere: bool = False) -> None:
         self.app = app
         self._is_ending = is_ending
+        self._headers = dict(SECURITY_HEADERS)
+        if media_elsewhere:
+            policy = SECURITY_HEADERS["Content-Security-Policy"]
+            self._headers["Content-Security-Policy"] = policy.replace(
+                "media-src 'self'", "media-src 'self' https: http:"
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request: an ASGI application."""
@@ -275,7 +284,7 @@ class HeadersMiddleware:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
+                for name, value in self._headers.items():
                     headers.setdefault(name, value)
                 if self._is_ending():
                     headers["Connection"] = "close"

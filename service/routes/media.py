@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import APIRouter, Query, Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 
 from service.auth.access import READ
 from service.derived_media import PREVIEW_CONTENT_TYPE
@@ -16,9 +16,10 @@ from service.errors import (
     RangeNotSatisfiableError,
     VideoNotFoundError,
 )
-from service.http.files import answer_bytes, answer_file
+from service.http.files import answer_blocks, answer_bytes, answer_file
 from service.http.openapi import problems
 from service.ingest.media_store import MediaFile
+from service.remote_media import RemoteMediaFile
 from service.schemas.videos import PreviewParameters, ThumbnailParameters
 from service.state import ReadyService, Service
 
@@ -36,11 +37,16 @@ _CLIP: dict[str, Any] = {PREVIEW_CONTENT_TYPE: _BINARY}
         200: {"description": "The whole file", "content": {"video/*": _BINARY}},
         206: {"description": "The part that the Range header asked for", "content": {"video/*": _BINARY}},
         304: {"description": "It is the one that If-None-Match or If-Modified-Since names"},
+        307: {"description": "Where the file is, of a video that was indexed from an address"},
     },
 )
 async def get_media(request: Request, video_id: str, service: Service) -> Response:
     """The video's file. Takes a Range header with one range, so that a player can jump."""
     media = await to_thread.run_sync(_find_media, service, video_id)
+    if isinstance(media, RemoteMediaFile):
+        if (address := await service.remote_media.address_of(media)) is not None:
+            return RedirectResponse(address, 307, headers={"Cache-Control": "private, max-age=300"})
+        return await answer_blocks(request, media, service.remote_media.open, "private, max-age=3600")
     return answer_file(request, media.path, media.stat_result, media.content_type, "private, max-age=3600")
 
 
@@ -59,7 +65,7 @@ async def get_thumbnail(
     video_id: str, parameters: Annotated[ThumbnailParameters, Query()], service: Service
 ) -> Response:
     """The picture that the video shows at a moment; the last one for any moment after its end."""
-    media = await to_thread.run_sync(_find_media, service, video_id)
+    media = await _local_media(service, video_id)
     picture = await service.thumbnails.get(video_id, media, parameters.time_seconds, parameters.width)
     return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})
 
@@ -78,7 +84,7 @@ async def get_preview(
     request: Request, video_id: str, parameters: Annotated[PreviewParameters, Query()], service: Service
 ) -> Response:
     """A few seconds from a moment on, in a form that every browser plays. Takes a Range header."""
-    media = await to_thread.run_sync(_find_media, service, video_id)
+    media = await _local_media(service, video_id)
     clip = await service.previews.get(video_id, media, parameters.time_seconds)
     return answer_bytes(request, clip, PREVIEW_CONTENT_TYPE, "private, max-age=86400")
 
@@ -86,9 +92,16 @@ async def get_preview(
 router.add_api_route("/preview", get_preview, methods=["HEAD"], include_in_schema=False)
 
 
-def _find_media(service: ReadyService, video_id: str) -> MediaFile:
+async def _local_media(service: ReadyService, video_id: str) -> MediaFile:
+    """The file of a video on this machine, fetched where it lies at an address. Raises as `_find_media`."""
+    media = await to_thread.run_sync(_find_media, service, video_id)
+    return await service.remote_media.copy(media) if isinstance(media, RemoteMediaFile) else media
+
+
+def _find_media(service: ReadyService, video_id: str) -> MediaFile | RemoteMediaFile:
     """The file of a video that the index knows. Raises VideoNotFoundError, MediaNotFoundError."""
-    media = service.media_store.locate(service.catalog.get_video(video_id))
+    record = service.catalog.get_video(video_id)
+    media = service.media_store.locate(record) or service.remote_media.find(service.catalog, record)
     if media is None:
         raise MediaNotFoundError()
     return media

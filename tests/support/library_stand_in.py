@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from indexer.errors import KeptOutError, NotAVideoError, UnsupportedMediaError
+from indexer.errors import FetchError, KeptOutError, NotAVideoError, UnsupportedMediaError
 from indexer.ingest import synchronisation
+from indexer.ingest.local_copies import LocalCopies
 from indexer.ingest.manifest import VideoSource
+from indexer.ingest.remote_files import RemoteFile
 from indexer.ingest.synchronisation import Progress, Synchronisation, SyncOptions, SyncReport
 from indexer.media.decode_messages import HashedFile
 from indexer.store.records import AddOutcome
@@ -66,7 +68,7 @@ class StandInEncoder:
     """In the place of a VideoEncoder: what a file's bytes say decides what becomes of it."""
 
     decode_seconds = encode_seconds = 0.0
-    encoded: list[Path]
+    encoded: list[Path | RemoteFile]
 
     def __enter__(self) -> StandInEncoder:
         return self
@@ -80,19 +82,28 @@ class StandInEncoder:
     def encode(
         self, sources: Iterable[VideoSource], find_known: Callable[[VideoSource, HashedFile], Any]
     ) -> Iterator[tuple[VideoSource, Any]]:
-        for source in sources:
-            self.encoded.append(source.path)
-            yield source, self._encode(source, find_known)
+        with LocalCopies(1) as copies:
+            for source in sources:
+                self.encoded.append(source.path)
+                try:
+                    is_remote = isinstance(source.path, RemoteFile)
+                    path = copies.fetch(source.path) if is_remote else source.path
+                except FetchError as error:
+                    yield source, error
+                else:
+                    yield source, self._encode(source, path, find_known)
 
-    def _encode(self, source: VideoSource, find_known: Callable[[VideoSource, HashedFile], Any]) -> Any:
-        hashed = hash_of(source.path)
+    def _encode(
+        self, source: VideoSource, path: Path, find_known: Callable[[VideoSource, HashedFile], Any]
+    ) -> Any:
+        hashed = hash_of(path)
         try:
             known = find_known(source, hashed)
         except KeptOutError as error:
             return error
         if known is not None:
             return AddOutcome(known.id, created=False)
-        content = source.path.read_bytes().removeprefix(HEAD)
+        content = path.read_bytes().removeprefix(HEAD)
         if content.startswith(BROKEN):
             return UnsupportedMediaError("a codec that we do not read")
         is_partial = content.startswith(PARTIAL)
@@ -102,7 +113,7 @@ class StandInEncoder:
             [make_segment(random)],
             id=None,
             content_sha256=hashed.content_sha256,
-            size_bytes=source.path.stat().st_size,
+            size_bytes=path.stat().st_size,
             partial=is_partial,
             fraction_read=0.4 if is_partial else 1.0,
         )
@@ -114,14 +125,14 @@ class StandInLibrary:
     def __init__(self, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
         self.catalog = catalog
         self.read: list[Path] = []
-        self.encoded: list[Path] = []
+        self.encoded: list[Path | RemoteFile] = []
         monkeypatch.setattr(StandInPool, "read", self.read, raising=False)
         monkeypatch.setattr(StandInEncoder, "encoded", self.encoded, raising=False)
         monkeypatch.setattr(synchronisation, "DecodePool", StandInPool)
 
     def sync(
         self,
-        *paths: Path,
+        *paths: Path | str,
         sources: Iterable[VideoSource] = (),
         progress: Progress | None = None,
         **options: Any,

@@ -63,7 +63,7 @@ def test_a_csv_manifest_gives_the_same_and_its_other_columns_are_metadata(tmp_pa
         ("a.jsonl", '{"path": "a", "metadata": {"b": [{"\\u0000": 1}]}}', r"line 1 .* \(U\+0000\)"),
         ("a.jsonl", '{"path": "a"}\n{"path": "b\0"}', r"line 2 .* \(U\+0000\)"),
         ("a.jsonl", '{"path": "\\ud800"}', "line 1 .* lone surrogate"),
-        ("a.jsonl", '{"path": "https://example.org/a.mp4"}', "not a local file:// URI"),
+        ("a.jsonl", '{"path": "file://elsewhere/a.mp4"}', "not a local file:// URI"),
         ("a.jsonl", '{"path": "file://nas/a.mp4"}', "not a local file:// URI"),
         ("a.jsonl", '{"path": "file:///C:/clips/a.mp4"}', "not a local file:// URI"),
         ("a.jsonl", '{"path": "~nobody-of-this-name/a.mp4"}', "unknown user"),

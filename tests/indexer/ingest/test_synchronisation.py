@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from indexer.errors import IndexFullError
-from indexer.ingest import synchronisation
+from indexer.ingest import storing, synchronisation
 from indexer.ingest.manifest import VideoSource
 from indexer.ingest.synchronisation import Progress, Synchronisation, SyncOptions
 from indexer.store.sqlite.catalog import Catalog
@@ -394,7 +394,8 @@ def test_a_file_that_cannot_become_a_video_is_named_on_each_run_and_read_once(
         assert report.failures == [(str(path), "a codec that we do not read")]
         assert len(library.encoded) == num_read
     assert counts(library.sync(tmp_path / "l", rehash=True)) == {"failed": 1} and library.encoded
-    monkeypatch.setattr(synchronisation, "_version", lambda: "99")
+    monkeypatch.setattr(storing, "xclip_version", lambda: "99")
+    monkeypatch.setattr(synchronisation, "xclip_version", lambda: "99")
     library.sync(tmp_path / "l")
     assert library.encoded == [path], "another version may read it"
 

@@ -1,0 +1,42 @@
+"""A PostgreSQL and Ray clusters on this machine, for the programs here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.machine import REPOSITORY
+from tests.support.postgres import PostgresServer, find_programs, running_server
+
+OBJECT_STORE_BYTES = 100 << 20
+
+
+@contextlib.contextmanager
+def database() -> Iterator[PostgresServer]:
+    """A running server; `address()` gives that of an index that is not there yet."""
+    programs = find_programs()
+    if programs is None:
+        raise SystemExit(
+            "there is no PostgreSQL 15 or later on this machine (Debian: apt install postgresql)"
+        )
+    with running_server(programs) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def ray_nodes(num_nodes: int, cpus_per_node: int) -> Iterator[str]:
+    """The address of a cluster of so many nodes on this machine."""
+    from ray.cluster_utils import Cluster
+
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    options: dict[str, Any] = {"num_cpus": cpus_per_node, "object_store_memory": OBJECT_STORE_BYTES}
+    cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
+    try:
+        for _ in range(num_nodes - 1):
+            cluster.add_node(**options)
+        cluster.wait_for_nodes()
+        yield str(cluster.address)
+    finally:
+        cluster.shutdown()

@@ -1,0 +1,284 @@
+"""Files are encoded by the actors of a Ray cluster: none is lost and none stored twice when actors die."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indexer.errors import ClusterError, ClusterStalledError, IndexStorageError
+from indexer.index import Index
+from indexer.ingest import cluster
+from indexer.ingest.cluster import ClusterEncoding, ClusterOptions, require_shared_store
+from indexer.ingest.manifest import VideoSource
+from indexer.ingest.pipeline import IndexEvent
+from indexer.ingest.planning import Action, Found
+from indexer.ingest.storing import StoredFile
+from indexer.ingest.synchronisation import Progress, Synchronisation, SyncReport
+from tests.support.library_stand_in import HEAD, check_sum, counts
+from tests.support.postgres import PostgresServer
+from tests.support.video_files import write_coloured_video
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+ray = pytest.importorskip("ray")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # Ray's own.
+]
+
+
+# Without a cluster: what the driver does with the answers of actors.
+
+
+def action(name: str) -> Action:
+    source = VideoSource(Path(f"/films/{name}"))
+    return Action(Found(f"file:///films/{name}", 1, 1, source), "encode")
+
+
+@dataclass
+class StandInStore:
+    """A store that says its address, and of which number its last change is."""
+
+    sequence: int = 0
+    address: str = "postgresql:///videos"
+    fingerprint: str = "f" * 64
+    model_spec: str = "demo"
+
+    def video_segments(self, video_id: str) -> list[int]:
+        return [1, 2]
+
+
+@dataclass
+class StandInActor:
+    """Does one file at each exchange, and dies of those that are poison."""
+
+    poison: frozenset[str]
+    stored: set[str]
+    given: list[Action] = field(default_factory=list)
+    is_closed: bool = False
+
+    def do(self, actions: Sequence[Action]) -> list[StoredFile]:
+        self.given += actions
+        if not self.given:
+            return []
+        source = self.given[0].file.source
+        if source.path.name in self.poison:
+            self.given.clear()  # The next one of this name begins with nothing.
+            raise ray.exceptions.RayActorError(error_msg="killed by signal 9")
+        del self.given[0]
+        if source.path.name.startswith("full"):
+            raise ray.exceptions.RayTaskError("exchange", "", IndexStorageError("the disk is full"))
+        outcome = "unchanged" if source.path.name in self.stored else "added"
+        self.stored.add(source.path.name)
+        return [StoredFile(IndexEvent(source, outcome, source.path.name), num_segments=1)]
+
+
+class StandInRay:
+    """As much of Ray as the driver uses. Answers are made when they are asked for."""
+
+    def __init__(self, *poison: str, stored: Sequence[str] = ()) -> None:
+        self.actors: list[StandInActor] = []
+        self.poison, self.stored = frozenset(poison), set(stored)
+        self.largest_given = 0
+
+    def remote(self, actor_class: type) -> StandInRay:
+        return self
+
+    def options(self, **options: Any) -> Any:
+        outer = self
+
+        class Handle:
+            def remote(self, *arguments: Any) -> Any:
+                actor = StandInActor(outer.poison, outer.stored)
+                outer.actors.append(actor)
+                return _Handle(actor, outer)
+
+        return Handle()
+
+    def wait(self, answers: list[Any], *, num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        return answers[:], []
+
+    def get(self, answer: _Answer) -> list[StoredFile]:
+        self.largest_given = max(self.largest_given, len(answer.actor.given) + len(answer.actions))
+        return answer.actor.do(answer.actions)
+
+    def kill(self, actor: Any) -> None:
+        pass
+
+
+@dataclass(eq=False)
+class _Answer:
+    actor: StandInActor
+    actions: Sequence[Action]
+
+
+class _Handle:
+    def __init__(self, actor: StandInActor, outer: StandInRay) -> None:
+        self._actor = actor
+        self.exchange = self.close = self
+
+    def remote(self, actions: Sequence[Action] = ()) -> Any:
+        return _Answer(self._actor, tuple(actions))
+
+
+def run_of(stand_in: StandInRay, names: Sequence[str], num_actors: int = 2) -> dict[str, IndexEvent]:
+    """What became of each file, after all are done."""
+    run = cluster._Run(stand_in, ClusterOptions(), 4, StandInStore(), [action(name) for name in names])  # type: ignore[arg-type]
+    run.start(num_actors)
+    events: dict[str, IndexEvent] = {}
+    for stored in run.results():
+        name = stored.event.source.path.name
+        assert name not in events, f"{name} was counted twice"
+        events[name] = stored.event
+    run.stop()
+    return events
+
+
+def test_all_files_are_encoded_once_and_no_actor_has_too_many() -> None:
+    stand_in = StandInRay()
+    names = [f"{number}.mp4" for number in range(30)]
+    events = run_of(stand_in, names)
+    assert set(events) == set(names) and {event.outcome for event in events.values()} == {"added"}
+    assert all(not actor.given for actor in stand_in.actors) and 1 < stand_in.largest_given <= 4
+
+
+def test_a_file_that_kills_its_actor_fails_alone() -> None:
+    names = [f"{number}.mp4" for number in range(20)]
+    events = run_of(StandInRay("7.mp4"), names)
+    assert {name for name, event in events.items() if event.outcome == "failed"} == {"7.mp4"}
+    assert "died 3 times: killed by signal 9" in (events["7.mp4"].reason or "")
+    assert len(events) == 20
+
+
+def test_what_an_actor_stored_before_it_died_counts_as_added() -> None:
+    stand_in = StandInRay(stored=["a.mp4", "b.mp4"])
+    run = cluster._Run(stand_in, ClusterOptions(), 4, StandInStore(), [action("a.mp4"), action("b.mp4")])  # type: ignore[arg-type]
+    run._deaths["/films/a.mp4"] = 1
+    run.start(1)
+    done = {stored.event.source.path.name: stored for stored in run.results()}
+    assert (done["a.mp4"].event.outcome, done["a.mp4"].num_segments) == ("added", 2)
+    assert done["b.mp4"].event.outcome == "unchanged", "another process had added it"
+
+
+def test_what_concerns_the_whole_index_ends_the_run() -> None:
+    with pytest.raises(IndexStorageError, match="disk is full"):
+        run_of(StandInRay(), ["a.mp4", "full.mp4", "b.mp4"], num_actors=1)
+
+
+def test_an_index_of_one_machine_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="--index postgresql://"):
+        require_shared_store(tmp_path)
+
+
+def test_a_store_that_stands_still_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: now)
+    store = StandInStore()
+    watch = cluster._Watch(store, 60.0)  # type: ignore[arg-type]
+    now = 59.0
+    watch.check()
+    store.sequence += 1  # An actor that cannot be heard has added a video.
+    now = 70.0
+    watch.check()
+    now = 129.0
+    watch.check()
+    now = 136.0
+    with pytest.raises(ClusterStalledError, match="60 seconds"):
+        watch.check()
+
+
+# With two nodes on this machine.
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A cluster of two nodes with two processors each; the second one is `nodes.second`."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    arguments = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False}
+    started = Cluster(initialize_head=True, head_node_args=arguments)
+    started.second = started.add_node(num_cpus=2, object_store_memory=100 << 20)
+    started.wait_for_nodes()
+    ray.init(started.address, log_to_driver=False)
+    yield started
+    ray.shutdown()
+    started.shutdown()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "films").mkdir()
+    for number in range(24):
+        write_coloured_video(tmp_path / f"films/{number:02}.mp4", (10 * number, 200 - 5 * number, 77))
+    (tmp_path / "films/broken.mp4").write_bytes(HEAD + b"but no video")
+    return tmp_path / "films"
+
+
+def synchronise(index: Index, folder: Path, on_event: Any, **options: Any) -> SyncReport:
+    encoding = ClusterEncoding(ClusterOptions(num_decoders=1, **options))
+    run = Synchronisation(
+        index.catalog, index.pipeline, progress=Progress(on_event=on_event), encode_actions=encoding
+    )
+    report = run.run([folder])
+    check_sum(report)
+    return report
+
+
+def kill_an_actor() -> None:
+    """Let one process of an actor end as if the kernel had ended it."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"ray::EncodingActor" in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+                return
+    raise AssertionError("no actor is running")
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("loss", ["none", "actor", "node"])
+def test_two_nodes_add_each_video_once_whatever_dies(
+    folder: Path, nodes: Any, postgres: PostgresServer, model_directory: Path, loss: str
+) -> None:
+    seen: list[str] = []
+
+    def on_event(event: IndexEvent) -> None:
+        seen.append(str(event.source.path))
+        if len(seen) == 4 and loss == "actor":
+            kill_an_actor()
+        if len(seen) == 4 and loss == "node":
+            nodes.remove_node(nodes.second, allow_graceful=False)
+
+    with Index.create(postgres.address(), str(model_directory)) as index:
+        report = synchronise(index, folder, on_event, stall_seconds=300)
+        assert counts(report) == {"added": 24, "failed": 1}
+        assert sorted(seen) == sorted(map(str, folder.iterdir())), "each file is reported once"
+        videos = index.catalog.list_videos(100)
+        assert len({video.content_sha256 for video in videos}) == len(videos) == 24
+        again = synchronise(index, folder, on_event)
+        assert counts(again) == {"unchanged": 24, "failed": 1}
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+def test_a_cluster_without_room_is_refused_or_noticed(
+    folder: Path, nodes: Any, postgres: PostgresServer, model_directory: Path
+) -> None:
+    with Index.create(postgres.address(), str(model_directory)) as index:
+        encoding = ClusterEncoding(ClusterOptions(num_decoders=7))
+        with pytest.raises(ClusterError, match="no node of the cluster has 8 processors"):
+            Synchronisation(index.catalog, index.pipeline, encode_actions=encoding).run([folder])
+        encoding = ClusterEncoding(ClusterOptions(num_decoders=7, num_actors=1, stall_seconds=8))
+        started = time.monotonic()
+        with pytest.raises(ClusterStalledError, match="8 seconds"):
+            Synchronisation(index.catalog, index.pipeline, encode_actions=encoding).run([folder])
+        assert time.monotonic() - started < 120
+        assert index.catalog.num_videos == 0

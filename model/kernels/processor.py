@@ -85,7 +85,6 @@ class CompiledAttention:
             and config.embedding_dim % self._kernel.LANES == 0
             and config.num_frames >= 4
             and video.frames.dtype in (torch.float16, torch.float32)
-            and video.video.dtype == torch.float32
         )
 
     def scores(
@@ -127,7 +126,7 @@ class CompiledAttention:
         )
         given = (
             kernel.Texts(*rows, num_words),
-            kernel.Videos(frames, _flat(video.video), mask, np.arange(len(video))),
+            kernel.Videos(frames, _flat(video.video.float()), mask, np.arange(len(video))),
             self._held(matrices),
             plan,
         )

@@ -25,7 +25,7 @@ from model.checkpoints.official import read_official
 from model.checkpoints.tensors import Checkpoint, WithoutRandomWeights, fill, place
 from model.config import XClipConfig
 from model.errors import ShapeError
-from model.features import Scores, TextFeatures, VideoFeatures
+from model.features import Scores, TextFeatures, VideoFeatures, VideoRecords
 from model.preprocessing import PREPROCESSING
 from model.runtimes.converted import ConvertedTower, usable_runtime
 from model.runtimes.tower import text_to_convert, vision_to_convert
@@ -383,7 +383,10 @@ class XClip(nn.Module):
     # Scores
 
     def score(
-        self, text: TextFeatures, video: VideoFeatures, wanted: Collection[str] | None = None
+        self,
+        text: TextFeatures,
+        video: VideoFeatures | VideoRecords,
+        wanted: Collection[str] | None = None,
     ) -> Scores:
         """The four scores of every text with every video and their mean, float32 [T, V], scaled.
 
@@ -391,7 +394,7 @@ class XClip(nn.Module):
 
         Args:
             text: T texts.
-            video: V videos.
+            video: V videos; in evaluation mode perhaps records of a table, which are not copied.
             wanted: Of `SCORE_NAMES`, those to compute: `config.score_names` for what the total averages. By
                 default all four, in training mode those of the total. The others come back as NaN, and so
                 does the total where it averages one of them.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.config import XClipConfig
-from model.features import Scores, TextFeatures, VideoFeatures
+from model.features import Scores, TextFeatures, VideoFeatures, VideoRecords
 from model.kernels.attention import TEMPERATURES
 from model.score_names import SCORE_NAMES
 
@@ -74,7 +74,7 @@ class CompiledAttention:
             self._kernel, self._has_failed = numba_attention, False
             return True
 
-    def is_for(self, config: XClipConfig, text: TextFeatures, video: VideoFeatures) -> bool:
+    def is_for(self, config: XClipConfig, text: TextFeatures, video: VideoFeatures | VideoRecords) -> bool:
         """Whether to ask for scores: attention, on a processor, of a size that the kernel is for."""
         lowest, highest = TEMPERATURES
         return (
@@ -91,7 +91,7 @@ class CompiledAttention:
         self,
         config: XClipConfig,
         matrices: Mapping[str, Tensor],
-        features: tuple[TextFeatures, VideoFeatures],
+        features: tuple[TextFeatures, VideoFeatures | VideoRecords],
         scale: float,
         wanted: Collection[str],
     ) -> Scores | None:
@@ -100,7 +100,7 @@ class CompiledAttention:
         Args:
             config: Of the model.
             matrices: Of the `ScoreHead`, by name.
-            features: T texts and V videos.
+            features: T texts and V videos, which may be records of a table.
             scale: Of every score.
             wanted: The scores to compute.
         """
@@ -113,6 +113,7 @@ class CompiledAttention:
         frames = _flat(video.frames)
         if frames.dtype == np.float16:
             frames = frames.view(np.uint16)
+        records = video.numbers if isinstance(video, VideoRecords) else np.arange(len(video))
         mask = _flat(video.frame_mask) if config.mask_padding else np.ones(video.frame_mask.numel(), bool)
         plan = kernel.Plan(
             config.num_frames,
@@ -126,7 +127,7 @@ class CompiledAttention:
         )
         given = (
             kernel.Texts(*rows, num_words),
-            kernel.Videos(frames, _flat(video.video.float()), mask, np.arange(len(video))),
+            kernel.Videos(frames, _flat(video.video.float()), mask, records),
             self._held(matrices),
             plan,
         )

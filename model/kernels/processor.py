@@ -44,6 +44,9 @@ other, on a busy machine a hundred times longer than they compute."""
 VIDEOS_AT_ONCE: Final = 512
 """A thread takes so many at a time, at most: the last one to finish does not keep the others waiting."""
 
+TURNS_A_THREAD: Final = 3
+"""At least, where there are several threads, for the same reason; a turn costs 15 microseconds of Python."""
+
 
 class CompiledAttention:
     """The kernel; asked for once `prepare` has loaded it. Safe to use from several threads."""
@@ -144,7 +147,8 @@ class CompiledAttention:
         num_texts = len(texts.num_words)
         sizes = kernel.scratch_sizes(plan, num_texts, int(texts.num_words.max()))
         num_threads = min(torch.get_num_threads(), 1 + num_videos * num_texts // PAIRS_A_THREAD)
-        step = min(VIDEOS_AT_ONCE, -(-num_videos // (num_threads * (1 if num_threads == 1 else 2))))
+        num_turns = 1 if num_threads == 1 else TURNS_A_THREAD * num_threads
+        step = min(VIDEOS_AT_ONCE, -(-num_videos // num_turns))
         step = -(-step // kernel.LANES) * kernel.LANES
         starts = iter(range(0, num_videos, step))  # Threads take turns; `next` is atomic.
         ends: SimpleQueue[BaseException | None] = SimpleQueue()  # Of turns.
@@ -202,12 +206,9 @@ class CompiledAttention:
         wanted: Collection[str],
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What is multiplied with frames, and with video features, see `numba_attention.Texts`."""
-        if len(text) == 1:
-            words = text.words[0, : int(num_words[0])].float()
-        else:
-            is_word = np.arange(text.words.shape[1]) < num_words[:, None]
-            words = text.words[torch.from_numpy(is_word)].float()
-        sentence = text.sentence.float()
+        is_word = np.arange(text.words.shape[1]) < num_words[:, None]
+        words = text.words.detach().float().numpy()[is_word]
+        sentence = text.sentence.detach().float().numpy()
         with_frames, with_videos = [], []
         if "frame_word" in wanted:
             with_frames.append(self._mapped(words, matrices["local_matrix"]))
@@ -219,13 +220,16 @@ class CompiledAttention:
             with_videos.append(self._mapped(sentence, matrices["global_matrix"]))
         return _rows(with_frames, num_words), _rows(with_videos, num_words)
 
-    def _mapped(self, rows: Tensor, matrix: Tensor) -> Tensor:
+    def _mapped(self, rows: NDArray[np.float32], matrix: Tensor) -> NDArray[np.float32]:
         """Their product with a matrix [D, D]."""
         count, dimension = rows.shape
         if count > ROWS_ON_ONE_THREAD:
-            return rows @ matrix
-        found = torch.empty(count, dimension)
-        self._kernel.map_rows(_flat(rows), count, _flat(matrix), dimension, _flat(found))
+            product: NDArray[np.float32] = (torch.from_numpy(rows) @ matrix.detach()).numpy()
+            return product
+        found = np.empty((count, dimension), np.float32)
+        self._kernel.map_rows(
+            np.ascontiguousarray(rows).reshape(-1), count, _flat(matrix), dimension, found.reshape(-1)
+        )
         return found
 
     @cached_property
@@ -253,17 +257,16 @@ def _num_words(text: TextFeatures, mask_padding: bool) -> NDArray[np.int64] | No
     return num_words if are_first else None
 
 
-def _rows(parts: list[Tensor], num_words: NDArray[np.int64]) -> NDArray[np.float32]:
+def _rows(parts: list[NDArray[np.float32]], num_words: NDArray[np.int64]) -> NDArray[np.float32]:
     """Of each text its words, if they are among the parts, and then its sentence, if that is; flat."""
     if not parts:
         return np.empty(0, np.float32)
-    joined = torch.cat(parts)
+    joined = np.concatenate(parts)
     if len(num_words) > 1 and len(parts) == 2:
         # Words of all texts come first, sentences last.
         texts = np.arange(len(num_words))
-        order = np.argsort(np.concatenate([np.repeat(texts, num_words), texts]), kind="stable")
-        joined = joined[torch.from_numpy(order)]
-    return _flat(joined)
+        joined = joined[np.argsort(np.concatenate([np.repeat(texts, num_words), texts]), kind="stable")]
+    return joined.reshape(-1)
 
 
 def _weights(config: XClipConfig, wanted: Collection[str]) -> NDArray[np.float32]:

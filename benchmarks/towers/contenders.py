@@ -98,17 +98,12 @@ def in_bfloat16(module: nn.Module, then: Callable[[nn.Module], Compute] = lambda
 class _Int8(nn.Module):
     """Keeps a weight [N, M] as int8 with one scale for each of its N outputs."""
 
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("scale", weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127)
-
-    def forward(self, rounded: Tensor) -> Tensor:
-        scale: Tensor = self.scale  # type: ignore[assignment]
+    def forward(self, rounded: Tensor, scale: Tensor) -> Tensor:
         return rounded * scale
 
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        scale: Tensor = self.scale  # type: ignore[assignment]
-        return (weight / scale).round().to(torch.int8)
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
+        return (weight / scale).round().to(torch.int8), scale
 
 
 def with_int8_weights(module: nn.Module) -> nn.Module:
@@ -117,7 +112,7 @@ def with_int8_weights(module: nn.Module) -> nn.Module:
     for part in list(smaller.modules()):
         name = {nn.Linear: "weight", nn.MultiheadAttention: "in_proj_weight"}.get(type(part))
         if name is not None and getattr(part, name) is not None:
-            parametrize.register_parametrization(part, name, _Int8(getattr(part, name)), unsafe=True)
+            parametrize.register_parametrization(part, name, _Int8(), unsafe=True)
     return smaller
 
 

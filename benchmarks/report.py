@@ -34,6 +34,9 @@ UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}
 MIN_ROUNDS = 3
 """Also where the time for timing is up."""
 
+PAUSE_SECONDS = 0.1
+"""Before what is timed: threads of OpenMP of what ran before go on spinning for a while."""
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -78,6 +81,7 @@ def interleaved(
     rounds: int = 15,
     warm_up: int = 1,
     within_seconds: float = 60.0,
+    pause_seconds: float = 0.0,
 ) -> dict[str, Timing]:
     """Time functions in turns, so that what else the machine does falls on all alike.
 
@@ -88,6 +92,7 @@ def interleaved(
         rounds: how often each is timed.
         warm_up: rounds before that, not counted.
         within_seconds: begin no further round after so long, except for the first MIN_ROUNDS.
+        pause_seconds: wait before each call; `PAUSE_SECONDS` where functions have threads.
     """
     names = list(functions)
     for _ in range(warm_up):
@@ -101,6 +106,8 @@ def interleaved(
         first = number % len(names)
         for name in names[first:] + names[:first]:
             function = functions[name]
+            if pause_seconds:
+                time.sleep(pause_seconds)
             started = time.perf_counter()
             function()
             seconds[name].append(time.perf_counter() - started)

@@ -119,9 +119,9 @@ class FingerprintMismatchError(IndexerError):
 
     def __init__(self, expected: str, found: str, segment_id: int | None = None) -> None:
         super().__init__(
-            f"this index holds features of fingerprint {found}, but the model and sampling in use have"
-            f" {expected}; open the index with the model that made it, or encode its videos with this one:"
-            " xclip-search reindex"
+            f"this index holds features of fingerprint {found}, but the model, sampling and runtime in use"
+            f" have {expected}; open the index with the model that made it (and the runtime, where that was"
+            " openvino-bf16), or encode its videos with this one: xclip-search reindex"
             if segment_id is None
             else f"segment {segment_id} holds features of fingerprint {found}, in an index of fingerprint"
             f" {expected}; delete its video and index it again, or restore a backup"

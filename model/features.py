@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.errors import ShapeError
@@ -133,6 +135,35 @@ class VideoFeatures(_Rows):
         )
         _require(self.frame_mask.shape == self.frames.shape[:2], self, "frame_mask [V, F]")
         _require(self.frame_mask.dtype == torch.bool, self, "a boolean frame_mask")
+
+
+@dataclass(frozen=True, eq=False)
+class VideoRecords:
+    """V videos where they lie in a table of N, for scores that read them there instead of in a copy.
+
+    Attributes:
+        video: float32 [N, D], on a processor, as all that follows.
+        frames: float [N, F, D].
+        numbers: int64 [V], which of the N, in which order; from 0 to N - 1, which is not checked.
+        frame_mask: bool [V, F], true for real frames.
+    """
+
+    video: Tensor
+    frames: Tensor
+    numbers: NDArray[np.int64]
+    frame_mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def copied(self) -> VideoFeatures:
+        """The V videos in memory of their own."""
+        # NumPy takes on one thread: PyTorch's wait for each other, on a busy machine longer than this.
+        video, frames = (
+            torch.from_numpy(table.numpy().take(self.numbers, axis=0, mode="clip"))
+            for table in (self.video, self.frames)
+        )
+        return VideoFeatures(video, frames, self.frame_mask)
 
 
 @dataclass(frozen=True, repr=False)

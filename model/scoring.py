@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.aggregation import REDUCTIONS, Reduction, attend, average, largest
 from model.config import XClipConfig
 from model.errors import ShapeError
-from model.features import Scores, TextFeatures, VideoFeatures
+from model.features import Scores, TextFeatures, VideoFeatures, VideoRecords
 from model.kernels.attention import TEMPERATURES, AttentionScorer, Buffers, VideoBlock
 from model.kernels.gpu import FusedAttention
 from model.kernels.processor import CompiledAttention
@@ -90,7 +90,7 @@ class ScoreHead(nn.Module):
     def forward(
         self,
         text: TextFeatures,
-        video: VideoFeatures,
+        video: VideoFeatures | VideoRecords,
         scale: Tensor,
         wanted: Collection[str] | None = None,
     ) -> Scores:
@@ -98,7 +98,7 @@ class ScoreHead(nn.Module):
 
         Args:
             text: T texts, encoded by a model of this config.
-            video: V videos, likewise.
+            video: V videos, likewise; records of a table in evaluation mode alone.
             scale: float [], the factor of every score, exp(logit_scale).
             wanted: The scores to compute; by default all four, in training mode those of the total.
 
@@ -115,6 +115,7 @@ class ScoreHead(nn.Module):
         if unknown := set(wanted) - set(SCORE_NAMES):
             raise ValueError(f"no such scores: {sorted(unknown)}; there are {', '.join(SCORE_NAMES)}")
         if self.training:
+            assert isinstance(video, VideoFeatures), "records have no gradient"
             return self.unblocked(text, video, scale, wanted)
         return self.in_blocks(text, video, scale, wanted=wanted)
 
@@ -122,7 +123,7 @@ class ScoreHead(nn.Module):
     def in_blocks(
         self,
         text: TextFeatures,
-        video: VideoFeatures,
+        video: VideoFeatures | VideoRecords,
         scale: Tensor,
         max_elements: int | None = None,
         wanted: Collection[str] = SCORE_NAMES,
@@ -148,6 +149,8 @@ class ScoreHead(nn.Module):
             compiled = COMPILED.scores(self.config, matrices, (text, video), float(scale), wanted)
             if compiled is not None:
                 return compiled
+        if isinstance(video, VideoRecords):
+            video = video.copied()
         if max_elements is None and FUSED.is_for(self.config, text, video):
             fused = FUSED.scores(self.config, matrices, text, video, wanted)
             if fused is not None:
@@ -320,7 +323,7 @@ class ScoreHead(nn.Module):
             return largest(similarity, mask, dim)
         return average(similarity, mask, dim, weights)
 
-    def _require_fitting(self, text: TextFeatures, video: VideoFeatures) -> None:
+    def _require_fitting(self, text: TextFeatures, video: VideoFeatures | VideoRecords) -> None:
         expected = (self.config.num_words, self.config.num_frames)
         found = (text.words.shape[1], video.frames.shape[1])
         if found != expected:

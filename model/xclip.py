@@ -25,9 +25,9 @@ from model.checkpoints.official import read_official
 from model.checkpoints.tensors import Checkpoint, WithoutRandomWeights, fill, place
 from model.config import XClipConfig
 from model.errors import ShapeError
-from model.features import Scores, TextFeatures, VideoFeatures
+from model.features import Scores, TextFeatures, VideoFeatures, VideoRecords
 from model.preprocessing import PREPROCESSING
-from model.runtimes.converted import ConvertedTower, usable_runtime
+from model.runtimes.converted import MIN_PARAMETERS, ConvertedTower, usable_runtime
 from model.runtimes.tower import text_to_convert, vision_to_convert
 from model.scoring import COMPILED, ScoreHead
 from model.temporal import TemporalTransformer, normalize_real, pool_frames
@@ -87,8 +87,10 @@ class XClip(nn.Module):
                 `openclip:ARCHITECTURE/PRETRAINED`; `openclip:ARCHITECTURE/random?seed=0`;
                 `hf-hub:OWNER/NAME`.
             device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one.
-            runtime: What computes the towers on a processor: `torch`; `openvino`, faster, where it
-                computes the same; `auto`: PyTorch. See `model.runtimes` and decision 19.
+            runtime: What computes the towers on a processor: `torch`; `openvino`; `auto`: OpenVINO where
+                it is installed and computes the same, except for small towers; `openvino-bf16`: frames in
+                bfloat16, faster still on processors that have it, with a fingerprint of its own. See
+                `model.runtimes` and decision 19.
 
         Raises:
             SpecError: The spec names nothing, or there is no such device or runtime.
@@ -166,18 +168,26 @@ class XClip(nn.Module):
 
     @property
     def runtimes(self) -> dict[str, str | None]:
-        """What computes each tower, `torch` or `openvino`; None for one that was not needed yet."""
+        """What computes each tower, of `model.runtimes.UsedRuntime`; None for one that was not needed yet."""
         return {
             name: self._converted[name].runtime if name in self._converted else "torch"
             for name in ("text", "vision")
         }
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """sha256, 64 hex digits, over config, preprocessing and every weight.
+        """sha256, 64 hex digits, over config, preprocessing and every weight; frames that are computed in
+        bfloat16 give another.
 
         Computed once, for weights that no longer change: do not ask for it while training.
         """
+        vision = self._converted.get("vision")
+        if vision is None or not vision.is_bfloat16:
+            return self._weights_fingerprint
+        return hashlib.sha256(f"{self._weights_fingerprint}\nframes in bfloat16".encode()).hexdigest()
+
+    @cached_property
+    def _weights_fingerprint(self) -> str:
         digest = hashlib.sha256()
         digest.update(replace(self.config, description="").to_json().encode())
         digest.update(PREPROCESSING.encode())
@@ -191,13 +201,18 @@ class XClip(nn.Module):
 
     def _use_runtime(self, runtime: str) -> None:
         """Let another runtime than PyTorch compute the towers, see `load`."""
-        if usable_runtime(runtime, self.device) == "torch":
+        used = usable_runtime(runtime, self.device)
+        if used == "torch":
             return
         towers = [
             text_to_convert(self.clip, self.config, self.tokenizer),
-            vision_to_convert(self.clip, self.config),
+            vision_to_convert(self.clip, self.config, bfloat16=used == "openvino-bf16"),
         ]
-        self._converted = {tower.name: ConvertedTower(tower, lambda: self.fingerprint) for tower in towers}
+        self._converted = {
+            tower.name: ConvertedTower(tower, lambda: self._weights_fingerprint)
+            for tower in towers
+            if runtime != "auto" or tower.num_parameters >= MIN_PARAMETERS
+        }
 
     def prepare(self, *parts: Literal["text", "vision", "scores"]) -> None:
         """Load what computes these towers, which else the first call does that needs them, or the scores.
@@ -231,7 +246,7 @@ class XClip(nn.Module):
     def train(self, mode: bool = True) -> XClip:
         """Training mode, in which gradients flow. Forgets a fingerprint computed earlier."""
         if mode:
-            self.__dict__.pop("fingerprint", None)
+            self.__dict__.pop("_weights_fingerprint", None)
             self._converted = {}
         super().train(mode)
         keep_statistics(self.clip)
@@ -239,7 +254,7 @@ class XClip(nn.Module):
 
     def load_state_dict(self, *args: Any, **options: Any) -> Any:
         """As PyTorch's. Forgets a fingerprint computed earlier."""
-        self.__dict__.pop("fingerprint", None)
+        self.__dict__.pop("_weights_fingerprint", None)
         self._converted = {}
         return super().load_state_dict(*args, **options)
 
@@ -383,7 +398,10 @@ class XClip(nn.Module):
     # Scores
 
     def score(
-        self, text: TextFeatures, video: VideoFeatures, wanted: Collection[str] | None = None
+        self,
+        text: TextFeatures,
+        video: VideoFeatures | VideoRecords,
+        wanted: Collection[str] | None = None,
     ) -> Scores:
         """The four scores of every text with every video and their mean, float32 [T, V], scaled.
 
@@ -391,7 +409,7 @@ class XClip(nn.Module):
 
         Args:
             text: T texts.
-            video: V videos.
+            video: V videos; in evaluation mode perhaps records of a table, which are not copied.
             wanted: Of `SCORE_NAMES`, those to compute: `config.score_names` for what the total averages. By
                 default all four, in training mode those of the total. The others come back as NaN, and so
                 does the total where it averages one of them.
@@ -485,7 +503,7 @@ class XClip(nn.Module):
         if weights.shape != stored.shape or not bool((weights.isfinite() & (weights >= 0)).all()):
             raise ShapeError(f"word weights must be {len(stored)} finite numbers of at least 0")
         stored.copy_(weights)
-        self.__dict__.pop("fingerprint", None)
+        self.__dict__.pop("_weights_fingerprint", None)
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

@@ -165,7 +165,8 @@ class WorkerSettings(IndexSettings):
     )
     device: str = Field(default="auto", description="cpu, cuda, cuda:1, ...; auto: a GPU where there is one.")
     runtime: Runtime = Field(
-        default="auto", description="What computes the towers on a processor: torch, openvino or auto."
+        default="auto",
+        description="What computes the towers on a processor: torch, openvino, openvino-bf16 or auto.",
     )
     upload_limit_bytes: int = Field(default=2048 * MIB, ge=1, description="Largest file taken.")
     decode_timeout_seconds: float = Field(default=300.0, gt=0, description="Longest decoding of one video.")

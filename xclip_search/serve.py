@@ -43,7 +43,8 @@ DeviceOption = Annotated[
 RuntimeOption = Annotated[
     Runtime | None,
     typer.Option(
-        help="What computes the towers on a processor: torch, openvino or auto.", show_default="auto"
+        help="What computes the towers on a processor: torch, openvino, openvino-bf16 or auto.",
+        show_default="auto",
     ),
 ]
 UploadLimitOption = Annotated[

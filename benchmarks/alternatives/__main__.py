@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.alternatives.environments import PAUSE_SECONDS, Environment, UnavailableError, Worker
+from benchmarks.alternatives.environments import Environment, UnavailableError, Worker
 from benchmarks.machine import num_cores
-from benchmarks.report import Report, Timing, arguments
+from benchmarks.report import PAUSE_SECONDS, Report, Timing, arguments
 from benchmarks.synthetic_index import World, draw_segments, make_index, unit
 from model import TextFeatures, VideoFeatures, XClip
 

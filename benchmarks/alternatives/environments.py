@@ -14,11 +14,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.machine import REPOSITORY
+from benchmarks.report import PAUSE_SECONDS
 
 WORKERS = Path(__file__).parent / "workers"
 READY = "ready"
-PAUSE_SECONDS = 0.1
-"""Before each question: threads of OpenMP of whoever was asked before go on spinning for a while."""
 
 
 class UnavailableError(Exception):

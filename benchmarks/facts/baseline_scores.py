@@ -47,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         manifest = make_corpus(Path(directory) / "corpus", arguments.videos, arguments.seed)
         with Index.create(Path(directory) / "index", "demo", device="cpu") as index:
-            index.add_all(read_manifest(manifest))
+            index.add_all(read_manifest(manifest).sources)
             index.searcher.prepare()
             own = {video.caption: video.id for video in read_captions(manifest)}
             report(index.searcher, own)

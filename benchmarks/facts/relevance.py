@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.facts.less_of import drawn, true_of
 from benchmarks.facts.sentences import SENTENCES
 from benchmarks.report import Report, arguments
-from indexer.search.baseline import Baseline, baseline_texts
+from indexer.search.baseline import Baseline, baseline_texts, of_chance
 from model import VideoFeatures, XClip
 from model.tokenization import Tokenizer
 from training.demo_corpus.captions import Description, EventDescription, say
@@ -56,7 +56,7 @@ def main() -> None:
         rng = random.Random(choices.seed)
         captions = [caption for _, caption in random_set(num_videos, choices.seed)][:NUM_QUESTIONS]
         everyday = [text for text in baseline_texts() if not model.unknown_words(text)]
-        chance = np.sort(totals(model, everyday, videos).ravel())
+        chance = of_chance([totals(model, everyday, videos)])
         baseline = Baseline(0, num_videos, chance, chance)
         table = report.table(
             f"Matches of first results, {num_videos} videos, %",

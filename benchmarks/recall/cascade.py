@@ -240,9 +240,8 @@ def cases(choices: argparse.Namespace, folder: Path) -> Iterator[Case]:
         yield from drawn_cases(choices.drawn, choices.drawn_queries)
 
 
-def main() -> None:
-    """Print the tables."""
-    parser = arguments(__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which cases there are."""
     parser.add_argument("--folder", type=Path, help="Where features are kept; by default for this run only.")
     parser.add_argument("--demo", default="500,5000", help="Numbers of drawn videos; empty for none.")
     parser.add_argument("--model", help="Spec of a model of real videos, for --clips.")
@@ -251,6 +250,12 @@ def main() -> None:
     parser.add_argument("--segment-seconds", type=float, default=2.0, help="What clips are cut into.")
     parser.add_argument("--drawn", type=int, default=50_000, help="Videos of drawn features; 0 for none.")
     parser.add_argument("--drawn-queries", type=int, default=50)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = arguments(__doc__)
+    add_options(parser)
     choices = parser.parse_args()
     if choices.clips is not None and None in (choices.model, choices.captions):
         parser.error("--clips needs --model and --captions")

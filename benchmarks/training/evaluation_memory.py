@@ -90,6 +90,8 @@ def evaluate_drawn(answer: Connection, num_texts: int, num_clips: int) -> None:
     from training.evaluation.evaluation import dual_softmax_rows, exhaustive_rows, two_stage_rows
 
     model = make_model()
+    # As `score_matrices` does for many pairs; the first time on a machine it is compiled.
+    model.prepare("scores")
     split = Split(
         "drawn",
         "test",
@@ -97,7 +99,7 @@ def evaluate_drawn(answer: Connection, num_texts: int, num_clips: int) -> None:
         tuple(map(str, range(num_texts))),
         tuple(sorted(position % num_clips for position in range(num_texts))),
     )
-    report("libraries and model loaded")
+    report("libraries, model and kernel loaded")
     text, video = draw_features(num_texts, num_clips)
     report("features drawn")
     total = similarity(model, text, video)
@@ -164,6 +166,8 @@ def score_in_turns(connection: Connection, size: int, block: int, *, officially:
     from training.evaluation.encoding import similarity
 
     model = make_model()
+    if not officially:
+        model.prepare("scores")  # As an evaluation does that has many pairs; blocks here have few.
     text, video = draw_features(size, size)
     connection.send(peak_bytes())
     while (first := connection.recv()) is not None:

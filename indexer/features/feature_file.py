@@ -194,6 +194,10 @@ class FeatureFile:
             }
         except OSError as error:
             raise FeatureFileUnusableError(f"it cannot be read: {error}") from error
+        with warnings.catch_warnings():
+            # Torch knows no memory that may not be written to; nothing here writes.
+            warnings.filterwarnings("ignore", message=".*not writable")
+            self._views = {name: torch.from_numpy(table) for name, table in self._tables.items()}
         self._records = records
         self.segment_ids = records["segment_id"].astype(np.int64)
         self.video_keys = records["video_key"].astype(np.int64)
@@ -263,10 +267,7 @@ class FeatureFile:
 
         Only for those that `is_checked`.
         """
-        with warnings.catch_warnings():
-            # Torch knows no memory that may not be written to; nothing here writes.
-            warnings.filterwarnings("ignore", message=".*not writable")
-            return torch.from_numpy(self._tables[name][rows])
+        return self._views[name][rows]
 
     def read(self, name: Table, numbers: NDArray[np.intp]) -> tuple[Tensor, NDArray[np.bool_]]:
         """A copy of records, in the order of their numbers, and which of them are what was written: those

@@ -18,7 +18,7 @@ from torch import Tensor
 from indexer.errors import ChangesForgottenError
 from indexer.features.feature_file import TABLES, FeatureFile, FeatureFileUnusableError, manifest_state
 from indexer.features.resident import ResidentRecords
-from indexer.features.scorable import ScorableSegments, frame_mask
+from indexer.features.scorable import ScorableSegments, SegmentsInPlace, frame_mask
 from indexer.features.writing import (
     MIN_DELETED,
     MIN_PENDING,
@@ -27,7 +27,7 @@ from indexer.features.writing import (
     update_feature_file,
 )
 from indexer.store.store import SearchedStore
-from model.features import VideoFeatures
+from model.features import VideoFeatures, VideoRecords
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +128,22 @@ class FeatureReader:
         places[is_held] = np.arange(len(held))
         places[exists & ~is_held] = len(held) + np.arange(len(read))
         return ScorableSegments.joined([held, read], places[exists])
+
+    def to_score(self, segment_ids: NDArray[np.int64]) -> ScorableSegments | SegmentsInPlace:
+        """As `get`, for scores alone: on a processor records stay in the file, where all are there and this
+        process has read them before.
+
+        Raises IndexDamagedError.
+        """
+        if self._device.type != "cpu":
+            return self.get(segment_ids)
+        file, numbers, is_held = self._find(segment_ids)
+        if file is None or not is_held.all() or not all(file.is_checked(name, numbers) for name in TABLES):
+            return self.get(segment_ids)
+        frames, videos = (file.view(name, slice(None)) for name in TABLES)
+        mask = frame_mask(file.num_frames[numbers], self._catalog.num_frames, self._device)
+        records = VideoRecords(videos, frames, numbers, mask)
+        return SegmentsInPlace(file.segment_ids[numbers], file.video_keys[numbers], records)
 
     def blocks(self, segment_ids: NDArray[np.int64], block_size: int) -> Iterator[ScorableSegments]:
         """Features of `segment_ids` in blocks of `block_size` of them; less what does not exist (any more).

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from indexer.store.records import SegmentFeatures
-from model.features import VideoFeatures
+from model.features import VideoFeatures, VideoRecords
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +60,21 @@ class ScorableSegments:
             VideoFeatures.cat([part.videos for part in filled]),
         )
         return together[order]
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentsInPlace:
+    """N segments whose features stay where they are: to be scored, not to be looked at.
+
+    segment_ids, video_keys: as of `ScorableSegments`. videos: their records.
+    """
+
+    segment_ids: NDArray[np.int64]
+    video_keys: NDArray[np.int64]
+    videos: VideoRecords
+
+    def __len__(self) -> int:
+        return len(self.segment_ids)
 
 
 def frame_mask(num_frames: NDArray[np.int64], most: int, device: torch.device) -> Tensor:

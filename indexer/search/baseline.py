@@ -1,10 +1,10 @@
 """The baseline (null) score distribution of an index: how far above chance a score lies.
 
 A set of everyday sentences (baseline.txt) is scored with a sample of the index's segments. Nearly all such
-pairs have nothing to do with each other, so the percentile of a score, the share of the baseline below it,
-says how rare such a score is for one pair taken at random. It is no probability that a result is right, and
-the best of many chance scores is high: among a hundred thousand segments, a hundred lie above the percentile
-99.9 by chance.
+pairs have nothing to do with each other, and those that stand out for their sentence are left out. So the
+percentile of a score, the share of the baseline below it, says how rare such a score is for one pair taken at
+random. It is no probability that a result is right, and the best of many chance scores is high: among a
+hundred thousand segments, a hundred lie above the percentile 99.9 by chance.
 
 How many segments of an index chance puts as high as a result is the expectation value of that result, as in
 sequence search (Karlin and Altschul, PNAS 1990): the share of chance pairs that reach its score, times the
@@ -182,7 +182,7 @@ class BaselineScores:
                 coarse.append(scores.video_sentence.float().cpu().numpy())
         if not total:  # All was deleted meanwhile.
             return Baseline(sequence, num_segments, empty, empty)
-        return Baseline(sequence, num_segments, _of_chance(total), _of_chance(coarse))
+        return Baseline(sequence, num_segments, of_chance(total), of_chance(coarse))
 
     def _encode_texts(self) -> TextFeatures | None:
         """Features of the sentences of which the model knows all words; None where they are too few."""
@@ -211,7 +211,7 @@ def _first_bound(value: float, bounds: Sequence[tuple[Match, float]], *, is_uppe
     return "none"
 
 
-def _of_chance(blocks: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+def of_chance(blocks: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """All scores but those of what a sentence is right for, ascending: float32 [N], from blocks [T, n]."""
     scores = np.concatenate(blocks, axis=1)
     median = np.median(scores, axis=1, keepdims=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from indexer.features.reader import FeatureReader
-from indexer.features.scorable import ScorableSegments
+from indexer.features.scorable import ScorableSegments, SegmentsInPlace
 from indexer.search.folding import Results, read_copies
 from indexer.search.ordering import ScoredSegments
 from indexer.search.types import (
@@ -174,7 +174,10 @@ class AskedTexts:
 
 @torch.inference_mode()
 def score_segments(
-    model: XClip, asked: AskedTexts, features: ScorableSegments, wanted: Collection[str]
+    model: XClip,
+    asked: AskedTexts,
+    features: ScorableSegments | SegmentsInPlace,
+    wanted: Collection[str],
 ) -> ScoredSegments:
     """The wanted scores of a query with N segments, and their total where they suffice for it."""
     if not len(features):

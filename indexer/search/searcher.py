@@ -24,7 +24,7 @@ from indexer.coarse.exact import KindChoice, SegmentSet
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import FingerprintMismatchError, IndexUnavailableError
 from indexer.features.reader import FeatureReader
-from indexer.features.scorable import ScorableSegments
+from indexer.features.scorable import ScorableSegments, SegmentsInPlace
 from indexer.ingest.encoding import index_fingerprint
 from indexer.search.baseline import Baseline, BaselineScores, match_of_probability
 from indexer.search.folding import LOOK_AHEAD, Results, fold_results
@@ -377,7 +377,7 @@ class Searcher:
     def _scores_of(self, search: _Search, ids: NDArray[np.int64]) -> ScoredSegments:
         """Segments with what their mode orders by as their total."""
         size = self._block_size
-        blocks = (self._features.get(ids[row : row + size]) for row in range(0, len(ids), size))
+        blocks = (self._features.to_score(ids[row : row + size]) for row in range(0, len(ids), size))
         scored = ScoredSegments.cat([ScoredSegments.none(), *self._scored(search.asked, blocks)])
         if search.query.mode != "coarse":
             return scored
@@ -416,7 +416,7 @@ class Searcher:
         if query.mode == "rerank":
             with stages.measuring("rerank"):
                 ids = first[1]
-                blocks = (self._features.get(ids[row : row + size]) for row in range(0, len(ids), size))
+                blocks = (self._features.to_score(ids[row : row + size]) for row in range(0, len(ids), size))
                 window = ScoredSegments.cat([window, *self._scored(search.asked, blocks)])
 
         def order(num_wanted: int) -> ScoredSegments:
@@ -437,7 +437,9 @@ class Searcher:
             scored = self._scored(search.asked, self._features.blocks(ids, self._block_size))
             return best_of_blocks(scored, keep, query.group_by).at_least(search.least_score)
 
-    def _scored(self, asked: AskedTexts, blocks: Iterable[ScorableSegments]) -> Iterator[ScoredSegments]:
+    def _scored(
+        self, asked: AskedTexts, blocks: Iterable[ScorableSegments | SegmentsInPlace]
+    ) -> Iterator[ScoredSegments]:
         for block in blocks:
             raise_if_cancelled()
             # What the total averages; a page is completed when it is known which results it has.

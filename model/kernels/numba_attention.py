@@ -224,9 +224,9 @@ class Texts(NamedTuple):
 
 
 class Videos(NamedTuple):
-    """V videos. All flat, each of N records, of which `records` int64 [V] says which are meant.
+    """V videos. All flat; features are of N records, of which `records` int64 [V] says which are meant.
 
-    frames: float16 as uint16 [N * F * D], or float32. pooled: float32 [N * D]. mask: bool [N * F], true where
+    frames: float16 as uint16 [N * F * D], or float32. pooled: float32 [N * D]. mask: bool [V * F], true where
     a frame takes part.
     """
 
@@ -450,14 +450,15 @@ def _divide_products(num_rows, num_video_words, plan, scratch):
 
 
 @njit(**_OPTIONS)
-def _widen(videos, record, place, lane, plan, scratch):
-    """Frames of a record to scratch.frames[place] as float32, and their mask into a lane."""
+def _widen(videos, video, place, lane, plan, scratch):
+    """Frames of a video to scratch.frames[place] as float32, and their mask into a lane."""
     frames = plan.num_frames
     size = frames * plan.dimension
+    begin = videos.records[video] * size
     for i in range(0, size, LANES):
-        store(scratch.frames, place + i, load(videos.frames, record * size + i))
+        store(scratch.frames, place + i, load(videos.frames, begin + i))
     for frame in range(frames):
-        scratch.mask[frame * LANES + lane] = np.float32(videos.mask[record * frames + frame])
+        scratch.mask[frame * LANES + lane] = np.float32(videos.mask[video * frames + frame])
 
 
 @njit(**_OPTIONS)
@@ -504,8 +505,7 @@ def _score(texts, videos, matrices, plan, scratch, target):
             for lane in range(LANES if num_rows else 0):
                 place = lane * plan.num_frames * dimension if num_texts > 1 else 0
                 if text == 0:
-                    record = videos.records[min(first + lane, end - 1)]
-                    _widen(videos, record, place, lane, plan, scratch)
+                    _widen(videos, min(first + lane, end - 1), place, lane, plan, scratch)
                 rows = (frame_row, num_rows, dimension)
                 _multiply_frames(texts, rows, place, lane, plan, scratch)
             frame_row += num_rows * dimension

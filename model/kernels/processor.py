@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.config import XClipConfig
-from model.features import Scores, TextFeatures, VideoFeatures
+from model.features import Scores, TextFeatures, VideoFeatures, VideoRecords
 from model.kernels.attention import TEMPERATURES
 from model.score_names import SCORE_NAMES
 
@@ -43,6 +43,9 @@ other, on a busy machine a hundred times longer than they compute."""
 
 VIDEOS_AT_ONCE: Final = 512
 """A thread takes so many at a time, at most: the last one to finish does not keep the others waiting."""
+
+TURNS_A_THREAD: Final = 3
+"""At least, where there are several threads, for the same reason; a turn costs 15 microseconds of Python."""
 
 
 class CompiledAttention:
@@ -74,7 +77,7 @@ class CompiledAttention:
             self._kernel, self._has_failed = numba_attention, False
             return True
 
-    def is_for(self, config: XClipConfig, text: TextFeatures, video: VideoFeatures) -> bool:
+    def is_for(self, config: XClipConfig, text: TextFeatures, video: VideoFeatures | VideoRecords) -> bool:
         """Whether to ask for scores: attention, on a processor, of a size that the kernel is for."""
         lowest, highest = TEMPERATURES
         return (
@@ -85,14 +88,13 @@ class CompiledAttention:
             and config.embedding_dim % self._kernel.LANES == 0
             and config.num_frames >= 4
             and video.frames.dtype in (torch.float16, torch.float32)
-            and video.video.dtype == torch.float32
         )
 
     def scores(
         self,
         config: XClipConfig,
         matrices: Mapping[str, Tensor],
-        features: tuple[TextFeatures, VideoFeatures],
+        features: tuple[TextFeatures, VideoFeatures | VideoRecords],
         scale: float,
         wanted: Collection[str],
     ) -> Scores | None:
@@ -101,7 +103,7 @@ class CompiledAttention:
         Args:
             config: Of the model.
             matrices: Of the `ScoreHead`, by name.
-            features: T texts and V videos.
+            features: T texts and V videos, which may be records of a table.
             scale: Of every score.
             wanted: The scores to compute.
         """
@@ -114,6 +116,7 @@ class CompiledAttention:
         frames = _flat(video.frames)
         if frames.dtype == np.float16:
             frames = frames.view(np.uint16)
+        records = video.numbers if isinstance(video, VideoRecords) else np.arange(len(video))
         mask = _flat(video.frame_mask) if config.mask_padding else np.ones(video.frame_mask.numel(), bool)
         plan = kernel.Plan(
             config.num_frames,
@@ -127,7 +130,7 @@ class CompiledAttention:
         )
         given = (
             kernel.Texts(*rows, num_words),
-            kernel.Videos(frames, _flat(video.video), mask, np.arange(len(video))),
+            kernel.Videos(frames, _flat(video.video.float()), mask, records),
             self._held(matrices),
             plan,
         )
@@ -144,7 +147,8 @@ class CompiledAttention:
         num_texts = len(texts.num_words)
         sizes = kernel.scratch_sizes(plan, num_texts, int(texts.num_words.max()))
         num_threads = min(torch.get_num_threads(), 1 + num_videos * num_texts // PAIRS_A_THREAD)
-        step = min(VIDEOS_AT_ONCE, -(-num_videos // (num_threads * (1 if num_threads == 1 else 2))))
+        num_turns = 1 if num_threads == 1 else TURNS_A_THREAD * num_threads
+        step = min(VIDEOS_AT_ONCE, -(-num_videos // num_turns))
         step = -(-step // kernel.LANES) * kernel.LANES
         starts = iter(range(0, num_videos, step))  # Threads take turns; `next` is atomic.
         ends: SimpleQueue[BaseException | None] = SimpleQueue()  # Of turns.
@@ -202,12 +206,9 @@ class CompiledAttention:
         wanted: Collection[str],
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What is multiplied with frames, and with video features, see `numba_attention.Texts`."""
-        if len(text) == 1:
-            words = text.words[0, : int(num_words[0])].float()
-        else:
-            is_word = np.arange(text.words.shape[1]) < num_words[:, None]
-            words = text.words[torch.from_numpy(is_word)].float()
-        sentence = text.sentence.float()
+        is_word = np.arange(text.words.shape[1]) < num_words[:, None]
+        words = text.words.detach().float().numpy()[is_word]
+        sentence = text.sentence.detach().float().numpy()
         with_frames, with_videos = [], []
         if "frame_word" in wanted:
             with_frames.append(self._mapped(words, matrices["local_matrix"]))
@@ -219,13 +220,16 @@ class CompiledAttention:
             with_videos.append(self._mapped(sentence, matrices["global_matrix"]))
         return _rows(with_frames, num_words), _rows(with_videos, num_words)
 
-    def _mapped(self, rows: Tensor, matrix: Tensor) -> Tensor:
+    def _mapped(self, rows: NDArray[np.float32], matrix: Tensor) -> NDArray[np.float32]:
         """Their product with a matrix [D, D]."""
         count, dimension = rows.shape
         if count > ROWS_ON_ONE_THREAD:
-            return rows @ matrix
-        found = torch.empty(count, dimension)
-        self._kernel.map_rows(_flat(rows), count, _flat(matrix), dimension, _flat(found))
+            product: NDArray[np.float32] = (torch.from_numpy(rows) @ matrix.detach()).numpy()
+            return product
+        found = np.empty((count, dimension), np.float32)
+        self._kernel.map_rows(
+            np.ascontiguousarray(rows).reshape(-1), count, _flat(matrix), dimension, found.reshape(-1)
+        )
         return found
 
     @cached_property
@@ -253,17 +257,16 @@ def _num_words(text: TextFeatures, mask_padding: bool) -> NDArray[np.int64] | No
     return num_words if are_first else None
 
 
-def _rows(parts: list[Tensor], num_words: NDArray[np.int64]) -> NDArray[np.float32]:
+def _rows(parts: list[NDArray[np.float32]], num_words: NDArray[np.int64]) -> NDArray[np.float32]:
     """Of each text its words, if they are among the parts, and then its sentence, if that is; flat."""
     if not parts:
         return np.empty(0, np.float32)
-    joined = torch.cat(parts)
+    joined = np.concatenate(parts)
     if len(num_words) > 1 and len(parts) == 2:
         # Words of all texts come first, sentences last.
         texts = np.arange(len(num_words))
-        order = np.argsort(np.concatenate([np.repeat(texts, num_words), texts]), kind="stable")
-        joined = joined[torch.from_numpy(order)]
-    return _flat(joined)
+        joined = joined[np.argsort(np.concatenate([np.repeat(texts, num_words), texts]), kind="stable")]
+    return joined.reshape(-1)
 
 
 def _weights(config: XClipConfig, wanted: Collection[str]) -> NDArray[np.float32]:

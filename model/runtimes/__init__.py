@@ -13,8 +13,12 @@ from typing import Literal, get_args
 # that happens beside other threads, which may be reading the environment.
 os.putenv("TBB_ENABLE_SANITIZERS", "1")
 
-Runtime = Literal["auto", "torch", "openvino"]
+Runtime = Literal["auto", "torch", "openvino", "openvino-bf16"]
 """What computes the towers. auto: on a processor OpenVINO, where it is installed and computes the same as
-PyTorch and the tower is not small; else PyTorch."""
+PyTorch and the tower is not small; else PyTorch. openvino-bf16: frames in bfloat16, which are other features
+with a fingerprint of their own."""
+
+UsedRuntime = Literal["torch", "openvino", "openvino-bf16"]
+"""What a model or a tower is computed by."""
 
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)

@@ -12,18 +12,21 @@ import threading
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from model.errors import SpecError
-from model.runtimes import RUNTIMES
+from model.runtimes import RUNTIMES, UsedRuntime
 from model.runtimes.tower import Tower
 
 if TYPE_CHECKING:
     from model.runtimes.openvino import CompiledTower
+
+MIN_PARAMETERS = 10_000_000
+"""Of a tower that `auto` converts: PyTorch computes smaller ones in the time that OpenVINO takes to load."""
 
 FORMAT = 1
 """Of conversions; increased when the same tower would be converted otherwise."""
@@ -33,7 +36,7 @@ INSTALL = "install xclip-search with the extra fast, as in pip install 'xclip-se
 logger = logging.getLogger("xclip_search.model")
 
 
-def usable_runtime(runtime: str, device: torch.device) -> Literal["torch", "openvino"]:
+def usable_runtime(runtime: str, device: torch.device) -> UsedRuntime:
     """The runtime to use on a device.
 
     Args:
@@ -45,20 +48,29 @@ def usable_runtime(runtime: str, device: torch.device) -> Literal["torch", "open
     """
     if runtime not in RUNTIMES:
         raise SpecError(f"there is no runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
-    # `auto` is PyTorch until the whole suite has passed malloc checks with OpenVINO, see decision 19.
-    if runtime != "openvino":
+    if runtime == "torch" or (runtime == "auto" and device.type != "cpu"):
         return "torch"
     if device.type != "cpu":
-        raise SpecError(f"the runtime openvino computes on processors, not on {device}: use --device cpu")
+        raise SpecError(f"the runtime {runtime} computes on processors, not on {device}: use --device cpu")
     if not all(find_spec(package) for package in ("openvino", "platformdirs", "filelock")):
-        raise SpecError(f"the runtime openvino is not installed: {INSTALL}")
-    return "openvino"
+        if runtime == "auto":
+            logger.info("PyTorch computes the towers; OpenVINO would be faster: %s", INSTALL)
+            return "torch"
+        raise SpecError(f"the runtime {runtime} is not installed: {INSTALL}")
+    if runtime != "openvino-bf16":
+        return "openvino"
+    from model.runtimes.openvino import has_bfloat16
+
+    if not has_bfloat16():
+        raise SpecError("the runtime openvino-bf16 needs a processor that computes in bfloat16")
+    return "openvino-bf16"
 
 
 class ConvertedTower:
     """Computes a tower with OpenVINO, or with PyTorch where OpenVINO cannot or computes something else.
 
-    Loaded, and converted if need be, at the first call; several threads may call.
+    Loaded, and converted if need be, at the first call; several threads may call. A tower in bfloat16 has no
+    stand-in: where OpenVINO cannot compute it, calls raise SpecError.
     """
 
     def __init__(self, tower: Tower, fingerprint: Callable[[], str]) -> None:
@@ -86,30 +98,45 @@ class ConvertedTower:
         return self._compiled(inputs)
 
     @property
-    def runtime(self) -> Literal["torch", "openvino"] | None:
+    def is_bfloat16(self) -> bool:
+        """Whether its features are others than PyTorch's."""
+        return self._tower.bfloat16
+
+    @property
+    def runtime(self) -> UsedRuntime | None:
         """What computes it; None before the first call."""
         if not self._is_ready:
             return None
-        return "torch" if self._compiled is None else "openvino"
+        if self._compiled is None:
+            return "torch"
+        return "openvino-bf16" if self.is_bfloat16 else "openvino"
 
     def _load(self) -> CompiledTower | None:
         try:
             from model.runtimes.conversions import conversion
-            from model.runtimes.openvino import CompiledTower, versions
+            from model.runtimes.openvino import versions
 
-            facts = f"{FORMAT}\n{self._fingerprint()}\n{self._tower.name}\n{versions()}"
+            name = f"{self._tower.name}{' in bfloat16' if self.is_bfloat16 else ''}"
+            facts = f"{FORMAT}\n{self._fingerprint()}\n{name}\n{versions()}"
             key = hashlib.sha256(facts.encode()).hexdigest()
             with conversion(key, self._convert) as (directory, problem):
-                compiled = None if problem else CompiledTower(directory, torch.get_num_threads())
+                compiled = None if problem else self._compile(directory)
         except Exception as error:  # Whatever another runtime has to complain about, PyTorch does the work.
             compiled, problem = None, _first_line(error)
+        if problem and self.is_bfloat16:
+            raise SpecError(f"the runtime openvino-bf16 is not for this model: OpenVINO {problem}")
         if problem:
             logger.warning("PyTorch computes the %s tower: OpenVINO %s", self._tower.name, problem)
         return compiled
 
+    def _compile(self, directory: Path) -> CompiledTower:
+        from model.runtimes.openvino import CompiledTower
+
+        return CompiledTower(directory, torch.get_num_threads(), self.is_bfloat16)
+
     def _convert(self, directory: Path) -> str | None:
         """Convert into a folder. Returns what is wrong with the result, None where it may be used."""
-        from model.runtimes.openvino import CompiledTower, convert
+        from model.runtimes.openvino import convert
 
         tower = self._tower
         logger.info("converting the %s tower for OpenVINO, once on this machine", tower.name)
@@ -120,7 +147,7 @@ class ConvertedTower:
             raise
         except Exception as error:
             return f"cannot convert it: {_first_line(error)}"
-        compiled = CompiledTower(directory, torch.get_num_threads())
+        compiled = self._compile(directory)
         with torch.no_grad():
             distances = [_distances(compiled(probe), tower.module(probe)) for probe in probes]
         distance = float(torch.cat(distances).max())  # NaN where any is.

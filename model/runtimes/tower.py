@@ -23,6 +23,10 @@ FRAME_TOLERANCE = 2e-4
 """The same for frames, which are stored, and meet those that PyTorch computed: what rounding to float16
 changes a unit vector by in the store. OpenVINO, in float32 like PyTorch, sums in another order."""
 
+BFLOAT16_TOLERANCE = math.sqrt(2 * (1 - 0.99))
+"""The same for frames that are computed in bfloat16: a cosine of 0.99, without which something is wrong. They
+meet no others."""
+
 PROBE_TEXTS = (
     "a dog",
     "two people ride bicycles on a narrow road between green fields while it begins to rain",
@@ -44,6 +48,7 @@ class Tower:
         tolerance: Longest difference of unit vectors between PyTorch and a conversion.
         half: Whether weights may be rounded to float16. A single text takes as long as its weights take to
             be read, so that half the bytes are half the time; frames gain nothing.
+        bfloat16: Whether it is computed in bfloat16. PyTorch cannot stand in then: its features are others.
     """
 
     name: str
@@ -52,6 +57,13 @@ class Tower:
     probes: Callable[[], list[Tensor]]
     tolerance: float
     half: bool
+    bfloat16: bool = False
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the tower. CLIP keeps the vision tower within what holds the parts of the text tower."""
+        parameters = self.module.named_parameters()
+        return sum(weight.numel() for name, weight in parameters if not name.startswith("tower.visual."))
 
 
 def text_to_convert(clip: nn.Module, config: XClipConfig, tokenizer: TextTokenizer) -> Tower:
@@ -77,8 +89,11 @@ def text_to_convert(clip: nn.Module, config: XClipConfig, tokenizer: TextTokeniz
     )
 
 
-def vision_to_convert(clip: nn.Module, config: XClipConfig) -> Tower:
-    """The vision tower: from normalised pixels, float [N, 3, R, R], to frames, float [N, D]."""
+def vision_to_convert(clip: nn.Module, config: XClipConfig, bfloat16: bool = False) -> Tower:
+    """The vision tower: from normalised pixels, float [N, 3, R, R], to frames, float [N, D].
+
+    bfloat16: compute them in bfloat16.
+    """
     size = config.image_size
 
     def probes() -> list[Tensor]:
@@ -98,8 +113,9 @@ def vision_to_convert(clip: nn.Module, config: XClipConfig) -> Tower:
         module=_Vision(clip.visual),
         shape=(-1, 3, size, size),
         probes=probes,
-        tolerance=FRAME_TOLERANCE,
+        tolerance=BFLOAT16_TOLERANCE if bfloat16 else FRAME_TOLERANCE,
         half=False,
+        bfloat16=bfloat16,
     )
 
 

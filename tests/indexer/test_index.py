@@ -119,6 +119,19 @@ def test_an_index_is_made_once_and_opened_with_the_model_that_made_it(
         assert index.sampling.max_segment_seconds == 7
 
 
+def test_an_index_of_frames_in_bfloat16_is_opened_with_that_runtime_alone(
+    model_directory: Path, tmp_path: Path
+) -> None:
+    openvino = pytest.importorskip("model.runtimes.openvino")
+    if not openvino.has_bfloat16():
+        pytest.skip("this processor does not compute in bfloat16")
+    Index.create(tmp_path / "index", str(model_directory), device="cpu", runtime="openvino-bf16").close()
+    for other in ("torch", "openvino"):
+        with pytest.raises(FingerprintMismatchError, match="the runtime, where that was openvino-bf16"):
+            Index.open(tmp_path / "index", device="cpu", runtime=other)
+    Index.open(tmp_path / "index", device="cpu", runtime="openvino-bf16").close()
+
+
 def test_what_was_added_is_saved_so_that_the_next_start_is_quick(directory: Path) -> None:
     assert list(directory.glob("coarse*"))
 

@@ -7,12 +7,14 @@ from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import Scores, TextFeatures, VideoFeatures, XClipConfig
+from model.features import VideoRecords
 from model.kernels import processor
 from model.kernels.processor import CompiledAttention
 from model.score_names import SCORE_NAMES
@@ -60,7 +62,10 @@ def features(
 
 
 def scores(
-    head: ScoreHead, text: TextFeatures, video: VideoFeatures, wanted: Collection[str] = SCORE_NAMES
+    head: ScoreHead,
+    text: TextFeatures,
+    video: VideoFeatures | VideoRecords,
+    wanted: Collection[str] = SCORE_NAMES,
 ) -> Scores:
     assert kernel().is_for(head.config, text, video)
     found = kernel().scores(head.config, dict(head.named_parameters()), (text, video), SCALE, wanted)
@@ -127,6 +132,29 @@ def test_a_score_is_the_same_to_the_bit_whatever_else_is_scored_on_however_many_
         assert torch.equal(scores(head, text, video).total, together)
     finally:
         torch.set_num_threads(before)
+
+
+def test_records_of_a_table_get_the_scores_of_their_copies_to_the_bit():
+    head = head_of(mask_padding=True)
+    text, table = features([3, 7], [[True] * F] * 90)
+    numbers = np.random.default_rng(0).permutation(90)[:70]
+    mask = torch.rand(70, F, generator=torch.Generator().manual_seed(0)) < 0.7
+    records = VideoRecords(table.video, table.frames, numbers, mask)
+    copies = records.copied()
+    assert torch.equal(copies.frames, table.frames[torch.from_numpy(numbers)])
+    for found, expected in zip(
+        scores(head, text, records).tensors(), scores(head, text, copies).tensors(), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+def test_without_a_kernel_records_are_copied_and_scored(monkeypatch):
+    monkeypatch.setattr("model.scoring.COMPILED", CompiledAttention())
+    head, scale = head_of(), torch.tensor(SCALE)
+    text, table = features([3, 7], [[True] * F] * 9)
+    records = VideoRecords(table.video, table.frames, np.array([4, 0, 4]), table.frame_mask[:3])
+    found = head(text, records, scale).total
+    torch.testing.assert_close(found, head(text, table, scale).total[:, [4, 0, 4]], **TOLERANCE)
 
 
 def test_searches_in_several_threads_do_not_share_memory():

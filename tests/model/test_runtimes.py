@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from model.runtimes import conversions
 from model.runtimes.conversions import MAX_KEPT, VERDICT_FILE, conversion
 from model.runtimes.converted import usable_runtime
 from model.runtimes.openvino import WEIGHTS_FILE
-from model.runtimes.tower import FRAME_TOLERANCE, TEXT_TOLERANCE
+from model.runtimes.tower import BFLOAT16_TOLERANCE, FRAME_TOLERANCE, TEXT_TOLERANCE
 from tests.support.small_architectures import FAMILIES, small_architectures
 
 TEXTS = ["A red dog runs on the beach!", "two cats", "ein Hund läuft", "", "a " * 60]
@@ -32,10 +33,6 @@ QUICK = ("siglip", "coca", "xlm-roberta")
 @pytest.fixture(scope="module")
 def _shared_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
-
-
-pytestmark = pytest.mark.slow
-"""Not among the default tests until these have passed malloc checks with OpenVINO in use, see decision 19."""
 
 
 @pytest.fixture(autouse=True)
@@ -96,9 +93,10 @@ def test_every_family_of_towers_has_the_features_of_pytorch(family, tmp_path):
     assert converted.runtimes == {"text": "openvino", "vision": "openvino"}
 
 
-def test_auto_is_pytorch_and_openvino_is_asked_for(model_directory):
+def test_auto_is_openvino_except_for_small_towers(model_directory, monkeypatch):
     assert XClip.load(model_directory, "cpu").runtimes == {"text": "torch", "vision": "torch"}
-    network = XClip.load(model_directory, "cpu", "openvino")
+    monkeypatch.setattr(model.xclip, "MIN_PARAMETERS", 1)
+    network = XClip.load(model_directory, "cpu")
     network.encode_text(TEXTS)
     assert network.runtimes == {"text": "openvino", "vision": None}
     network.prepare("text", "vision")
@@ -109,15 +107,57 @@ def test_a_gpu_computes_with_pytorch_and_wrong_wishes_are_refused():
     assert usable_runtime("auto", torch.device("cuda")) == "torch"
     with pytest.raises(SpecError, match="not on cuda: use --device cpu"):
         usable_runtime("openvino", torch.device("cuda"))
-    with pytest.raises(SpecError, match="no runtime 'onnx'; there are auto, torch, openvino"):
+    with pytest.raises(SpecError, match="no runtime 'onnx'; there are auto, torch, openvino, openvino-bf16"):
         usable_runtime("onnx", torch.device("cpu"))
 
 
-def test_without_openvino_it_cannot_be_asked_for(model_directory, monkeypatch):
+def test_without_openvino_pytorch_computes_and_the_log_says_how_to_get_it(
+    model_directory, monkeypatch, caplog
+):
     monkeypatch.setattr(model.runtimes.converted, "find_spec", lambda name: None)
-    assert XClip.load(model_directory, "cpu").runtimes == {"text": "torch", "vision": "torch"}
+    with caplog.at_level(logging.INFO):
+        assert XClip.load(model_directory, "cpu").runtimes == {"text": "torch", "vision": "torch"}
+    assert [record.message for record in caplog.records if "xclip-search[fast]" in record.message]
     with pytest.raises(SpecError, match=r"not installed: .*xclip-search\[fast\]"):
         XClip.load(model_directory, "cpu", "openvino")
+
+
+@pytest.fixture
+def on_bfloat16():
+    if not model.runtimes.openvino.has_bfloat16():
+        pytest.skip("this processor does not compute in bfloat16")
+
+
+@pytest.mark.usefixtures("on_bfloat16")
+def test_frames_in_bfloat16_are_near_those_of_pytorch_under_a_fingerprint_of_their_own(model_directory):
+    network, exact = (XClip.load(model_directory, "cpu", name) for name in ("openvino-bf16", "openvino"))
+    ours, theirs = (loaded.encode_video(*pixels_of(loaded)) for loaded in (network, exact))
+    distances = (ours.frames - theirs.frames).norm(dim=-1)
+    assert FRAME_TOLERANCE < distances.max() <= BFLOAT16_TOLERANCE
+    assert torch.equal(network.encode_text(TEXTS).words, exact.encode_text(TEXTS).words)
+    assert network.runtimes == {"text": "openvino", "vision": "openvino-bf16"}
+    again = XClip.load(model_directory, "cpu", "openvino-bf16")
+    assert again.fingerprint == network.fingerprint != exact.fingerprint
+    # PyTorch computes a copy, and what goes on learning: in float32.
+    assert copy.deepcopy(network).fingerprint == network.train().eval().fingerprint == exact.fingerprint
+
+
+@pytest.mark.usefixtures("on_bfloat16")
+def test_bfloat16_has_no_stand_in(model_directory, own_cache, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr(model.runtimes.openvino, "convert", fail)
+    network = XClip.load(model_directory, "cpu", "openvino-bf16")
+    for _ in range(2):
+        with pytest.raises(SpecError, match="not for this model: OpenVINO cannot convert it"):
+            network.encode_video(*pixels_of(network))
+
+
+def test_a_processor_without_bfloat16_is_not_asked_for_it(model_directory, monkeypatch):
+    monkeypatch.setattr(model.runtimes.openvino, "has_bfloat16", lambda: False)
+    with pytest.raises(SpecError, match="needs a processor that computes in bfloat16"):
+        XClip.load(model_directory, "cpu", "openvino-bf16")
 
 
 def test_an_openvino_that_cannot_be_loaded_costs_one_line_a_tower(model_directory, monkeypatch, caplog):

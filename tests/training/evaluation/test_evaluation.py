@@ -12,12 +12,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import model.scoring as model_scoring
+import model.xclip as model_xclip
 from model import XClip, XClipConfig
+from model.kernels.processor import CompiledAttention
 from tests.support.rounding import inner_product_error
 from tests.support.video_files import write_coloured_video
 from training.data.frames import FrameReader, FrameRecipe
 from training.datasets.split import Clip, Split
 from training.errors import DatasetError, EvaluationError
+from training.evaluation import encoding
 from training.evaluation.encoding import (
     SCORES,
     EncodingOptions,
@@ -125,6 +129,29 @@ def test_scores_in_blocks_equal_scores_in_one_piece(model, encoded, several, blo
         similarity(model, text, encoded.video, block_shape=block_shape),
         in_blocks["total"],
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_many_pairs_are_scored_by_the_compiled_kernel_and_get_the_scores_of_few(
+    model, split, several, reader, dtype, monkeypatch
+):
+    pytest.importorskip("numba")
+    kernel = CompiledAttention()
+    monkeypatch.setattr(model_scoring, "COMPILED", kernel)
+    monkeypatch.setattr(model_xclip, "COMPILED", kernel)
+    kept = encode_split(model, split, reader, EncodingOptions(dtype=dtype))
+    text, num_compiled = encode_texts(model, several.texts), []
+    without = score_matrices(model, text, kept.video)
+    assert not kernel.is_for(model.config, text, kept.video)
+    monkeypatch.setattr(encoding, "MIN_PAIRS_COMPILED", len(text) * len(kept.video))
+    score = kernel.scores
+    monkeypatch.setattr(kernel, "scores", lambda *given: num_compiled.append(1) or score(*given))
+    compiled = score_matrices(model, text, kept.video)
+    if not kernel.is_for(model.config, text, kept.video):
+        pytest.skip("the kernel is not for this processor")
+    assert len(num_compiled) == 1
+    for name, values in compiled.items():
+        np.testing.assert_allclose(values, without[name], atol=1e-4, err_msg=name)
 
 
 def test_a_score_that_does_not_exist_is_refused(model, encoded):

@@ -64,7 +64,7 @@ format: $(READY) ## let ruff rewrite
 bench: $(READY) ## the benchmarks in short, within a quarter of an hour
 	$(BIN)/python -m benchmarks $(BENCH_OPTIONS)
 
-demo-model: $(READY) ## train the demo checkpoint again (about half an hour on two cores)
+demo-model: $(READY) ## train the demo checkpoint again (about an hour on two cores)
 	$(BIN)/python -m training.demo_model train --output runs/demo-model
 
 demo-card: $(READY) ## the demo checkpoint's tables

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import socket
 import threading
 import time
 from collections import Counter, deque
@@ -46,6 +47,7 @@ COUNT_SECONDS: Final = 5.0
 
 CLOSE_SECONDS: Final = 10.0
 PAUSE_SECONDS: Final = 0.2
+_CONNECT_SECONDS: Final = 5.0
 
 logger = logging.getLogger("xclip_search.ingest")
 
@@ -353,6 +355,7 @@ def _connected(options: ClusterOptions) -> Iterator[Any]:
     is_ours = not ray.is_initialized()
     if is_ours:
         try:
+            _require_answer(options.address)
             ray.init(options.address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # Ray raises errors of many classes here, the plain one too.
             said = _lines(error)[0]
@@ -367,6 +370,13 @@ def _connected(options: ClusterOptions) -> Iterator[Any]:
     finally:
         if is_ours:
             ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise OSError where nothing listens at HOST:PORT: Ray tries for many minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
 
 
 def _num_that_fit(ray: Any, options: ClusterOptions) -> int:

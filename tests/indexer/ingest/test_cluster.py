@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -175,6 +176,20 @@ def test_what_concerns_the_whole_index_ends_the_run() -> None:
 def test_an_index_of_one_machine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="--index postgresql://"):
         require_shared_store(tmp_path)
+
+
+def test_an_address_where_no_cluster_is_is_refused_at_once() -> None:
+    pytest.importorskip("ray")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # Not listening: connections are refused.
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        started = time.monotonic()
+        with (
+            pytest.raises(ClusterError, match=f"no Ray cluster at {address}.*ray start --head"),
+            cluster._connected(ClusterOptions(address=address)),
+        ):
+            pass
+    assert time.monotonic() - started < 30
 
 
 def test_a_store_that_stands_still_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -33,6 +32,10 @@ QUICK = ("siglip", "coca", "xlm-roberta")
 @pytest.fixture(scope="module")
 def _shared_cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
+
+
+pytestmark = pytest.mark.slow
+"""Not among the default tests until these have passed malloc checks with OpenVINO in use, see decision 19."""
 
 
 @pytest.fixture(autouse=True)
@@ -93,10 +96,9 @@ def test_every_family_of_towers_has_the_features_of_pytorch(family, tmp_path):
     assert converted.runtimes == {"text": "openvino", "vision": "openvino"}
 
 
-def test_auto_is_openvino_except_for_small_towers(model_directory, monkeypatch):
+def test_auto_is_pytorch_and_openvino_is_asked_for(model_directory):
     assert XClip.load(model_directory, "cpu").runtimes == {"text": "torch", "vision": "torch"}
-    monkeypatch.setattr(model.xclip, "MIN_PARAMETERS", 1)
-    network = XClip.load(model_directory, "cpu")
+    network = XClip.load(model_directory, "cpu", "openvino")
     network.encode_text(TEXTS)
     assert network.runtimes == {"text": "openvino", "vision": None}
     network.prepare("text", "vision")
@@ -111,13 +113,9 @@ def test_a_gpu_computes_with_pytorch_and_wrong_wishes_are_refused():
         usable_runtime("onnx", torch.device("cpu"))
 
 
-def test_without_openvino_pytorch_computes_and_the_log_says_how_to_get_it(
-    model_directory, monkeypatch, caplog
-):
+def test_without_openvino_it_cannot_be_asked_for(model_directory, monkeypatch):
     monkeypatch.setattr(model.runtimes.converted, "find_spec", lambda name: None)
-    with caplog.at_level(logging.INFO):
-        assert XClip.load(model_directory, "cpu").runtimes == {"text": "torch", "vision": "torch"}
-    assert [record.message for record in caplog.records if "xclip-search[fast]" in record.message]
+    assert XClip.load(model_directory, "cpu").runtimes == {"text": "torch", "vision": "torch"}
     with pytest.raises(SpecError, match=r"not installed: .*xclip-search\[fast\]"):
         XClip.load(model_directory, "cpu", "openvino")
 

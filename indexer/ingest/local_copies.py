@@ -41,9 +41,11 @@ class LocalCopies:
     """A folder of fetched files, filled by threads. A context manager that removes it.
 
     Example:
+        >>> import fsspec
+        >>> fsspec.filesystem("memory").pipe("/films/a.mp4", b"a film")
         >>> with LocalCopies(num_threads=4) as copies:
-        ...     path = copies.submit(RemoteFile("s3://films/a.mp4")).result()
-        ...     copies.remove(path)
+        ...     copies.submit(RemoteFile("memory://films/a.mp4")).result().read_bytes()
+        b'a film'
     """
 
     def __init__(self, num_threads: int) -> None:

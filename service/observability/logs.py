@@ -119,4 +119,6 @@ class TextFormatter(logging.Formatter):
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    facts = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    # Ray gives every record of its process a time of its own, under such a name.
+    return {name: value for name, value in facts.items() if not name.startswith("_")}

@@ -217,10 +217,13 @@ def test_a_request_id_that_could_spoil_a_log_is_replaced(service: Service, offer
 
 
 def test_logging_writes_json_or_text_and_a_line_break_breaks_no_line() -> None:
-    record = logging.makeLogRecord({"msg": "a\nb %s", "args": ("c",), "levelname": "INFO", "job": "7"})
+    record = logging.makeLogRecord(
+        {"msg": "a\nb %s", "args": ("c",), "levelname": "INFO", "job": "7", "_ns": 1}
+    )
     line = logs.JsonFormatter().format(record)
     assert "\n" not in line
     assert json.loads(line).items() >= {"message": "a\nb c", "level": "info", "job": "7"}.items()
+    assert "_ns" not in line
     assert logs.TextFormatter().format(record).endswith("a\nb c job=7")
 
 

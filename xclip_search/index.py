@@ -430,6 +430,7 @@ def _search_here(
                 answer = asdict(opened.search_media(asked, **options))
     for result in answer["results"]:
         del result["explanation"]
+    answer.pop("stale_seconds", None)  # A server says it in a header; a warning says it too.
     return answer
 
 

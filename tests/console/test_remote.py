@@ -172,6 +172,7 @@ def test_a_search_prints_what_the_local_one_prints(service: Service, server: str
     for one in local["results"]:
         del one["explanation"]
         one["recorded_at"] = iso_time(one["recorded_at"])
+    assert local.pop("stale_seconds") is None  # A header says it, over HTTP.
     assert answer == local
     table = run("search", "a dog", "--server", server, "--mode", "coarse")
     assert table.exit_code == 0 and "the newest" in table.stdout and "videos in 600 ms" in table.stdout

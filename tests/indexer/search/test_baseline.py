@@ -18,6 +18,7 @@ from indexer.search.baseline import (
     Baseline,
     BaselineScores,
     baseline_texts,
+    of_chance,
     sample_segments,
 )
 from indexer.search.searcher import Searcher
@@ -61,6 +62,14 @@ def test_a_percentile_is_the_share_of_the_baseline_below() -> None:
     asked = np.array([0.0, 1.0, 2.0, 3.0, 5.0], np.float32)
     assert baseline.percentiles("rerank", asked) == [0.0, 0.0, 25.0, 75.0, 100.0]
     assert make_baseline([]).percentiles("coarse", asked) == [None] * 5
+
+
+def test_what_a_sentence_is_right_for_is_no_chance() -> None:
+    chance = np.random.default_rng(0).normal(0.0, [[1.0], [5.0]], (2, 1000)).astype(np.float32)
+    right = np.array([[9.0] * 40, [60.0] * 40], np.float32)  # Each far above the others of its sentence.
+    kept = of_chance([chance[:, :500], np.hstack([chance[:, 500:], right])])
+    assert kept.max() < 3.3 * 5 and len(kept) >= 0.99 * chance.size
+    assert (kept == np.sort(kept)).all()
 
 
 def test_a_match_is_as_sure_as_chance_is_rare() -> None:
@@ -115,7 +124,7 @@ def test_each_mode_has_the_baseline_of_its_own_scores(searcher: Searcher) -> Non
     features = searcher._features.get(searcher._index.segment_ids())
     scores = model.score(model.encode_text(list(baseline_texts())), features.videos)
     for mode, expected in (("rerank", scores.total), ("coarse", scores.video_sentence)):
-        table = np.sort(expected.detach().numpy().ravel())
+        table = of_chance([expected.detach().numpy()])
         for result in searcher.search(SearchQuery("a dog", limit=30, mode=mode)).results:
             share = 100 * np.searchsorted(table, result.score) / len(table)
             assert result.percentile == pytest.approx(share, abs=0.2)

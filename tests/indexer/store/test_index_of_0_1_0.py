@@ -59,7 +59,7 @@ def demo_model() -> XClip:
     model = XClip(XClipConfig.from_json((DATA / "model.json").read_text(encoding="utf-8"))).eval()
     _, unexpected = model.load_state_dict(tensors, strict=False)
     assert not unexpected
-    model.__dict__["fingerprint"] = EXPECTED["model_fingerprint"]
+    model.__dict__["_weights_fingerprint"] = EXPECTED["model_fingerprint"]
 
     def encode(input_ids: Tensor) -> TextFeatures:
         return text[[0] * len(input_ids)]

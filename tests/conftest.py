@@ -63,6 +63,13 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def own_postgres(postgres: PostgresServer) -> Iterator[PostgresServer]:
+    """A PostgreSQL of a file's own, to be stopped while the others go on with theirs."""
+    with running_server(postgres.programs) as server:
+        yield server
+
+
 @pytest.fixture
 def store_factory(store_kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[StoreFactory]:
     """Makes stores, of each kind in turn: a test that asks for it runs once for each."""

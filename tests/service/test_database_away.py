@@ -18,31 +18,19 @@ from indexer.store.store import create_store
 from model import XClip
 from service.app import create_app
 from service.settings import Settings
-from tests.support.postgres import PostgresServer, find_programs, running_server
+from tests.support.postgres import AWAY, PostgresServer
 from tests.support.servers.service_fakes import NO_DECODERS
 from tests.support.small_searchers import fill
 
 LIMIT_SECONDS = 2.0
-AWAY: dict[str, tuple[Callable[[PostgresServer], None], Callable[[PostgresServer], None]]] = {
-    "refusing": (PostgresServer.stop, PostgresServer.start),
-    "hanging": (PostgresServer.pause, PostgresServer.resume),
-}
-
-
-@pytest.fixture(scope="module")
-def server(postgres: PostgresServer) -> Iterator[PostgresServer]:
-    programs = find_programs()
-    assert programs is not None
-    with running_server(programs) as server:
-        yield server
 
 
 @contextlib.contextmanager
-def serving(server: PostgresServer, model_directory: Path, **settings: Any) -> Iterator[TestClient]:
+def serving(own_postgres: PostgresServer, model_directory: Path, **settings: Any) -> Iterator[TestClient]:
     """A service of nine videos, ready."""
     model = XClip.load(str(model_directory))
     facts = index_facts(model, str(model_directory), Sampling(num_frames=8))
-    address = server.address()
+    address = own_postgres.address()
     with create_store(address, facts) as store:
         fill(store, range(9))  # type: ignore[arg-type]
     app = create_app(
@@ -73,12 +61,12 @@ def in_time(request: Callable[[], httpx.Response]) -> httpx.Response:
 
 @pytest.mark.parametrize("way", AWAY)
 def test_what_needs_the_database_is_answered_503_in_time_and_goes_on_without_a_restart(
-    server: PostgresServer, model_directory: Path, way: str
+    own_postgres: PostgresServer, model_directory: Path, way: str
 ) -> None:
     leave, come_back = AWAY[way]
-    with serving(server, model_directory) as client:
+    with serving(own_postgres, model_directory) as client:
         before = [result["id"] for result in search(client).json()["results"]]
-        leave(server)
+        leave(own_postgres)
         try:
             requests: list[Callable[[], httpx.Response]] = [
                 lambda: search(client),
@@ -97,7 +85,7 @@ def test_what_needs_the_database_is_answered_503_in_time_and_goes_on_without_a_r
             figures = in_time(lambda: client.get("/metrics"))
             assert figures.status_code == 200 and "xclip_index_available 0.0" in figures.text
         finally:
-            come_back(server)
+            come_back(own_postgres)
         wait_for(lambda: client.get("/readyz").status_code == 200)
         assert [result["id"] for result in search(client).json()["results"]] == before
         assert client.delete("/videos/video-1").status_code == 204
@@ -105,14 +93,14 @@ def test_what_needs_the_database_is_answered_503_in_time_and_goes_on_without_a_r
 
 @pytest.mark.parametrize("way", AWAY)
 def test_searches_are_answered_from_memory_where_the_setting_allows_it_and_say_so(
-    server: PostgresServer, model_directory: Path, way: str
+    own_postgres: PostgresServer, model_directory: Path, way: str
 ) -> None:
     leave, come_back = AWAY[way]
-    with serving(server, model_directory, stale_reads_seconds=600) as client:
+    with serving(own_postgres, model_directory, stale_reads_seconds=600) as client:
         before = search(client)
         service = client.app.state.service  # type: ignore[attr-defined]
         service.searcher._refresher.wait()
-        leave(server)
+        leave(own_postgres)
         try:
             answer = in_time(lambda: search(client))
             assert answer.status_code == 200 and int(answer.headers["X-Index-Stale-Seconds"]) >= 0
@@ -123,7 +111,7 @@ def test_searches_are_answered_from_memory_where_the_setting_allows_it_and_say_s
             assert in_time(lambda: client.get("/readyz")).json() == {"status": "stale"}
             assert in_time(lambda: client.get("/videos")).status_code == 503
         finally:
-            come_back(server)
+            come_back(own_postgres)
         wait_for(lambda: client.get("/readyz").json() == {"status": "ok"})
         again = search(client)
         assert "X-Index-Stale-Seconds" not in again.headers and not again.json()["warnings"]

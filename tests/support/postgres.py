@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class PostgresServer:
 
     def __init__(self, programs: Path, standby_of: PostgresServer | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="xclip-pg-", dir="/tmp"))  # Short: a socket's path is.
-        self._programs = programs
+        self.programs = programs
         # It refuses to run as root.
         self._as_user = ["runuser", "-u", self._other_user(), "--"] if os.geteuid() == 0 else []
         if self._as_user:
@@ -67,7 +67,7 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: object) -> None:
         subprocess.run(
-            [*self._as_user, self._programs / program, *map(str, arguments)],
+            [*self._as_user, self.programs / program, *map(str, arguments)],
             check=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -151,3 +151,10 @@ def running_server(programs: Path, *, standby_of: PostgresServer | None = None) 
         yield server
     finally:
         server.close()
+
+
+AWAY: dict[str, tuple[Callable[[PostgresServer], None], Callable[[PostgresServer], None]]] = {
+    "refusing": (PostgresServer.stop, PostgresServer.start),
+    "hanging": (PostgresServer.pause, PostgresServer.resume),
+}
+"""Ways of a server to be away, each with the way back."""

@@ -15,25 +15,16 @@ from indexer.store.postgres.catalog import PostgresCatalog
 from indexer.store.postgres.outage.availability import Availability
 from tests.indexer.postgres.test_writers import at_once
 from tests.support.catalog_builders import add_video, make_segment
-from tests.support.postgres import PostgresServer, find_programs, running_server
+from tests.support.postgres import AWAY, PostgresServer
 from tests.support.stores import StoreFactory
 
 LIMIT_SECONDS = 1.5
 pytestmark = pytest.mark.store("postgres")
 
 
-@pytest.fixture(scope="module")
-def server(postgres: PostgresServer) -> Iterator[PostgresServer]:
-    """One of this file's own, for others go on working with theirs."""
-    programs = find_programs()
-    assert programs is not None
-    with running_server(programs) as server:
-        yield server
-
-
 @pytest.fixture
-def catalog(server: PostgresServer, tmp_path: object) -> Iterator[PostgresCatalog]:
-    factory = StoreFactory("postgres", server.folder, server.address)
+def catalog(own_postgres: PostgresServer, tmp_path: object) -> Iterator[PostgresCatalog]:
+    factory = StoreFactory("postgres", own_postgres.folder, own_postgres.address)
     made: PostgresCatalog = factory.create()
     made.silence_limit_seconds = LIMIT_SECONDS
     yield made
@@ -54,19 +45,13 @@ def wait_until_available(catalog: PostgresCatalog, seconds: float = 5.0) -> None
         time.sleep(0.05)
 
 
-AWAY: dict[str, tuple[Callable[[PostgresServer], None], Callable[[PostgresServer], None]]] = {
-    "refusing": (PostgresServer.stop, PostgresServer.start),
-    "hanging": (PostgresServer.pause, PostgresServer.resume),
-}
-
-
 @pytest.mark.parametrize("way", AWAY)
 def test_a_database_that_is_away_is_an_error_within_two_seconds_and_is_used_again_by_itself(
-    server: PostgresServer, catalog: PostgresCatalog, way: str
+    own_postgres: PostgresServer, catalog: PostgresCatalog, way: str
 ) -> None:
     leave, come_back = AWAY[way]
     assert catalog.num_videos == 0
-    leave(server)
+    leave(own_postgres)
     try:
         # Reading and writing, with connections that were open and with new ones.
         works = [lambda: seconds_until_unavailable(lambda: catalog.num_videos)] * 3
@@ -75,7 +60,7 @@ def test_a_database_that_is_away_is_an_error_within_two_seconds_and_is_used_agai
         assert not catalog.is_available
         assert seconds_until_unavailable(lambda: catalog.num_videos) < 0.2, "it is known by now"
     finally:
-        come_back(server)
+        come_back(own_postgres)
     wait_until_available(catalog)
     add_video(catalog, 1, [make_segment(np.random.default_rng(0))])
     assert catalog.num_videos == 1

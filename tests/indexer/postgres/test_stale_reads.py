@@ -15,23 +15,15 @@ from indexer.search.searcher import Searcher, SearchQuery
 from indexer.store.postgres.outage.kept_rows import FILE_NAME
 from indexer.store.records import IndexFacts
 from indexer.store.store import Store, create_store, open_store
-from tests.support.postgres import PostgresServer, find_programs, running_server
+from tests.support.postgres import PostgresServer
 from tests.support.small_searchers import D, F, fill, tiny_model
 
 TEXT = "a dog runs"
 MODES = ("rerank", "coarse", "exhaustive")
 
 
-@pytest.fixture(scope="module")
-def server(postgres: PostgresServer) -> Iterator[PostgresServer]:
-    programs = find_programs()
-    assert programs is not None
-    with running_server(programs) as server:
-        yield server
-
-
 @pytest.fixture
-def store(server: PostgresServer) -> Iterator[Store[Any]]:
+def store(own_postgres: PostgresServer) -> Iterator[Store[Any]]:
     """Twenty videos of two segments."""
     facts = IndexFacts(
         fingerprint=index_fingerprint(tiny_model(), "{}"),
@@ -40,7 +32,7 @@ def store(server: PostgresServer) -> Iterator[Store[Any]]:
         num_frames=F,
         sampling_json="{}",
     )
-    with create_store(server.address(), facts) as store:
+    with create_store(own_postgres.address(), facts) as store:
         fill(store, range(20), segments_each=2)  # type: ignore[arg-type]
         store.delete_video("video-3")
         yield store
@@ -64,7 +56,7 @@ def wait_until_available(searcher: Searcher) -> None:
 
 
 def test_searches_give_what_they_gave_before_say_so_and_are_fresh_again_by_themselves(
-    server: PostgresServer, store: Store[Any]
+    own_postgres: PostgresServer, store: Store[Any]
 ) -> None:
     queries = [SearchQuery(TEXT, limit=7, offset=3, mode=mode) for mode in MODES]  # type: ignore[arg-type]
     filtered = replace(queries[0], filter={"metadata.number": {"lt": 10}}, offset=0)
@@ -72,7 +64,7 @@ def test_searches_give_what_they_gave_before_say_so_and_are_fresh_again_by_thems
         expected = [results_of(searcher, query) for query in (*queries, filtered)]
         assert all(expected)
         searcher._refresher.wait()
-        server.pause()
+        own_postgres.pause()
         try:
             assert [results_of(searcher, query) for query in (*queries, filtered)] == expected
             answer = searcher.search(queries[0])
@@ -88,7 +80,7 @@ def test_searches_give_what_they_gave_before_say_so_and_are_fresh_again_by_thems
                 with pytest.raises(IndexUnavailableError):
                     call()
         finally:
-            server.resume()
+            own_postgres.resume()
         wait_until_available(searcher)
         store.delete_video("video-4")
         answer = searcher.search(replace(queries[0], limit=50, offset=0))
@@ -96,7 +88,9 @@ def test_searches_give_what_they_gave_before_say_so_and_are_fresh_again_by_thems
         assert "video-4" not in {result.id for result in answer.results}
 
 
-def test_what_was_changed_before_the_outage_is_kept_too(server: PostgresServer, store: Store[Any]) -> None:
+def test_what_was_changed_before_the_outage_is_kept_too(
+    own_postgres: PostgresServer, store: Store[Any]
+) -> None:
     query = SearchQuery(TEXT, limit=50)
     with searcher_of(store) as searcher:
         searcher.search(query)
@@ -106,31 +100,33 @@ def test_what_was_changed_before_the_outage_is_kept_too(server: PostgresServer, 
         store.delete_video("video-6")
         expected = results_of(searcher, query)
         searcher._refresher.wait()
-        server.pause()
+        own_postgres.pause()
         try:
             found = results_of(searcher, query)
         finally:
-            server.resume()
+            own_postgres.resume()
     assert found == expected
     titles = {result.id: result.title for result in found}
     assert titles["video-5"] == "another title" and "video-30" in titles and "video-6" not in titles
 
 
-def test_after_the_limit_searches_are_refused(server: PostgresServer, store: Store[Any]) -> None:
+def test_after_the_limit_searches_are_refused(own_postgres: PostgresServer, store: Store[Any]) -> None:
     with searcher_of(store, stale_limit_seconds=1.0) as searcher:
         searcher.search(SearchQuery(TEXT))
         searcher._refresher.wait()
-        server.pause()
+        own_postgres.pause()
         try:
             assert searcher.search(SearchQuery(TEXT)).stale_seconds is not None
             time.sleep(1.2)
             with pytest.raises(IndexUnavailableError):
                 searcher.search(SearchQuery(TEXT))
         finally:
-            server.resume()
+            own_postgres.resume()
 
 
-def test_kept_rows_that_cannot_be_read_are_made_again(server: PostgresServer, store: Store[Any]) -> None:
+def test_kept_rows_that_cannot_be_read_are_made_again(
+    own_postgres: PostgresServer, store: Store[Any]
+) -> None:
     with searcher_of(store) as searcher:
         searcher._refresher.wait()
         expected = results_of(searcher, SearchQuery(TEXT))
@@ -140,21 +136,21 @@ def test_kept_rows_that_cannot_be_read_are_made_again(server: PostgresServer, st
     path.write_bytes(b"not a database" * 1000)
     with searcher_of(store) as searcher:
         searcher._refresher.wait()
-        server.pause()
+        own_postgres.pause()
         try:
             assert results_of(searcher, SearchQuery(TEXT)) == expected
         finally:
-            server.resume()
+            own_postgres.resume()
 
 
 def test_without_the_setting_nothing_is_answered_from_memory(
-    server: PostgresServer, store: Store[Any]
+    own_postgres: PostgresServer, store: Store[Any]
 ) -> None:
     with searcher_of(store, stale_limit_seconds=0.0) as searcher, open_store(store.address):
         searcher.search(SearchQuery(TEXT))
-        server.pause()
+        own_postgres.pause()
         try:
             with pytest.raises(IndexUnavailableError):
                 searcher.search(SearchQuery(TEXT))
         finally:
-            server.resume()
+            own_postgres.resume()

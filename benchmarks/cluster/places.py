@@ -8,9 +8,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.machine import REPOSITORY
+from indexer.store.records import IndexFacts
 from tests.support.postgres import PostgresServer, find_programs, running_server
 
 OBJECT_STORE_BYTES = 100 << 20
+NUM_FRAMES, DIMENSION = 12, 512
+FACTS = IndexFacts(
+    fingerprint="f" * 64,
+    model_spec="none",
+    embedding_dim=DIMENSION,
+    num_frames=NUM_FRAMES,
+    sampling_json="{}",
+)
+"""Of an index of features that no model made."""
 
 
 @contextlib.contextmanager

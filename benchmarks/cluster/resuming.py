@@ -18,15 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cluster.places import database
+from benchmarks.cluster.places import DIMENSION, FACTS, NUM_FRAMES, database
 from benchmarks.report import Report, arguments
 from benchmarks.synthetic_index import draw_segments
 from indexer.ingest.library import find_files
 from indexer.ingest.synchronisation import Synchronisation
-from indexer.store.records import IndexFacts, KnownFile, NewVideo
+from indexer.store.records import KnownFile, NewVideo
 from indexer.store.store import Store, create_store
-
-NUM_FRAMES, DIMENSION = 12, 512
 
 
 def content(number: int) -> bytes:
@@ -108,13 +106,6 @@ def main() -> None:
     """Time the second run of each."""
     choices = arguments(__doc__).parse_args()
     num_files = 1_000 if choices.short else 10_000
-    facts = IndexFacts(
-        fingerprint="f" * 64,
-        model_spec="none",
-        embedding_dim=DIMENSION,
-        num_frames=NUM_FRAMES,
-        sampling_json="{}",
-    )
     with (
         tempfile.TemporaryDirectory() as temporary,
         database() as server,
@@ -128,7 +119,7 @@ def main() -> None:
         for source in (f"{temporary}/films", address):
             for kind in ("SQLite", "PostgreSQL"):
                 where = server.address() if kind == "PostgreSQL" else f"{temporary}/{len(table.rows)}"
-                with create_store(where, facts) as store:
+                with create_store(where, FACTS) as store:
                     remember(store, source)
                     started = time.perf_counter()
                     done = Synchronisation(store, no_pipeline).run([source])

@@ -17,16 +17,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.cluster.places import database
+from benchmarks.cluster.places import DIMENSION, FACTS, NUM_FRAMES, database
 from benchmarks.machine import REPOSITORY
 from benchmarks.report import Report, arguments
 from benchmarks.synthetic_index import draw_segments
 from indexer.maintenance.exporting import export_index
 from indexer.maintenance.importing import import_index
-from indexer.store.records import IndexFacts, NewVideo
+from indexer.store.records import NewVideo
 from indexer.store.store import create_store, open_store
-
-NUM_FRAMES, DIMENSION = 12, 512
 
 
 def write(address: str, first: int, num_videos: int) -> None:
@@ -82,13 +80,6 @@ def timed_writers(address: str, num_writers: int, num_videos: int) -> float:
 def compare(choices: argparse.Namespace) -> None:
     """The tables of writers and of an import."""
     num_videos = 400 if choices.short else 8_000
-    facts = IndexFacts(
-        fingerprint="f" * 64,
-        model_spec="none",
-        embedding_dim=DIMENSION,
-        num_frames=NUM_FRAMES,
-        sampling_json="{}",
-    )
     with (
         tempfile.TemporaryDirectory() as temporary,
         database() as server,
@@ -100,7 +91,7 @@ def compare(choices: argparse.Namespace) -> None:
         )
         for num_writers in (1, 2, 4):
             address = server.address()
-            create_store(address, facts).close()
+            create_store(address, FACTS).close()
             seconds = timed_writers(address, num_writers, num_videos)
             table.add(num_writers, seconds, num_videos / seconds)
             with open_store(address) as store:

@@ -27,7 +27,7 @@ from model.config import XClipConfig
 from model.errors import ShapeError
 from model.features import Scores, TextFeatures, VideoFeatures, VideoRecords
 from model.preprocessing import PREPROCESSING
-from model.runtimes.converted import ConvertedTower, usable_runtime
+from model.runtimes.converted import MIN_PARAMETERS, ConvertedTower, usable_runtime
 from model.runtimes.tower import text_to_convert, vision_to_convert
 from model.scoring import COMPILED, ScoreHead
 from model.temporal import TemporalTransformer, normalize_real, pool_frames
@@ -87,9 +87,10 @@ class XClip(nn.Module):
                 `openclip:ARCHITECTURE/PRETRAINED`; `openclip:ARCHITECTURE/random?seed=0`;
                 `hf-hub:OWNER/NAME`.
             device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one.
-            runtime: What computes the towers on a processor: `torch`; `openvino`, faster, where it
-                computes the same; `auto`: PyTorch; `openvino-bf16`: frames in bfloat16, faster still on
-                processors that have it, with a fingerprint of its own. See `model.runtimes` and decision 19.
+            runtime: What computes the towers on a processor: `torch`; `openvino`; `auto`: OpenVINO where
+                it is installed and computes the same, except for small towers; `openvino-bf16`: frames in
+                bfloat16, faster still on processors that have it, with a fingerprint of its own. See
+                `model.runtimes` and decision 19.
 
         Raises:
             SpecError: The spec names nothing, or there is no such device or runtime.
@@ -208,7 +209,9 @@ class XClip(nn.Module):
             vision_to_convert(self.clip, self.config, bfloat16=used == "openvino-bf16"),
         ]
         self._converted = {
-            tower.name: ConvertedTower(tower, lambda: self._weights_fingerprint) for tower in towers
+            tower.name: ConvertedTower(tower, lambda: self._weights_fingerprint)
+            for tower in towers
+            if runtime != "auto" or tower.num_parameters >= MIN_PARAMETERS
         }
 
     def prepare(self, *parts: Literal["text", "vision", "scores"]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from benchmarks.alternatives.environments import Environment, UnavailableError
-from model.runtimes.openvino import MODEL_FILE, CompiledTower, convert
+from model.runtimes.openvino import CORE, MODEL_FILE, CompiledTower, convert
 from model.runtimes.tower import Tower
 
 Compute = Callable[[Tensor], tuple[Tensor, ...]]
@@ -50,6 +50,7 @@ def contenders(tower: Tower, wish: Wish, directory: Path) -> Iterator[tuple[str,
         "PyTorch": lambda: tower.module,
         "PyTorch bfloat16": lambda: in_bfloat16(tower.module),
         "OpenVINO bfloat16": lambda: in_openvino(tower, directory / "bfloat16", "bf16"),
+        "OpenVINO float16": lambda: in_openvino(tower, directory / "float16", "f16"),
         "OpenVINO int8 weights": lambda: in_openvino(tower, directory / "int8", "f32", int8=True),
         "ONNX Runtime": lambda: in_onnx_runtime(tower, wish, directory / "tower.onnx"),
         "ONNX Runtime int8": lambda: in_onnx_runtime(tower, wish, directory / "int8.onnx", int8=True),
@@ -132,12 +133,11 @@ def in_openvino(tower: Tower, directory: Path, precision: str, int8: bool = Fals
     """Arithmetic in another precision, or weights as 8-bit integers, one scale for each output."""
     directory.mkdir(parents=True)
     convert(tower.module, tower.probes()[0], tower.shape, directory, half=False)
-    core = openvino.Core()
-    graph = core.read_model(directory / MODEL_FILE)
+    graph = CORE.read_model(directory / MODEL_FILE)
     if int8:
         quantize_weights(graph)
     options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": str(torch.get_num_threads())}
-    request = core.compile_model(graph, "CPU", options).create_infer_request()
+    request = CORE.compile_model(graph, "CPU", options).create_infer_request()
 
     def compute(inputs: Tensor) -> tuple[Tensor, ...]:
         outputs = request.infer([inputs.numpy()], share_inputs=True)

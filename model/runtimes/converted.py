@@ -25,6 +25,9 @@ from model.runtimes.tower import Tower
 if TYPE_CHECKING:
     from model.runtimes.openvino import CompiledTower
 
+MIN_PARAMETERS = 10_000_000
+"""Of a tower that `auto` converts: PyTorch computes smaller ones in the time that OpenVINO takes to load."""
+
 FORMAT = 1
 """Of conversions; increased when the same tower would be converted otherwise."""
 
@@ -45,14 +48,16 @@ def usable_runtime(runtime: str, device: torch.device) -> UsedRuntime:
     """
     if runtime not in RUNTIMES:
         raise SpecError(f"there is no runtime {runtime!r}; there are {', '.join(RUNTIMES)}")
-    # `auto` is PyTorch until the whole suite has passed malloc checks with OpenVINO, see decision 19.
-    if runtime not in ("openvino", "openvino-bf16"):
+    if runtime == "torch" or (runtime == "auto" and device.type != "cpu"):
         return "torch"
     if device.type != "cpu":
         raise SpecError(f"the runtime {runtime} computes on processors, not on {device}: use --device cpu")
     if not all(find_spec(package) for package in ("openvino", "platformdirs", "filelock")):
+        if runtime == "auto":
+            logger.info("PyTorch computes the towers; OpenVINO would be faster: %s", INSTALL)
+            return "torch"
         raise SpecError(f"the runtime {runtime} is not installed: {INSTALL}")
-    if runtime == "openvino":
+    if runtime != "openvino-bf16":
         return "openvino"
     from model.runtimes.openvino import has_bfloat16
 

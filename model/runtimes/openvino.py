@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +22,32 @@ from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # noq
 MODEL_FILE, WEIGHTS_FILE = "tower.xml", "tower.bin"
 """Of a converted tower, in a folder of its own."""
 
+CORE: Final = openvino.Core()
+"""The one of this process, for as long as it lives. Each gives the thread that uses it first a stack for
+signal handlers, and frees it when it is deleted. Where two were used in one thread, the one that is deleted
+last puts the stack of the other back, which is no more: the next signal, such as the SIGTERM that ends a
+service in order, ends the process at once (`SigAltStackSetup`, src/plugins/intel_cpu/src of
+openvinotoolkit/openvino)."""
+
 _tracing = threading.Lock()
 """The converter replaces functions of torch while it traces."""
 
 
 def versions() -> str:
     """What a conversion depends on beside the tower: OpenVINO, PyTorch, and this processor's instructions."""
-    core = openvino.Core()
-    processor = core.get_property("CPU", "FULL_DEVICE_NAME")
-    instructions = " ".join(sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
+    processor = CORE.get_property("CPU", "FULL_DEVICE_NAME")
+    instructions = " ".join(sorted(_capabilities()))
     return f"openvino {openvino.__version__}, torch {torch.__version__}, {processor} {instructions}"
 
 
 def has_bfloat16() -> bool:
     """Whether this processor computes in bfloat16."""
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _capabilities()
+
+
+def _capabilities() -> list[str]:
+    found: list[str] = CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return found
 
 
 def convert(tower: nn.Module, example: Tensor, shape: tuple[int, ...], directory: Path, half: bool) -> None:
@@ -79,7 +90,7 @@ class CompiledTower:
             # Each process would bind its threads to the same cores, server and worker alike.
             "ENABLE_CPU_PINNING": "NO",
         }
-        self._model = openvino.Core().compile_model(directory / MODEL_FILE, "CPU", options)
+        self._model = CORE.compile_model(directory / MODEL_FILE, "CPU", options)
         self._idle_requests: deque[Any] = deque()
 
     def __call__(self, inputs: Tensor) -> tuple[Tensor, ...]:

@@ -59,6 +59,12 @@ class Tower:
     half: bool
     bfloat16: bool = False
 
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the tower. CLIP keeps the vision tower within what holds the parts of the text tower."""
+        parameters = self.module.named_parameters()
+        return sum(weight.numel() for name, weight in parameters if not name.startswith("tower.visual."))
+
 
 def text_to_convert(clip: nn.Module, config: XClipConfig, tokenizer: TextTokenizer) -> Tower:
     """The text tower: from token ids, int64 [T, L], to what `encode_positions` makes of them."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.report import Report
 from benchmarks.towers.contenders import Compute, Wish, contenders
-from model import VideoFeatures, XClip
+from model import TextFeatures, VideoFeatures, XClip
 from model.runtimes.tower import text_to_convert, vision_to_convert
 from training.data.frames import FrameReader, FrameRecipe
 from training.datasets.split import Clip
@@ -77,7 +77,7 @@ def _features(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sentences [T, D], real words [N, D], real frames [M, D] and totals [T, V], by these towers."""
     model._converted = towers  # type: ignore[assignment]
-    text = model.encode_text(captions)
+    text = TextFeatures.cat([model.encode_text([caption]) for caption in captions])  # As searches do.
     clips: VideoFeatures = model.encode_video(*video)
     total = model.score(text, clips).total
     return text.sentence, text.words[text.word_mask], clips.frames[clips.frame_mask], total

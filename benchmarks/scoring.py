@@ -208,7 +208,7 @@ def main() -> None:
                     seconds[count, num_words, len(names)] = measure(
                         report, table, case, draw_texts(1, num_words), video, names
                     )
-        size = 64 if report.short else 1000
+        size = 256 if report.short else 1000
         measure(
             report,
             table,

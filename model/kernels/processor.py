@@ -48,6 +48,11 @@ TURNS_A_THREAD: Final = 3
 """At least, where there are several threads, for the same reason; a turn costs 15 microseconds of Python."""
 
 
+MIN_TEXTS_PACKED: Final = 8
+"""So many texts are scored with packed frames, if these are float32: in evaluation. Those of an index are
+float16, and a text has the same score there to the bit, alone and among others."""
+
+
 class CompiledAttention:
     """The kernel; asked for once `prepare` has loaded it. Safe to use from several threads."""
 
@@ -125,6 +130,7 @@ class CompiledAttention:
             config.temperature,
             scale,
             _weights(config, wanted),
+            frames.dtype == np.float32 and len(text) >= MIN_TEXTS_PACKED,
             *[name in wanted for name in SCORE_NAMES],
             config.frame_word_sides == "both",
         )

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from model import Scores, TextFeatures, VideoFeatures, XClipConfig
 from model.features import VideoRecords
 from model.kernels import processor
-from model.kernels.processor import CompiledAttention
+from model.kernels.processor import MIN_TEXTS_PACKED, CompiledAttention
 from model.score_names import SCORE_NAMES
 from model.scoring import ScoreHead
 
@@ -107,6 +107,18 @@ def test_texts_and_videos_of_any_lengths_get_the_plain_scores(lengths, masks, pa
 
 
 @settings(max_examples=20)
+@given(
+    st.lists(st.integers(0, W), min_size=MIN_TEXTS_PACKED, max_size=MIN_TEXTS_PACKED + 2),
+    masks,
+    st.sampled_from(["both", "words"]),
+    st.sets(st.sampled_from(SCORE_NAMES), min_size=1),
+)
+def test_many_texts_get_the_plain_scores_from_packed_frames(lengths, masks, sides, wanted):
+    text, video = features(lengths, masks, dtype=torch.float32)
+    assert_equal_to_plain(head_of(mask_padding=True, frame_word_sides=sides), text, video, wanted)
+
+
+@settings(max_examples=20)
 @given(st.sets(st.sampled_from(SCORE_NAMES), min_size=1), st.sets(st.sampled_from(SCORE_NAMES), min_size=1))
 def test_only_the_wanted_scores_are_numbers_and_so_is_a_total_of_them(wanted, averaged):
     names = tuple(name for name in SCORE_NAMES if name in averaged)
@@ -124,6 +136,8 @@ def test_a_score_is_the_same_to_the_bit_whatever_else_is_scored_on_however_many_
     text, video = features([3, 7], [[True] * F] * 203)
     head = head_of()
     together = scores(head, text, video).total
+    many = text[[1] * MIN_TEXTS_PACKED]
+    assert torch.equal(scores(head, many, video).total[3], together[1])
     for rows in (slice(5, 6), slice(100, 203)):
         assert torch.equal(scores(head, text[1:], video[rows]).total, together[1:, rows])
     before = torch.get_num_threads()

@@ -2,9 +2,9 @@
 
     python -m benchmarks.recall.frame_precision --demo 500,5000 --clips FOLDER --captions JSON --model SPEC
 
-Each frame is kept as 8-bit integers with one scale: half the bytes, so that twice as many videos fit in
-memory. Recall: the share of the first 10 results by frames in float16 that are so by rounded ones. Cases are
-those of `benchmarks.recall.cascade`, with its options.
+Each frame is kept as 8-bit integers with one scale (`model.features`), as XCLIP_FEATURE_FILE=int8 does.
+Recall: the share of the first 10 results by frames in float16 that are so by rounded ones. Cases are those of
+`benchmarks.recall.cascade`, with its options.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from benchmarks.recall.cascade import NUM_FIRST, Case, add_options, all_scores, cases, order
 from benchmarks.report import Report, arguments
+from model.features import dequantized, quantized
 
 
 def in_8_bits(frames: Tensor) -> Tensor:
-    """Frames [..., D] as 8-bit integers with a scale each would give them back, float32."""
-    scale = frames.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12) / 127
-    return (frames / scale).round() * scale
+    """Frames [..., D] as the feature file gives them back, float32."""
+    return torch.from_numpy(dequantized(quantized(frames.numpy()))).float()
 
 
 def measure(report: Report, case: Case) -> None:

@@ -1,8 +1,8 @@
 """The feature file of an index: what the full score reads, so that no search has to ask the store for it.
 
     features.json             the manifest: {"format", "sequence", "token", "fingerprint", "embedding_dim",
-                              "num_frames", "num_records", "file"}
-    features-<16 hex>.frames  frame features, float16 [N, F, D]
+                              "num_frames", "num_records", "file", "precision"}
+    features-<16 hex>.frames  frame features, float16 [N, F, D], or int8 [N, F, D + 4] (`model.features`)
     features-<16 hex>.videos  video features, float32 [N, D]
     features-<16 hex>.rows    whose they are, and their checksums: RECORD [N], by ascending segment id
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import re
 import secrets
@@ -37,7 +38,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from indexer.atomic_files import DERIVED_FILE_MODE
+from indexer.features import Precision
 from model.atomic_files import write_atomically
+from model.features import SCALE_BYTES, dequantized, quantized
 
 MANIFEST_FILE: Final = "features.json"
 FORMAT: Final = 1
@@ -63,7 +66,7 @@ Table = Literal["frames", "videos"]
 
 TABLES: Final[tuple[Table, Table]] = ("frames", "videos")
 
-_DTYPES: Final = {"frames": torch.float16, "videos": torch.float32}
+_DTYPES: Final[dict[Precision, np.dtype[Any]]] = {"float16": np.dtype("<f2"), "int8": np.dtype("i1")}
 
 
 class FeatureFileUnusableError(Exception):
@@ -81,6 +84,7 @@ class Manifest:
         num_frames: F.
         num_records: N, deleted ones included.
         file: the name of its files, without their suffixes.
+        precision: of frames.
     """
 
     sequence: int
@@ -91,6 +95,7 @@ class Manifest:
     num_records: int
     file: str
     format: int = FORMAT
+    precision: Precision = "float16"
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -103,6 +108,8 @@ class Manifest:
         except (OSError, ValueError, TypeError) as error:
             raise FeatureFileUnusableError(f"its manifest cannot be read: {error}") from error
         numbers = (manifest.sequence, manifest.embedding_dim, manifest.num_frames, manifest.num_records)
+        if manifest.precision not in _DTYPES:
+            raise FeatureFileUnusableError("its frames have a precision that this version does not know")
         if manifest.format != FORMAT or not all(type(n) is int and 0 <= n < 2**62 for n in numbers):
             raise FeatureFileUnusableError("its manifest is of another version, or damaged")
         if not (isinstance(manifest.file, str) and _FILE_NAME.fullmatch(manifest.file)):
@@ -123,10 +130,25 @@ class Manifest:
         return directory / f"{self.file}.{suffix}"
 
     @property
+    def shapes(self) -> dict[Table, tuple[int, ...]]:
+        """Of a record of each table."""
+        return {"frames": (self.num_frames, self._frame_length), "videos": (self.embedding_dim,)}
+
+    @property
+    def _frame_length(self) -> int:
+        return self.embedding_dim + (SCALE_BYTES if self.precision == "int8" else 0)
+
+    def as_kept(self, frames: NDArray[np.float16]) -> NDArray[Any]:
+        """Frames float16 [N, F, D] as records hold them."""
+        if self.precision == "int8":
+            return quantized(frames)
+        return np.ascontiguousarray(frames, _DTYPES["float16"])
+
+    @property
     def record_bytes(self) -> dict[str, int]:
         """What a segment takes in each file, by suffix."""
         return {
-            "frames": self.num_frames * self.embedding_dim * 2,
+            "frames": self.num_frames * self._frame_length * _DTYPES[self.precision].itemsize,
             "videos": self.embedding_dim * 4,
             "rows": RECORD.itemsize,
         }
@@ -147,11 +169,12 @@ def manifest_state(directory: Path) -> tuple[int, int] | None:
 
 
 def records_of(
-    owners: NDArray[np.int64], video: NDArray[np.float32], frames: NDArray[np.float16]
+    owners: NDArray[np.int64], video: NDArray[np.float32], frames: NDArray[Any]
 ) -> NDArray[np.void]:
     """Records with their checksums.
 
-    owners: int64 [N, 3], segment id, video key and number of real frames. video, frames: [N, D], [N, F, D].
+    owners: int64 [N, 3], segment id, video key and number of real frames. video: [N, D]. frames: of N, as
+    they are kept.
     """
     records = np.zeros(len(owners), RECORD)
     records["segment_id"], records["video_key"], records["num_frames"] = owners.T
@@ -189,8 +212,8 @@ class FeatureFile:
             if len(records) < count or self.is_cut:
                 raise FeatureFileUnusableError("it is shorter than its manifest says")
             self._tables = {
-                "frames": self._mapped("frames", np.dtype("<f2"), (manifest.num_frames,)),
-                "videos": self._mapped("videos", np.dtype("<f4"), ()),
+                "frames": self._mapped("frames", _DTYPES[manifest.precision]),
+                "videos": self._mapped("videos", np.dtype("<f4")),
             }
         except OSError as error:
             raise FeatureFileUnusableError(f"it cannot be read: {error}") from error
@@ -216,8 +239,8 @@ class FeatureFile:
         weakref.finalize(self, os.close, descriptor)
         return descriptor
 
-    def _mapped(self, suffix: str, dtype: np.dtype[Any], middle: tuple[int, ...]) -> NDArray[Any]:
-        shape = (self.manifest.num_records, *middle, self.manifest.embedding_dim)
+    def _mapped(self, suffix: Table, dtype: np.dtype[Any]) -> NDArray[Any]:
+        shape = (self.manifest.num_records, *self.manifest.shapes[suffix])
         if not self.manifest.num_records:
             return np.empty(shape, dtype)
         return np.memmap(self.manifest.path(self._directory, suffix), dtype, "r", shape=shape)
@@ -263,7 +286,8 @@ class FeatureFile:
         return bool(self._is_right[name][numbers].all()) and not self.is_cut
 
     def view(self, name: Table, rows: slice) -> Tensor:
-        """Records as they lie in the file, float16 [N, F, D] or float32 [N, D], not to be written to.
+        """Records as they lie in the file, frames in its precision and videos float32 [N, D], not to be
+        written to.
 
         Only for those that `is_checked`.
         """
@@ -271,25 +295,36 @@ class FeatureFile:
 
     def read(self, name: Table, numbers: NDArray[np.intp]) -> tuple[Tensor, NDArray[np.bool_]]:
         """A copy of records, in the order of their numbers, and which of them are what was written: those
-        that this process reads for the first time are compared with their checksums."""
+        that this process reads for the first time are compared with their checksums.
+
+        Frames are float16 [N, F, D], videos float32 [N, D].
+        """
+        kept, is_right = self._read_kept(name, numbers)
+        is_int8 = name == "frames" and self.manifest.precision == "int8"
+        return torch.from_numpy(dequantized(kept) if is_int8 else kept), is_right
+
+    def _read_kept(self, name: Table, numbers: NDArray[np.intp]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         table = self._tables[name]
-        copied = torch.empty((len(numbers), *table.shape[1:]), dtype=_DTYPES[name])
+        shape = (len(numbers), *table.shape[1:])
+        # Memory of torch, which begins at a cache line.
+        memory = torch.empty(math.prod(shape) * table.itemsize, dtype=torch.uint8)
+        rows: NDArray[Any] = memory.numpy().view(table.dtype).reshape(shape)
         if self.is_cut:
             self.is_damaged = True
-            return copied, np.zeros(len(numbers), bool)
+            rows.fill(0)
+            return rows, np.zeros(len(numbers), bool)
         is_right = self._is_right[name][numbers]
         # Not torch's own: its threads wait for each other, on a busy machine a hundred times longer than this
         # takes. With `clip` NumPy copies directly, and without Python's lock.
         if is_right.all():
-            np.take(table, numbers, axis=0, out=copied.numpy(), mode="clip")
+            np.take(table, numbers, axis=0, out=rows, mode="clip")
         else:
-            rows = copied.numpy()
             rows[is_right] = table[numbers[is_right]]
             unseen = np.flatnonzero(~is_right)
             is_right[unseen] = self._read_unseen(name, numbers, unseen, rows)
             self._is_right[name][numbers[is_right]] = True
             self.is_damaged |= not is_right.all()
-        return copied, is_right
+        return rows, is_right
 
     def _read_unseen(
         self, name: Table, numbers: NDArray[np.intp], unseen: NDArray[np.intp], rows: NDArray[Any]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from indexer.errors import ChangesForgottenError
+from indexer.features import Precision
 from indexer.features.feature_file import TABLES, FeatureFile, FeatureFileUnusableError, manifest_state
 from indexer.features.resident import ResidentRecords
 from indexer.features.scorable import ScorableSegments, SegmentsInPlace, frame_mask
@@ -27,7 +29,7 @@ from indexer.features.writing import (
     update_feature_file,
 )
 from indexer.store.store import SearchedStore
-from model.features import VideoFeatures, VideoRecords
+from model.features import VideoFeatures, VideoRecords, dequantized, quantized
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class FeatureReader:
         *,
         device: torch.device,
         resident_bytes: int = 0,
-        use_file: bool = True,
+        use_file: bool | Precision = True,
     ) -> None:
         """Open the feature file where there is one.
 
@@ -50,14 +52,16 @@ class FeatureReader:
             device: Where features are wanted, the model's.
             resident_bytes: What a table of the first records may take on `device`, for a GPU; taken as a
                 whole at the start and filled by `update`.
-            use_file: False reads everything from the store and writes nothing.
+            use_file: False reads everything from the store and writes nothing. A precision: in which the file
+                is to keep frames; True leaves it as it is.
 
         Raises:
             torch.OutOfMemoryError: A GPU has less.
         """
         self._catalog = catalog
         self._device = device
-        self._use_file = use_file
+        self._use_file = use_file is not False
+        self._precision: Precision | None = None if isinstance(use_file, bool) else use_file
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._file: FeatureFile | None = None
@@ -81,6 +85,12 @@ class FeatureReader:
         return self._resident.num_bytes
 
     @property
+    def precision(self) -> Precision:
+        """Of frames as they are given out: that of the file."""
+        file = self._file
+        return "float16" if file is None else file.manifest.precision
+
+    @property
     def num_pending(self) -> int:
         """Segments of the store that the file lacked at the last `sync`."""
         return self._num_pending
@@ -95,6 +105,8 @@ class FeatureReader:
             return True
         if self._catalog.is_read_only:
             return False
+        if file is not None and self._precision not in (None, file.manifest.precision):
+            return True
         if file is not None and (file.is_damaged or file.num_deleted > max(MIN_DELETED, len(file) // 10)):
             return True
         # Where searches shall go on from copies on this machine, all of a small index too.
@@ -145,17 +157,19 @@ class FeatureReader:
         records = VideoRecords(videos, frames, numbers, mask)
         return SegmentsInPlace(file.segment_ids[numbers], file.video_keys[numbers], records)
 
-    def blocks(self, segment_ids: NDArray[np.int64], block_size: int) -> Iterator[ScorableSegments]:
-        """Features of `segment_ids` in blocks of `block_size` of them; less what does not exist (any more).
+    def blocks(
+        self, segment_ids: NDArray[np.int64], block_size: int
+    ) -> Iterator[ScorableSegments | SegmentsInPlace]:
+        """`segment_ids` to be scored, in blocks of `block_size` of them; less what does not exist (any more).
 
-        segment_ids: int64, ascending. Frames are the file's own, without a copy, where they follow one
-        another: a block is not to be written to. What is deleted after the last `sync` may still come.
+        segment_ids: int64, ascending. Frames are the file's own, without a copy, where they were read before:
+        a block is not to be written to. What is deleted after the last `sync` may still come.
         Raises IndexDamagedError.
         """
         for first in range(0, len(segment_ids), block_size):
             some = segment_ids[first : first + block_size]
             in_place = self._in_place(some)
-            yield in_place if in_place is not None else self.get(some)
+            yield in_place if in_place is not None else self.to_score(some)
 
     def video_features(self, segment_ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids int64 [N] of those that exist, ascending, and their video features float32 [N, D].
@@ -179,7 +193,11 @@ class FeatureReader:
         return found[order], np.concatenate([held, read])[order]
 
     def _read(self, segment_ids: NDArray[np.int64]) -> ScorableSegments:
-        return ScorableSegments.of(self._catalog.segment_features(segment_ids), self._device)
+        features = self._catalog.segment_features(segment_ids)
+        if self.precision == "int8":
+            # So that a segment has one score, whether the file has it yet or not.
+            features = replace(features, frames=dequantized(quantized(features.frames)))
+        return ScorableSegments.of(features, self._device)
 
     def _find(
         self, segment_ids: NDArray[np.int64]
@@ -273,7 +291,12 @@ class FeatureReader:
         try:
             if not self._catalog.is_read_only:
                 damaged = file.manifest.file if file is not None and file.is_damaged else None
-                update_feature_file(self._catalog, damaged=damaged, should_stop=self._stopped.is_set)
+                update_feature_file(
+                    self._catalog,
+                    damaged=damaged,
+                    precision=self._precision,
+                    should_stop=self._stopped.is_set,
+                )
             self._open_newer()
             if self._file is not None:
                 self._resident.fill(self._file, self._stopped.is_set)

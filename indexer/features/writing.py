@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from indexer.atomic_files import DERIVED_FILE_MODE
 from indexer.errors import ChangesForgottenError, IndexDamagedError
+from indexer.features import Precision
 from indexer.features.feature_file import (
     MANIFEST_FILE,
     RECORD,
@@ -34,6 +35,7 @@ from indexer.features.feature_file import (
 from indexer.store.records import SegmentFeatures
 from indexer.store.store import SearchedStore
 from model.atomic_files import fsync_directory
+from model.features import dequantized, quantized
 
 if sys.platform != "win32":
     import fcntl
@@ -80,13 +82,18 @@ def open_feature_file(catalog: SearchedStore, former: FeatureFile | None = None)
 
 
 def update_feature_file(
-    catalog: SearchedStore, *, damaged: str | None = None, should_stop: ShouldStop = lambda: False
+    catalog: SearchedStore,
+    *,
+    damaged: str | None = None,
+    precision: Precision | None = None,
+    should_stop: ShouldStop = lambda: False,
 ) -> bool:
     """Bring the feature file in line with the store; make it where there is none that can be used.
 
     Args:
         catalog: The store.
         damaged: The name of the file that shall be made again, where it is still that one.
+        precision: Of its frames; None keeps that of the file that is there, or makes one in float16.
         should_stop: Asked between blocks.
 
     Returns:
@@ -104,11 +111,13 @@ def update_feature_file(
             file = open_feature_file(catalog)
             if file.manifest.file == damaged:
                 raise FeatureFileUnusableError("a record is damaged")
+            if precision not in (None, file.manifest.precision):
+                raise FeatureFileUnusableError("another precision is asked for")
             manifest = _append(catalog, file, should_stop)
             if _is_sparse(FeatureFile(catalog.directory, manifest)):
                 raise FeatureFileUnusableError("many of its segments are deleted")
         except (FeatureFileUnusableError, ChangesForgottenError):
-            manifest = _make(catalog, should_stop)
+            manifest = _make(catalog, precision or _precision(catalog), should_stop)
             with contextlib.suppress(ChangesForgottenError):
                 _append(catalog, FeatureFile(catalog.directory, manifest), should_stop)
     return True
@@ -163,7 +172,10 @@ def _different(file: FeatureFile, features: SegmentFeatures) -> list[int]:
     numbers, rows = numbers[found], np.flatnonzero(found)
     is_same = file.video_keys[numbers] == features.video_keys[rows]
     is_same &= file.num_frames[numbers] == features.num_frames[rows]
-    stored: dict[Table, NDArray[Any]] = {"frames": features.frames, "videos": features.video}
+    frames = features.frames
+    if file.manifest.precision == "int8":
+        frames = dequantized(quantized(frames))
+    stored: dict[Table, NDArray[Any]] = {"frames": frames, "videos": features.video}
     for name, theirs in stored.items():
         records, is_right = file.read(name, numbers)
         ours = records.numpy().reshape(len(rows), -1).view(np.uint8)
@@ -176,7 +188,15 @@ def _is_sparse(file: FeatureFile) -> bool:
     return file.num_deleted > max(MIN_DELETED, len(file) // 10)
 
 
-def _make(catalog: SearchedStore, should_stop: ShouldStop) -> Manifest:
+def _precision(catalog: SearchedStore) -> Precision:
+    """Of the file that is there."""
+    try:
+        return Manifest.read(catalog.directory).precision
+    except FeatureFileUnusableError:
+        return "float16"
+
+
+def _make(catalog: SearchedStore, precision: Precision, should_stop: ShouldStop) -> Manifest:
     """A new file of the whole store.
 
     The number of the last change is read first: what changes during the reading may be seen or not, and comes
@@ -191,6 +211,7 @@ def _make(catalog: SearchedStore, should_stop: ShouldStop) -> Manifest:
         catalog.num_frames,
         0,
         new_file_name(),
+        precision=precision,
     )
     _check_space(manifest, catalog.directory, catalog.num_segments)
     with _Appender(catalog.directory, manifest) as appender:
@@ -261,7 +282,7 @@ class _Appender:
         """Write records of segments whose ids are higher than all before. Raises OSError."""
         owners = np.stack([features.segment_ids, features.video_keys, features.num_frames], axis=1)
         video = np.ascontiguousarray(features.video, "<f4")
-        frames = np.ascontiguousarray(features.frames, "<f2")
+        frames = self._manifest.as_kept(features.frames)
         self._files["frames"].write(frames.data)
         self._files["videos"].write(video.data)
         self._files["rows"].write(records_of(owners, video, frames).tobytes())

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from indexer.coarse.exact import KindChoice, SegmentSet
 from indexer.coarse.index import CoarseIndex
 from indexer.errors import FingerprintMismatchError, IndexUnavailableError
+from indexer.features import Precision
 from indexer.features.reader import FeatureReader
 from indexer.features.scorable import ScorableSegments, SegmentsInPlace
 from indexer.ingest.encoding import index_fingerprint
@@ -114,7 +115,7 @@ class Searcher:
         coarse_kind: KindChoice = "auto",
         block_size: int = 1024,
         feature_memory_bytes: int = 0,
-        feature_file: bool = True,
+        feature_file: bool | Precision = True,
     ) -> None:
         """Open an index.
 
@@ -125,7 +126,8 @@ class Searcher:
             block_size: Segments scored together; bounds memory (at 12 frames x 512, about 40 KB each).
             feature_memory_bytes: With the model on a GPU, how much of what the full score reads lives there.
                 A processor reads the feature file through the operating system's cache, whatever this says.
-            feature_file: Whether to keep that file (`indexer.features`); otherwise searches read the store.
+            feature_file: Whether to keep that file (`indexer.features`); otherwise searches read the store. A
+                precision: in which it keeps frames, `int8` for half the bytes; True leaves it as it is.
 
         Raises:
             IndexNotFoundError, IndexDamagedError, IndexVersionError: There is no index that can be used.

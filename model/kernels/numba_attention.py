@@ -29,6 +29,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 from numpy.typing import NDArray
 
+from model.features import SCALE_BYTES
+
 logger = logging.getLogger(__name__)
 
 # Vectors
@@ -39,6 +41,7 @@ LANES: Final = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") els
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _HALVES = ir.VectorType(ir.HalfType(), LANES)
 _INTS = ir.VectorType(ir.IntType(32), LANES)
+_BYTES = ir.VectorType(ir.IntType(8), LANES)
 
 
 class _LanesType(types.Type):
@@ -137,19 +140,52 @@ def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
+def _loaded(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    is_half = kind.dtype == types.uint16
+    address = _address(context, builder, kind, array, index, _HALVES if is_half else _FLOATS)
+    found = builder.load(address, align=2 if is_half else 4)
+    return builder.fpext(found, _FLOATS) if is_half else found
+
+
 @intrinsic
 def load(context: Any, array: Any, index: Any) -> Any:
     """LANES values from array[index], float32, or float16 as uint16."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        kind = signature.args[0]
-        is_half = kind.dtype == types.uint16
-        array, index = values
-        address = _address(context, builder, kind, array, index, _HALVES if is_half else _FLOATS)
-        found = builder.load(address, align=2 if is_half else 4)
-        return builder.fpext(found, _FLOATS) if is_half else found
+        return _loaded(context, builder, signature.args[0], *values)
 
     return _lanes(array, types.intp), code
+
+
+@intrinsic
+def load_frame(context: Any, frames: Any, begin: Any, index: Any, dimension: Any) -> Any:
+    """LANES values from `index` on of the frame that begins at frames[begin], float32, float16 as uint16, or
+    int8 with its scale behind it, see `model.features`, rounded to float16 as copies of it are."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = signature.args[0]
+        array, begin, index, dimension = values
+        place = builder.add(begin, index)
+        if kind.dtype != types.int8:
+            return _loaded(context, builder, kind, array, place)
+        address = _address(context, builder, kind, array, place, _BYTES)
+        integers = builder.sitofp(builder.load(address, align=1), _FLOATS)
+        scale = _address(context, builder, kind, array, builder.add(begin, dimension), ir.FloatType())
+        value = builder.fmul(integers, _in_all_lanes(builder, builder.load(scale, align=1)))
+        return builder.fpext(builder.fptrunc(value, _HALVES), _FLOATS)
+
+    return _lanes(frames, types.intp, types.intp, types.intp), code
+
+
+@intrinsic
+def frame_step(context: Any, frames: Any, dimension: Any) -> Any:
+    """From the place of one frame to that of the next."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        num_bytes = SCALE_BYTES if signature.args[0].dtype == types.int8 else 0
+        return builder.add(values[1], ir.Constant(values[1].type, num_bytes))
+
+    return types.intp(frames, types.intp), code
 
 
 @intrinsic
@@ -204,22 +240,20 @@ def sum_of(context: Any, vector: Any) -> Any:
 def _packed_products(num_rows: int) -> Any:
     """Makes a function of kernels: products of `num_rows` rows with four frames of LANES packed videos.
 
-    It is given `rows`, the place of the first row and their dimension; `packed`, the place of the first frame
-    and the step to the next; `found`, the place of the first product and the step to that of the next row.
+    It is given `rows`, `packed` and `found`, and for each the place of the first (row, frame, product) and a
+    step: the dimension of rows, to the next frame, to the products of the next row.
     """
 
     @intrinsic
-    def multiply_packed(
-        context: Any, rows: Any, of_rows: Any, packed: Any, of_packed: Any, found: Any, of_found: Any
-    ) -> Any:
+    def multiply_packed(context: Any, rows: Any, packed: Any, found: Any, places: Any) -> Any:
         def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            kinds = signature.args[::2]
+            *arrays, places = values
             (row, dimension), (frame, frame_step), (place, row_step) = (
-                cgutils.unpack_tuple(builder, value) for value in values[1::2]
+                cgutils.unpack_tuple(builder, pair) for pair in cgutils.unpack_tuple(builder, places)
             )
 
             def at(number: int, place: Any, vector: Any = _FLOATS) -> Any:
-                return _address(context, builder, kinds[number], values[2 * number], place, vector)
+                return _address(context, builder, signature.args[number], arrays[number], place, vector)
 
             def steps(first: Any, step: Any, count: int) -> list[Any]:
                 places = [first]
@@ -245,7 +279,7 @@ def _packed_products(num_rows: int) -> Any:
                     builder.store(builder.load(total), at(2, target), align=4)
             return context.get_dummy_value()
 
-        return types.void(rows, of_rows, packed, of_packed, found, of_found), code
+        return types.void(rows, packed, found, places), code
 
     return multiply_packed
 
@@ -281,11 +315,11 @@ class Texts(NamedTuple):
 class Videos(NamedTuple):
     """V videos. All flat; features are of N records, of which `records` int64 [V] says which are meant.
 
-    frames: float16 as uint16 [N * F * D], or float32. pooled: float32 [N * D]. mask: bool [V * F], true where
-    a frame takes part.
+    frames: float16 as uint16 [N * F * D], float32, or int8 [N * F * (D + 4)]. pooled: float32 [N * D]. mask:
+    bool [V * F], true where a frame takes part.
     """
 
-    frames: NDArray[np.uint16] | NDArray[np.float32]
+    frames: NDArray[np.uint16] | NDArray[np.float32] | NDArray[np.int8]
     pooled: NDArray[np.float32]
     mask: NDArray[np.bool_]
     records: NDArray[np.int64]
@@ -509,12 +543,13 @@ def _divide_products(num_rows, num_video_words, plan, scratch):
 @njit(**_OPTIONS)
 def _widen(videos, video, place, lane, plan, scratch):
     """Frames of a video to scratch.frames[place] as float32, and their mask into a lane."""
-    frames = plan.num_frames
-    size = frames * plan.dimension
-    begin = videos.records[video] * size
-    for i in range(0, size, LANES):
-        store(scratch.frames, place + i, load(videos.frames, begin + i))
+    frames, dimension = plan.num_frames, plan.dimension
+    step = frame_step(videos.frames, dimension)
+    begin = videos.records[video] * frames * step
     for frame in range(frames):
+        for i in range(0, dimension, LANES):
+            store(scratch.frames, place + i, load_frame(videos.frames, begin, i, dimension))
+        begin, place = begin + step, place + dimension
         scratch.mask[frame * LANES + lane] = np.float32(videos.mask[video * frames + frame])
 
 
@@ -552,12 +587,12 @@ def _multiply_packed(texts, rows, plan, scratch):
         number = 0
         while number < num_rows:
             of = (row + number * dimension, dimension)
-            found = ((number * frames + first) * LANES, frames * LANES)
+            places = (of, packed, ((number * frames + first) * LANES, frames * LANES))
             if number + _MOST_ROWS <= num_rows:
-                _most_packed(texts.with_frames, of, scratch.frames, packed, scratch.frame_products, found)
+                _most_packed(texts.with_frames, scratch.frames, scratch.frame_products, places)
                 number += _MOST_ROWS
             else:
-                _one_packed(texts.with_frames, of, scratch.frames, packed, scratch.frame_products, found)
+                _one_packed(texts.with_frames, scratch.frames, scratch.frame_products, places)
                 number += 1
 
 
@@ -658,7 +693,7 @@ def _signatures() -> list[Any]:
     target = types.Tuple((floats, *[types.int64] * 3))
     videos = (
         types.NamedTuple((frames, floats, types.boolean[::1], numbers), Videos)
-        for frames in (types.uint16[::1], floats)
+        for frames in (types.uint16[::1], floats, types.int8[::1])
     )
     return [types.void(texts, kind, matrices, plan, scratch, target) for kind in videos]
 

@@ -92,7 +92,7 @@ class CompiledAttention:
             and lowest <= config.temperature <= highest
             and config.embedding_dim % self._kernel.LANES == 0
             and config.num_frames >= 4
-            and video.frames.dtype in (torch.float16, torch.float32)
+            and video.frames.dtype in (torch.float16, torch.float32, torch.int8)
         )
 
     def scores(

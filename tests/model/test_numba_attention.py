@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import Scores, TextFeatures, VideoFeatures, XClipConfig
-from model.features import VideoRecords
+from model.features import VideoRecords, quantized
 from model.kernels import processor
 from model.kernels.processor import MIN_TEXTS_PACKED, CompiledAttention
 from model.score_names import SCORE_NAMES
@@ -160,6 +160,19 @@ def test_records_of_a_table_get_the_scores_of_their_copies_to_the_bit():
         scores(head, text, records).tensors(), scores(head, text, copies).tensors(), strict=True
     ):
         assert torch.equal(found, expected)
+
+
+def test_records_of_8_bits_get_the_scores_of_their_copies_to_the_bit_and_nearly_those_of_float32():
+    head = head_of(mask_padding=True)
+    text, table = features([3, 7], [[True] * F] * 90, dtype=torch.float32)
+    numbers = np.random.default_rng(0).permutation(90)[:70]
+    frames = torch.from_numpy(quantized(table.frames.numpy()))
+    records = VideoRecords(table.video, frames, numbers, table.frame_mask[:70])
+    found, copied = scores(head, text, records), scores(head, text, records.copied())
+    exact = scores(head, text, table).total[:, numbers]
+    for one, other in zip(found.tensors(), copied.tensors(), strict=True):
+        assert torch.equal(one, other)
+    assert 0 < (found.total - exact).abs().max() < 0.01 * exact.abs().max()
 
 
 def test_without_a_kernel_records_are_copied_and_scored(monkeypatch):

@@ -45,10 +45,10 @@ pytestmark = pytest.mark.usefixtures("written_at_once")
 
 
 @pytest.fixture
-def catalog(tmp_path):
+def catalog(tmp_path, request):
     with create_catalog(tmp_path / "index", embedding_dim=D, num_frames=F) as catalog:
         add(catalog, range(40))
-        update_feature_file(catalog)
+        update_feature_file(catalog, precision=getattr(request, "param", "float16"))
         yield catalog
 
 
@@ -62,6 +62,10 @@ def change(path: Path, offset: int) -> None:
     path.write_bytes(content)
 
 
+in_both_precisions = pytest.mark.parametrize("catalog", ["float16", "int8"], indirect=True)
+
+
+@in_both_precisions
 @pytest.mark.parametrize("suffix", ["frames", "videos", "rows"])
 def test_whichever_bit_flips_the_answers_are_the_catalogs_and_the_file_is_made_again(catalog, suffix, caplog):
     size = path_of(catalog, suffix).stat().st_size
@@ -84,6 +88,7 @@ def test_whichever_bit_flips_the_answers_are_the_catalogs_and_the_file_is_made_a
             change(path_of(catalog, suffix), offset)
 
 
+@in_both_precisions
 @pytest.mark.parametrize("suffix", ["frames", "videos", "rows"])
 @pytest.mark.parametrize("fate", ["cut", "gone", "empty"])
 def test_a_file_that_is_cut_or_gone_is_made_again(catalog, suffix, fate):
@@ -99,6 +104,7 @@ def test_a_file_that_is_cut_or_gone_is_made_again(catalog, suffix, fate):
     assert ids_from_file(reader, catalog) == set(range(1, 41))
 
 
+@in_both_precisions
 @pytest.mark.parametrize("suffix", ["frames", "videos"])
 def test_a_file_that_is_cut_while_it_is_open_is_not_looked_at_any_more(catalog, suffix):
     reader = reader_of(catalog)
@@ -147,9 +153,10 @@ def test_a_catalog_that_went_back_to_an_older_copy_does_not_get_features_of_its_
         assert_as_in_catalog(reader_of(catalog), catalog, range(1, 23))
 
 
+@in_both_precisions
 def test_verify_finds_what_differs_and_rebuild_repairs_it(catalog):
     assert verify(catalog.directory).is_clean
-    change(path_of(catalog, "frames"), 5 * F * D * 2)
+    change(path_of(catalog, "frames"), 5 * Manifest.read(catalog.directory).record_bytes["frames"])
     change(path_of(catalog, "videos"), 7 * D * 4)
     report = verify(catalog.directory)
     assert {(finding.part, finding.is_derived) for finding in report.findings} == {("feature file", True)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from indexer.features import reader as reader_module
 from indexer.features import writing
-from indexer.features.feature_file import Manifest
+from indexer.features.feature_file import MANIFEST_FILE, Manifest
 from indexer.features.reader import FeatureReader
 from indexer.features.resident import record_bytes
 from indexer.features.scorable import ScorableSegments, SegmentsInPlace
@@ -23,7 +24,7 @@ from indexer.ingest.encoding import index_fingerprint
 from indexer.search.searcher import Searcher, SearchQuery
 from indexer.store.sqlite.catalog import Catalog
 from model import XClip, XClipConfig
-from model.features import VideoRecords
+from model.features import SCALE_BYTES, VideoFeatures, VideoRecords, dequantized, quantized
 from tests.support.catalog_builders import add_video, create_catalog, make_segment
 
 D, F = 8, 4
@@ -55,21 +56,30 @@ def reader_of(catalog, num_resident=0, **options):
     return FeatureReader(catalog, device=CPU, resident_bytes=resident_bytes, **options)
 
 
-def bits(features: ScorableSegments | SegmentsInPlace) -> list[bytes]:
+def videos_of(features: ScorableSegments | SegmentsInPlace) -> VideoFeatures:
     videos = features.videos
-    if isinstance(videos, VideoRecords):
-        videos = videos.copied()
+    return videos.copied() if isinstance(videos, VideoRecords) else videos
+
+
+def bits(features: ScorableSegments | SegmentsInPlace) -> list[bytes]:
+    videos = videos_of(features)
     arrays = [features.segment_ids, features.video_keys]
     arrays += [tensor.cpu().numpy() for tensor in (videos.video, videos.frames, videos.frame_mask)]
     return [array.tobytes() for array in arrays]
 
 
+def expected_of(reader, catalog, ids):
+    features = catalog.segment_features(ids)
+    if reader.precision == "int8":
+        features = replace(features, frames=dequantized(quantized(features.frames)))
+    return ScorableSegments.of(features, CPU)
+
+
 def assert_as_in_catalog(reader, catalog, ids):
     ids = np.asarray(ids, np.int64)
     reader.sync(catalog.sequence)
-    expected = ScorableSegments.of(catalog.segment_features(ids), CPU)
-    assert bits(reader.get(ids)) == bits(expected)
-    assert bits(reader.to_score(ids)) == bits(expected)
+    for found in (reader.get(ids), reader.to_score(ids)):
+        assert bits(found) == bits(expected_of(reader, catalog, ids))
     for ours, theirs in zip(reader.video_features(ids), catalog.video_features(np.unique(ids)), strict=True):
         assert ours.tobytes() == theirs.tobytes()
 
@@ -112,12 +122,14 @@ STEPS = st.lists(
 
 @pytest.mark.usefixtures("written_at_once")
 @settings(max_examples=25, deadline=None)
-@given(num_resident=st.integers(0, 12), steps=STEPS)
-def test_whatever_happened_before_every_reader_answers_as_the_catalog(tmp_path_factory, num_resident, steps):
+@given(num_resident=st.integers(0, 12), precision=st.sampled_from([True, "int8"]), steps=STEPS)
+def test_whatever_happened_before_every_reader_answers_as_the_catalog(
+    tmp_path_factory, num_resident, precision, steps
+):
     directory = tmp_path_factory.mktemp("steps") / "index"
     with create_catalog(directory, embedding_dim=D, num_frames=F) as catalog:
         add(catalog, range(8))
-        readers, next_number = [reader_of(catalog, num_resident), reader_of(catalog)], 8
+        readers, next_number = [reader_of(catalog, num_resident, use_file=precision), reader_of(catalog)], 8
         for step, value in steps:
             ids = catalog.segment_ids()
             if step == "add":
@@ -138,7 +150,7 @@ def test_whatever_happened_before_every_reader_answers_as_the_catalog(tmp_path_f
                     reader.sync(catalog.sequence)
                     for first, block in enumerate(reader.blocks(ids, value)):
                         some = ids[first * value : (first + 1) * value]
-                        assert bits(block) == bits(ScorableSegments.of(catalog.segment_features(some), CPU))
+                        assert bits(block) == bits(expected_of(reader, catalog, some))
             elif step == "forget log":
                 catalog.forget_changes(catalog.sequence)
             elif step == "open again":
@@ -160,6 +172,37 @@ def test_all_that_was_written_comes_from_the_file_and_the_rest_from_the_catalog(
     update_feature_file(catalog)  # As another process would.
     assert_as_in_catalog(reader, catalog, [12, 3, 11, 3])
     assert ids_from_file(reader, catalog) == set(range(1, 13))
+
+
+@pytest.mark.usefixtures("written_at_once")
+def test_a_precision_stays_until_another_one_is_asked_for(catalog):
+    add(catalog, range(20))
+    update_feature_file(catalog)
+    large = Manifest.read(catalog.directory).record_bytes["frames"]
+    for asked, kept in ((True, "float16"), ("int8", "int8"), (True, "int8"), ("float16", "float16")):
+        reader = reader_of(catalog, use_file=asked)
+        assert reader.needs_update == (asked not in (True, reader.precision))
+        reader.update()
+        assert reader.precision == Manifest.read(catalog.directory).precision == kept
+        assert Manifest.read(catalog.directory).record_bytes["frames"] == (
+            large if kept == "float16" else F * (D + SCALE_BYTES)
+        )
+        assert ids_from_file(reader, catalog) == set(range(1, 21))
+        assert_as_in_catalog(reader, catalog, np.arange(1, 25))
+    save_feature_file(catalog, anew=True)
+    assert Manifest.read(catalog.directory).precision == "float16"
+
+
+@pytest.mark.usefixtures("written_at_once")
+def test_a_precision_of_a_later_version_is_no_file_to_use(catalog):
+    add(catalog, range(3))
+    update_feature_file(catalog)
+    manifest = catalog.directory / MANIFEST_FILE
+    manifest.write_text(manifest.read_text().replace("float16", "float4"))
+    reader = reader_of(catalog)
+    assert ids_from_file(reader, catalog) == set()
+    reader.update()
+    assert Manifest.read(catalog.directory).precision == "float16"
 
 
 @pytest.mark.usefixtures("written_at_once")
@@ -288,6 +331,31 @@ def test_a_search_answers_the_same_to_the_last_bit_with_and_without_a_file(index
 
 
 @pytest.mark.usefixtures("written_at_once")
+@pytest.mark.parametrize("mode", ["rerank", "exhaustive"])
+def test_frames_of_8_bits_find_nearly_all_that_frames_of_16_find(index_directory, model, mode):
+    """Also where nothing tells videos apart, as among these, whose features are random."""
+    with (
+        Searcher(index_directory, model, feature_file=False) as plain,
+        Searcher(index_directory, model, feature_file="int8") as searcher,
+    ):
+        searcher._refresher.wait()
+        assert searcher._features.precision == "int8"
+        num_same = 0
+        texts = [
+            f"a {colour} {thing}" for colour in ("red", "dark") for thing in ("dog", "car", "hat", "sea")
+        ]
+        for text in texts:
+            query = SearchQuery(text, mode=mode, candidates=60)
+            found, expected = searcher.search(query).results, plain.search(query).results
+            num_same += len({r.segment_id for r in found} & {r.segment_id for r in expected})
+            for one, other in zip(found, expected, strict=True):
+                assert one.score == pytest.approx(other.score, rel=0.02)
+            # Whether copied from the file or scored there.
+            assert scored(searcher.search(query)) == scored(searcher.search(query))
+        assert num_same >= 0.95 * len(texts) * query.limit
+
+
+@pytest.mark.usefixtures("written_at_once")
 def test_threads_that_ask_while_others_delete_add_and_update_get_each_segments_own_features(catalog):
     add(catalog, range(60))
     everything = ScorableSegments.of(catalog.segment_features(range(1, 61)), CPU)
@@ -300,10 +368,11 @@ def test_threads_that_ask_while_others_delete_add_and_update_get_each_segments_o
     reader, stop = reader_of(catalog, num_resident=20), threading.Event()
 
     def check(features):
+        frames = videos_of(features).frames
         for row, segment_id in enumerate(features.segment_ids.tolist()):
             if segment_id in own:
                 assert features.video_keys[row] == own[segment_id][0]
-                assert torch.equal(features.videos.frames[row], own[segment_id][1])
+                assert torch.equal(frames[row], own[segment_id][1])
 
     def ask(seed):
         random, count = np.random.default_rng(seed), 0

@@ -87,6 +87,12 @@ def _require_unicode(text: str) -> None:
         raise TokenError("the text holds a lone surrogate; send valid Unicode") from None
 
 
+def words_of(text: str) -> list[str]:
+    """Its words in small letters, in order, as `unknown_words` names them."""
+    words: list[str] = regex.findall(r"[\p{L}\p{N}']+", text.lower())
+    return words
+
+
 _LITTLE_WORDS = frozenset(
     """
     der die das dem den ein eine einen einem und im am auf mit für über zu le la les un une des du dans sur
@@ -184,8 +190,7 @@ class Tokenizer:
         """Words of `text` that this vocabulary lacks, in order, each once; empty for the full vocabulary."""
         if self._rows is None:
             return []
-        words = dict.fromkeys(regex.findall(r"[\p{L}\p{N}']+", text.lower()))
-        return [word for word in words if self.unknown_id in self.encode(word)]
+        return [word for word in dict.fromkeys(words_of(text)) if self.unknown_id in self.encode(word)]
 
     def seems_foreign(self, text: str) -> bool:
         """Whether `text` is not English, as far as can be told (benchmarks/facts/relevance.py measures it).

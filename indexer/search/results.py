@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import regex
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -32,6 +31,7 @@ from indexer.store.records import SegmentInfo, VideoRecord
 from indexer.store.store import SearchedStore
 from model.features import TextFeatures
 from model.score_names import SCORE_NAMES
+from model.tokenization import words_of
 
 if TYPE_CHECKING:
     from model.xclip import XClip
@@ -287,11 +287,10 @@ def texts_warnings(model: XClip, texts: Sequence[str]) -> list[str]:
 
 def knows_what_is_asked(model: XClip, text: str) -> bool:
     """False for a text of which the model knows nothing but articles, prepositions and the like."""
-    unknown = set(model.unknown_words(text))
+    unknown = {word.lower() for word in model.unknown_words(text)}
     if not unknown:
         return True
-    words = set(regex.findall(r"[\p{L}\p{N}']+", text.lower()))
-    return bool(words - unknown - _FUNCTION_WORDS)
+    return bool(set(words_of(text)) - unknown - _FUNCTION_WORDS)
 
 
 def _about_unknown_words(model: XClip, texts: Sequence[str]) -> list[str]:

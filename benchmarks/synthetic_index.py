@@ -10,7 +10,6 @@ al. 2022, arXiv:2203.02053). White noise has none of this and is a far harder ca
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import tempfile
 import time
@@ -122,10 +121,11 @@ def make_index(
             num_videos, config.num_frames, config.embedding_dim, seed, first=number
         ):
             # One wait for the disk a block, or one a video.
-            with contextlib.nullcontext() if durable else catalog.transaction() as transaction:
-                for segment in segments:
-                    catalog.add_video(_video(number, segment), transaction)
-                    number += 1
+            together = 1 if durable else len(segments)
+            videos = [_video(number + position, segment) for position, segment in enumerate(segments)]
+            for position in range(0, len(videos), together):
+                catalog.add_videos(videos[position : position + together])
+            number += len(videos)
         return time.perf_counter() - started
 
 

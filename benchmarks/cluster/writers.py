@@ -32,6 +32,7 @@ def write(address: str, first: int, num_videos: int) -> None:
     blocks = draw_segments(first + num_videos, NUM_FRAMES, DIMENSION, first=first)
     segments = [segment for _, block in blocks for segment in block]
     with open_store(address) as store:
+        store.totals()  # Connected.
         print("ready", flush=True)
         sys.stdin.readline()
         for number, segment in enumerate(segments, start=first):
@@ -48,6 +49,7 @@ def write(address: str, first: int, num_videos: int) -> None:
                     title=f"Video {number}",
                 )
             )
+        print("done", flush=True)
 
 
 def timed_writers(address: str, num_writers: int, num_videos: int) -> float:
@@ -72,9 +74,13 @@ def timed_writers(address: str, num_writers: int, num_videos: int) -> float:
         assert writer.stdin is not None
         writer.stdin.write("\n")
         writer.stdin.close()
+    for writer in writers:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+    seconds = time.perf_counter() - started
     if any(writer.wait() for writer in writers):
         raise SystemExit("a writer failed")
-    return time.perf_counter() - started
+    return seconds
 
 
 def compare(choices: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from indexer.errors import DuplicateIdError, FingerprintMismatchError, InvalidRecordError, KeptOutError
+from indexer.errors import FingerprintMismatchError
 from indexer.maintenance.parquet import (
     ExportDamagedError,
     ExportFingerprintError,
@@ -22,14 +22,16 @@ from indexer.maintenance.parquet import (
     check_files,
     load_pyarrow,
 )
-from indexer.store.records import KeptOut, NewVideo, SegmentRecord
+from indexer.store.records import AddOutcome, KeptOut, NewVideo, SegmentRecord
 from indexer.store.store import Store, open_or_create_store, store_exists
 from indexer.store.transcripts import Line, Transcript, TranscriptFile
 
 ROWS_PER_BATCH: Final = 256
 """Rows read together and held in memory, next to the row group that they come from."""
 
-_VIDEOS_PER_PROGRESS: Final = 100
+SEGMENTS_PER_TRANSACTION: Final = 100
+"""Videos of so many are added together; a longer one alone. More are hardly faster, and others wait for
+them."""
 
 
 @dataclass
@@ -62,9 +64,9 @@ def import_index(
 ) -> ImportReport:
     """Add the videos of the export `source` to the index `index`, which is made where there is none.
 
-    Every file is checked before anything is changed. Each video is added in a transaction of its own, with
-    the id, order and `added_at` that it had; what is in already is skipped by content, so after an
-    interruption the same call goes on. The index may be in use meanwhile.
+    Every file is checked before anything is changed. Videos are added in transactions of a few together, each
+    wholly or not at all, with the id, order and `added_at` that it had; what is in already is skipped by
+    content, so after an interruption the same call goes on. The index may be in use meanwhile.
 
     Raises:
         ParquetMissingError: pyarrow is not installed.
@@ -91,10 +93,15 @@ def import_index(
         _keep_out(catalog, manifest.kept_out)
         groups = itertools.groupby(_read_segments(source, manifest), key=operator.itemgetter(0))
         transcripts = _Transcripts(source, manifest)
+        batch: list[NewVideo] = []
         for num_done, video in enumerate(_read_videos(source, manifest), start=1):
             segments = [segment for _, _, segment in _rows_of(video["id"], groups)]
-            _add(catalog, {**video, "transcripts": transcripts.of_next(video["id"])}, segments, report)
-            if num_done % _VIDEOS_PER_PROGRESS == 0 or num_done == manifest.num_videos:
+            said = transcripts.of_next(video["id"])
+            batch.append(NewVideo(**video, segments=segments, transcripts=said))
+            is_last = num_done == manifest.num_videos
+            if is_last or sum(len(video.segments) for video in batch) >= SEGMENTS_PER_TRANSACTION:
+                _add(catalog, batch, report)
+                batch.clear()
                 on_progress("importing", num_done, manifest.num_videos)
     return report
 
@@ -115,19 +122,15 @@ def _keep_out(catalog: Store[Any], kept_out: Sequence[KeptOut]) -> None:
                 catalog.kept_out.add(content, transaction)
 
 
-def _add(
-    catalog: Store[Any], video: dict[str, Any], segments: list[SegmentRecord], report: ImportReport
-) -> None:
-    try:
-        outcome = catalog.add_video(NewVideo(segments=segments, **video))
-    except (DuplicateIdError, InvalidRecordError, KeptOutError) as error:
-        report.failures.append((video["id"], str(error)))
-        return
-    if outcome.created:
-        report.num_added += 1
-        report.num_segments += len(segments)
-    else:
-        report.num_skipped += 1
+def _add(catalog: Store[Any], videos: Sequence[NewVideo], report: ImportReport) -> None:
+    for video, outcome in zip(videos, catalog.add_videos(videos), strict=True):
+        if not isinstance(outcome, AddOutcome):
+            report.failures.append((video.id or "", str(outcome)))
+        elif outcome.created:
+            report.num_added += 1
+            report.num_segments += len(video.segments)
+        else:
+            report.num_skipped += 1
 
 
 def _check_order(source: Path, manifest: ExportManifest) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from indexer.errors import InvalidRecordError
+from indexer.errors import DuplicateIdError, InvalidRecordError, KeptOutError
 from indexer.store.text import nfc
 from indexer.store.transcripts import Transcript
 from indexer.store.words import QueryWord
@@ -174,6 +174,10 @@ class AddOutcome:
 
     video_id: str
     created: bool
+
+
+RefusedVideo = DuplicateIdError | InvalidRecordError | KeptOutError
+"""Why a video is not added, which says nothing of others."""
 
 
 @dataclass(frozen=True, eq=False)

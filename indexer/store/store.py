@@ -32,6 +32,7 @@ from indexer.store.records import (
     KnownFile,
     Matches,
     NewVideo,
+    RefusedVideo,
     SegmentFeatures,
     SegmentInfo,
     SegmentSpans,
@@ -98,6 +99,9 @@ class VideoStore(Protocol[Transaction]):
 
     def transaction(self) -> AbstractContextManager[Transaction]: ...
     def add_video(self, video: NewVideo, transaction: Transaction | None = None) -> AddOutcome: ...
+    def add_videos(
+        self, videos: Sequence[NewVideo], transaction: Transaction | None = None
+    ) -> list[AddOutcome | RefusedVideo]: ...
     def patch_video(
         self,
         video_id: str,

@@ -10,20 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, Unpack
+from typing import Final, Self, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import (
-    DuplicateIdError,
     FingerprintMismatchError,
     IndexDamagedError,
     IndexExistsError,
     IndexNotFoundError,
     IndexSupersededError,
     InvalidRecordError,
-    KeptOutError,
     OtherwiseDoneError,
     VideoNotFoundError,
 )
@@ -31,11 +29,11 @@ from indexer.store.checksums import checksum_of_row
 from indexer.store.file_rows import FILE_COLUMNS, KEPT_OUT_COLUMNS
 from indexer.store.filters import Condition, Filter
 from indexer.store.job_rows import COLUMNS as JOB_COLUMNS
+from indexer.store.postgres.adding import Adding, CheckedVideo
 from indexer.store.postgres.address import PostgresAddress
 from indexer.store.postgres.changes import (
     forget_changes,
     read_changes,
-    read_counters,
     read_state,
     read_token,
     write_change,
@@ -50,8 +48,8 @@ from indexer.store.postgres.connections import (
     connect,
     translating,
 )
-from indexer.store.postgres.features import INFO, FeatureRows, segment_infos
-from indexer.store.postgres.files import FileTable, KeptOutTable, find_kept_out
+from indexer.store.postgres.features import INFO, FeatureRows, Replica, segment_infos
+from indexer.store.postgres.files import FileTable, KeptOutTable
 from indexer.store.postgres.filters import (
     FILTERED_COLUMNS,
     compile_filter,
@@ -68,11 +66,9 @@ from indexer.store.postgres.generations import (
 )
 from indexer.store.postgres.integrity import damages, recount
 from indexer.store.postgres.jobs import JobQueue
-from indexer.store.postgres.replica import Replica
 from indexer.store.postgres.schema import create_schema, is_taken, read_facts
 from indexer.store.postgres.words import (
     TranscriptTable,
-    add_words,
     find_words,
     forget_words,
     passage_starts,
@@ -88,9 +84,9 @@ from indexer.store.records import (
     KeptOut,
     Matches,
     NewVideo,
+    RefusedVideo,
     SegmentFeatures,
     SegmentInfo,
-    SegmentRecord,
     SegmentSpans,
     Sort,
     StoreState,
@@ -98,12 +94,10 @@ from indexer.store.records import (
     VideoRecord,
     WithFacts,
     WordMatches,
-    check_segments,
     check_sha256,
 )
 from indexer.store.segment_rows import segment_info
 from indexer.store.text import nfc
-from indexer.store.transcripts import Transcript, check_transcripts
 from indexer.store.video_rows import (
     COLUMNS,
     URI_POSITION,
@@ -111,7 +105,6 @@ from indexer.store.video_rows import (
     Values,
     VideoChanges,
     check_patch,
-    row_of_new_video,
     values_of_changes,
     values_of_patch,
     video_record,
@@ -123,10 +116,6 @@ SegmentIds = Sequence[int] | NDArray[np.int64]
 _VIDEOS: Final = f"SELECT {COLUMNS}, row_crc32 FROM videos"
 _VIDEO_COLUMNS: Final = ", ".join(f"videos.{name}" for name in f"{COLUMNS}, row_crc32".split(", "))
 _NUM_INFO: Final = len(INFO.split(", "))
-_INSERT: Final = (
-    f"INSERT INTO videos (number, {COLUMNS}, row_crc32, {FILTERED_COLUMNS})"
-    f" VALUES ({', '.join(['%s'] * (len(COLUMNS.split(', ')) + 5))})"
-)
 
 
 class PostgresCatalog(WithFacts):
@@ -390,39 +379,31 @@ class PostgresCatalog(WithFacts):
 
     def add_video(self, video: NewVideo, transaction: Transaction | None = None) -> AddOutcome:
         """Store a video, wholly or not at all, and log the change."""
-        check_segments(video.segments, self.num_frames, self.embedding_dim)
-        row = row_of_new_video(video, self.clock())
-        transcripts = check_transcripts(video.transcripts) if video.transcripts else []
-        with self.connections.joined(transaction) as connection:
-            return self._add_or_find(connection, row, video.segments, transcripts)
+        (outcome,) = self.add_videos([video], transaction)
+        if not isinstance(outcome, AddOutcome):
+            raise outcome
+        return outcome
 
-    def _add_or_find(
-        self,
-        connection: StoreConnection,
-        row: dict[str, Any],
-        segments: Sequence[SegmentRecord],
-        transcripts: Sequence[Transcript],
-    ) -> AddOutcome:
-        same = _find_by_sha256(connection, row["content_sha256"])
-        if same is not None:
-            return AddOutcome(same.id, created=False)
-        if (kept_out := find_kept_out(connection, row["content_sha256"])) is not None:
-            raise KeptOutError(kept_out.video_id)
-        if connection.execute("SELECT 1 FROM videos WHERE id = %s", (row["id"],)).fetchone():
-            raise DuplicateIdError(row["id"])
-        counters = read_counters(connection)
-        row["sequence"] = counters.sequence + 1
-        number = counters.last_video + 1
-        values = [row[name] for name in COLUMNS.split(", ")]
-        filtered = filtered_values(row["title"], row["uri"], row["metadata"])
-        connection.execute(_INSERT, (number, *values, checksum_of_row(values), *filtered))
-        segment_ids = self._features.insert(connection, counters.last_segment + 1, number, segments)
-        connection.execute(
-            "UPDATE counters SET last_video = %s, last_segment = %s", (number, segment_ids[-1])
-        )
-        add_words(connection, number, row["title"], row["metadata"], transcripts)
-        write_change(connection, "add", row["id"], segment_ids, self.clock())
-        return AddOutcome(row["id"], created=True)
+    def add_videos(
+        self, videos: Sequence[NewVideo], transaction: Transaction | None = None
+    ) -> list[AddOutcome | RefusedVideo]:
+        """Store several as one change after another, committed together."""
+        now = self.clock()
+        checked: list[CheckedVideo] = []
+        refused: dict[int, RefusedVideo] = {}
+        for position, video in enumerate(videos):
+            try:
+                checked.append(CheckedVideo.of(video, now, self.num_frames, self.embedding_dim))
+            except InvalidRecordError as error:
+                refused[position] = error
+        if not checked:
+            return list(refused.values())
+        adding = Adding(checked, self._features.codec, now)
+        with self.connections.joined(
+            transaction, first=adding.look_up, is_pipeline=adding.is_small
+        ) as connection:
+            added = iter(adding.store(connection))
+        return [refused[position] if position in refused else next(added) for position in range(len(videos))]
 
     def delete_video(
         self, video_id: str, transaction: Transaction | None = None, *, keep_out: bool = False

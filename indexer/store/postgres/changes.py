@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final, NoReturn
 
 from indexer.errors import IndexDamagedError
 from indexer.store.change_rows import COLUMNS, changes_after, is_whole_change, row_of_change
-from indexer.store.postgres.connections import Connections, StoreConnection
+from indexer.store.postgres.connections import Connections, StoreConnection, Table
 from indexer.store.records import Change, ChangeKind, StoreState
 
 
@@ -22,14 +23,16 @@ class Counters:
     num_segments: int
 
 
+COUNTERS: Final = "sequence, last_video, last_segment, last_job, num_segments"
+"""In the order of the fields of `Counters`."""
+
+CHANGES: Final = Table("changes", f"{COLUMNS}, row_crc32")
+
+
 def read_counters(connection: StoreConnection) -> Counters:
     """As they are; within a writing transaction of videos, as no other changes them."""
-    row = connection.execute(
-        "SELECT sequence, last_video, last_segment, last_job, num_segments FROM counters"
-    ).fetchone()
-    if row is None:
-        raise _without_counters()
-    return Counters(*row)
+    row = connection.execute(f"SELECT {COUNTERS} FROM counters").fetchone()
+    return Counters(*(row or without_counters()))
 
 
 def write_change(
@@ -41,7 +44,7 @@ def write_change(
 ) -> None:
     """Log a change within the caller's transaction, and count it."""
     row = row_of_change(read_counters(connection).sequence + 1, kind, video_id, segment_ids, changed_at)
-    connection.execute(f"INSERT INTO changes ({COLUMNS}, row_crc32) VALUES (%s, %s, %s, %s, %s, %s, %s)", row)
+    CHANGES.insert(connection, [row])
     sign = {"add": 1, "update": 0, "delete": -1}[kind]
     connection.execute(
         "UPDATE counters SET sequence = %s, token = %s, num_videos = num_videos + %s,"
@@ -55,13 +58,9 @@ def read_state(connections: Connections, since: int | None, limit: int) -> Store
     statement = "SELECT sequence, token, num_videos, num_segments FROM counters"
     if since is None:
         rows = connections.rows(statement)
-        if not rows:
-            raise _without_counters()
-        return StoreState(*rows[0])
+        return StoreState(*(rows[0] if rows else without_counters()))
     with connections.snapshot() as connection:
-        row = connection.execute(statement).fetchone()
-        if row is None:
-            raise _without_counters()
+        row = connection.execute(statement).fetchone() or without_counters()
         changes = () if since == row[0] else read_changes(connection, since, limit)
         sequence, token, num_videos, num_segments = row
         return StoreState(sequence, token, num_videos, num_segments, changes)
@@ -99,5 +98,6 @@ def damaged_changes(connection: StoreConnection) -> Iterator[int]:
             yield row[0]
 
 
-def _without_counters() -> IndexDamagedError:
-    return IndexDamagedError("the catalog is damaged: its row of counters is gone; restore a backup")
+def without_counters() -> NoReturn:
+    """Raises IndexDamagedError."""
+    raise IndexDamagedError("the catalog is damaged: its row of counters is gone; restore a backup")

@@ -17,7 +17,7 @@ import os
 import re
 import select
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeVar, cast
 
@@ -42,7 +42,7 @@ from indexer.errors import (
 )
 from indexer.store.cancellation import cancellation
 from indexer.store.postgres.address import PostgresAddress
-from indexer.store.postgres.generations import named_generation, read_successor
+from indexer.store.postgres.generations import SUCCESSOR, named_generation, successor_of
 from indexer.store.postgres.outage.availability import Availability
 
 MINIMUM_VERSION: Final = 150_000
@@ -69,8 +69,15 @@ IDLE_SECONDS: Final = 60
 """After which the server ends a writing transaction whose process does nothing (it was stopped, or its
 machine is gone), so that others can write."""
 
+MIN_ROWS_TO_COPY: Final = 16
+"""Of one table. COPY takes a round trip of its own, and each row less."""
+
 ROWS_AT_ONCE: Final = 1_000
 """Rows that one statement gives where there may be many."""
+
+_LIMIT_IDLING: Final = (
+    f"set_config('idle_in_transaction_session_timeout', '{IDLE_SECONDS}s', true)"  # Until its end.
+)
 
 _NOT_ANSWERING: Final = ("08", "57P")
 """How the states begin that a server ends connections with when it goes down, or cannot be reached."""
@@ -147,6 +154,39 @@ class StoreConnection(psycopg.Connection[Row]):
         except psycopg.OperationalError:
             self.pgconn.finish()  # What comes back later would be taken for the answer to something else.
             raise
+
+
+@dataclass(frozen=True)
+class Table:
+    """Where rows go.
+
+    types: of its columns, where copied rows are sent as PostgreSQL's own binary, which spares the digits of
+    long bytes; without them as text. The binary form of texts knows nothing of `escaped`.
+    """
+
+    name: str
+    columns: str
+    types: tuple[str, ...] = ()
+
+    def insertion(self, num_rows: int = 1) -> str:
+        """SQL that stores so many rows; its values are theirs, one after another."""
+        marks = f"({', '.join(['%s'] * len(self.columns.split(', ')))})"
+        return f"INSERT INTO {self.name} ({self.columns}) VALUES {', '.join([marks] * num_rows)}"
+
+    def insert(self, connection: StoreConnection, rows: Sequence[Row]) -> None:
+        """Store rows of these columns, not in pipeline mode: many are copied."""
+        if not rows:
+            return
+        with connection.cursor() as cursor:
+            if len(rows) < MIN_ROWS_TO_COPY:
+                cursor.executemany(self.insertion(), rows)
+                return
+            form = " (FORMAT BINARY)" if self.types else ""
+            with cursor.copy(f"COPY {self.name} ({self.columns}) FROM STDIN{form}") as copy:
+                if self.types:
+                    copy.set_types(self.types)
+                for row in rows:
+                    copy.write_row(row)
 
 
 @dataclass(frozen=True)
@@ -271,13 +311,21 @@ class Connections:
 
     @contextlib.contextmanager
     def transaction(
-        self, *, although_superseded: bool = False, of_jobs: bool = False
+        self,
+        *,
+        although_superseded: bool = False,
+        of_jobs: bool = False,
+        first: Callable[[StoreConnection], None] | None = None,
+        is_pipeline: bool = False,
     ) -> Iterator[StoreConnection]:
         """A writing transaction: committed, and on disk, at the end of the block; undone on any exception.
 
         Args:
             although_superseded: whether it changes a generation that another one has superseded.
             of_jobs: whether it changes rows of jobs alone, next to other writers.
+            first: executes what goes to the server together with the lock.
+            is_pipeline: whether the last of what the block executes goes together with the commit. It cannot
+                use `rowcount` and COPY then, and what the server refuses may be raised at its end.
 
         Raises:
             IndexSupersededError: another generation of the index is the current one.
@@ -289,24 +337,38 @@ class Connections:
         lock = "FOR KEY SHARE" if of_jobs else "FOR NO KEY UPDATE"
         with self.reading() as connection:
             try:
-                with connection.pipeline():
+                with contextlib.ExitStack() as pipeline:
+                    pipeline.enter_context(connection.pipeline())
                     connection.execute("BEGIN")
-                    connection.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'")
-                    successor = read_successor(connection, lock)
-                if successor and not (although_superseded or self._although_superseded):
-                    raise IndexSupersededError(successor.generation)
-                yield connection
-                connection.execute("COMMIT")
+                    locked = connection.execute(f"SELECT {SUCCESSOR}, {_LIMIT_IDLING} FROM counters {lock}")
+                    if first is not None:
+                        first(connection)
+                    successor = successor_of(locked.fetchone())
+                    if successor and not (although_superseded or self._although_superseded):
+                        raise IndexSupersededError(successor.generation)
+                    if not is_pipeline:
+                        pipeline.close()
+                    yield connection
+                    connection.execute("COMMIT")
             finally:
                 _roll_back(connection)
 
     @contextlib.contextmanager
-    def joined(self, transaction: Transaction | None, *, of_jobs: bool = False) -> Iterator[StoreConnection]:
+    def joined(
+        self,
+        transaction: Transaction | None,
+        *,
+        of_jobs: bool = False,
+        first: Callable[[StoreConnection], None] | None = None,
+        is_pipeline: bool = False,
+    ) -> Iterator[StoreConnection]:
         """The connection of this transaction, which its owner ends, or a transaction for the block alone."""
         if transaction is not None:
+            if first is not None:
+                first(transaction.connection)
             yield transaction.connection
             return
-        with self.transaction(of_jobs=of_jobs) as connection:
+        with self.transaction(of_jobs=of_jobs, first=first, is_pipeline=is_pipeline) as connection:
             yield connection
 
     def rows(self, statement: str, values: Sequence[Any] = (), *, binary: bool = False) -> list[Row]:

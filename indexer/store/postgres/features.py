@@ -1,15 +1,34 @@
-"""Segments and their features in PostgreSQL; what rows hold says `indexer.store.segment_rows`."""
+"""Segments and their features in PostgreSQL; what rows hold says `indexer.store.segment_rows`.
+
+They may be read from a hot standby, where it is not behind. It replays what the primary committed a little
+later: before features are read, the primary is asked for the number of its last change, and they are read
+from the standby only where that has replayed it. So what is read is never older than what the primary would
+have given.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from indexer.store.postgres.connections import Connections, Row, StoreConnection
-from indexer.store.records import SegmentFeatures, SegmentInfo, SegmentRecord
+from indexer.errors import IndexerError
+from indexer.store.postgres.address import PostgresAddress
+from indexer.store.postgres.connections import Connections, Row, Table
+from indexer.store.records import SegmentFeatures, SegmentInfo
 from indexer.store.segment_rows import FeatureCodec, SegmentRow, check_order, segment_info
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS: Final = 5.0
+"""Pause after the standby could not be read."""
+
+_Answer = TypeVar("_Answer")
 
 _FEATURES = (
     "SELECT segments.id, video_number, num_frames, fingerprint, video_feature, video_feature_crc32,"
@@ -29,47 +48,33 @@ INFO = (
 )
 """As `segment_info` reads it, of segments joined with their videos."""
 
-_OF_SEGMENT = (
+SEGMENTS: Final = Table(
+    "segments",
     "id, video_number, num_frames, start_seconds, end_seconds, frame_times, row_crc32, fingerprint,"
-    " video_feature, video_feature_crc32"
+    " video_feature, video_feature_crc32",
+    ("int8", "int8", "int4", "float8", "float8", "bytea", "int8", "bytea", "bytea", "int8"),
 )
+FRAMES: Final = Table(
+    "segment_frames", "segment_id, frame_features, frame_features_crc32", ("int8", "bytea", "int8")
+)
+"""Both together hold what a `SegmentRow` does."""
 
 
 class FeatureRows:
-    """Reads and writes segments of an index with F frames and D embedding dimensions, of one fingerprint (64
+    """Reads segments of an index with F frames and D embedding dimensions, of one fingerprint (64
     hex digits)."""
 
     def __init__(self, num_frames: int, embedding_dim: int, fingerprint: str) -> None:
-        self._codec = FeatureCodec(num_frames, embedding_dim, fingerprint)
-
-    def insert(
-        self, connection: StoreConnection, first_id: int, video_key: int, segments: Sequence[SegmentRecord]
-    ) -> list[int]:
-        """Store the checked segments of a video under ids from `first_id` on, which are returned."""
-        rows = [
-            self._codec.row(first_id + position, video_key, segment)
-            for position, segment in enumerate(segments)
-        ]
-        with connection.cursor() as cursor:
-            cursor.executemany(
-                f"INSERT INTO segments ({_OF_SEGMENT}) VALUES (%s, %s, %s, %s, %s, %b, %s, %b, %b, %s)",
-                [row[:10] for row in rows],
-            )
-            cursor.executemany(
-                "INSERT INTO segment_frames (segment_id, frame_features, frame_features_crc32)"
-                " VALUES (%s, %b, %s)",
-                [(row.id, row.frame_features, row.frame_features_crc32) for row in rows],
-            )
-        return [row.id for row in rows]
+        self.codec = FeatureCodec(num_frames, embedding_dim, fingerprint)
 
     def by_ids(self, connections: Connections, segment_ids: Sequence[int]) -> SegmentFeatures:
         """Features of those segments that exist, in the order asked; an id asked twice comes twice."""
         rows = connections.rows(_FEATURES + _BY_IDS, (list(segment_ids),), binary=True)
-        return self._codec.features_of({row[0]: row for row in rows}, segment_ids)
+        return self.codec.features_of({row[0]: row for row in rows}, segment_ids)
 
     def none(self) -> SegmentFeatures:
         """Features of no segment."""
-        return self._codec.features([])
+        return self.codec.features([])
 
     def video_by_ids(
         self, connections: Connections, segment_ids: Sequence[int]
@@ -78,17 +83,17 @@ class FeatureRows:
         rows = connections.rows(
             f"{_VIDEO_FEATURES}{_BY_IDS} ORDER BY segments.id", (list(segment_ids),), binary=True
         )
-        return self._codec.ids_and_video(rows)
+        return self.codec.ids_and_video(rows)
 
     def after(self, connections: Connections, segment_id: int, limit: int) -> SegmentFeatures:
         """Features of the next `limit` segments with an id above `segment_id`, ascending."""
-        return self._codec.features(_after(connections, _FEATURES, segment_id, limit))
+        return self.codec.features(_after(connections, _FEATURES, segment_id, limit))
 
     def video_after(
         self, connections: Connections, segment_id: int, limit: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids int64 [N] and video features float32 [N, D] of the next segments, ascending."""
-        return self._codec.ids_and_video(_after(connections, _VIDEO_FEATURES, segment_id, limit))
+        return self.codec.ids_and_video(_after(connections, _VIDEO_FEATURES, segment_id, limit))
 
     def damaged(self, connections: Connections) -> Iterator[tuple[int, str]]:
         """(id, what is wrong) of every segment, "" where nothing is."""
@@ -100,7 +105,7 @@ class FeatureRows:
             binary=True,
         ):
             for row in map(SegmentRow._make, rows):
-                yield row.id, self._codec.problem(row)
+                yield row.id, self.codec.problem(row)
             last = rows[-1][0]
 
 
@@ -123,3 +128,52 @@ def segment_infos(
             f"{statement} WHERE videos.id = %s ORDER BY segments.id", (video_id,), binary=True
         )
     return [segment_info(row) for row in rows]
+
+
+class Replica:
+    """The standby of one generation of an index. Safe to use from several threads.
+
+    address: of the index at the standby. primary: connections to where all else is read.
+    """
+
+    def __init__(self, address: PostgresAddress, generation: int, primary: Connections) -> None:
+        self._address = address
+        self._generation = generation
+        self._primary = primary
+        self._lock = threading.Lock()
+        self._connections: Connections | None = None
+        self._not_before = 0.0
+        self._replayed = -1
+        self.num_reads = 0
+        """How many times features were read here."""
+
+    def close(self) -> None:
+        """Close the connections to the standby."""
+        with self._lock:
+            if self._connections is not None:
+                self._connections.close()
+
+    def read(self, read: Callable[[Connections], _Answer], sequence: int) -> _Answer:
+        """What `read` gives at the standby, or else at the primary. sequence: of the primary's last
+        change."""
+        if time.monotonic() >= self._not_before:
+            try:
+                if (connections := self._up_to_date(sequence)) is not None:
+                    answer = read(connections)
+                    self.num_reads += 1
+                    return answer
+            except IndexerError as error:
+                self._not_before = time.monotonic() + RETRY_SECONDS
+                logger.warning("features are read from the primary: %s", error)
+        return read(self._primary)
+
+    def _up_to_date(self, sequence: int) -> Connections | None:
+        """Where the standby has replayed this change."""
+        with self._lock:
+            if self._connections is None:
+                self._connections = Connections(self._address, self._generation)
+            connections = self._connections
+        connections.silence_limit_seconds = self._primary.silence_limit_seconds
+        if self._replayed < sequence:
+            ((self._replayed,),) = connections.rows("SELECT sequence FROM counters")
+        return connections if self._replayed >= sequence else None

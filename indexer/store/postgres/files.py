@@ -125,12 +125,6 @@ class KeptOutTable:
                 raise VideoNotFoundError(video_id)
 
 
-def find_kept_out(connection: StoreConnection, content_sha256: str) -> KeptOut | None:
-    """What this connection sees of one content, or None where it is not kept out."""
-    row = connection.execute(f"{_KEPT_OUT} WHERE content_sha256 = %s", (content_sha256,)).fetchone()
-    return None if row is None else kept_out_of(row)
-
-
 def damaged_kept_out(connection: StoreConnection) -> Iterator[str]:
     """The contents whose rows are not what was written."""
     return damaged_files(connection.execute(_KEPT_OUT))  # The first column of both says whose a row is.

@@ -12,6 +12,7 @@ changes the name, in one transaction. Where generation 1 is removed, its schema 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import psycopg
@@ -25,6 +26,9 @@ from indexer.store.records import FIRST_GENERATION, Successor
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 POINTER_TABLE: Final = "current_generation"
+
+SUCCESSOR: Final = "successor_generation, successor_epoch, successor_crc32"
+"""Columns of `counters`."""
 
 _MAKE_POINTER: Final = (
     "CREATE TABLE IF NOT EXISTS {} (only_row integer PRIMARY KEY DEFAULT 1 CHECK (only_row = 1),"
@@ -67,16 +71,17 @@ def list_generations(connection: Connection, address: PostgresAddress) -> list[i
     return sorted(int(name.removeprefix(address.schema).removeprefix("_g") or 1) for (name,) in rows)
 
 
-def read_successor(connection: Connection, lock: str = "", *, schema: str | None = None) -> Successor | None:
-    """None in the current generation. lock: of the row of counters. schema: the connection's own where None.
-    Raises IndexDamagedError."""
+def read_successor(connection: Connection, *, schema: str | None = None) -> Successor | None:
+    """None in the current generation. schema: the connection's own where None. Raises IndexDamagedError."""
     counters = "counters" if schema is None else f"{schema}.counters"
-    row = connection.execute(
-        f"SELECT successor_generation, successor_epoch, successor_crc32 FROM {counters} {lock}"
-    ).fetchone()
+    return successor_of(connection.execute(f"SELECT {SUCCESSOR} FROM {counters}").fetchone())
+
+
+def successor_of(row: Sequence[Any] | None) -> Successor | None:
+    """What a row that begins with the columns SUCCESSOR names, as `read_successor`."""
     if row is None:
         raise IndexDamagedError("the catalog is damaged: its row of counters is gone; restore a backup")
-    generation, epoch, checksum = row
+    generation, epoch, checksum = row[:3]
     if generation is None:
         return None
     if checksum_of_row((generation, epoch)) != checksum:

@@ -23,7 +23,7 @@ from indexer.store.file_rows import (
     transcript_of,
 )
 from indexer.store.postgres.changes import write_change
-from indexer.store.postgres.connections import Connections, Row, StoreConnection, Transaction
+from indexer.store.postgres.connections import Connections, Row, StoreConnection, Table, Transaction
 from indexer.store.records import WordMatches
 from indexer.store.text import nfc
 from indexer.store.transcripts import MAX_TRACKS, Transcript, TranscriptFile, check_track, check_transcript
@@ -42,6 +42,11 @@ if TYPE_CHECKING:
 
 _MAX_LEXEME: Final = 500
 """Characters of a term that are looked for in the index of the server, which takes 2,046 bytes."""
+
+TRANSCRIPTS: Final = Table(
+    "transcripts", "video_number, track, uri, size_bytes, modified_ns, lines, row_crc32"
+)
+WORDS: Final = Table("words", "row_id, terms, num_terms, start_seconds, lexemes")
 
 _K1: Final = 1.2
 _B: Final = 0.75
@@ -93,7 +98,7 @@ class TranscriptTable:
             ).fetchone()
             if row is not None and row[0] >= MAX_TRACKS:  # The deletion was of none then.
                 raise InvalidRecordError(f"a video has at most {MAX_TRACKS} transcripts: delete one first")
-            insert_transcripts(connection, number, [transcript])
+            TRANSCRIPTS.insert(connection, [(number, *row_of_transcript(transcript))])
             _index_transcripts(connection, number)
             write_change(connection, "update", video_id, (), self._catalog.clock())
 
@@ -124,16 +129,6 @@ def _delete_transcript(connection: StoreConnection, number: int, track: str) -> 
     return done.rowcount > 0
 
 
-def insert_transcripts(connection: StoreConnection, number: int, transcripts: Sequence[Transcript]) -> None:
-    """Store checked transcripts of a video."""
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO transcripts (video_number, track, uri, size_bytes, modified_ns, lines, row_crc32)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s)",
-            [(number, *row_of_transcript(transcript)) for transcript in transcripts],
-        )
-
-
 def _transcripts_of(connection: StoreConnection, number: int) -> list[Transcript]:
     rows = connection.execute(
         f"SELECT {TRANSCRIPT_COLUMNS} FROM transcripts WHERE video_number = %s ORDER BY track", (number,)
@@ -144,19 +139,11 @@ def _transcripts_of(connection: StoreConnection, number: int) -> list[Transcript
 # The index of words
 
 
-def add_words(
-    connection: StoreConnection,
-    number: int,
-    title: str | None,
-    metadata: str,
-    transcripts: Sequence[Transcript],
-) -> None:
-    """Store the transcripts of a new video, and index its words. metadata: JSON. transcripts: checked."""
-    rows = [*_row_of_facts(number, title, metadata)]
-    if transcripts:
-        insert_transcripts(connection, number, transcripts)
-        rows += _rows_of_passages(number, transcripts)
-    _insert(connection, rows)
+def rows_of_words(
+    number: int, title: str | None, metadata: str, transcripts: Sequence[Transcript]
+) -> list[Row]:
+    """Rows of WORDS of a video. metadata: JSON. transcripts: checked."""
+    return [*_row_of_facts(number, title, metadata), *_rows_of_passages(number, transcripts)]
 
 
 def update_words(connection: StoreConnection, number: int, title: str | None, metadata: str) -> None:
@@ -195,18 +182,15 @@ def _padded(terms: Sequence[str]) -> str:
 
 
 def _word_row(row_id: int, text: str, terms: Sequence[str], start_seconds: float | None) -> Row:
-    return row_id, text, len(terms), start_seconds, sorted({term[:_MAX_LEXEME] for term in terms})
+    # As PostgreSQL writes a tsvector. Terms are letters and digits alone, so that nothing needs escaping.
+    lexemes = " ".join(f"'{term}'" for term in sorted({term[:_MAX_LEXEME] for term in terms}))
+    return row_id, text, len(terms), start_seconds, lexemes
 
 
 def _insert(connection: StoreConnection, rows: Sequence[Row]) -> None:
     if not rows:
         return
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO words (row_id, terms, num_terms, start_seconds, lexemes)"
-            " VALUES (%s, %s, %s, %s, array_to_tsvector(%s::text[]))",
-            rows,
-        )
+    WORDS.insert(connection, rows)
     connection.execute(
         "UPDATE counters SET num_word_rows = num_word_rows + %s, num_terms = num_terms + %s",
         (len(rows), sum(row[2] for row in rows)),
@@ -271,7 +255,7 @@ def damaged_words(connection: StoreConnection) -> Iterator[str]:
         found = {
             row[0]: row
             for row in connection.execute(
-                "SELECT row_id, terms, num_terms, start_seconds, tsvector_to_array(lexemes) FROM words"
+                "SELECT row_id, terms, num_terms, start_seconds, lexemes::text FROM words"
                 " WHERE row_id = ANY(%s::bigint[])",
                 ([row[0] for row in rows],),
             ).fetchall()
@@ -280,7 +264,7 @@ def damaged_words(connection: StoreConnection) -> Iterator[str]:
             there = found.get(row[0])
             if there is None:
                 yield f"words of video number {row[0] >> PASSAGE_BITS} are missing"
-            elif (*there[:4], sorted(there[4])) != row:
+            elif there != row:
                 yield f"the words of video number {row[0] >> PASSAGE_BITS} are not what it says"
     counted = connection.execute(
         "SELECT count(*), coalesce(sum(words.num_terms), 0), min(counters.num_word_rows),"

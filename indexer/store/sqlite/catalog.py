@@ -40,6 +40,7 @@ from indexer.store.records import (
     KeptOut,
     Matches,
     NewVideo,
+    RefusedVideo,
     SegmentFeatures,
     SegmentInfo,
     SegmentRecord,
@@ -485,6 +486,27 @@ class Catalog(WithFacts):
         transcripts = check_transcripts(video.transcripts) if video.transcripts else []
         with self.connections.joined(transaction) as connection:
             return self._add_or_find(connection, row, video.segments, transcripts)
+
+    def add_videos(
+        self, videos: Sequence[NewVideo], transaction: Transaction | None = None
+    ) -> list[AddOutcome | RefusedVideo]:
+        """Store several as one change after another, committed together: all that can be, or none.
+
+        Args:
+            videos: each as for `add_video`; of the same content or id, the first is taken.
+            transaction: from `transaction`, for changes that belong together; its own otherwise.
+
+        Returns:
+            What became of each, in their order: instead of being raised, the errors of `add_video`.
+        """
+        outcomes: list[AddOutcome | RefusedVideo] = []
+        with self.connections.joined(transaction) as connection:
+            for video in videos:
+                try:
+                    outcomes.append(self.add_video(video, Transaction(connection)))
+                except (DuplicateIdError, InvalidRecordError, KeptOutError) as error:
+                    outcomes.append(error)  # Raised before anything of the video is written.
+        return outcomes
 
     def _add_or_find(
         self,

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from indexer.errors import IndexDamagedError, IndexExistsError, IndexNotFoundError
 from indexer.ingest.encoding import index_fingerprint
 from indexer.maintenance import exporting as export_files
+from indexer.maintenance import importing
 from indexer.maintenance import parquet as export_layout
 from indexer.maintenance.exporting import export_index
 from indexer.maintenance.importing import import_index
@@ -397,17 +398,18 @@ def test_an_import_that_was_interrupted_goes_on(index, tmp_path, monkeypatch, ne
     export_index(index, tmp_path / "export")
     with open_store(index) as catalog:
         store_class = type(catalog)
-    original, added = store_class.add_video, []
+    original, added = store_class.add_videos, []
 
-    def add_some(catalog, video):
+    def add_some(catalog, videos):
         if len(added) == 4:
             raise KeyboardInterrupt
-        added.append(video.id)
-        return original(catalog, video)
+        added.extend(videos)
+        return original(catalog, videos)
 
     command = ["import", str(tmp_path / "export"), "--index", str(new)]
     with monkeypatch.context() as patch:
-        patch.setattr(store_class, "add_video", add_some)
+        patch.setattr(store_class, "add_videos", add_some)
+        patch.setattr(importing, "SEGMENTS_PER_TRANSACTION", 1)
         result = run(app, command)
     assert result.exit_code == 130 and "the same command resumes" in result.stderr
     assert verify(new).num_videos == 4
@@ -560,7 +562,7 @@ def test_a_full_disk_leaves_no_half_export_and_an_import_that_goes_on(tmp_path, 
     assert "nothing was exported" in result.stderr and len(result.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["stores"]
     export_index(index, tmp_path / "export")
-    result = run_with_small_files(300_000, "import", tmp_path / "export", "--index", new)
+    result = run_with_small_files(800_000, "import", tmp_path / "export", "--index", new)
     assert result.returncode == 2, result.stderr
     assert "the same command resumes" in result.stderr and len(result.stderr.splitlines()) == 1
     checked = verify(new)

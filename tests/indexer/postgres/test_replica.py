@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from indexer.errors import IndexNotFoundError
-from indexer.store.postgres import replica as replica_module
+from indexer.store.postgres import features as features_module
 from indexer.store.postgres.address import PostgresAddress
 from indexer.store.postgres.catalog import PostgresCatalog
 from indexer.store.records import IndexFacts
@@ -93,7 +93,7 @@ def test_a_standby_that_is_away_is_passed_over_and_used_again(
     catalog: PostgresCatalog,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(replica_module, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(features_module, "RETRY_SECONDS", 0.2)
     _, standby = servers
     standby.stop()
     try:

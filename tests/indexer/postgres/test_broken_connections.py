@@ -39,6 +39,7 @@ class Relay:
     delay_seconds: of all that is forwarded, each way.
     bytes_until_cut: of answers; then all connections are reset. None: never.
     loses_commits: what says COMMIT comes through, and its connection is reset instead of an answer.
+    num_round_trips: how often something was asked after an answer, or at first.
     """
 
     def __init__(self, target: Path) -> None:
@@ -49,6 +50,8 @@ class Relay:
         self.bytes_until_cut: int | None = None
         self.loses_commits = False
         self.num_lost_commits = 0
+        self.num_round_trips = 0
+        self._is_answered = True
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -74,6 +77,8 @@ class Relay:
         with contextlib.suppress(OSError):
             while data := client.recv(1 << 16):
                 self._hold(number)
+                self.num_round_trips += self._is_answered
+                self._is_answered = False
                 if self.loses_commits and b"COMMIT" in data:
                     self.num_lost_commits += 1
                     lost.set()
@@ -86,6 +91,7 @@ class Relay:
         with contextlib.suppress(OSError):
             while data := server.recv(1 << 16):
                 self._hold(number)
+                self._is_answered = True
                 if lost.is_set():
                     time.sleep(0.3)  # It has been made by now.
                     reset(client)
@@ -240,6 +246,20 @@ def test_a_slow_network_is_no_outage(relay: Relay, searcher: Searcher) -> None:
     assert results_of(searcher) == expected
     add_video(searcher.catalog, 99, segments(99))
     assert searcher.catalog.is_available and searcher.catalog.num_videos == 31
+
+
+def test_a_short_video_is_added_with_two_round_trips_and_many_with_a_few(
+    relay: Relay, catalog: PostgresCatalog
+) -> None:
+    add_video(catalog, 1, segments(1))
+    before = relay.num_round_trips
+    add_video(catalog, 2, segments(2), title="A title", metadata={"n": 1})
+    assert relay.num_round_trips - before == 2
+    many = [new_video(number, segments(number), title="A title") for number in range(3, 103)]
+    before = relay.num_round_trips
+    catalog.add_videos(many)
+    # The lock, five tables that are begun and ended, the totals, the commit; and what a buffer does not hold.
+    assert relay.num_round_trips - before < 30
 
 
 def test_a_video_whose_commit_was_not_answered_may_be_sent_again_and_is_there_once(

@@ -38,20 +38,20 @@ def build():
     indexed = f"(feature::{kind}({videos.shape[1]}))" if kind != "vector" else "feature"
     connection.execute(f"create index nearest on videos using hnsw ({indexed} {kind}_ip_ops)")
     connection.execute("analyze videos")
-    connection.execute("set enable_seqscan = off")  # Of a small table it would scan all.
     (size_bytes,) = connection.execute("select pg_relation_size('nearest')").fetchone()
     server_process = int((scratch / "postmaster.pid").read_text().split()[0])
     order = f"{indexed} <#> %s::{kind}({videos.shape[1]})"
-    now = None
+    by_beam = []
+    for beam in beams:
+        by_beam.append(psycopg.connect(server.get_uri(), autocommit=True))
+        register_vector(by_beam[-1])
+        by_beam[-1].execute(f"set hnsw.ef_search = {beam}")
+        by_beam[-1].execute("set enable_seqscan = off")  # Of a small table it would scan all.
 
     def ask(number):
-        nonlocal now
-        beam, query = beams[number // len(queries)], queries[number % len(queries)]
-        if beam != now:
-            connection.execute(f"set hnsw.ef_search = {beam}")
-            now = beam
-        found = connection.execute(
-            f"select id from videos order by {order} limit %s", (query, NUM_CANDIDATES)
+        beam, query = divmod(number, len(queries))
+        found = by_beam[beam].execute(
+            f"select id from videos order by {order} limit %s", (queries[query], NUM_CANDIDATES)
         )
         return [row[0] for row in found]
 

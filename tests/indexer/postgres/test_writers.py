@@ -419,3 +419,14 @@ def test_writers_in_processes_of_their_own_lose_nothing_when_they_are_killed(
     for writer in writers:
         acknowledged += [int(line) for line in writer.communicate()[0].splitlines() if line.isdigit()]
     check_after_a_crash(address, acknowledged)
+
+
+def test_a_writer_that_does_nothing_is_ended_by_the_server_and_a_reader_is_not(
+    catalog: PostgresCatalog,
+) -> None:
+    asked = "SHOW idle_in_transaction_session_timeout"
+    for of_jobs in (False, True):
+        with catalog.connections.transaction(of_jobs=of_jobs) as connection:
+            assert connection.execute(asked).fetchall() == [("1min",)]
+    with catalog.connections.snapshot() as connection:
+        assert connection.execute(asked).fetchall() == [("0",)]

@@ -25,13 +25,14 @@ FACTS = IndexFacts(
 
 @contextlib.contextmanager
 def database() -> Iterator[PostgresServer]:
-    """A running server; `address()` gives that of an index that is not there yet."""
+    """A running server with memory for what is measured; `address()` gives that of an index that is not there
+    yet."""
     programs = find_programs()
     if programs is None:
         raise SystemExit(
             "there is no PostgreSQL 15 or later on this machine (Debian: apt install postgresql)"
         )
-    with running_server(programs) as server:
+    with running_server(programs, options="-c shared_buffers=512MB") as server:
         yield server
 
 

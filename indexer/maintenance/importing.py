@@ -94,14 +94,15 @@ def import_index(
         groups = itertools.groupby(_read_segments(source, manifest), key=operator.itemgetter(0))
         transcripts = _Transcripts(source, manifest)
         batch: list[NewVideo] = []
+        num_segments = 0
         for num_done, video in enumerate(_read_videos(source, manifest), start=1):
             segments = [segment for _, _, segment in _rows_of(video["id"], groups)]
             said = transcripts.of_next(video["id"])
             batch.append(NewVideo(**video, segments=segments, transcripts=said))
-            is_last = num_done == manifest.num_videos
-            if is_last or sum(len(video.segments) for video in batch) >= SEGMENTS_PER_TRANSACTION:
+            num_segments += len(segments)
+            if num_segments >= SEGMENTS_PER_TRANSACTION or num_done == manifest.num_videos:
                 _add(catalog, batch, report)
-                batch.clear()
+                batch, num_segments = [], 0
                 on_progress("importing", num_done, manifest.num_videos)
     return report
 

@@ -38,11 +38,15 @@ def find_programs() -> Path | None:
 
 
 class PostgresServer:
-    """A running server; `address` of an index of any name. standby_of: one whose hot standby it is."""
+    """A running server; `address` of an index of any name.
 
-    def __init__(self, programs: Path, standby_of: PostgresServer | None = None) -> None:
+    standby_of: one whose hot standby it is. options: more than OPTIONS, of the command line.
+    """
+
+    def __init__(self, programs: Path, standby_of: PostgresServer | None = None, options: str = "") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="xclip-pg-", dir="/tmp"))  # Short: a socket's path is.
         self.programs = programs
+        self._options = f"-k {self.folder} {OPTIONS} {options}"
         # It refuses to run as root.
         self._as_user = ["runuser", "-u", self._other_user(), "--"] if os.geteuid() == 0 else []
         if self._as_user:
@@ -76,9 +80,8 @@ class PostgresServer:
         )
 
     def start(self) -> None:
-        options = f"-k {self.folder} {OPTIONS}"
         log = self.folder / "log"
-        self._run("pg_ctl", "-D", self.data, "-o", options, "-l", log, "-w", "-t", "90", "start")
+        self._run("pg_ctl", "-D", self.data, "-o", self._options, "-l", log, "-w", "-t", "90", "start")
 
     def stop(self) -> None:
         self._run("pg_ctl", "-D", self.data, "-m", "immediate", "-w", "stop")
@@ -145,8 +148,10 @@ class PostgresServer:
 
 
 @contextlib.contextmanager
-def running_server(programs: Path, *, standby_of: PostgresServer | None = None) -> Iterator[PostgresServer]:
-    server = PostgresServer(programs, standby_of)
+def running_server(
+    programs: Path, *, standby_of: PostgresServer | None = None, options: str = ""
+) -> Iterator[PostgresServer]:
+    server = PostgresServer(programs, standby_of, options)
     try:
         yield server
     finally:

@@ -52,6 +52,9 @@ _FUNCTIONS: Final[tuple[tuple[str, int, Callable[..., Any]], ...]] = (
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long a writer waits for another one before it gives up."""
 
+_SQLITE_ERRORS = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""What a statement raises; the latter where SQLite names a damaged part of the schema that is no text."""
+
 _DAMAGE_CODES = (
     sqlite3.SQLITE_CORRUPT,
     sqlite3.SQLITE_NOTADB,
@@ -151,7 +154,7 @@ class ConnectionPool:
             connection.set_progress_handler(must_stop, _STEPS_BETWEEN_CHECKS)
         try:
             yield connection
-        except sqlite3.DatabaseError as error:
+        except _SQLITE_ERRORS as error:
             if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_INTERRUPT:
                 raise translated(error, self._path) from error
             if cancelled is not None and cancelled.is_set():
@@ -313,7 +316,7 @@ class ConnectionPool:
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA cell_size_check = ON")  # Damaged pages are noticed when they are read.
             connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
-        except sqlite3.DatabaseError as error:
+        except _SQLITE_ERRORS as error:
             connection.close()
             raise translated(error, self._path) from error
         return connection
@@ -354,8 +357,11 @@ class PinnedConnection(ConnectionPool):
         return read(self._pinned, ids)
 
 
-def translated(error: sqlite3.DatabaseError, path: Path) -> Exception:
+def translated(error: sqlite3.DatabaseError | UnicodeDecodeError, path: Path) -> Exception:
     """What SQLite says about the database in `path`, as one of our errors; misuse stays as it is."""
+    if isinstance(error, UnicodeDecodeError):
+        said = error.object.decode("utf-8", "backslashreplace")
+        return IndexDamagedError(f"the catalog {path} is damaged: {said}")
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
         # Python itself says so little only of a text that is not UTF-8.

@@ -36,6 +36,17 @@ def test_no_damage_to_any_file_leads_to_a_wrong_answer(tmp_path):
     assert num_cases >= 120 and bad == []
 
 
+def test_a_schema_that_is_no_text_any_more_is_damage(tmp_path):
+    """SQLite names what it cannot parse, and Python cannot decode its message then."""
+    create_catalog(tmp_path / "index", embedding_dim=8, num_frames=4).close()
+    path = tmp_path / "index" / "catalog.sqlite3"
+    content = path.read_bytes()
+    assert b"tablekept_out" in content
+    path.write_bytes(content.replace(b"tablekept_out", b"tablekept_\xf5ut"))
+    with pytest.raises(IndexDamagedError, match="malformed database schema"):
+        Catalog.open(tmp_path / "index")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_no_damage_of_many_more_leads_to_a_wrong_answer(tmp_path):

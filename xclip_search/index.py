@@ -210,6 +210,8 @@ def index(
         stop("--watch follows files and folders: name them, without --manifest and --dry-run")
     if watch and ray is not None:
         stop("--watch follows folders with this machine alone: leave --ray out")
+    if ray == "" or (ray is None and (ray_actors is not None or ray_gpus)):
+        stop("name the Ray cluster: --ray auto, --ray local or --ray HOST:PORT")
     _refuse_addresses(paths or [], watch=watch, has_server=address is None)
     with errors_explained():
         from indexer.ingest.manifest import read_manifest

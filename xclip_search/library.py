@@ -88,9 +88,11 @@ class LocalLibrary:
     def prepare(self, options: SyncOptions) -> None:
         """Check all that can be checked before files are read; make the index where there is none."""
         if self._cluster is not None:
-            from indexer.ingest.cluster import require_shared_store
+            from indexer.ingest.cluster import require_cluster, require_shared_store
 
             require_shared_store(self._address)
+            if not options.dry_run:
+                require_cluster(self._cluster)
         from indexer.store.store import store_exists
 
         if not store_exists(self._address):
@@ -113,7 +115,7 @@ class LocalLibrary:
             try:
                 with open_store(self._address) as catalog:
                     run = Synchronisation(
-                        catalog, lambda: self._pipeline(catalog), options, progress, self._elsewhere()
+                        catalog, lambda: self._pipeline(catalog), options, progress, self._elsewhere(progress)
                     )
                     report = run.run(self.paths, self.sources)
                     if report.num_added and not options.dry_run:
@@ -164,13 +166,13 @@ class LocalLibrary:
             raise IndexSupersededError(successor.generation)
         return IndexingPipeline(catalog, model, **self._encoding)
 
-    def _elsewhere(self) -> EncodeActions | None:
+    def _elsewhere(self, progress: Progress) -> EncodeActions | None:
         """What encodes on the machines of a cluster; None where this one does."""
         if self._cluster is None:
             return None
         from indexer.ingest.cluster import ClusterEncoding
 
-        return ClusterEncoding(self._cluster)
+        return ClusterEncoding(self._cluster, progress.on_actors)
 
     def _no_pipeline(self) -> IndexingPipeline:
         raise AssertionError("a dry run encodes nothing")
@@ -229,10 +231,17 @@ def sync_progress() -> Iterator[Progress]:
                 facts = f"{rate:.1f} videos/s {num_failed} failed"
                 on_progress("indexing", num_done, max(num_total, num_done), facts)
 
+        def show_actors(num_started: int, num_actors: int) -> None:
+            nonlocal started
+            if not num_encoded:  # The speed is that of work, not of the start of the actors.
+                started = time.monotonic()
+            on_progress("actors at work", num_started, num_actors)
+
         yield Progress(
             on_reading=lambda num_read, num_to_read: on_progress("reading", num_read, num_to_read),
             on_total=set_total,
             on_event=count,
+            on_actors=show_actors,
         )
 
 

@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
+import re
 import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 from indexer.errors import ClusterError, ClusterStalledError
 from indexer.ingest.pipeline import DecodeOptions, IndexEvent, IndexingPipeline
@@ -30,10 +33,7 @@ from indexer.ingest.storing import StoredFile, encode_and_store
 from indexer.store.postgres.address import is_postgres_address
 from indexer.store.store import Store, open_store
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-DEFAULT_DECODERS: Final = 3
+DEFAULT_DECODERS: Final = 4
 """Decoding children of an actor. A GPU wants more of them."""
 
 MAX_DEATHS: Final = 3
@@ -48,6 +48,11 @@ COUNT_SECONDS: Final = 5.0
 CLOSE_SECONDS: Final = 10.0
 PAUSE_SECONDS: Final = 0.2
 _CONNECT_SECONDS: Final = 5.0
+_HANDSHAKE_SECONDS: Final = 4.0
+"""Ray's head answers within milliseconds."""
+
+_NO_SUCH_FILE: Final = "the file cannot be read (No such file or directory)"
+"""What a decoder says of a file that is gone."""
 
 logger = logging.getLogger("xclip_search.ingest")
 
@@ -59,7 +64,7 @@ class ClusterOptions:
     Attributes:
         address: of the cluster; `auto` for the one of RAY_ADDRESS or of this machine, `local` for a new one.
         num_actors: None for as many as the nodes have room for now.
-        num_decoders: decoding children of each actor, which takes one processor more than these.
+        num_decoders: decoding children of each actor, which takes as many processors.
         num_gpus: of each actor; a part of one may be shared.
         stall_seconds: the run ends where nothing was stored or answered for so long.
         model: spec, where it is not that of the index (a folder that was moved).
@@ -80,14 +85,27 @@ class ClusterOptions:
 
     @property
     def num_cpus(self) -> int:
-        """Processors of an actor. Ray does not see its children."""
-        return 1 + self.num_decoders
+        """Processors of an actor. Ray does not see its children.
+
+        One for each of them, as on one machine: they take what the encoder leaves.
+        """
+        return self.num_decoders
+
+
+@dataclass(frozen=True)
+class _Absent:
+    """A file that a node does not see; uri: as `str` of its path."""
+
+    uri: str
+    node: str
 
 
 class EncodingActor:
     """One process of the cluster. A thread of it encodes without a pause; its only method exchanges."""
 
     def __init__(self, address: str, fingerprint: str, model_spec: str, options: ClusterOptions) -> None:
+        # Before PyTorch is loaded: threads that spin while they wait keep decoding off processors.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from model.xclip import XClip
 
         self._catalog = open_store(address, fingerprint=fingerprint)
@@ -101,18 +119,18 @@ class EncodingActor:
         )
         self._encoder = pipeline.encoder()
         self._given: queue.SimpleQueue[Action | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[StoredFile | BaseException] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[StoredFile | _Absent | BaseException] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._encode, name="encode", daemon=True)
         self._thread.start()
 
-    def exchange(self, actions: Sequence[Action]) -> list[StoredFile]:
+    def exchange(self, actions: Sequence[Action]) -> list[StoredFile | _Absent]:
         """Take more to do; what was done since the last call, waiting a moment for the first of it.
 
         Raises what ended the work as a whole, see `IndexingPipeline.run`.
         """
         for action in actions:
             self._given.put(action)
-        done: list[StoredFile] = []
+        done: list[StoredFile | _Absent] = []
         with contextlib.suppress(queue.Empty):
             done.append(self._checked(self._done.get(timeout=ANSWER_SECONDS)))
             while True:
@@ -126,7 +144,7 @@ class EncodingActor:
         self._catalog.close()
 
     @staticmethod
-    def _checked(done: StoredFile | BaseException) -> StoredFile:
+    def _checked(done: StoredFile | _Absent | BaseException) -> StoredFile | _Absent:
         if isinstance(done, BaseException):
             raise done
         return done
@@ -148,6 +166,10 @@ class EncodingActor:
                 continue
             if action is None:
                 return
+            path = action.file.source.path
+            if isinstance(path, Path) and not os.path.lexists(path):
+                self._done.put(_Absent(str(path), socket.gethostname()))
+                continue
             yield action
 
 
@@ -162,10 +184,16 @@ class _Member:
 
 
 class ClusterEncoding:
-    """Encodes actions by the actors of a cluster; a `EncodeActions` of `Synchronisation`."""
+    """Encodes actions by the actors of a cluster; an `EncodeActions` of `Synchronisation`."""
 
-    def __init__(self, options: ClusterOptions) -> None:
+    def __init__(
+        self,
+        options: ClusterOptions,
+        on_started: Callable[[int, int], None] = lambda num_started, num_actors: None,
+    ) -> None:
+        """on_started: called with how many actors work and how many are to, whenever that changes."""
         self.options = options
+        self._on_started = on_started
         # Each decoding child has one file in hand and one waiting; a few more cover the time of an answer.
         self._capacity = 4 * options.num_decoders + 4
 
@@ -183,7 +211,7 @@ class ClusterEncoding:
             run = _Run(ray, self.options, self._capacity, catalog, actions)
             try:
                 run.start(num_actors)
-                yield from run.results()
+                yield from run.results(self._on_started)
             finally:
                 run.stop()
 
@@ -195,6 +223,20 @@ def require_shared_store(address: str | Path) -> None:
             "--ray is for an index that several machines share: name one in PostgreSQL"
             " (--index postgresql://user@host/database, docs/cluster.md), or leave --ray out"
         )
+
+
+def require_cluster(options: ClusterOptions) -> None:
+    """See that there is a cluster with room for an actor, before hours are spent on looking at files.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    if options.address == "local":  # It is made for the run.
+        _import_ray()
+        return
+    with _connected(options) as ray:
+        if options.num_actors is None:
+            _num_that_fit(ray, options)
 
 
 class _Run:
@@ -240,9 +282,16 @@ class _Run:
             with contextlib.suppress(Exception):
                 self._ray.kill(member.actor)
 
-    def results(self) -> Iterator[StoredFile]:
+    def results(
+        self, on_started: Callable[[int, int], None] = lambda num_started, num_actors: None
+    ) -> Iterator[StoredFile]:
         """Hand out work and take answers until all is done."""
+        num_started = -1
         while self._num_left:
+            num_now = sum(member.is_alive for member in self._members)
+            if num_now != num_started:
+                num_started = num_now
+                on_started(num_started, len(self._members))
             by_answer = {member.answer: member for member in self._members}
             ready, _ = self._ray.wait(list(by_answer), num_returns=1, timeout=COUNT_SECONDS)
             for answer in ready:
@@ -266,10 +315,11 @@ class _Run:
             yield from self._take_back(member, error)
             done = []
             time.sleep(PAUSE_SECONDS)  # Ray may say the same again at once, until it has begun another one.
-        for stored in done:
-            action = member.given.pop(str(stored.event.source.path), None)
+        for one in done:
+            key = one.uri if isinstance(one, _Absent) else str(one.event.source.path)
+            action = member.given.pop(key, None)
             if action is not None:
-                yield self._as_of_one_try(stored)
+                yield _as_seen_here(action, one) if isinstance(one, _Absent) else self._as_of_one_try(one)
         member.answer = member.actor.exchange.remote(self._more_for(member))
 
     def _more_for(self, member: _Member) -> list[Action]:
@@ -288,9 +338,14 @@ class _Run:
     def _take_back(self, member: _Member, error: Exception) -> Iterator[StoredFile]:
         """An actor has died: others get what it had in hand."""
         if "creation task" in str(error):  # Its constructor raised: on another node it would too.
-            raise ClusterError(f"the actors cannot start: {_lines(error)[-1]}") from None
+            raise ClusterError(_why_none_starts(error)) from None
         cause = _lines(error)[0]
-        logger.warning("an actor died with %d files in hand: %s", len(member.given), cause)
+        if member.is_alive:  # Else it was said already: it is being started again.
+            logger.warning(
+                "an actor was lost; the %d files that it had in hand go to others (%s)",
+                len(member.given),
+                cause,
+            )
         given, member.given, member.is_alive = member.given, {}, False
         for key, action in given.items():
             self._deaths[key] += 1
@@ -345,55 +400,131 @@ class _Watch:
             )
 
 
-@contextlib.contextmanager
-def _connected(options: ClusterOptions) -> Iterator[Any]:
-    """Ray, connected to the cluster. A connection that the caller had made stays."""
+def _as_seen_here(action: Action, absent: _Absent) -> StoredFile:
+    """What becomes of a file that a node does not see: it is gone, or the node lacks a mount.
+
+    Without this, such a node would fail the whole library, faster than the others encode it.
+    """
+    if os.path.lexists(absent.uri):
+        raise ClusterError(
+            f"the node {absent.node} does not see {absent.uri}, which is here: files lie at the same path on"
+            " all nodes (a shared mount), or at addresses such as s3://. What was added stays"
+        )
+    return StoredFile(IndexEvent(action.file.source, "failed", None, _NO_SUCH_FILE))
+
+
+def _why_none_starts(error: Exception) -> str:
+    """What the constructor of an actor raised, for the user."""
+    said = re.sub(r"^([a-z_]+\.)+\w+: ", "", _lines(error)[-1])
+    where = re.search(r"ip=([^,)\s]+)", str(error))
+    node = f" on the node {where[1]}" if where else ""
+    help_ = ": install xclip-search there, in the same version" if "No module named" in said else ""
+    return f"the actors cannot start{node}: {said}{help_}"
+
+
+def _import_ray() -> Any:
     try:
         import ray
     except ImportError:
         raise ClusterError("--ray needs Ray: pip install 'xclip-search[ray]'") from None
+    return ray
+
+
+@contextlib.contextmanager
+def _connected(options: ClusterOptions) -> Iterator[Any]:
+    """Ray, connected to the cluster. A connection that the caller had made stays."""
+    ray = _import_ray()
     is_ours = not ray.is_initialized()
     if is_ours:
+        # A cluster that is made here sends no facts about itself to Ray's makers, unless the user wants it.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             _require_answer(options.address)
             ray.init(options.address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # Ray raises errors of many classes here, the plain one too.
-            said = _lines(error)[0]
-            if options.address == "local":
-                raise ClusterError(f"Ray does not start on this machine: {said}") from None
-            raise ClusterError(
-                f"there is no Ray cluster at {options.address} ({said}): `ray start --head` starts one, --ray"
-                " local one for this run"
-            ) from None
+            raise ClusterError(_why_not_connected(options.address, error)) from None
     try:
-        yield ray
+        with _quiet(ray) if is_ours else contextlib.nullcontext():
+            yield ray
     finally:
         if is_ours:
             ray.shutdown()
 
 
+def _why_not_connected(address: str, error: Exception) -> str:
+    said = _lines(error)[0]
+    if address == "local":
+        return f"Ray does not start on this machine: {said}"
+    instead = "`ray start --head` starts one, --ray local one for this run"
+    if address == "auto" and not os.environ.get("RAY_ADDRESS"):
+        return f"no Ray cluster runs on this machine, and RAY_ADDRESS names none elsewhere: {instead}"
+    where = f"{os.environ['RAY_ADDRESS']} (RAY_ADDRESS)" if address == "auto" else address
+    return f"there is no Ray cluster at {where}: {said}; {instead}"
+
+
+@contextlib.contextmanager
+def _quiet(ray: Any) -> Iterator[None]:
+    """Log what Ray prints on the terminal of each death: pages of it, in the middle of progress bars."""
+
+    def log(message: Any, *_: Any, **__: Any) -> None:
+        logger.info("Ray: %s", "; ".join(message.get("lines", ()))[:1000])
+
+    with contextlib.ExitStack() as stack:
+        worker: Any = getattr(getattr(ray, "_private", None), "worker", None)  # There is no public way.
+        if hasattr(worker, "print_to_stdstream"):
+            stack.callback(setattr, worker, "print_to_stdstream", worker.print_to_stdstream)
+            worker.print_to_stdstream = log
+        yield
+
+
 def _require_answer(address: str) -> None:
-    """Raise OSError where nothing listens at HOST:PORT: Ray tries for many minutes."""
+    """Raise an error where not Ray's head answers at HOST:PORT: Ray itself tries for many minutes."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "")
     host, colon, port = address.rpartition(":")
-    if colon and port.isdecimal() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    if not (colon and port.isdecimal()) or "/" in host:
+        return
+    socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    from ray import _raylet
+
+    answered: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            getattr(_raylet, "GcsClient")(address=address)  # noqa: B009: it is compiled, unknown to mypy
+            answered.put(None)
+        except Exception as error:
+            answered.put(error)
+
+    threading.Thread(target=ask, name="ask Ray", daemon=True).start()
+    try:
+        error = answered.get(timeout=_HANDSHAKE_SECONDS)
+    except queue.Empty:
+        raise TimeoutError("what listens there is not the head of a Ray cluster") from None
+    if error is not None:
+        raise ConnectionError(f"what listens there is not the head of a Ray cluster ({_lines(error)[0]})")
 
 
 def _num_that_fit(ray: Any, options: ClusterOptions) -> int:
     """Actors that the nodes have room for. Raises ClusterError where no node has for one."""
-    fitting = 0
+    fitting = most_cpus = 0
     for node in ray.nodes():
         if node["Alive"]:
             resources = node["Resources"]
-            room = int(resources.get("CPU", 0) // options.num_cpus)
+            num_cpus = int(resources.get("CPU", 0))
+            most_cpus = max(most_cpus, num_cpus)
+            room = num_cpus // options.num_cpus
             if options.num_gpus:
                 room = min(room, int(resources.get("GPU", 0) // options.num_gpus))
             fitting += room
-    if not fitting:
-        wanted = f"{options.num_cpus} processors (1, and 1 for each of its decoders: --workers)"
-        wanted += f" and {options.num_gpus:g} GPUs" if options.num_gpus else ""
-        raise ClusterError(f"no node of the cluster has {wanted}, which an actor takes")
-    return fitting
+    if fitting:
+        return fitting
+    gpus = f" and {options.num_gpus:g} GPU" if options.num_gpus else ""
+    raise ClusterError(
+        f"no node of the cluster has {options.num_cpus} CPU{gpus}, which an actor takes; the largest has"
+        f" {most_cpus} CPU. --workers says how many CPU it takes"
+        + (", --ray-gpus how many GPU" if gpus else "")
+    )
 
 
 def _lines(error: Exception) -> list[str]:

@@ -223,12 +223,14 @@ class Progress:
         on_reading: called with how many files were hashed and how many are to be.
         on_total: called with the number of files that are planned, before the first event.
         on_event: called once for each of them.
+        on_actors: called with how many actors of a cluster work and how many there are to be.
         is_settled: whether a file is whole, and no one writes to it any more.
     """
 
     on_reading: Callable[[int, int], None] = lambda num_done, num_total: None
     on_total: Callable[[int], None] = lambda num_files: None
     on_event: Callable[[IndexEvent], None] = lambda event: None
+    on_actors: Callable[[int, int], None] = lambda num_started, num_actors: None
     is_settled: Callable[[FoundFile], bool] = lambda file: True
 
 

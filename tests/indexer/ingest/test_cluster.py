@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from indexer.ingest.cluster import ClusterEncoding, ClusterOptions, require_shar
 from indexer.ingest.manifest import VideoSource
 from indexer.ingest.pipeline import IndexEvent
 from indexer.ingest.planning import Action, Found
+from indexer.ingest.remote_files import RemoteFile
 from indexer.ingest.storing import StoredFile
 from indexer.ingest.synchronisation import Progress, Synchronisation, SyncReport
 from tests.support.library_stand_in import HEAD, check_sum, counts
@@ -65,11 +68,14 @@ class StandInActor:
     given: list[Action] = field(default_factory=list)
     is_closed: bool = False
 
-    def do(self, actions: Sequence[Action]) -> list[StoredFile]:
+    def do(self, actions: Sequence[Action]) -> list[Any]:
         self.given += actions
         if not self.given:
             return []
         source = self.given[0].file.source
+        if source.path.name.startswith("unseen"):
+            del self.given[0]
+            return [cluster._Absent(str(source.path), "node-2")]
         if source.path.name in self.poison:
             self.given.clear()  # The next one of this name begins with nothing.
             raise ray.exceptions.RayActorError(error_msg="killed by signal 9")
@@ -106,7 +112,7 @@ class StandInRay:
     def wait(self, answers: list[Any], *, num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         return answers[:], []
 
-    def get(self, answer: _Answer) -> list[StoredFile]:
+    def get(self, answer: _Answer) -> list[Any]:
         self.largest_given = max(self.largest_given, len(answer.actor.given) + len(answer.actions))
         return answer.actor.do(answer.actions)
 
@@ -171,6 +177,117 @@ def test_what_an_actor_stored_before_it_died_counts_as_added() -> None:
 def test_what_concerns_the_whole_index_ends_the_run() -> None:
     with pytest.raises(IndexStorageError, match="disk is full"):
         run_of(StandInRay(), ["a.mp4", "full.mp4", "b.mp4"], num_actors=1)
+
+
+def test_a_file_that_is_gone_fails_as_without_a_cluster() -> None:
+    events = run_of(StandInRay(), ["a.mp4", "unseen.mp4"])
+    assert events["unseen.mp4"].outcome == "failed"
+    assert events["unseen.mp4"].reason == "the file cannot be read (No such file or directory)"
+    assert events["a.mp4"].outcome == "added"
+
+
+def test_a_node_that_does_not_see_the_files_ends_the_run(tmp_path: Path) -> None:
+    """Else it would fail all of them, faster than the others encode."""
+    (tmp_path / "unseen.mp4").write_bytes(HEAD)
+    here = Action(Found("file:///unseen.mp4", 1, 1, VideoSource(tmp_path / "unseen.mp4")), "encode")
+    run = cluster._Run(StandInRay(), ClusterOptions(), 4, StandInStore(), [here])  # type: ignore[arg-type]
+    run.start(1)
+    with pytest.raises(ClusterError, match=r"node-2 does not see .*unseen.mp4, which is here"):
+        list(run.results())
+
+
+def test_an_actor_looks_for_a_file_before_it_decodes_it(tmp_path: Path) -> None:
+    actor = object.__new__(cluster.EncodingActor)
+    actor._given, actor._done = queue.SimpleQueue(), queue.SimpleQueue()
+    (tmp_path / "a.mp4").write_bytes(HEAD)
+    for path in (tmp_path / "gone.mp4", tmp_path / "a.mp4", RemoteFile("s3://films/b.mp4")):
+        actor._given.put(Action(Found(f"{path}", 1, 1, VideoSource(path)), "encode"))
+    actor._given.put(None)
+    taken = [str(action.file.source.path) for action in actor._actions() if action is not None]
+    assert taken == [str(tmp_path / "a.mp4"), "s3://films/b.mp4"]
+    absent = actor._done.get_nowait()
+    assert isinstance(absent, cluster._Absent) and absent.uri == str(tmp_path / "gone.mp4")
+
+
+def test_a_loss_is_said_once_and_not_again_while_the_actor_starts(caplog: pytest.LogCaptureFixture) -> None:
+    run = cluster._Run(StandInRay(), ClusterOptions(), 4, StandInStore(), [action("a.mp4")])  # type: ignore[arg-type]
+    run.start(1)
+    (member,) = run._members
+    member.is_alive, member.given = True, {"/films/a.mp4": action("a.mp4")}
+    for _ in range(3):
+        list(run._take_back(member, ray.exceptions.RayActorError(error_msg="killed by signal 9")))
+    (said,) = caplog.messages
+    assert said == "an actor was lost; the 1 files that it had in hand go to others (killed by signal 9)"
+
+
+def test_how_many_actors_work_is_told_as_they_start() -> None:
+    run = cluster._Run(StandInRay(), ClusterOptions(), 4, StandInStore(), [action("a.mp4"), action("b.mp4")])  # type: ignore[arg-type]
+    run.start(2)
+    told: list[tuple[int, int]] = []
+    assert len(list(run.results(lambda *numbers: told.append(numbers)))) == 2
+    assert told == [(0, 2), (2, 2)]
+
+
+def test_why_no_actor_starts_is_said_with_what_to_do() -> None:
+    said = (
+        "The actor died because of an error raised in its creation task, ray::EncodingActor.__init__()"
+        " (pid=7, ip=10.0.0.7, actor_id=1)\n  File ...\n{}"
+    )
+    missing = cluster._why_none_starts(
+        Exception(said.format("ModuleNotFoundError: No module named 'indexer'"))
+    )
+    assert missing.startswith("the actors cannot start on the node 10.0.0.7: ")
+    assert missing.endswith("install xclip-search there, in the same version")
+    lost = cluster._why_none_starts(Exception(said.format("model.errors.SpecError: 'x' names no model")))
+    assert lost == "the actors cannot start on the node 10.0.0.7: 'x' names no model"
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ClusterError, match=r"pip install 'xclip-search\[ray\]'"):
+        cluster.require_cluster(ClusterOptions())
+
+
+def test_without_a_cluster_on_this_machine_it_is_said_how_to_start_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", raise_connection_error)
+    with pytest.raises(ClusterError, match=r"no Ray cluster runs on this machine.*`ray start --head`"):
+        cluster.require_cluster(ClusterOptions())
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ClusterError, match=r"127.0.0.1:1 \(RAY_ADDRESS\)"):
+        cluster.require_cluster(ClusterOptions())
+
+
+def raise_connection_error(*_: Any, **__: Any) -> None:
+    raise ConnectionError("Could not find any running Ray instance.")
+
+
+def test_what_listens_but_is_no_cluster_is_refused_soon() -> None:
+    """Ray itself asks for many minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(ClusterError, match="is not the head of a Ray cluster"):
+            cluster.require_cluster(ClusterOptions(address=address))
+    assert time.monotonic() - started < 30
+
+
+def test_a_cluster_without_room_says_what_an_actor_takes() -> None:
+    class Small:
+        @staticmethod
+        def nodes() -> list[dict[str, Any]]:
+            alive = {"Alive": True, "Resources": {"CPU": 2.0}}
+            return [alive, {"Alive": False, "Resources": {"CPU": 64.0}}]
+
+    with pytest.raises(
+        ClusterError, match=r"has 4 CPU, which an actor takes; the largest has 2 CPU. --workers"
+    ):
+        cluster._num_that_fit(Small(), ClusterOptions())
+    assert cluster._num_that_fit(Small(), ClusterOptions(num_decoders=1)) == 2
+    with pytest.raises(ClusterError, match=r"1 CPU and 0.5 GPU.*--ray-gpus"):
+        cluster._num_that_fit(Small(), ClusterOptions(num_decoders=1, num_gpus=0.5))
 
 
 def test_an_index_of_one_machine_is_refused(tmp_path: Path) -> None:
@@ -238,7 +355,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def synchronise(index: Index, folder: Path, on_event: Any, **options: Any) -> SyncReport:
-    encoding = ClusterEncoding(ClusterOptions(num_decoders=1, **options))
+    encoding = ClusterEncoding(ClusterOptions(num_decoders=2, **options))
     run = Synchronisation(
         index.catalog, index.pipeline, progress=Progress(on_event=on_event), encode_actions=encoding
     )
@@ -289,7 +406,7 @@ def test_a_cluster_without_room_is_refused_or_noticed(
 ) -> None:
     with Index.create(postgres.address(), str(model_directory)) as index:
         encoding = ClusterEncoding(ClusterOptions(num_decoders=7))
-        with pytest.raises(ClusterError, match="no node of the cluster has 8 processors"):
+        with pytest.raises(ClusterError, match="no node of the cluster has 7 CPU"):
             Synchronisation(index.catalog, index.pipeline, encode_actions=encoding).run([folder])
         encoding = ClusterEncoding(ClusterOptions(num_decoders=7, num_actors=1, stall_seconds=8))
         started = time.monotonic()

@@ -80,7 +80,7 @@ def main() -> None:
     ):
         folder = choices.folder or Path(temporary)
         if choices.folder is None:
-            draw_small_clips(folder, 60 if choices.short else 2_000)
+            draw_small_clips(folder, 300 if choices.short else 2_000)
         table = report.table(
             f"Into an empty index, {num_workers} decoders",
             {"round": "d", "index, videos/s": ".1f", "index --ray, videos/s": ".1f", "--ray / index": ".2f"},

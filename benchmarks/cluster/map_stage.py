@@ -2,9 +2,8 @@
 
     python -m benchmarks.cluster.map_stage
 
-Each file takes SLEEP_SECONDS in one of the slots of an actor and no processor, so that two nodes on one machine
-can show twice the rate of one. Rates are of the time after all actors had started, and of all whose files
-come after it.
+Each file takes SLEEP_SECONDS in one of the slots of an actor and no processor, so that two nodes on one
+machine can show twice the rate of one. Rates are of the time after all actors had started.
 """
 
 from __future__ import annotations

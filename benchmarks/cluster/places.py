@@ -41,6 +41,9 @@ def ray_nodes(num_nodes: int, cpus_per_node: int) -> Iterator[str]:
     """The address of a cluster of so many nodes on this machine."""
     from ray.cluster_utils import Cluster
 
+    # Ray gives its processes the lowest priority but 4, which shows only beside other programs. None here, so
+    # that what is compared with `index` gets as much of the machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     options: dict[str, Any] = {"num_cpus": cpus_per_node, "object_store_memory": OBJECT_STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})

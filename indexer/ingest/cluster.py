@@ -491,7 +491,7 @@ def _require_answer(address: str) -> None:
 
     def ask() -> None:
         try:
-            getattr(_raylet, "GcsClient")(address=address)  # noqa: B009: it is compiled, unknown to mypy
+            _raylet.GcsClient(address=address)  # type: ignore[attr-defined]  # A compiled module.
             answered.put(None)
         except Exception as error:
             answered.put(error)

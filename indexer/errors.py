@@ -274,4 +274,14 @@ class TruncatedMediaError(MediaError):
 
 
 class FetchError(MediaError):
-    """A file at an address that could not be listed or fetched."""
+    """A file at an address that could not be listed or fetched.
+
+    Attributes:
+        may_pass: whether it is worth another try: a connection that broke, a server in trouble.
+        wait_seconds: before that, as the server wants it; None where it does not say.
+    """
+
+    def __init__(self, reason: str, *, may_pass: bool = False, wait_seconds: float | None = None) -> None:
+        super().__init__(reason)
+        self.may_pass = may_pass
+        self.wait_seconds = wait_seconds

@@ -14,21 +14,25 @@ import shutil
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from indexer.errors import FetchError
-from indexer.ingest.remote_files import UNKNOWN_VERSION, RemoteFile, describe, explained, open_file_system
+from indexer.ingest.remote_files import (
+    UNKNOWN_VERSION,
+    RemoteFile,
+    describe,
+    explained,
+    open_file_system,
+    retried,
+)
 
 if sys.platform != "win32":
     import fcntl
 
-NUM_TRIES: Final = 3
-_PAUSE_SECONDS: Final = 0.5
 _PREFIX: Final = "xclip-fetched-"
 _LOCK: Final = "in-use"
 
@@ -119,45 +123,42 @@ class LocalCopies:
 def fetch_to(file: RemoteFile, path: Path, cancelled: threading.Event | None = None) -> None:
     """Fetch a file to `path`, which is overwritten: whole, and the version that was listed.
 
-    A connection that breaks is tried again. Raises FetchError; OSError where the disk here is full;
-    CancelledError where `cancelled` is set.
+    A connection that breaks is tried again, from the beginning. Raises FetchError; OSError where the disk
+    here is full; CancelledError where `cancelled` is set.
     """
-    for number in range(1, NUM_TRIES + 1):
-        try:
-            _fetch_once(file, path, cancelled or threading.Event())
-            break
-        except _TransientError as error:
-            if number == NUM_TRIES:
-                raise FetchError(f"{error.reason}, at {NUM_TRIES} tries") from None
-            logger.debug("%s: %s; trying again", file, error.reason)
-            time.sleep(_PAUSE_SECONDS * 4 ** (number - 1))
-    if file.version != UNKNOWN_VERSION and describe(file.uri).version != file.version:
-        raise FetchError("it was changed while it was fetched; the next run reads it")
-
-
-class _TransientError(FetchError):
-    """A connection that broke or a server in trouble: worth another try."""
+    stopped = cancelled or threading.Event()
+    retried(lambda: _fetch_once(file, path, stopped), stopped)
 
 
 def _fetch_once(file: RemoteFile, path: Path, cancelled: threading.Event) -> None:
+    length_said = _get(file, path, cancelled)
+    num_bytes = path.stat().st_size
+    if file.version != UNKNOWN_VERSION and describe(file.uri).version != file.version:
+        raise FetchError("it was changed while it was fetched; the next run reads it")
+    if file.size_bytes is not None and num_bytes != file.size_bytes:
+        raise FetchError(f"only {num_bytes} of its {file.size_bytes} bytes came", may_pass=True)
+    if file.size_bytes is None and length_said is None:
+        # The end of the connection is the end of such a file, or it broke: what comes twice is whole.
+        _get(file, path, cancelled)
+        if path.stat().st_size != num_bytes:
+            raise FetchError("its server does not tell its length, and it ended at two places", may_pass=True)
+
+
+def _get(file: RemoteFile, path: Path, cancelled: threading.Event) -> int | None:
+    """Fetch what is there now; the length that the server said."""
     file_system, remote_path = open_file_system(file.uri)
+    callback = _callback(cancelled)
     try:
-        file_system.get_file(remote_path, str(path), callback=_callback(cancelled))
+        file_system.get_file(remote_path, str(path), callback=callback)
     except CancelledError:
         raise
     except Exception as error:
-        known = explained(error, file.uri)
-        status = getattr(error.__cause__ or error, "status", None)
-        is_final = isinstance(error, FileNotFoundError | PermissionError) or (
-            isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
-        )
-        raise known if is_final else _TransientError(known.reason) from None
-    num_bytes = path.stat().st_size
-    if file.size_bytes is not None and num_bytes != file.size_bytes:
-        raise _TransientError(f"only {num_bytes} of its {file.size_bytes} bytes came")
+        raise explained(error, file.uri) from None
+    size: int | None = callback.size
+    return size
 
 
-def _callback(cancelled: threading.Event) -> object:
+def _callback(cancelled: threading.Event) -> Any:
     from fsspec.callbacks import Callback
 
     class StopWhenCancelled(Callback):  # type: ignore[misc]

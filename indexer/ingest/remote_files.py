@@ -12,13 +12,13 @@ import hashlib
 import re
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from indexer.errors import FetchError
@@ -38,7 +38,13 @@ _MIN_FILES_TO_LIST: Final = 50
 """A manifest's files of one folder from which on the folder is listed: a listing gives 1000 files a request,
 and some of them may be others."""
 
+NUM_TRIES: Final = 3
+PAUSE_SECONDS: Final = 0.5
+_MAX_PAUSE_SECONDS: Final = 60.0
+
 FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,10 @@ def list_address(uri: str) -> tuple[list[RemoteFile], bool]:
     Raises:
         FetchError: there is nothing, or it cannot be listed; `reason` says why.
     """
+    return retried(lambda: _listed(uri))
+
+
+def _listed(uri: str) -> tuple[list[RemoteFile], bool]:
     file_system, path = _open(uri)
     if scheme_of(uri) in _ONE_BY_ONE:
         return [_describe(file_system, uri, path)], False
@@ -169,8 +179,32 @@ def open_file_system(uri: str) -> tuple[Any, str]:
     return _open(uri)
 
 
+def retried(call: Callable[[], Result], cancelled: threading.Event | None = None) -> Result:
+    """What `call` gives, asked for again where a connection broke or a server was in trouble.
+
+    Raises:
+        FetchError: it is final, or came at each of NUM_TRIES tries.
+        CancelledError: `cancelled` was set before another try.
+    """
+    for number in range(1, NUM_TRIES):
+        try:
+            return call()
+        except FetchError as error:
+            if not error.may_pass:
+                raise
+            wanted = error.wait_seconds or PAUSE_SECONDS * 4 ** (number - 1)
+        if (cancelled or threading.Event()).wait(min(wanted, _MAX_PAUSE_SECONDS)):
+            raise CancelledError
+    try:
+        return call()
+    except FetchError as error:
+        if not error.may_pass:
+            raise
+        raise FetchError(f"{error.reason}, at {NUM_TRIES} tries") from None
+
+
 def explained(error: Exception, uri: str) -> FetchError:
-    """What an error of a file system means, as a sentence without the address.
+    """What an error of a file system means, as a sentence without the address, and whether it may pass.
 
     Raises:
         OSError: it is of this machine's disk, which is full.
@@ -179,29 +213,72 @@ def explained(error: Exception, uri: str) -> FetchError:
         return error
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         raise error
-    # The file system of http says of every trouble that the file is not there; its cause says which it was.
-    cause = error.__cause__ if scheme_of(uri) in _ONE_BY_ONE and error.__cause__ is not None else error
-    status, name = getattr(cause, "status", None), type(cause).__name__
+    cause = error if error.__cause__ is None else error.__cause__
     said = " ".join(str(cause).split())
-    if name in ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"):
-        return FetchError(
-            f"there are no credentials for {scheme_of(uri)}://; docs/sources.md says where from"
-        )
-    if isinstance(status, int) and status >= 400:
-        return FetchError(f"the server answers {status} {getattr(cause, 'message', '')}".rstrip())
-    if isinstance(cause, PermissionError):
-        return FetchError("the credentials do not allow reading it")
-    if isinstance(cause, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-        is_bucket = "bucket does not exist" in said
+    if type(cause).__name__ in _NO_CREDENTIALS:
+        how = _WHERE_CREDENTIALS.get(scheme_of(uri), "docs/sources.md says where from")
+        is_half = type(cause).__name__ == "PartialCredentialsError"
+        missing = f" ({said})" if is_half else ""
+        return FetchError(f"there are no credentials for {scheme_of(uri)}://{missing}: {how}")
+    if type(cause).__name__ == "ProfileNotFound":
+        return FetchError(f"{said}: AWS_PROFILE names it, and ~/.aws/config has no such one")
+    if type(cause).__name__ == "TooManyRedirects":
+        return FetchError("it redirects without an end")
+    if "Cert" in type(cause).__name__:
+        return FetchError(f"the server's certificate is not accepted: {said[:300]}")
+    if isinstance(error, PermissionError):
+        code = _code_of(cause)
+        return FetchError(f"the credentials are refused, or do not allow reading it{code}")
+    if (status := _status_of(cause)) >= 400 and status != 404:
+        # What S3 answered has been asked for two dozen times already, by its own library.
+        may_pass = not _code_of(cause) and (status >= 500 or status in (408, 429))
+        message = f"the server answers {status} {getattr(cause, 'message', '')}".rstrip() + _code_of(cause)
+        return FetchError(message, may_pass=may_pass, wait_seconds=_wanted_pause(cause))
+    # The file system of http says of every trouble that the file is not there; its cause says which it was.
+    absent = cause if scheme_of(uri) in _ONE_BY_ONE else error
+    if status == 404 or isinstance(absent, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        is_bucket = "bucket does not exist" in said or "NoSuchBucket" in _code_of(cause)
         return FetchError("there is no such bucket" if is_bucket else "there is no such file")
     if isinstance(cause, TimeoutError):
-        return FetchError("the server did not answer in time")
-    return FetchError(f"it could not be fetched: {said[:300] or name}")
+        return FetchError("the server did not answer in time", may_pass=True)
+    return FetchError(f"it could not be fetched: {said[:300] or type(cause).__name__}", may_pass=True)
+
+
+_NO_CREDENTIALS: Final = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError")
+_WHERE_CREDENTIALS: Final = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or write ~/.aws/credentials;"
+    """ for a public bucket set FSSPEC_S3='{"anon": true}'""",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`",
+}
+
+
+def _status_of(error: BaseException) -> int:
+    """HTTP's, of errors of aiohttp and botocore; 0 where there is none."""
+    status = getattr(error, "status", None)
+    if status is None:
+        response = getattr(error, "response", None)
+        metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+        status = metadata.get("HTTPStatusCode")
+    return status if isinstance(status, int) else 0
+
+
+def _code_of(error: BaseException) -> str:
+    """What S3 calls its trouble, in brackets: ` (InvalidAccessKeyId)`; empty for others."""
+    response = getattr(error, "response", None)
+    code = response.get("Error", {}).get("Code", "") if isinstance(response, dict) else ""
+    return f" ({code})" if code else ""
+
+
+def _wanted_pause(error: BaseException) -> float | None:
+    """Seconds of Retry-After; a date in it, which is seldom there, counts as none."""
+    headers = getattr(error, "headers", None) or {}
+    said = headers.get("Retry-After", "")
+    return float(said) if said.isdecimal() else None
 
 
 def _described(uri: str) -> RemoteFile | FetchError:
     try:
-        return describe(uri)
+        return retried(lambda: describe(uri))
     except FetchError as error:
         return error
 

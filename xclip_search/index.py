@@ -233,8 +233,11 @@ def index(
             from indexer.index import absolute_spec
             from indexer.ingest.cluster import DEFAULT_DECODERS, ClusterOptions
 
+            # A cluster that is made for a run says nothing of it to Ray's makers, unless the user wants that.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            named = os.environ.get("RAY_ADDRESS") if ray == "auto" else None
             cluster = ClusterOptions(
-                address=ray,
+                address=named or ray,
                 num_actors=ray_actors,
                 num_decoders=workers or DEFAULT_DECODERS,
                 num_gpus=ray_gpus,

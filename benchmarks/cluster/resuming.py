@@ -43,9 +43,12 @@ def write_local(folder: Path, num_files: int) -> None:
 @contextmanager
 def bucket(num_files: int) -> Iterator[str]:
     """The address of a bucket that holds them."""
+    import logging
+
     import boto3
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # Else a line for each request.
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

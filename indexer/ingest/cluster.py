@@ -105,7 +105,7 @@ class EncodingActor:
 
     def __init__(self, address: str, fingerprint: str, model_spec: str, options: ClusterOptions) -> None:
         # Before PyTorch is loaded: threads that spin while they wait keep decoding off processors.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        os.putenv("OMP_WAIT_POLICY", "PASSIVE")
         from model.xclip import XClip
 
         self._catalog = open_store(address, fingerprint=fingerprint)
@@ -436,8 +436,6 @@ def _connected(options: ClusterOptions) -> Iterator[Any]:
     ray = _import_ray()
     is_ours = not ray.is_initialized()
     if is_ours:
-        # A cluster that is made here sends no facts about itself to Ray's makers, unless the user wants it.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             _require_answer(options.address)
             ray.init(options.address, log_to_driver=False, logging_level=logging.ERROR)
@@ -456,10 +454,11 @@ def _why_not_connected(address: str, error: Exception) -> str:
     if address == "local":
         return f"Ray does not start on this machine: {said}"
     instead = "`ray start --head` starts one, --ray local one for this run"
-    if address == "auto" and not os.environ.get("RAY_ADDRESS"):
-        return f"no Ray cluster runs on this machine, and RAY_ADDRESS names none elsewhere: {instead}"
-    where = f"{os.environ['RAY_ADDRESS']} (RAY_ADDRESS)" if address == "auto" else address
-    return f"there is no Ray cluster at {where}: {said}; {instead}"
+    if address == "auto":
+        return (
+            f"no Ray cluster runs on this machine, and RAY_ADDRESS names none elsewhere: {instead} ({said})"
+        )
+    return f"there is no Ray cluster at {address}: {said}; {instead}"
 
 
 @contextlib.contextmanager
@@ -479,8 +478,6 @@ def _quiet(ray: Any) -> Iterator[None]:
 
 def _require_answer(address: str) -> None:
     """Raise an error where not Ray's head answers at HOST:PORT: Ray itself tries for many minutes."""
-    if address == "auto":
-        address = os.environ.get("RAY_ADDRESS", "")
     host, colon, port = address.rpartition(":")
     if not (colon and port.isdecimal()) or "/" in host:
         return

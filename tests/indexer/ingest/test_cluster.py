@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from indexer.errors import ClusterError, ClusterStalledError, IndexStorageError
+from indexer.errors import ClusterError, ClusterStalledError, IndexerError, IndexStorageError
 from indexer.index import Index
 from indexer.ingest import cluster
 from indexer.ingest.cluster import ClusterEncoding, ClusterOptions, require_shared_store
@@ -26,6 +27,7 @@ from indexer.ingest.planning import Action, Found
 from indexer.ingest.remote_files import RemoteFile
 from indexer.ingest.storing import StoredFile
 from indexer.ingest.synchronisation import Progress, Synchronisation, SyncReport
+from indexer.store.store import open_store
 from tests.support.library_stand_in import HEAD, check_sum, counts
 from tests.support.postgres import PostgresServer
 from tests.support.video_files import write_coloured_video
@@ -411,3 +413,46 @@ def test_a_cluster_without_room_is_refused_or_noticed(
             Synchronisation(index.catalog, index.pipeline, encode_actions=encoding).run([folder])
         assert time.monotonic() - started < 120
         assert index.catalog.num_videos == 0
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(400)
+def test_ctrl_c_keeps_what_is_stored_and_the_same_command_goes_on(
+    folder: Path, postgres: PostgresServer, model_directory: Path
+) -> None:
+    address = postgres.address()
+    command = [sys.executable, "-m", "xclip_search", "index", str(folder), "--index", address]
+    command += ["--model", str(model_directory), "--ray", "local", "--workers", "1", "--ray-actors", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+    def allow_interrupts() -> None:  # A shell in the background lets its children ignore them.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=allow_interrupts,
+    ) as process:
+        while num_stored(address) < 2 and process.poll() is None:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "interrupted; what is indexed is kept, and the same command resumes"
+    assert 2 <= num_stored(address) < 24
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert again.returncode == 3, again.stderr  # One file is broken.
+    with open_store(address) as store:
+        videos = store.list_videos(100)
+    assert len({video.content_sha256 for video in videos}) == len(videos) == 24
+
+
+def num_stored(address: str) -> int:
+    """Videos of an index that may not be there yet."""
+    with contextlib.suppress(IndexerError), open_store(address) as store:
+        return store.num_videos
+    return 0

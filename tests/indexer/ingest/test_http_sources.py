@@ -112,11 +112,18 @@ def handler_of(site: Site) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing of clients that hang up."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass
+
+
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr(remote_files, "PAUSE_SECONDS", 0.01)
     site = Site()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(site))
+    server = QuietServer(("127.0.0.1", 0), handler_of(site))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     site.address = f"http://127.0.0.1:{server.server_port}"
@@ -236,7 +243,7 @@ def test_a_certificate_that_nobody_vouches_for_fails_at_once(tmp_path: Path) -> 
     certificate, key = make_certificate(tmp_path, "localhost")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(Site()))
+    server = QuietServer(("127.0.0.1", 0), handler_of(Site()))
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import Scores, TextFeatures, VideoFeatures, XClipConfig
-from model.features import VideoRecords, quantized
+from model.features import VideoRecords
 from model.kernels import processor
 from model.kernels.processor import MIN_TEXTS_PACKED, CompiledAttention
+from model.quantization import quantized
 from model.score_names import SCORE_NAMES
 from model.scoring import ScoreHead
 

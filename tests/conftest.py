@@ -132,6 +132,18 @@ def pytest_runtest_teardown() -> None:
     _schedule_as_usual()
 
 
+LONGEST = (
+    "test_full_disk.py",
+)
+"""The longest files: begun last, one would run alone while the other cores wait."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist begins files in the order below, not with those of most tests: many tests are quick ones."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: begun last, it would run alone while the other cores wait."""
-    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from indexer.store.sqlite import connections
 from tests.support.postgres import PostgresServer, find_programs, running_server
 from tests.support.servers.browser import Browser, find_browser
 from tests.support.stores import KINDS, StoreFactory
@@ -17,12 +19,37 @@ from tests.support.stores import KINDS, StoreFactory
 hypothesis.settings.register_profile("without-deadlines", deadline=None)
 hypothesis.settings.load_profile("without-deadlines")
 
+# What all tests import are a million objects: to go through them each time that a tenth of a million was made
+# is a tenth of the time of a run.
+gc.set_threshold(20_000, 10, 10)
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One test process for each core: threads of their own would only stand in each other's way. Set before
     # torch is imported, and inherited by the processes that tests start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _wait_for_no_disk(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(os, "fsync", lambda descriptor: None)
+    patch.setattr(connections, "SYNCHRONOUS", "OFF")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_disk() -> Iterator[pytest.MonkeyPatch]:
+    """Nothing here pulls a plug, and what a process wrote outlives it: waiting for the disk shows nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        _wait_for_no_disk(patch)
+        yield patch
+
+
+@pytest.fixture
+def slow_disk(quick_disk: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that asks what is waited for has it as users have it."""
+    quick_disk.undo()
+    yield
+    _wait_for_no_disk(quick_disk)
 
 
 @pytest.fixture(scope="session")
@@ -132,14 +159,12 @@ def pytest_runtest_teardown() -> None:
     _schedule_as_usual()
 
 
-LONGEST = (
-    "test_full_disk.py",
-)
+LONGEST = ("test_full_disk.py",)
 """The longest files: begun last, one would run alone while the other cores wait."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """pytest-xdist begins files in the order below, not with those of most tests: many tests are quick ones."""
+    """pytest-xdist begins with the files below, not with those of most tests: many tests are quick ones."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 

@@ -172,16 +172,32 @@ def pytest_runtest_protocol() -> Iterator[None]:
     return result
 
 
-LONGEST = ("test_full_disk.py",)
-"""The longest files: begun last, one would run alone while the other cores wait."""
+LONGEST = (
+    "training/demo/test_model.py",
+    "indexer/maintenance/test_reindexing.py",
+    "service/ingest/test_worker.py",
+    "test_end_to_end.py",
+    "model/test_triton_attention.py",
+    "model/test_runtimes.py",
+    "model/test_goldens.py",
+    "console/test_watch.py",
+    "training/test_trainer.py",
+    "model/test_quick_start.py",
+    "training/test_gather.py",
+    "service/test_database_away.py",
+    "service/test_ending_while_loading.py",
+    "service/routes/test_api_fuzzing.py",
+)
+"""Files that take more than five seconds: begun last, one would run alone while the other cores wait."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """pytest-xdist begins with the files below, not with those of most tests: many tests are quick ones."""
+    """pytest-xdist begins with the files above, not with those of most tests: many tests are quick ones."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    ranks = {name: rank for rank, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+    ranks = {REPOSITORY / "tests" / name: rank for rank, name in enumerate(LONGEST)}
+    assert all(path.is_file() for path in ranks)
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.errors import ShapeError
+from model.quantization import dequantized
 
 
 class _Rows:
@@ -143,7 +144,7 @@ class VideoRecords:
 
     Attributes:
         video: float32 [N, D], on a processor, as all that follows.
-        frames: float [N, F, D], or int8 [N, F, D + 4] as `quantized` makes them.
+        frames: float [N, F, D], or int8 [N, F, D + 4] as `model.quantization.quantized` makes them.
         numbers: int64 [V], which of the N, in which order; from 0 to N - 1, which is not checked.
         frame_mask: bool [V, F], true for real frames.
     """
@@ -190,27 +191,3 @@ class Scores(_Rows):
     def __post_init__(self) -> None:
         for tensor in self.tensors():
             _require(tensor.shape == self.total.shape and tensor.ndim == 2, self, "five tensors [T, V]")
-
-
-# Frames in 8 bits, each with a scale of its own: `python -m benchmarks.recall.frame_precision` measures what
-# that costs.
-
-SCALE_BYTES: Final = 4
-"""Behind the integers of a frame: what they are multiplied with, float32, little-endian."""
-
-_LARGEST: Final = 127
-
-
-def quantized(frames: NDArray[Any]) -> NDArray[np.int8]:
-    """Frames float [..., D] as int8 [..., D + SCALE_BYTES]; the largest value of each becomes 127 or -127."""
-    frames = frames.astype(np.float32)
-    scale = np.abs(frames).max(axis=-1, keepdims=True) / np.float32(_LARGEST)
-    integers = np.rint(frames / np.where(scale > 0, scale, 1)).astype(np.int8)
-    return np.concatenate([integers, scale.astype("<f4").view(np.int8)], axis=-1)
-
-
-def dequantized(frames: NDArray[np.int8]) -> NDArray[np.float16]:
-    """What `quantized` made as float16 [..., D], equal to the frames within half a scale."""
-    scale = np.ascontiguousarray(frames[..., -SCALE_BYTES:]).view("<f4")
-    found: NDArray[np.float16] = (frames[..., :-SCALE_BYTES] * scale).astype(np.float16)
-    return found

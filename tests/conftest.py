@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from indexer.store.sqlite import connections
 from tests.support.postgres import PostgresServer, find_programs, running_server
 from tests.support.servers.browser import Browser, find_browser
 from tests.support.stores import KINDS, StoreFactory
@@ -17,12 +20,37 @@ from tests.support.stores import KINDS, StoreFactory
 hypothesis.settings.register_profile("without-deadlines", deadline=None)
 hypothesis.settings.load_profile("without-deadlines")
 
+# What all tests import are a million objects: to go through them each time that a tenth of a million was made
+# is a tenth of the time of a run.
+gc.set_threshold(20_000, 10, 10)
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One test process for each core: threads of their own would only stand in each other's way. Set before
     # torch is imported, and inherited by the processes that tests start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _wait_for_no_disk(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(os, "fsync", lambda descriptor: None)
+    patch.setattr(connections, "SYNCHRONOUS", "OFF")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_disk() -> Iterator[pytest.MonkeyPatch]:
+    """Nothing here pulls a plug, and what a process wrote outlives it: waiting for the disk shows nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        _wait_for_no_disk(patch)
+        yield patch
+
+
+@pytest.fixture
+def slow_disk(quick_disk: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that asks what is waited for has it as users have it."""
+    quick_disk.undo()
+    yield
+    _wait_for_no_disk(quick_disk)
 
 
 @pytest.fixture(scope="session")
@@ -132,6 +160,44 @@ def pytest_runtest_teardown() -> None:
     _schedule_as_usual()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """Undo what a command did that ran in this process: two threads of torch, which wait for each other by
+    spinning, on processors that other tests use too, made all that came after it ten times as slow."""
+    torch = sys.modules.get("torch")
+    before = None if torch is None else torch.get_num_threads()
+    result = yield
+    if torch is not None and torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+    return result
+
+
+LONGEST = (
+    "training/demo/test_model.py",
+    "indexer/maintenance/test_reindexing.py",
+    "service/ingest/test_worker.py",
+    "test_end_to_end.py",
+    "model/test_triton_attention.py",
+    "model/test_runtimes.py",
+    "model/test_goldens.py",
+    "console/test_watch.py",
+    "training/test_trainer.py",
+    "model/test_quick_start.py",
+    "training/test_gather.py",
+    "service/test_database_away.py",
+    "service/test_ending_while_loading.py",
+    "service/routes/test_api_fuzzing.py",
+)
+"""Files that take more than five seconds: begun last, one would run alone while the other cores wait."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist begins with the files above, not with those of most tests: many tests are quick ones."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: begun last, it would run alone while the other cores wait."""
-    items.sort(key=lambda item: item.path.name != "test_end_to_end.py")
+    ranks = {REPOSITORY / "tests" / name: rank for rank, name in enumerate(LONGEST)}
+    assert all(path.is_file() for path in ranks)
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))

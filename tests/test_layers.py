@@ -44,7 +44,7 @@ LAYERS = {
 """From the lowest to the highest: a part imports parts below its own, none of its own layer. The longest name
 that fits a module counts."""
 
-HEAVY = {"torch", "open_clip", "faiss", "decord", "av", "fastapi", "uvicorn", "pydantic"}
+HEAVY = {"torch", "open_clip", "faiss", "decord", "av", "numpy", "fastapi", "uvicorn", "pydantic", "httpx"}
 FORBIDDEN_NAMES = {"utils", "util", "common", "base", "core", "manager", "helpers", "misc"}
 MAX_MODULES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MIN_LINES = 15, 60, 6, 60
 SQL = re.compile(r"\s*(SELECT|INSERT INTO|UPDATE \w+ SET|DELETE FROM|CREATE TABLE|PRAGMA|VACUUM|REINDEX)\b")

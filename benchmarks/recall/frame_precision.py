@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.recall.cascade import NUM_FIRST, Case, add_options, all_scores, cases, order
 from benchmarks.report import Report, arguments
-from model.features import dequantized, quantized
+from model.quantization import dequantized, quantized
 
 
 def in_8_bits(frames: Tensor) -> Tensor:

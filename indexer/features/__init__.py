@@ -3,4 +3,4 @@
 from typing import Literal
 
 Precision = Literal["float16", "int8"]
-"""In which the file keeps frame features; int8 as `model.features.quantized` makes them."""
+"""In which the file keeps frame features; int8 as `model.quantization.quantized` makes them."""

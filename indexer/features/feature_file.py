@@ -18,9 +18,9 @@ looked at through a mapping, where the same fault would end the process.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
-import math
 import os
 import re
 import secrets
@@ -30,17 +30,18 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from indexer.atomic_files import DERIVED_FILE_MODE
 from indexer.features import Precision
 from model.atomic_files import write_atomically
-from model.features import SCALE_BYTES, dequantized, quantized
+from model.quantization import SCALE_BYTES, dequantized, quantized
+
+if TYPE_CHECKING:  # Where a search asks for tensors it is imported: writing and verifying go without torch.
+    from torch import Tensor
 
 MANIFEST_FILE: Final = "features.json"
 FORMAT: Final = 1
@@ -217,10 +218,6 @@ class FeatureFile:
             }
         except OSError as error:
             raise FeatureFileUnusableError(f"it cannot be read: {error}") from error
-        with warnings.catch_warnings():
-            # Torch knows no memory that may not be written to; nothing here writes.
-            warnings.filterwarnings("ignore", message=".*not writable")
-            self._views = {name: torch.from_numpy(table) for name, table in self._tables.items()}
         self._records = records
         self.segment_ids = records["segment_id"].astype(np.int64)
         self.video_keys = records["video_key"].astype(np.int64)
@@ -293,22 +290,47 @@ class FeatureFile:
         """
         return self._views[name][rows]
 
+    @functools.cached_property
+    def _views(self) -> dict[str, Tensor]:
+        import torch
+
+        with warnings.catch_warnings():
+            # Torch knows no memory that may not be written to; nothing here writes.
+            warnings.filterwarnings("ignore", message=".*not writable")
+            return {name: torch.from_numpy(table) for name, table in self._tables.items()}
+
     def read(self, name: Table, numbers: NDArray[np.intp]) -> tuple[Tensor, NDArray[np.bool_]]:
+        """`read_array` as a tensor."""
+        import torch
+
+        # Memory of torch, which begins at a cache line.
+        size_bytes = len(numbers) * self.manifest.record_bytes[name]
+        memory: NDArray[np.uint8] = torch.empty(size_bytes, dtype=torch.uint8).numpy()
+        rows, is_right = self._read_into(memory, name, numbers)
+        return torch.from_numpy(rows), is_right
+
+    def read_array(self, name: Table, numbers: NDArray[np.intp]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """A copy of records, in the order of their numbers, and which of them are what was written: those
         that this process reads for the first time are compared with their checksums.
 
         Frames are float16 [N, F, D], videos float32 [N, D].
         """
-        kept, is_right = self._read_kept(name, numbers)
-        is_int8 = name == "frames" and self.manifest.precision == "int8"
-        return torch.from_numpy(dequantized(kept) if is_int8 else kept), is_right
+        memory = np.empty(len(numbers) * self.manifest.record_bytes[name], np.uint8)
+        return self._read_into(memory, name, numbers)
 
-    def _read_kept(self, name: Table, numbers: NDArray[np.intp]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def _read_into(
+        self, memory: NDArray[np.uint8], name: Table, numbers: NDArray[np.intp]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """`read_array` in memory for these records as they are kept."""
+        kept, is_right = self._read_kept(memory, name, numbers)
+        is_int8 = name == "frames" and self.manifest.precision == "int8"
+        return dequantized(kept) if is_int8 else kept, is_right
+
+    def _read_kept(
+        self, memory: NDArray[np.uint8], name: Table, numbers: NDArray[np.intp]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         table = self._tables[name]
-        shape = (len(numbers), *table.shape[1:])
-        # Memory of torch, which begins at a cache line.
-        memory = torch.empty(math.prod(shape) * table.itemsize, dtype=torch.uint8)
-        rows: NDArray[Any] = memory.numpy().view(table.dtype).reshape(shape)
+        rows: NDArray[Any] = memory.view(table.dtype).reshape(len(numbers), *table.shape[1:])
         if self.is_cut:
             self.is_damaged = True
             rows.fill(0)

@@ -29,7 +29,8 @@ from indexer.features.writing import (
     update_feature_file,
 )
 from indexer.store.store import SearchedStore
-from model.features import VideoFeatures, VideoRecords, dequantized, quantized
+from model.features import VideoFeatures, VideoRecords
+from model.quantization import dequantized, quantized
 
 logger = logging.getLogger(__name__)
 

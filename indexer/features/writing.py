@@ -35,7 +35,7 @@ from indexer.features.feature_file import (
 from indexer.store.records import SegmentFeatures
 from indexer.store.store import SearchedStore
 from model.atomic_files import fsync_directory
-from model.features import dequantized, quantized
+from model.quantization import dequantized, quantized
 
 if sys.platform != "win32":
     import fcntl
@@ -177,8 +177,8 @@ def _different(file: FeatureFile, features: SegmentFeatures) -> list[int]:
         frames = dequantized(quantized(frames))
     stored: dict[Table, NDArray[Any]] = {"frames": frames, "videos": features.video}
     for name, theirs in stored.items():
-        records, is_right = file.read(name, numbers)
-        ours = records.numpy().reshape(len(rows), -1).view(np.uint8)
+        records, is_right = file.read_array(name, numbers)
+        ours = records.reshape(len(rows), -1).view(np.uint8)
         is_same &= is_right & (ours == theirs[rows].reshape(len(rows), -1).view(np.uint8)).all(axis=1)
     different: list[int] = features.segment_ids[rows][~is_same].tolist()
     return different

@@ -29,7 +29,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 from numpy.typing import NDArray
 
-from model.features import SCALE_BYTES
+from model.quantization import SCALE_BYTES
 
 logger = logging.getLogger(__name__)
 

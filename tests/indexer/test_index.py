@@ -147,7 +147,8 @@ def test_a_spec_that_is_a_path_is_kept_whole(tmp_path: Path, monkeypatch: pytest
 def test_an_index_that_is_not_searched_loads_no_faiss(directory: Path) -> None:
     """A worker opens an index, checks its model and encodes, all without FAISS."""
     code = (
-        "import sys\nfrom indexer.index import Index\n"
+        "import sys\nfrom model.quick_start import shorten_import\nshorten_import()\n"
+        "from indexer.index import Index\n"
         f"with Index.open({str(directory)!r}, device='cpu') as index:\n    index.pipeline()\n"
         "assert 'faiss' not in sys.modules\n"
     )

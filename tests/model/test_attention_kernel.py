@@ -20,9 +20,10 @@ W, F, D, SCALE = 7, 5, 16, 100.0
 
 
 @functools.cache
-def head_of(**choices: Any) -> ScoreHead:
+def head_of(dimension: int = D, **choices: Any) -> ScoreHead:
+    """Away from the identity, or some mistakes would not show."""
     torch.manual_seed(1)
-    clip = {**XClipConfig.tiny().clip, "embed_dim": D}
+    clip = {**XClipConfig.tiny().clip, "embed_dim": dimension}
     head = ScoreHead(XClipConfig.tiny(clip=clip, num_words=W, num_frames=F, **choices)).eval()
     with torch.no_grad():
         for matrix in head.parameters():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +12,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import Scores, TextFeatures, VideoFeatures, XClipConfig
-from model.features import VideoRecords, quantized
+from model import Scores, TextFeatures, VideoFeatures
+from model.features import VideoRecords
 from model.kernels import processor
 from model.kernels.processor import MIN_TEXTS_PACKED, CompiledAttention
+from model.quantization import quantized
 from model.score_names import SCORE_NAMES
 from model.scoring import ScoreHead
+from tests.model.test_attention_kernel import SCALE, F, W
+from tests.model.test_attention_kernel import head_of as head_of_dimension
 
 pytest.importorskip("numba")
 
-W, F, D, SCALE = 7, 5, 32, 100.0
+D = 32
+head_of = functools.partial(head_of_dimension, D)
 # Sums of a few hundred products of float32, in another order, times the scale and the matrices.
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-5}
 
@@ -33,17 +36,6 @@ def kernel() -> CompiledAttention:
     if not found.prepare():
         pytest.skip("the kernel is not for this processor")
     return found
-
-
-@functools.cache
-def head_of(**choices: Any) -> ScoreHead:
-    torch.manual_seed(1)
-    clip = {**XClipConfig.tiny().clip, "embed_dim": D}
-    head = ScoreHead(XClipConfig.tiny(clip=clip, num_words=W, num_frames=F, **choices)).eval()
-    with torch.no_grad():
-        for matrix in head.parameters():
-            matrix.add_(0.05 * torch.randn_like(matrix))
-    return head
 
 
 def features(

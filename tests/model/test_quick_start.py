@@ -8,9 +8,11 @@ import torch
 
 from model import XClip, XClipConfig
 from model.checkpoints.tensors import WithoutRandomWeights, all_finite
+from model.quick_start import complete_import, shorten_import
 
 PROGRAM = """
 import sys
+from pathlib import Path
 from model.quick_start import shorten_import
 shorten_import()
 import torch
@@ -20,23 +22,8 @@ assert left_out == [], left_out
 loaded = model.xclip.XClip.load("demo", device="cpu")
 assert loaded.encode_text(["a red car"]).sentence.isfinite().all()
 assert "torch._dynamo" not in sys.modules
-"""
+print("loaded without")
 
-
-def run(program: str, *arguments: str) -> None:
-    result = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-
-
-def test_a_model_is_loaded_without_timm_transformers_and_the_compiler():
-    run(PROGRAM)
-
-
-def test_what_was_left_out_comes_when_a_tower_needs_it(tmp_path):
-    run(
-        PROGRAM
-        + """
-from pathlib import Path
 from tests.support.small_architectures import small_architectures
 families = ["vit-of-timm", "roberta", "coca"]
 with small_architectures(Path(sys.argv[1]), families):
@@ -46,37 +33,45 @@ with small_architectures(Path(sys.argv[1]), families):
         shown = torch.zeros(1, loaded.config.num_frames, 3, size, size)
         seen = loaded.encode_video(shown, torch.ones(1, loaded.config.num_frames))
         assert seen.video.isfinite().all() and loaded.encode_text(["dog"]).sentence.isfinite().all()
-""",
-        str(tmp_path),
-    )
+print("came when needed")
 
-
-def test_the_one_function_that_was_stood_in_for_answers_as_the_true_one():
-    run(
-        PROGRAM
-        + """
 from torchvision.ops.roi_align import is_compile_supported as stood_in_for
 from torch._dynamo.utils import is_compile_supported
 assert stood_in_for is not is_compile_supported
 assert [stood_in_for(name) for name in ("cpu", "cuda", "mps")] == [
     bool(is_compile_supported(name)) for name in ("cpu", "cuda", "mps")
 ]
+print("answers alike")
 """
-    )
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A process that says how far it came: one for all of this, because imports take seconds."""
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path_factory.mktemp("architectures"))]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_a_model_is_loaded_without_timm_transformers_and_the_compiler(done):
+    assert "loaded without" in done.stdout, done.stderr
+
+
+def test_what_was_left_out_comes_when_a_tower_needs_it(done):
+    assert "came when needed" in done.stdout, done.stderr
+
+
+def test_the_one_function_that_was_stood_in_for_answers_as_the_true_one(done):
+    assert "answers alike" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def test_where_open_clip_is_there_already_nothing_changes():
-    run(
-        """
-import sys
-import open_clip
-finders = list(sys.meta_path)
-from model.quick_start import complete_import, shorten_import
-shorten_import()
-complete_import()
-assert sys.meta_path == finders and "timm" in sys.modules
-"""
-    )
+    import open_clip  # noqa: F401
+
+    finders = list(sys.meta_path)
+    shorten_import()
+    complete_import()
+    assert sys.meta_path == finders and "timm" in sys.modules
 
 
 def test_a_network_whose_weights_are_read_draws_none():

@@ -199,29 +199,27 @@ openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="OpenVINO sets stacks for signals on Linux")
-def test_a_signal_is_handled_after_models_were_dropped_in_the_order_in_which_they_were_loaded(
-    model_directory,
-):
+def test_a_signal_is_handled_after_towers_were_dropped_in_the_order_in_which_they_were_compiled(tmp_path):
     """With one `openvino.Core` for each tower the signal ends the process."""
-    program = f"""
-import gc, os, signal
-from model import XClip
+    tower = torch.nn.Linear(4, 4).eval()
+    model.runtimes.openvino.convert(tower, torch.zeros(1, 4), (-1, 4), tmp_path, half=False)
+    program = """
+import gc, os, signal, sys
+from pathlib import Path
+import torch
+from model.runtimes.openvino import CompiledTower
 handled = []
 signal.signal(signal.SIGUSR1, lambda *_: handled.append(True))
-models = []
-for _ in range(2):
-    models.append(XClip.load({str(model_directory)!r}, "cpu", "openvino"))
-    models[-1].prepare("text")
-assert models[0].runtimes["text"] == "openvino"
-while models:
-    del models[0]
+towers = [CompiledTower(Path(sys.argv[1]), num_threads=1) for _ in range(2)]
+assert [tower(torch.zeros(1, 4))[0].shape for tower in towers] == [(1, 4)] * 2
+while towers:
+    del towers[0]
     gc.collect()
 os.kill(os.getpid(), signal.SIGUSR1)
 assert handled
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -14,6 +14,7 @@ from benchmarks.scoring import draw_texts, draw_videos, head_of
 from model import TextFeatures, VideoFeatures, XClipConfig, scoring
 from model.kernels.gpu import FusedAttention
 from model.score_names import SCORE_NAMES
+from tests.conftest import REPOSITORY
 from tests.model.test_attention_kernel import F, W, features, first
 from tests.model.test_attention_kernel import head_of as small_head
 
@@ -31,10 +32,17 @@ SHARED_MEMORY_BYTES = 99 * 1024
 
 
 def test_in_tritons_interpreter_the_kernel_gives_the_plain_scores():
-    program = Path(__file__).with_name("triton_interpreted.py")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", str(program)]
+    program = """
+import sys, pytest
+from model.quick_start import shorten_import
+shorten_import()
+sys.exit(pytest.main(["-p", "no:cacheprovider", "-p", "no:xdist", sys.argv[1]]))
+"""
+    command = [sys.executable, "-c", program, str(Path(__file__).with_name("triton_interpreted.py"))]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=100, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -86,8 +86,11 @@ def new_video(number: int, segments: Sequence[SegmentRecord], **changes: Any) ->
     return NewVideo(segments=segments, **{**fields, **changes})
 
 
-def add_video(catalog: Any, number: int, segments: Sequence[SegmentRecord], **changes: Any) -> AddOutcome:
-    return catalog.add_video(new_video(number, segments, **changes))
+def add_video(
+    catalog: Any, number: int, segments: Sequence[SegmentRecord], *, transaction: Any = None, **changes: Any
+) -> AddOutcome:
+    """transaction: of many videos, which are then written to disk once, not once each."""
+    return catalog.add_video(new_video(number, segments, **changes), transaction)
 
 
 def add_and_finish(

@@ -45,13 +45,15 @@ def open_index(directory: Path) -> Searcher:
 
 def fill(catalog: Catalog, numbers: Iterable[int], *, segments_each: int = 1, num_looks: int = 0) -> None:
     """Add videos `video-NUMBER`. num_looks: distinct features of segments; 0: all differ."""
-    for number in numbers:
-        segments = []
-        for position in range(segments_each):
-            look = 100 * number + position
-            random = np.random.default_rng(look % num_looks if num_looks else look)
-            num_real = 1 + int(random.integers(F))
-            segments.append(
-                make_segment(random, D, F, num_real_frames=num_real, start_seconds=10.0 * position)
-            )
-        add_video(catalog, number, segments, title=f"title {number}", metadata={"number": number})
+    with catalog.transaction() as transaction:
+        for number in numbers:
+            segments = []
+            for position in range(segments_each):
+                look = 100 * number + position
+                random = np.random.default_rng(look % num_looks if num_looks else look)
+                num_real = 1 + int(random.integers(F))
+                segments.append(
+                    make_segment(random, D, F, num_real_frames=num_real, start_seconds=10.0 * position)
+                )
+            said = {"title": f"title {number}", "metadata": {"number": number}}
+            add_video(catalog, number, segments, transaction=transaction, **said)

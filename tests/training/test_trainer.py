@@ -38,12 +38,6 @@ class Crash(BaseException):
     """Like a power failure: nothing catches it."""
 
 
-@pytest.fixture(autouse=True)
-def quick_disk(monkeypatch):
-    """Nothing here pulls a plug."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> TrainingConfig:
     """Three epochs of four steps, decoded frames cached."""

@@ -49,6 +49,9 @@ _FUNCTIONS: Final[tuple[tuple[str, int, Callable[..., Any]], ...]] = (
 )
 """What filters call on every connection: name, number of arguments, function. NULL fulfils nothing."""
 
+SYNCHRONOUS: Final = "FULL"
+"""A commit is on disk before it is acknowledged: it survives a machine that loses its power."""
+
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long a writer waits for another one before it gives up."""
 
@@ -311,7 +314,7 @@ class ConnectionPool:
             self._make_shared_memory(connection)
             for name, num_arguments, function in _FUNCTIONS:
                 connection.create_function(name, num_arguments, function, deterministic=True)
-            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA cell_size_check = ON")  # Damaged pages are noticed when they are read.

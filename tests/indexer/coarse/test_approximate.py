@@ -47,11 +47,15 @@ def filled(tmp_path_factory):
 
 
 def fill(catalog, random, vectors, first_number=0):
-    for number in range(0, len(vectors), 2):
-        segments = [
-            make_segment(random, D, 1, video_feature=vector) for vector in vectors[number : number + 2]
-        ]
-        add_video(catalog, first_number + number // 2, segments, metadata={"even": number % 4 == 0})
+    with catalog.transaction() as transaction:
+        for number in range(0, len(vectors), 2):
+            segments = [
+                make_segment(random, D, 1, video_feature=vector) for vector in vectors[number : number + 2]
+            ]
+            metadata = {"even": number % 4 == 0}
+            add_video(
+                catalog, first_number + number // 2, segments, transaction=transaction, metadata=metadata
+            )
 
 
 @pytest.fixture(scope="module", params=[*KINDS, "hnsw, never past its graph"])

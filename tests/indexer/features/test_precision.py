@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from model.features import SCALE_BYTES, dequantized, quantized
+from model.quantization import SCALE_BYTES, dequantized, quantized
 
 values = st.floats(-1, 1, width=16)
 

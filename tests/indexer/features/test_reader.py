@@ -24,7 +24,8 @@ from indexer.ingest.encoding import index_fingerprint
 from indexer.search.searcher import Searcher, SearchQuery
 from indexer.store.sqlite.catalog import Catalog
 from model import XClip, XClipConfig
-from model.features import SCALE_BYTES, VideoFeatures, VideoRecords, dequantized, quantized
+from model.features import VideoFeatures, VideoRecords
+from model.quantization import SCALE_BYTES, dequantized, quantized
 from tests.support.catalog_builders import add_video, create_catalog, make_segment
 
 D, F = 8, 4

@@ -265,9 +265,12 @@ SEARCH_FILTERS = (
 )
 
 
-@pytest.fixture
-def searchers(postgres: PostgresServer, tmp_path: Path) -> Iterator[tuple[Searcher, Searcher]]:
+@pytest.fixture(scope="module")
+def searchers(
+    postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Searcher, Searcher]]:
     """Of both stores, with the same videos; the second was imported from an export of the first."""
+    tmp_path = tmp_path_factory.mktemp("searched")
     facts = replace(SEARCHED_FACTS, fingerprint=index_fingerprint(tiny_model(), "{}"))
     directory, address = tmp_path / "index", postgres.address()
     with create_store(directory, facts) as store:

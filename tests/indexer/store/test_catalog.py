@@ -578,7 +578,7 @@ def test_the_files_are_not_for_everybody(catalog, random):
 
 
 @pytest.mark.store("sqlite")
-def test_commits_are_synchronous_and_logged_ahead(catalog):
+def test_commits_are_synchronous_and_logged_ahead(slow_disk, catalog):
     with catalog.connections.reading() as connection:
         settings = {
             name: connection.execute(f"PRAGMA {name}").fetchone()[0]

@@ -19,6 +19,11 @@ from torch import distributed
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
+from model.quick_start import shorten_import
+
+if __name__ == "__main__":
+    shorten_import()
+
 from model import TextFeatures, VideoFeatures, XClip
 from tests.support.training_runs.training_pairs import double_precision, gradients, random_pairs, small_model
 from training.config import OptimizerChoices

@@ -340,6 +340,7 @@ def test_a_record_that_is_damaged_or_another_s_is_named(folders):
 
 
 def test_the_command_writes_tables_and_plot_and_does_nothing_twice(folders, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # Other tests run on the other processors.
     arguments = ["--output", str(folders.output), "--quick", "--jobs", "1", "--tables", "temporal"]
     first = CliRunner().invoke(app, arguments)
     assert first.exit_code == 0, first.output

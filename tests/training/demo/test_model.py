@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import model
 from model import Scores, XClip
@@ -23,6 +25,7 @@ from training.demo_corpus.captions import (
     facts_of,
     named_by,
     names,
+    plain_caption,
     satisfies,
     say,
     shown,
@@ -30,7 +33,7 @@ from training.demo_corpus.captions import (
     vocabulary,
 )
 from training.demo_corpus.held_out import is_held_out, random_set, sibling_hard_set
-from training.demo_corpus.scene import COLOURS, KINDS, scene_key
+from training.demo_corpus.scene import COLOURS, KINDS, Scene, scene_key, swapped_order
 from training.demo_model import learning
 from training.demo_model.evaluation import brief_table, encode_frames, named_right, recall, score_set, table
 from training.demo_model.recipe import Recipe, Stage
@@ -55,6 +58,7 @@ SMALL = Recipe(
     brief_captions_per_video=2,
     pictures=Stage(num_steps=12, batch_size=32, num_captioned=16, learning_rate=3e-3),
     videos=Stage(num_steps=8, batch_size=8, num_captioned=4),
+    alike=Stage(num_steps=8, batch_size=8, num_captioned=4, num_kinds=4),
 )
 
 
@@ -188,13 +192,25 @@ def test_the_second_stage_leaves_the_vision_tower_alone(small_set):
     assert not torch.equal(model.matrices.word, before["matrices.word"])
 
 
-def test_a_training_that_was_stopped_goes_on_after_its_last_finished_part(tmp_path):
+@pytest.mark.parametrize(
+    ("recipe", "num_held_out", "scale"),
+    [
+        pytest.param(SMALL, 10, "0.2", id="small"),
+        pytest.param(Recipe(), 500, "0.001", marks=pytest.mark.slow, id="the demo model's"),
+    ],
+)
+def test_a_training_that_was_stopped_goes_on_after_its_last_finished_part(
+    recipe, num_held_out, scale, tmp_path, monkeypatch
+):
     from typer.testing import CliRunner
 
     from training.demo_model import __main__ as commands
 
+    monkeypatch.setattr("training.demo_model.recipe.Recipe", lambda: recipe)
+    monkeypatch.setattr(commands, "NUM_HELD_OUT", num_held_out)
+
     def train(folder: Path) -> str:
-        options = ["--groups", "50", "--scale", "0.001", "--threads", "1"]
+        options = ["--groups", "50", "--scale", scale, "--threads", "1"]
         result = CliRunner().invoke(commands.app, ["train", "--output", str(folder), *options])
         assert result.exit_code == 0, result.output
         return XClip.load(folder / "checkpoint", "cpu", "torch").fingerprint
@@ -233,22 +249,37 @@ def test_the_demo_checkpoint_is_small_and_knows_the_grammars_words(demo):
     assert demo.unknown_words("a purple elephant spins") == ["elephant"]
 
 
-@pytest.mark.parametrize(("make", "least"), [(random_set, 92.0), (sibling_hard_set, 82.0)])
-def test_the_demo_model_finds_held_out_videos(demo, make, least):
-    pairs = make(100, random.Random("demo model test").randrange(10**6))
-    frames = np.stack(
-        [draw_frames(scene, demo.config.num_frames, demo.config.image_size) for scene, _ in pairs]
-    )
-    rows = table(score_set(demo, frames, [caption for _, caption in pairs]))
+def drawn(demo: XClip, scenes: Sequence[Scene]) -> NDArray[np.uint8]:
+    return np.stack([draw_frames(scene, demo.config.num_frames, demo.config.image_size) for scene in scenes])
+
+
+@pytest.fixture(scope="module")
+def held_out(demo) -> tuple[list[tuple[Scene, str]], NDArray[np.uint8]]:
+    """Scenes that were not learnt, with captions; and their frames."""
+    pairs = random_set(150, 99)
+    return pairs, drawn(demo, [scene for scene, _ in pairs])
+
+
+def assert_finds(demo: XClip, frames: NDArray[np.uint8], captions: list[str], least: float) -> None:
+    rows = table(score_set(demo, frames, captions))
     assert recall(rows, "total") >= least
     assert recall(rows, "total", "video to text") >= least
 
 
-def test_the_demo_model_finds_things_by_a_word_or_two(demo):
-    scenes = [scene for scene, _ in random_set(150, 99)]
-    frames = np.stack(
-        [draw_frames(scene, demo.config.num_frames, demo.config.image_size) for scene in scenes]
-    )
+def test_the_demo_model_finds_held_out_videos(demo, held_out):
+    pairs, frames = held_out
+    assert_finds(demo, frames[:100], [caption for _, caption in pairs[:100]], 92.0)
+
+
+def test_the_demo_model_tells_siblings_apart(demo):
+    pairs = sibling_hard_set(80, random.Random("demo model test").randrange(10**6))
+    frames = drawn(demo, [scene for scene, _ in pairs])
+    assert_finds(demo, frames, [caption for _, caption in pairs], 82.0)
+
+
+def test_the_demo_model_finds_things_by_a_word_or_two(demo, held_out):
+    pairs, frames = held_out
+    scenes, frames = [scene for scene, _ in pairs[:80]], frames[:80]
     right = {row["query"]: row["first_result_right"] for row in brief_table(demo, scenes, frames, seed=77)}
     assert right["a thing"] >= 96.0
     assert right["a thing and its colour"] >= 94.0
@@ -256,19 +287,14 @@ def test_the_demo_model_finds_things_by_a_word_or_two(demo):
     assert named_right(demo, scenes, frames)["kind"] >= 90.0
 
 
-def test_the_demo_model_knows_the_order_of_events():
-    from training.demo_corpus.captions import plain_caption
-    from training.demo_corpus.scene import swapped_order
-
-    demo = XClip.load("demo", device="cpu")
-    scenes = [scene for scene, _ in random_set(120, 4321) if len(scene.events) == 2][:60]
-    swapped = [swapped_order(scene) for scene in scenes]
+def test_the_demo_model_knows_the_order_of_events(demo, held_out):
+    pairs, frames = held_out
+    chosen = [number for number, (scene, _) in enumerate(pairs) if len(scene.events) == 2][:60]
+    assert len(chosen) == 60
+    scenes = [pairs[number][0] for number in chosen]
+    swapped = drawn(demo, [swapped_order(scene) for scene in scenes])
     text = demo.encode_text([plain_caption(scene) for scene in scenes])
-    scores = []
-    for which in (scenes, swapped):
-        frames = np.stack(
-            [draw_frames(scene, demo.config.num_frames, demo.config.image_size) for scene in which]
-        )
-        scores.append(demo.score(text, encode_frames(demo, frames)).total.diag())
-    right = (scores[0] > scores[1]).float().mean().item()
-    assert right >= 0.85
+    rightly, wrongly = (
+        demo.score(text, encode_frames(demo, seen)).total.diag() for seen in (frames[chosen], swapped)
+    )
+    assert (rightly > wrongly).float().mean().item() >= 0.85

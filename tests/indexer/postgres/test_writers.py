@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -276,10 +276,15 @@ def test_a_connection_that_the_server_ended_is_replaced_without_a_failure(catalo
 # What is left when processes are killed
 
 
-def write_until_the_end(store: Store[Any], first: int, acknowledged: list[int]) -> None:
-    """Add and delete videos until the database is gone; what is in the list was acknowledged."""
+def write_until_the_end(
+    store: Store[Any], first: int, acknowledged: list[int], is_over: threading.Event
+) -> None:
+    """Add videos until the database is gone or, where it was back before a connection was asked for, until
+    it is over; what is in the list was acknowledged."""
     random = np.random.default_rng(first)
     for number in itertools.count(first):
+        if is_over.is_set():
+            return
         try:
             add_video(store, number, [make_segment(random) for _ in range(4)])
         except IndexStorageError:
@@ -354,30 +359,33 @@ def crash(
     create_store(address, facts).close()
     stores = [open_store(address) for _ in range(num_writers)]
     acknowledged: list[list[int]] = [[] for _ in stores]
+    is_over = threading.Event()
     with ThreadPoolExecutor(num_writers) as pool:
         writing = [
-            pool.submit(write_until_the_end, store, 100_000 * number, acknowledged[number])
+            pool.submit(write_until_the_end, store, 100_000 * number, acknowledged[number], is_over)
             for number, store in enumerate(stores)
         ]
         while not all(acknowledged):
             time.sleep(0.01)
         time.sleep(delay_seconds)
         kill(server)
+        wait(writing, timeout=2, return_when=FIRST_COMPLETED)  # It ends all others, unless none is in use.
+        wait_until_it_answers(server)
+        is_over.set()
         for one in writing:
             one.result(timeout=60)
     for store in stores:
         store.close()
-    wait_until_it_answers(server)
     check_after_a_crash(address, [number for some in acknowledged for number in some])
 
 
 def wait_until_it_answers(server: PostgresServer) -> None:
-    for attempt in range(200):
+    for _ in range(200):
         try:
             psycopg.connect(server.address().split("&schema")[0]).close()
             return
         except psycopg.OperationalError:
-            if attempt % 20 == 19:  # A postmaster that is gone does not come back by itself.
+            if not server.is_running:  # A postmaster that is gone does not come back by itself.
                 with contextlib.suppress(subprocess.SubprocessError):
                     server.start()
             time.sleep(0.1)

@@ -25,7 +25,7 @@ PACKAGES = {
 
 LAYERS = {
     "model": """
-        architecture atomic_files errors preprocessing quick_start score_names
+        architecture atomic_files errors preprocessing quantization quick_start score_names
         | aggregation features temporal tokenization | config | towers | runtimes kernels | scoring
         | checkpoints | xclip
     """,

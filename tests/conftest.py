@@ -175,6 +175,10 @@ def pytest_runtest_protocol() -> Iterator[None]:
 LONGEST = (
     "training/demo/test_model.py",
     "indexer/maintenance/test_reindexing.py",
+    "indexer/postgres/test_writers.py",
+    "indexer/postgres/test_broken_connections.py",
+    "training/evaluation/test_evaluation.py",
+    "indexer/maintenance/test_export.py",
     "service/ingest/test_worker.py",
     "test_end_to_end.py",
     "model/test_triton_attention.py",

@@ -196,7 +196,13 @@ def test_the_second_stage_leaves_the_vision_tower_alone(small_set):
     ("recipe", "num_held_out", "scale"),
     [
         pytest.param(SMALL, 10, "0.2", id="small"),
-        pytest.param(Recipe(), 500, "0.001", marks=pytest.mark.slow, id="the demo model's"),
+        pytest.param(
+            Recipe(),
+            500,
+            "0.001",
+            marks=[pytest.mark.slow, pytest.mark.timeout(600)],
+            id="the demo model's",
+        ),
     ],
 )
 def test_a_training_that_was_stopped_goes_on_after_its_last_finished_part(

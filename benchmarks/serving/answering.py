@@ -281,6 +281,8 @@ def main() -> None:
         if index is None:
             index = Path(folder) / "index"
             make_index(index, MODEL, 1_000 if report.short else 10_000)
+        with Searcher(index, XClip.load(MODEL, "cpu")) as searcher:
+            searcher._refresher.wait()  # So that no server makes its coarse index while it is timed.
         texts = new_texts(os.getpid())
         num_rounds = 1 if report.short else 4
         with contextlib.ExitStack() as stack:

@@ -14,7 +14,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +105,7 @@ def draw_segments(
 
 
 def make_index(
-    directory: Path, model_spec: str, num_videos: int, seed: int = 0, *, durable: bool = False
+    directory: str | Path, model_spec: str, num_videos: int, seed: int = 0, *, durable: bool = False
 ) -> float:
     """An index of videos of one segment each, added as the catalog adds them. Returns seconds.
 
@@ -129,9 +129,9 @@ def make_index(
         return time.perf_counter() - started
 
 
-def _video(number: int, segment: SegmentRecord) -> NewVideo:
+def drawn_video(number: int, segment: SegmentRecord) -> NewVideo:
+    """A video of one drawn segment."""
     return NewVideo(
-        id=f"video-{number}",
         content_sha256=hashlib.sha256(str(number).encode()).hexdigest(),
         segments=[segment],
         duration_seconds=segment.end_seconds,
@@ -141,8 +141,12 @@ def _video(number: int, segment: SegmentRecord) -> NewVideo:
         codec="h264",
         size_bytes=1_000_000,
         title=f"Video {number}",
-        metadata={"shelf": number % 100, "even": number % 2 == 0},
     )
+
+
+def _video(number: int, segment: SegmentRecord) -> NewVideo:
+    facts = {"shelf": number % 100, "even": number % 2 == 0}
+    return replace(drawn_video(number, segment), id=f"video-{number}", metadata=facts)
 
 
 def main() -> None:

@@ -15,15 +15,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cluster.places import DIMENSION, FACTS, NUM_FRAMES, database
 from benchmarks.report import Report, arguments
-from benchmarks.synthetic_index import draw_segments
+from benchmarks.synthetic_index import draw_segments, drawn_video
 from indexer.ingest.library import find_files
 from indexer.ingest.synchronisation import Synchronisation
-from indexer.store.records import KnownFile, NewVideo
+from indexer.store.records import KnownFile
 from indexer.store.store import Store, create_store
 
 
@@ -79,25 +80,16 @@ def remember(store: Store[Any], source: str) -> int:
             for file, segment in zip(files[first : first + 500], segments, strict=False):
                 number = int(Path(file.path).stem)
                 sha256 = hashlib.sha256(content(number)).hexdigest()
-                store.add_video(_video(file.uri, sha256, file.size_bytes, segment), transaction)
+                video = replace(
+                    drawn_video(number, segment),
+                    content_sha256=sha256,
+                    size_bytes=file.size_bytes,
+                    uri=file.uri,
+                )
+                store.add_video(video, transaction)
                 known.append(KnownFile(file.uri, file.size_bytes, file.modified_ns, sha256))
             store.files.remember(known, transaction)
     return len(files)
-
-
-def _video(uri: str, sha256: str, size_bytes: int, segment: Any) -> NewVideo:
-    return NewVideo(
-        content_sha256=sha256,
-        segments=[segment],
-        duration_seconds=segment.end_seconds,
-        width=640,
-        height=360,
-        frame_rate=25.0,
-        codec="h264",
-        size_bytes=size_bytes,
-        uri=uri,
-        title=Path(uri).stem,
-    )
 
 
 def no_pipeline() -> Any:

@@ -13,7 +13,6 @@ an index in a directory.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import statistics
 import subprocess
@@ -28,13 +27,12 @@ from typing import Any
 from benchmarks.cluster.places import database
 from benchmarks.machine import REPOSITORY
 from benchmarks.report import PAUSE_SECONDS, Report, Timing, arguments, interleaved
-from benchmarks.synthetic_index import draw_segments, make_index
+from benchmarks.synthetic_index import make_index
 from indexer.index import Index
 from indexer.maintenance.exporting import export_index
 from indexer.maintenance.importing import import_index
 from indexer.search.searcher import Searcher
 from indexer.search.types import SearchQuery
-from indexer.store.records import NewVideo
 from model import XClip, XClipConfig
 
 MODEL = "openclip:ViT-B-32-quickgelu/random?seed=0"
@@ -46,8 +44,6 @@ CASES: tuple[tuple[str, dict[str, Any], bool], ...] = (
     ("coarse, text encoded before", {"mode": "coarse"}, True),
 )
 """Name, fields of the query, and whether its text is encoded before."""
-
-NUM_PER_TRANSACTION = 4_000
 
 MAX_MORE_FROM_DATABASE, MAX_TIMES_FROM_DATABASE, MAX_MORE_AT_HAND = 0.012, 1.4, 0.004
 MAX_START_SECONDS = 5.0
@@ -138,36 +134,6 @@ def check_targets(report: Report, case: str, timings: dict[str, Timing]) -> None
 # The start
 
 
-def fill(address: str, model: XClip, num_videos: int) -> float:
-    """Add drawn videos to a new index. Returns seconds."""
-    config, started = model.config, time.perf_counter()
-    with Index.create(address, model) as index:
-        videos: list[NewVideo] = []
-        for number, segment in enumerate(
-            segment
-            for _, block in draw_segments(num_videos, config.num_frames, config.embedding_dim)
-            for segment in block
-        ):
-            videos.append(
-                NewVideo(
-                    content_sha256=hashlib.sha256(str(number).encode()).hexdigest(),
-                    segments=[segment],
-                    duration_seconds=segment.end_seconds,
-                    width=640,
-                    height=360,
-                    frame_rate=25.0,
-                    codec="h264",
-                    size_bytes=1_000_000,
-                    title=f"Video {number}",
-                )
-            )
-            if len(videos) == NUM_PER_TRANSACTION:
-                index.catalog.add_videos(videos)
-                videos.clear()
-        index.catalog.add_videos(videos)
-    return time.perf_counter() - started
-
-
 def start(address: str, model: Path) -> None:
     """Open a searcher, search once, and print the seconds of both; what a fresh process does."""
     loaded = XClip.load(model, "cpu")
@@ -186,7 +152,8 @@ def time_start(report: Report, num_videos: int) -> None:
         address, saved_model = server.address(), Path(temporary) / "model"
         XClip(XClipConfig.tiny()).save(saved_model)
         model = XClip.load(saved_model, "cpu")
-        report.note(f"Adding {num_videos:,} videos took {fill(address, model, num_videos):.0f} s.")
+        taken = make_index(address, str(saved_model), num_videos)
+        report.note(f"Adding {num_videos:,} videos took {taken:.0f} s.")
         started = time.perf_counter()
         with Searcher(address, model) as searcher:
             while searcher._index.needs_compaction or searcher._index.needs_saving:

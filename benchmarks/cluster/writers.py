@@ -10,7 +10,6 @@ that. An import adds some hundred together. Processes are timed from their first
 from __future__ import annotations
 
 import argparse
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -20,10 +19,9 @@ from pathlib import Path
 from benchmarks.cluster.places import DIMENSION, FACTS, NUM_FRAMES, database
 from benchmarks.machine import REPOSITORY
 from benchmarks.report import Report, arguments
-from benchmarks.synthetic_index import draw_segments
+from benchmarks.synthetic_index import draw_segments, drawn_video
 from indexer.maintenance.exporting import export_index
 from indexer.maintenance.importing import import_index
-from indexer.store.records import NewVideo
 from indexer.store.store import create_store, open_store
 
 LEAST_OF_FOUR, LEAST_OF_IMPORT = 150, 2_000
@@ -39,19 +37,7 @@ def write(address: str, first: int, num_videos: int) -> None:
         print("ready", flush=True)
         sys.stdin.readline()
         for number, segment in enumerate(segments, start=first):
-            store.add_video(
-                NewVideo(
-                    content_sha256=hashlib.sha256(str(number).encode()).hexdigest(),
-                    segments=[segment],
-                    duration_seconds=segment.end_seconds,
-                    width=640,
-                    height=360,
-                    frame_rate=25.0,
-                    codec="h264",
-                    size_bytes=1_000_000,
-                    title=f"Video {number}",
-                )
-            )
+            store.add_video(drawn_video(number, segment))
         print("done", flush=True)
 
 

@@ -124,16 +124,22 @@ def test_after_the_limit_searches_are_refused(own_postgres: PostgresServer, stor
             own_postgres.resume()
 
 
+@pytest.mark.parametrize("damage", ["no database", "a schema that is no text"])
 def test_kept_rows_that_cannot_be_read_are_made_again(
-    own_postgres: PostgresServer, store: Store[Any]
+    own_postgres: PostgresServer, store: Store[Any], damage: str
 ) -> None:
     with searcher_of(store) as searcher:
         searcher._refresher.wait()
         expected = results_of(searcher, SearchQuery(TEXT))
     path = store.directory / FILE_NAME
+    content = path.read_bytes()
+    assert b"tablesegments" in content
     for own in path.parent.glob(f"{FILE_NAME}*"):
         own.unlink()
-    path.write_bytes(b"not a database" * 1000)
+    if damage == "no database":
+        path.write_bytes(b"not a database" * 1000)
+    else:
+        path.write_bytes(content.replace(b"tablesegments", b"tablesegm\xf5nts"))
     with searcher_of(store) as searcher:
         searcher._refresher.wait()
         own_postgres.pause()

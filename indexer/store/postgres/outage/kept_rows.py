@@ -142,7 +142,10 @@ class KeptRows:
     def _open(self) -> sqlite3.Connection:
         try:
             return self._connect()
-        except sqlite3.DatabaseError as error:
+        except (
+            sqlite3.DatabaseError,
+            UnicodeDecodeError,
+        ) as error:  # The latter of a damaged schema.
             logger.warning("%s is made again: %s", self._path, error)
             self._path.unlink(missing_ok=True)
             return self._connect()

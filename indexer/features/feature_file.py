@@ -2,7 +2,7 @@
 
     features.json             the manifest: {"format", "sequence", "token", "fingerprint", "embedding_dim",
                               "num_frames", "num_records", "file", "precision"}
-    features-<16 hex>.frames  frame features, float16 [N, F, D], or int8 [N, F, D + 4] (`model.features`)
+    features-<16 hex>.frames  frame features, float16 [N, F, D], or int8 [N, F, D + 4] (`model.quantization`)
     features-<16 hex>.videos  video features, float32 [N, D]
     features-<16 hex>.rows    whose they are, and their checksums: RECORD [N], by ascending segment id
 
@@ -144,6 +144,10 @@ class Manifest:
         if self.precision == "int8":
             return quantized(frames)
         return np.ascontiguousarray(frames, _DTYPES["float16"])
+
+    def as_given(self, frames: NDArray[np.float16]) -> NDArray[np.float16]:
+        """Frames float16 [N, F, D] as the file gives them back, rounded where it keeps them in 8 bits."""
+        return dequantized(quantized(frames)) if self.precision == "int8" else frames
 
     @property
     def record_bytes(self) -> dict[str, int]:

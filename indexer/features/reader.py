@@ -30,7 +30,6 @@ from indexer.features.writing import (
 )
 from indexer.store.store import SearchedStore
 from model.features import VideoFeatures, VideoRecords
-from model.quantization import dequantized, quantized
 
 logger = logging.getLogger(__name__)
 
@@ -195,9 +194,9 @@ class FeatureReader:
 
     def _read(self, segment_ids: NDArray[np.int64]) -> ScorableSegments:
         features = self._catalog.segment_features(segment_ids)
-        if self.precision == "int8":
+        if (file := self._file) is not None:
             # So that a segment has one score, whether the file has it yet or not.
-            features = replace(features, frames=dequantized(quantized(features.frames)))
+            features = replace(features, frames=file.manifest.as_given(features.frames))
         return ScorableSegments.of(features, self._device)
 
     def _find(

@@ -80,9 +80,9 @@ class ResidentRecords:
         table = self._table
         if table is not None and table.file == file.manifest.file and rows.stop <= table.count:
             return table.frames[rows], table.videos[rows].clone()
-        if file.manifest.precision != "float16":
+        if self._device.type != "cpu" or file.manifest.precision != "float16":
             return None
-        if self._device.type != "cpu" or not file.is_checked("frames", numbers):
+        if not file.is_checked("frames", numbers):
             return None
         videos, is_right = file.read("videos", numbers)
         return (file.view("frames", rows), videos) if is_right.all() else None

@@ -35,7 +35,6 @@ from indexer.features.feature_file import (
 from indexer.store.records import SegmentFeatures
 from indexer.store.store import SearchedStore
 from model.atomic_files import fsync_directory
-from model.quantization import dequantized, quantized
 
 if sys.platform != "win32":
     import fcntl
@@ -172,9 +171,7 @@ def _different(file: FeatureFile, features: SegmentFeatures) -> list[int]:
     numbers, rows = numbers[found], np.flatnonzero(found)
     is_same = file.video_keys[numbers] == features.video_keys[rows]
     is_same &= file.num_frames[numbers] == features.num_frames[rows]
-    frames = features.frames
-    if file.manifest.precision == "int8":
-        frames = dequantized(quantized(frames))
+    frames = file.manifest.as_given(features.frames)
     stored: dict[Table, NDArray[Any]] = {"frames": frames, "videos": features.video}
     for name, theirs in stored.items():
         records, is_right = file.read_array(name, numbers)

@@ -94,9 +94,9 @@ class ClusterOptions:
 
 @dataclass(frozen=True)
 class _Absent:
-    """A file that a node does not see; uri: as `str` of its path."""
+    """A file that a node does not see."""
 
-    uri: str
+    path: str
     node: str
 
 
@@ -316,7 +316,7 @@ class _Run:
             done = []
             time.sleep(PAUSE_SECONDS)  # Ray may say the same again at once, until it has begun another one.
         for one in done:
-            key = one.uri if isinstance(one, _Absent) else str(one.event.source.path)
+            key = one.path if isinstance(one, _Absent) else str(one.event.source.path)
             action = member.given.pop(key, None)
             if action is not None:
                 yield _as_seen_here(action, one) if isinstance(one, _Absent) else self._as_of_one_try(one)
@@ -405,9 +405,9 @@ def _as_seen_here(action: Action, absent: _Absent) -> StoredFile:
 
     Without this, such a node would fail the whole library, faster than the others encode it.
     """
-    if os.path.lexists(absent.uri):
+    if os.path.lexists(absent.path):
         raise ClusterError(
-            f"the node {absent.node} does not see {absent.uri}, which is here: files lie at the same path on"
+            f"the node {absent.node} does not see {absent.path}, which is here: files lie at the same path on"
             " all nodes (a shared mount), or at addresses such as s3://. What was added stays"
         )
     return StoredFile(IndexEvent(action.file.source, "failed", None, _NO_SUCH_FILE))

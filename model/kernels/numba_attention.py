@@ -7,8 +7,8 @@ the first cache, and multiplied with a text's words and its sentence there. The 
 stay there too, lie as [W + 1, F, lanes]: all that follows is arithmetic on whole vectors, one video a lane.
 Nothing else is written but scores. A score depends on its text and its video alone, to the last bit: not on
 what else is scored, nor on how many threads do it. Only where many texts are evaluated (`Plan.is_packed`)
-are products summed in another order: a block's frames are packed one video a lane, which costs as much as
-multiplying with a dozen words and saves adding up lanes.
+are products summed in another order: a block's frames are packed one video a lane, once for all texts, and
+there are no lanes to add up.
 
 Vectors are explicit (`Lanes`), because whether a compiler finds them in loops differs from loop to loop. All
 is in one file, because Numba compiles again when the file of a kernel has changed, not what that imports.
@@ -160,7 +160,7 @@ def load(context: Any, array: Any, index: Any) -> Any:
 @intrinsic
 def load_frame(context: Any, frames: Any, begin: Any, index: Any, dimension: Any) -> Any:
     """LANES values from `index` on of the frame that begins at frames[begin], float32, float16 as uint16, or
-    int8 with its scale behind it, see `model.features`, rounded to float16 as copies of it are."""
+    int8 with its scale behind it, see `model.quantization`, rounded to float16 as copies of it are."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         kind = signature.args[0]

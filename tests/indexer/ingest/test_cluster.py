@@ -208,7 +208,7 @@ def test_an_actor_looks_for_a_file_before_it_decodes_it(tmp_path: Path) -> None:
     taken = [str(action.file.source.path) for action in actor._actions() if action is not None]
     assert taken == [str(tmp_path / "a.mp4"), "s3://films/b.mp4"]
     absent = actor._done.get_nowait()
-    assert isinstance(absent, cluster._Absent) and absent.uri == str(tmp_path / "gone.mp4")
+    assert isinstance(absent, cluster._Absent) and absent.path == str(tmp_path / "gone.mp4")
 
 
 def test_a_loss_is_said_once_and_not_again_while_the_actor_starts(caplog: pytest.LogCaptureFixture) -> None:

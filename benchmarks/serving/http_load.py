@@ -237,7 +237,7 @@ def percentiles(outcomes: Sequence[Outcome]) -> list[float]:
 
 @contextlib.contextmanager
 def serving(
-    index: Path, *options: str, with_worker: bool = False
+    index: Path | str, *options: str, with_worker: bool = False
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """`xclip-search serve`; yields process and port once it is ready."""
     with socket.socket() as free:

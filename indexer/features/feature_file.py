@@ -27,10 +27,10 @@ import secrets
 import warnings
 import weakref
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,12 @@ place when the segment is deleted, and spares asking for it; the truth is in the
 
 _OWNER_BYTES: Final = 20
 """Of a record: the fields that the checksums cover."""
+
+CHECKED_BYTES: Final = 1 << 20
+"""Read at a time where a whole file is checked."""
+
+_IF_IN_MEMORY: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
+"""For `preadv`, on Linux: to read what is there, which saves the advice to the disk for each record."""
 
 _FILE_NAME: Final = re.compile(r"features-[0-9a-f]{16}")
 Table = Literal["frames", "videos"]
@@ -197,6 +203,7 @@ class FeatureFile:
         segment_ids, video_keys, num_frames: int64 [N]; ids ascend.
         is_deleted: bool [N]; set by `mark_deleted`.
         is_damaged: Whether some record is not what was written.
+        was_checked: Whether all records were compared with their checksums.
     """
 
     def __init__(self, directory: Path, manifest: Manifest, former: FeatureFile | None = None) -> None:
@@ -209,7 +216,7 @@ class FeatureFile:
         """
         self.manifest = manifest
         self._directory = directory
-        self.is_damaged = False
+        self.is_damaged = self.was_checked = False
         count = manifest.num_records
         try:
             self._descriptors = {name: self._opened(name) for name in ("frames", "videos")}
@@ -348,38 +355,88 @@ class FeatureFile:
             rows[is_right] = table[numbers[is_right]]
             unseen = np.flatnonzero(~is_right)
             is_right[unseen] = self._read_unseen(name, numbers, unseen, rows)
-            self._is_right[name][numbers[is_right]] = True
-            self.is_damaged |= not is_right.all()
+            self._note(name, numbers[unseen], is_right[unseen])
         return rows, is_right
+
+    def check_all(self, should_stop: Callable[[], bool]) -> None:
+        """Read the file from its beginning to its end, and compare with their checksums the records that were
+        not yet: searches find them in memory and checked, and score them where they lie.
+
+        should_stop: ends it soon; it begins anew then where it is called again.
+        """
+        for name in TABLES:
+            size = self.manifest.record_bytes[name]
+            memory = np.empty((max(1, CHECKED_BYTES // size), size), np.uint8)
+            for first in range(0, len(self), len(memory)):
+                if should_stop():
+                    return
+                is_right = self._is_right[name][first : first + len(memory)]
+                if len(numbers := first + np.flatnonzero(~is_right)):
+                    rows = np.arange(len(numbers))
+                    self._note(name, numbers, self._read_unseen(name, numbers, rows, memory))
+        self.was_checked = True
+
+    def _note(self, name: Table, numbers: NDArray[np.intp], is_right: NDArray[np.bool_]) -> None:
+        """That these records were compared, and which were right."""
+        self._is_right[name][numbers[is_right]] = True
+        self.is_damaged |= not is_right.all()
 
     def _read_unseen(
         self, name: Table, numbers: NDArray[np.intp], unseen: NDArray[np.intp], rows: NDArray[Any]
     ) -> NDArray[np.bool_]:
         """Fill the rows `unseen` with the records of these numbers; which of them are right."""
-        size, descriptor = self.manifest.record_bytes[name], self._descriptors[name]
         table = rows.reshape(len(rows), -1).view(np.uint8)
-        # Records that follow one another in the file and in what was asked for are read together.
-        is_next = (np.diff(unseen) == 1) & (np.diff(numbers[unseen]) == 1)
-        bounds = [0, *(np.flatnonzero(~is_next) + 1).tolist(), len(unseen)]
-        runs = [
-            (int(unseen[first]), end - first, int(numbers[unseen[first]]) * size)
-            for first, end in itertools.pairwise(bounds)
-        ]
-        if len(runs) > 1 and hasattr(os, "posix_fadvise"):
-            for _, count, offset in runs:  # So that a disk reads them together.
-                os.posix_fadvise(descriptor, offset, count * size, os.POSIX_FADV_WILLNEED)
+        left = self._read_runs(name, _runs(unseen, numbers[unseen]), table, if_in_memory=True)
+        if len(left) > 1 and hasattr(os, "posix_fadvise"):
+            size, descriptor = self.manifest.record_bytes[name], self._descriptors[name]
+            for run in left:  # So that a disk reads them together.
+                os.posix_fadvise(descriptor, run.number * size, run.count * size, os.POSIX_FADV_WILLNEED)
         is_read = np.ones(len(rows), bool)
-        for first, count, offset in runs:
-            try:
-                num_read = os.preadv(descriptor, [table[first : first + count].data], offset)
-            except OSError:
-                num_read = 0
-            is_read[first + num_read // size : first + count] = False
+        for run in self._read_runs(name, left, table, if_in_memory=False):
+            is_read[run.row : run.row + run.count] = False
         records = self._records[numbers[unseen]]
         expected = records["frames_crc32" if name == "frames" else "video_crc32"]
         found = _checksums([table[row] for row in unseen.tolist()], _starts(records))
         right: NDArray[np.bool_] = found == expected
         return right & is_read[unseen]
+
+    def _read_runs(
+        self, name: Table, runs: list[_Run], table: NDArray[np.uint8], *, if_in_memory: bool
+    ) -> list[_Run]:
+        """Read runs into rows of `table`; what is left of those that could not be read to their end.
+
+        if_in_memory: what the operating system has there, which may be nothing.
+        """
+        size, descriptor = self.manifest.record_bytes[name], self._descriptors[name]
+        flags = _IF_IN_MEMORY if if_in_memory else 0
+        if flags is None:
+            return runs
+        left = []
+        for row, number, count in runs:
+            try:
+                read_bytes = os.preadv(descriptor, [table[row : row + count].data], number * size, flags)
+            except OSError:
+                read_bytes = 0
+            if (num_read := read_bytes // size) < count:
+                left.append(_Run(row + num_read, number + num_read, count - num_read))
+        return left
+
+
+class _Run(NamedTuple):
+    """Records that follow one another: the first row that takes them, the number of the first, how many."""
+
+    row: int
+    number: int
+    count: int
+
+
+def _runs(rows: NDArray[np.intp], numbers: NDArray[np.intp]) -> list[_Run]:
+    """Of records by number, for these rows: neighbours in both are read together."""
+    is_next = (np.diff(rows) == 1) & (np.diff(numbers) == 1)
+    bounds = [0, *(np.flatnonzero(~is_next) + 1).tolist(), len(rows)]
+    return [
+        _Run(int(rows[first]), int(numbers[first]), end - first) for first, end in itertools.pairwise(bounds)
+    ]
 
 
 def _starts(records: NDArray[np.void]) -> list[int]:

@@ -7,9 +7,11 @@ table there, as many as its budget allows. Answers are the same to the last bit,
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 import torch
@@ -32,6 +34,9 @@ from indexer.store.store import SearchedStore
 from model.features import VideoFeatures, VideoRecords
 
 logger = logging.getLogger(__name__)
+
+MEMORY_SHARE: Final = 0.75
+"""Of the machine's memory; a larger file is read as searches come to it."""
 
 
 class FeatureReader:
@@ -111,6 +116,14 @@ class FeatureReader:
             return True
         # Where searches shall go on from copies on this machine, all of a small index too.
         return self.num_pending >= (1 if self._catalog.needs_copies else MIN_PENDING)
+
+    @property
+    def needs_check(self) -> bool:
+        """Whether `check` has something to do that is worth it: what it reads has to stay in memory."""
+        file = self._file
+        if file is None or file.was_checked:
+            return False
+        return len(file) * sum(file.manifest.record_bytes.values()) <= MEMORY_SHARE * _memory_bytes()
 
     # Reading
 
@@ -302,3 +315,17 @@ class FeatureReader:
                 self._resident.fill(self._file, self._stopped.is_set)
         except WritingStoppedError:
             logger.info("the feature file of %s is left for later", self._catalog.directory)
+
+    def check(self) -> None:
+        """Read the file into memory and compare it with its checksums, so that no search has to.
+
+        Takes as long as reading all of it; `close` ends it early.
+        """
+        if (file := self._file) is not None:
+            file.check_all(self._stopped.is_set)
+            if file.is_damaged:
+                self._warn(file)
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

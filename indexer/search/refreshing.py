@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 PAUSE_SECONDS: Final = 600.0
 """What has failed is not retried sooner: a damaged segment or a full disk stays so for a while."""
 
-_Task = Literal["baseline scores", "compaction", "saving", "feature file", "kept rows"]
+_Task = Literal["baseline scores", "compaction", "saving", "feature file", "kept rows", "feature check"]
 
 
 class IndexRefresher:
     """Makes the baseline scores again, compacts and saves the coarse index, brings the feature file and the
-    rows that are kept in line, each when it is due.
+    rows that are kept in line, reads the feature file into memory, each when it is due.
 
     Runs one thread at a time, when there is something to do. Safe to use from several threads. No answer
     depends on it: what fails is logged and retried later.
@@ -49,9 +49,10 @@ class IndexRefresher:
         self._not_before: dict[_Task, float] = {}
 
     def start_where_needed(self, *, after_search: bool) -> None:
-        """after_search: scores are wanted, so there should be a baseline for them."""
+        """after_search: scores are wanted, so there should be a baseline for them, and features in memory."""
         is_needed = (
             (after_search and self._baseline.is_stale and self._may("baseline scores"))
+            or (after_search and self._features.needs_check and self._may("feature check"))
             or (self._index.needs_compaction and self._may("compaction"))
             or (self._index.needs_saving and self._may("saving"))
             or (self._features.needs_update and self._may("feature file"))
@@ -88,6 +89,8 @@ class IndexRefresher:
         self._do("saving", self._index.needs_saving, self._index.save)
         self._do("feature file", self._features.needs_update, self._features.update)
         self._do("kept rows", self._must_keep_rows, self._catalog.keep_rows)
+        if after_search:
+            self._do("feature check", self._features.needs_check, self._features.check)
 
     @property
     def _must_keep_rows(self) -> bool:

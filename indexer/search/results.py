@@ -198,7 +198,9 @@ def complete_scores(model: XClip, asked: AskedTexts, page: Page) -> Page:
         return page
     # Of a result without a total no score is known, so that what is missing suffices for one.
     missing = [name for name, column in zip(SCORE_NAMES, is_unknown.T, strict=True) if column.any()]
-    scored = score_segments(model, asked, page.features[unknown], missing)
+    # Mostly of all results, whose features need no copy.
+    features = page.features if len(unknown) == len(page) else page.features[unknown]
+    scored = score_segments(model, asked, features, missing)
     total, parts = hits.total.copy(), hits.parts.copy()
     total[unknown] = np.where(np.isnan(total[unknown]), scored.total, total[unknown])
     parts[unknown] = np.where(np.isnan(parts[unknown]), scored.parts, parts[unknown])

@@ -89,6 +89,44 @@ def test_whichever_bit_flips_the_answers_are_the_catalogs_and_the_file_is_made_a
 
 
 @in_both_precisions
+@pytest.mark.parametrize("suffix", ["frames", "videos"])
+def test_a_check_finds_the_record_that_no_search_has_come_to(catalog, suffix, caplog):
+    size = path_of(catalog, suffix).stat().st_size
+    change(path_of(catalog, suffix), size // 40 * 17 + 3)
+    reader = reader_of(catalog)
+    assert not reader.needs_update
+    reader.check()
+    assert reader.needs_update and "is damaged" in caplog.text
+    assert_as_in_catalog(reader, catalog, range(1, 43))
+    reader.update()
+    reader.check()
+    assert not reader.needs_update
+    assert ids_from_file(reader, catalog) == set(range(1, 41))
+
+
+@in_both_precisions
+@pytest.mark.parametrize("flag", [None, 0x7FFF0000], ids=["unknown", "not taken by the file system"])
+def test_systems_that_cannot_say_what_is_in_memory_read_the_same(catalog, monkeypatch, flag):
+    monkeypatch.setattr(feature_file, "_IF_IN_MEMORY", flag)
+    assert ids_from_file(reader_of(catalog), catalog) == set(range(1, 41))
+
+
+@in_both_precisions
+def test_what_memory_holds_in_part_is_read_to_its_end(catalog, monkeypatch):
+    whole = os.preadv
+
+    def in_part(descriptor, buffers, offset, flags=0):
+        if flags and offset:
+            buffers = [buffers[0][: len(buffers[0]) // 2 + 1]]
+        return whole(descriptor, buffers, offset)
+
+    monkeypatch.setattr(feature_file, "_IF_IN_MEMORY", 8)
+    monkeypatch.setattr(os, "preadv", in_part)
+    assert_as_in_catalog(reader_of(catalog), catalog, range(1, 41))
+    assert ids_from_file(reader_of(catalog), catalog) == set(range(1, 41))
+
+
+@in_both_precisions
 @pytest.mark.parametrize("suffix", ["frames", "videos", "rows"])
 @pytest.mark.parametrize("fate", ["cut", "gone", "empty"])
 def test_a_file_that_is_cut_or_gone_is_made_again(catalog, suffix, fate):

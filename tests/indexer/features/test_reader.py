@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from indexer.features import feature_file, writing
 from indexer.features import reader as reader_module
-from indexer.features import writing
 from indexer.features.feature_file import MANIFEST_FILE, Manifest
 from indexer.features.reader import FeatureReader
 from indexer.features.resident import record_bytes
@@ -274,6 +274,36 @@ def test_a_shortlist_that_was_read_before_is_scored_where_it_lies(catalog):
 
 
 @pytest.mark.usefixtures("written_at_once")
+@pytest.mark.parametrize("checked_bytes", [1, 3 * F * D * 2, feature_file.CHECKED_BYTES])
+def test_all_that_was_checked_in_the_background_is_scored_where_it_lies(catalog, monkeypatch, checked_bytes):
+    monkeypatch.setattr(feature_file, "CHECKED_BYTES", checked_bytes)
+    add(catalog, range(10))
+    reader, ids = reader_of(catalog), np.arange(1, 11)
+    assert not reader.needs_check
+    reader.update()
+    reader.get(ids[3:5])
+    assert reader.needs_check
+    reader.check()
+    assert not reader.needs_check
+    assert isinstance(reader.to_score(ids), SegmentsInPlace)
+    assert bits(reader.to_score(ids)) == bits(expected_of(reader, catalog, ids))
+
+
+@pytest.mark.usefixtures("written_at_once")
+def test_a_check_ends_when_the_reader_is_closed_and_a_file_beyond_memory_is_left_alone(catalog, monkeypatch):
+    add(catalog, range(10))
+    reader = reader_of(catalog)
+    reader.update()
+    monkeypatch.setattr(reader_module, "_memory_bytes", lambda: 100)
+    assert not reader.needs_check
+    monkeypatch.undo()
+    reader.close()
+    reader.check()
+    assert reader.needs_check
+    assert isinstance(reader.to_score(np.array([7, 2, 9])), ScorableSegments)
+
+
+@pytest.mark.usefixtures("written_at_once")
 def test_nothing_is_scored_in_a_file_that_was_cut(catalog):
     add(catalog, range(10))
     reader, ids = reader_of(catalog), np.array([7, 2, 9])
@@ -329,6 +359,18 @@ def test_a_search_answers_the_same_to_the_last_bit_with_and_without_a_file(index
         with Catalog.open(index_directory) as other:
             other.delete_video(expected.results[0].id)
         assert scored(searcher.search(query)) == scored(plain.search(query))
+
+
+@pytest.mark.usefixtures("written_at_once")
+def test_searches_have_the_file_checked_in_the_background(index_directory, model):
+    with Searcher(index_directory, model) as searcher:
+        searcher._refresher.wait()
+        features = searcher._features
+        assert features.needs_check  # No one has searched.
+        searcher.search(SearchQuery("a dog runs"))
+        searcher._refresher.wait()
+        assert not features.needs_check
+        assert isinstance(features.to_score(np.arange(1, 121)), SegmentsInPlace)
 
 
 @pytest.mark.usefixtures("written_at_once")

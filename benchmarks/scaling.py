@@ -30,6 +30,7 @@ from benchmarks.machine import forget_peak, in_process, resident_mib
 from benchmarks.synthetic_index import World, draw_segments, make_index
 from indexer.coarse.exact import KindChoice, SegmentSet
 from indexer.coarse.index import CoarseIndex
+from indexer.features import Precision
 from indexer.search.searcher import Searcher, SearchQuery
 from indexer.store.store import open_store
 from model import TextFeatures, XClip
@@ -44,8 +45,8 @@ FILTERS: dict[str, dict[str, Any]] = {
     "half of the videos": {"metadata.even": True},
     "1 % of the videos": {"metadata.shelf": 7},
 }
-SOURCES = {"rows": False, "file": True}
-"""Whether features come from the feature file."""
+SOURCES: dict[str, bool | Precision] = {"rows": False, "float16": "float16", "int8": "int8"}
+"""What `Searcher` is told of the feature file: to go without, or in which precision to keep frames."""
 
 
 # Measuring
@@ -239,15 +240,15 @@ def ask_coarse(
 
 
 def print_searches(folder: Path, sizes: list[int]) -> None:
-    """Whole searches without HTTP, sizes interleaved: without a filter and with, from rows and the file."""
+    """Whole searches without HTTP, sizes interleaved: without a filter and with, for each of SOURCES."""
     model = XClip.load(MODEL, "cpu")
     names = ("encode", "coarse", "rerank")
     row("features from", "filter", "videos", "median ms", "95 % ms", "to the smallest", *names, "page")
     row("---", "---", *["---:"] * 8)
-    for source, has_file in SOURCES.items():
+    for source, feature_file in SOURCES.items():
         with ExitStack() as stack:
             searchers = {
-                size: stack.enter_context(Searcher(folder / str(size), model, feature_file=has_file))
+                size: stack.enter_context(Searcher(folder / str(size), model, feature_file=feature_file))
                 for size in sizes
             }
             for filter_name, fields in FILTERS.items():
@@ -280,8 +281,8 @@ def print_exhaustive(folder: Path, sizes: list[int]) -> None:
     row("videos", "features from", "exhaustive search s")
     row("---:", "---", "---:")
     for size in (size for size in sizes if size <= 100_000):
-        for name, has_file in SOURCES.items():
-            with Searcher(folder / str(size), model, feature_file=has_file) as searcher:
+        for name, feature_file in SOURCES.items():
+            with Searcher(folder / str(size), model, feature_file=feature_file) as searcher:
                 query = SearchQuery(TEXT, mode="exhaustive")
                 searcher.search(query)
                 wait_for_refresh()

@@ -390,10 +390,12 @@ class FeatureFile:
         if len(left) > 1 and hasattr(os, "posix_fadvise"):
             size, descriptor = self.manifest.record_bytes[name], self._descriptors[name]
             for run in left:  # So that a disk reads them together.
-                os.posix_fadvise(descriptor, run.number * size, run.count * size, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(
+                    descriptor, run.number * size, run.num_records * size, os.POSIX_FADV_WILLNEED
+                )
         is_read = np.ones(len(rows), bool)
         for run in self._read_runs(name, left, table, if_in_memory=False):
-            is_read[run.row : run.row + run.count] = False
+            is_read[run.row : run.row + run.num_records] = False
         records = self._records[numbers[unseen]]
         expected = records["frames_crc32" if name == "frames" else "video_crc32"]
         found = _checksums([table[row] for row in unseen.tolist()], _starts(records))
@@ -427,7 +429,7 @@ class _Run(NamedTuple):
 
     row: int
     number: int
-    count: int
+    num_records: int
 
 
 def _runs(rows: NDArray[np.intp], numbers: NDArray[np.intp]) -> list[_Run]:

@@ -242,6 +242,7 @@ def ask_coarse(
 def print_searches(folder: Path, sizes: list[int]) -> None:
     """Whole searches without HTTP, sizes interleaved: without a filter and with, for each of SOURCES."""
     model = XClip.load(MODEL, "cpu")
+    model.prepare("scores")  # As a server does.
     names = ("encode", "coarse", "rerank")
     row("features from", "filter", "videos", "median ms", "95 % ms", "to the smallest", *names, "page")
     row("---", "---", *["---:"] * 8)
@@ -278,6 +279,7 @@ def print_searches(folder: Path, sizes: list[int]) -> None:
 def print_exhaustive(folder: Path, sizes: list[int]) -> None:
     """The full score on everything, up to 100,000: median of 5, after one more."""
     model = XClip.load(MODEL, "cpu")
+    model.prepare("scores")
     row("videos", "features from", "exhaustive search s")
     row("---:", "---", "---:")
     for size in (size for size in sizes if size <= 100_000):

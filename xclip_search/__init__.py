@@ -53,7 +53,7 @@ COMMANDS = {
     "serve": "xclip_search.serve",
     "worker": "xclip_search.serve",
     "keys": "xclip_search.serve",
-    "mcp": "xclip_search.mcp_server",
+    "mcp": "xclip_search.serve",
     "verify": "xclip_search.maintenance",
     "rebuild": "xclip_search.maintenance",
     "reindex": "xclip_search.maintenance",

@@ -1,4 +1,4 @@
-"""`xclip-search mcp`: the searches of a server as tools of the Model Context Protocol, for assistants.
+"""The searches of a server as tools of the Model Context Protocol, for assistants: `xclip-search mcp`.
 
 A thin layer over `xclip_search.client`: an assistant searches, looks at the moments that were found, and adds
 files, through a program on the user's machine that speaks the protocol on standard input and output.
@@ -13,20 +13,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from pydantic import BaseModel, Field
 
 from indexer.search.types import Match
-from xclip_search.console import make_app, stop
-from xclip_search.videos import KeyOption, ServerOption
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer
 
     from service.schemas.search import ResultAnswer
     from xclip_search.client import AsyncClient
-
-app = make_app()
 
 MAX_RESULTS = 20
 """In one answer: an assistant reads each of them, and asks for the next page where it needs more."""
@@ -82,41 +77,6 @@ class Added(BaseModel):
     title: str | None
     was_known: bool = Field(description="Whether the same bytes were in the index already.")
     is_searchable: bool = Field(description="False while the server is still reading it.")
-
-
-@app.command("mcp")
-def serve_tools(
-    server: ServerOption = None,
-    key: KeyOption = None,
-    folder: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="A folder whose files the assistant may add; may be repeated. None: it cannot add any.",
-            exists=True,
-            file_okay=False,
-            resolve_path=True,
-        ),
-    ] = None,
-) -> None:
-    """Give an assistant the searches of a server, over the Model Context Protocol.
-
-    It speaks on standard input and output: an assistant starts this program itself, and its settings name
-    the command and the address of the server.
-
-    Examples:
-
-      xclip-search mcp --server http://127.0.0.1:8000
-
-      xclip-search mcp --server https://videos.example.org --folder ~/Videos
-    """
-    try:
-        import mcp  # noqa: F401
-    except ImportError:
-        stop("the command mcp needs the MCP SDK: pip install 'xclip-search[mcp]'")
-    from xclip_search.client import DEFAULT_SERVER, AsyncClient
-
-    client = AsyncClient(server or DEFAULT_SERVER, key=key)
-    make_server(client, folders=folder or ()).run("stdio")
 
 
 def make_server(client: AsyncClient, *, folders: Sequence[Path] = ()) -> MCPServer[Any]:

@@ -1,4 +1,4 @@
-"""`xclip-search serve`, `worker` and `keys`. Heavy imports happen inside the commands."""
+"""`xclip-search serve`, `worker`, `mcp` and `keys`. Heavy imports happen inside the commands."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from xclip_search.console import (
     make_app,
     stop,
 )
+from xclip_search.videos import KeyOption, ServerOption
 
 if TYPE_CHECKING:
     from service.settings import IndexSettings, Settings, WorkerSettings
@@ -181,6 +182,42 @@ def worker(
     from service.ingest.worker_process import run_worker
 
     raise typer.Exit(run_worker(settings))
+
+
+@app.command("mcp")
+def serve_tools(
+    server: ServerOption = None,
+    key: KeyOption = None,
+    folder: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A folder whose files the assistant may add; may be repeated. None: it cannot add any.",
+            exists=True,
+            file_okay=False,
+            resolve_path=True,
+        ),
+    ] = None,
+) -> None:
+    """Give an assistant the searches of a server, over the Model Context Protocol.
+
+    It speaks on standard input and output: an assistant starts this program itself, and its settings name
+    the command and the address of the server.
+
+    Examples:
+
+      xclip-search mcp --server http://127.0.0.1:8000
+
+      xclip-search mcp --server https://videos.example.org --folder ~/Videos
+    """
+    try:
+        import mcp  # noqa: F401
+    except ImportError:
+        stop("the command mcp needs the MCP SDK: pip install 'xclip-search[mcp]'")
+    from xclip_search.client import DEFAULT_SERVER, AsyncClient
+    from xclip_search.mcp_server import make_server
+
+    client = AsyncClient(server or DEFAULT_SERVER, key=key)
+    make_server(client, folders=folder or ()).run("stdio")
 
 
 def _check_keys(settings: Settings) -> None:

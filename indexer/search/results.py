@@ -3,7 +3,7 @@ explanations."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from indexer.features.reader import FeatureReader
 from indexer.features.scorable import ScorableSegments, SegmentsInPlace
 from indexer.search.folding import Results, read_copies
 from indexer.search.ordering import ScoredSegments
@@ -91,14 +90,22 @@ class Relevance:
     matches: Sequence[Match | None]
 
 
-def read_page(results: Results, page: slice, catalog: SearchedStore, features: FeatureReader) -> Page:
-    """What the catalog says about the results of a page; those deleted by now are replaced by the next."""
+def read_page(
+    results: Results,
+    page: slice,
+    catalog: SearchedStore,
+    read_features: Callable[[NDArray[np.int64]], ScorableSegments],
+) -> Page:
+    """What the catalog says about the results of a page; those deleted by now are replaced by the next.
+
+    read_features: as `FeatureReader.get`.
+    """
     ordered, has_gaps = results.ordered, False
     while True:
         hits = ordered[page]
         ids = hits.segment_ids
         records = catalog.segments_and_videos(ids)
-        read = features.get(ids)
+        read = read_features(ids)
         # Two reads, and a video may be deleted between them.
         present = [segment_id for segment_id in read.segment_ids.tolist() if segment_id in records]
         if len(present) == len(ids):

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
@@ -358,7 +358,7 @@ class Searcher:
         query = search.query
         rows = slice(query.offset, query.num_wanted)
         for _ in range(MAX_TRIES):
-            page = read_page(self._order(search), rows, self.catalog, self._features)
+            page = read_page(self._order(search), rows, self.catalog, partial(self._page_features, search))
             # What was folded into a deleted result stands for it the next time.
             if not page.has_gaps or (len(page) == query.limit and query.fold_threshold is None):
                 break
@@ -366,6 +366,14 @@ class Searcher:
                 state = self._sync(may_be_stale=True)
                 search = replace(search, state=state, allowed=self._allowed(query.filter), hits=None)
         return search, page
+
+    def _page_features(self, search: _Search, ids: NDArray[np.int64]) -> ScorableSegments:
+        """Features of the results of a page: of its candidates, where they were read all together."""
+        for candidates in search.candidates:
+            is_one = ids[:, None] == candidates.segment_ids
+            if is_one.any(axis=1).all():
+                return candidates[is_one.argmax(axis=1)]
+        return self._features.get(ids)
 
     def _order(self, search: _Search) -> Results:
         """Results best first, to the page's end or all that there are."""
@@ -419,7 +427,7 @@ class Searcher:
             with stages.measuring("rerank"):
                 ids = first[1]
                 blocks = (self._features.to_score(ids[row : row + size]) for row in range(0, len(ids), size))
-                window = ScoredSegments.cat([window, *self._scored(search.asked, blocks)])
+                window = ScoredSegments.cat([window, *self._scored(search.asked, self._kept(search, blocks))])
 
         def order(num_wanted: int) -> ScoredSegments:
             with stages.measuring("coarse"):
@@ -446,6 +454,14 @@ class Searcher:
             raise_if_cancelled()
             # What the total averages; a page is completed when it is known which results it has.
             yield score_segments(self.model, asked, block, self.model.config.score_names)
+
+    def _kept(
+        self, search: _Search, blocks: Iterable[ScorableSegments | SegmentsInPlace]
+    ) -> Iterator[ScorableSegments | SegmentsInPlace]:
+        """The blocks, of which the last one is kept for the page where it is a copy in memory."""
+        for block in blocks:
+            search.candidates[:] = [block] if isinstance(block, ScorableSegments) else []
+            yield block
 
     # Other searches
 
@@ -546,7 +562,8 @@ class _Search:
 
     vector: float32 [D], the coarse query. state: of the store. allowed: what its filter lets through.
     least_score: what min_score and min_percentile come to. hits: the first answer of the coarse index, where
-    there is one. words: what they found, where `text_match` asks for it.
+    there is one. words: what they found, where `text_match` asks for it. candidates: at most one block of
+    them, whose features are in memory.
     """
 
     query: SearchQuery
@@ -558,6 +575,7 @@ class _Search:
     hits: CoarseHits | None
     stages: StageTimes
     words: WordMatches | None = None
+    candidates: list[ScorableSegments] = field(default_factory=list)
 
 
 class FilterCache:

@@ -70,7 +70,7 @@ class SimilarSearch:
             return self._nearest(asked, query.group_by, num_wanted, allowed).at_least(query.min_score)
 
         results = fold_results(order, self._features, query.num_wanted, query.fold_threshold)
-        page = read_page(results, rows, self._catalog, self._features)
+        page = read_page(results, rows, self._catalog, self._features.get)
         moments = _moments(page, asked.videos, query.num_moments)
         found = make_results(page, moments, first_rank=rows.start + 1)
         return SimilarAnswer(asked.id, self._catalog.num_videos, found)

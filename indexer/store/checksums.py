@@ -35,8 +35,7 @@ def checksum_of_blob(
     """CRC-32 of bytes together with numbers that say what they belong to, whole ones below 2^53, and with the
     fingerprint that they were made with."""
     try:
-        numbers_crc = zlib.crc32(struct.pack(f"<{len(numbers)}d", *numbers))
-        return zlib.crc32(blob, zlib.crc32(fingerprint, numbers_crc))
+        return zlib.crc32(blob, zlib.crc32(struct.pack(f"<{len(numbers)}d", *numbers) + fingerprint))
     except (TypeError, struct.error, OverflowError):
         return NO_CHECKSUM
 

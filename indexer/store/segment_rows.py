@@ -8,7 +8,7 @@ those of another one are never given out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +43,8 @@ class FeatureCodec:
     def __init__(self, num_frames: int, embedding_dim: int, fingerprint: str) -> None:
         self._num_frames = num_frames
         self._embedding_dim = embedding_dim
+        self._video_bytes = 4 * embedding_dim
+        self._frames_bytes = 2 * num_frames * embedding_dim
         self._fingerprint = bytes.fromhex(fingerprint)
 
     def row(self, segment_id: int, video_key: int, segment: SegmentRecord) -> SegmentRow:
@@ -66,35 +68,43 @@ class FeatureCodec:
             checksum_of_blob(frames, segment_id, fingerprint=made_with),
         )
 
-    def features_of(self, rows: Mapping[int, Sequence[Any]], segment_ids: Sequence[int]) -> SegmentFeatures:
-        """Features of those segments that have a row, in the order asked; an id asked twice comes twice."""
-        return self.features([rows[segment_id] for segment_id in segment_ids if segment_id in rows])
+    def features_of(self, rows: Iterable[Sequence[Any]], segment_ids: Sequence[int]) -> SegmentFeatures:
+        """Features of segments, in the order asked; an id asked twice comes twice, one without a row not at
+        all.
 
-    def features(self, rows: Sequence[Sequence[Any]]) -> SegmentFeatures:
-        """Features of rows (id, video number, num_frames, fingerprint, video feature, its CRC-32, frame
-        features, their CRC-32). Raises IndexDamagedError, FingerprintMismatchError."""
-        video = self.video(rows)  # First: its checksum is over the other numbers too.
-        frames = self._join([((row[0],), row[3], row[6], row[7]) for row in rows], 2 * self._num_frames)
-        num_frames = np.array([row[2] for row in rows], np.int64)
-        if len(rows) and num_frames.max() > self._num_frames:
+        rows: (id, video number, num_frames, fingerprint, video feature, its CRC-32, frame features, their
+        CRC-32), in any order, each put into its place as it comes.
+        Raises IndexDamagedError, FingerprintMismatchError.
+        """
+        places = {segment_id: place for place, segment_id in enumerate(dict.fromkeys(segment_ids))}
+        count, size, frames_size = len(places), self._video_bytes, self._frames_bytes
+        video = np.empty((count, self._embedding_dim), "<f4")
+        frames = np.empty((count, self._num_frames, self._embedding_dim), "<f2")
+        into_video, into_frames = _bytes_of(video), _bytes_of(frames)
+        found: dict[int, Sequence[int]] = {}  # Id, video number and num_frames by place.
+        for row in rows:
+            if (place := places.get(row[0])) is not None:
+                self._check(row)
+                into_video[place * size : (place + 1) * size] = row[4]
+                into_frames[place * frames_size : (place + 1) * frames_size] = row[6]
+                found[place] = row[:3]
+        wanted = [place for place in map(places.__getitem__, segment_ids) if place in found]
+        numbers = np.array([found[place] for place in wanted], np.int64).reshape(-1, 3)
+        ids, video_keys, num_frames = np.ascontiguousarray(numbers.T)
+        if num_frames.max(initial=0) > self._num_frames:
             raise IndexDamagedError("the catalog is damaged: a segment has more frames than the model takes")
-        return SegmentFeatures(
-            segment_ids=np.array([row[0] for row in rows], np.int64),
-            video_keys=np.array([row[1] for row in rows], np.int64),
-            video=video,
-            frames=np.frombuffer(frames, "<f2").reshape(len(rows), self._num_frames, self._embedding_dim),
-            num_frames=num_frames,
-        )
+        if wanted != list(range(count)):
+            video, frames = video[wanted], frames[wanted]
+        return SegmentFeatures(ids, video_keys, video, frames, num_frames)
 
     def ids_and_video(self, rows: Sequence[Sequence[Any]]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Ids int64 [N] and video features float32 [N, D] of rows that begin as `features` says, in their
-        order."""
-        return np.array([row[0] for row in rows], np.int64), self.video(rows)
-
-    def video(self, rows: Sequence[Sequence[Any]]) -> NDArray[np.float32]:
-        """float32 [N, D] of rows that begin as `features` says."""
-        joined = self._join([(row[:3], row[3], row[4], row[5]) for row in rows], 4)
-        return np.frombuffer(joined, "<f4").reshape(len(rows), self._embedding_dim)
+        """Ids int64 [N] and video features float32 [N, D] of rows that begin as `features_of` says, in their
+        order. Raises what it raises."""
+        for row in rows:
+            self._check(row[:6])
+        joined = bytearray().join(row[4] for row in rows)
+        video = np.frombuffer(joined, "<f4").reshape(len(rows), self._embedding_dim)
+        return np.array([row[0] for row in rows], np.int64), video
 
     def problem(self, row: SegmentRow) -> str:
         """What in a row is not what was written; "" where nothing is."""
@@ -110,13 +120,13 @@ class FeatureCodec:
             or not is_blob(row.frame_times, 8 * row.num_frames)
         ):
             problems.append("its record")
-        is_right = is_blob(row.video_feature, 4 * self._embedding_dim)
+        is_right = is_blob(row.video_feature, self._video_bytes)
         if (
             not is_right
             or checksum_of_blob(row.video_feature, *whose, fingerprint=made_with) != row.video_feature_crc32
         ):
             problems.append("its video feature")
-        is_right = is_blob(row.frame_features, 2 * self._num_frames * self._embedding_dim)
+        is_right = is_blob(row.frame_features, self._frames_bytes)
         if (
             not is_right
             or checksum_of_blob(row.frame_features, row.id, fingerprint=made_with) != row.frame_features_crc32
@@ -129,25 +139,30 @@ class FeatureCodec:
             return f"its features have the fingerprint {made_with.hex()}, the index {self._fingerprint.hex()}"
         return ""
 
-    def _join(
-        self, rows: Sequence[tuple[Sequence[int], bytes, bytes, int]], bytes_a_dimension: int
-    ) -> bytearray:
-        """One buffer of the blobs of rows (whose it is, fingerprint, blob, CRC-32); writable, for torch."""
-        size_bytes = bytes_a_dimension * self._embedding_dim
-        joined = bytearray()
-        for whose, made_with, blob, checksum in rows:
-            is_whole = checksum_of_blob(blob, *whose, fingerprint=made_with) == checksum
-            if not is_whole or not is_blob(blob, size_bytes):
-                raise IndexDamagedError(
-                    f"the catalog is damaged: the features of segment {whose[0]} do not match their checksum;"
-                    " delete its video and index it again, or restore a backup"
-                )
-            if made_with != self._fingerprint:
-                raise FingerprintMismatchError(
-                    expected=self._fingerprint.hex(), found=made_with.hex(), segment_id=whose[0]
-                )
-            joined += blob
-        return joined
+    def _check(self, row: Sequence[Any]) -> None:
+        """Raise IndexDamagedError or FingerprintMismatchError unless the features in a row, or those of the
+        video where it has no others, are what was written, by the model of the index."""
+        segment_id, video_key, num_frames, made_with, video, video_crc32 = row[:6]
+        # First: its checksum is over the other numbers too.
+        found = checksum_of_blob(video, segment_id, video_key, num_frames, fingerprint=made_with)
+        is_whole = found == video_crc32 and is_blob(video, self._video_bytes)
+        if is_whole and len(row) > 6:
+            found = checksum_of_blob(row[6], segment_id, fingerprint=made_with)
+            is_whole = found == row[7] and is_blob(row[6], self._frames_bytes)
+        if not is_whole:
+            raise IndexDamagedError(
+                f"the catalog is damaged: the features of segment {segment_id} do not match their checksum;"
+                " delete its video and index it again, or restore a backup"
+            )
+        if made_with != self._fingerprint:
+            raise FingerprintMismatchError(
+                expected=self._fingerprint.hex(), found=made_with.hex(), segment_id=segment_id
+            )
+
+
+def _bytes_of(table: NDArray[Any]) -> memoryview:
+    """The memory of an array, to be written to."""
+    return table.reshape(-1).view(np.uint8).data
 
 
 def segment_info(row: Sequence[Any]) -> SegmentInfo:
@@ -175,4 +190,4 @@ def check_order(last: int, rows: Sequence[Sequence[Any]]) -> None:
 
 def is_blob(value: object, size_bytes: int) -> bool:
     """Whether a value of a row, which may be damaged, is bytes of this size."""
-    return isinstance(value, bytes) and len(value) == size_bytes
+    return isinstance(value, bytes | memoryview) and len(value) == size_bytes

@@ -19,7 +19,7 @@ from indexer.store.checksums import checksum_of_row
 from indexer.store.file_rows import KEPT_OUT_COLUMNS, kept_out_of, row_of_transcript
 from indexer.store.postgres.changes import CHANGES, COUNTERS, Counters, without_counters
 from indexer.store.postgres.connections import MIN_ROWS_TO_COPY, Row, StoreConnection, Table
-from indexer.store.postgres.features import FRAMES, SEGMENTS
+from indexer.store.postgres.features import SEGMENTS, row_to_store
 from indexer.store.postgres.filters import FILTERED_COLUMNS, filtered_values
 from indexer.store.postgres.words import TRANSCRIPTS, WORDS, rows_of_words
 from indexer.store.records import AddOutcome, NewVideo, RefusedVideo, check_segments
@@ -150,7 +150,6 @@ class _NewRows:
     now: float
     videos: list[Row] = field(default_factory=list)
     segments: list[Row] = field(default_factory=list)
-    frames: list[Row] = field(default_factory=list)
     transcripts: list[Row] = field(default_factory=list)
     words: list[Row] = field(default_factory=list)
     changes: list[Row] = field(default_factory=list)
@@ -164,9 +163,7 @@ class _NewRows:
         first_id = self.counters.last_segment + len(self.segments) + 1
         segment_ids = range(first_id, first_id + len(video.video.segments))
         for segment_id, segment in zip(segment_ids, video.video.segments, strict=True):
-            row = self.codec.row(segment_id, number, segment)
-            self.segments.append(row[:10])
-            self.frames.append((row.id, row.frame_features, row.frame_features_crc32))
+            self.segments.append(row_to_store(self.codec.row(segment_id, number, segment)))
         for transcript in video.transcripts:
             self.transcripts.append((number, *row_of_transcript(transcript)))
         title, metadata = video.values["title"], video.values["metadata"]
@@ -180,7 +177,6 @@ class _NewRows:
         tables = (
             (_VIDEOS, self.videos),
             (SEGMENTS, self.segments),
-            (FRAMES, self.frames),
             (TRANSCRIPTS, self.transcripts),
             (WORDS, self.words),
             (CHANGES, self.changes),

@@ -45,6 +45,7 @@ from indexer.store.postgres.connections import (
     Row,
     StoreConnection,
     Transaction,
+    array_of,
     connect,
     translating,
 )
@@ -675,7 +676,7 @@ class PostgresCatalog(WithFacts):
         rows = self.connections.rows(
             f"SELECT {INFO}, {_VIDEO_COLUMNS} FROM segments JOIN videos ON videos.number = video_number"
             " WHERE segments.id = ANY(%s::bigint[])",
-            (list(map(int, segment_ids)),),
+            (array_of(segment_ids),),
             binary=True,
         )
         return {row[0]: (segment_info(row[:_NUM_INFO]), video_record(row[_NUM_INFO:])) for row in rows}
@@ -700,7 +701,7 @@ class PostgresCatalog(WithFacts):
         """Those of these segments that exist, with their videos."""
         rows = self.connections.rows(
             "SELECT id, video_number FROM segments WHERE id = ANY(%s::bigint[]) ORDER BY id",
-            (segment_ids.tolist(),),
+            (array_of(segment_ids.tolist()),),
             binary=True,
         )
         table = np.array(rows, np.int64).reshape(-1, 2)

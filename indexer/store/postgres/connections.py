@@ -17,13 +17,14 @@ import os
 import re
 import select
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeVar, cast
 
 import psycopg
+from psycopg import capabilities
 from psycopg import errors as postgres
-from psycopg.pq import TransactionStatus
+from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.types.string import StrDumperUnknown, TextLoader
 from psycopg_pool import ConnectionPool, PoolTimeout
 
@@ -75,6 +76,9 @@ MIN_ROWS_TO_COPY: Final = 16
 ROWS_AT_ONCE: Final = 1_000
 """Rows that one statement gives where there may be many."""
 
+ROWS_OF_STREAM: Final = 10 if capabilities.has_stream_chunked() else 1
+"""Rows of a stream that are received together, 140 kB of usual features; libpq before 17 gives one each."""
+
 _LIMIT_IDLING: Final = (
     f"set_config('idle_in_transaction_session_timeout', '{IDLE_SECONDS}s', true)"  # Until its end.
 )
@@ -103,6 +107,11 @@ def unescaped(text: str) -> str:
     if "\x01" not in text:
         return text
     return re.sub("\x01[\x01\x02]", lambda found: _UNESCAPED[found.group()], text)
+
+
+def array_of(numbers: Iterable[int]) -> str:
+    """Whole numbers as the text of an array, which psycopg makes of a list in ten times as long."""
+    return f"{{{','.join(map(str, numbers))}}}"
 
 
 class _TextDumper(StrDumperUnknown):
@@ -400,6 +409,19 @@ class Connections:
         """The rows that one statement gives now. binary: whether they hold bytes or many numbers."""
         with self.reading() as connection:
             return connection.execute(statement, values, binary=binary).fetchall()
+
+    @contextlib.contextmanager
+    def streaming(self, statement: str, values: Sequence[Any] = ()) -> Iterator[Iterator[Row]]:
+        """The rows that one statement gives now, which may hold long bytes, while the server still sends the
+        rest: so nobody waits for the other, and little memory is used again and again."""
+        with self.reading() as connection, connection.cursor(binary=True) as cursor:
+            if connection.pgconn.pipeline_status != PipelineStatus.OFF:  # Which knows no parts of an answer.
+                yield iter(cursor.execute(statement, values))
+                return
+            # Closed also where not all were taken, so that the connection is of use again.
+            stream = cast(Generator[Row], cursor.stream(statement, values, size=ROWS_OF_STREAM))
+            with contextlib.closing(stream) as rows:
+                yield rows
 
     def close(self) -> None:
         """Close what is idle now, and what is lent out when it comes back."""

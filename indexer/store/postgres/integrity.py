@@ -23,8 +23,6 @@ from indexer.store.video_rows import COLUMNS, video_record
 _INCONSISTENT: Final = {
     "SELECT 'video ' || id || ' has no segment' FROM videos"
     " WHERE NOT EXISTS (SELECT 1 FROM segments WHERE video_number = number)": "catalog",
-    "SELECT 'segment ' || id || ' has no frame features' FROM segments"
-    " WHERE NOT EXISTS (SELECT 1 FROM segment_frames WHERE segment_id = id)": "catalog",
     "SELECT 'a segment got a number that was not given' FROM counters"
     " WHERE last_segment < (SELECT max(id) FROM segments)": "catalog",
     "SELECT 'a video got a number that was not given' FROM counters"

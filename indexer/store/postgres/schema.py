@@ -83,18 +83,12 @@ CREATE TABLE segments (
     row_crc32 bigint NOT NULL,
     fingerprint bytea NOT NULL CHECK (length(fingerprint) = 32),
     video_feature_crc32 bigint NOT NULL,
-    video_feature bytea NOT NULL
-);
-ALTER TABLE segments ALTER COLUMN video_feature SET STORAGE EXTERNAL;
-CREATE INDEX segments_by_video ON segments (video_number, id);
-
--- Apart from `segments`, so that reading all video features does not read all frame features.
-CREATE TABLE segment_frames (
-    segment_id bigint PRIMARY KEY REFERENCES segments (id) ON DELETE CASCADE,
     frame_features_crc32 bigint NOT NULL,
-    frame_features bytea NOT NULL
+    -- Of the video, then of its frames. Not compressed, so that the first ones alone can be read.
+    features bytea NOT NULL
 );
-ALTER TABLE segment_frames ALTER COLUMN frame_features SET STORAGE EXTERNAL;
+ALTER TABLE segments ALTER COLUMN features SET STORAGE EXTERNAL;
+CREATE INDEX segments_by_video ON segments (video_number, id);
 
 CREATE TABLE changes (
     sequence bigint PRIMARY KEY,

@@ -67,13 +67,13 @@ class FeatureRows:
 
     def features_of(self, rows: Mapping[int, Sequence[Any]], segment_ids: Sequence[int]) -> SegmentFeatures:
         """Features of those segments that have a row, in the order asked; an id asked twice comes twice."""
-        return self._codec.features_of(rows, segment_ids)
+        return self._codec.features_of(rows.values(), segment_ids)
 
     def after(self, connection: sqlite3.Connection, segment_id: int, limit: int) -> SegmentFeatures:
         """Features of the next `limit` segments with an id above `segment_id`, ascending."""
         rows = connection.execute(_AFTER, (segment_id, limit)).fetchall()
         check_order(segment_id, rows)
-        return self._codec.features(rows)
+        return self._codec.features_of(rows, [row[0] for row in rows])
 
     def video_features_after(
         self, connection: sqlite3.Connection, segment_id: int, limit: int

@@ -350,26 +350,37 @@ def test_an_export_never_overwrites_anything(index, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("in_sqlite", "in_postgres"),
     [
-        "UPDATE segments SET video_feature = {zeros 32} WHERE id = 7",
-        "UPDATE segments SET end_seconds = end_seconds + 1 WHERE id = 7",
-        "UPDATE segment_frames SET frame_features = {zeros 64} WHERE segment_id = 7",
-        "UPDATE videos SET title = 'another' WHERE number = 7",
-        "UPDATE videos SET id = 'another' WHERE number = 7",
-        "DELETE FROM segment_frames WHERE segment_id = 7",
-        "{no keys}; DELETE FROM videos WHERE number = 7",
+        (
+            "UPDATE segments SET video_feature = zeroblob(32) WHERE id = 7",
+            "UPDATE segments SET features = set_byte(features, 3, get_byte(features, 3) # 1) WHERE id = 7",
+        ),
+        (
+            "UPDATE segment_frames SET frame_features = zeroblob(64) WHERE segment_id = 7",
+            "UPDATE segments SET features = substr(features, 1, 32) || decode(repeat('00', 64), 'hex')"
+            " WHERE id = 7",
+        ),
+        (
+            "DELETE FROM segment_frames WHERE segment_id = 7",
+            "UPDATE segments SET features = substr(features, 1, 32) WHERE id = 7",
+        ),
+        (
+            "PRAGMA foreign_keys = OFF; DELETE FROM videos WHERE number = 7",
+            "SET session_replication_role = replica; DELETE FROM videos WHERE number = 7",
+        ),
+        ("UPDATE segments SET end_seconds = end_seconds + 1 WHERE id = 7",) * 2,
+        ("UPDATE videos SET title = 'another' WHERE number = 7",) * 2,
+        ("UPDATE videos SET id = 'another' WHERE number = 7",) * 2,
     ],
 )
-def test_a_damaged_index_is_not_exported(index, tmp_path, damage):
+def test_a_damaged_index_is_not_exported(index, tmp_path, in_sqlite, in_postgres):
     if isinstance(index, Path):
-        damage = re.sub(r"{zeros (\d+)}", r"zeroblob(\1)", damage)
         with contextlib.closing(sqlite3.connect(index / "catalog.sqlite3")) as connection:
-            connection.executescript(damage.replace("{no keys}", "PRAGMA foreign_keys = OFF"))
+            connection.executescript(in_sqlite)
     else:
-        damage = re.sub(r"{zeros (\d+)}", r"decode(repeat('00', \1), 'hex')", damage)
         with open_store(index) as catalog, catalog.connections.reading() as connection:
-            connection.execute(damage.replace("{no keys}", "SET session_replication_role = replica"))
+            connection.execute(in_postgres)
     with pytest.raises(IndexDamagedError):
         export_index(index, tmp_path / "export")
     assert [path.name for path in tmp_path.iterdir()] == ["stores"]

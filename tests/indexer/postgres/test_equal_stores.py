@@ -388,20 +388,24 @@ def test_a_search_takes_few_round_trips(
     searchers: tuple[Searcher, Searcher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_sent, own_thread = 0, threading.get_ident()
-    execute = psycopg.Connection.execute
 
-    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
-        nonlocal num_sent
-        num_sent += threading.get_ident() == own_thread  # Not what is saved in the background.
-        return execute(self, *arguments, **options)
+    def counting(function: Any) -> Any:
+        def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+            nonlocal num_sent
+            num_sent += threading.get_ident() == own_thread  # Not what is saved in the background.
+            return function(self, *arguments, **options)
 
+        return counted
+
+    execute, stream = counting(psycopg.Connection.execute), counting(psycopg.Cursor.stream)
     with Searcher(searchers[1].catalog.address, tiny_model()) as searcher:
-        for chosen, most in ((None, 4), (SEARCH_FILTERS[1], 5)):
+        for chosen, most in ((None, 3), (SEARCH_FILTERS[1], 4)):
             query = SearchQuery("a dog runs", limit=5, filter=chosen)
             searcher.search(query)
             with monkeypatch.context() as patched:
                 num_sent = 0
-                patched.setattr(psycopg.Connection, "execute", counted)
+                patched.setattr(psycopg.Connection, "execute", execute)
+                patched.setattr(psycopg.Cursor, "stream", stream)
                 searcher.search(query)
             assert 0 < num_sent <= most
 

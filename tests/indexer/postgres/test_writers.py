@@ -163,9 +163,9 @@ def test_what_is_kept_is_not_compressed_and_numbers_keep_their_form(catalog: Pos
     assert record.title == "a\0b\x01"
     storages = catalog.connections.rows(
         "SELECT attrelid::regclass::text, attname::text FROM pg_catalog.pg_attribute"
-        " WHERE attstorage = 'e' AND attrelid IN ('segments'::regclass, 'segment_frames'::regclass)"
+        " WHERE attstorage = 'e' AND attrelid = 'segments'::regclass"
     )
-    assert sorted(storages) == [("segment_frames", "frame_features"), ("segments", "video_feature")]
+    assert storages == [("segments", "features")]
 
 
 @pytest.mark.parametrize(
@@ -176,11 +176,10 @@ def test_what_is_kept_is_not_compressed_and_numbers_keep_their_form(catalog: Pos
         ("UPDATE videos SET folded_title = 'x'", "totals"),
         ("UPDATE videos SET asked_metadata = '{}'", "totals"),
         ("UPDATE segments SET end_seconds = 99", "catalog"),
-        ("UPDATE segments SET video_feature = overlay(video_feature PLACING '\\x00' FROM 3)", "catalog"),
-        (
-            "UPDATE segment_frames SET frame_features = overlay(frame_features PLACING '\\x7b' FROM 5)",
-            "catalog",
-        ),
+        ("UPDATE segments SET features = overlay(features PLACING '\\x00' FROM 3)", "catalog"),
+        ("UPDATE segments SET features = set_byte(features, 70, 123)", "catalog"),
+        ("UPDATE segments SET features = features || '\\x00'", "catalog"),
+        ("UPDATE segments SET features = substr(features, 1, length(features) - 1)", "catalog"),
         ("UPDATE changes SET kind = 'update' WHERE sequence = 1", "change log"),
         ("DELETE FROM changes WHERE sequence = 2", "change log"),
         ("UPDATE counters SET num_videos = 7", "totals"),
@@ -209,9 +208,46 @@ def test_verify_finds_what_is_not_what_was_written(
     if part in ("totals", "words", "files", "jobs"):
         rebuild(catalog.address)
         assert verify(catalog.address).is_clean
-    if "video_feature" in statement:
+    if "features" in statement:
+        with pytest.raises(IndexDamagedError):
+            catalog.segment_features([1])
+        assert catalog.totals() == (3, 3), "the connection is of use again"
+    if "FROM 3" in statement:
         with pytest.raises(IndexDamagedError):
             catalog.video_features([1])
+
+
+def test_features_come_in_the_order_asked_from_a_stream_and_from_a_snapshot(catalog: PostgresCatalog) -> None:
+    random = np.random.default_rng(0)
+    add_video(catalog, 1, [make_segment(random) for _ in range(60)])
+    asked = [*range(60, 0, -1), 77, 7]
+    read = catalog.segment_features(asked)
+    assert read.segment_ids.tolist() == [*range(60, 0, -1), 7]
+    (block,) = catalog.iterate_features()
+    rows = read.segment_ids - 1
+    with catalog.snapshot() as pinned:
+        again = pinned.segment_features(asked)
+    for name in ("segment_ids", "video_keys", "video", "frames", "num_frames"):
+        expected = getattr(block, name)[rows]
+        assert np.array_equal(getattr(read, name), expected) and np.array_equal(
+            getattr(again, name), expected
+        )
+
+
+def test_a_stream_that_ends_at_a_damaged_row_leaves_a_connection_of_use(catalog: PostgresCatalog) -> None:
+    random = np.random.default_rng(0)
+    add_video(catalog, 1, [make_segment(random) for _ in range(300)])
+    with catalog.connections.reading() as connection:
+        process_id = connection.info.backend_pid
+        connection.execute(
+            "UPDATE segments SET features = set_byte(features, 9, 3), num_frames = 3 WHERE id = 1"
+        )
+    for _ in range(3):
+        with pytest.raises(IndexDamagedError, match="segment 1 "):
+            catalog.segment_features(range(1, 301))
+    assert len(catalog.segment_features(range(2, 301))) == 299
+    with catalog.connections.reading() as connection:
+        assert connection.info.backend_pid == process_id
 
 
 def test_a_filter_ends_at_its_limit_and_where_its_search_is_cancelled(catalog: PostgresCatalog) -> None:

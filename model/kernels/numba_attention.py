@@ -7,8 +7,11 @@ the first cache, and multiplied with a text's words and its sentence there. The 
 stay there too, lie as [W + 1, F, lanes]: all that follows is arithmetic on whole vectors, one video a lane.
 Nothing else is written but scores. A score depends on its text and its video alone, to the last bit: not on
 what else is scored, nor on how many threads do it. Only where many texts are evaluated (`Plan.is_packed`)
-are products summed in another order: a block's frames are packed one video a lane, once for all texts, and
+are products summed in another order: a block's features are packed one video a lane, once for all texts, and
 there are no lanes to add up.
+
+Most of the time goes into products of numbers with vectors (`multiply_tile`): of words with packed frames,
+and of AOSM matrices with similarities. A tile keeps its sums in registers, and reads few values for each.
 
 Vectors are explicit (`Lanes`), because whether a compiler finds them in loops differs from loop to loop. All
 is in one file, because Numba compiles again when the file of a kernel has changed, not what that imports.
@@ -91,29 +94,20 @@ def _operation(num_vectors: int, generate: Callable[..., Any]) -> Any:
     return intrinsic(by_count[num_vectors])
 
 
-def _exponential(builder: Any, x: Any) -> Any:
-    """e^x for x up to 0, which higher ones count as; 1e-38 for less than -87.
+_POWERS_OF_2: Final = (1.326472731e-3, 9.671512991e-3, 5.550733581e-2, 0.2402224243, 0.6931470037, 1.0)
+"""The polynomial for 2^x, of the least relative error for |x| <= 1/2 that is exact at 0."""
 
-    2^k e^r with |r| <= ln(2) / 2, the polynomial of Cephes's expf (netlib.org/cephes): a relative error below
-    2e-7.
-    """
-    for name, bound in (("<", -87.3), (">", 0.0)):
-        beyond = builder.fcmp_ordered(name, x, _constant(bound))
-        x = builder.select(beyond, _constant(bound), x)
-    k = _call(builder, "rint", builder.fmul(x, _constant(1.44269504088896341)))
-    r = _call(builder, "fma", k, _constant(-0.693359375), x)
-    r = _call(builder, "fma", k, _constant(2.12194440e-4), r)
-    sum_ = _constant(1.9875691500e-4)
-    for factor in (
-        1.3981999507e-3,
-        8.3334519073e-3,
-        4.1665795894e-2,
-        1.6666665459e-1,
-        5.0000001201e-1,
-    ):
-        sum_ = _call(builder, "fma", sum_, r, _constant(factor))
-    power = _call(builder, "fma", sum_, builder.fmul(r, r), builder.fadd(r, _constant(1.0)))
-    exponent = builder.shl(builder.fptosi(k, _INTS), ir.Constant(_INTS, [23] * LANES))
+
+def _exponential(builder: Any, x: Any) -> Any:
+    """e^x for x up to 0; 1e-38 for less than -87. A relative error below 2e-7, and 6e-8 |x| more."""
+    x = builder.fmul(x, _constant(1.44269504088896341))
+    x = builder.select(builder.fcmp_ordered("<", x, _constant(-126.0)), _constant(-126.0), x)
+    whole = _call(builder, "rint", x)
+    x = builder.fsub(x, whole)
+    power = _constant(_POWERS_OF_2[0])
+    for factor in _POWERS_OF_2[1:]:
+        power = _call(builder, "fma", power, x, _constant(factor))
+    exponent = builder.shl(builder.fptosi(whole, _INTS), ir.Constant(_INTS, [23] * LANES))
     return builder.bitcast(builder.add(builder.bitcast(power, _INTS), exponent), _FLOATS)
 
 
@@ -140,52 +134,43 @@ def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any
     return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
 
 
-def _loaded(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-    is_half = kind.dtype == types.uint16
-    address = _address(context, builder, kind, array, index, _HALVES if is_half else _FLOATS)
-    found = builder.load(address, align=2 if is_half else 4)
-    return builder.fpext(found, _FLOATS) if is_half else found
-
-
 @intrinsic
 def load(context: Any, array: Any, index: Any) -> Any:
-    """LANES values from array[index], float32, or float16 as uint16."""
+    """LANES float32 that begin at array[index]."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return _loaded(context, builder, signature.args[0], *values)
+        array, index = values
+        return builder.load(_address(context, builder, signature.args[0], array, index, _FLOATS), align=4)
 
     return _lanes(array, types.intp), code
 
 
 @intrinsic
-def load_frame(context: Any, frames: Any, begin: Any, index: Any, dimension: Any) -> Any:
-    """LANES values from `index` on of the frame that begins at frames[begin], float32, float16 as uint16, or
-    int8 with its scale behind it, see `model.quantization`, rounded to float16 as copies of it are."""
+def load_halves(context: Any, array: Any, index: Any) -> Any:
+    """LANES float16 that begin at the byte array[index]."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        kind = signature.args[0]
-        array, begin, index, dimension = values
-        place = builder.add(begin, index)
-        if kind.dtype != types.int8:
-            return _loaded(context, builder, kind, array, place)
-        address = _address(context, builder, kind, array, place, _BYTES)
-        integers = builder.sitofp(builder.load(address, align=1), _FLOATS)
-        scale = _address(context, builder, kind, array, builder.add(begin, dimension), ir.FloatType())
-        value = builder.fmul(integers, _in_all_lanes(builder, builder.load(scale, align=1)))
-        return builder.fpext(builder.fptrunc(value, _HALVES), _FLOATS)
+        array, index = values
+        address = _address(context, builder, signature.args[0], array, index, _HALVES)
+        return builder.fpext(builder.load(address, align=2), _FLOATS)
 
-    return _lanes(frames, types.intp, types.intp, types.intp), code
+    return _lanes(array, types.intp), code
 
 
 @intrinsic
-def frame_step(context: Any, frames: Any, dimension: Any) -> Any:
-    """From the place of one frame to that of the next."""
+def load_integers(context: Any, array: Any, index: Any, scale: Any) -> Any:
+    """LANES int8 from array[index], times the float32 that begins at array[scale], rounded to float16 as
+    copies of quantized frames are, see `model.quantization`."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        num_bytes = SCALE_BYTES if signature.args[0].dtype == types.int8 else 0
-        return builder.add(values[1], ir.Constant(values[1].type, num_bytes))
+        array, index, scale = values
+        kind = signature.args[0]
+        integers = builder.load(_address(context, builder, kind, array, index, _BYTES), align=1)
+        factor = builder.load(_address(context, builder, kind, array, scale, ir.FloatType()), align=1)
+        product = builder.fmul(builder.sitofp(integers, _FLOATS), _in_all_lanes(builder, factor))
+        return builder.fpext(builder.fptrunc(product, _HALVES), _FLOATS)
 
-    return types.intp(frames, types.intp), code
+    return _lanes(array, types.intp, types.intp), code
 
 
 @intrinsic
@@ -196,6 +181,22 @@ def store(context: Any, array: Any, index: Any, vector: Any) -> Any:
         array, index, vector = values
         address = _address(context, builder, signature.args[0], array, index, _FLOATS)
         builder.store(vector, address, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, _lanes), code
+
+
+@intrinsic
+def store_lanes(context: Any, array: Any, index: Any, vector: Any) -> Any:
+    """Write them LANES apart, from array[index] on, float32."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        array, index, vector = values
+        for lane in range(LANES):
+            place = builder.add(index, ir.Constant(index.type, lane * LANES))
+            address = _address(context, builder, signature.args[0], array, place, ir.FloatType())
+            value = builder.extract_element(vector, ir.Constant(ir.IntType(32), lane))
+            builder.store(value, address, align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, _lanes), code
@@ -218,70 +219,101 @@ def everywhere(context: Any, value: Any) -> Any:
 
 
 @intrinsic
-def sum_of(context: Any, vector: Any) -> Any:
-    """Of the lanes, float32."""
+def put_sums(context: Any, array: Any, place: Any, step: Any, vectors: Any) -> Any:
+    """Write the sum of the lanes of four vectors to array[place], and in steps behind it."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        (vector,), size = values, LANES
-        while size > 1:
-            size //= 2
-            undefined = ir.Constant(vector.type, ir.Undefined)
-            kind = ir.VectorType(ir.IntType(32), size)
-            halves = [
-                builder.shuffle_vector(vector, undefined, ir.Constant(kind, [*range(first, first + size)]))
-                for first in (0, size)
-            ]
-            vector = builder.fadd(*halves)
-        return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+        array, place, step, vectors = values
 
-    return types.float32(_lanes), code
-
-
-def _packed_products(num_rows: int) -> Any:
-    """Makes a function of kernels: products of `num_rows` rows with four frames of LANES packed videos.
-
-    It is given `rows`, `packed` and `found`, and for each the place of the first (row, frame, product) and a
-    step: the dimension of rows, to the next frame, to the products of the next row.
-    """
-
-    @intrinsic
-    def multiply_packed(context: Any, rows: Any, packed: Any, found: Any, places: Any) -> Any:
-        def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            *arrays, places = values
-            (row, dimension), (frame, frame_step), (place, row_step) = (
-                cgutils.unpack_tuple(builder, pair) for pair in cgutils.unpack_tuple(builder, places)
+        def added(a: Any, b: Any, first: list[int], second: list[int]) -> Any:
+            kind = ir.VectorType(ir.IntType(32), LANES)
+            return builder.fadd(
+                *(builder.shuffle_vector(a, b, ir.Constant(kind, order)) for order in (first, second))
             )
 
-            def at(number: int, place: Any, vector: Any = _FLOATS) -> Any:
-                return _address(context, builder, signature.args[number], arrays[number], place, vector)
+        vectors, size = cgutils.unpack_tuple(builder, vectors), LANES
+        while len(vectors) > 1:  # Half as many: the sums of one in the lower half, of the next in the upper.
+            low = [lane for lane in range(2 * LANES) if lane % size < size // 2]
+            high = [lane + size // 2 for lane in low]
+            vectors = [added(a, b, low, high) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+            size //= 2
+        (vector,) = vectors
+        while size > 1:
+            size //= 2
+            vector = added(vector, vector, [*range(LANES)], [lane ^ size for lane in range(LANES)])
+        for number in range(4):
+            lane = ir.Constant(ir.IntType(32), number * LANES // 4)
+            target = _address(context, builder, signature.args[0], array, place, ir.FloatType())
+            builder.store(builder.extract_element(vector, lane), target, align=4)
+            place = builder.add(place, step)
+        return context.get_dummy_value()
 
-            def steps(first: Any, step: Any, count: int) -> list[Any]:
-                places = [first]
-                while len(places) < count:
-                    places.append(builder.add(places[-1], step))
-                return places
+    return types.void(array, types.intp, types.intp, vectors), code
 
-            sums = [[cgutils.alloca_once(builder, _FLOATS) for _ in range(4)] for _ in range(num_rows)]
-            for total in itertools.chain(*sums):  # They become registers.
-                builder.store(_constant(0.0), total)
-            row_places, frame_places = steps(row, dimension, num_rows), steps(frame, frame_step, 4)
-            with cgutils.for_range(builder, dimension) as loop:
-                step = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
-                vectors = [builder.load(at(1, builder.add(first, step)), align=4) for first in frame_places]
-                for first, totals in zip(row_places, sums, strict=True):
-                    value = builder.load(at(0, builder.add(first, loop.index), ir.FloatType()), align=4)
-                    value = _in_all_lanes(builder, value)
-                    for vector, total in zip(vectors, totals, strict=True):
-                        builder.store(_call(builder, "fma", value, vector, builder.load(total)), total)
-            lanes = ir.Constant(place.type, LANES)
-            for first, totals in zip(steps(place, row_step, num_rows), sums, strict=True):
-                for target, total in zip(steps(first, lanes, 4), totals, strict=True):
-                    builder.store(builder.load(total), at(2, target), align=4)
-            return context.get_dummy_value()
 
-        return types.void(rows, packed, found, places), code
+MOST_ROWS: Final = 9 if LANES == 16 else 4
+"""Of a tile. With three columns they are 27 sums, three vectors and a value in the 32 registers that AVX-512
+has, or twelve, three and one in the 16 of AVX2."""
 
-    return multiply_packed
+
+def _tile(builder: Any, num_rows: int, at: Callable[..., Any], places: Any) -> None:
+    """Code for the products of `num_rows` rows."""
+    (row, row_step, dimension), (step, *columns), (target, target_step, *offsets) = (
+        cgutils.unpack_tuple(builder, part) for part in cgutils.unpack_tuple(builder, places)
+    )
+
+    def stepped(first: Any, step: Any) -> list[Any]:
+        return list(itertools.accumulate([step] * (num_rows - 1), builder.add, initial=first))
+
+    sums = [[cgutils.alloca_once(builder, _FLOATS) for _ in columns] for _ in range(num_rows)]
+    for total in itertools.chain(*sums):  # They become registers.
+        builder.store(_constant(0.0), total)
+    rows = stepped(row, row_step)
+    with cgutils.for_range(builder, dimension) as loop:
+        # LLVM leaves a loop with assembly as it is, be it empty. Unrolled, this one has too few registers.
+        builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
+        along = builder.mul(loop.index, step)
+        vectors = [builder.load(at("vectors", builder.add(first, along)), align=4) for first in columns]
+        for first, totals in zip(rows, sums, strict=True):
+            value = builder.load(at("rows", builder.add(first, loop.index), ir.FloatType()), align=4)
+            value = _in_all_lanes(builder, value)
+            for vector, total in zip(vectors, totals, strict=True):
+                builder.store(_call(builder, "fma", value, vector, builder.load(total)), total)
+    for first, totals in zip(stepped(target, target_step), sums, strict=True):
+        for offset, total in zip(offsets, totals, strict=True):
+            builder.store(builder.load(total), at("found", builder.add(first, offset)), align=4)
+
+
+@intrinsic
+def multiply_tile(context: Any, num_rows: Any, rows: Any, vectors: Any, found: Any, places: Any) -> Any:
+    """Products of up to MOST_ROWS rows of numbers with columns of vectors, each summed in the order of both.
+
+    places: three tuples. In `rows`: the place of the first, the step to the next, and the dimension. In
+    `vectors`: the step from one of a column to the next, and the place of each column. In `found`: the place
+    of the products of the first row, the step to the next row's, and what is added for each column.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        num_rows, *arrays, places = values
+        held = dict(
+            zip(("rows", "vectors", "found"), zip(signature.args[1:4], arrays, strict=True), strict=True)
+        )
+
+        def at(name: str, place: Any, vector: Any = _FLOATS) -> Any:
+            return _address(context, builder, *held[name], place, vector)
+
+        end = builder.append_basic_block("end")
+        switch = builder.switch(num_rows, end)
+        for number in range(1, MOST_ROWS + 1):
+            block = builder.append_basic_block(f"rows_{number}")
+            switch.add_case(ir.Constant(num_rows.type, number), block)
+            builder.position_at_end(block)
+            _tile(builder, number, at, places)
+            builder.branch(end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, rows, vectors, found, places), code
 
 
 # What kernels are given
@@ -315,11 +347,11 @@ class Texts(NamedTuple):
 class Videos(NamedTuple):
     """V videos. All flat; features are of N records, of which `records` int64 [V] says which are meant.
 
-    frames: float16 as uint16 [N * F * D], float32, or int8 [N * F * (D + 4)]. pooled: float32 [N * D]. mask:
-    bool [V * F], true where a frame takes part.
+    frames: of [N, F, D] float16 or float32, or [N, F, D + 4] int8, the bytes: what a kernel is compiled for
+    is one kind of array. pooled: float32 [N * D]. mask: bool [V * F], true where a frame takes part.
     """
 
-    frames: NDArray[np.uint16] | NDArray[np.float32] | NDArray[np.int8]
+    frames: NDArray[np.uint8]
     pooled: NDArray[np.float32]
     mask: NDArray[np.bool_]
     records: NDArray[np.int64]
@@ -328,14 +360,15 @@ class Videos(NamedTuple):
 class Plan(NamedTuple):
     """What to compute, with F frames of D values, D a multiple of LANES.
 
-    most_words: the model's number of words, the size of its matrices. scale: of every score. weights: float32
-    [4], of each score in the total. is_packed: whether frames are first brought into an order in which
-    several texts are multiplied sooner. The last five say which scores are wanted, and whether `frame_word`
-    has both sides.
+    value_bytes: of a frame's float16, float32 or int8. most_words: the model's number of words, the size of
+    its matrices. scale: of every score. weights: float32 [4], of each score in the total. is_packed: whether
+    videos are brought into an order in which several texts are multiplied sooner; their frames are float32.
+    The last five say which scores are wanted, and whether `frame_word` has both sides.
     """
 
     num_frames: int
     dimension: int
+    value_bytes: int
     most_words: int
     temperature: float
     scale: float
@@ -349,24 +382,31 @@ class Plan(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """float32, flat, of one thread; sizes by `scratch_sizes`."""
+    """float32, flat, of one thread; sizes by `scratch_sizes`.
+
+    missing: of each frame and lane 0, or a number below all similarities where it takes no part.
+    """
 
     frames: NDArray[np.float32]
+    packed: NDArray[np.float32]
     frame_products: NDArray[np.float32]
     video_products: NDArray[np.float32]
-    mask: NDArray[np.float32]
+    missing: NDArray[np.float32]
+    projected: NDArray[np.float32]
     steps: NDArray[np.float32]
-    ones: NDArray[np.float32]
+    zeros: NDArray[np.float32]
 
 
 def scratch_sizes(plan: Plan, num_texts: int, num_words: int) -> Scratch:
     """How many values each needs, for texts of at most `num_words`."""
     rows, frames = num_words + 1, plan.num_frames
     held: Any = (
-        (LANES if num_texts > 1 else 1) * frames * plan.dimension,
+        (LANES if num_texts > 1 and not plan.is_packed else 1) * frames * plan.dimension,
+        LANES * (frames + 1) * plan.dimension if plan.is_packed else 0,
         rows * frames * LANES,
         rows * LANES,
         frames * LANES,
+        3 * max(rows, frames) * LANES,
         max(rows, frames, 5) * LANES,
         LANES,
     )
@@ -374,6 +414,9 @@ def scratch_sizes(plan: Plan, num_texts: int, num_words: int) -> Scratch:
 
 
 # Kernels
+
+_FAR_BELOW: Final = -1e30
+"""Below all similarities divided by a temperature."""
 
 _OPTIONS: Final = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 
@@ -411,15 +454,6 @@ def _four_by_one(left, at, right, row, dimension):
 
 
 @njit(**_OPTIONS)
-def _put(found, place, step, sums):
-    a, b, c, d = sums
-    found[place] = sum_of(a)
-    found[place + step] = sum_of(b)
-    found[place + 2 * step] = sum_of(c)
-    found[place + 3 * step] = sum_of(d)
-
-
-@njit(**_OPTIONS)
 def _products(left, at, right, rows, found, places):
     """Products of four vectors with rows. rows: the first, how many, and their dimension. places: where the
     first product goes, and the steps to that of the next vector and of the next row."""
@@ -428,71 +462,99 @@ def _products(left, at, right, rows, found, places):
     number = 0
     while number + 3 <= num_rows:
         first, second, third = _four_by_three(left, at, right, row, dimension)
-        _put(found, place, step, first)
-        _put(found, place + row_step, step, second)
-        _put(found, place + 2 * row_step, step, third)
+        put_sums(found, place, step, first)
+        put_sums(found, place + row_step, step, second)
+        put_sums(found, place + 2 * row_step, step, third)
         number, row, place = number + 3, row + 3 * dimension, place + 3 * row_step
     while number < num_rows:
-        _put(found, place, step, _four_by_one(left, at, right, row, dimension))
+        put_sums(found, place, step, _four_by_one(left, at, right, row, dimension))
         number, row, place = number + 1, row + dimension, place + row_step
 
 
 @njit(**_OPTIONS)
-def _attend(values, at, matrix, size, mask):
+def _multiply(values, rows, vectors, columns, found, places):
+    """Products of rows of numbers with columns of vectors, see `multiply_tile`. rows: the place of the first,
+    the step to the next, how many, and their dimension. places: of the products of the first row, the step to
+    the next row's, and what is added for each column."""
+    row, row_step, num_rows, dimension = rows
+    place, place_step = places[:2]
+    while num_rows > 0:
+        # In groups of nearly equal size, for reading the vectors takes as long for one row as for several.
+        num_groups = (num_rows + MOST_ROWS - 1) // MOST_ROWS
+        count = (num_rows + num_groups - 1) // num_groups
+        at = ((row, row_step, dimension), columns, (place, place_step, *places[2:]))
+        multiply_tile(count, values, vectors, found, at)
+        row, place, num_rows = row + count * row_step, place + count * place_step, num_rows - count
+
+
+@njit(**_OPTIONS)
+def _weigh(values, at, missing, projected, place_and_step):
+    """Vectors of `projected`, weighted by a softmax over similarities: a vector. at: see `_attend`."""
+    start, step, count = at
+    penalties, penalty_step = missing
+    place, projected_step = place_and_step
+    largest = everywhere(np.float32(-3e38))
+    for i in range(count):
+        largest = larger(largest, add(load(values, start + i * step), load(penalties, i * penalty_step)))
+    weighted = weights = everywhere(np.float32(0))
+    for i in range(count):
+        value = add(load(values, start + i * step), load(penalties, i * penalty_step))
+        weight = exponential(subtract(value, largest))
+        weighted = multiply_add(weight, load(projected, place + i * projected_step), weighted)
+        weights = add(weights, weight)
+    # A softmax over nothing weighs nothing.
+    return divide(weighted, larger(weights, everywhere(np.float32(1e-30))))
+
+
+@njit(**_OPTIONS)
+def _attend(values, at, matrix, missing, scratch):
     """AOSM of similarities divided by the temperature, which the result is as well: a vector.
 
     at: the place of the first similarities in `values`, the step to the next, and their number N, which may
-    be 0. matrix: [size, size], of which the corner for N counts. mask: an array of 1 and 0 for each, and the
-    step from one to the next; similarities are 0 where it is.
+    be 0. matrix: [size, size], of which the corner for N counts, and its size. missing: an array of what is
+    added to each in the softmax, and the step from one to the next; similarities are 0 where it is not 0.
     """
     start, step, count = at
-    is_real, mask_step = mask
-    zero, far = everywhere(np.float32(0)), everywhere(np.float32(-1e30))
-    largest = far
-    for i in range(count):
-        value = where(load(is_real, i * mask_step), load(values, start + i * step), far)
-        largest = larger(largest, value)
-    weighted = weights = zero
-    for group in range(0, count, 4):
-        # Four at a time, for a sum is added to only every four cycles. Behind the last, the last again.
-        a, b = group * size, min(group + 1, count - 1) * size
-        c, d = min(group + 2, count - 1) * size, min(group + 3, count - 1) * size
-        first = second = third = fourth = zero
-        for j in range(count):
-            value = load(values, start + j * step)
-            first = multiply_add(everywhere(matrix[a + j]), value, first)
-            second = multiply_add(everywhere(matrix[b + j]), value, second)
-            third = multiply_add(everywhere(matrix[c + j]), value, third)
-            fourth = multiply_add(everywhere(matrix[d + j]), value, fourth)
-        i = group
-        for projected in (first, second, third, fourth):
-            if i < count:
-                weight = exponential(subtract(load(values, start + i * step), largest))
-                weight = multiply(weight, load(is_real, i * mask_step))
-                weighted, weights = multiply_add(weight, projected, weighted), add(weights, weight)
-            i += 1
-    # A softmax over nothing weighs nothing.
-    return divide(weighted, larger(weights, everywhere(np.float32(1e-30))))
+    factors, size = matrix
+    places = (0, LANES, 0)
+    _multiply(factors, (0, size, count, count), values, (step, start), scratch.projected, places)
+    return _weigh(values, at, missing, scratch.projected, (0, LANES))
+
+
+@njit(**_OPTIONS)
+def _attend_each(values, columns, matrix, missing, scratch):
+    """`_attend` of several columns of similarities, to `scratch.steps`. columns: the step from one to the
+    next, and how many; the step from one similarity to the next, and how many a column has."""
+    column_step, num_columns, step, count = columns
+    factors, size = matrix
+    projected = scratch.projected
+    for a in range(0, num_columns, 3):
+        # Behind the last column, the last again.
+        b, c = min(a + 1, num_columns - 1), min(a + 2, num_columns - 1)
+        of = (step, a * column_step, b * column_step, c * column_step)
+        places = (0, 3 * LANES, 0, LANES, 2 * LANES)
+        _multiply(factors, (0, size, count, count), values, of, projected, places)
+        for column in range(a, min(a + 3, num_columns)):
+            at = (column * column_step, step, count)
+            found = _weigh(values, at, missing, projected, ((column - a) * LANES, 3 * LANES))
+            store(scratch.steps, column * LANES, found)
 
 
 @njit(**_OPTIONS)
 def _frame_word(num_words, matrices, plan, scratch):
     """Divided by the temperature: a vector."""
     frames, steps, products = plan.num_frames, scratch.steps, scratch.frame_products
-    of_frames, of_words = (scratch.mask, LANES), (scratch.ones, 0)
-    for word in range(num_words):
-        at = (word * frames * LANES, LANES, frames)
-        store(steps, word * LANES, _attend(products, at, matrices.frame, frames, of_frames))
-    at = (0, LANES, num_words)
-    by_words = _attend(steps, at, matrices.word_second, plan.most_words, of_words)
+    of_frames, of_words = (scratch.missing, LANES), (scratch.zeros, 0)
+    size = frames * LANES
+    _attend_each(products, (size, num_words, LANES, frames), (matrices.frame, frames), of_frames, scratch)
+    matrix = (matrices.word_second, plan.most_words)
+    by_words = _attend(steps, (0, LANES, num_words), matrix, of_words, scratch)
     if not plan.both_sides:
         return by_words
-    for frame in range(frames):
-        at = (frame * LANES, frames * LANES, num_words)
-        per_frame = _attend(products, at, matrices.word, plan.most_words, of_words)
-        is_real = load(scratch.mask, frame * LANES)
-        store(steps, frame * LANES, where(is_real, per_frame, everywhere(np.float32(0))))
-    by_frames = _attend(steps, (0, LANES, frames), matrices.frame_second, frames, of_frames)
+    matrix = (matrices.word, plan.most_words)
+    _attend_each(products, (LANES, frames, size, num_words), matrix, of_words, scratch)
+    matrix = (matrices.frame_second, frames)
+    by_frames = _attend(steps, (0, LANES, frames), matrix, of_frames, scratch)
     return multiply(add(by_frames, by_words), everywhere(np.float32(0.5)))
 
 
@@ -502,18 +564,20 @@ def _scores_of_block(num_words, matrices, plan, scratch):
     frames, most_words = plan.num_frames, plan.most_words
     scale = everywhere(np.float32(plan.scale))
     per_similarity = everywhere(np.float32(plan.scale * plan.temperature))
-    of_frames, of_words = (scratch.mask, LANES), (scratch.ones, 0)
+    of_frames, of_words = (scratch.missing, LANES), (scratch.zeros, 0)
     video_sentence = video_word = sentence_frame = frame_word = everywhere(np.float32(np.nan))
     if plan.video_sentence:
         place = num_words * LANES if plan.video_word else 0
         video_sentence = multiply(load(scratch.video_products, place), scale)
     if plan.video_word:
         at = (0, LANES, num_words)
-        found = _attend(scratch.video_products, at, matrices.word_logit, most_words, of_words)
+        matrix = (matrices.word_logit, most_words)
+        found = _attend(scratch.video_products, at, matrix, of_words, scratch)
         video_word = multiply(found, per_similarity)
     if plan.sentence_frame:
         at = (num_words * frames * LANES if plan.frame_word else 0, LANES, frames)
-        found = _attend(scratch.frame_products, at, matrices.frame_logit, frames, of_frames)
+        matrix = (matrices.frame_logit, frames)
+        found = _attend(scratch.frame_products, at, matrix, of_frames, scratch)
         sentence_frame = multiply(found, per_similarity)
     if plan.frame_word:
         frame_word = multiply(_frame_word(num_words, matrices, plan, scratch), per_similarity)
@@ -534,78 +598,98 @@ def _divide_products(num_rows, num_video_words, plan, scratch):
         for frame in range(plan.num_frames):
             place = (row * plan.num_frames + frame) * LANES
             product = multiply(load(scratch.frame_products, place), factor)
-            store(scratch.frame_products, place, where(load(scratch.mask, frame * LANES), product, zero))
+            store(scratch.frame_products, place, where(load(scratch.missing, frame * LANES), zero, product))
     for row in range(num_video_words):
         product = load(scratch.video_products, row * LANES)
         store(scratch.video_products, row * LANES, multiply(product, factor))
 
 
 @njit(**_OPTIONS)
-def _widen(videos, video, place, lane, plan, scratch):
-    """Frames of a video to scratch.frames[place] as float32, and their mask into a lane."""
-    frames, dimension = plan.num_frames, plan.dimension
-    step = frame_step(videos.frames, dimension)
-    begin = videos.records[video] * frames * step
-    for frame in range(frames):
-        for i in range(0, dimension, LANES):
-            store(scratch.frames, place + i, load_frame(videos.frames, begin, i, dimension))
-        begin, place = begin + step, place + dimension
-        scratch.mask[frame * LANES + lane] = np.float32(videos.mask[video * frames + frame])
-
-
-@njit(**_OPTIONS)
-def _pack(videos, block, plan, scratch):
-    """Frames of a block to scratch.frames, float32 [F, D, LANES], and their mask. block: the first video, and
-    the one behind the last."""
+def _mark_missing(videos, block, plan, scratch):
+    """Which frames take no part. block: the first video, and the one behind the last."""
     first, end = block
     frames = plan.num_frames
-    size = frames * plan.dimension
     for lane in range(LANES):
-        video = min(first + lane, end - 1)
-        begin = videos.records[video] * size
-        for i in range(size):
-            scratch.frames[i * LANES + lane] = np.float32(videos.frames[begin + i])
+        begin = min(first + lane, end - 1) * frames
         for frame in range(frames):
-            scratch.mask[frame * LANES + lane] = np.float32(videos.mask[video * frames + frame])
-
-
-# Four sums for each of six rows, four frames and a value are 29 registers, of 32 that AVX-512 has; with two
-# rows they are 13, of 16 that AVX2 has.
-_MOST_ROWS: Final = 6 if LANES == 16 else 2
-_most_packed = _packed_products(_MOST_ROWS)
-_one_packed = _packed_products(1)
+            is_real = videos.mask[begin + frame]
+            scratch.missing[frame * LANES + lane] = np.float32(0 if is_real else _FAR_BELOW)
 
 
 @njit(**_OPTIONS)
-def _multiply_packed(texts, rows, plan, scratch):
-    """Products of packed frames with rows of a text. rows: the first, how many, and their dimension."""
-    row, num_rows, dimension = rows
-    frames = plan.num_frames
-    for group in range(0, frames, 4):
-        first = min(group, frames - 4)  # Where four do not divide their number, some are done twice.
-        packed = (first * dimension * LANES, dimension * LANES)
-        number = 0
-        while number < num_rows:
-            of = (row + number * dimension, dimension)
-            places = (of, packed, ((number * frames + first) * LANES, frames * LANES))
-            if number + _MOST_ROWS <= num_rows:
-                _most_packed(texts.with_frames, scratch.frames, scratch.frame_products, places)
-                number += _MOST_ROWS
+def _widen(videos, video, place, plan, scratch):
+    """Frames of a video to scratch.frames[place] as float32."""
+    dimension, size = plan.dimension, plan.value_bytes
+    step = dimension * size + (SCALE_BYTES if size == 1 else 0)
+    begin = videos.records[video] * plan.num_frames * step
+    for _ in range(plan.num_frames):
+        for i in range(0, dimension, LANES):
+            if size == 2:
+                value = load_halves(videos.frames, begin + i * size)
+            elif size == 4:
+                value = load(videos.frames, begin + i * size)
             else:
-                _one_packed(texts.with_frames, scratch.frames, scratch.frame_products, places)
-                number += 1
+                value = load_integers(videos.frames, begin + i, begin + dimension)
+            store(scratch.frames, place + i, value)
+        begin, place = begin + step, place + dimension
 
 
 @njit(**_OPTIONS)
-def _multiply_frames(texts, rows, place, lane, plan, scratch):
-    """Products of the frames at scratch.frames[place] with rows of a text, into a lane."""
+def _pack(features, records, block, size, packed, place):
+    """`size` values float32 of each video of a block to packed[place], [size, LANES]. block: the first video,
+    and the one behind the last. `features` are float32, or the bytes of them."""
+    first, end = block
+    unit = 4 // features.itemsize
+    for i in range(0, size, LANES):
+        for lane in range(LANES):
+            begin = records[min(first + lane, end - 1)] * size + i
+            store_lanes(packed, place + i * LANES + lane, load(features, begin * unit))
+
+
+@njit(**_OPTIONS)
+def _pack_videos(videos, block, plan, scratch):
+    """Frames and pooled features to scratch.packed, [F + 1, D, LANES]."""
+    size = plan.num_frames * plan.dimension
+    if plan.frame_word or plan.sentence_frame:
+        _pack(videos.frames, videos.records, block, size, scratch.packed, 0)
+    if plan.video_word or plan.video_sentence:
+        _pack(videos.pooled, videos.records, block, plan.dimension, scratch.packed, size * LANES)
+
+
+@njit(**_OPTIONS)
+def _multiply_packed(texts, frame_rows, video_rows, plan, scratch):
+    """Products of scratch.packed with rows of a text. frame_rows: the first of those for frames, how many,
+    and their dimension; video_rows: likewise for pooled features."""
+    row, num_rows, dimension = frame_rows
+    frames, size = plan.num_frames, dimension * LANES
+    of = (row, dimension, num_rows, dimension)
+    for a in range(0, frames, 3):
+        b, c = min(a + 1, frames - 1), min(a + 2, frames - 1)  # Behind the last, the last again.
+        columns = (LANES, a * size, b * size, c * size)
+        places = (0, frames * LANES, a * LANES, b * LANES, c * LANES)
+        _multiply(texts.with_frames, of, scratch.packed, columns, scratch.frame_products, places)
+    row, num_rows, dimension = video_rows
+    of = (row, dimension, num_rows, dimension)
+    of_pooled = (LANES, frames * size)
+    _multiply(texts.with_videos, of, scratch.packed, of_pooled, scratch.video_products, (0, LANES, 0))
+
+
+@njit(**_OPTIONS)
+def _multiply_frames(texts, rows, videos, block, plan, scratch):
+    """Products of a block's frames with rows of a text. rows: the first, how many, and their dimension.
+    block: the first video, and the one behind the last; whether it is the first text, and the only one."""
+    first, end, is_first, is_only = block
     frames, dimension = plan.num_frames, plan.dimension
-    for frame in range(0, frames, 4):
-        first = min(frame, frames - 4)  # Where four do not divide their number, some are done twice.
-        a = place + first * dimension
-        at = (a, a + dimension, a + 2 * dimension, a + 3 * dimension)
-        places = (first * LANES + lane, LANES, frames * LANES)
-        _products(scratch.frames, at, texts.with_frames, rows, scratch.frame_products, places)
+    for lane in range(LANES if plan.frame_word or plan.sentence_frame else 0):
+        place = 0 if is_only else lane * frames * dimension
+        if is_first:
+            _widen(videos, min(first + lane, end - 1), place, plan, scratch)
+        for frame in range(0, frames, 4):
+            number = min(frame, frames - 4)  # Where four do not divide their number, some are done twice.
+            a = place + number * dimension
+            at = (a, a + dimension, a + 2 * dimension, a + 3 * dimension)
+            places = (number * LANES + lane, LANES, frames * LANES)
+            _products(scratch.frames, at, texts.with_frames, rows, scratch.frame_products, places)
 
 
 @njit(**_OPTIONS)
@@ -634,25 +718,23 @@ def _score(texts, videos, matrices, plan, scratch, target):
     for first in range(begin, end, LANES):
         num_lanes = min(LANES, end - first)
         frame_row, video_row = 0, 0
+        _mark_missing(videos, (first, end), plan, scratch)
+        if plan.is_packed:
+            _pack_videos(videos, (first, end), plan, scratch)
         for text in range(num_texts):
             num_words = texts.num_words[text]
-            num_rows = num_words * plan.frame_word + plan.sentence_frame
-            rows = (frame_row, num_rows, dimension)
-            if plan.is_packed and num_rows:
-                if text == 0:
-                    _pack(videos, (first, end), plan, scratch)
-                _multiply_packed(texts, rows, plan, scratch)
-            for lane in range(0 if plan.is_packed or not num_rows else LANES):
-                place = lane * plan.num_frames * dimension if num_texts > 1 else 0
-                if text == 0:
-                    _widen(videos, min(first + lane, end - 1), place, lane, plan, scratch)
-                _multiply_frames(texts, rows, place, lane, plan, scratch)
-            frame_row += num_rows * dimension
-            num_video_words = num_words * plan.video_word
-            rows = (video_row, num_video_words + plan.video_sentence, dimension)
-            _multiply_videos(texts, rows, videos, (first, end), plan, scratch)
-            video_row += (num_video_words + plan.video_sentence) * dimension
-            _divide_products(num_rows, num_video_words, plan, scratch)
+            num_rows, num_video_words = num_words * plan.frame_word, num_words * plan.video_word
+            frame_rows = (frame_row, num_rows + plan.sentence_frame, dimension)
+            video_rows = (video_row, num_video_words + plan.video_sentence, dimension)
+            if plan.is_packed:
+                _multiply_packed(texts, frame_rows, video_rows, plan, scratch)
+            else:
+                block = (first, end, text == 0, num_texts == 1)
+                _multiply_frames(texts, frame_rows, videos, block, plan, scratch)
+                _multiply_videos(texts, video_rows, videos, (first, end), plan, scratch)
+            frame_row += frame_rows[1] * dimension
+            video_row += video_rows[1] * dimension
+            _divide_products(frame_rows[1], num_video_words, plan, scratch)
             _scores_of_block(num_words, matrices, plan, scratch)
             for number in range(5):
                 place = (number * num_texts + text) * num_videos + first
@@ -684,18 +766,15 @@ def _map_rows(rows, count, matrix, dimension, found):
                 store(found, row + i, add(load(found, row + i), add(one, two)))
 
 
-def _signatures() -> list[Any]:
-    """Of `_score`, with frames as indexes keep them, and as they are evaluated."""
+def _signature() -> Any:
+    """Of `_score`."""
     floats, numbers, flag = types.float32[::1], types.int64[::1], types.boolean
     matrices, scratch = (types.NamedUniTuple(floats, len(kind._fields), kind) for kind in (Matrices, Scratch))
-    plan = types.NamedTuple((*[types.int64] * 3, *[types.float64] * 2, floats, *[flag] * 6), Plan)
+    plan = types.NamedTuple((*[types.int64] * 4, *[types.float64] * 2, floats, *[flag] * 6), Plan)
     texts = types.NamedTuple((floats, floats, numbers), Texts)
+    videos = types.NamedTuple((types.uint8[::1], floats, types.boolean[::1], numbers), Videos)
     target = types.Tuple((floats, *[types.int64] * 3))
-    videos = (
-        types.NamedTuple((frames, floats, types.boolean[::1], numbers), Videos)
-        for frames in (types.uint16[::1], floats, types.int8[::1])
-    )
-    return [types.void(texts, kind, matrices, plan, scratch, target) for kind in videos]
+    return types.void(texts, videos, matrices, plan, scratch, target)
 
 
 def _compiled(function: Any, signatures: list[Any]) -> Any:
@@ -707,7 +786,7 @@ def _compiled(function: Any, signatures: list[Any]) -> Any:
         return njit(signatures, **_OPTIONS)(function)
 
 
-score: Final = _compiled(_score, _signatures())
+score: Final = _compiled(_score, [_signature()])
 """`_score`, compiled."""
 
 map_rows: Final = _compiled(

@@ -5,6 +5,7 @@ The one place that knows when: `CompiledAttention` answers None where the caller
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -37,12 +38,13 @@ PAIRS_A_THREAD: Final = 100
 """A further thread is woken for as many pairs more: a shortlist of 200 is scored in half a millisecond, and
 to wake a thread takes up to a tenth of one."""
 
-ROWS_ON_ONE_THREAD: Final = 64
-"""A text's words are mapped on one thread, those of many texts by PyTorch on all: its threads wait for each
+ROWS_AT_ONCE: Final = 64
+"""A thread maps so many words at a time: those of a text are mapped on one. Threads of PyTorch wait for each
 other, on a busy machine a hundred times longer than they compute."""
 
-VIDEOS_AT_ONCE: Final = 512
-"""A thread takes so many at a time, at most: the last one to finish does not keep the others waiting."""
+PAIRS_AT_ONCE: Final = 512
+"""A thread takes so many at a time, at most, or those of a block of videos: the last one to finish does not
+keep the others waiting."""
 
 TURNS_A_THREAD: Final = 3
 """At least, where there are several threads, for the same reason; a turn costs 15 microseconds of Python."""
@@ -117,26 +119,25 @@ class CompiledAttention:
         if num_words is None:
             return None
         kernel = self._kernel
-        rows = self._text_rows(matrices, text, num_words, wanted)
         frames = _flat(video.frames)
-        if frames.dtype == np.float16:
-            frames = frames.view(np.uint16)
         records = video.numbers if isinstance(video, VideoRecords) else np.arange(len(video))
         mask = _flat(video.frame_mask) if config.mask_padding else np.ones(video.frame_mask.numel(), bool)
+        is_packed = frames.dtype == np.float32 and len(text) >= MIN_TEXTS_PACKED
         plan = kernel.Plan(
             config.num_frames,
             config.embedding_dim,
+            frames.itemsize,
             config.num_words,
             config.temperature,
             scale,
             _weights(config, wanted),
-            frames.dtype == np.float32 and len(text) >= MIN_TEXTS_PACKED,
+            is_packed,
             *[name in wanted for name in SCORE_NAMES],
             config.frame_word_sides == "both",
         )
         given = (
-            kernel.Texts(*rows, num_words),
-            kernel.Videos(frames, _flat(video.video.float()), mask, records),
+            kernel.Texts(*self._text_rows(matrices, text, num_words, wanted, is_packed), num_words),
+            kernel.Videos(frames.view(np.uint8), _flat(video.video.float()), mask, records),
             self._held(matrices),
             plan,
         )
@@ -154,7 +155,7 @@ class CompiledAttention:
         sizes = kernel.scratch_sizes(plan, num_texts, int(texts.num_words.max()))
         num_threads = min(torch.get_num_threads(), 1 + num_videos * num_texts // PAIRS_A_THREAD)
         num_turns = 1 if num_threads == 1 else TURNS_A_THREAD * num_threads
-        step = min(VIDEOS_AT_ONCE, -(-num_videos // num_turns))
+        step = min(max(1, PAIRS_AT_ONCE // num_texts), -(-num_videos // num_turns))
         step = -(-step // kernel.LANES) * kernel.LANES
         starts = iter(range(0, num_videos, step))  # Threads take turns; `next` is atomic.
         ends: SimpleQueue[BaseException | None] = SimpleQueue()  # Of turns.
@@ -191,7 +192,7 @@ class CompiledAttention:
             pass
         # PyTorch's memory begins at a cache line.
         made: Scratch = self._kernel.Scratch(*[torch.empty(int(size)).numpy() for size in sizes])
-        made.ones.fill(1.0)
+        made.zeros.fill(0.0)
         return made
 
     def _held(self, matrices: Mapping[str, Tensor]) -> Matrices:
@@ -210,33 +211,43 @@ class CompiledAttention:
         text: TextFeatures,
         num_words: NDArray[np.int64],
         wanted: Collection[str],
+        is_packed: bool,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What is multiplied with frames, and with video features, see `numba_attention.Texts`."""
-        is_word = np.arange(text.words.shape[1]) < num_words[:, None]
-        words = text.words.detach().float().numpy()[is_word]
-        sentence = text.sentence.detach().float().numpy()
-        with_frames, with_videos = [], []
-        if "frame_word" in wanted:
-            with_frames.append(self._mapped(words, matrices["local_matrix"]))
-        if "sentence_frame" in wanted:
-            with_frames.append(sentence)
-        if "video_word" in wanted:
-            with_videos.append(words)
-        if "video_sentence" in wanted:
-            with_videos.append(self._mapped(sentence, matrices["global_matrix"]))
-        return _rows(with_frames, num_words), _rows(with_videos, num_words)
-
-    def _mapped(self, rows: NDArray[np.float32], matrix: Tensor) -> NDArray[np.float32]:
-        """Their product with a matrix [D, D]."""
-        count, dimension = rows.shape
-        if count > ROWS_ON_ONE_THREAD:
-            product: NDArray[np.float32] = (torch.from_numpy(rows) @ matrix.detach()).numpy()
-            return product
-        found = np.empty((count, dimension), np.float32)
-        self._kernel.map_rows(
-            np.ascontiguousarray(rows).reshape(-1), count, _flat(matrix), dimension, found.reshape(-1)
+        words = text.words.detach().float().numpy()
+        sentences = text.sentence.detach().float().numpy()
+        map_rows = _map_together if is_packed else self._map
+        has_sentences = "sentence_frame" in wanted
+        with_frames = _rows(
+            words if "frame_word" in wanted else None, sentences if has_sentences else None, num_words
         )
-        return found
+        if "frame_word" in wanted:
+            rows, with_frames = with_frames, np.empty_like(with_frames)
+            # All but the last sentence: to part the others from the words takes longer than to map them.
+            count = len(rows) - has_sentences
+            map_rows(rows[:count], matrices["local_matrix"], with_frames[:count])
+            if has_sentences:
+                ends = itertools.accumulate(num_words.tolist(), lambda end, count: end + 1 + count)
+                for end, sentence in zip(ends, sentences, strict=True):
+                    with_frames[end] = sentence
+        mapped = None
+        if "video_sentence" in wanted:
+            mapped = np.empty(sentences.shape, np.float32)
+            map_rows(sentences, matrices["global_matrix"], mapped)
+        with_videos = _rows(words if "video_word" in wanted else None, mapped, num_words)
+        return with_frames.reshape(-1), with_videos.reshape(-1)
+
+    def _map(self, rows: NDArray[np.float32], matrix: Tensor, found: NDArray[np.float32]) -> None:
+        """Rows times a matrix [D, D]; each is the same to the bit, whatever other rows there are."""
+
+        def work(first: int) -> None:
+            part, target = rows[first : first + ROWS_AT_ONCE], found[first : first + ROWS_AT_ONCE]
+            self._kernel.map_rows(part.ravel(), len(part), _flat(matrix), len(matrix), target.reshape(-1))
+
+        if len(rows) <= ROWS_AT_ONCE:
+            work(0)
+        else:
+            list(self._threads.map(work, range(0, len(rows), ROWS_AT_ONCE)))
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
@@ -263,16 +274,23 @@ def _num_words(text: TextFeatures, mask_padding: bool) -> NDArray[np.int64] | No
     return num_words if are_first else None
 
 
-def _rows(parts: list[NDArray[np.float32]], num_words: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Of each text its words, if they are among the parts, and then its sentence, if that is; flat."""
-    if not parts:
-        return np.empty(0, np.float32)
-    joined = np.concatenate(parts)
-    if len(num_words) > 1 and len(parts) == 2:
-        # Words of all texts come first, sentences last.
-        texts = np.arange(len(num_words))
-        joined = joined[np.argsort(np.concatenate([np.repeat(texts, num_words), texts]), kind="stable")]
-    return joined.reshape(-1)
+def _map_together(rows: NDArray[np.float32], matrix: Tensor, found: NDArray[np.float32]) -> None:
+    """Rows times a matrix [D, D]. Each is rounded with regard to how many there are."""
+    torch.mm(torch.from_numpy(rows), matrix.detach(), out=torch.from_numpy(found))
+
+
+def _rows(
+    words: NDArray[np.float32] | None, sentences: NDArray[np.float32] | None, num_words: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Of each text its words, if they are given, and then its sentence, if that is: [R, D]."""
+    if words is None:
+        return np.empty((0, 0), np.float32) if sentences is None else sentences
+    parts = []
+    for text, count in enumerate(num_words.tolist()):
+        parts.append(words[text, :count])
+        if sentences is not None:
+            parts.append(sentences[text : text + 1])
+    return np.concatenate(parts) if parts else np.empty((0, words.shape[2]), np.float32)
 
 
 def _weights(config: XClipConfig, wanted: Collection[str]) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from model import Scores, TextFeatures, VideoFeatures
 from model.features import VideoRecords
 from model.kernels import processor
-from model.kernels.processor import MIN_TEXTS_PACKED, CompiledAttention
+from model.kernels.processor import MIN_TEXTS_PACKED, ROWS_AT_ONCE, CompiledAttention
 from model.quantization import quantized
 from model.score_names import SCORE_NAMES
 from model.scoring import ScoreHead
@@ -118,6 +118,14 @@ def test_only_the_wanted_scores_are_numbers_and_so_is_a_total_of_them(wanted, av
     assert_equal_to_plain(head_of(score_names=names), text, video, wanted)
 
 
+@pytest.mark.parametrize("num_texts", [2, MIN_TEXTS_PACKED])
+def test_a_text_without_words_leaves_the_frames_to_those_after_it(num_texts):
+    text, video = features([0] + [3] * (num_texts - 1), [[True] * F] * 3, dtype=torch.float32)
+    # What was in memory before is of other videos.
+    scores(head_of(), text, video[[2, 2, 2]])
+    assert_equal_to_plain(head_of(mask_padding=True), text, video, ["frame_word"])
+
+
 @pytest.mark.parametrize("temperature", [1e-4, 0.01, 1.0, 1e4])
 def test_any_temperature_gives_the_plain_scores(temperature):
     text, video = features([2, 7, 7], [[True] * F] * 3)
@@ -128,7 +136,7 @@ def test_a_score_is_the_same_to_the_bit_whatever_else_is_scored_on_however_many_
     text, video = features([3, 7], [[True] * F] * 203)
     head = head_of()
     together = scores(head, text, video).total
-    many = text[[1] * MIN_TEXTS_PACKED]
+    many = text[[1] * (1 + ROWS_AT_ONCE)]
     assert torch.equal(scores(head, many, video).total[3], together[1])
     for rows in (slice(5, 6), slice(100, 203)):
         assert torch.equal(scores(head, text[1:], video[rows]).total, together[1:, rows])

@@ -175,7 +175,9 @@ def test_cycles_of_kills_lose_double_resurrect_and_tear_nothing(server: Postgres
 def test_a_synchronous_standby_that_takes_over_has_all_that_was_acknowledged(server: PostgresServer) -> None:
     programs = find_programs()
     assert programs is not None
-    with running_server(programs, standby_of=server) as standby:
+    # By default a standby that has lost its primary looks for the promotion up to 5 s later.
+    options = "-c wal_retrieve_retry_interval=200ms"
+    with running_server(programs, standby_of=server, options=options) as standby:
         server.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
         server.execute("SELECT pg_reload_conf()")
         address = server.address(others=[standby])

@@ -74,6 +74,7 @@ def compare(report: Report, num_videos: int) -> None:
         import_index(folder / "exported", places["address"])
         with Index.open(folder / "index", device="cpu") as index:
             model = index.model
+        model.prepare("scores")  # As a server does.
         searchers: dict[str, Searcher] = {}
         for name, (place, with_file) in ways.items():
             searcher = Searcher(places[place], model, feature_file=with_file)

@@ -35,8 +35,9 @@ from model.features import VideoFeatures, VideoRecords
 
 logger = logging.getLogger(__name__)
 
-MEMORY_SHARE: Final = 0.75
-"""Of the machine's memory; a larger file is read as searches come to it."""
+MEMORY_SHARE: Final = 0.5
+"""Of the machine's memory. A larger file would not stay there, beside the catalog: its records are read as
+searches come to them, many at a time, which is quicker than to find those that were checked gone."""
 
 
 class FeatureReader:

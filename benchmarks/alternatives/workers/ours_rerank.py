@@ -24,6 +24,7 @@ def build():
         flat = frames.float().flatten(1, 2)
         return lambda number: [float((flat[number] @ words[number].T)[0, 0])], {}
     model = XClip.load("openclip:ViT-B-32-quickgelu/random?seed=0", "cpu")
+    model.prepare("scores")  # As a server does.
     pooled = torch.nn.functional.normalize(frames.float().mean(dim=2), dim=-1)
     every_frame = torch.ones(frames.shape[1:3], dtype=torch.bool)
     num_words = words.shape[1]

@@ -26,6 +26,8 @@ def build():
     searcher.model.prepare("scores")
     searcher.prepare()  # as a server does before its first search
     searcher.text_encoder.encode = torch.inference_mode()(encode)
+    searcher.search(SearchQuery("query 0", mode=mode))
+    searcher._refresher.wait()  # The feature file, made from the index that was drawn a moment ago.
 
     def ask(number):
         answer = searcher.search(SearchQuery(f"query {number}", limit=10, mode=mode))

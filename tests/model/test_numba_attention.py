@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,3 +241,34 @@ def test_without_the_kernel_nothing_is_asked_of_it(reason, monkeypatch, caplog):
     assert not without.prepare()
     assert not without.is_for(head_of().config, *features([3], [[True] * F]))
     assert len(caplog.records) == (reason == "a compiler that fails")
+
+
+_ON_AVX2 = """
+import sys
+
+import llvmlite.binding
+import pytest
+
+features = llvmlite.binding.get_host_cpu_features()
+features["avx512f"] = False
+llvmlite.binding.get_host_cpu_features = lambda: features
+
+from model.kernels.numba_attention import LANES
+
+assert LANES == 8
+sys.exit(pytest.main(["-q", "-p", "no:xdist", "-p", "no:cacheprovider", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+def test_vectors_of_half_the_length_give_the_same_scores(tmp_path):
+    """All tests of this file, compiled for a processor without AVX-512."""
+    environment = {**os.environ, "NUMBA_CPU_NAME": "haswell", "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", _ON_AVX2, __file__, "-m", "not slow"],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "[100%]" in done.stdout, done.stdout + done.stderr

@@ -378,7 +378,7 @@ class Connections:
                     is_committing = True
                     connection.execute("COMMIT")
             except psycopg.OperationalError as error:
-                if not (is_committing and connection.closed):
+                if not (is_committing and _is_unanswered(connection)):
                     raise
                 raise IndexUnavailableError(
                     f"the database does not answer or refuses, {self.where}: {_first_line(error)}; it is not"
@@ -521,8 +521,16 @@ def _check_alive(connection: StoreConnection) -> None:
         raise psycopg.OperationalError("the server has closed the connection")
 
 
+def _is_unanswered(connection: StoreConnection) -> bool:
+    """Whether the answer to the last statement will not be read. libpq need not have noticed yet that a
+    connection is broken: then it takes the statement for one that is being executed."""
+    return connection.closed or connection.info.transaction_status == TransactionStatus.ACTIVE
+
+
 def _roll_back(connection: StoreConnection) -> None:
-    if not connection.closed and connection.info.transaction_status != TransactionStatus.IDLE:
+    if _is_unanswered(connection):
+        connection.close()
+    elif connection.info.transaction_status != TransactionStatus.IDLE:
         connection.execute("ROLLBACK")
 
 

@@ -316,6 +316,18 @@ def test_a_job_whose_end_was_not_answered_is_done_and_no_worker_does_it_again(
     assert catalog.jobs.lease("another", 60.0) is None and catalog.totals() == (1, 1)
 
 
+def test_a_commit_that_is_not_answered_on_a_connection_that_seems_whole_is_not_known_to_be_made(
+    catalog: PostgresCatalog,
+) -> None:
+    with (
+        pytest.raises(IndexUnavailableError, match="not known whether"),
+        catalog.transaction() as transaction,
+    ):
+        add_video(catalog, 1, segments(1), transaction=transaction)
+        transaction.connection.pgconn.send_query(b"SELECT 1")  # Nobody reads its answer.
+    assert until_it_works(lambda: add_video(catalog, 1, segments(1))).created
+
+
 def test_while_packets_are_dropped_nothing_waits_longer_than_it_may_and_what_opens_says_so(
     relay: Relay, catalog: PostgresCatalog, address: str
 ) -> None:

@@ -11,6 +11,8 @@ import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -36,7 +38,7 @@ from model.features import VideoFeatures, VideoRecords
 logger = logging.getLogger(__name__)
 
 MEMORY_SHARE: Final = 0.5
-"""Of the machine's memory. A larger file would not stay there, beside the catalog: its records are read as
+"""Of the memory. A larger file would not stay there, beside the catalog: its records are read as
 searches come to them, many at a time, which is quicker than to find those that were checked gone."""
 
 
@@ -328,5 +330,11 @@ class FeatureReader:
                 self._warn(file)
 
 
+@cache
 def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Of the machine, or as much of it as this container may use (Linux, control groups of version 2)."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(physical, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # There is none, or it says `max`.
+        return physical

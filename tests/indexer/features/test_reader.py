@@ -303,6 +303,20 @@ def test_a_check_ends_when_the_reader_is_closed_and_a_file_beyond_memory_is_left
     assert isinstance(reader.to_score(np.array([7, 2, 9])), ScorableSegments)
 
 
+@pytest.mark.parametrize(("said", "is_limited"), [("4096\n", True), ("max\n", False), (None, False)])
+def test_the_memory_is_what_a_container_may_use_of_it(monkeypatch, said, is_limited):
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    def read(path):
+        assert str(path) == "/sys/fs/cgroup/memory.max"
+        if said is None:
+            raise FileNotFoundError(path)
+        return said
+
+    monkeypatch.setattr(reader_module.Path, "read_text", read)
+    assert reader_module._memory_bytes.__wrapped__() == (4096 if is_limited else physical)
+
+
 @pytest.mark.usefixtures("written_at_once")
 def test_nothing_is_scored_in_a_file_that_was_cut(catalog):
     add(catalog, range(10))

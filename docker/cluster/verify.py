@@ -152,7 +152,7 @@ def check_sharing(cluster: Cluster, video: bytes) -> None:
     asked = json.dumps(["GET", "/session", None, {"Cookie": session.partition(";")[0]}])
     assert '"write"' in json.loads(compose("exec", "-T", "api-2", "python", "-c", ASK, asked))[2]
     say(
-        f"an upload was found at both apis after {added.seconds:.2f} s; deleted at one it was gone at the other;"
+        f"an upload was at both apis after {added.seconds:.2f} s; deleted at one it was gone at the other;"
         " a list and a browser's session went on there"
     )
 

@@ -6,6 +6,7 @@ Heavy imports happen inside the commands.
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ def verify(
         state = "clean" if report.is_clean else f"{len(report.findings)} findings"
         echo(f"{report.num_videos} videos, {report.num_segments} segments: {state}")
         if any(finding.is_derived for finding in report.findings):
-            echo(f"derived parts are rebuilt by: xclip-search rebuild --index {index}")
+            echo(f"derived parts are rebuilt by: xclip-search rebuild --index {shlex.quote(index)}")
     if not report.is_clean:
         raise typer.Exit(DAMAGED)
 

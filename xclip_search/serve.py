@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -233,10 +234,10 @@ def _check_keys(settings: Settings) -> None:
         return
     danger = f"any client of {settings.host} could search, upload and delete, since there are no API keys"
     if not settings.allow_no_keys:
-        stop(
-            f"{danger}. Make one: xclip-search keys add --index {settings.index_address} --name NAME "
-            "--scope write; or confirm that this is intended: --allow-no-keys"
-        )
+        command = ["xclip-search", "keys", "add", "--index", str(settings.index_address)]
+        command += ["--keys-file", str(settings.keys_file)] if settings.keys_file else []
+        command += ["--name", "NAME", "--scope", "write"]
+        stop(f"{danger}. Make one: {shlex.join(command)}; or confirm that this is intended: --allow-no-keys")
     echo(f"warning: {danger}", err=True, color="yellow")
 
 
@@ -269,8 +270,9 @@ def _require_index_or_model(settings: WorkerSettings) -> None:
         is_there = store_exists(address)
     if not is_there and settings.model is None and settings.new_index_model is None:
         stop(
-            f"there is no index in {address}. Make one with: xclip-search index VIDEOS --index {address} "
-            "--model SPEC; or start with an empty one by adding --model SPEC here (--model demo, for example)"
+            f"there is no index in {address}. Make one with: xclip-search index VIDEOS --index "
+            f"{shlex.quote(str(address))} --model SPEC; or start with an empty one by adding --model SPEC "
+            "here (--model demo, for example)"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import typer
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from indexer.store import store
 from service import server
-from service.auth.keys import add_key
+from service.auth.keys import add_key, read_keys
 from service.http.middleware import is_loopback
 from service.settings import Settings, WorkerSettings
 from xclip_search.serve import app
@@ -119,6 +121,26 @@ def test_other_machines_are_not_served_without_a_key(tmp_path: Path, monkeypatch
     assert [settings.host for settings in served] == ["127.0.0.1", "0.0.0.0", "0.0.0.0"]
     (tmp_path / "keys.json").chmod(0o666)
     assert CliRunner().invoke(app, [*command, "127.0.0.1"]).exit_code == 1
+
+
+def test_the_commands_that_are_named_can_be_pasted_into_a_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address of a database has characters that a shell would take for its own."""
+    monkeypatch.setattr(store, "store_exists", lambda address: False)
+    monkeypatch.setenv("XCLIP_MEDIA", "/media")
+    keys_file = tmp_path / "my keys.json"
+    address = "postgresql://xclip@db/videos?schema=films"
+    options = ["serve", "--index", address, "--keys-file", str(keys_file), "--host", "0.0.0.0"]
+
+    without_model = CliRunner().invoke(app, options).stderr
+    command = shlex.split(without_model.partition("Make one with: ")[2].partition(";")[0])
+    assert command[:4] == ["xclip-search", "index", "VIDEOS", "--index"] and "&" in command[4]
+
+    without_key = CliRunner().invoke(app, [*options, "--model", "demo"]).stderr
+    command = shlex.split(without_key.partition("Make one: ")[2].partition("; or confirm")[0])
+    assert command[0] == "xclip-search" and CliRunner().invoke(app, command[1:]).exit_code == 0
+    assert [key.name for key in read_keys(keys_file)] == ["NAME"]
 
 
 # What Kubernetes puts into the environment of every container in a namespace with a Service named xclip

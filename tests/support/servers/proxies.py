@@ -48,7 +48,7 @@ def find_program(name: str) -> str:
 @contextlib.contextmanager
 def proxied(front: Front, upstream_port: int, folder: Path) -> Iterator[str]:
     """Run a proxy; gives the address of the page behind it."""
-    program, port = find_program(front.program), _free_port()
+    program, port = find_program(front.program), free_port()
     folder.mkdir()
     if front.tls:
         make_certificate(folder, NAME)
@@ -61,7 +61,7 @@ def proxied(front: Front, upstream_port: int, folder: Path) -> Iterator[str]:
     with (folder / "output.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        _wait_for_port(port, process, folder / "output.log")
+        wait_for_port(port, process, folder / "output.log")
         yield f"{'https' if front.tls else 'http'}://{NAME}:{port}{front.prefix}/"
     finally:
         process.terminate()
@@ -134,13 +134,15 @@ def caddyfile(front: Front, port: int, upstream_port: int, folder: Path) -> str:
     return f"{options}{scheme}://{NAME}:{port} {{\n\t{body}\n}}\n"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback address that nothing listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
 
 
-def _wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until `process` listens; fails with its log where it ends or takes half a minute."""
     deadline = time.monotonic() + 30
     while True:
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()

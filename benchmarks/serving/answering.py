@@ -31,12 +31,14 @@ from typing import Any
 import httpx
 import torch
 
+from benchmarks.machine import num_cores
 from benchmarks.report import Report, Timing, arguments
 from benchmarks.serving.http_load import (
     Connection,
     Outcome,
     ask_in_turn,
     percentiles,
+    processor_seconds,
     search_request,
     serving,
 )
@@ -133,25 +135,30 @@ _STAGES = ("encode", "coarse", "rerank")
 def many_clients(
     report: Report, ports: Sequence[int], texts: Iterator[str], num_rounds: int
 ) -> list[Outcome]:
-    """Print throughput and latency of 1 and of MANY clients, by turns; the outcomes for new texts.
+    """Print throughput, latency and processor time of 1 and of MANY clients, by turns; the outcomes for new
+    texts.
 
     ports: of the servers, among which the clients are divided; one client has the first.
     """
     servers = "a server" if len(ports) == 1 else f"{len(ports)} servers"
     columns = {"texts": "", "clients": ""}
-    columns |= dict.fromkeys(("searches/s", "p50 ms", "p95 ms", *(f"{name} ms" for name in _STAGES)), ".1f")
+    numbers = ("searches/s", "p50 ms", "p95 ms", *(f"{name} ms" for name in _STAGES), "processor ms")
+    columns |= dict.fromkeys(numbers, ".1f")
     table = report.table(f"Many clients of {servers}", columns)
     everything: list[Outcome] = []
     for kind in ("new", "known"):
         rates: dict[int, list[float]] = {1: [], MANY: []}
         outcomes: dict[int, list[Outcome]] = {1: [], MANY: []}
+        used = {1: 0.0, MANY: 0.0}
         known = take(texts, 4)
         for _ in range(num_rounds):
             for clients, count in ((1, 24), (MANY, 6 * MANY)):
                 asked = take(texts, count) if kind == "new" else (known * count)[:count]
+                before = sum(map(processor_seconds, ports))
                 done, seconds = asyncio.run(
                     ask_in_turn(ports, clients, [search_request(one) for one in asked])
                 )
+                used[clients] += sum(map(processor_seconds, ports)) - before
                 rates[clients].append(count / seconds)
                 outcomes[clients] += done
         for clients, done in outcomes.items():
@@ -159,12 +166,20 @@ def many_clients(
             medians = (
                 1e3 * statistics.median(part[f"{name}_seconds"] for part in answers) for name in _STAGES
             )
-            table.add(kind, str(clients), statistics.median(rates[clients]), *percentiles(done)[:2], *medians)
+            each = 1e3 * used[clients] / len(done)
+            rate = statistics.median(rates[clients])
+            table.add(kind, str(clients), rate, *percentiles(done)[:2], *medians, each)
             report.check(
                 f"every search of {clients} clients of {servers} is answered", len(answers) == len(done)
             )
         gain = statistics.median(many / one for one, many in zip(rates[1], rates[MANY], strict=True))
         if kind == "new":
+            most = num_cores() * len(outcomes[MANY]) / used[MANY]
+            times = most / statistics.median(rates[1])
+            report.note(
+                f"{MANY} clients of {servers}: at this processor time a search the machine can answer "
+                f"{most:.0f} new texts a second, {times:.2f} times those of one client"
+            )
             report.target(f"throughput of {MANY} clients of {servers} / of one", gain, at_least=2.5)
             everything = outcomes[1] + outcomes[MANY]
         else:

@@ -235,6 +235,15 @@ def percentiles(outcomes: Sequence[Outcome]) -> list[float]:
     return [1e3 * cuts[49], 1e3 * cuts[94], 1e3 * cuts[98]]
 
 
+def processor_seconds(port: int) -> float:
+    """What a server has used of its processors so far."""
+    for line in httpx.get(f"http://127.0.0.1:{port}/metrics").text.splitlines():
+        name, _, value = line.partition(" ")
+        if name == "process_cpu_seconds_total":
+            return float(value)
+    raise SystemExit("the server does not say what it has used of its processors")
+
+
 @contextlib.contextmanager
 def serving(
     index: Path | str, *options: str, with_worker: bool = False

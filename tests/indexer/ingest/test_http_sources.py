@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -239,7 +242,16 @@ def test_an_address_whose_server_is_in_trouble_for_a_moment_is_listed(site: Site
     assert isinstance(found[f"{site.address}/a.mp4"], RemoteFile)
 
 
-def test_a_certificate_that_nobody_vouches_for_fails_at_once(tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class TlsSite:
+    """A site over TLS. certificate: of its own, which nobody else vouches for."""
+
+    address: str
+    certificate: Path
+
+
+@pytest.fixture
+def tls_site(tmp_path: Path) -> Iterator[TlsSite]:
     certificate, key = make_certificate(tmp_path, "localhost")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
@@ -247,16 +259,28 @@ def test_a_certificate_that_nobody_vouches_for_fails_at_once(tmp_path: Path) -> 
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    try:
-        with pytest.raises(FetchError, match="certificate") as raised:
-            local_copies.fetch_to(
-                RemoteFile(f"https://localhost:{server.server_port}/a.mp4"), tmp_path / "copy.mp4"
-            )
-        assert "tries" not in raised.value.reason
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    yield TlsSite(f"https://localhost:{server.server_port}", Path(certificate))
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_certificate_that_nobody_vouches_for_fails_at_once(tls_site: TlsSite, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="certificate") as raised:
+        local_copies.fetch_to(RemoteFile(f"{tls_site.address}/a.mp4"), tmp_path / "copy.mp4")
+    assert "tries" not in raised.value.reason
+
+
+def test_a_certificate_that_the_environment_names_is_accepted(tls_site: TlsSite, tmp_path: Path) -> None:
+    fetch = """
+import sys, pathlib
+from indexer.ingest import local_copies, remote_files
+local_copies.fetch_to(remote_files.describe(sys.argv[1]), pathlib.Path(sys.argv[2]))
+"""
+    # In a process of its own: certificates are read once.
+    command = [sys.executable, "-c", fetch, f"{tls_site.address}/a.mp4", str(tmp_path / "copy.mp4")]
+    subprocess.run(command, env={**os.environ, "SSL_CERT_FILE": str(tls_site.certificate)}, check=True)
+    assert (tmp_path / "copy.mp4").read_bytes() == CONTENT
 
 
 def test_a_film_that_broke_off_once_is_indexed_whole(

@@ -20,6 +20,9 @@ from indexer.store.records import Damage, IndexFacts
 NO_CHECKSUM: Final = -1
 """Of values of types that were never written: a damaged row can hold anything. No row's checksum is this."""
 
+_DOUBLES: Final = [struct.Struct(f"<{count}d") for count in range(6)]
+"""Of so many numbers: made once, for a search checks hundreds of rows."""
+
 
 def checksum_of_row(values: Sequence[str | int | float | None]) -> int:
     """CRC-32 of a row's values in the order of its columns, booleans as 0 or 1."""
@@ -35,7 +38,7 @@ def checksum_of_blob(
     """CRC-32 of bytes together with numbers that say what they belong to, whole ones below 2^53, and with the
     fingerprint that they were made with."""
     try:
-        return zlib.crc32(blob, zlib.crc32(struct.pack(f"<{len(numbers)}d", *numbers) + fingerprint))
+        return zlib.crc32(blob, zlib.crc32(_DOUBLES[len(numbers)].pack(*numbers) + fingerprint))
     except (TypeError, struct.error, OverflowError):
         return NO_CHECKSUM
 

@@ -9,7 +9,7 @@ those of another one are never given out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from indexer.errors import FingerprintMismatchError, IndexDamagedError
 from indexer.store.checksums import checksum_of_blob
 from indexer.store.records import SegmentFeatures, SegmentInfo, SegmentRecord, without_sign_of_zero
+
+_BYTES: Final = (bytes, memoryview)
 
 
 class SegmentRow(NamedTuple):
@@ -190,4 +192,4 @@ def check_order(last: int, rows: Sequence[Sequence[Any]]) -> None:
 
 def is_blob(value: object, size_bytes: int) -> bool:
     """Whether a value of a row, which may be damaged, is bytes of this size."""
-    return isinstance(value, bytes | memoryview) and len(value) == size_bytes
+    return isinstance(value, _BYTES) and len(value) == size_bytes

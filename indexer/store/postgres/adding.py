@@ -19,11 +19,10 @@ from indexer.store.checksums import checksum_of_row
 from indexer.store.file_rows import KEPT_OUT_COLUMNS, kept_out_of, row_of_transcript
 from indexer.store.postgres.changes import CHANGES, COUNTERS, Counters, without_counters
 from indexer.store.postgres.connections import MIN_ROWS_TO_COPY, Row, StoreConnection, Table
-from indexer.store.postgres.features import SEGMENTS, row_to_store
+from indexer.store.postgres.features import FEATURES, SEGMENTS, FeatureRows
 from indexer.store.postgres.filters import FILTERED_COLUMNS, filtered_values
 from indexer.store.postgres.words import TRANSCRIPTS, WORDS, rows_of_words
 from indexer.store.records import AddOutcome, NewVideo, RefusedVideo, check_segments
-from indexer.store.segment_rows import FeatureCodec
 from indexer.store.transcripts import Transcript, check_transcripts
 from indexer.store.video_rows import COLUMNS, row_of_new_video, video_record
 
@@ -72,9 +71,9 @@ class CheckedVideo:
 class Adding:
     """Videos on their way into the index."""
 
-    def __init__(self, videos: Sequence[CheckedVideo], codec: FeatureCodec, now: float) -> None:
-        """codec: of the index. now: when it is changed, in seconds since 1970."""
-        self._videos, self._codec, self._now = videos, codec, now
+    def __init__(self, videos: Sequence[CheckedVideo], features: FeatureRows, now: float) -> None:
+        """features: of the index. now: when it is changed, in seconds since 1970."""
+        self._videos, self._features, self._now = videos, features, now
         self._contents = [video.values["content_sha256"] for video in videos]
         self._ids = [video.values["id"] for video in videos]
         self._found: Cursor[Row] | None = None
@@ -96,7 +95,7 @@ class Adding:
         assert self._found is not None
         *counters, is_any_there = self._found.fetchone() or without_counters()
         there = _There.read(connection, self._contents, self._ids) if is_any_there else _There()
-        rows = _NewRows(Counters(*counters), self._codec, self._now)
+        rows = _NewRows(Counters(*counters), self._features, self._now)
         outcomes: list[AddOutcome | RefusedVideo] = []
         for video, video_id, content in zip(self._videos, self._ids, self._contents, strict=True):
             if content in there.ids_of_contents:
@@ -146,10 +145,11 @@ class _NewRows:
     """The rows of new videos, under the numbers that follow those that were given last."""
 
     counters: Counters
-    codec: FeatureCodec
+    feature_rows: FeatureRows
     now: float
     videos: list[Row] = field(default_factory=list)
     segments: list[Row] = field(default_factory=list)
+    features: list[Row] = field(default_factory=list)
     transcripts: list[Row] = field(default_factory=list)
     words: list[Row] = field(default_factory=list)
     changes: list[Row] = field(default_factory=list)
@@ -163,7 +163,10 @@ class _NewRows:
         first_id = self.counters.last_segment + len(self.segments) + 1
         segment_ids = range(first_id, first_id + len(video.video.segments))
         for segment_id, segment in zip(segment_ids, video.video.segments, strict=True):
-            self.segments.append(row_to_store(self.codec.row(segment_id, number, segment)))
+            row = self.feature_rows.codec.row(segment_id, number, segment)
+            of_segment, parts = self.feature_rows.rows_to_store(row)
+            self.segments.append(of_segment)
+            self.features += parts
         for transcript in video.transcripts:
             self.transcripts.append((number, *row_of_transcript(transcript)))
         title, metadata = video.values["title"], video.values["metadata"]
@@ -177,6 +180,7 @@ class _NewRows:
         tables = (
             (_VIDEOS, self.videos),
             (SEGMENTS, self.segments),
+            (FEATURES, self.features),
             (TRANSCRIPTS, self.transcripts),
             (WORDS, self.words),
             (CHANGES, self.changes),

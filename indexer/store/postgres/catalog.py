@@ -399,7 +399,7 @@ class PostgresCatalog(WithFacts):
                 refused[position] = error
         if not checked:
             return list(refused.values())
-        adding = Adding(checked, self._features.codec, now)
+        adding = Adding(checked, self._features, now)
         with self.connections.joined(
             transaction, first=adding.look_up, is_pipeline=adding.is_small
         ) as connection:

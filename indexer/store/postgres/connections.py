@@ -76,8 +76,12 @@ MIN_ROWS_TO_COPY: Final = 16
 ROWS_AT_ONCE: Final = 1_000
 """Rows that one statement gives where there may be many."""
 
-ROWS_OF_STREAM: Final = 10 if capabilities.has_stream_chunked() else 1
+ROWS_OF_STREAM: Final = 20 if capabilities.has_stream_chunked() else 1
 """Rows of a stream that are received together, 140 kB of usual features; libpq before 17 gives one each."""
+
+RECEIVED_BYTES: Final = 1 << 18
+"""Room for what is received at once: as much as a socket holds. libpq begins with 16 kB, and being woken for
+so little takes longer than copying it."""
 
 _LIMIT_IDLING: Final = (
     f"set_config('idle_in_transaction_session_timeout', '{IDLE_SECONDS}s', true)"  # Until its end.
@@ -504,6 +508,8 @@ def _configure(connection: StoreConnection) -> None:
         "SELECT set_config('synchronous_commit', 'on', false)"
         " WHERE current_setting('synchronous_commit') = 'off'"
     )
+    # libpq makes room for this answer, and keeps it.
+    connection.execute(f"SELECT repeat(' ', {RECEIVED_BYTES // 2})")
 
 
 def _probe(address: PostgresAddress) -> Sessions:

@@ -9,15 +9,18 @@ have given.
 from __future__ import annotations
 
 import logging
+import math
+import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import IndexerError
+from indexer.store.checksums import NO_CHECKSUM
 from indexer.store.postgres.address import PostgresAddress
 from indexer.store.postgres.connections import Connections, Row, Table, array_of
 from indexer.store.records import SegmentFeatures, SegmentInfo
@@ -30,10 +33,7 @@ RETRY_SECONDS: Final = 5.0
 
 _Answer = TypeVar("_Answer")
 
-_WITH = "SELECT segments.id, video_number, num_frames, fingerprint, video_feature_crc32, frame_features_crc32"
-_FEATURES = f"{_WITH}, features FROM segments"
 _BY_IDS = " WHERE segments.id = ANY(%s::bigint[])"
-_AFTER = " WHERE segments.id > %s ORDER BY segments.id LIMIT %s"
 
 INFO = (
     "segments.id, videos.id, video_number, start_seconds, end_seconds, num_frames, frame_times,"
@@ -43,33 +43,52 @@ INFO = (
 
 SEGMENTS: Final = Table(
     "segments",
-    "id, video_number, num_frames, start_seconds, end_seconds, frame_times, row_crc32, fingerprint,"
-    " video_feature_crc32, frame_features_crc32, features",
-    ("int8", "int8", "int4", "float8", "float8", "bytea", "int8", "bytea", "int8", "int8", "bytea"),
+    "id, video_number, num_frames, start_seconds, end_seconds, frame_times, row_crc32",
+    ("int8", "int8", "int4", "float8", "float8", "bytea", "int8"),
 )
 
+FEATURES: Final = Table("features", "segment_id, part, bytes", ("int8", "int2", "bytea"))
 
-def row_to_store(row: SegmentRow) -> Row:
-    """What SEGMENTS stores of a segment: the features of its video and of its frames as one value, which the
-    server finds sooner than two in two tables."""
-    features = row.video_feature + row.frame_features
-    return (*row[:8], row.video_feature_crc32, row.frame_features_crc32, features)
+_HEAD: Final = struct.Struct("<qiII32s")
+"""In front of a segment's features: the number of its video, num_frames, the CRC-32 of the video's features
+and of the frames', and the fingerprint."""
+
+MOST_PART_BYTES: Final = 8_000
+"""Of a row of FEATURES, which has to fit into a page of 8,192."""
 
 
 class FeatureRows:
-    """Reads segments of an index with F frames and D embedding dimensions, of one fingerprint (64
-    hex digits)."""
+    """Reads and makes rows of segments of an index with F frames and D embedding dimensions, of one
+    fingerprint (64 hex digits).
+
+    All that is stored of a segment's features is one value, cut into parts of equal size. The first part
+    holds the feature of the video, with D up to some 1,900.
+    """
 
     def __init__(self, num_frames: int, embedding_dim: int, fingerprint: str) -> None:
         self.codec = FeatureCodec(num_frames, embedding_dim, fingerprint)
-        self._video_bytes = 4 * embedding_dim
-        # Of a value that is stored outside of its row, the server reads what is asked for.
-        self._video_features = f"{_WITH}, substr(features, 1, {self._video_bytes}) FROM segments"
+        self._video_end = _HEAD.size + 4 * embedding_dim
+        num_bytes = self._video_end + 2 * num_frames * embedding_dim
+        self._num_parts = math.ceil(num_bytes / MOST_PART_BYTES)
+        self._part_bytes = math.ceil(num_bytes / self._num_parts)
+        self._num_video_parts = math.ceil(self._video_end / self._part_bytes)
+        self._of_videos = (
+            f"SELECT segment_id, part, substr(bytes, 1, {self._video_end}) FROM features"
+            f" WHERE part < {self._num_video_parts}"
+        )
+
+    def rows_to_store(self, row: SegmentRow) -> tuple[Row, list[Row]]:
+        """What SEGMENTS stores of a segment, and what FEATURES does."""
+        head = _HEAD.pack(*row[1:3], row.video_feature_crc32, row.frame_features_crc32, row.fingerprint)
+        value, size = head + row.video_feature + row.frame_features, self._part_bytes
+        parts = [value[start : start + size] for start in range(0, len(value), size)]
+        return row[:7], [(row.id, number, part) for number, part in enumerate(parts)]
 
     def by_ids(self, connections: Connections, segment_ids: Sequence[int]) -> SegmentFeatures:
         """Features of those segments that exist, in the order asked; an id asked twice comes twice."""
-        with connections.streaming(_FEATURES + _BY_IDS, (array_of(segment_ids),)) as rows:
-            return self.codec.features_of(map(self._parted, rows), segment_ids)
+        statement = "SELECT segment_id, part, bytes FROM features WHERE segment_id = ANY(%s::bigint[])"
+        with connections.streaming(statement, (array_of(segment_ids),)) as rows:
+            return self.codec.features_of(self._joined(rows, self._num_parts), segment_ids)
 
     def none(self) -> SegmentFeatures:
         """Features of no segment."""
@@ -79,46 +98,80 @@ class FeatureRows:
         self, connections: Connections, segment_ids: Sequence[int]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids int64 [N], ascending, and video features float32 [N, D] of those that exist."""
-        statement = f"{self._video_features}{_BY_IDS} ORDER BY segments.id"
+        statement = f"{self._of_videos} AND segment_id = ANY(%s::bigint[]) ORDER BY segment_id, part"
         rows = connections.rows(statement, (array_of(segment_ids),), binary=True)
-        return self.codec.ids_and_video(list(map(self._parted, rows)))
+        return self.codec.ids_and_video(list(self._joined(rows, self._num_video_parts)))
 
     def after(self, connections: Connections, segment_id: int, limit: int) -> SegmentFeatures:
         """Features of the next `limit` segments with an id above `segment_id`, ascending."""
-        rows = _after(connections, _FEATURES, segment_id, limit)
-        return self.codec.features_of(map(self._parted, rows), [row[0] for row in rows])
+        statement = "SELECT segment_id, part, bytes FROM features WHERE true"
+        rows = self._after(connections, statement, segment_id, limit, self._num_parts)
+        return self.codec.features_of(rows, [row[0] for row in rows])
 
     def video_after(
         self, connections: Connections, segment_id: int, limit: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids int64 [N] and video features float32 [N, D] of the next segments, ascending."""
-        rows = _after(connections, self._video_features, segment_id, limit)
-        return self.codec.ids_and_video(list(map(self._parted, rows)))
+        rows = self._after(connections, self._of_videos, segment_id, limit, self._num_video_parts)
+        return self.codec.ids_and_video(rows)
 
     def damaged(self, connections: Connections) -> Iterator[tuple[int, str]]:
-        """(id, what is wrong) of every segment, "" where nothing is."""
+        """(id, what is wrong) of every segment, "" where nothing is. connections: of one moment."""
         last = 0
-        while rows := connections.rows(
-            f"SELECT {SEGMENTS.columns} FROM segments{_AFTER}", (last, 1000), binary=True
-        ):
-            for *values, video_crc32, frames_crc32, features in rows:
-                video, frames = features[: self._video_bytes], features[self._video_bytes :]
-                row = SegmentRow._make([*values, video, video_crc32, frames, frames_crc32])
-                yield row.id, self.codec.problem(row)
+        segments = f"SELECT {SEGMENTS.columns} FROM segments WHERE id > %s ORDER BY id LIMIT 1000"
+        features = (
+            "SELECT segment_id, part, bytes FROM features WHERE segment_id BETWEEN %s AND %s"
+            " ORDER BY segment_id, part"
+        )
+        while rows := connections.rows(segments, (last,), binary=True):
+            read = connections.rows(features, (rows[0][0], rows[-1][0]), binary=True)
+            stored = {row[0]: row for row in self._joined(read, self._num_parts)}
+            for row in rows:
+                whose, whole = row[:3], stored.get(row[0], self._opened(row[0], b""))
+                made_with, video, video_crc32, frames, frames_crc32 = whole[3:]
+                if whole[:3] != whose:
+                    video_crc32 = NO_CHECKSUM
+                of_segment = SegmentRow._make([*row, made_with, video, video_crc32, frames, frames_crc32])
+                yield of_segment.id, self.codec.problem(of_segment)
             last = rows[-1][0]
 
-    def _parted(self, row: Row) -> Row:
-        """As the codec reads a row, of what _WITH and features give; those of frames may be left out."""
-        *whose, video_crc32, frames_crc32, features = row
-        parts = memoryview(features)
-        video, frames = parts[: self._video_bytes], parts[self._video_bytes :]
-        return (*whose, video, video_crc32, frames, frames_crc32)
+    def _after(
+        self, connections: Connections, statement: str, segment_id: int, limit: int, num_parts: int
+    ) -> list[Row]:
+        rows = connections.rows(
+            f"{statement} AND segment_id > %s ORDER BY segment_id, part LIMIT %s",
+            (segment_id, limit * num_parts),
+            binary=True,
+        )
+        joined = list(self._joined(rows, num_parts))
+        check_order(segment_id, joined)
+        return joined
+
+    def _joined(self, rows: Iterable[Row], num_parts: int) -> Iterator[Row]:
+        """Rows as the codec reads them, of parts in any order, each as soon as its parts are all there; of
+        those that are not, the codec finds that they are damaged."""
+        waiting: dict[int, dict[int, bytes]] = {}
+        for segment_id, number, part in rows:
+            parts = waiting.setdefault(segment_id, {})
+            parts[number] = part
+            if len(parts) == num_parts:
+                del waiting[segment_id]
+                yield self._opened(segment_id, _in_order(parts, num_parts))
+        for segment_id, parts in waiting.items():
+            yield self._opened(segment_id, _in_order(parts, num_parts))
+
+    def _opened(self, segment_id: int, value: bytes) -> Row:
+        """As the codec reads a row; value: what is stored of a segment, or its beginning."""
+        if len(value) < _HEAD.size:
+            value = bytes(_HEAD.size)
+        video_number, num_frames, video_crc32, frames_crc32, made_with = _HEAD.unpack_from(value)
+        features = memoryview(value)
+        video, frames = features[_HEAD.size : self._video_end], features[self._video_end :]
+        return (segment_id, video_number, num_frames, made_with, video, video_crc32, frames, frames_crc32)
 
 
-def _after(connections: Connections, statement: str, segment_id: int, limit: int) -> list[Row]:
-    rows = connections.rows(statement + _AFTER, (segment_id, limit), binary=True)
-    check_order(segment_id, rows)
-    return rows
+def _in_order(parts: dict[int, bytes], num_parts: int) -> bytes:
+    return b"".join([parts.get(number, b"") for number in range(num_parts)])
 
 
 def segment_infos(

@@ -23,6 +23,8 @@ from indexer.store.video_rows import COLUMNS, video_record
 _INCONSISTENT: Final = {
     "SELECT 'video ' || id || ' has no segment' FROM videos"
     " WHERE NOT EXISTS (SELECT 1 FROM segments WHERE video_number = number)": "catalog",
+    "SELECT DISTINCT 'features are there of segment ' || segment_id || ', which is not' FROM features"
+    " WHERE NOT EXISTS (SELECT 1 FROM segments WHERE id = segment_id)": "catalog",
     "SELECT 'a segment got a number that was not given' FROM counters"
     " WHERE last_segment < (SELECT max(id) FROM segments)": "catalog",
     "SELECT 'a video got a number that was not given' FROM counters"

@@ -1,7 +1,7 @@
 """The tables of an index in PostgreSQL, and how its schema comes to be and is brought to a newer format.
 
 Texts that are compared or sorted are COLLATE "C": by code points, whatever the language of the server, and
-the same after an upgrade of its operating system. Features are bytea, kept outside of the row and not
+the same after an upgrade of its operating system. Features are bytea in rows that fit into pages, not
 compressed, which they would not be. Metadata is text, which is the truth; what filters ask is made from it
 (`indexer.store.postgres.filters`).
 """
@@ -80,15 +80,19 @@ CREATE TABLE segments (
     end_seconds double precision NOT NULL,
     num_frames integer NOT NULL CHECK (num_frames > 0),
     frame_times bytea NOT NULL,
-    row_crc32 bigint NOT NULL,
-    fingerprint bytea NOT NULL CHECK (length(fingerprint) = 32),
-    video_feature_crc32 bigint NOT NULL,
-    frame_features_crc32 bigint NOT NULL,
-    -- Of the video, then of its frames. Not compressed, so that the first ones alone can be read.
-    features bytea NOT NULL
+    row_crc32 bigint NOT NULL
 );
-ALTER TABLE segments ALTER COLUMN features SET STORAGE EXTERNAL;
 CREATE INDEX segments_by_video ON segments (video_number, id);
+
+-- What a model made of a segment, with checksums, as one value: `indexer.store.postgres.features`. In parts
+-- that fit into pages, so that nothing is stored outside of its row and has to be looked for there.
+CREATE TABLE features (
+    segment_id bigint NOT NULL REFERENCES segments (id) ON DELETE CASCADE,
+    part smallint NOT NULL,
+    bytes bytea NOT NULL,
+    PRIMARY KEY (segment_id, part)
+);
+ALTER TABLE features ALTER COLUMN bytes SET STORAGE PLAIN;
 
 CREATE TABLE changes (
     sequence bigint PRIMARY KEY,

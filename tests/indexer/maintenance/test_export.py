@@ -354,16 +354,16 @@ def test_an_export_never_overwrites_anything(index, tmp_path):
     [
         (
             "UPDATE segments SET video_feature = zeroblob(32) WHERE id = 7",
-            "UPDATE segments SET features = set_byte(features, 3, get_byte(features, 3) # 1) WHERE id = 7",
+            "UPDATE features SET bytes = set_byte(bytes, 55, get_byte(bytes, 55) # 1) WHERE segment_id = 7",
         ),
         (
             "UPDATE segment_frames SET frame_features = zeroblob(64) WHERE segment_id = 7",
-            "UPDATE segments SET features = substr(features, 1, 32) || decode(repeat('00', 64), 'hex')"
-            " WHERE id = 7",
+            "UPDATE features SET bytes = substr(bytes, 1, 84) || decode(repeat('00', 64), 'hex')"
+            " WHERE segment_id = 7",
         ),
         (
             "DELETE FROM segment_frames WHERE segment_id = 7",
-            "UPDATE segments SET features = substr(features, 1, 32) WHERE id = 7",
+            "UPDATE features SET bytes = substr(bytes, 1, 84) WHERE segment_id = 7",
         ),
         (
             "PRAGMA foreign_keys = OFF; DELETE FROM videos WHERE number = 7",

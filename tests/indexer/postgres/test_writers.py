@@ -162,10 +162,34 @@ def test_what_is_kept_is_not_compressed_and_numbers_keep_their_form(catalog: Pos
     assert list(record.metadata) == list(metadata) and repr(record.metadata) == repr(metadata)
     assert record.title == "a\0b\x01"
     storages = catalog.connections.rows(
-        "SELECT attrelid::regclass::text, attname::text FROM pg_catalog.pg_attribute"
-        " WHERE attstorage = 'e' AND attrelid = 'segments'::regclass"
+        "SELECT attstorage::text FROM pg_catalog.pg_attribute"
+        " WHERE attrelid = 'features'::regclass AND attname = 'bytes'"
     )
-    assert storages == [("segments", "features")]
+    assert storages == [("p",)]
+
+
+@pytest.mark.parametrize(("num_frames", "dimension"), [(4, 8), (12, 512), (9, 700), (3, 4096)])
+def test_features_in_several_parts_are_whole_and_stay_in_their_rows(
+    num_frames: int, dimension: int, store_factory: StoreFactory
+) -> None:
+    random = np.random.default_rng(0)
+    segments = [make_segment(random, dimension, num_frames) for _ in range(20)]
+    store = store_factory.create(num_frames=num_frames, embedding_dim=dimension)
+    add_video(store, 1, segments[:1])
+    add_video(store, 2, segments[1:])
+    (block,) = store.iterate_features()
+    asked = store.segment_features([20, 3])
+    ids, videos = store.video_features([3, 20])
+    pages = [len(some_ids) for some_ids, _ in store.iterate_video_features(block_size=8)]
+    ((bytes_outside,),) = store.connections.rows(
+        "SELECT pg_relation_size(reltoastrelid) FROM pg_catalog.pg_class WHERE oid = 'features'::regclass"
+    )
+    assert bytes_outside == 0 and verify(store.address).is_clean
+    assert np.array_equal(block.frames, np.stack([segment.frame_features for segment in segments]))
+    assert np.array_equal(block.video, np.stack([segment.video_feature for segment in segments]))
+    assert np.array_equal(asked.frames, block.frames[[19, 2]])
+    assert ids.tolist() == [3, 20] and np.array_equal(videos, block.video[[2, 19]])
+    assert pages == [8, 8, 4]
 
 
 @pytest.mark.parametrize(
@@ -176,10 +200,16 @@ def test_what_is_kept_is_not_compressed_and_numbers_keep_their_form(catalog: Pos
         ("UPDATE videos SET folded_title = 'x'", "totals"),
         ("UPDATE videos SET asked_metadata = '{}'", "totals"),
         ("UPDATE segments SET end_seconds = 99", "catalog"),
-        ("UPDATE segments SET features = overlay(features PLACING '\\x00' FROM 3)", "catalog"),
-        ("UPDATE segments SET features = set_byte(features, 70, 123)", "catalog"),
-        ("UPDATE segments SET features = features || '\\x00'", "catalog"),
-        ("UPDATE segments SET features = substr(features, 1, length(features) - 1)", "catalog"),
+        ("UPDATE segments SET video_number = 2 WHERE id = 1", "catalog"),
+        ("UPDATE features SET bytes = set_byte(bytes, 0, 77)", "catalog"),
+        ("UPDATE features SET bytes = set_byte(bytes, 8, 3)", "catalog"),
+        ("UPDATE features SET bytes = set_byte(bytes, 20, get_byte(bytes, 20) # 1)", "catalog"),
+        ("UPDATE features SET bytes = set_byte(bytes, 55, get_byte(bytes, 55) # 1)", "catalog"),
+        ("UPDATE features SET bytes = set_byte(bytes, 120, get_byte(bytes, 120) # 1)", "catalog"),
+        ("UPDATE features SET bytes = bytes || '\\x00'", "catalog"),
+        ("UPDATE features SET bytes = substr(bytes, 1, length(bytes) - 1)", "catalog"),
+        ("UPDATE features SET bytes = substr(bytes, 1, 7)", "catalog"),
+        ("UPDATE features SET part = 1", "catalog"),
         ("UPDATE changes SET kind = 'update' WHERE sequence = 1", "change log"),
         ("DELETE FROM changes WHERE sequence = 2", "change log"),
         ("UPDATE counters SET num_videos = 7", "totals"),
@@ -208,11 +238,11 @@ def test_verify_finds_what_is_not_what_was_written(
     if part in ("totals", "words", "files", "jobs"):
         rebuild(catalog.address)
         assert verify(catalog.address).is_clean
-    if "features" in statement:
+    if "features SET" in statement:
         with pytest.raises(IndexDamagedError):
             catalog.segment_features([1])
         assert catalog.totals() == (3, 3), "the connection is of use again"
-    if "FROM 3" in statement:
+    if "bytes, 55" in statement:
         with pytest.raises(IndexDamagedError):
             catalog.video_features([1])
 
@@ -240,7 +270,7 @@ def test_a_stream_that_ends_at_a_damaged_row_leaves_a_connection_of_use(catalog:
     with catalog.connections.reading() as connection:
         process_id = connection.info.backend_pid
         connection.execute(
-            "UPDATE segments SET features = set_byte(features, 9, 3), num_frames = 3 WHERE id = 1"
+            "UPDATE features SET bytes = set_byte(bytes, 60, get_byte(bytes, 60) # 1) WHERE segment_id = 1"
         )
     for _ in range(3):
         with pytest.raises(IndexDamagedError, match="segment 1 "):

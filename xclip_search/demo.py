@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ def demo(
     folder = directory / f"{num_videos}-videos-seed-{seed}"  # Another corpus is another index.
     index = folder / "index"
     manifest = make_corpus(folder / "videos", num_videos, seed)
-    console.print(f"[bold]$ xclip-search index --manifest {manifest} --index {index} --model demo")
+    command = ["xclip-search", "index", "--manifest", str(manifest), "--index", str(index), "--model", "demo"]
+    console.print(f"[bold]$ {shlex.join(command)}")
     with errors_explained(RESUMES), Index.open_or_create(index, "demo") as opened:
         sources = read_sources(manifest).sources
         with video_progress("indexing") as count:
@@ -63,7 +65,7 @@ def demo(
     console.print(f"{found} of {len(videos)} captions find their own video first.")
     if serve:
         command = ["serve", "--index", str(index), "--port", str(port)]
-        console.print(f"\n[bold]$ xclip-search {' '.join(command)}")
+        console.print(f"\n[bold]$ xclip-search {shlex.join(command)}")
         # In place of this process, so that Ctrl-C reaches the server as if the user had started it.
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, "-m", "xclip_search", *command])

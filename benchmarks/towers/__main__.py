@@ -99,9 +99,9 @@ def measure_frames(report: Report, wish: Wish, model: XClip, quick: XClip | None
     ratios = measure(report, f"Frames, {in_words(wish)}, {title}", computed, cases)
     least = {"ours": 1.0, "ours in bfloat16": 1.8}
     for case, by_name in ratios.items():
-        for name in (name for name in least if name in by_name):
-            what = f"PyTorch / {name}, {case}, {in_words(wish)}"
-            report.target(what, by_name[name], at_least=least[name])
+        for name, at_least in least.items():
+            if name in by_name:
+                report.target(f"PyTorch / {name}, {case}, {in_words(wish)}", by_name[name], at_least=at_least)
 
 
 def in_words(wish: Wish) -> str:

@@ -33,8 +33,6 @@ RETRY_SECONDS: Final = 5.0
 
 _Answer = TypeVar("_Answer")
 
-_BY_IDS = " WHERE segments.id = ANY(%s::bigint[])"
-
 INFO = (
     "segments.id, videos.id, video_number, start_seconds, end_seconds, num_frames, frame_times,"
     " segments.row_crc32"
@@ -52,6 +50,10 @@ FEATURES: Final = Table("features", "segment_id, part, bytes", ("int8", "int2", 
 _HEAD: Final = struct.Struct("<qiII32s")
 """In front of a segment's features: the number of its video, num_frames, the CRC-32 of the video's features
 and of the frames', and the fingerprint."""
+
+_PARTS: Final = f"SELECT {FEATURES.columns} FROM features WHERE "
+_OF_SEGMENTS: Final = "segment_id = ANY(%s::bigint[])"
+_IN_ORDER: Final = " ORDER BY segment_id, part"
 
 MOST_PART_BYTES: Final = 8_000
 """Of a row of FEATURES, which has to fit into a page of 8,192."""
@@ -74,7 +76,7 @@ class FeatureRows:
         self._num_video_parts = math.ceil(self._video_end / self._part_bytes)
         self._of_videos = (
             f"SELECT segment_id, part, substr(bytes, 1, {self._video_end}) FROM features"
-            f" WHERE part < {self._num_video_parts}"
+            f" WHERE part < {self._num_video_parts} AND "
         )
 
     def rows_to_store(self, row: SegmentRow) -> tuple[Row, list[Row]]:
@@ -86,8 +88,7 @@ class FeatureRows:
 
     def by_ids(self, connections: Connections, segment_ids: Sequence[int]) -> SegmentFeatures:
         """Features of those segments that exist, in the order asked; an id asked twice comes twice."""
-        statement = "SELECT segment_id, part, bytes FROM features WHERE segment_id = ANY(%s::bigint[])"
-        with connections.streaming(statement, (array_of(segment_ids),)) as rows:
+        with connections.streaming(_PARTS + _OF_SEGMENTS, (array_of(segment_ids),)) as rows:
             return self.codec.features_of(self._joined(rows, self._num_parts), segment_ids)
 
     def none(self) -> SegmentFeatures:
@@ -98,14 +99,13 @@ class FeatureRows:
         self, connections: Connections, segment_ids: Sequence[int]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids int64 [N], ascending, and video features float32 [N, D] of those that exist."""
-        statement = f"{self._of_videos} AND segment_id = ANY(%s::bigint[]) ORDER BY segment_id, part"
+        statement = self._of_videos + _OF_SEGMENTS + _IN_ORDER
         rows = connections.rows(statement, (array_of(segment_ids),), binary=True)
         return self.codec.ids_and_video(list(self._joined(rows, self._num_video_parts)))
 
     def after(self, connections: Connections, segment_id: int, limit: int) -> SegmentFeatures:
         """Features of the next `limit` segments with an id above `segment_id`, ascending."""
-        statement = "SELECT segment_id, part, bytes FROM features WHERE true"
-        rows = self._after(connections, statement, segment_id, limit, self._num_parts)
+        rows = self._after(connections, _PARTS, segment_id, limit, self._num_parts)
         return self.codec.features_of(rows, [row[0] for row in rows])
 
     def video_after(
@@ -119,10 +119,7 @@ class FeatureRows:
         """(id, what is wrong) of every segment, "" where nothing is. connections: of one moment."""
         last = 0
         segments = f"SELECT {SEGMENTS.columns} FROM segments WHERE id > %s ORDER BY id LIMIT 1000"
-        features = (
-            "SELECT segment_id, part, bytes FROM features WHERE segment_id BETWEEN %s AND %s"
-            " ORDER BY segment_id, part"
-        )
+        features = f"{_PARTS}segment_id BETWEEN %s AND %s{_IN_ORDER}"
         while rows := connections.rows(segments, (last,), binary=True):
             read = connections.rows(features, (rows[0][0], rows[-1][0]), binary=True)
             stored = {row[0]: row for row in self._joined(read, self._num_parts)}
@@ -139,7 +136,7 @@ class FeatureRows:
         self, connections: Connections, statement: str, segment_id: int, limit: int, num_parts: int
     ) -> list[Row]:
         rows = connections.rows(
-            f"{statement} AND segment_id > %s ORDER BY segment_id, part LIMIT %s",
+            f"{statement}segment_id > %s{_IN_ORDER} LIMIT %s",
             (segment_id, limit * num_parts),
             binary=True,
         )
@@ -179,13 +176,13 @@ def segment_infos(
 ) -> list[SegmentInfo]:
     """Segments without features: of `segment_ids` those that exist, in any order; or of a video, in its
     order."""
-    statement = f"SELECT {INFO} FROM segments LEFT JOIN videos ON videos.number = segments.video_number"
+    joined = "segments LEFT JOIN videos ON videos.number = segments.video_number"
+    statement = f"SELECT {INFO} FROM {joined} WHERE "
     if segment_ids is not None:
-        rows = connections.rows(statement + _BY_IDS, (array_of(segment_ids),), binary=True)
+        asked = (array_of(segment_ids),)
+        rows = connections.rows(f"{statement}segments.id = ANY(%s::bigint[])", asked, binary=True)
     else:
-        rows = connections.rows(
-            f"{statement} WHERE videos.id = %s ORDER BY segments.id", (video_id,), binary=True
-        )
+        rows = connections.rows(f"{statement}videos.id = %s ORDER BY segments.id", (video_id,), binary=True)
     return [segment_info(row) for row in rows]
 
 

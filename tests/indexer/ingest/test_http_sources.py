@@ -259,7 +259,7 @@ def tls_site(tmp_path: Path) -> Iterator[TlsSite]:
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield TlsSite(f"https://localhost:{server.server_port}", Path(certificate))
+    yield TlsSite(f"https://localhost:{server.server_port}", certificate)
     server.shutdown()
     thread.join()
     server.server_close()

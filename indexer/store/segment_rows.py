@@ -20,6 +20,12 @@ from indexer.store.records import SegmentFeatures, SegmentInfo, SegmentRecord, w
 
 _BYTES: Final = (bytes, memoryview)
 
+INFO_COLUMNS: Final = (
+    "segments.id, videos.id, video_number, start_seconds, end_seconds, num_frames, frame_times,"
+    " segments.row_crc32"
+)
+"""As `segment_info` reads them, of segments joined with their videos."""
+
 
 class SegmentRow(NamedTuple):
     """Columns of a segment, in the order of a `SELECT`."""
@@ -168,8 +174,7 @@ def _bytes_of(table: NDArray[Any]) -> memoryview:
 
 
 def segment_info(row: Sequence[Any]) -> SegmentInfo:
-    """The segment in a row (id, id of the video, number of the video, start_seconds, end_seconds, num_frames,
-    frame_times, row_crc32). Raises IndexDamagedError."""
+    """The segment in a row of INFO_COLUMNS. Raises IndexDamagedError."""
     segment_id, video_id, video_key, start_seconds, end_seconds, num_frames, frame_times, checksum = row
     whose = (segment_id, video_key, num_frames, start_seconds, end_seconds)
     is_whole = checksum_of_blob(frame_times, *whose) == checksum and is_blob(frame_times, 8 * num_frames)

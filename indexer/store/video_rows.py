@@ -11,6 +11,7 @@ from indexer.errors import IndexDamagedError, InvalidRecordError
 from indexer.store.checksums import checksum_of_row
 from indexer.store.records import (
     NewVideo,
+    SegmentInfo,
     VideoRecord,
     check_count,
     check_number,
@@ -22,6 +23,7 @@ from indexer.store.records import (
     merge_patch,
     metadata_to_json,
 )
+from indexer.store.segment_rows import INFO_COLUMNS, segment_info
 
 COLUMNS: Final = (
     "id, content_sha256, uri, title, metadata, duration_seconds, width, height, frame_rate, codec,"
@@ -29,6 +31,14 @@ COLUMNS: Final = (
     " missing_since"
 )
 """Of a video, in the order of the fields of `VideoRecord`, which is that of its checksum."""
+
+SEGMENT_AND_VIDEO: Final = ", ".join(
+    [INFO_COLUMNS, *(f"videos.{name}" for name in f"{COLUMNS}, row_crc32".split(", "))]
+)
+"""Of segments joined with their videos, as `segment_and_video` reads them."""
+
+NUM_SEGMENT_COLUMNS: Final = len(INFO_COLUMNS.split(", "))
+"""How many of them are the segment's; they come first."""
 
 URI_POSITION: Final = COLUMNS.split(", ").index("uri")
 _METADATA, _PARTIAL, _TRUSTED = map(COLUMNS.split(", ").index, ("metadata", "partial", "trusted"))
@@ -134,3 +144,8 @@ def video_record(row: Sequence[Any]) -> VideoRecord:
     values[_METADATA] = json.loads(values[_METADATA])
     values[_PARTIAL], values[_TRUSTED] = bool(values[_PARTIAL]), bool(values[_TRUSTED])
     return VideoRecord(*values)
+
+
+def segment_and_video(row: Sequence[Any]) -> tuple[SegmentInfo, VideoRecord]:
+    """What stands in a row of SEGMENT_AND_VIDEO. Raises IndexDamagedError."""
+    return segment_info(row[:NUM_SEGMENT_COLUMNS]), video_record(row[NUM_SEGMENT_COLUMNS:])

@@ -49,7 +49,7 @@ from indexer.store.postgres.connections import (
     connect,
     translating,
 )
-from indexer.store.postgres.features import INFO, FeatureRows, Replica, segment_infos
+from indexer.store.postgres.features import FeatureRows, Replica, segment_infos
 from indexer.store.postgres.files import FileTable, KeptOutTable
 from indexer.store.postgres.filters import (
     FILTERED_COLUMNS,
@@ -97,15 +97,16 @@ from indexer.store.records import (
     WordMatches,
     check_sha256,
 )
-from indexer.store.segment_rows import segment_info
 from indexer.store.text import nfc
 from indexer.store.video_rows import (
     COLUMNS,
+    SEGMENT_AND_VIDEO,
     URI_POSITION,
     Metadata,
     Values,
     VideoChanges,
     check_patch,
+    segment_and_video,
     values_of_changes,
     values_of_patch,
     video_record,
@@ -115,8 +116,6 @@ Answer = TypeVar("Answer")
 SegmentIds = Sequence[int] | NDArray[np.int64]
 
 _VIDEOS: Final = f"SELECT {COLUMNS}, row_crc32 FROM videos"
-_VIDEO_COLUMNS: Final = ", ".join(f"videos.{name}" for name in f"{COLUMNS}, row_crc32".split(", "))
-_NUM_INFO: Final = len(INFO.split(", "))
 
 
 class PostgresCatalog(WithFacts):
@@ -674,12 +673,12 @@ class PostgresCatalog(WithFacts):
     def segments_and_videos(self, segment_ids: SegmentIds) -> dict[int, tuple[SegmentInfo, VideoRecord]]:
         """Those of `segment_ids` that exist, with the records of their videos, by segment id."""
         rows = self.connections.rows(
-            f"SELECT {INFO}, {_VIDEO_COLUMNS} FROM segments JOIN videos ON videos.number = video_number"
+            f"SELECT {SEGMENT_AND_VIDEO} FROM segments JOIN videos ON videos.number = video_number"
             " WHERE segments.id = ANY(%s::bigint[])",
             (array_of(segment_ids),),
             binary=True,
         )
-        return {row[0]: (segment_info(row[:_NUM_INFO]), video_record(row[_NUM_INFO:])) for row in rows}
+        return {row[0]: segment_and_video(row) for row in rows}
 
     def video_segments(self, video_id: str) -> list[SegmentInfo]:
         """Segments of a video in their order, without features."""

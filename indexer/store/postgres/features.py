@@ -24,7 +24,7 @@ from indexer.store.checksums import NO_CHECKSUM
 from indexer.store.postgres.address import PostgresAddress
 from indexer.store.postgres.connections import Connections, Row, Table, array_of
 from indexer.store.records import SegmentFeatures, SegmentInfo
-from indexer.store.segment_rows import FeatureCodec, SegmentRow, check_order, segment_info
+from indexer.store.segment_rows import INFO_COLUMNS, FeatureCodec, SegmentRow, check_order, segment_info
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +32,6 @@ RETRY_SECONDS: Final = 5.0
 """Pause after the standby could not be read."""
 
 _Answer = TypeVar("_Answer")
-
-INFO = (
-    "segments.id, videos.id, video_number, start_seconds, end_seconds, num_frames, frame_times,"
-    " segments.row_crc32"
-)
-"""As `segment_info` reads it, of segments joined with their videos."""
 
 SEGMENTS: Final = Table(
     "segments",
@@ -177,7 +171,7 @@ def segment_infos(
     """Segments without features: of `segment_ids` those that exist, in any order; or of a video, in its
     order."""
     joined = "segments LEFT JOIN videos ON videos.number = segments.video_number"
-    statement = f"SELECT {INFO} FROM {joined} WHERE "
+    statement = f"SELECT {INFO_COLUMNS} FROM {joined} WHERE "
     if segment_ids is not None:
         asked = (array_of(segment_ids),)
         rows = connections.rows(f"{statement}segments.id = ANY(%s::bigint[])", asked, binary=True)

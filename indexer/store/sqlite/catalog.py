@@ -72,7 +72,12 @@ from indexer.store.sqlite.connections import (
     write_successor,
 )
 from indexer.store.sqlite.disk import keep_reserve
-from indexer.store.sqlite.features import FeatureRows, read_segment_infos
+from indexer.store.sqlite.features import (
+    FeatureRows,
+    read_infos_of_video,
+    read_segment_infos,
+    read_segments_and_videos,
+)
 from indexer.store.sqlite.files import FileTable, KeptOutTable, carry_over, damaged_kept_out, find_kept_out
 from indexer.store.sqlite.filters import compile_filter, matching_segments
 from indexer.store.sqlite.generations import (
@@ -920,22 +925,20 @@ class Catalog(WithFacts):
     def segment_infos(self, segment_ids: Sequence[int] | NDArray[np.int64]) -> dict[int, SegmentInfo]:
         """Those of `segment_ids` that exist, without features, by segment id."""
         with self.connections.reading() as connection:
-            infos = read_segment_infos(connection, segment_ids=list(map(int, segment_ids)))
+            infos = read_segment_infos(connection, list(map(int, segment_ids)))
         return {info.segment_id: info for info in infos}
 
     def segments_and_videos(
         self, segment_ids: Sequence[int] | NDArray[np.int64]
     ) -> dict[int, tuple[SegmentInfo, VideoRecord]]:
         """Those of `segment_ids` that exist, with the records of their videos, by segment id."""
-        with self.connections.snapshot() as connection:
-            infos = read_segment_infos(connection, segment_ids=list(map(int, segment_ids)))
-            videos = _records_by_ids(connection, [info.video_id for info in infos])
-        return {info.segment_id: (info, videos[info.video_id]) for info in infos}
+        with self.connections.reading() as connection:
+            return read_segments_and_videos(connection, list(map(int, segment_ids)))
 
     def video_segments(self, video_id: str) -> list[SegmentInfo]:
         """Segments of a video in their order, without features. Raises VideoNotFoundError."""
         with self.connections.reading() as connection:
-            infos = read_segment_infos(connection, video_id=_stored_id(connection, video_id))
+            infos = read_infos_of_video(connection, _stored_id(connection, video_id))
         if not infos:
             raise VideoNotFoundError(video_id)
         return infos

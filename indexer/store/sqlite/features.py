@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import IndexDamagedError
-from indexer.store.records import SegmentFeatures, SegmentInfo, SegmentRecord
-from indexer.store.segment_rows import FeatureCodec, SegmentRow, check_order, segment_info
+from indexer.store.records import SegmentFeatures, SegmentInfo, SegmentRecord, VideoRecord
+from indexer.store.segment_rows import INFO_COLUMNS, FeatureCodec, SegmentRow, check_order, segment_info
 from indexer.store.sqlite.connections import Rows
+from indexer.store.video_rows import SEGMENT_AND_VIDEO, segment_and_video
 
 MAX_IDS_PER_QUERY = 2_000
 """Rows fetched together: bounds what SQLite and Python hold next to the arrays."""
@@ -32,10 +33,10 @@ SELECT segments.id, video_number, num_frames, fingerprint, video_feature, video_
 _VIDEO_BY_IDS = _VIDEO_FEATURES.format(source=_ASKED)
 _VIDEO_AFTER = _VIDEO_FEATURES.format(source="segments") + " WHERE id > ? ORDER BY id LIMIT ?"
 
-_INFO = """
-SELECT segments.id, videos.id, video_number, start_seconds, end_seconds, num_frames, frame_times,
-segments.row_crc32 FROM {source} LEFT JOIN videos ON videos.number = segments.video_number
-"""
+_OF_VIDEOS = " LEFT JOIN videos ON videos.number = segments.video_number"
+_INFO_BY_IDS = f"SELECT {INFO_COLUMNS} FROM {_ASKED}{_OF_VIDEOS}"
+_INFO_OF_VIDEO = f"SELECT {INFO_COLUMNS} FROM segments{_OF_VIDEOS} WHERE videos.id = ? ORDER BY segments.id"
+_WITH_VIDEOS_BY_IDS = f"SELECT {SEGMENT_AND_VIDEO} FROM {_ASKED}{_OF_VIDEOS}"
 
 
 class FeatureRows:
@@ -119,23 +120,22 @@ def _next_id(connection: sqlite3.Connection) -> int:
     return 1 if row is None else int(row[0]) + 1
 
 
-def read_segment_infos(
-    connection: sqlite3.Connection, *, segment_ids: Sequence[int] | None = None, video_id: str | None = None
-) -> list[SegmentInfo]:
-    """Segments without features: of `segment_ids` those that exist, in any order; or of a video, in its
-    order."""
-    if segment_ids is not None:
-        query = _INFO.format(source=_ASKED)
-        chunks = [
-            json.dumps(segment_ids[first : first + MAX_IDS_PER_QUERY])
-            for first in range(0, len(segment_ids), MAX_IDS_PER_QUERY)
-        ]
-        rows = [row for chunk in chunks for row in connection.execute(query, (chunk,))]
-        _check_absent(connection, segment_ids, {row[0] for row in rows})
-    else:
-        query = _INFO.format(source="segments") + " WHERE videos.id = ? ORDER BY segments.id"
-        rows = connection.execute(query, (video_id,)).fetchall()
-    return [segment_info(row) for row in rows]
+def read_segment_infos(connection: sqlite3.Connection, segment_ids: Sequence[int]) -> list[SegmentInfo]:
+    """Segments without features, those that exist, in any order."""
+    return [segment_info(row) for row in _rows_by_ids(connection, _INFO_BY_IDS, segment_ids).values()]
+
+
+def read_infos_of_video(connection: sqlite3.Connection, video_id: str) -> list[SegmentInfo]:
+    """Segments of a video without features, in its order."""
+    return [segment_info(row) for row in connection.execute(_INFO_OF_VIDEO, (video_id,))]
+
+
+def read_segments_and_videos(
+    connection: sqlite3.Connection, segment_ids: Sequence[int]
+) -> dict[int, tuple[SegmentInfo, VideoRecord]]:
+    """Segments that exist with the records of their videos, by segment id."""
+    rows = _rows_by_ids(connection, _WITH_VIDEOS_BY_IDS, segment_ids)
+    return {segment_id: segment_and_video(row) for segment_id, row in rows.items()}
 
 
 def _check_absent(connection: sqlite3.Connection, asked: Sequence[int], found: Container[int]) -> None:

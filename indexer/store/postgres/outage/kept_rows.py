@@ -22,16 +22,14 @@ from numpy.typing import NDArray
 from indexer.errors import ChangesForgottenError, IndexUnavailableError
 from indexer.store.postgres.changes import read_changes, read_token
 from indexer.store.postgres.connections import ROWS_AT_ONCE, Connections, StoreConnection
-from indexer.store.postgres.features import INFO
 from indexer.store.records import SegmentInfo, StoreState, VideoRecord
-from indexer.store.segment_rows import segment_info
-from indexer.store.video_rows import COLUMNS, video_record
+from indexer.store.video_rows import COLUMNS, NUM_SEGMENT_COLUMNS, SEGMENT_AND_VIDEO, segment_and_video
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME: Final = "rows.sqlite3"
 
-_VIDEO: Final = [f"videos.{name}" for name in (*COLUMNS.split(", "), "row_crc32")]
+_OF_VIDEO: Final = (*COLUMNS.split(", "), "row_crc32")
 _OF_SEGMENT: Final = ("id", "start_seconds", "end_seconds", "num_frames", "frame_times", "row_crc32")
 _SEGMENT: Final = [f"segments.{name}" for name in _OF_SEGMENT]
 _SCHEMA: Final = f"""
@@ -40,7 +38,7 @@ CREATE TABLE IF NOT EXISTS state (
     num_segments INTEGER
 );
 CREATE TABLE IF NOT EXISTS videos (
-    number INTEGER PRIMARY KEY, {", ".join((*COLUMNS.split(", "), "row_crc32"))}
+    number INTEGER PRIMARY KEY, {", ".join(_OF_VIDEO)}
 );
 CREATE UNIQUE INDEX IF NOT EXISTS videos_by_id ON videos (id);
 CREATE TABLE IF NOT EXISTS segments (
@@ -49,9 +47,8 @@ CREATE TABLE IF NOT EXISTS segments (
 CREATE INDEX IF NOT EXISTS segments_by_video ON segments (video_number);
 """
 _JOINED: Final = (
-    f"SELECT {INFO}, {', '.join(_VIDEO)} FROM segments JOIN videos ON videos.number = segments.video_number"
+    f"SELECT {SEGMENT_AND_VIDEO} FROM segments JOIN videos ON videos.number = segments.video_number"
 )
-_NUM_INFO: Final = len(INFO.split(", "))
 
 
 class KeptRows:
@@ -88,7 +85,7 @@ class KeptRows:
                 f"{_JOINED} WHERE segments.id IN (SELECT value FROM json_each(?))",
                 (json.dumps(list(map(int, segment_ids))),),
             ).fetchall()
-        return {row[0]: (segment_info(row[:_NUM_INFO]), video_record(row[_NUM_INFO:])) for row in rows}
+        return {row[0]: segment_and_video(row) for row in rows}
 
     def owners_of_segments(
         self, segment_ids: NDArray[np.int64]
@@ -205,10 +202,13 @@ def _delete(target: sqlite3.Connection, video_ids: list[str]) -> None:
 
 def _insert(target: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
     """rows: of `_JOINED`."""
-    videos = {row[2]: (row[2], *row[_NUM_INFO:]) for row in rows}
-    marks = ", ".join("?" * (len(_VIDEO) + 1))
+    videos = {row[2]: (row[2], *row[NUM_SEGMENT_COLUMNS:]) for row in rows}
+    marks = ", ".join("?" * (len(_OF_VIDEO) + 1))
     target.executemany(f"INSERT OR REPLACE INTO videos VALUES ({marks})", videos.values())
     target.executemany(
         "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [(segment_id, number, *rest) for segment_id, _, number, *rest in (row[:_NUM_INFO] for row in rows)],
+        [
+            (segment_id, number, *rest)
+            for segment_id, _, number, *rest in (row[:NUM_SEGMENT_COLUMNS] for row in rows)
+        ],
     )

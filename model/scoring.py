@@ -67,6 +67,7 @@ class ScoreHead(nn.Module):
         self.frame = _identity(config.num_frames)
         self.word_second = _identity(config.num_words)
         self.frame_second = _identity(config.num_frames)
+        self._known_identities: dict[str, tuple[tuple[int, int], bool]] = {}
 
     def matrices_in_use(self) -> frozenset[str]:
         """Names of the matrices that the total depends on; the others get no gradient."""
@@ -146,7 +147,14 @@ class ScoreHead(nn.Module):
         self._require_fitting(text, video)
         matrices = dict(self.named_parameters())
         if max_elements is None and COMPILED.is_for(self.config, text, video):
-            compiled = COMPILED.scores(self.config, matrices, (text, video), float(scale), wanted)
+            identities = {name for name in ("global_matrix", "local_matrix") if self._is_identity(name)}
+            compiled = COMPILED.scores(
+                self.config,
+                {name: matrix for name, matrix in matrices.items() if name not in identities},
+                (text, video),
+                float(scale),
+                wanted,
+            )
             if compiled is not None:
                 return compiled
         if isinstance(video, VideoRecords):
@@ -251,6 +259,24 @@ class ScoreHead(nn.Module):
             scores["frame_word"] = self._frame_word(text, video)
         return scores
 
+    def map_sentences(self, sentence: Tensor) -> Tensor:
+        """Sentences as `video_sentence` compares them with videos, float32 [T, D]."""
+        sentence = sentence.float()
+        return sentence if self._is_identity("global_matrix") else sentence @ self.global_matrix
+
+    def _is_identity(self, name: str) -> bool:
+        """Whether a matrix is the identity outside training, as in every model that was not trained for
+        videos: a product with it reads a megabyte for nothing."""
+        matrix: nn.Parameter = getattr(self, name)
+        if self.training or matrix.is_inference():  # The latter do not tell of changes.
+            return False
+        state = (matrix.data_ptr(), matrix._version)
+        known = self._known_identities.get(name)
+        if known is None or known[0] != state:
+            eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+            known = self._known_identities[name] = state, torch.equal(matrix, eye)
+        return known[1]
+
     def match_frames(self, text: TextFeatures, video: VideoFeatures, scale: Tensor) -> Tensor:
         """How well each frame matches each text: float32 [T, V, F], scaled; `-inf` for padding frames.
 
@@ -271,7 +297,7 @@ class ScoreHead(nn.Module):
                 terms.append(self._over_words(outer, similarity, self.word_second, text))
             else:
                 terms.append(self._over_words(inner, similarity, self.word, text))
-        matches = torch.stack(terms).mean(0) * scale
+        matches = sum(terms[1:], start=terms[0]) * (scale / len(terms))
         return matches.masked_fill(~video.frame_mask, float("-inf"))
 
     def word_frame_similarity(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
@@ -364,4 +390,7 @@ def _identity(size: int) -> nn.Parameter:
 
 
 def _sentence_with_frames(text: TextFeatures, video: VideoFeatures) -> Tensor:
-    return torch.einsum("td,vfd->tvf", text.sentence.float(), video.frames.float())
+    """Inner products, float32 [T, V, F], not scaled."""
+    num_videos, num_frames = video.frames.shape[:2]
+    similarity = text.sentence.float() @ video.frames.float().flatten(0, 1).T
+    return similarity.view(-1, num_videos, num_frames)

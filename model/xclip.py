@@ -429,7 +429,7 @@ class XClip(nn.Module):
         """
         with self._gradients():
             # Not normalised: that would keep the order within a text, and lose the score.
-            return text.sentence.float() @ self.matrices.global_matrix
+            return self.matrices.map_sentences(text.sentence)
 
     def frame_matches(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
         """How well each frame matches each text, float32 [T, V, F], scaled; -inf for padding frames.

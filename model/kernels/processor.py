@@ -109,7 +109,8 @@ class CompiledAttention:
 
         Args:
             config: Of the model.
-            matrices: Of the `ScoreHead`, by name.
+            matrices: Of the `ScoreHead`, by name; without `local_matrix` and `global_matrix` where these are
+                the identity.
             features: T texts and V videos, which may be records of a table.
             scale: Of every score.
             wanted: The scores to compute.
@@ -221,7 +222,7 @@ class CompiledAttention:
         with_frames = _rows(
             words if "frame_word" in wanted else None, sentences if has_sentences else None, num_words
         )
-        if "frame_word" in wanted:
+        if "frame_word" in wanted and "local_matrix" in matrices:
             rows, with_frames = with_frames, np.empty_like(with_frames)
             # All but the last sentence: to part the others from the words takes longer than to map them.
             count = len(rows) - has_sentences
@@ -230,8 +231,8 @@ class CompiledAttention:
                 ends = itertools.accumulate(num_words.tolist(), lambda end, count: end + 1 + count)
                 for end, sentence in zip(ends, sentences, strict=True):
                     with_frames[end] = sentence
-        mapped = None
-        if "video_sentence" in wanted:
+        mapped = sentences if "video_sentence" in wanted else None
+        if "video_sentence" in wanted and "global_matrix" in matrices:
             mapped = np.empty(sentences.shape, np.float32)
             map_rows(sentences, matrices["global_matrix"], mapped)
         with_videos = _rows(words if "video_word" in wanted else None, mapped, num_words)

@@ -107,6 +107,16 @@ def num_probed(num_lists: int) -> int:
     return min(num_lists, math.ceil(PROBED_FACTOR * math.cbrt(num_lists)))
 
 
+def num_compared(kind: CoarseKind, count: int) -> int:
+    """How many of the highest products of compressed vectors hold the `count` highest exact ones.
+
+    8-bit scalars nearly keep the order: of 10, 200 or 5,000 this loses none (benchmarks/recall/coarse.py).
+    """
+    if kind == "exact":
+        return count
+    return 4 * count + 64 if kind == "ivf-pq" else count + count // 8 + 32
+
+
 @dataclass(frozen=True, eq=False)
 class ApproximateSearch:
     """Searches of one filled index, `faiss.IndexIVF` or `faiss.IndexIDMap` of a `faiss.IndexHNSW`.
@@ -128,14 +138,19 @@ class ApproximateSearch:
 
         count: at most `selection.num_selected`; as many come.
         """
-        # 8-bit scalars nearly keep the order: of 10, 200 or 5,000 this loses none
-        # (benchmarks/recall/coarse.py).
-        wanted = 4 * count + 64 if self.kind == "ivf-pq" else count + count // 8 + 32
-        wanted = min(wanted, selection.num_selected)
+        wanted = min(num_compared(self.kind, count), selection.num_selected)
         products = np.empty((len(queries), count), np.float32)
         ids = np.empty((len(queries), count), np.int64)
         for row, query in enumerate(queries if count else ()):
             products[row], ids[row] = self._rescored(query, *self._nearest(query, wanted, selection), count)
+        return products, ids
+
+    def search_compressed(self, queries: NDArray[np.float32], count: int, selection: Selection) -> Found:
+        """The same with the products of compressed vectors, which these are the highest of."""
+        products = np.empty((len(queries), count), np.float32)
+        ids = np.empty((len(queries), count), np.int64)
+        for row, query in enumerate(queries if count else ()):
+            products[row], ids[row] = self._nearest(query, count, selection)
         return products, ids
 
     def _rescored(

@@ -26,6 +26,7 @@ from indexer.coarse.approximate import (
     Fetch,
     SelectedPerList,
     empty_approximate_index,
+    num_compared,
     num_training_vectors,
     still_fits,
 )
@@ -282,11 +283,38 @@ class CoarseIndex:
         Raises:
             ValueError: the queries have another shape.
         """
+        return self._search(self._state, queries, num_candidates, allowed)
+
+    def search_compressed(
+        self,
+        queries: NDArray[np.float32],
+        num_candidates: int,
+        allowed: SegmentSet | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """As `search`, quicker, for callers that compute exact products themselves.
+
+        Among the k segments, more than `num_candidates` where there are more, are those that `search` gives.
+        Scores of compressed vectors are not exact.
+        """
         state = self._state
+        if state.snapshot.kind == "ivf-pq":  # To compute exact products of so many takes longer than here.
+            return self._search(state, queries, num_candidates, allowed)
+        count = num_compared(state.snapshot.kind, num_candidates)
+        return self._search(state, queries, count, allowed, exact=False)
+
+    def _search(
+        self,
+        state: _State,
+        queries: NDArray[np.float32],
+        num_candidates: int,
+        allowed: SegmentSet | None,
+        *,
+        exact: bool = True,
+    ) -> Found:
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self._catalog.embedding_dim:
             raise ValueError(f"queries must be [T, {self._catalog.embedding_dim}], not {list(queries.shape)}")
-        parts = [self._search_snapshot(state, queries, num_candidates, allowed)]
+        parts = [self._search_snapshot(state, queries, num_candidates, allowed, exact)]
         for delta in state.deltas:
             selection = Selection.of(delta.rows)
             if allowed is not None:
@@ -299,7 +327,12 @@ class CoarseIndex:
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
 
     def _search_snapshot(
-        self, state: _State, queries: NDArray[np.float32], count: int, allowed: SegmentSet | None
+        self,
+        state: _State,
+        queries: NDArray[np.float32],
+        count: int,
+        allowed: SegmentSet | None,
+        exact: bool,
     ) -> Found:
         snapshot, selection = state.snapshot, state.live
         if allowed is not None:
@@ -309,7 +342,8 @@ class CoarseIndex:
             return search_exact(snapshot.index, queries, count, selection, snapshot.gpu)
         kind, faiss_index, ids = snapshot.kind, snapshot.index, snapshot.ids
         approximate = ApproximateSearch(kind, faiss_index, ids, self.fetch, state.per_list, snapshot.gpu)
-        return approximate.search(queries, count, selection)
+        search = approximate.search if exact else approximate.search_compressed
+        return search(queries, count, selection)
 
     def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32] | None]]:
         """All that a search can find now, in blocks: ids int64 [N], ascending, and vectors float32 [N, D], or

@@ -52,6 +52,14 @@ class ScoredSegments:
         """The same less some segments."""
         return self[~np.isin(self.segment_ids, segment_ids)]
 
+    def nearest(self, count: int) -> Self:
+        """The `count` with the highest `video_sentence`, as the coarse index orders them; all where there are
+        no more."""
+        if len(self) <= count:
+            return self
+        products = self.parts[:, SCORE_NAMES.index("video_sentence")]
+        return self[np.lexsort((self.segment_ids, -products))[:count]]
+
     def at_least(self, score: float | None) -> Self:
         """Those whose total is at least `score`; all for None."""
         # In float64: the score may be beyond what float32 holds.

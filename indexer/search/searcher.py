@@ -222,7 +222,10 @@ class Searcher:
             hits: list[CoarseHits | None] = [None] * len(queries)
             if first.mode != "exhaustive" and first.text_match != "only":
                 count = num_coarse_hits(first, num_by_meaning(first, first.num_wanted))
-                products, ids = self._index.search(vectors, count, allowed)
+                # The full score computes exact products of its own.
+                is_rescored = first.mode == "rerank" and "video_sentence" in self.model.config.score_names
+                find = self._index.search_compressed if is_rescored else self._index.search
+                products, ids = find(vectors, count, allowed)
                 hits = list(zip(products, ids, strict=True))
         # One baseline for all of them: it may be remade meanwhile, and their percentiles must be comparable.
         baseline, least_score = self._least_score(first)
@@ -428,6 +431,8 @@ class Searcher:
                 ids = first[1]
                 blocks = (self._features.to_score(ids[row : row + size]) for row in range(0, len(ids), size))
                 window = ScoredSegments.cat([window, *self._scored(search.asked, self._kept(search, blocks))])
+                # More may have been found, see `CoarseIndex.search_compressed`.
+                window, first = window.nearest(first_count), (first[0][:first_count], ids[:first_count])
 
         def order(num_wanted: int) -> ScoredSegments:
             with stages.measuring("coarse"):

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from model.errors import SpecError
 from model.runtimes import RUNTIMES, UsedRuntime
+from model.runtimes.attention import with_plain_attention
 from model.runtimes.tower import Tower
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 MIN_PARAMETERS = 10_000_000
 """Of a tower that `auto` converts: PyTorch computes smaller ones in the time that OpenVINO takes to load."""
 
-FORMAT = 1
+FORMAT = 2
 """Of conversions; increased when the same tower would be converted otherwise."""
 
 INSTALL = "install xclip-search with the extra fast, as in pip install 'xclip-search[fast]'"
@@ -142,7 +143,7 @@ class ConvertedTower:
         logger.info("converting the %s tower for OpenVINO, once on this machine", tower.name)
         probes = tower.probes()
         try:
-            convert(tower.module, probes[0], tower.shape, directory, tower.half)
+            convert(with_plain_attention(tower.module), probes[0], tower.shape, directory, tower.half)
         except (OSError, MemoryError):  # Passes: not a fact about the tower, to be remembered.
             raise
         except Exception as error:

@@ -19,6 +19,7 @@ import model.runtimes.openvino
 import model.xclip
 from model import SpecError, XClip
 from model.runtimes import conversions
+from model.runtimes.attention import PlainAttention, with_plain_attention
 from model.runtimes.conversions import MAX_KEPT, VERDICT_FILE, conversion
 from model.runtimes.converted import usable_runtime
 from model.runtimes.openvino import WEIGHTS_FILE
@@ -91,6 +92,24 @@ def test_every_family_of_towers_has_the_features_of_pytorch(family, tmp_path):
         converted, reference = (XClip.load(spec, "cpu", name) for name in ("openvino", "torch"))
         require_same_features(converted, reference)
     assert converted.runtimes == {"text": "openvino", "vision": "openvino"}
+
+
+def test_attention_in_plain_words_is_that_of_pytorch_and_shares_its_weights(model_directory):
+    clip = XClip.load(model_directory, "cpu", "torch").clip
+    plain = with_plain_attention(clip)
+    assert [weight.data_ptr() for weight in plain.parameters()] == [w.data_ptr() for w in clip.parameters()]
+    blocks = zip(clip.transformer.resblocks, plain.transformer.resblocks, strict=True)
+    for theirs, ours in blocks:
+        assert isinstance(ours.attn, PlainAttention) and isinstance(theirs.attn, torch.nn.MultiheadAttention)
+        x = torch.randn(2, 5, theirs.attn.embed_dim)
+        causal = torch.full((5, 5), float("-inf")).triu(1)
+        others = {"need_weights": True}, {"need_weights": False, "attn_mask": causal.isinf()}
+        for options in ({"need_weights": False, "attn_mask": causal}, {"need_weights": False}, *others):
+            torch.testing.assert_close(ours.attn(x, x, x, **options), theirs.attn(x, x, x, **options))
+        torch.testing.assert_close(
+            ours.attn(x, x[:, :3], x[:, :3], need_weights=False)[0],
+            theirs.attn(x, x[:, :3], x[:, :3], need_weights=False)[0],
+        )
 
 
 def test_auto_is_openvino_except_for_small_towers(model_directory, monkeypatch):

@@ -174,6 +174,24 @@ def load_integers(context: Any, array: Any, index: Any, scale: Any) -> Any:
 
 
 @intrinsic
+def prefetch(context: Any, array: Any, index: Any) -> Any:
+    """Have the cache line of array[index] fetched, without waiting for it."""
+
+    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        array, index = values
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, *[number] * 3])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        address = builder.bitcast(builder.gep(data, [index]), byte)
+        # To be read, kept in the second cache and those behind it, data.
+        builder.call(function, [address, number(0), number(2), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), code
+
+
+@intrinsic
 def store(context: Any, array: Any, index: Any, vector: Any) -> Any:
     """Write them to array[index], float32."""
 
@@ -617,13 +635,16 @@ def _mark_missing(videos, block, plan, scratch):
 
 
 @njit(**_OPTIONS)
-def _widen(videos, video, place, plan, scratch):
-    """Frames of a video to scratch.frames[place] as float32."""
+def _widen(videos, video, following, place, plan, scratch):
+    """Frames of a video to scratch.frames[place] as float32. following: the video whose turn is next: the
+    processor has time to fetch its frames while those of this one are multiplied."""
     dimension, size = plan.dimension, plan.value_bytes
     step = dimension * size + (SCALE_BYTES if size == 1 else 0)
     begin = videos.records[video] * plan.num_frames * step
+    ahead = videos.records[following] * plan.num_frames * step - begin
     for _ in range(plan.num_frames):
         for i in range(0, dimension, LANES):
+            prefetch(videos.frames, begin + ahead + i * size)
             if size == 2:
                 value = load_halves(videos.frames, begin + i * size)
             elif size == 4:
@@ -683,7 +704,8 @@ def _multiply_frames(texts, rows, videos, block, plan, scratch):
     for lane in range(LANES if plan.frame_word or plan.sentence_frame else 0):
         place = 0 if is_only else lane * frames * dimension
         if is_first:
-            _widen(videos, min(first + lane, end - 1), place, plan, scratch)
+            video = min(first + lane, end - 1)
+            _widen(videos, video, min(video + 1, len(videos.records) - 1), place, plan, scratch)
         for frame in range(0, frames, 4):
             number = min(frame, frames - 4)  # Where four do not divide their number, some are done twice.
             a = place + number * dimension

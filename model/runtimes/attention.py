@@ -53,6 +53,6 @@ class PlainAttention(nn.Module):
         num_texts, length, dimension = query.shape
         shape = (num_texts, length, inner.num_heads, dimension // inner.num_heads)
         projected = functional.linear(query, inner.in_proj_weight, inner.in_proj_bias).chunk(3, dim=-1)
-        heads = (part.view(shape).transpose(1, 2) for part in projected)  # [N, H, L, D / H]
-        mixed = functional.scaled_dot_product_attention(*heads, attn_mask=attn_mask)
-        return inner.out_proj(mixed.transpose(1, 2).reshape(query.shape)), None
+        query, key, value = (part.view(shape).transpose(1, 2) for part in projected)  # [N, H, L, D / H]
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask)
+        return inner.out_proj(mixed.transpose(1, 2).reshape(num_texts, length, dimension)), None

@@ -7,13 +7,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import open_clip.tokenizer
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from model import XClip
 from model.checkpoints.official import from_official, official_name
 from model.preprocessing import Resizing
-from model.tokenization import Tokenizer
+from model.tokenization import Tokenizer, _clean
 from tests.support.training_runs.b32_drawing import b32_weights
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -168,6 +171,13 @@ def test_every_sentence_gets_the_official_tokens():
     for row in rows:
         assert tokenizer.encode(row["text"]) == row["encode_ids"], row["text"]
         assert tokenizer([row["text"]])[0].tolist() == row["input_ids"], row["text"]
+
+
+@given(st.text(st.characters(codec="ascii"), max_size=30) | st.text(max_size=12))
+@example("fish &amp; chips")
+@example("  A\tDog\r\n runs ")
+def test_a_text_that_needs_no_mending_is_cleaned_as_open_clip_cleans_it(text):
+    assert _clean(text) == open_clip.tokenizer._clean_lower(text)
 
 
 PICTURES = sorted({name.split("/")[0] for name in arrays("preprocess.npz")})

@@ -211,6 +211,38 @@ def test_matrices_that_were_replaced_are_used():
     assert_equal_to_plain(head, text, video)
 
 
+@pytest.mark.parametrize("sides", ["both", "words"])
+def test_features_are_compared_as_they_are_where_the_matrices_are_the_identity(sides, monkeypatch):
+    monkeypatch.setattr("model.scoring.COMPILED", kernel())
+    head = ScoreHead(head_of(frame_word_sides=sides).config).eval()
+    text, video = features([5, W], [[True] * F] * 9)
+
+    def assert_equal() -> None:
+        with torch.no_grad():
+            plain = head.unblocked(text, video, torch.tensor(SCALE))
+            found = head(text, video, torch.tensor(SCALE))
+            mapped = text.sentence @ head.global_matrix
+        for name in (*SCORE_NAMES, "total"):
+            torch.testing.assert_close(getattr(found, name), getattr(plain, name), **TOLERANCE)
+        torch.testing.assert_close(head.map_sentences(text.sentence), mapped)
+
+    mapped_rows = []
+    map_rows = kernel()._map
+    monkeypatch.setattr(kernel(), "_map", lambda *of: (mapped_rows.append(len(of[0])), map_rows(*of)))
+    assert_equal()
+    assert head.map_sentences(text.sentence) is text.sentence and not mapped_rows
+    # Changed in place, as an optimizer does and as weights are loaded, it counts.
+    with torch.no_grad():
+        head.local_matrix[0, 1] = 0.5
+        assert_equal()
+        assert mapped_rows == [5 + 1 + W]
+        head.global_matrix.mul_(2)
+    assert_equal()
+    head.load_state_dict(ScoreHead(head.config).state_dict())
+    assert_equal()
+    assert head.map_sentences(text.sentence) is text.sentence
+
+
 def test_padding_between_words_is_not_for_the_kernel():
     text, video = features([3], [[True] * F])
     text.word_mask[0] = torch.tensor([True, False, True] + [False] * (W - 3))

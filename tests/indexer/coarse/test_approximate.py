@@ -84,6 +84,21 @@ def test_what_is_found_has_the_exact_score_and_little_is_missed(pair, filled):
     assert right_scores.shape == scores.shape
 
 
+@pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
+def test_what_is_found_is_among_what_compressed_vectors_find(pair, filled, share):
+    _, queries = filled
+    chosen = np.random.default_rng(4).permutation(np.arange(1, N + 1))[: round(share * N)]
+    allowed = None if share == 1.0 else SegmentSet(np.sort(chosen))
+    for index in pair:
+        for wanted in (0, 1, 50, N):
+            products, more = index.search_compressed(queries, wanted, allowed)
+            _, ids = index.search(queries, wanted, allowed)
+            assert products.shape == more.shape and (np.diff(products, axis=1) <= 0).all()
+            assert min(wanted, len(chosen)) <= more.shape[1] <= min(1.5 * wanted + 32, len(chosen))
+            assert all(set(found) <= set(row) for row, found in zip(more.tolist(), ids.tolist(), strict=True))
+            assert all(len(set(row)) == len(row) for row in more.tolist())
+
+
 def test_all_that_can_be_found_comes_in_blocks(pair, monkeypatch):
     monkeypatch.setattr("indexer.coarse.index.ROWS_AT_ONCE", 500)
     blocks = [ids for ids, _ in pair[0].blocks()]

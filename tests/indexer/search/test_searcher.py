@@ -213,6 +213,26 @@ def test_an_approximate_search_takes_exact_vectors_from_the_feature_file(tmp_pat
         assert searcher.stats()["coarse_kind"] == "ivf-sq"
 
 
+def test_the_window_is_that_of_exact_products_though_compressed_vectors_find_it(tmp_path, monkeypatch):
+    directory, model = small_searchers.make_index(tmp_path / "index"), small_searchers.tiny_model()
+    with Catalog.open(directory) as catalog:
+        small_searchers.fill(catalog, range(250), segments_each=4)
+    with Searcher(directory, model, coarse_kind="ivf-sq") as searcher:
+        searcher._refresher.wait()
+        small_searchers.fill(searcher.catalog, range(250, 260))  # Which are not compressed yet.
+        queries = [
+            SearchQuery(text, candidates=candidates, group_by=group_by, limit=candidates + 5)
+            for text in ("a red car", "two dogs")
+            for candidates in (1, 30)
+            for group_by in ("video", "segment")
+        ]
+        found = [searcher.search(query).results for query in queries]
+        assert searcher.stats()["coarse_kind"] == "ivf-sq"
+        monkeypatch.setattr(searcher._index, "search_compressed", searcher._index.search)
+        for query, results in zip(queries, found, strict=True):
+            assert_same_results(results, searcher.search(query).results)
+
+
 def test_coarse_order_is_that_of_video_sentence(searcher, random):
     fill(searcher.catalog, random, range(40), segments_each=2)
     answer = searcher.search(SearchQuery("a dog runs", limit=1000, mode="coarse", group_by="segment"))

@@ -74,8 +74,7 @@ def same(ours: ScorableSegments, theirs: ScorableSegments) -> bool:
 def shortlists(report: Report, catalog: Any, ids: NDArray[np.int64]) -> None:
     """200 random segments: copied in memory, by a warm file, at first touch, by rows."""
     ask, reader, rounds = Asked(ids, NUM_CANDIDATES), FeatureReader(catalog, device=CPU), 30
-    for _ in reader.blocks(ids, BLOCK_SIZE):
-        pass
+    reader.check()  # As a server does in the background.
     some = ask()
     report.check(
         "features from the file equal those of the store to the bit",
@@ -118,8 +117,7 @@ def scored(report: Report, catalog: Any, ids: NDArray[np.int64], model: XClip) -
     """200 random segments found and scored: where they lie in the file, and from copies."""
     ask, reader = Asked(ids, NUM_CANDIDATES), FeatureReader(catalog, device=CPU)
     text, wanted = model.encode_text(["a dog runs along the beach"]), model.config.score_names
-    for _ in reader.blocks(ids, BLOCK_SIZE):
-        pass
+    reader.check()  # As a server does in the background.
     some = ask()
     held = reader.get(some)
     with torch.inference_mode():

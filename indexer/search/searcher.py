@@ -222,9 +222,9 @@ class Searcher:
             hits: list[CoarseHits | None] = [None] * len(queries)
             if first.mode != "exhaustive" and first.text_match != "only":
                 count = num_coarse_hits(first, num_by_meaning(first, first.num_wanted))
-                # The full score computes exact products of its own.
-                is_rescored = first.mode == "rerank" and "video_sentence" in self.model.config.score_names
-                find = self._index.search_compressed if is_rescored else self._index.search
+                # Of a reranked search they need not be exact where the full score computes them itself.
+                has_own = first.mode == "rerank" and "video_sentence" in self.model.config.score_names
+                find = self._index.search_compressed if has_own else self._index.search
                 products, ids = find(vectors, count, allowed)
                 hits = list(zip(products, ids, strict=True))
         # One baseline for all of them: it may be remade meanwhile, and their percentiles must be comparable.

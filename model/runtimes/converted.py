@@ -20,8 +20,7 @@ from torch.nn import functional
 
 from model.errors import SpecError
 from model.runtimes import RUNTIMES, UsedRuntime
-from model.runtimes.attention import with_plain_attention
-from model.runtimes.tower import Tower
+from model.runtimes.tower import Tower, with_plain_attention
 
 if TYPE_CHECKING:
     from model.runtimes.openvino import CompiledTower

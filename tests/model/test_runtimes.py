@@ -19,11 +19,16 @@ import model.runtimes.openvino
 import model.xclip
 from model import SpecError, XClip
 from model.runtimes import conversions
-from model.runtimes.attention import PlainAttention, with_plain_attention
 from model.runtimes.conversions import MAX_KEPT, VERDICT_FILE, conversion
 from model.runtimes.converted import usable_runtime
 from model.runtimes.openvino import WEIGHTS_FILE
-from model.runtimes.tower import BFLOAT16_TOLERANCE, FRAME_TOLERANCE, TEXT_TOLERANCE
+from model.runtimes.tower import (
+    BFLOAT16_TOLERANCE,
+    FRAME_TOLERANCE,
+    TEXT_TOLERANCE,
+    PlainAttention,
+    with_plain_attention,
+)
 from tests.support.small_architectures import FAMILIES, small_architectures
 
 TEXTS = ["A red dog runs on the beach!", "two cats", "ein Hund läuft", "", "a " * 60]

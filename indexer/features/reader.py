@@ -128,6 +128,13 @@ class FeatureReader:
             return False
         return len(file) * sum(file.manifest.record_bytes.values()) <= MEMORY_SHARE * _memory_bytes()
 
+    @property
+    def are_at_hand(self) -> bool:
+        """Whether features are read from memory that this process has checked, a few more for next to
+        nothing."""
+        file = self._file
+        return file is not None and file.was_checked
+
     # Reading
 
     def get(self, segment_ids: NDArray[np.int64]) -> ScorableSegments:

@@ -222,9 +222,7 @@ class Searcher:
             hits: list[CoarseHits | None] = [None] * len(queries)
             if first.mode != "exhaustive" and first.text_match != "only":
                 count = num_coarse_hits(first, num_by_meaning(first, first.num_wanted))
-                # Of a reranked search they need not be exact where the full score computes them itself.
-                has_own = first.mode == "rerank" and "video_sentence" in self.model.config.score_names
-                find = self._index.search_compressed if has_own else self._index.search
+                find = self._index.search_compressed if self._is_rescored(first) else self._index.search
                 products, ids = find(vectors, count, allowed)
                 hits = list(zip(products, ids, strict=True))
         # One baseline for all of them: it may be remade meanwhile, and their percentiles must be comparable.
@@ -248,6 +246,12 @@ class Searcher:
             total_seconds=together.total_seconds,
         )
         return SearchAnswers(answers, timings)
+
+    def _is_rescored(self, query: SearchQuery) -> bool:
+        """Whether the full score computes the exact products of more candidates, for less than it takes to
+        read their vectors before."""
+        names = self.model.config.score_names
+        return query.mode == "rerank" and "video_sentence" in names and self._features.are_at_hand
 
     def _sync(self, *, may_be_stale: bool = False) -> StoreState:
         """Take in what any process has committed; returns what the store says of itself.

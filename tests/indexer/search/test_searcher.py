@@ -219,18 +219,28 @@ def test_the_window_is_that_of_exact_products_though_compressed_vectors_find_it(
         small_searchers.fill(catalog, range(250), segments_each=4)
     with Searcher(directory, model, coarse_kind="ivf-sq") as searcher:
         searcher._refresher.wait()
-        small_searchers.fill(searcher.catalog, range(250, 260))  # Which are not compressed yet.
+        searcher._features.update()
+        small_searchers.fill(searcher.catalog, range(250, 260))  # Which are in no file yet.
         queries = [
             SearchQuery(text, candidates=candidates, group_by=group_by, limit=candidates + 5)
             for text in ("a red car", "two dogs")
             for candidates in (1, 30)
             for group_by in ("video", "segment")
         ]
-        found = [searcher.search(query).results for query in queries]
+        right = [searcher.search(query).results for query in queries]
         assert searcher.stats()["coarse_kind"] == "ivf-sq"
-        monkeypatch.setattr(searcher._index, "search_compressed", searcher._index.search)
-        for query, results in zip(queries, found, strict=True):
-            assert_same_results(results, searcher.search(query).results)
+        searcher._features.check()
+        asked = []
+        search_compressed = searcher._index.search_compressed
+
+        def search(*of):
+            asked.append(of)
+            return search_compressed(*of)
+
+        monkeypatch.setattr(searcher._index, "search_compressed", search)
+        for query, results in zip(queries, right, strict=True):
+            assert_same_results(searcher.search(query).results, results)
+        assert len(asked) == len(queries)
 
 
 def test_coarse_order_is_that_of_video_sentence(searcher, random):

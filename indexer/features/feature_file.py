@@ -204,7 +204,7 @@ class FeatureFile:
         segment_ids, video_keys, num_frames: int64 [N]; ids ascend.
         is_deleted: bool [N]; set by `mark_deleted`.
         is_damaged: Whether some record is not what was written.
-        was_checked: Whether all records were compared with their checksums.
+        checked: Tables of which all records were compared with their checksums.
     """
 
     def __init__(self, directory: Path, manifest: Manifest, former: FeatureFile | None = None) -> None:
@@ -217,7 +217,8 @@ class FeatureFile:
         """
         self.manifest = manifest
         self._directory = directory
-        self.is_damaged = self.was_checked = False
+        self.is_damaged = False
+        self.checked: set[Table] = set()
         count = manifest.num_records
         try:
             self._descriptors = {name: self._opened(name) for name in ("frames", "videos")}
@@ -359,24 +360,23 @@ class FeatureFile:
             self._note(name, numbers[unseen], is_right[unseen])
         return rows, is_right
 
-    def check_all(self, should_stop: Callable[[], bool]) -> None:
-        """Read the file from its beginning to its end, and compare with their checksums the records that were
+    def check(self, name: Table, should_stop: Callable[[], bool]) -> None:
+        """Read a table from its beginning to its end, and compare with their checksums the records that were
         not yet: searches find them in memory and checked, and score them where they lie.
 
         should_stop: ends it soon; it begins anew then where it is called again.
         """
-        for name in TABLES:
-            size = self.manifest.record_bytes[name]
-            memory = np.empty((max(1, CHECKED_BYTES // size), size), np.uint8)
-            for first in range(0, len(self), len(memory)):
-                if should_stop():
-                    return
-                is_right = self._is_right[name][first : first + len(memory)]
-                if len(numbers := first + np.flatnonzero(~is_right)):
-                    rows = np.arange(len(numbers))
-                    self._note(name, numbers, self._read_unseen(name, numbers, rows, memory))
-                self._touch(name, slice(first, first + len(memory)))
-        self.was_checked = True
+        size = self.manifest.record_bytes[name]
+        memory = np.empty((max(1, CHECKED_BYTES // size), size), np.uint8)
+        for first in range(0, len(self), len(memory)):
+            if should_stop():
+                return
+            is_right = self._is_right[name][first : first + len(memory)]
+            if len(numbers := first + np.flatnonzero(~is_right)):
+                rows = np.arange(len(numbers))
+                self._note(name, numbers, self._read_unseen(name, numbers, rows, memory))
+            self._touch(name, slice(first, first + len(memory)))
+        self.checked.add(name)
 
     def _touch(self, name: Table, rows: slice) -> None:
         """Look at every page of records that are right: the operating system maps a page when it is first

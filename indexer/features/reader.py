@@ -22,7 +22,13 @@ from torch import Tensor
 
 from indexer.errors import ChangesForgottenError
 from indexer.features import Precision
-from indexer.features.feature_file import TABLES, FeatureFile, FeatureFileUnusableError, manifest_state
+from indexer.features.feature_file import (
+    TABLES,
+    FeatureFile,
+    FeatureFileUnusableError,
+    Table,
+    manifest_state,
+)
 from indexer.features.resident import ResidentRecords
 from indexer.features.scorable import ScorableSegments, SegmentsInPlace, frame_mask
 from indexer.features.writing import (
@@ -38,7 +44,7 @@ from model.features import VideoFeatures, VideoRecords
 logger = logging.getLogger(__name__)
 
 MEMORY_SHARE: Final = 0.5
-"""Of the memory. A larger file would not stay there, beside the catalog: its records are read as
+"""Of the memory. More of the file would not stay there, beside the catalog: its records are read as
 searches come to them, many at a time, which is quicker than to find those that were checked gone."""
 
 
@@ -123,17 +129,27 @@ class FeatureReader:
     @property
     def needs_check(self) -> bool:
         """Whether `check` has something to do that is worth it: what it reads has to stay in memory."""
-        file = self._file
-        if file is None or file.was_checked:
-            return False
-        return len(file) * sum(file.manifest.record_bytes.values()) <= MEMORY_SHARE * _memory_bytes()
+        return bool(self._unchecked())
+
+    def _unchecked(self) -> list[Table]:
+        """Tables to check, video features first: of many videos their frames do not stay in memory as well,
+        and the coarse stage reads those alone."""
+        found: list[Table] = []
+        if (file := self._file) is None:
+            return found
+        left_bytes = MEMORY_SHARE * _memory_bytes()
+        for name in reversed(TABLES):
+            left_bytes -= len(file) * file.manifest.record_bytes[name]
+            if left_bytes >= 0 and name not in file.checked:
+                found.append(name)
+        return found
 
     @property
     def are_at_hand(self) -> bool:
         """Whether features are read from memory that this process has checked, a few more for next to
         nothing."""
         file = self._file
-        return file is not None and file.was_checked
+        return file is not None and file.checked.issuperset(TABLES)
 
     # Reading
 
@@ -332,7 +348,8 @@ class FeatureReader:
         Takes as long as reading all of it; `close` ends it early.
         """
         if (file := self._file) is not None:
-            file.check_all(self._stopped.is_set)
+            for name in self._unchecked():
+                file.check(name, self._stopped.is_set)
             if file.is_damaged:
                 self._warn(file)
 

@@ -303,6 +303,32 @@ def test_a_check_ends_when_the_reader_is_closed_and_a_file_beyond_memory_is_left
     assert isinstance(reader.to_score(np.array([7, 2, 9])), ScorableSegments)
 
 
+@pytest.mark.usefixtures("written_at_once")
+def test_of_a_file_beyond_memory_what_the_coarse_stage_reads_is_checked_alone(catalog, monkeypatch):
+    add(catalog, range(10))
+    reader, ids = reader_of(catalog), np.arange(1, 11)
+    reader.update()
+    monkeypatch.setattr(reader_module, "_memory_bytes", lambda: 2 * 10 * 4 * D + 100)
+    assert reader.needs_check and not reader.are_at_hand
+    reader.check()
+    assert not reader.needs_check and not reader.are_at_hand
+    read_unseen = feature_file.FeatureFile._read_unseen
+    read = []
+
+    def noted(self, name, *of):
+        read.append(name)
+        return read_unseen(self, name, *of)
+
+    monkeypatch.setattr(feature_file.FeatureFile, "_read_unseen", noted)
+    found, videos = reader.video_features(ids)
+    assert found.tolist() == ids.tolist() and not read
+    assert np.array_equal(videos, catalog.video_features(ids)[1])
+    assert isinstance(reader.to_score(ids), ScorableSegments) and read == ["frames"]
+    monkeypatch.setattr(reader_module, "_memory_bytes", lambda: 1 << 30)
+    reader.check()
+    assert reader.are_at_hand and not reader.needs_check
+
+
 @pytest.mark.parametrize(("said", "is_limited"), [("4096\n", True), ("max\n", False), (None, False)])
 def test_the_memory_is_what_a_container_may_use_of_it(monkeypatch, said, is_limited):
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

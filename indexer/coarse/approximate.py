@@ -132,25 +132,20 @@ class ApproximateSearch:
     per_list: SelectedPerList
     gpu: GpuCopy | None = None
 
-    def search(self, queries: NDArray[np.float32], count: int, selection: Selection) -> Found:
-        """About the `count` selected vectors with the highest products for each query float32 [T, D], with
-        their exact products.
+    def search(
+        self, queries: NDArray[np.float32], count: int, selection: Selection, *, exact: bool = True
+    ) -> Found:
+        """About the `count` selected vectors with the highest products for each query float32 [T, D].
 
-        count: at most `selection.num_selected`; as many come.
+        count: at most `selection.num_selected`; as many come. exact: whether products are, for which more
+        vectors are compared; else they are those of compressed vectors.
         """
-        wanted = min(num_compared(self.kind, count), selection.num_selected)
+        wanted = min(num_compared(self.kind, count), selection.num_selected) if exact else count
         products = np.empty((len(queries), count), np.float32)
         ids = np.empty((len(queries), count), np.int64)
         for row, query in enumerate(queries if count else ()):
-            products[row], ids[row] = self._rescored(query, *self._nearest(query, wanted, selection), count)
-        return products, ids
-
-    def search_compressed(self, queries: NDArray[np.float32], count: int, selection: Selection) -> Found:
-        """The same with the products of compressed vectors, which these are the highest of."""
-        products = np.empty((len(queries), count), np.float32)
-        ids = np.empty((len(queries), count), np.int64)
-        for row, query in enumerate(queries if count else ()):
-            products[row], ids[row] = self._nearest(query, count, selection)
+            found = self._nearest(query, wanted, selection)
+            products[row], ids[row] = self._rescored(query, *found, count) if exact else found
         return products, ids
 
     def _rescored(

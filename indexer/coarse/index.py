@@ -342,8 +342,7 @@ class CoarseIndex:
             return search_exact(snapshot.index, queries, count, selection, snapshot.gpu)
         kind, faiss_index, ids = snapshot.kind, snapshot.index, snapshot.ids
         approximate = ApproximateSearch(kind, faiss_index, ids, self.fetch, state.per_list, snapshot.gpu)
-        search = approximate.search if exact else approximate.search_compressed
-        return search(queries, count, selection)
+        return approximate.search(queries, count, selection, exact=exact)
 
     def blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32] | None]]:
         """All that a search can find now, in blocks: ids int64 [N], ascending, and vectors float32 [N, D], or

@@ -297,7 +297,7 @@ class ScoreHead(nn.Module):
                 terms.append(self._over_words(outer, similarity, self.word_second, text))
             else:
                 terms.append(self._over_words(inner, similarity, self.word, text))
-        matches = sum(terms[1:], start=terms[0]) * (scale / len(terms))
+        matches = torch.stack(terms).mean(0) * scale
         return matches.masked_fill(~video.frame_mask, float("-inf"))
 
     def word_frame_similarity(self, text: TextFeatures, video: VideoFeatures) -> Tensor:
@@ -391,6 +391,5 @@ def _identity(size: int) -> nn.Parameter:
 
 def _sentence_with_frames(text: TextFeatures, video: VideoFeatures) -> Tensor:
     """Inner products, float32 [T, V, F], not scaled."""
-    num_videos, num_frames = video.frames.shape[:2]
     similarity = text.sentence.float() @ video.frames.float().flatten(0, 1).T
-    return similarity.view(-1, num_videos, num_frames)
+    return similarity.view(len(text), *video.frames.shape[:2])

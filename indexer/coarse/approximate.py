@@ -112,8 +112,6 @@ def num_compared(kind: CoarseKind, count: int) -> int:
 
     8-bit scalars nearly keep the order: of 10, 200 or 5,000 this loses none (benchmarks/recall/coarse.py).
     """
-    if kind == "exact":
-        return count
     return 4 * count + 64 if kind == "ivf-pq" else count + count // 8 + 32
 
 

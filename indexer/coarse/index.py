@@ -267,6 +267,8 @@ class CoarseIndex:
         queries: NDArray[np.float32],
         num_candidates: int,
         allowed: SegmentSet | None = None,
+        *,
+        exact: bool = True,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The best segments for each of T queries.
 
@@ -274,6 +276,8 @@ class CoarseIndex:
             queries: float32 [T, D], of any length.
             num_candidates: how many are wanted.
             allowed: the only segments to consider; None for all.
+            exact: whether scores are products with exact vectors. False for callers that compute those
+            themselves: quicker, and so many more segments come that those which `exact` gives are among them.
 
         Returns:
             Scores float32 [T, k], descending, equal ones by ascending id, and segment ids int64 [T, k]; k is
@@ -283,34 +287,11 @@ class CoarseIndex:
         Raises:
             ValueError: the queries have another shape.
         """
-        return self._search(self._state, queries, num_candidates, allowed)
-
-    def search_compressed(
-        self,
-        queries: NDArray[np.float32],
-        num_candidates: int,
-        allowed: SegmentSet | None = None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """As `search`, quicker, for callers that compute exact products themselves.
-
-        Among the k segments, more than `num_candidates` where there are more, are those that `search` gives.
-        Scores of compressed vectors are not exact.
-        """
-        state = self._state
-        if state.snapshot.kind == "ivf-pq":  # To compute exact products of so many takes longer than here.
-            return self._search(state, queries, num_candidates, allowed)
-        count = num_compared(state.snapshot.kind, num_candidates)
-        return self._search(state, queries, count, allowed, exact=False)
-
-    def _search(
-        self,
-        state: _State,
-        queries: NDArray[np.float32],
-        num_candidates: int,
-        allowed: SegmentSet | None,
-        *,
-        exact: bool = True,
-    ) -> Found:
+        state, kind = self._state, self._state.snapshot.kind
+        if not exact and kind in ("ivf-sq", "hnsw"):  # So many of `ivf-pq` would cost a caller more.
+            num_candidates = num_compared(kind, num_candidates)
+        else:
+            exact = True
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self._catalog.embedding_dim:
             raise ValueError(f"queries must be [T, {self._catalog.embedding_dim}], not {list(queries.shape)}")

@@ -222,8 +222,8 @@ class Searcher:
             hits: list[CoarseHits | None] = [None] * len(queries)
             if first.mode != "exhaustive" and first.text_match != "only":
                 count = num_coarse_hits(first, num_by_meaning(first, first.num_wanted))
-                find = self._index.search_compressed if self._is_rescored(first) else self._index.search
-                products, ids = find(vectors, count, allowed)
+                exact = not self._computes_exact_products(first)
+                products, ids = self._index.search(vectors, count, allowed, exact=exact)
                 hits = list(zip(products, ids, strict=True))
         # One baseline for all of them: it may be remade meanwhile, and their percentiles must be comparable.
         baseline, least_score = self._least_score(first)
@@ -247,7 +247,7 @@ class Searcher:
         )
         return SearchAnswers(answers, timings)
 
-    def _is_rescored(self, query: SearchQuery) -> bool:
+    def _computes_exact_products(self, query: SearchQuery) -> bool:
         """Whether the full score computes the exact products of more candidates, for less than it takes to
         read their vectors before."""
         names = self.model.config.score_names
@@ -435,7 +435,7 @@ class Searcher:
                 ids = first[1]
                 blocks = (self._features.to_score(ids[row : row + size]) for row in range(0, len(ids), size))
                 window = ScoredSegments.cat([window, *self._scored(search.asked, self._kept(search, blocks))])
-                # More may have been found, see `CoarseIndex.search_compressed`.
+                # More may have been found, see `exact` of `CoarseIndex.search`.
                 window, first = window.nearest(first_count), (first[0][:first_count], ids[:first_count])
 
         def order(num_wanted: int) -> ScoredSegments:

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PAIRS_A_THREAD: Final = 100
-"""A further thread is woken for as many pairs more whose words are compared with frames: a shortlist of 200
-is scored in a millisecond, and to wake a thread takes up to a tenth of one."""
+"""A further thread is woken for as many pairs more whose words are compared with frames: to wake one takes
+time, and a shortlist is scored in a millisecond or two (benchmarks/scoring.py)."""
 
 QUICK_PAIRS_A_THREAD: Final = 400
-"""The same where words are not: there a shortlist takes half the time, and a second thread a tenth off it."""
+"""The same where words are not: a shortlist takes less there, and a second thread hardly anything off it."""
 
 ROWS_AT_ONCE: Final = 64
 """A thread maps so many words at a time: those of a text are mapped on one. Threads of PyTorch wait for each
@@ -235,10 +235,12 @@ class CompiledAttention:
                 ends = itertools.accumulate(num_words.tolist(), lambda end, count: end + 1 + count)
                 for end, sentence in zip(ends, sentences, strict=True):
                     with_frames[end] = sentence
-        mapped = sentences if "video_sentence" in wanted else None
-        if "video_sentence" in wanted and "global_matrix" in matrices:
-            mapped = np.empty(sentences.shape, np.float32)
-            map_rows(sentences, matrices["global_matrix"], mapped)
+        mapped = None
+        if "video_sentence" in wanted:
+            mapped = sentences
+            if "global_matrix" in matrices:
+                mapped = np.empty(sentences.shape, np.float32)
+                map_rows(sentences, matrices["global_matrix"], mapped)
         with_videos = _rows(words if "video_word" in wanted else None, mapped, num_words)
         return with_frames.reshape(-1), with_videos.reshape(-1)
 

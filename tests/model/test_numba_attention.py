@@ -255,6 +255,10 @@ def test_no_texts_and_no_videos_have_no_scores():
     text, video = features([3, 3], [[True] * F] * 3)
     assert scores(head_of(), text[:0], video).total.shape == (0, 3)
     assert scores(head_of(), text, video[:0]).frame_word.shape == (2, 0)
+    scale = torch.tensor(SCALE)
+    assert head_of().unblocked(text, video[:0], scale).total.shape == (2, 0)
+    assert head_of().match_frames(text[:0], video, scale).shape == (0, 3, F)
+    assert head_of().match_frames(text, video[:0], scale).shape == (2, 0, F)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_what_is_found_is_among_what_compressed_vectors_find(pair, filled, share
     allowed = None if share == 1.0 else SegmentSet(np.sort(chosen))
     for index in pair:
         for wanted in (0, 1, 50, N):
-            products, more = index.search_compressed(queries, wanted, allowed)
+            products, more = index.search(queries, wanted, allowed, exact=False)
             _, ids = index.search(queries, wanted, allowed)
             assert products.shape == more.shape and (np.diff(products, axis=1) <= 0).all()
             assert min(wanted, len(chosen)) <= more.shape[1] <= min(1.5 * wanted + 32, len(chosen))

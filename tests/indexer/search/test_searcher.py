@@ -231,13 +231,13 @@ def test_the_window_is_that_of_exact_products_though_compressed_vectors_find_it(
         assert searcher.stats()["coarse_kind"] == "ivf-sq"
         searcher._features.check()
         asked = []
-        search_compressed = searcher._index.search_compressed
+        search_index = searcher._index.search
 
-        def search(*of):
-            asked.append(of)
-            return search_compressed(*of)
+        def search(*of, exact=True):
+            asked.extend([of] if not exact else [])
+            return search_index(*of, exact=exact)
 
-        monkeypatch.setattr(searcher._index, "search_compressed", search)
+        monkeypatch.setattr(searcher._index, "search", search)
         for query, results in zip(queries, right, strict=True):
             assert_same_results(searcher.search(query).results, results)
         assert len(asked) == len(queries)

@@ -134,16 +134,18 @@ def _sentence(architecture: Architecture, input_ids: Tensor, x: Tensor) -> Tenso
 
     Written without Python's `len`: conversions for other runtimes trace it for any T and L.
     """
-    match architecture.sentence_at:
-        case "argmax":
-            position = input_ids.argmax(dim=1)
-        case "eos":
-            position = (input_ids == architecture.end_id).int().argmax(dim=1)
-        case "first":
-            return x[:, 0]
-        case _:
-            return x[:, -1]
-    return x.gather(1, position[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
+    if architecture.sentence_at in ("argmax", "eos"):
+        position = sentence_position(architecture, input_ids)
+        return x.gather(1, position[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
+    return x[:, 0] if architecture.sentence_at == "first" else x[:, -1]
+
+
+def sentence_position(architecture: Architecture, input_ids: Tensor) -> Tensor:
+    """Of token ids, int64 [T, L], the token at which the sentence is read, int64 [T]: the one of the highest
+    id ("argmax"), or the first end token ("eos")."""
+    if architecture.sentence_at == "argmax":
+        return input_ids.argmax(dim=1)
+    return (input_ids == architecture.end_id).int().argmax(dim=1)
 
 
 def _project(text: Any, x: Tensor) -> Tensor:

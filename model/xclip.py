@@ -87,10 +87,10 @@ class XClip(nn.Module):
                 `openclip:ARCHITECTURE/PRETRAINED`; `openclip:ARCHITECTURE/random?seed=0`;
                 `hf-hub:OWNER/NAME`.
             device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one.
-            runtime: What computes the towers on a processor: `torch`; `openvino`; `auto`: OpenVINO where
-                it is installed and computes the same, except for small towers; `openvino-bf16`: frames in
-                bfloat16, faster still on processors that have it, with a fingerprint of its own. See
-                `model.runtimes` and decision 19.
+            runtime: What computes the towers on a processor: `torch`; `openvino`; `auto`: a kernel for
+                CLIP's text tower and OpenVINO for the others, where they are installed and compute the same,
+                except for small towers; `openvino-bf16`: as `auto` with frames in bfloat16, faster still on
+                processors that have it, with a fingerprint of its own. See `model.runtimes` and decision 19.
 
         Raises:
             SpecError: The spec names nothing, or there is no such device or runtime.
@@ -204,8 +204,9 @@ class XClip(nn.Module):
         used = usable_runtime(runtime, self.device)
         if used == "torch":
             return
+        text = text_to_convert(self.clip, self.config, self.tokenizer)
         towers = [
-            text_to_convert(self.clip, self.config, self.tokenizer),
+            replace(text, kernel=None) if runtime == "openvino" else text,
             vision_to_convert(self.clip, self.config, bfloat16=used == "openvino-bf16"),
         ]
         self._converted = {

@@ -181,7 +181,7 @@ LONGEST = (
     "indexer/maintenance/test_export.py",
     "service/ingest/test_worker.py",
     "test_end_to_end.py",
-    "model/test_triton_attention.py",
+    "model/kernels/test_triton_attention.py",
     "model/test_runtimes.py",
     "model/test_goldens.py",
     "console/test_watch.py",

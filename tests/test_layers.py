@@ -26,7 +26,7 @@ PACKAGES = {
 LAYERS = {
     "model": """
         architecture atomic_files errors preprocessing quantization quick_start score_names
-        | aggregation features temporal tokenization | config | towers | runtimes kernels | scoring
+        | aggregation features temporal tokenization | config | towers | kernels | runtimes | scoring
         | checkpoints | xclip
     """,
     "indexer": """

@@ -1,4 +1,4 @@
-"""The towers on a processor: OpenVINO as it is used, beside PyTorch and what else could compute them.
+"""The towers on a processor: as they are computed, beside PyTorch and what else could compute them.
 
     python -m benchmarks.towers [--threads 1 2] [--compile] [--environments DIR]
     python -m benchmarks.towers --clips CLIPS --clips-model SPEC     # ranks of real clips with each of them
@@ -50,15 +50,16 @@ def main() -> None:
             if choices.clips is not None:
                 compare(report, choices.clips, choices.clips_model, wish, folder)
                 continue
-            model = XClip.load(choices.model, "cpu", "openvino")
-            measure_texts(report, wish, model, folder)
+            model = XClip.load(choices.model, "cpu")
+            measure_texts(report, wish, model, XClip.load(choices.model, "cpu", "openvino"), folder)
             measure_frames(report, wish, model, in_bfloat16(report, choices.model), folder)
 
 
-def measure_texts(report: Report, wish: Wish, model: XClip, directory: Path) -> None:
-    """Token ids to sentences and positions."""
+def measure_texts(report: Report, wish: Wish, model: XClip, other: XClip, directory: Path) -> None:
+    """Token ids to sentences and positions. other: the same model on OpenVINO."""
     tower = text_to_convert(model.clip, model.config, model.tokenizer)
     computed = all_of(report, model._converted["text"], tower, wish, directory / "text")
+    computed["OpenVINO"] = other._converted["text"]
     # One text is bound by reading the weights of the blocks, which are kept in float16.
     bytes_read = 2 * sum(weight.numel() for name, weight in tower.module.named_parameters() if is_block(name))
     weights = torch.ones(bytes_read // 4)
@@ -66,6 +67,7 @@ def measure_texts(report: Report, wish: Wish, model: XClip, directory: Path) -> 
     cases = {}
     for num_texts, num_tokens in shapes:
         ids = torch.randint(1, model.vocabulary_size, (num_texts, num_tokens))
+        ids[:, 0], ids[:, -1] = model.tokenize([""])[0, :2]  # The marks of beginning and end.
         cases[f"{num_texts} x {num_tokens} tokens"] = (ids, weights.sum)
     title = "milliseconds. floor: reading the weights of the blocks in float16 once"
     ratios = measure(report, f"Texts, {in_words(wish)}, {title}", computed, cases)

@@ -9,9 +9,9 @@ There is no timer: a text that finds the model idle is encoded at once and alone
 gathers, and the first of those that wait encodes all of it. On a processor that is worth it because one short
 text is bound by reading the weights, which a batch reads once.
 
-What else is in a batch changes the shapes of its matrix products, and so how they are rounded: features
-differ from those of the text alone by less than 1e-6, in vectors of unit length. A text that is kept gives
-the same bits each time, so the pages of one search are cut from one order.
+On PyTorch and OpenVINO, what else is in a batch changes the shapes of its matrix products, and so how they
+are rounded: features differ from those of the text alone by less than 1e-6, in vectors of unit length. A text
+that is kept gives the same bits each time, so the pages of one search are cut from one order.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from indexer.store.cancellation import raise_if_cancelled
 from model.features import TextFeatures
+from model.kernels.threads import alone
 
 if TYPE_CHECKING:
     from model.xclip import XClip
@@ -166,7 +167,8 @@ class TextEncoder:
         rows = {key: row for request in batch for key, row in request.missing.items()}
         if not rows:
             return
-        with torch.inference_mode():
+        # Where several wait, other threads have work too, and one alone takes less of the processors' time.
+        with torch.inference_mode(), alone(is_busy=len(batch) > 1 or bool(self._waiting)):
             features = self.model.encode_tokens(torch.stack(list(rows.values())))
             for number, key in enumerate(rows):
                 # A copy: a slice would hold the whole batch in memory as long as one text of it is kept.

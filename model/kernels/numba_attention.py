@@ -12,327 +12,41 @@ there are no lanes to add up.
 
 Most of the time goes into products of numbers with vectors (`multiply_tile`): of words with packed frames,
 and of AOSM matrices with similarities. A tile keeps its sums in registers, and reads few values for each.
-
-Vectors are explicit (`Lanes`), because whether a compiler finds them in loops differs from loop to loop. All
-is in one file, because Numba compiles again when the file of a kernel has changed, not what that imports.
 """
 
 from __future__ import annotations
 
-import itertools
-import logging
-from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-import llvmlite.binding
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
 from numpy.typing import NDArray
 
+from model.kernels.vectors import (
+    LANES,
+    OPTIONS,
+    SOURCE,
+    add,
+    compiled,
+    divide,
+    everywhere,
+    exponential,
+    larger,
+    load,
+    load_halves,
+    load_integers,
+    multiply,
+    multiply_add,
+    multiply_matrix,
+    multiply_rows,
+    prefetch,
+    put_sums,
+    store,
+    store_lanes,
+    subtract,
+    where,
+)
 from model.quantization import SCALE_BYTES
-
-logger = logging.getLogger(__name__)
-
-# Vectors
-
-LANES: Final = 16 if llvmlite.binding.get_host_cpu_features().get("avx512f") else 8
-"""float32 values of a vector, and videos of a block."""
-
-_FLOATS = ir.VectorType(ir.FloatType(), LANES)
-_HALVES = ir.VectorType(ir.HalfType(), LANES)
-_INTS = ir.VectorType(ir.IntType(32), LANES)
-_BYTES = ir.VectorType(ir.IntType(8), LANES)
-
-
-class _LanesType(types.Type):
-    """A vector of LANES float32, as Numba knows it."""
-
-    def __init__(self) -> None:
-        super().__init__(name=f"float32x{LANES}")
-
-
-_lanes = _LanesType()
-
-
-@register_model(_LanesType)
-class _LanesModel(models.PrimitiveModel):
-    """How it is represented: a vector of LLVM."""
-
-    def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _FLOATS)
-
-
-def _constant(value: float) -> Any:
-    return ir.Constant(_FLOATS, [value] * LANES)
-
-
-def _call(builder: Any, name: str, *values: Any) -> Any:
-    """An operation of LLVM on vectors."""
-    kind = ir.FunctionType(_FLOATS, [_FLOATS] * len(values))
-    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32")
-    return builder.call(function, values)
-
-
-def _operation(num_vectors: int, generate: Callable[..., Any]) -> Any:
-    """From a function of builder and vectors one that kernels may call, from vectors to a vector."""
-
-    def typed(context: Any, *values: Any) -> Any:
-        def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            return generate(builder, *values)
-
-        return _lanes(*[_lanes] * num_vectors), code
-
-    # Numba reads the number of parameters from the signature.
-    by_count = {
-        1: lambda context, a: typed(context, a),
-        2: lambda context, a, b: typed(context, a, b),
-        3: lambda context, a, b, c: typed(context, a, b, c),
-    }
-    return intrinsic(by_count[num_vectors])
-
-
-_POWERS_OF_2: Final = (1.326472731e-3, 9.671512991e-3, 5.550733581e-2, 0.2402224243, 0.6931470037, 1.0)
-"""The polynomial for 2^x, of the least relative error for |x| <= 1/2 that is exact at 0."""
-
-
-def _exponential(builder: Any, x: Any) -> Any:
-    """e^x for x up to 0; 1e-38 for less than -87. A relative error below 2e-7, and 6e-8 |x| more."""
-    x = builder.fmul(x, _constant(1.44269504088896341))
-    x = builder.select(builder.fcmp_ordered("<", x, _constant(-126.0)), _constant(-126.0), x)
-    whole = _call(builder, "rint", x)
-    x = builder.fsub(x, whole)
-    power = _constant(_POWERS_OF_2[0])
-    for factor in _POWERS_OF_2[1:]:
-        power = _call(builder, "fma", power, x, _constant(factor))
-    exponent = builder.shl(builder.fptosi(whole, _INTS), ir.Constant(_INTS, [23] * LANES))
-    return builder.bitcast(builder.add(builder.bitcast(power, _INTS), exponent), _FLOATS)
-
-
-def _larger(builder: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-
-def _where(builder: Any, mask: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.fcmp_ordered("!=", mask, _constant(0.0)), a, b)
-
-
-add = _operation(2, lambda builder, a, b: builder.fadd(a, b))
-subtract = _operation(2, lambda builder, a, b: builder.fsub(a, b))
-multiply = _operation(2, lambda builder, a, b: builder.fmul(a, b))
-divide = _operation(2, lambda builder, a, b: builder.fdiv(a, b))
-multiply_add = _operation(3, lambda builder, a, b, c: _call(builder, "fma", a, b, c))
-larger = _operation(2, _larger)
-where = _operation(3, _where)
-exponential = _operation(1, _exponential)
-
-
-def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any, vector: Any) -> Any:
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), vector.as_pointer())
-
-
-@intrinsic
-def load(context: Any, array: Any, index: Any) -> Any:
-    """LANES float32 that begin at array[index]."""
-
-    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        array, index = values
-        return builder.load(_address(context, builder, signature.args[0], array, index, _FLOATS), align=4)
-
-    return _lanes(array, types.intp), code
-
-
-@intrinsic
-def load_halves(context: Any, array: Any, index: Any) -> Any:
-    """LANES float16 that begin at the byte array[index]."""
-
-    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        array, index = values
-        address = _address(context, builder, signature.args[0], array, index, _HALVES)
-        return builder.fpext(builder.load(address, align=2), _FLOATS)
-
-    return _lanes(array, types.intp), code
-
-
-@intrinsic
-def load_integers(context: Any, array: Any, index: Any, scale: Any) -> Any:
-    """LANES int8 from array[index], times the float32 that begins at array[scale], rounded to float16 as
-    copies of quantized frames are, see `model.quantization`."""
-
-    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        array, index, scale = values
-        kind = signature.args[0]
-        integers = builder.load(_address(context, builder, kind, array, index, _BYTES), align=1)
-        factor = builder.load(_address(context, builder, kind, array, scale, ir.FloatType()), align=1)
-        product = builder.fmul(builder.sitofp(integers, _FLOATS), _in_all_lanes(builder, factor))
-        return builder.fpext(builder.fptrunc(product, _HALVES), _FLOATS)
-
-    return _lanes(array, types.intp, types.intp), code
-
-
-@intrinsic
-def prefetch(context: Any, array: Any, index: Any) -> Any:
-    """Have the cache line of array[index] fetched, without waiting for it."""
-
-    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        array, index = values
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, *[number] * 3])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        data = context.make_array(signature.args[0])(context, builder, array).data
-        address = builder.bitcast(builder.gep(data, [index]), byte)
-        # To be read, kept in the second cache and those behind it, data.
-        builder.call(function, [address, number(0), number(2), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), code
-
-
-@intrinsic
-def store(context: Any, array: Any, index: Any, vector: Any) -> Any:
-    """Write them to array[index], float32."""
-
-    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        array, index, vector = values
-        address = _address(context, builder, signature.args[0], array, index, _FLOATS)
-        builder.store(vector, address, align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, _lanes), code
-
-
-@intrinsic
-def store_lanes(context: Any, array: Any, index: Any, vector: Any) -> Any:
-    """Write them LANES apart, from array[index] on, float32."""
-
-    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        array, index, vector = values
-        for lane in range(LANES):
-            place = builder.add(index, ir.Constant(index.type, lane * LANES))
-            address = _address(context, builder, signature.args[0], array, place, ir.FloatType())
-            value = builder.extract_element(vector, ir.Constant(ir.IntType(32), lane))
-            builder.store(value, address, align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, _lanes), code
-
-
-def _in_all_lanes(builder: Any, value: Any) -> Any:
-    undefined = ir.Constant(_FLOATS, ir.Undefined)
-    vector = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(vector, undefined, ir.Constant(_INTS, [0] * LANES))
-
-
-@intrinsic
-def everywhere(context: Any, value: Any) -> Any:
-    """A float32 in all lanes."""
-
-    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return _in_all_lanes(builder, values[0])
-
-    return _lanes(types.float32), code
-
-
-@intrinsic
-def put_sums(context: Any, array: Any, place: Any, step: Any, vectors: Any) -> Any:
-    """Write the sum of the lanes of four vectors to array[place], and in steps behind it."""
-
-    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        array, place, step, vectors = values
-
-        def added(a: Any, b: Any, first: list[int], second: list[int]) -> Any:
-            kind = ir.VectorType(ir.IntType(32), LANES)
-            return builder.fadd(
-                *(builder.shuffle_vector(a, b, ir.Constant(kind, order)) for order in (first, second))
-            )
-
-        vectors, size = cgutils.unpack_tuple(builder, vectors), LANES
-        while len(vectors) > 1:  # Half as many: the sums of one in the lower half, of the next in the upper.
-            low = [lane for lane in range(2 * LANES) if lane % size < size // 2]
-            high = [lane + size // 2 for lane in low]
-            vectors = [added(a, b, low, high) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
-            size //= 2
-        (vector,) = vectors
-        while size > 1:
-            size //= 2
-            vector = added(vector, vector, [*range(LANES)], [lane ^ size for lane in range(LANES)])
-        for number in range(4):
-            lane = ir.Constant(ir.IntType(32), number * LANES // 4)
-            target = _address(context, builder, signature.args[0], array, place, ir.FloatType())
-            builder.store(builder.extract_element(vector, lane), target, align=4)
-            place = builder.add(place, step)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, vectors), code
-
-
-MOST_ROWS: Final = 9 if LANES == 16 else 4
-"""Of a tile. With three columns they are 27 sums, three vectors and a value in the 32 registers that AVX-512
-has, or twelve, three and one in the 16 of AVX2."""
-
-
-def _tile(builder: Any, num_rows: int, at: Callable[..., Any], places: Any) -> None:
-    """Code for the products of `num_rows` rows."""
-    (row, row_step, dimension), (step, *columns), (target, target_step, *offsets) = (
-        cgutils.unpack_tuple(builder, part) for part in cgutils.unpack_tuple(builder, places)
-    )
-
-    def stepped(first: Any, step: Any) -> list[Any]:
-        return list(itertools.accumulate([step] * (num_rows - 1), builder.add, initial=first))
-
-    sums = [[cgutils.alloca_once(builder, _FLOATS) for _ in columns] for _ in range(num_rows)]
-    for total in itertools.chain(*sums):  # They become registers.
-        builder.store(_constant(0.0), total)
-    rows = stepped(row, row_step)
-    with cgutils.for_range(builder, dimension) as loop:
-        # LLVM leaves a loop with assembly as it is, be it empty. Unrolled, this one has too few registers.
-        builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], True)
-        along = builder.mul(loop.index, step)
-        vectors = [builder.load(at("vectors", builder.add(first, along)), align=4) for first in columns]
-        for first, totals in zip(rows, sums, strict=True):
-            value = builder.load(at("rows", builder.add(first, loop.index), ir.FloatType()), align=4)
-            value = _in_all_lanes(builder, value)
-            for vector, total in zip(vectors, totals, strict=True):
-                builder.store(_call(builder, "fma", value, vector, builder.load(total)), total)
-    for first, totals in zip(stepped(target, target_step), sums, strict=True):
-        for offset, total in zip(offsets, totals, strict=True):
-            builder.store(builder.load(total), at("found", builder.add(first, offset)), align=4)
-
-
-@intrinsic
-def multiply_tile(context: Any, num_rows: Any, rows: Any, vectors: Any, found: Any, places: Any) -> Any:
-    """Products of up to MOST_ROWS rows of numbers with columns of vectors, each summed in the order of both.
-
-    places: three tuples. In `rows`: the place of the first, the step to the next, and the dimension. In
-    `vectors`: the step from one of a column to the next, and the place of each column. In `found`: the place
-    of the products of the first row, the step to the next row's, and what is added for each column.
-    """
-
-    def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        num_rows, *arrays, places = values
-        held = dict(
-            zip(("rows", "vectors", "found"), zip(signature.args[1:4], arrays, strict=True), strict=True)
-        )
-
-        def at(name: str, place: Any, vector: Any = _FLOATS) -> Any:
-            return _address(context, builder, *held[name], place, vector)
-
-        end = builder.append_basic_block("end")
-        switch = builder.switch(num_rows, end)
-        for number in range(1, MOST_ROWS + 1):
-            block = builder.append_basic_block(f"rows_{number}")
-            switch.add_case(ir.Constant(num_rows.type, number), block)
-            builder.position_at_end(block)
-            _tile(builder, number, at, places)
-            builder.branch(end)
-        builder.position_at_end(end)
-        return context.get_dummy_value()
-
-    return types.void(types.intp, rows, vectors, found, places), code
-
 
 # What kernels are given
 
@@ -436,10 +150,8 @@ def scratch_sizes(plan: Plan, num_texts: int, num_words: int) -> Scratch:
 _FAR_BELOW: Final = -1e30
 """Below all similarities divided by a temperature."""
 
-_OPTIONS: Final = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 
-
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _four_by_three(left, at, right, row, dimension):
     """Products of the vectors of `left` at four places with three rows of `right` from `row` on."""
     # Twelve sums, three rows and a vector: the sixteen registers that AVX2 has.
@@ -459,7 +171,7 @@ def _four_by_three(left, at, right, row, dimension):
     return (a0, b0, c0, d0), (a1, b1, c1, d1), (a2, b2, c2, d2)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _four_by_one(left, at, right, row, dimension):
     """Products of the vectors of `left` at four places with the row of `right` at `row`."""
     a, b, c, d = at
@@ -471,7 +183,7 @@ def _four_by_one(left, at, right, row, dimension):
     return a0, b0, c0, d0
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _products(left, at, right, rows, found, places):
     """Products of four vectors with rows. rows: the first, how many, and their dimension. places: where the
     first product goes, and the steps to that of the next vector and of the next row."""
@@ -489,23 +201,7 @@ def _products(left, at, right, rows, found, places):
         number, row, place = number + 1, row + dimension, place + row_step
 
 
-@njit(**_OPTIONS)
-def _multiply(values, rows, vectors, columns, found, places):
-    """Products of rows of numbers with columns of vectors, see `multiply_tile`. rows: the place of the first,
-    the step to the next, how many, and their dimension. places: of the products of the first row, the step to
-    the next row's, and what is added for each column."""
-    row, row_step, num_rows, dimension = rows
-    place, place_step = places[:2]
-    while num_rows > 0:
-        # In groups of nearly equal size, for reading the vectors takes as long for one row as for several.
-        num_groups = (num_rows + MOST_ROWS - 1) // MOST_ROWS
-        count = (num_rows + num_groups - 1) // num_groups
-        at = ((row, row_step, dimension), columns, (place, place_step, *places[2:]))
-        multiply_tile(count, values, vectors, found, at)
-        row, place, num_rows = row + count * row_step, place + count * place_step, num_rows - count
-
-
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _weigh(values, at, missing, projected, place_and_step):
     """Vectors of `projected`, weighted by a softmax over similarities: a vector. at: see `_attend`."""
     start, step, count = at
@@ -524,7 +220,7 @@ def _weigh(values, at, missing, projected, place_and_step):
     return divide(weighted, larger(weights, everywhere(np.float32(1e-30))))
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _attend(values, at, matrix, missing, scratch):
     """AOSM of similarities divided by the temperature, which the result is as well: a vector.
 
@@ -535,11 +231,11 @@ def _attend(values, at, matrix, missing, scratch):
     start, step, count = at
     factors, size = matrix
     places = (0, LANES, 0)
-    _multiply(factors, (0, size, count, count), values, (step, start), scratch.projected, places)
+    multiply_rows(factors, (0, size, count, count), values, (step, start), scratch.projected, places)
     return _weigh(values, at, missing, scratch.projected, (0, LANES))
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _attend_each(values, columns, matrix, missing, scratch):
     """`_attend` of several columns of similarities, to `scratch.steps`. columns: the step from one to the
     next, and how many; the step from one similarity to the next, and how many a column has."""
@@ -551,14 +247,14 @@ def _attend_each(values, columns, matrix, missing, scratch):
         b, c = min(a + 1, num_columns - 1), min(a + 2, num_columns - 1)
         of = (step, a * column_step, b * column_step, c * column_step)
         places = (0, 3 * LANES, 0, LANES, 2 * LANES)
-        _multiply(factors, (0, size, count, count), values, of, projected, places)
+        multiply_rows(factors, (0, size, count, count), values, of, projected, places)
         for column in range(a, min(a + 3, num_columns)):
             at = (column * column_step, step, count)
             found = _weigh(values, at, missing, projected, ((column - a) * LANES, 3 * LANES))
             store(scratch.steps, column * LANES, found)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _frame_word(num_words, matrices, plan, scratch):
     """Divided by the temperature: a vector."""
     frames, steps, products = plan.num_frames, scratch.steps, scratch.frame_products
@@ -576,7 +272,7 @@ def _frame_word(num_words, matrices, plan, scratch):
     return multiply(add(by_frames, by_words), everywhere(np.float32(0.5)))
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _scores_of_block(num_words, matrices, plan, scratch):
     """Put the four scores and the total of a block, from its products, as vectors into `scratch.steps`."""
     frames, most_words = plan.num_frames, plan.most_words
@@ -608,7 +304,7 @@ def _scores_of_block(num_words, matrices, plan, scratch):
     store(scratch.steps, number * LANES, total)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _divide_products(num_rows, num_video_words, plan, scratch):
     """By the temperature; those of a frame that takes no part become zero."""
     zero, factor = everywhere(np.float32(0)), everywhere(np.float32(1 / plan.temperature))
@@ -622,7 +318,7 @@ def _divide_products(num_rows, num_video_words, plan, scratch):
         store(scratch.video_products, row * LANES, multiply(product, factor))
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _mark_missing(videos, block, plan, scratch):
     """Which frames take no part. block: the first video, and the one behind the last."""
     first, end = block
@@ -634,7 +330,7 @@ def _mark_missing(videos, block, plan, scratch):
             scratch.missing[frame * LANES + lane] = np.float32(0 if is_real else _FAR_BELOW)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _widen(videos, video, following, place, plan, scratch):
     """Frames of a video to scratch.frames[place] as float32. following: the video whose turn is next: the
     processor has time to fetch its frames while those of this one are multiplied."""
@@ -655,7 +351,7 @@ def _widen(videos, video, following, place, plan, scratch):
         begin, place = begin + step, place + dimension
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _pack(features, records, block, size, packed, place):
     """`size` values float32 of each video of a block to packed[place], [size, LANES]. block: the first video,
     and the one behind the last. `features` are float32, or the bytes of them."""
@@ -667,7 +363,7 @@ def _pack(features, records, block, size, packed, place):
             store_lanes(packed, place + i * LANES + lane, load(features, begin * unit))
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _pack_videos(videos, block, plan, scratch):
     """Frames and pooled features to scratch.packed, [F + 1, D, LANES]."""
     size = plan.num_frames * plan.dimension
@@ -677,7 +373,7 @@ def _pack_videos(videos, block, plan, scratch):
         _pack(videos.pooled, videos.records, block, plan.dimension, scratch.packed, size * LANES)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _multiply_packed(texts, frame_rows, video_rows, plan, scratch):
     """Products of scratch.packed with rows of a text. frame_rows: the first of those for frames, how many,
     and their dimension; video_rows: likewise for pooled features."""
@@ -688,14 +384,14 @@ def _multiply_packed(texts, frame_rows, video_rows, plan, scratch):
         b, c = min(a + 1, frames - 1), min(a + 2, frames - 1)  # Behind the last, the last again.
         columns = (LANES, a * size, b * size, c * size)
         places = (0, frames * LANES, a * LANES, b * LANES, c * LANES)
-        _multiply(texts.with_frames, of, scratch.packed, columns, scratch.frame_products, places)
+        multiply_rows(texts.with_frames, of, scratch.packed, columns, scratch.frame_products, places)
     row, num_rows, dimension = video_rows
     of = (row, dimension, num_rows, dimension)
     of_pooled = (LANES, frames * size)
-    _multiply(texts.with_videos, of, scratch.packed, of_pooled, scratch.video_products, (0, LANES, 0))
+    multiply_rows(texts.with_videos, of, scratch.packed, of_pooled, scratch.video_products, (0, LANES, 0))
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _multiply_frames(texts, rows, videos, block, plan, scratch):
     """Products of a block's frames with rows of a text. rows: the first, how many, and their dimension.
     block: the first video, and the one behind the last; whether it is the first text, and the only one."""
@@ -714,7 +410,7 @@ def _multiply_frames(texts, rows, videos, block, plan, scratch):
             _products(scratch.frames, at, texts.with_frames, rows, scratch.frame_products, places)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _multiply_videos(texts, rows, videos, block, plan, scratch):
     """Products of video features with rows of a text. block: the first video, and the one behind the last."""
     first, end = block
@@ -729,6 +425,7 @@ def _multiply_videos(texts, rows, videos, block, plan, scratch):
         _products(videos.pooled, at, texts.with_videos, rows, scratch.video_products, (lane, 1, LANES))
 
 
+@njit(**OPTIONS)
 def _score(texts, videos, matrices, plan, scratch, target):
     """All texts with some videos.
 
@@ -764,28 +461,22 @@ def _score(texts, videos, matrices, plan, scratch, target):
                     found[place + lane] = scratch.steps[number * LANES + lane]
 
 
-def _map_rows(rows, count, matrix, dimension, found):
-    """`count` rows times a matrix [D, D], all flat, on one thread: several would wait for each other, on a
-    busy machine longer than the few rows of a text take."""
-    for i in range(0, count * dimension, LANES):
-        store(found, i, everywhere(np.float32(0)))
-    for d in range(0, dimension, 8):  # Eight rows of the matrix at a time, which is read once.
-        a = d * dimension
-        for row in range(0, count * dimension, dimension):
-            of = row + d
-            x0, x1, x2, x3 = rows[of], rows[of + 1], rows[of + 2], rows[of + 3]
-            x4, x5, x6, x7 = rows[of + 4], rows[of + 5], rows[of + 6], rows[of + 7]
-            for i in range(0, dimension, LANES):
-                b = a + i
-                one = multiply(everywhere(x0), load(matrix, b))
-                two = multiply(everywhere(x1), load(matrix, b + dimension))
-                one = multiply_add(everywhere(x2), load(matrix, b + 2 * dimension), one)
-                two = multiply_add(everywhere(x3), load(matrix, b + 3 * dimension), two)
-                one = multiply_add(everywhere(x4), load(matrix, b + 4 * dimension), one)
-                two = multiply_add(everywhere(x5), load(matrix, b + 5 * dimension), two)
-                one = multiply_add(everywhere(x6), load(matrix, b + 6 * dimension), one)
-                two = multiply_add(everywhere(x7), load(matrix, b + 7 * dimension), two)
-                store(found, row + i, add(load(found, row + i), add(one, two)))
+def _kernels(source):
+    """What is called from outside. source: `SOURCE` of `model.kernels.vectors`."""
+
+    def score(texts, videos, matrices, plan, scratch, target):
+        """See `_score`."""
+        _ = source
+        _score(texts, videos, matrices, plan, scratch, target)
+
+    def map_rows(rows, count, matrix, dimension, found):
+        """`count` rows times a matrix [D, D], all flat, on one thread: several would wait for each other, on
+        a busy machine longer than the few rows of a text take."""
+        _ = source
+        shape, share = (count, dimension, dimension), (0, dimension // LANES)
+        multiply_matrix(rows, shape, share, matrix, (0, LANES, dimension), found)
+
+    return score, map_rows
 
 
 def _signature() -> Any:
@@ -799,20 +490,12 @@ def _signature() -> Any:
     return types.void(texts, videos, matrices, plan, scratch, target)
 
 
-def _compiled(function: Any, signatures: list[Any]) -> Any:
-    """From Numba's cache where it was compiled before."""
-    try:
-        return njit(signatures, cache=True, **_OPTIONS)(function)
-    except Exception as error:  # There is no common class: no folder that can be written to, a damaged file.
-        logger.info("the scoring kernel is compiled without a cache: %s: %s", type(error).__name__, error)
-        return njit(signatures, **_OPTIONS)(function)
+_functions = _kernels(SOURCE)
 
+score: Final = compiled(_functions[0], [_signature()])
+"""All texts with some videos, see `_score`."""
 
-score: Final = _compiled(_score, [_signature()])
-"""`_score`, compiled."""
-
-map_rows: Final = _compiled(
-    _map_rows,
-    [types.void(*[types.float32[::1], types.int64] * 2, types.float32[::1])],
+map_rows: Final = compiled(
+    _functions[1], [types.void(*[types.float32[::1], types.int64] * 2, types.float32[::1])]
 )
-"""`_map_rows`, compiled."""
+"""Rows times a matrix."""

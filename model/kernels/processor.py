@@ -8,15 +8,11 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import os
 import platform
 import threading
 from collections import deque
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from importlib.util import find_spec
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -27,6 +23,7 @@ from torch import Tensor
 from model.config import XClipConfig
 from model.features import Scores, TextFeatures, VideoFeatures, VideoRecords
 from model.kernels.attention import TEMPERATURES
+from model.kernels.threads import in_turns
 from model.score_names import SCORE_NAMES
 
 if TYPE_CHECKING:
@@ -77,7 +74,7 @@ class CompiledAttention:
             if self._kernel is not None or self._has_failed:
                 return self._kernel is not None
             self._has_failed = True
-            if find_spec("numba") is None or not _has_instructions():
+            if find_spec("numba") is None or not has_instructions():
                 return False
             try:
                 from model.kernels import numba_attention
@@ -162,29 +159,13 @@ class CompiledAttention:
         num_turns = 1 if num_threads == 1 else TURNS_A_THREAD * num_threads
         step = min(max(1, PAIRS_AT_ONCE // num_texts), -(-num_videos // num_turns))
         step = -(-step // kernel.LANES) * kernel.LANES
-        starts = iter(range(0, num_videos, step))  # Threads take turns; `next` is atomic.
-        ends: SimpleQueue[BaseException | None] = SimpleQueue()  # Of turns.
 
-        def work() -> None:
+        def work(first: int) -> None:
             scratch = self._scratch(sizes)
-            for first in starts:
-                error: BaseException | None = None
-                try:
-                    target = (found, num_videos, first, min(first + step, num_videos))
-                    kernel.score(*given, scratch, target)
-                except BaseException as caught:
-                    error = caught
-                ends.put(error)
+            kernel.score(*given, scratch, (found, num_videos, first, min(first + step, num_videos)))
             self._kept.append(scratch)
 
-        helpers = [self._threads.submit(work) for _ in range(num_threads - 1)]
-        work()
-        # A helper that comes late finds no turn left. Nobody waits for it, only for turns that were taken.
-        for helper in helpers:
-            helper.cancel()
-        for error in [ends.get() for _ in range(0, num_videos, step)]:
-            if error is not None:
-                raise error
+        in_turns(work, range(0, num_videos, step), num_threads)
 
     def _scratch(self, sizes: Scratch) -> Scratch:
         """Memory of at least these sizes, of which `_kept` has as much as was ever in use at once: a
@@ -251,17 +232,10 @@ class CompiledAttention:
             part, target = rows[first : first + ROWS_AT_ONCE], found[first : first + ROWS_AT_ONCE]
             self._kernel.map_rows(part.ravel(), len(part), _flat(matrix), len(matrix), target.reshape(-1))
 
-        if len(rows) <= ROWS_AT_ONCE:
-            work(0)
-        else:
-            list(self._threads.map(work, range(0, len(rows), ROWS_AT_ONCE)))
-
-    @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(os.cpu_count(), "scoring")
+        in_turns(work, range(0, len(rows), ROWS_AT_ONCE), torch.get_num_threads())
 
 
-def _has_instructions() -> bool:
+def has_instructions() -> bool:
     """Whether the processor widens float16 itself: elsewhere LLVM would call functions that are not there."""
     from llvmlite.binding import get_host_cpu_features
 

@@ -1,6 +1,7 @@
-"""Other programs than PyTorch that compute the towers on a processor: OpenVINO, the extra `fast`.
+"""What computes the towers on a processor in PyTorch's place: OpenVINO and a kernel in Numba, the extra `fast`.
 
-`converted` decides and falls back, `conversions` keeps what was converted, `openvino` is the runtime.
+`converted` decides and falls back. `text_kernel` is for CLIP's text tower, `openvino` for all others, whose
+conversions `conversions` keeps.
 """
 
 import os
@@ -14,11 +15,11 @@ from typing import Literal, get_args
 os.putenv("TBB_ENABLE_SANITIZERS", "1")
 
 Runtime = Literal["auto", "torch", "openvino", "openvino-bf16"]
-"""What computes the towers. auto: on a processor OpenVINO, where it is installed and computes the same as
-PyTorch and the tower is not small; else PyTorch. openvino-bf16: frames in bfloat16, which are other features
-with a fingerprint of their own."""
+"""What computes the towers. auto: on a processor a kernel for CLIP's text tower and OpenVINO for others, where
+they are installed and compute the same as PyTorch and the tower is not small; else PyTorch. openvino-bf16:
+as auto, with frames in bfloat16, which are other features with a fingerprint of their own."""
 
-UsedRuntime = Literal["torch", "openvino", "openvino-bf16"]
+UsedRuntime = Literal["torch", "numba", "openvino", "openvino-bf16"]
 """What a model or a tower is computed by."""
 
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)

@@ -1,7 +1,8 @@
 """The towers on another runtime than PyTorch: which one, whether it computes the same, and what if not.
 
-A tower is converted when it is first needed, once on each machine, and checked against PyTorch. Whatever goes
-wrong costs a line in the log and speed, never an answer: PyTorch then computes the tower.
+A tower is packed for its kernel, or converted once on each machine, when it is first needed, and checked
+against PyTorch. Whatever goes wrong costs a line in the log and speed, never an answer: PyTorch then computes
+the tower.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +21,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.errors import SpecError
+from model.kernels.processor import has_instructions
 from model.runtimes import RUNTIMES, UsedRuntime
 from model.runtimes.tower import Tower, with_plain_attention
 
 if TYPE_CHECKING:
     from model.runtimes.openvino import CompiledTower
+    from model.runtimes.text_kernel import TextKernel
 
 MIN_PARAMETERS = 10_000_000
 """Of a tower that `auto` converts: PyTorch computes smaller ones in the time that OpenVINO takes to load."""
@@ -67,7 +71,8 @@ def usable_runtime(runtime: str, device: torch.device) -> UsedRuntime:
 
 
 class ConvertedTower:
-    """Computes a tower with OpenVINO, or with PyTorch where OpenVINO cannot or computes something else.
+    """Computes a tower with its kernel, else with OpenVINO, or with PyTorch where neither can or computes the
+    same.
 
     Loaded, and converted if need be, at the first call; several threads may call. A tower in bfloat16 has no
     stand-in: where OpenVINO cannot compute it, calls raise SpecError.
@@ -77,7 +82,7 @@ class ConvertedTower:
         """`fingerprint`: of all weights, config and preprocessing; called at the first call."""
         self._tower = tower
         self._fingerprint = fingerprint
-        self._compiled: CompiledTower | None = None
+        self._compiled: TextKernel | CompiledTower | None = None
         self._is_ready = False
         self._loading = threading.Lock()
 
@@ -92,7 +97,7 @@ class ConvertedTower:
     def __call__(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """What the tower makes of its inputs."""
         self.prepare()
-        if self._compiled is None or 0 in inputs.shape:  # OpenVINO takes no empty input.
+        if self._compiled is None or 0 in inputs.shape:  # The others take no empty input.
             outputs: tuple[Tensor, ...] = self._tower.module(inputs)
             return outputs
         return self._compiled(inputs)
@@ -109,9 +114,28 @@ class ConvertedTower:
             return None
         if self._compiled is None:
             return "torch"
-        return "openvino-bf16" if self.is_bfloat16 else "openvino"
+        return self._compiled.runtime
 
-    def _load(self) -> CompiledTower | None:
+    def _load(self) -> TextKernel | CompiledTower | None:
+        return self._kernel() or self._openvino()
+
+    def _kernel(self) -> TextKernel | None:
+        """The kernel, if there is one for this tower and this processor, and it computes the same."""
+        tower = self._tower
+        if tower.kernel is None or not has_instructions() or find_spec("numba") is None:
+            return None
+        try:
+            if (kernel := tower.kernel()) is None:
+                return None
+            problem = self._problem(partial(kernel, every_position=True))
+        except Exception as error:  # Numba's have no common class.
+            problem = f"{type(error).__name__}: {_first_line(error)}"
+        if problem is not None:
+            logger.warning("the %s tower goes without its kernel: %s", tower.name, problem)
+            return None
+        return kernel
+
+    def _openvino(self) -> CompiledTower | None:
         try:
             from model.runtimes.conversions import conversion
             from model.runtimes.openvino import versions
@@ -140,16 +164,20 @@ class ConvertedTower:
 
         tower = self._tower
         logger.info("converting the %s tower for OpenVINO, once on this machine", tower.name)
-        probes = tower.probes()
+        example = tower.probes()[0]
         try:
-            convert(with_plain_attention(tower.module), probes[0], tower.shape, directory, tower.half)
+            convert(with_plain_attention(tower.module), example, tower.shape, directory, tower.half)
         except (OSError, MemoryError):  # Passes: not a fact about the tower, to be remembered.
             raise
         except Exception as error:
             return f"cannot convert it: {_first_line(error)}"
-        compiled = self._compile(directory)
+        return self._problem(self._compile(directory))
+
+    def _problem(self, compiled: Callable[[Tensor], tuple[Tensor, ...]]) -> str | None:
+        """What is wrong with what computes the tower in PyTorch's place; None where it may be used."""
+        tower = self._tower
         with torch.no_grad():
-            distances = [_distances(compiled(probe), tower.module(probe)) for probe in probes]
+            distances = [_distances(compiled(probe), tower.module(probe)) for probe in tower.probes()]
         distance = float(torch.cat(distances).max())  # NaN where any is.
         if not distance <= tower.tolerance:
             return (

@@ -12,6 +12,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from model.runtimes import UsedRuntime
+
 # openvino reports its use to its maker, by default at each import. Without this package, which does the
 # reporting, it uses an empty stand-in of its own.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
@@ -90,6 +92,7 @@ class CompiledTower:
             # Each process would bind its threads to the same cores, server and worker alike.
             "ENABLE_CPU_PINNING": "NO",
         }
+        self.runtime: UsedRuntime = "openvino-bf16" if bfloat16 else "openvino"
         self._model = CORE.compile_model(directory / MODEL_FILE, "CPU", options)
         self._idle_requests: deque[Any] = deque()
 

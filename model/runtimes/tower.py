@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch.nn import functional
 from model.config import XClipConfig
 from model.tokenization import TextTokenizer
 from model.towers import encode_positions, text_tower
+
+if TYPE_CHECKING:
+    from model.runtimes.text_kernel import TextKernel
 
 TEXT_TOLERANCE = math.sqrt(2 * (1 - 0.99999))
 """Longest difference between a unit vector of a text and PyTorch's: a cosine of 0.99999. Weights in float16
@@ -51,6 +54,7 @@ class Tower:
         half: Whether weights may be rounded to float16. A single text takes as long as its weights take to
             be read, so that half the bytes are half the time; frames gain nothing.
         bfloat16: Whether it is computed in bfloat16. PyTorch cannot stand in then: its features are others.
+        kernel: Makes the kernel that computes it, or None where it is of another kind than the kernel's.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Tower:
     tolerance: float
     half: bool
     bfloat16: bool = False
+    kernel: Callable[[], TextKernel | None] | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -72,6 +77,14 @@ def text_to_convert(clip: nn.Module, config: XClipConfig, tokenizer: TextTokeniz
     """The text tower: from token ids, int64 [T, L], to what `encode_positions` makes of them."""
     architecture = config.architecture
     reads_padding = architecture.reads_padding
+    text = text_tower(clip)
+
+    def kernel() -> TextKernel | None:
+        from model.runtimes.text_kernel import TextKernel, is_clips
+
+        if not is_clips(text, architecture):
+            return None
+        return TextKernel(text, architecture, tokenizer, skips_padding=config.mask_padding)
 
     def probes() -> list[Tensor]:
         ids = tokenizer(PROBE_TEXTS)
@@ -83,11 +96,12 @@ def text_to_convert(clip: nn.Module, config: XClipConfig, tokenizer: TextTokeniz
 
     return Tower(
         name="text",
-        module=_Text(text_tower(clip), architecture),
+        module=_Text(text, architecture),
         shape=(-1, config.num_tokens if reads_padding else -1),
         probes=probes,
         tolerance=TEXT_TOLERANCE,
         half=True,
+        kernel=kernel,
     )
 
 

@@ -117,14 +117,14 @@ def test_attention_in_plain_words_is_that_of_pytorch_and_shares_its_weights(mode
         )
 
 
-def test_auto_is_openvino_except_for_small_towers(model_directory, monkeypatch):
+def test_auto_is_the_kernel_and_openvino_except_for_small_towers(model_directory, monkeypatch):
     assert XClip.load(model_directory, "cpu").runtimes == {"text": "torch", "vision": "torch"}
     monkeypatch.setattr(model.xclip, "MIN_PARAMETERS", 1)
     network = XClip.load(model_directory, "cpu")
     network.encode_text(TEXTS)
-    assert network.runtimes == {"text": "openvino", "vision": None}
+    assert network.runtimes == {"text": "numba", "vision": None}
     network.prepare("text", "vision")
-    assert network.runtimes == {"text": "openvino", "vision": "openvino"}
+    assert network.runtimes == {"text": "numba", "vision": "openvino"}
 
 
 def test_a_gpu_computes_with_pytorch_and_wrong_wishes_are_refused():
@@ -158,8 +158,9 @@ def test_frames_in_bfloat16_are_near_those_of_pytorch_under_a_fingerprint_of_the
     ours, theirs = (loaded.encode_video(*pixels_of(loaded)) for loaded in (network, exact))
     distances = (ours.frames - theirs.frames).norm(dim=-1)
     assert FRAME_TOLERANCE < distances.max() <= BFLOAT16_TOLERANCE
-    assert torch.equal(network.encode_text(TEXTS).words, exact.encode_text(TEXTS).words)
-    assert network.runtimes == {"text": "openvino", "vision": "openvino-bf16"}
+    distances = (network.encode_text(TEXTS).words - exact.encode_text(TEXTS).words).norm(dim=-1)
+    assert distances.max() <= TEXT_TOLERANCE
+    assert network.runtimes == {"text": "numba", "vision": "openvino-bf16"}
     again = XClip.load(model_directory, "cpu", "openvino-bf16")
     assert again.fingerprint == network.fingerprint != exact.fingerprint
     # PyTorch computes a copy, and what goes on learning: in float32.

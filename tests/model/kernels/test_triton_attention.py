@@ -15,8 +15,8 @@ from model import TextFeatures, VideoFeatures, XClipConfig, scoring
 from model.kernels.gpu import FusedAttention
 from model.score_names import SCORE_NAMES
 from tests.conftest import REPOSITORY
-from tests.model.test_attention_kernel import F, W, features, first
-from tests.model.test_attention_kernel import head_of as small_head
+from tests.model.kernels.test_attention_kernel import F, W, features, first
+from tests.model.kernels.test_attention_kernel import head_of as small_head
 
 pytest.importorskip(
     "triton", reason="Triton comes with PyTorch for GPUs, which is not installed", exc_type=ImportError

@@ -16,7 +16,7 @@ from model import XClipConfig, scoring
 from model.kernels.gpu import FusedAttention
 from model.score_names import SCORE_NAMES
 from model.scoring import ScoreHead
-from tests.model.test_attention_kernel import SCALE, F, W, features, first, head_of
+from tests.model.kernels.test_attention_kernel import SCALE, F, W, features, first, head_of
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.fail("run with TRITON_INTERPRET=1")

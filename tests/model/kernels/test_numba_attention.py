@@ -23,8 +23,8 @@ from model.kernels.processor import MIN_TEXTS_PACKED, ROWS_AT_ONCE, CompiledAtte
 from model.quantization import quantized
 from model.score_names import SCORE_NAMES
 from model.scoring import ScoreHead
-from tests.model.test_attention_kernel import SCALE, F, W
-from tests.model.test_attention_kernel import head_of as head_of_dimension
+from tests.model.kernels.test_attention_kernel import SCALE, F, W
+from tests.model.kernels.test_attention_kernel import head_of as head_of_dimension
 
 pytest.importorskip("numba")
 
@@ -268,7 +268,7 @@ def test_without_the_kernel_nothing_is_asked_of_it(reason, monkeypatch, caplog):
     if reason == "no Numba":
         monkeypatch.setattr(processor, "find_spec", lambda name: None)
     elif reason == "a processor without float16":
-        monkeypatch.setattr(processor, "_has_instructions", lambda: False)
+        monkeypatch.setattr(processor, "has_instructions", lambda: False)
     else:
         monkeypatch.setitem(__import__("sys").modules, "model.kernels.numba_attention", None)
         monkeypatch.delattr("model.kernels.numba_attention", raising=False)
@@ -302,7 +302,7 @@ def test_vectors_of_half_the_length_give_the_same_scores(tmp_path):
     environment = {**os.environ, "NUMBA_CPU_NAME": "haswell", "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", _ON_AVX2, __file__, "-m", "not slow"],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env=environment,
         capture_output=True,
         text=True,

@@ -1,0 +1,265 @@
+"""CLIP's text tower by its kernel: PyTorch's features, for every text alone and among others."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import model.runtimes.converted
+import model.xclip
+from model import XClip
+from model.kernels import threads
+from model.kernels.processor import has_instructions
+from model.kernels.threads import alone, helped
+from model.runtimes.tower import TEXT_TOLERANCE, text_to_convert
+from model.towers import encode_positions, text_tower
+from tests.support.small_architectures import FAMILIES, small_architectures
+
+pytest.importorskip("numba")
+if not has_instructions():
+    pytest.skip("the kernel is not for this processor", allow_module_level=True)
+
+from model.kernels.numba_text_tower import Scratch, Texts, encode_texts
+from model.kernels.stages import dissolve, new_team
+from model.kernels.vectors import SOURCE
+from model.runtimes.text_kernel import MAX_ROWS, TextKernel
+
+WITHIN_SECONDS = 30.0
+TEXTS = ["A red dog runs on the beach!", "two cats", "ein Hund läuft", "", "a " * 80]
+OF_OTHER_KINDS = {
+    *("siglip", "siglip2", "siglip-i18n", "mobileclip2", "clipa", "coca"),
+    *("coca-roberta", "roberta", "xlm-roberta", "mt5", "nllb"),
+}
+"""Families whose text towers read padding, append a position or are of transformers."""
+
+
+@pytest.fixture
+def num_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def network(model_directory) -> XClip:
+    return XClip.load(model_directory, "cpu", "torch")
+
+
+def kernel_of(network: XClip) -> TextKernel | None:
+    made = text_to_convert(network.clip, network.config, network.tokenizer).kernel
+    assert made is not None
+    return made()
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    found, expected = (functional.normalize(x.detach().double(), dim=-1) for x in (found, expected))
+    return float((found - expected).norm(dim=-1).max())
+
+
+def assert_as_pytorch(network: XClip, ids: Tensor) -> None:
+    """As near to float64 as PyTorch's float32, with weights that float16 holds as they are."""
+    rounded = copy.deepcopy(network)
+    with torch.no_grad():
+        for weight in rounded.clip.parameters():
+            weight.copy_(weight.half())
+        of_pytorch = encode_positions(text_tower(rounded.clip), network.config.architecture, ids)
+        double = copy.deepcopy(rounded).double()
+        exact = encode_positions(text_tower(double.clip), network.config.architecture, ids)
+    kernel = kernel_of(rounded)
+    assert kernel is not None
+    found = kernel(ids, every_position=True)
+    for ours, theirs, right in zip(found, of_pytorch, exact, strict=True):
+        assert ours.shape == theirs.shape
+        assert distance(ours, right) <= 4 * distance(theirs, right) + 1e-6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_of_clips_kind_has_the_features_of_pytorch_and_no_other_has_a_kernel(family, tmp_path):
+    with small_architectures(tmp_path, [family]):
+        network = XClip.load(f"openclip:small-{family}/random?seed=4", "cpu", "torch")
+        if family in OF_OTHER_KINDS:
+            assert kernel_of(network) is None
+        else:
+            assert_as_pytorch(network, network.tokenize(TEXTS))
+
+
+@pytest.mark.parametrize("factor", [0.1, 8.0])
+@pytest.mark.parametrize("activation", [nn.GELU, "quick"])
+def test_small_and_large_activations_and_logits_are_those_of_pytorch(network, factor, activation):
+    from open_clip.transformer import QuickGELU
+
+    torch.manual_seed(0)
+    changed = copy.deepcopy(network)
+    text = text_tower(changed.clip)
+    with torch.no_grad():
+        for block in text.transformer.resblocks:
+            block.mlp.gelu = QuickGELU() if activation == "quick" else activation()
+            block.mlp.c_fc.weight.mul_(factor)
+            block.attn.in_proj_weight.mul_(factor)
+            for norm in (block.ln_1, block.ln_2):  # Not ones and zeros, as they are at first.
+                norm.weight.copy_(torch.rand_like(norm.weight) + 0.5)
+                norm.bias.copy_(torch.randn_like(norm.bias) / 4)
+    assert_as_pytorch(changed, changed.tokenize(TEXTS))
+
+
+def test_a_text_has_the_same_features_to_the_bit_alone_among_others_and_on_any_number_of_threads(
+    network, num_threads
+):
+    kernel = kernel_of(network)
+    ids = network.tokenize(TEXTS * (1 + MAX_ROWS // 20))
+    torch.set_num_threads(1)
+    alone_each = [kernel(row[None]) for row in ids]
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        for _ in range(10):
+            sentences, positions = kernel(ids)
+            assert torch.equal(sentences, torch.cat([one[0] for one in alone_each]))
+            assert torch.equal(positions, torch.cat([one[1] for one in alone_each]))
+
+
+def test_padding_is_computed_where_the_model_reads_it_and_nowhere_else(network):
+    ids = network.tokenize(TEXTS)
+    mask = network.tokenizer.mask(ids)
+    text, architecture = text_tower(network.clip), network.config.architecture
+    skipping, reading = (TextKernel(text, architecture, network.tokenizer, skips) for skips in (True, False))
+    expected = encode_positions(text, architecture, ids)[1]
+    assert torch.equal(skipping(ids)[1][mask], reading(ids)[1][mask])
+    assert not skipping(ids)[1][~mask].any()
+    assert distance(reading(ids)[1], expected) <= TEXT_TOLERANCE
+    assert torch.equal(skipping(ids)[0], reading(ids)[0])
+
+
+def test_texts_that_begin_differently_do_not_take_each_others_first_token(network):
+    ids = network.tokenize(TEXTS)
+    ids[1, 0], ids[3, 0] = 7, 9
+    assert_as_pytorch(network, ids)
+
+
+def test_a_model_computes_texts_by_the_kernel_and_videos_by_openvino(model_directory, monkeypatch):
+    monkeypatch.setattr(model.xclip, "MIN_PARAMETERS", 1)
+    ours, reference = XClip.load(model_directory, "cpu"), XClip.load(model_directory, "cpu", "torch")
+    assert ours.fingerprint == reference.fingerprint
+    for texts in (TEXTS, TEXTS[1:2], []):
+        found, expected = ours.encode_text(texts), reference.encode_text(texts)
+        assert torch.equal(found.word_mask, expected.word_mask)
+        assert torch.allclose(found.sentence, expected.sentence, atol=TEXT_TOLERANCE)
+        assert torch.allclose(found.words, expected.words, atol=TEXT_TOLERANCE)
+    assert ours.runtimes == {"text": "numba", "vision": None}
+
+
+@pytest.mark.parametrize("problem", ["without Numba", "weights beyond float16", "a kernel that fails"])
+def test_without_the_kernel_the_tower_is_openvinos(problem, model_directory, monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(model.xclip, "MIN_PARAMETERS", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    network = XClip.load(model_directory, "cpu", "torch")
+    if problem == "without Numba":
+        real = model.runtimes.converted.find_spec
+        monkeypatch.setattr(
+            model.runtimes.converted, "find_spec", lambda name: None if name == "numba" else real(name)
+        )
+    elif problem == "a kernel that fails":
+        monkeypatch.setattr(TextKernel, "__call__", lambda *arguments, **options: 1 / 0)
+    else:
+        with torch.no_grad():
+            for block in text_tower(network.clip).transformer.resblocks:
+                block.mlp.c_fc.weight.mul_(1e6)
+    network._use_runtime("auto")
+    with caplog.at_level(logging.WARNING):
+        network.encode_text(TEXTS)
+    messages = [record.message for record in caplog.records if "goes without its kernel" in record.message]
+    assert network.runtimes["text"] == "openvino"
+    if problem == "without Numba":
+        assert not messages
+    elif problem == "a kernel that fails":
+        assert messages == ["the text tower goes without its kernel: ZeroDivisionError: division by zero"]
+    else:
+        assert "computes other features: unit vectors nan apart" in messages[0]
+
+
+# Threads that help
+
+
+def test_helpers_that_come_late_take_part_or_find_nothing_to_do(network, num_threads, monkeypatch):
+    class Late(ThreadPoolExecutor):
+        def submit(self, function, *arguments):
+            def later():
+                started.set()
+                assert go.wait(WITHIN_SECONDS)
+                return function(*arguments)
+
+            future = super().submit(later)
+            assert started.wait(WITHIN_SECONDS)  # It is under way, and cannot be cancelled.
+            futures.append(future)
+            return future
+
+    kernel, ids = kernel_of(network), network.tokenize(TEXTS)
+    torch.set_num_threads(1)
+    expected = kernel(ids)
+    torch.set_num_threads(2)
+    started, go, futures = threading.Event(), threading.Event(), []
+    late = Late(4)
+    monkeypatch.setattr(threads, "_threads", lambda: late)
+    for found, features in zip(kernel(ids), expected, strict=True):
+        assert torch.equal(found, features)
+    assert futures and not futures[0].done()
+    go.set()
+    assert futures[0].result(WITHIN_SECONDS) is None
+
+
+def test_a_helper_leaves_where_the_kernel_was_not_called_in_the_end(network):
+    kernel, team = kernel_of(network), new_team()
+    nothing = np.empty(0, np.float32)
+    texts = Texts(nothing, np.zeros(1, np.int64), True, nothing, nothing)
+    given = (team, texts, kernel._weights, kernel._shape, Scratch(nothing, nothing, nothing))
+    helper = threading.Thread(target=partial(encode_texts, True, *given))
+    helper.start()
+    helper.join(0.05)
+    assert helper.is_alive()
+    dissolve(team)
+    helper.join(WITHIN_SECONDS)
+    assert not helper.is_alive()
+
+
+def test_a_thread_that_is_alone_gets_no_help():
+    helps = []
+    for is_busy in (True, False):
+        with alone(is_busy), helped(lambda: helps.append(threading.current_thread()), 2):
+            pass
+        with ThreadPoolExecutor(os.cpu_count()) as others, alone(), helped(lambda: helps.append(None), 2):
+            others.submit(int).result()
+        assert None not in helps
+    done = threading.Event()
+    with helped(done.set, 2):
+        assert done.wait(WITHIN_SECONDS)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processors are not told apart here")
+def test_help_comes_from_another_processor_where_there_is_one(monkeypatch):
+    allowed, places = os.sched_getaffinity(0), []
+    first = min(allowed)
+    monkeypatch.setattr(threads, "_processor", lambda: first)
+    worker = threading.Thread(
+        target=threads._elsewhere, args=(lambda: places.append(os.sched_getaffinity(0)), first)
+    )
+    worker.start()
+    worker.join(WITHIN_SECONDS)
+    assert places == ([allowed - {first}] if len(allowed) > 1 else [])
+    assert os.sched_getaffinity(0) == allowed
+
+
+def test_a_kernel_is_compiled_again_when_a_file_of_kernels_has_changed():
+    values = [cell.cell_contents for cell in encode_texts.py_func.__closure__]
+    assert SOURCE in values  # Numba puts them into the key of what it has compiled.
+    assert len(SOURCE) == 64 and Path(encode_texts.py_func.__code__.co_filename).parent.name == "kernels"

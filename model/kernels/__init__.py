@@ -1,4 +1,4 @@
-"""Faster ways to the scores of `model.scoring` and to a text's features, equal to the plain ones within rounding.
+"""Faster ways to scores and to the features of texts, each equal to the plain ones within rounding.
 
 `attention` works in blocks within a processor's caches, in PyTorch's operators; `numba_attention` is a kernel
 for processors, and `triton_attention` one for GPUs; `processor` and `gpu` know when they are used. They

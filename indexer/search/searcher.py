@@ -75,6 +75,7 @@ from indexer.store.filters import Filter
 from indexer.store.records import Matches, StoreState, WordMatches
 from indexer.store.store import SearchedStore, open_store_for_searches
 from model.features import TextFeatures
+from model.kernels.threads import at_work
 from model.score_names import SCORE_NAMES
 
 if TYPE_CHECKING:
@@ -194,6 +195,7 @@ class Searcher:
         features = self.text_encoder.encode(texts)
         return EncodedTexts(features, time.perf_counter() - started)
 
+    @at_work()
     def search_all(
         self, queries: Sequence[SearchQuery], encoded: EncodedTexts | None = None
     ) -> SearchAnswers:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from indexer.store.cancellation import raise_if_cancelled
 from model.features import TextFeatures
-from model.kernels.threads import alone
+from model.kernels.threads import at_work
 
 if TYPE_CHECKING:
     from model.xclip import XClip
@@ -85,6 +85,7 @@ class TextEncoder:
         """Texts whose features are kept."""
         return len(self._recent)
 
+    @at_work()
     def encode(self, texts: Sequence[str]) -> TextFeatures:
         """Features of T texts, at least one, in their order. Blocks.
 
@@ -167,8 +168,7 @@ class TextEncoder:
         rows = {key: row for request in batch for key, row in request.missing.items()}
         if not rows:
             return
-        # Where several wait, other threads have work too, and one alone takes less of the processors' time.
-        with torch.inference_mode(), alone(is_busy=len(batch) > 1 or bool(self._waiting)):
+        with torch.inference_mode():
             features = self.model.encode_tokens(torch.stack(list(rows.values())))
             for number, key in enumerate(rows):
                 # A copy: a slice would hold the whole batch in memory as long as one text of it is kept.

@@ -16,6 +16,8 @@ from typing import TypeVar
 Turn = TypeVar("Turn")
 
 _here = threading.local()
+_num_at_work = 0
+_counting = threading.Lock()
 
 
 def in_turns(work: Callable[[Turn], None], turns: Sequence[Turn], num_threads: int) -> None:
@@ -43,9 +45,10 @@ def in_turns(work: Callable[[Turn], None], turns: Sequence[Turn], num_threads: i
 def helped(help: Callable[[], None], num_threads: int) -> Iterator[None]:
     """Have other threads call `help` meanwhile, so that up to `num_threads` are at work with this one.
 
-    Nobody waits for one that comes late: it has to find that nothing is left to do.
+    Nobody waits for one that comes late: it has to find that nothing is left to do. Where several threads are
+    `at_work`, none is helped.
     """
-    if getattr(_here, "is_alone", False):
+    if _num_at_work > 1:
         num_threads = 1
     processor = _processor()
     helpers = [_threads().submit(_elsewhere, help, processor) for _ in range(num_threads - 1)]
@@ -57,13 +60,25 @@ def helped(help: Callable[[], None], num_threads: int) -> Iterator[None]:
 
 
 @contextmanager
-def alone(is_busy: bool = True) -> Iterator[None]:
-    """Meanwhile nobody helps this thread, if other work waits for the processors."""
-    _here.is_alone = is_busy
+def at_work() -> Iterator[None]:
+    """Count this thread, meanwhile, among those that have work or wait for it.
+
+    Where there are others, they keep the processors busy. Work of one thread then takes less time of
+    processors than that of several, which wait for each other.
+    """
+    global _num_at_work
+    if getattr(_here, "is_counted", False):
+        yield
+        return
+    _here.is_counted = True
+    with _counting:
+        _num_at_work += 1
     try:
         yield
     finally:
-        _here.is_alone = False
+        _here.is_counted = False
+        with _counting:
+            _num_at_work -= 1
 
 
 def _elsewhere(help: Callable[[], None], processor: int | None) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -17,6 +17,8 @@ from indexer.search.text_encoding import TextEncoder
 from indexer.store.cancellation import cancellable
 from model.errors import TokenError
 from model.features import TextFeatures
+from model.kernels import threads as model_threads
+from model.kernels.threads import at_work, helped
 from tests.support.small_searchers import tiny_model
 
 WITHIN_SECONDS = 30.0
@@ -105,6 +107,34 @@ def test_a_text_that_finds_the_model_idle_is_encoded_at_once_in_the_thread_of_it
     assert model.batches == [1, 1, 1]
     assert set(threads) == {threading.get_ident()}
     assert encoder.num_waiting == 0
+
+
+def test_texts_that_wait_together_leave_the_other_processors_to_other_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []  # The batches in which a second thread was asked to help.
+
+    class Threads:
+        def submit(self, *arguments: object) -> Future[None]:
+            asked.append(len(model.batches))
+            return Future()
+
+    def helps(ids: Tensor) -> bool:
+        with helped(lambda: None, num_threads=2):
+            return False
+
+    monkeypatch.setattr(model_threads, "_threads", Threads)
+    encoder, model, pool = held_encoder(fails=helps)
+    with pool:
+        waiting = [pool.submit(encoder.encode, [text]) for text in TEXTS]
+        wait_until(lambda: encoder.num_waiting == len(TEXTS))
+        with at_work():  # A search that is behind its encoding, when the batch is encoded.
+            model.let_go.set()
+            for done in waiting:
+                done.result(WITHIN_SECONDS)
+    encoder.encode(["the last"])
+    assert model.batches == [1, len(TEXTS), 1]
+    assert asked == [3]
 
 
 def test_one_batch_takes_no_more_texts_than_it_may_and_the_oldest_first() -> None:

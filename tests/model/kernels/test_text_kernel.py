@@ -22,7 +22,7 @@ import model.xclip
 from model import XClip
 from model.kernels import threads
 from model.kernels.processor import has_instructions
-from model.kernels.threads import alone, helped
+from model.kernels.threads import at_work, helped
 from model.runtimes.tower import TEXT_TOLERANCE, text_to_convert
 from model.towers import encode_positions, text_tower
 from tests.support.small_architectures import FAMILIES, small_architectures
@@ -232,17 +232,25 @@ def test_a_helper_leaves_where_the_kernel_was_not_called_in_the_end(network):
     assert not helper.is_alive()
 
 
-def test_a_thread_that_is_alone_gets_no_help():
-    helps = []
-    for is_busy in (True, False):
-        with alone(is_busy), helped(lambda: helps.append(threading.current_thread()), 2):
-            pass
-        with ThreadPoolExecutor(os.cpu_count()) as others, alone(), helped(lambda: helps.append(None), 2):
-            others.submit(int).result()
-        assert None not in helps
-    done = threading.Event()
-    with helped(done.set, 2):
-        assert done.wait(WITHIN_SECONDS)
+def test_a_thread_is_helped_where_no_other_has_work():
+    def work() -> bool:
+        with at_work(), at_work():  # Counted once.
+            begun.wait()
+            found = is_helped()
+            ended.wait()
+            return found
+
+    def is_helped() -> bool:
+        done = threading.Event()
+        with helped(done.set, 2):
+            return done.wait(0.5)
+
+    for number in (1, 2):
+        begun, ended = threading.Barrier(number), threading.Barrier(number)
+        with ThreadPoolExecutor(number) as pool:
+            found = [pool.submit(work) for _ in range(number)]
+            assert [one.result(WITHIN_SECONDS) for one in found] == [number == 1] * number
+    assert is_helped()
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processors are not told apart here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -117,6 +118,10 @@ def serve(
     SIGTERM or Ctrl-C stops it: requests in progress are answered first. Every option is also an environment
     variable XCLIP_..., and there are more of those: docs/operations.md has all.
     """
+    # Before PyTorch and FAISS are loaded: behind an operator their threads spin for another one, by default
+    # long enough to hold up what a search does next on that processor.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from service.settings import Settings
 
     settings = _read_settings(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import subprocess
@@ -59,6 +60,28 @@ def test_no_help_loads_anything_heavy():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "given, spins", [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_a_server_says_how_long_threads_spin_before_their_library_is_loaded(given, spins, tmp_path):
+    program = (
+        "import importlib.abc, os, sys, xclip_search\n"
+        "class Report(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, *others):\n"
+        "        if name in ('torch', 'faiss'):\n"
+        "            print(os.environ.get('GOMP_SPINCOUNT'))\n"
+        "            sys.stdout.flush()\n"
+        "            os._exit(0)\n"
+        "sys.meta_path.insert(0, Report())\n"
+        "xclip_search.app(sys.argv[1:])\n"
+    )
+    unset = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset} | given
+    command = [sys.executable, "-c", program, "serve", "--index", str(tmp_path / "index"), "--model", "demo"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
+    assert (result.returncode, result.stdout.strip()) == (0, spins), result.stderr
 
 
 @pytest.mark.parametrize("name", xclip_search.COMMANDS)

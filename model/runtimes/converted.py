@@ -122,7 +122,7 @@ class ConvertedTower:
     def _kernel(self) -> TextKernel | None:
         """The kernel, if there is one for this tower and this processor, and it computes the same."""
         tower = self._tower
-        if tower.kernel is None or not has_instructions() or find_spec("numba") is None:
+        if tower.kernel is None or find_spec("numba") is None or not has_instructions():
             return None
         try:
             if (kernel := tower.kernel()) is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -169,6 +170,7 @@ def test_without_the_kernel_the_tower_is_openvinos(problem, model_directory, mon
         monkeypatch.setattr(
             model.runtimes.converted, "find_spec", lambda name: None if name == "numba" else real(name)
         )
+        monkeypatch.setitem(sys.modules, "llvmlite.binding", None)  # It comes with Numba.
     elif problem == "a kernel that fails":
         monkeypatch.setattr(TextKernel, "__call__", lambda *arguments, **options: 1 / 0)
     else:

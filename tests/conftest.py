@@ -181,6 +181,8 @@ LONGEST = (
     "indexer/maintenance/test_export.py",
     "service/ingest/test_worker.py",
     "test_end_to_end.py",
+    "model/kernels/test_numba_attention.py",
+    "model/kernels/test_text_kernel.py",
     "model/kernels/test_triton_attention.py",
     "model/test_runtimes.py",
     "model/test_goldens.py",

@@ -1,4 +1,4 @@
-"""Threads that divide the stages of a kernel, each of which takes some microseconds.
+"""Threads that divide the stages of a kernel, of which there are many short ones.
 
 A thread begins alone. Others join when they come to it, and take part from the next stage on: nobody waits
 for one that the operating system has not started yet. Within a stage they wait for each other, at first
@@ -32,7 +32,7 @@ _OVER: Final = -1
 """In place of a stage: there are no more."""
 
 _SPINS: Final = 200
-"""Looks, some microseconds in all, before a waiting thread lets others on its processor pass at each look.
+"""Looks, a short moment, before a waiting thread lets others on its processor pass at each look.
 The one it waits for may be among them."""
 
 

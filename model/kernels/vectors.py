@@ -150,14 +150,18 @@ def load(context: Any, array: Any, index: Any) -> Any:
     return _lanes(array, types.intp), code
 
 
+def _widened(builder: Any, address: Any) -> Any:
+    """LANES float16 at an address, as float32."""
+    return builder.fpext(builder.load(address, align=2), _FLOATS)
+
+
 @intrinsic
 def load_halves(context: Any, array: Any, index: Any) -> Any:
     """LANES float16 that begin at the byte array[index]."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         array, index = values
-        address = _address(context, builder, signature.args[0], array, index, _HALVES)
-        return builder.fpext(builder.load(address, align=2), _FLOATS)
+        return _widened(builder, _address(context, builder, signature.args[0], array, index, _HALVES))
 
     return _lanes(array, types.intp), code
 
@@ -346,7 +350,7 @@ def multiply_tile(context: Any, num_rows: Any, rows: Any, vectors: Any, found: A
         def vector_at(place: Any) -> Any:
             if signature.args[2].dtype == types.float32:
                 return builder.load(at("vectors", place), align=4)
-            return builder.fpext(builder.load(at("vectors", place, _HALVES), align=2), _FLOATS)
+            return _widened(builder, at("vectors", place, _HALVES))
 
         end = builder.append_basic_block("end")
         switch = builder.switch(num_rows, end)

@@ -204,11 +204,12 @@ class XClip(nn.Module):
         used = usable_runtime(runtime, self.device)
         if used == "torch":
             return
-        text = text_to_convert(self.clip, self.config, self.tokenizer)
         towers = [
-            replace(text, kernel=None) if runtime == "openvino" else text,
+            text_to_convert(self.clip, self.config, self.tokenizer),
             vision_to_convert(self.clip, self.config, bfloat16=used == "openvino-bf16"),
         ]
+        if runtime == "openvino":
+            towers = [replace(tower, kernel=None) for tower in towers]
         self._converted = {
             tower.name: ConvertedTower(tower, lambda: self._weights_fingerprint)
             for tower in towers

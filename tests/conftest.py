@@ -182,7 +182,7 @@ LONGEST = (
     "service/ingest/test_worker.py",
     "test_end_to_end.py",
     "model/kernels/test_numba_attention.py",
-    "model/kernels/test_text_kernel.py",
+    "model/kernels/test_tower_kernels.py",
     "model/kernels/test_triton_attention.py",
     "model/test_runtimes.py",
     "model/test_goldens.py",

@@ -22,6 +22,7 @@ import numpy as np
 from numba import njit, types
 from numpy.typing import NDArray
 
+from model.kernels.products import multiply_matrix, multiply_rows
 from model.kernels.vectors import (
     LANES,
     OPTIONS,
@@ -37,8 +38,6 @@ from model.kernels.vectors import (
     load_integers,
     multiply,
     multiply_add,
-    multiply_matrix,
-    multiply_rows,
     prefetch,
     put_sums,
     store,
@@ -473,8 +472,8 @@ def _kernels(source):
         """`count` rows times a matrix [D, D], all flat, on one thread: several would wait for each other, on
         a busy machine longer than the few rows of a text take."""
         _ = source
-        shape, share = (count, dimension, dimension), (0, dimension // LANES)
-        multiply_matrix(rows, shape, share, matrix, (0, LANES, dimension), found)
+        of_rows, of_matrix = (0, dimension, count, dimension), (dimension // LANES, 0, LANES, dimension)
+        multiply_matrix(rows, of_rows, matrix, of_matrix, found, (0, dimension))
 
     return score, map_rows
 

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +26,7 @@ from model.runtimes.tower import Tower, with_plain_attention
 
 if TYPE_CHECKING:
     from model.runtimes.openvino import CompiledTower
-    from model.runtimes.text_kernel import TextKernel
+    from model.runtimes.tower_kernels import TextKernel, VisionKernel
 
 MIN_PARAMETERS = 10_000_000
 """Of a tower that `auto` converts: PyTorch computes smaller ones in the time that OpenVINO takes to load."""
@@ -82,7 +81,7 @@ class ConvertedTower:
         """`fingerprint`: of all weights, config and preprocessing; called at the first call."""
         self._tower = tower
         self._fingerprint = fingerprint
-        self._compiled: TextKernel | CompiledTower | None = None
+        self._compiled: TextKernel | VisionKernel | CompiledTower | None = None
         self._is_ready = False
         self._loading = threading.Lock()
 
@@ -116,10 +115,10 @@ class ConvertedTower:
             return "torch"
         return self._compiled.runtime
 
-    def _load(self) -> TextKernel | CompiledTower | None:
+    def _load(self) -> TextKernel | VisionKernel | CompiledTower | None:
         return self._kernel() or self._openvino()
 
-    def _kernel(self) -> TextKernel | None:
+    def _kernel(self) -> TextKernel | VisionKernel | None:
         """The kernel, if there is one for this tower and this processor, and it computes the same."""
         tower = self._tower
         if tower.kernel is None or find_spec("numba") is None or not has_instructions():
@@ -127,7 +126,8 @@ class ConvertedTower:
         try:
             if (kernel := tower.kernel()) is None:
                 return None
-            problem = self._problem(partial(kernel, every_position=True))
+            # That of texts leaves out what PyTorch computes of padding.
+            problem = self._problem(getattr(kernel, "every_position", kernel))
         except Exception as error:  # Numba's have no common class.
             problem = f"{type(error).__name__}: {_first_line(error)}"
         if problem is not None:

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from model.tokenization import TextTokenizer
 from model.towers import encode_positions, text_tower
 
 if TYPE_CHECKING:
-    from model.runtimes.text_kernel import TextKernel
+    from model.runtimes.tower_kernels import TextKernel, VisionKernel
 
 TEXT_TOLERANCE = math.sqrt(2 * (1 - 0.99999))
 """Longest difference between a unit vector of a text and PyTorch's: a cosine of 0.99999. Weights in float16
@@ -64,7 +64,7 @@ class Tower:
     tolerance: float
     half: bool
     bfloat16: bool = False
-    kernel: Callable[[], TextKernel | None] | None = None
+    kernel: Callable[[], TextKernel | VisionKernel | None] | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -80,9 +80,9 @@ def text_to_convert(clip: nn.Module, config: XClipConfig, tokenizer: TextTokeniz
     text = text_tower(clip)
 
     def kernel() -> TextKernel | None:
-        from model.runtimes.text_kernel import TextKernel, is_clips
+        from model.runtimes.tower_kernels import TextKernel, has_text_kernel
 
-        if not is_clips(text, architecture):
+        if not has_text_kernel(text, architecture):
             return None
         return TextKernel(text, architecture, tokenizer, skips_padding=config.mask_padding)
 
@@ -110,7 +110,12 @@ def vision_to_convert(clip: nn.Module, config: XClipConfig, bfloat16: bool = Fal
 
     bfloat16: compute them in bfloat16.
     """
-    size = config.image_size
+    size, visual = config.image_size, cast(nn.Module, clip.visual)
+
+    def kernel() -> VisionKernel | None:
+        from model.runtimes.tower_kernels import VisionKernel, has_vision_kernel
+
+        return VisionKernel(visual) if has_vision_kernel(visual) else None
 
     def probes() -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)
@@ -126,12 +131,13 @@ def vision_to_convert(clip: nn.Module, config: XClipConfig, bfloat16: bool = Fal
 
     return Tower(
         name="vision",
-        module=_Vision(clip.visual),
+        module=_Vision(visual),
         shape=(-1, 3, size, size),
         probes=probes,
         tolerance=BFLOAT16_TOLERANCE if bfloat16 else FRAME_TOLERANCE,
         half=False,
         bfloat16=bfloat16,
+        kernel=None if bfloat16 else kernel,
     )
 
 

@@ -117,14 +117,14 @@ def test_attention_in_plain_words_is_that_of_pytorch_and_shares_its_weights(mode
         )
 
 
-def test_auto_is_the_kernel_and_openvino_except_for_small_towers(model_directory, monkeypatch):
+def test_auto_is_the_kernel_except_for_small_towers(model_directory, monkeypatch):
     assert XClip.load(model_directory, "cpu").runtimes == {"text": "torch", "vision": "torch"}
     monkeypatch.setattr(model.xclip, "MIN_PARAMETERS", 1)
     network = XClip.load(model_directory, "cpu")
     network.encode_text(TEXTS)
     assert network.runtimes == {"text": "numba", "vision": None}
     network.prepare("text", "vision")
-    assert network.runtimes == {"text": "numba", "vision": "openvino"}
+    assert network.runtimes == {"text": "numba", "vision": "numba"}
 
 
 def test_a_gpu_computes_with_pytorch_and_wrong_wishes_are_refused():

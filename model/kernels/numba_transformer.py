@@ -52,7 +52,8 @@ class Shape(NamedTuple):
 
     width: of rows. hidden: of its feed-forward parts. dimension: of features, D; 0 where rows are the result.
     epsilon: of layer normalisation. is_quick: whether GELU is CLIP's approximation of it. is_causal: whether
-    positions attend to those before them alone.
+    positions attend to those before them alone. of_first: whether the first row of each sequence is all that
+    is wanted: the last block then leaves out the others.
     """
 
     num_blocks: int
@@ -63,6 +64,7 @@ class Shape(NamedTuple):
     epsilon: float
     is_quick: bool
     is_causal: bool
+    of_first: bool
 
 
 class Weights(NamedTuple):
@@ -83,7 +85,8 @@ class Weights(NamedTuple):
 class Sequences(NamedTuple):
     """S sequences of M rows.
 
-    rows: float32 [M, width], embeddings; the kernel changes them.
+    rows: float32 [M, width], embeddings; the kernel changes them. With `Shape.of_first` the first S are the
+        result.
     starts: int64 [S + 1], where the rows of each sequence begin, and where the last ones end.
     follow: whether they follow a first row, which is not among them.
     first: float32 [num_blocks, 2, width], key and value of that row; of causal sequences that do not follow
@@ -295,37 +298,37 @@ def _soften(logits, place, num_seen, count, scale):
 
 
 @njit(**OPTIONS)
-def _attend(sequence, block, heads, shape, scratch, own):
+def _attend(sequence, wanted, heads, shape, scratch, own):
     """Attention within a sequence, of a group of heads, to `Integers`.
 
     sequence: its first row and the one behind the last; whether they follow another one, and key and value of
-    that in all blocks. heads: the first, and how many. own: a piece of an array.
+    that in all blocks. wanted: how many rows, and where the first one's result goes. heads: the block, the
+    first head, and how many. own: a piece of an array.
     """
-    begin, end, follow, _ = sequence
-    attention = scratch.attention
+    (begin, end, follow, _), (block, head, num_heads), attention = sequence, heads, scratch.attention
     (values, mixed), step, count = own, 3 * shape.width, end - begin + follow
     size = shape.width // shape.num_heads
     scale, num_vectors = np.float32(1 / np.sqrt(size)), (count + LANES - 1) // LANES
-    of_group, padded = heads[1] * size, num_vectors * LANES
+    of_group, padded = num_heads * size, num_vectors * LANES
     logits = mixed + _AT_ONCE * of_group
     packed, of_head = logits + _AT_ONCE * padded, (padded + count) * size
-    for number in range(heads[1]):
-        _pack(sequence, block, heads[0] + number, shape, attention, (values, packed + number * of_head))
-    for row in range(begin, end, _AT_ONCE):
-        num_rows = min(_AT_ONCE, end - row)
-        for number in range(heads[1]):
+    for number in range(num_heads):
+        _pack(sequence, block, head + number, shape, attention, (values, packed + number * of_head))
+    for row in range(0, wanted[0], _AT_ONCE):
+        num_rows = min(_AT_ONCE, wanted[0] - row)
+        for number in range(num_heads):
             keys = packed + number * of_head
-            of_rows = (row * step + (heads[0] + number) * size, step, num_rows, size)
+            of_rows = ((begin + row) * step + (head + number) * size, step, num_rows, size)
             of_keys = (num_vectors, keys, LANES * size, np.int64(LANES))
             multiply_matrix(attention, of_rows, values, of_keys, values, (logits, padded))
             for i in range(num_rows):
-                num_seen = row + i + 1 - begin + follow if shape.is_causal else count
+                num_seen = row + i + 1 + follow if shape.is_causal else count
                 _soften(values, logits + i * padded, num_seen, count, scale)
             of_values = (size // LANES, keys + padded * size, np.int64(LANES), size)
             of_mixed = (mixed + number * size, of_group)
             multiply_matrix(values, (logits, padded, num_rows, count), values, of_values, values, of_mixed)
         for i in range(num_rows):
-            pair = ((row + i) * shape.width + heads[0] * size) // 2
+            pair = ((wanted[1] + row + i) * shape.width + head * size) // 2
             to_integers(values, mixed + i * of_group, of_group, scratch.normal, pair)
 
 
@@ -336,16 +339,28 @@ _group = njit(**OPTIONS)(_heads_at_once)
 def _attend_all(sequences, block, part, shape, scratch, own):
     """Attention within all sequences. part: see `_share`."""
     starts, first, width, size = sequences.starts, sequences.first, shape.width, _group(shape)
-    groups = _share((len(starts) - 1) * (shape.num_heads // size), part)
+    num_sequences, num_groups = len(starts) - 1, shape.num_heads // size
     if shape.is_causal and not sequences.follow and part[0] == 0:
         for i in range(width):
             first[2 * block * width + i] = scratch.attention[width + i]
             first[(2 * block + 1) * width + i] = scratch.attention[2 * width + i]
-    for number in range(groups[0], groups[1]):
-        which, group = number // (shape.num_heads // size), number % (shape.num_heads // size)
-        sequence = (starts[which], starts[which + 1], np.int64(sequences.follow), first)
-        heads = (group * size, size)
-        _attend(sequence, block, heads, shape, scratch, own)
+    is_short = _is_short(block, shape)
+    if is_short and part[0] == 0:
+        for number in range(num_sequences):
+            for i in range(0, width, LANES):
+                store(sequences.rows, number * width + i, load(sequences.rows, starts[number] * width + i))
+    begin, end = _share(num_sequences * num_groups, part)
+    for item in range(begin, end):
+        number = item // num_groups
+        sequence = (starts[number], starts[number + 1], np.int64(sequences.follow), first)
+        wanted = (np.int64(1), number) if is_short else (starts[number + 1] - starts[number], starts[number])
+        _attend(sequence, wanted, (block, item % num_groups * size, size), shape, scratch, own)
+
+
+@njit(**OPTIONS)
+def _is_short(block, shape):
+    """Whether, from attention on, a block is computed for the first row of each sequence alone."""
+    return shape.of_first and block == shape.num_blocks - 1
 
 
 # Stages: of each block a normalisation, a product, attention, a product, a normalisation, two products
@@ -363,9 +378,10 @@ def _share(count, part):
 @njit(**OPTIONS)
 def _work(stage, part, sequences, weights, shape, scratch):
     """A part of a stage: of rows that are normalised, of heads, or of the columns of a product."""
-    count, width, hidden = sequences.starts[len(sequences.starts) - 1], shape.width, shape.hidden
+    starts, width, hidden = sequences.starts, shape.width, shape.hidden
     own, vectors = (scratch.own, part[0] * scratch.own_size), weights.vectors
     block, number = stage // _STAGES, stage % _STAGES
+    count = len(starts) - 1 if number > 2 and _is_short(block, shape) else starts[len(starts) - 1]
     of_attention, of_mixed = packed_size(3 * width, width), packed_size(width, width)
     of_hidden, of_activated = packed_size(hidden, width), packed_size(width, hidden)
     at = block * (14 * width + 2 * hidden)
@@ -442,7 +458,7 @@ def _signature():
     floats, pairs, number, flag = types.float32[::1], types.int32[::1], types.int64, types.boolean
     sequences = types.NamedTuple((floats, number[::1], flag, floats, floats), Sequences)
     weights = types.NamedTuple((pairs, floats), Weights)
-    shape = types.NamedTuple((*[number] * 5, types.float64, flag, flag), Shape)
+    shape = types.NamedTuple((*[number] * 5, types.float64, *[flag] * 3), Shape)
     integers = types.NamedTuple((pairs, floats), Integers)
     scratch = types.NamedTuple((integers, integers, floats, floats, number), Scratch)
     return types.void(flag, number[::1], sequences, weights, shape, scratch)

@@ -57,7 +57,8 @@ class TextKernel:
         matrix = _projection(tower)
         bias = getattr(tower.text_projection, "bias", None)
         projection = Projection(tower.ln_final, matrix, torch.zeros(len(matrix)) if bias is None else bias)
-        self._transformer = TransformerKernel(list(tower.transformer.resblocks), True, projection)
+        blocks = list(tower.transformer.resblocks)
+        self._transformer = TransformerKernel(blocks, is_causal=True, projection=projection)
         self._first = lru_cache(4)(self._computed_first)
 
     def __call__(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,8 +117,12 @@ class VisionKernel:
     def __init__(self, tower: Any) -> None:
         """Packs the weights of a tower that `has_vision_kernel`. What is before and behind its blocks stays
         PyTorch's."""
+        of_first = tower.pool_type == "tok" and tower.attn_pool is None
         self._tower = copy.copy(tower)
-        self._tower._modules = {**tower._modules, "transformer": _Blocks(tower.transformer.resblocks)}
+        self._tower._modules = {
+            **tower._modules,
+            "transformer": _Blocks(tower.transformer.resblocks, of_first),
+        }
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor]:
         """From normalised pixels, float [N, 3, R, R], at least one, to frames, float [N, D]."""
@@ -126,19 +131,20 @@ class VisionKernel:
 
 
 class _Blocks(nn.Module):
-    """`open_clip.transformer.Transformer`, without attention masks."""
+    """`open_clip.transformer.Transformer` without masks. of_first: of the first positions alone."""
 
-    def __init__(self, blocks: nn.ModuleList) -> None:
+    def __init__(self, blocks: Any, of_first: bool) -> None:
         super().__init__()
-        self._kernel = TransformerKernel(list(blocks), False)
+        self._kernel = TransformerKernel(list(blocks), of_first=of_first)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float [N, L, width] to the same."""
-        num_frames = max(1, MAX_PATCHES // x.shape[1])
+        """float [N, L, width] to the same, or to [N, 1, width]."""
+        length, width = x.shape[1:]
         parts = []
-        for part in torch.split(x.detach().float(), num_frames):
-            rows = part.contiguous().clone().numpy().reshape(-1, x.shape[2])
-            parts.append(torch.from_numpy(self._kernel(rows, [x.shape[1]] * len(part))).view(part.shape))
+        for part in torch.split(x.detach().float(), max(1, MAX_PATCHES // length)):
+            rows = part.contiguous().clone().numpy().reshape(-1, width)
+            found = self._kernel(rows, [length] * len(part))
+            parts.append(torch.from_numpy(found).view(len(part), -1, width))
         return torch.cat(parts)
 
 

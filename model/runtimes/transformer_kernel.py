@@ -38,9 +38,14 @@ class TransformerKernel:
     """
 
     def __init__(
-        self, blocks: Sequence[ResidualAttentionBlock], is_causal: bool, projection: Projection | None = None
+        self,
+        blocks: Sequence[ResidualAttentionBlock],
+        *,
+        is_causal: bool = False,
+        of_first: bool = False,
+        projection: Projection | None = None,
     ) -> None:
-        """Packs the weights of blocks that `is_clips`."""
+        """Packs the weights of blocks that `is_clips`. is_causal, of_first: see `Shape`."""
         first = blocks[0]
         self.shape: Final = Shape(
             len(blocks),
@@ -51,6 +56,7 @@ class TransformerKernel:
             first.ln_1.eps,
             isinstance(first.mlp.gelu, QuickGELU),
             is_causal,
+            of_first,
         )
         matrices: list[NDArray[np.int32]] = []
         vectors: list[NDArray[np.float32]] = []
@@ -82,7 +88,7 @@ class TransformerKernel:
             first: See `Sequences.follow` and `Sequences.first`; not used by default.
 
         Returns:
-            float32 [M, D], or `rows` without a projection.
+            float32 [M, D]; without a projection what became of the rows, or of the first of each sequence.
         """
         shape = self.shape
         features = np.empty((len(rows), shape.dimension), np.float32)
@@ -100,7 +106,9 @@ class TransformerKernel:
                 encode(False, *given)
         finally:
             dissolve(team)
-        return features if shape.dimension else rows
+        if shape.dimension:
+            return features
+        return rows[: len(lengths)] if shape.of_first else rows
 
 
 def is_clips(blocks: Sequence[nn.Module], dimension: int = BLOCK) -> bool:

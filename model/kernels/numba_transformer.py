@@ -22,7 +22,16 @@ from numpy.typing import NDArray
 
 from model.kernels.fixed_point import BLOCK, Integers, multiply_integers, packed_size, to_integers
 from model.kernels.products import multiply_matrix
-from model.kernels.stages import begin_stage, dismiss, end_stage, join, leave_stage, next_stage
+from model.kernels.stages import (
+    close_stage,
+    dismiss,
+    finish,
+    is_open,
+    join,
+    open_stage,
+    take,
+    wait_for_stage,
+)
 from model.kernels.vectors import (
     LANES,
     OPTIONS,
@@ -106,7 +115,7 @@ class Scratch(NamedTuple):
 
     normal: what products with `width` numbers are of. hidden: the same with `hidden` ones.
     attention: float32 [M, 3 width], queries, keys and values.
-    own: float32, of each part of a stage a piece of `own_size`.
+    own: float32, of each thread a piece of `own_size`.
     """
 
     normal: Integers
@@ -124,8 +133,8 @@ def _heads_at_once(shape):
     return count
 
 
-def new_scratch(shape: Shape, lengths: list[int], num_parts: int) -> Scratch:
-    """For sequences of so many rows each, and that many parts of a stage."""
+def new_scratch(shape: Shape, lengths: list[int], num_threads: int) -> Scratch:
+    """For sequences of so many rows each."""
     num_rows, most = sum(lengths), max(lengths) + 1
     width = _heads_at_once(shape) * shape.width // shape.num_heads
     padded = most + LANES  # A multiple of LANES is in between.
@@ -140,12 +149,12 @@ def new_scratch(shape: Shape, lengths: list[int], num_parts: int) -> Scratch:
         integers(shape.width),
         integers(shape.hidden),
         np.empty(3 * num_rows * shape.width, np.float32),
-        np.empty(num_parts * own_size, np.float32),
+        np.empty(num_threads * own_size, np.float32),
         own_size,
     )
 
 
-# Parts of a stage
+# Items of stages
 
 _FAR_BELOW: Final = np.float32(-1e30)
 """Below all logits."""
@@ -154,7 +163,10 @@ _AT_ONCE: Final = 36
 """Rows whose attention is computed at a time: their logits stay within the nearest cache."""
 
 _COLUMNS: Final = 96
-"""Columns of a product that are finished at a time: a multiple of BLOCK and of three times LANES."""
+"""Columns of a product that are an item: a multiple of BLOCK and of three times LANES."""
+
+_ROWS: Final = 8
+"""Rows whose normalisation is an item."""
 
 _BIAS, _RESIDUAL, _GELU, _QUICK_GELU = range(4)
 """What follows a product: its bias alone; that, and rows to which it is added; that, and an activation."""
@@ -214,7 +226,7 @@ def _finish(own, share, scales, kind, target):
     """What follows a product, but for activations that become integers.
 
     own: the product, [M, _COLUMNS] in a piece of an array. share: of the columns of all of it the first and
-    the one behind the last, M, and N. scales: an array, and the places of the products' scales and of their
+    the one behind the last; M, and N. scales: an array, and the places of the products' scales and of their
     biases. kind: `_BIAS` or another. target: float32 [M, N]; of activations not used."""
     (product, place), (begin, end, count, width), (vectors, scale, bias) = own, share, scales
     for row in range(count):
@@ -233,23 +245,20 @@ def _finish(own, share, scales, kind, target):
 
 @njit(**OPTIONS)
 def _multiply(source, product, share, weights, own, found):
-    """A product of `Integers` [M, K], and what follows.
+    """Columns of a product of `Integers` [M, K], and what follows.
 
     product: K; the places of its matrix, and of the products' scales, which the biases follow; and `_BIAS` or
     another. share: see `_finish`. own: a piece of an array. found: where results go, float32 [M, N], and
     `Integers` [M, N] for activations.
     """
     (size, place, at, kind), (begin, end, count, width) = product, share
-    for first in range(begin, end, _COLUMNS):
-        last = min(end, first + _COLUMNS)
-        of_matrix = (place, first // LANES, last // LANES)
-        multiply_integers(source, (count, size), weights.matrices, of_matrix, own[0], (own[1], _COLUMNS))
-        scales = (weights.vectors, at, at + width)
-        _finish(own, (first, last, count, width), scales, kind, found[0])
-        if kind in (_GELU, _QUICK_GELU):
-            for row in range(count):
-                pair = (row * width + first) // 2
-                to_integers(own[0], own[1] + row * _COLUMNS, last - first, found[1], pair)
+    of_matrix = (place, begin // LANES, end // LANES)
+    multiply_integers(source, (count, size), weights.matrices, of_matrix, own[0], (own[1], _COLUMNS))
+    _finish(own, share, (weights.vectors, at, at + width), kind, found[0])
+    if kind in (_GELU, _QUICK_GELU):
+        for row in range(count):
+            pair = (row * width + begin) // 2
+            to_integers(own[0], own[1] + row * _COLUMNS, end - begin, found[1], pair)
 
 
 # Attention
@@ -336,25 +345,23 @@ _group = njit(**OPTIONS)(_heads_at_once)
 
 
 @njit(**OPTIONS)
-def _attend_all(sequences, block, part, shape, scratch, own):
-    """Attention within all sequences. part: see `_share`."""
+def _attend_item(sequences, block, item, shape, scratch, own):
+    """Attention within a sequence, of a group of heads. item: both are counted, groups first."""
     starts, first, width, size = sequences.starts, sequences.first, shape.width, _group(shape)
-    num_sequences, num_groups = len(starts) - 1, shape.num_heads // size
-    if shape.is_causal and not sequences.follow and part[0] == 0:
+    number, group = item // (shape.num_heads // size), item % (shape.num_heads // size)
+    if shape.is_causal and not sequences.follow and item == 0:
         for i in range(width):
             first[2 * block * width + i] = scratch.attention[width + i]
             first[(2 * block + 1) * width + i] = scratch.attention[2 * width + i]
-    is_short = _is_short(block, shape)
-    if is_short and part[0] == 0:
-        for number in range(num_sequences):
-            for i in range(0, width, LANES):
-                store(sequences.rows, number * width + i, load(sequences.rows, starts[number] * width + i))
-    begin, end = _share(num_sequences * num_groups, part)
-    for item in range(begin, end):
-        number = item // num_groups
-        sequence = (starts[number], starts[number + 1], np.int64(sequences.follow), first)
-        wanted = (np.int64(1), number) if is_short else (starts[number + 1] - starts[number], starts[number])
-        _attend(sequence, wanted, (block, item % num_groups * size, size), shape, scratch, own)
+    sequence = (starts[number], starts[number + 1], np.int64(sequences.follow), first)
+    wanted = (starts[number + 1] - starts[number], starts[number])
+    if _is_short(block, shape):
+        wanted = (np.int64(1), number)
+        if item == 0:
+            for row in range(len(starts) - 1):
+                for i in range(0, width, LANES):
+                    store(sequences.rows, row * width + i, load(sequences.rows, starts[row] * width + i))
+    _attend(sequence, wanted, (block, group * size, size), shape, scratch, own)
 
 
 @njit(**OPTIONS)
@@ -369,75 +376,92 @@ _STAGES: Final = 7
 
 
 @njit(**OPTIONS)
-def _share(count, part):
-    """The first of a part, and the one behind the last. part: its number, and how many there are."""
-    number, num_parts = part
-    return count * number // num_parts, count * (number + 1) // num_parts
+def _extent(stage, sequences, shape):
+    """Rows of a stage; columns of its product, 0 where it is none; and how many items it has."""
+    block, number = stage // _STAGES, stage % _STAGES
+    num_sequences = len(sequences.starts) - 1
+    count = num_sequences if number > 2 and _is_short(block, shape) else sequences.starts[num_sequences]
+    if number == 2:
+        return count, 0, num_sequences * (shape.num_heads // _group(shape))
+    if number in (0, 4):
+        return count, 0, (count + _ROWS - 1) // _ROWS
+    columns = shape.width
+    if number == 1:
+        columns = shape.dimension if block == shape.num_blocks else 3 * shape.width
+    elif number == 5:
+        columns = shape.hidden
+    return count, columns, (columns + _COLUMNS - 1) // _COLUMNS
 
 
 @njit(**OPTIONS)
-def _work(stage, part, sequences, weights, shape, scratch):
-    """A part of a stage: of rows that are normalised, of heads, or of the columns of a product."""
-    starts, width, hidden = sequences.starts, shape.width, shape.hidden
-    own, vectors = (scratch.own, part[0] * scratch.own_size), weights.vectors
+def _work(stage, item, thread, given):
+    """An item of a stage: rows to normalise, heads, or columns of a product. given: as for `_encode`."""
+    sequences, weights, shape, scratch = given
+    width, hidden, own = shape.width, shape.hidden, (scratch.own, thread * scratch.own_size)
     block, number = stage // _STAGES, stage % _STAGES
-    count = len(starts) - 1 if number > 2 and _is_short(block, shape) else starts[len(starts) - 1]
+    if number == 2:
+        _attend_item(sequences, block, item, shape, scratch, own)
+        return
+    count, columns, _ = _extent(stage, sequences, shape)
     of_attention, of_mixed = packed_size(3 * width, width), packed_size(width, width)
     of_hidden, of_activated = packed_size(hidden, width), packed_size(width, hidden)
     at = block * (14 * width + 2 * hidden)
     place = block * (of_attention + of_mixed + of_hidden + of_activated)
-    if number == 2:
-        _attend_all(sequences, block, part, shape, scratch, own)
-        return
     if number in (0, 4):
-        scales = (vectors, at + (10 * width if number else 0))
-        _normalize(sequences.rows, _share(count, part), shape, scales, own, scratch.normal)
+        scales = (weights.vectors, at + (10 * width if number else 0))
+        share = (item * _ROWS, min(count, (item + 1) * _ROWS))
+        _normalize(sequences.rows, share, shape, scales, own, scratch.normal)
         return
-    source, target, size, columns = scratch.normal, scratch.attention, width, 3 * width
+    source, target, size = scratch.normal, sequences.rows, width
     if number == 1:
         kind, at = _BIAS, at + 2 * width
-        if block == shape.num_blocks:
-            target, columns = sequences.features, shape.dimension
+        target = sequences.features if block == shape.num_blocks else scratch.attention
     elif number == 3:
-        kind, target, columns = _RESIDUAL, sequences.rows, width
-        at, place = at + 8 * width, place + of_attention
+        kind, at, place = _RESIDUAL, at + 8 * width, place + of_attention
     elif number == 5:
-        kind, columns = _QUICK_GELU if shape.is_quick else _GELU, hidden
+        kind = _QUICK_GELU if shape.is_quick else _GELU
         at, place = at + 12 * width, place + of_attention + of_mixed
     else:
-        kind, source, target = _RESIDUAL, scratch.hidden, sequences.rows
-        size, columns = hidden, width
+        kind, source, size = _RESIDUAL, scratch.hidden, hidden
         at, place = at + 12 * width + 2 * hidden, place + of_attention + of_mixed + of_hidden
     # One product at one place in the code, where it is long.
-    begin, end = _share(columns // BLOCK, part)
-    share, product = (begin * BLOCK, end * BLOCK, count, columns), (size, place, at, np.int64(kind))
+    share = (item * _COLUMNS, min(columns, (item + 1) * _COLUMNS), count, columns)
+    product = (size, place, at, np.int64(kind))
     _multiply(source, product, share, weights, own, (target, scratch.hidden))
 
 
 @njit(**OPTIONS)
-def _encode(team, sequences, weights, shape, scratch):
-    """Sequences through the transformer. team: see `new_team`; others may `_help` with the same arguments."""
+def _work_on(team, thread, given):
+    """Items of the stage that is open, until there are no more. Returns which stage it was."""
+    while True:
+        stage, item = take(team)
+        if not is_open(stage) or item >= _extent(stage, given[0], given[2])[2]:
+            return stage
+        _work(stage, item, thread, given)
+        finish(team)
+
+
+@njit(**OPTIONS)
+def _encode(team, given):
+    """Sequences through the transformer. team: see `new_team`; others may `_help` with the same arguments.
+    given: `Sequences`, `Weights`, `Shape` and `Scratch`."""
+    sequences, _, shape, _ = given
     num_stages = _STAGES * shape.num_blocks
     if shape.dimension:  # The last normalisation, and the projection.
         num_stages += 2
     for stage in range(num_stages):
-        num_parts = begin_stage(team, stage)
-        _work(stage, (np.int64(0), num_parts), sequences, weights, shape, scratch)
-        end_stage(team, num_parts)
+        open_stage(team, stage)
+        _work_on(team, np.int64(0), given)
+        close_stage(team, _extent(stage, sequences, shape)[2])
     dismiss(team)
 
 
 @njit(**OPTIONS)
-def _help(team, sequences, weights, shape, scratch):
+def _help(team, given):
     """Take part in what another thread does with `_encode`, until it has ended."""
-    part, stage = join(team), np.int64(-1)
-    while True:
-        stage, num_parts = next_stage(team, stage)
-        if num_parts == 0:
-            return
-        if part < num_parts:
-            _work(stage, (part, num_parts), sequences, weights, shape, scratch)
-            leave_stage(team)
+    thread = join(team)
+    while wait_for_stage(team, _work_on(team, thread, given)):
+        pass
 
 
 def _kernel(source):
@@ -446,10 +470,11 @@ def _kernel(source):
     def encode(helps, team, sequences, weights, shape, scratch):
         """`_help` or `_encode`."""
         _ = source
+        given = (sequences, weights, shape, scratch)
         if helps:
-            _help(team, sequences, weights, shape, scratch)
+            _help(team, given)
         else:
-            _encode(team, sequences, weights, shape, scratch)
+            _encode(team, given)
 
     return encode
 

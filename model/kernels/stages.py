@@ -1,11 +1,11 @@
 """Threads that divide the stages of a kernel, of which there are many short ones.
 
-A thread begins alone. Others join when they come to it, and take part from the next stage on: nobody waits
-for one that the operating system has not started yet. Within a stage they wait for each other, at first
-without telling the operating system, as it is soon over.
+A stage is a number of items that any thread may do. One thread leads; others take an item whenever they come:
+nobody waits for one that the operating system has not started yet, or lets wait, but for the item that it is
+at. Who finds nothing to do waits at first without telling the operating system, as a stage is soon over.
 
-    thread 1   begin_stage, work, end_stage   begin_stage, work, end_stage   ...   dismiss
-    thread 2       join . . . . . . . . . .   next_stage, work, leave_stage  ...   next_stage
+    leader   open_stage, take, work, finish, take, work, finish, take: nothing, close_stage, open_stage, ...
+    helper   join, take, work, finish, take: nothing, wait_for_stage, take, work, finish, ...
 """
 
 from __future__ import annotations
@@ -21,29 +21,32 @@ from numpy.typing import NDArray
 
 from model.kernels.vectors import OPTIONS
 
-_JOINED, _STAGE, _LEFT = 0, 8, 16
-"""Places in a team's state: how many have joined beside the first thread; the stage, and in how many parts it
-is done; how many have done their part. Each has a cache line of its own."""
+_JOINED, _NEXT, _FINISHED = 0, 8, 16
+"""Places in a team's state: how many threads have joined the leader; the stage and its next item; how many
+items of it are finished. Each has a cache line of its own."""
 
-_MOST: Final = 64
-"""More than the parts of a stage."""
+_MOST: Final = 1 << 32
+"""More than the items of a stage, and than are asked for when there are no more. The stage is above them."""
 
-_OVER: Final = -1
+_OVER: Final = 1 << 20
 """In place of a stage: there are no more."""
 
-_SPINS: Final = 200
-"""Looks, a short moment, before a waiting thread lets others on its processor pass at each look.
-The one it waits for may be among them."""
+_SPINS: Final = 5000
+"""Looks, some tenths of a millisecond, before a waiting thread lets others on its processor pass at each
+look: the one it waits for may be among them. Others that pass keep the processor for milliseconds, whatever
+their priority is."""
 
 
 def new_team() -> NDArray[np.int64]:
-    """The state of a team, for one run through the stages."""
-    return np.zeros(24, np.int64)
+    """The state of a team, for one run through the stages: the first is not open yet."""
+    team = np.zeros(24, np.int64)
+    team[_NEXT] = -_MOST
+    return team
 
 
 def dissolve(team: NDArray[np.int64]) -> None:
     """`dismiss` for Python: nobody may go on waiting where the kernel was not called in the end."""
-    team[_STAGE] = _OVER
+    team[_NEXT] = _OVER * _MOST
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
@@ -106,49 +109,56 @@ def _wait(spins):
 
 
 @njit(**OPTIONS)
-def begin_stage(team, stage):
-    """Begin a stage, from 0 upwards. Returns in how many parts it is done, of which the first is this
-    thread's."""
-    num_parts = 1 + _get(team, _JOINED)
-    _put(team, _LEFT, np.int64(0))
-    _put(team, _STAGE, (stage + 1) * _MOST + num_parts)
-    return num_parts
+def open_stage(team, stage):
+    """Begin a stage, from 0 upwards, when the one before is closed."""
+    _put(team, _FINISHED, np.int64(0))
+    _put(team, _NEXT, stage * _MOST)
 
 
 @njit(**OPTIONS)
-def end_stage(team, num_parts):
-    """Wait until all parts are done."""
+def take(team):
+    """Returns a stage, and the next of its items, if it has so many. Before the first stage, and after the
+    last, there are none: see `is_open`."""
+    found = _add(team, _NEXT, np.int64(1))
+    return found // _MOST, found % _MOST
+
+
+@njit(**OPTIONS)
+def is_open(stage):
+    """Whether it is one."""
+    return 0 <= stage < _OVER
+
+
+@njit(**OPTIONS)
+def finish(team):
+    """Say that an item is done."""
+    _add(team, _FINISHED, np.int64(1))
+
+
+@njit(**OPTIONS)
+def close_stage(team, num_items):
+    """Wait until all items are done."""
     spins = 0
-    while _get(team, _LEFT) < num_parts - 1:
+    while _get(team, _FINISHED) < num_items:
         spins = _wait(spins)
+
+
+@njit(**OPTIONS)
+def wait_for_stage(team, stage):
+    """Wait until another stage than this is open. Returns whether there is one."""
+    spins = 0
+    while stage < _OVER and _get(team, _NEXT) // _MOST == stage:
+        spins = _wait(spins)
+    return _get(team, _NEXT) // _MOST < _OVER
 
 
 @njit(**OPTIONS)
 def dismiss(team):
     """Let the others return."""
-    _put(team, _STAGE, np.int64(_OVER))
+    _put(team, _NEXT, np.int64(_OVER * _MOST))
 
 
 @njit(**OPTIONS)
 def join(team):
-    """Returns which part is this thread's, in stages of more parts than that."""
+    """Returns the number of this thread, from 1 upwards: the leader is 0."""
     return _add(team, _JOINED, np.int64(1)) + 1
-
-
-@njit(**OPTIONS)
-def next_stage(team, stage):
-    """Wait for another stage than this. Returns it, and in how many parts it is done: none after the last."""
-    spins = 0
-    while True:
-        found = _get(team, _STAGE)
-        if found == _OVER:
-            return stage, np.int64(0)
-        if found // _MOST - 1 > stage:
-            return found // _MOST - 1, found % _MOST
-        spins = _wait(spins)
-
-
-@njit(**OPTIONS)
-def leave_stage(team):
-    """Say that a part is done."""
-    _add(team, _LEFT, np.int64(1))

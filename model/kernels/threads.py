@@ -84,18 +84,15 @@ def at_work() -> Iterator[None]:
 def _elsewhere(help: Callable[[], None], processor: int | None) -> None:
     """Call `help`, but not on the processor of the one who is helped, where it would only take turns.
 
-    Linux often wakes a thread there, if the others have slept, and leaves it for some milliseconds.
+    Linux often wakes a thread there, if the others have slept, and leaves it for some milliseconds. Where it
+    goes from another one is Linux's choice again: that may be busy with work that is more urgent.
     """
-    if processor is None or _processor() != processor:
-        help()
-        return
-    allowed = os.sched_getaffinity(0)  # Of this thread.
-    if others := allowed - {processor}:
-        os.sched_setaffinity(0, others)
-        try:
-            help()
-        finally:
+    if processor is not None and _processor() == processor:
+        allowed = os.sched_getaffinity(0)  # Of this thread.
+        if others := allowed - {processor}:
+            os.sched_setaffinity(0, others)
             os.sched_setaffinity(0, allowed)
+    help()
 
 
 @cache

@@ -22,6 +22,11 @@ MAX_THREADS: Final = 16
 """Of a processor. A stage has a part for each, of at least BLOCK columns or a group of heads."""
 
 
+ROWS_A_THREAD: Final = 8
+"""At least, as a tile has them. A short text takes about as long as its weights take to be read, which two
+threads of a processor do hardly sooner than one."""
+
+
 class Projection(NamedTuple):
     """What comes after the last block: a normalisation, and a matrix [D, width] with a bias [D]."""
 
@@ -92,7 +97,7 @@ class TransformerKernel:
         """
         shape = self.shape
         features = np.empty((len(rows), shape.dimension), np.float32)
-        num_threads = min(MAX_THREADS, torch.get_num_threads())
+        num_threads = min(MAX_THREADS, torch.get_num_threads(), max(1, len(rows) // ROWS_A_THREAD))
         starts = np.cumsum([0, *lengths])
         given = (
             team := new_team(),

@@ -313,17 +313,16 @@ def test_a_thread_is_helped_where_no_other_has_work():
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processors are not told apart here")
-def test_help_comes_from_another_processor_where_there_is_one(monkeypatch):
-    allowed, places = os.sched_getaffinity(0), []
+def test_help_comes_from_another_processor_where_there_is_one_and_may_go_anywhere_then(monkeypatch):
+    allowed, asked, while_helping = os.sched_getaffinity(0), [], []
     first = min(allowed)
     monkeypatch.setattr(threads, "_processor", lambda: first)
-    worker = threading.Thread(
-        target=threads._elsewhere, args=(lambda: places.append(os.sched_getaffinity(0)), first)
-    )
-    worker.start()
-    worker.join(WITHIN_SECONDS)
-    assert places == ([allowed - {first}] if len(allowed) > 1 else [])
-    assert os.sched_getaffinity(0) == allowed
+    monkeypatch.setattr(os, "sched_setaffinity", lambda thread, processors: asked.append(processors))
+    threads._elsewhere(lambda: while_helping.append(list(asked)), first)
+    assert while_helping == ([[allowed - {first}, allowed]] if len(allowed) > 1 else [[]])
+    threads._elsewhere(lambda: None, first + 1)
+    threads._elsewhere(lambda: None, None)
+    assert asked == while_helping[0]
 
 
 def test_a_kernel_is_compiled_again_when_a_file_of_kernels_has_changed():

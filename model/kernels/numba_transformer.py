@@ -409,8 +409,8 @@ def _work(stage, item, thread, given):
     place = block * (of_attention + of_mixed + of_hidden + of_activated)
     if number in (0, 4):
         scales = (weights.vectors, at + (10 * width if number else 0))
-        share = (item * _ROWS, min(count, (item + 1) * _ROWS))
-        _normalize(sequences.rows, share, shape, scales, own, scratch.normal)
+        begin, end = item * _ROWS, min(count, (item + 1) * _ROWS)
+        _normalize(sequences.rows, (begin, end), shape, scales, own, scratch.normal)
         return
     source, target, size = scratch.normal, sequences.rows, width
     if number == 1:

@@ -126,8 +126,8 @@ class ConvertedTower:
         try:
             if (kernel := tower.kernel()) is None:
                 return None
-            # That of texts leaves out what PyTorch computes of padding.
-            problem = self._problem(getattr(kernel, "every_position", kernel))
+            # By few inputs, as at each start: nothing was traced. Texts with padding, as PyTorch has them.
+            problem = self._problem(getattr(kernel, "every_position", kernel), tower.probes()[:1])
         except Exception as error:  # Numba's have no common class.
             problem = f"{type(error).__name__}: {_first_line(error)}"
         if problem is not None:
@@ -171,13 +171,13 @@ class ConvertedTower:
             raise
         except Exception as error:
             return f"cannot convert it: {_first_line(error)}"
-        return self._problem(self._compile(directory))
+        return self._problem(self._compile(directory), tower.probes())
 
-    def _problem(self, compiled: Callable[[Tensor], tuple[Tensor, ...]]) -> str | None:
+    def _problem(self, compiled: Callable[[Tensor], tuple[Tensor, ...]], probes: list[Tensor]) -> str | None:
         """What is wrong with what computes the tower in PyTorch's place; None where it may be used."""
         tower = self._tower
         with torch.no_grad():
-            distances = [_distances(compiled(probe), tower.module(probe)) for probe in tower.probes()]
+            distances = [_distances(compiled(probe), tower.module(probe)) for probe in probes]
         distance = float(torch.cat(distances).max())  # NaN where any is.
         if not distance <= tower.tolerance:
             return (

@@ -88,7 +88,7 @@ class XClip(nn.Module):
                 `hf-hub:OWNER/NAME`.
             device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes a GPU where there is one.
             runtime: What computes the towers on a processor: `torch`; `openvino`; `auto`: a kernel for
-                CLIP's text tower and OpenVINO for the others, where they are installed and compute the same,
+                CLIP's towers and OpenVINO for others, where they are installed and compute the same,
                 except for small towers; `openvino-bf16`: as `auto` with frames in bfloat16, faster still on
                 processors that have it, with a fingerprint of its own. See `model.runtimes` and decision 19.
 

@@ -1,7 +1,7 @@
 """What computes the towers on a processor in PyTorch's place: OpenVINO and a kernel, the extra `fast`.
 
-`converted` decides and falls back. `text_kernel` is for CLIP's text tower, `openvino` for all others, whose
-conversions `conversions` keeps.
+`converted` decides and falls back. `tower_kernels` are for CLIP's towers, whose blocks `transformer_kernel`
+computes; `openvino` is for all others, whose conversions `conversions` keeps.
 """
 
 import os
@@ -15,8 +15,8 @@ from typing import Literal, get_args
 os.putenv("TBB_ENABLE_SANITIZERS", "1")
 
 Runtime = Literal["auto", "torch", "openvino", "openvino-bf16"]
-"""What computes the towers. auto: on a processor a kernel for CLIP's text tower and OpenVINO for others,
-where they are installed and compute the same as PyTorch and the tower is not small; else PyTorch.
+"""What computes the towers. auto: on a processor a kernel for CLIP's towers and OpenVINO for others, where
+they are installed and compute the same as PyTorch and the tower is not small; else PyTorch.
 openvino-bf16: as auto, with frames in bfloat16, which are other features with a fingerprint of their own."""
 
 UsedRuntime = Literal["torch", "numba", "openvino", "openvino-bf16"]

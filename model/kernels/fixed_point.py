@@ -65,7 +65,6 @@ _LITTLE: Final = np.float32(1e-30)
 _MOST_ROWS: Final = 8 if LANES == 16 else 3
 """Of a tile, as `model.kernels.products.MOST_ROWS`; without VNNI a product has a register for itself."""
 
-
 COLUMNS: Final = 3
 """Vectors that lie side by side in a packed matrix, and are read together."""
 

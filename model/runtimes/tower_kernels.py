@@ -126,7 +126,8 @@ class VisionKernel:
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor]:
         """From normalised pixels, float [N, 3, R, R], at least one, to frames, float [N, D]."""
-        features: Tensor = self._tower(pixels)
+        with torch.no_grad():
+            features: Tensor = self._tower(pixels)
         return (features,)
 
 
@@ -141,8 +142,8 @@ class _Blocks(nn.Module):
         """float [N, L, width] to the same, or to [N, 1, width]."""
         length, width = x.shape[1:]
         parts = []
-        for part in torch.split(x.detach().float(), max(1, MAX_PATCHES // length)):
-            rows = part.contiguous().clone().numpy().reshape(-1, width)
+        for part in torch.split(x.float(), max(1, MAX_PATCHES // length)):
+            rows = part.clone(memory_format=torch.contiguous_format).view(-1, width).numpy()
             found = self._kernel(rows, [length] * len(part))
             parts.append(torch.from_numpy(found).view(len(part), -1, width))
         return torch.cat(parts)

@@ -202,9 +202,9 @@ def _multiply_tile(context: Any, num_rows: Any, rows: Any, matrix: Any, found: A
 
 @njit(**OPTIONS)
 def _multiply_rows(rows, of_rows, matrix, columns, found, places):
-    """As `model.kernels.products.multiply_rows`. of_rows: how many, and K."""
-    num_rows, dimension = of_rows
-    row, (place, place_step) = 0, places[:2]
+    """As `model.kernels.products.multiply_rows`. of_rows: the first, how many, and K."""
+    first, num_rows, dimension = of_rows
+    row, (place, place_step) = first * (dimension // 2), places[:2]
     while num_rows > 0:
         count = group_size(num_rows, _MOST_ROWS)
         at = ((row, dimension // 2, dimension // BLOCK), columns, (place, place_step, *places[2:]))
@@ -218,11 +218,11 @@ def multiply_integers(rows, of_rows, matrix, of_matrix, found, of_found):
     """Products of rows with columns of a matrix, but for the matrix's scales. Those of a row do not depend on
     the others, to the bit.
 
-    rows: `Integers`. of_rows: M and K. matrix: see `packed`. of_matrix: its place, the first vector of LANES
-    columns, and the one behind the last. found: float32. of_found: the place of the first product, and the
-    step to those of the next row.
+    rows: `Integers`. of_rows: the first, how many, and K. matrix: see `packed`. of_matrix: its place, the
+    first vector of LANES columns, and the one behind the last. found: float32. of_found: the place of the
+    first product, and the step to those of the next row.
     """
-    (place, begin, end), size = of_matrix, of_rows[1]
+    (place, begin, end), size = of_matrix, of_rows[2]
     for a in range(begin, end - 2, COLUMNS):
         columns = (_column(place, a, size), _column(place, a + 1, size), _column(place, a + 2, size))
         at = (a - begin) * LANES

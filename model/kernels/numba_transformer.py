@@ -139,7 +139,7 @@ def new_scratch(shape: Shape, lengths: list[int], num_threads: int) -> Scratch:
     width = _heads_at_once(shape) * shape.width // shape.num_heads
     padded = most + LANES  # A multiple of LANES is in between.
     attending = (padded + most) * width + _AT_ONCE * (padded + width)
-    own_size = max(num_rows * _COLUMNS, attending, shape.width)
+    own_size = max(min(num_rows, _ROWS) * _COLUMNS, attending, shape.width)
 
     def integers(size: int) -> Integers:
         count = num_rows * size
@@ -165,7 +165,10 @@ _AT_ONCE: Final = 36
 _COLUMNS: Final = 96
 """Columns of a product that are an item: a multiple of BLOCK and of three times LANES."""
 
-_ROWS: Final = 8
+_ROWS: Final = 256
+"""And its rows, of which the product stays within the second cache."""
+
+_NORMALIZED_ROWS: Final = 8
 """Rows whose normalisation is an item."""
 
 _BIAS, _RESIDUAL, _GELU, _QUICK_GELU = range(4)
@@ -225,13 +228,13 @@ def _gelu(x):
 def _finish(own, share, scales, kind, target):
     """What follows a product, but for activations that become integers.
 
-    own: the product, [M, _COLUMNS] in a piece of an array. share: of the columns of all of it the first and
-    the one behind the last; M, and N. scales: an array, and the places of the products' scales and of their
-    biases. kind: `_BIAS` or another. target: float32 [M, N]; of activations not used."""
-    (product, place), (begin, end, count, width), (vectors, scale, bias) = own, share, scales
-    for row in range(count):
+    own: the product, [_ROWS, _COLUMNS] in a piece of an array. share: of all of it the first row and the one
+    behind the last, the same of columns, and N. scales: an array, and the places of the products' scales and
+    of their biases. kind: `_BIAS` or another. target: float32 [M, N]; of activations not used."""
+    (product, place), (first, last, begin, end, width), (vectors, scale, bias) = own, share, scales
+    for row in range(first, last):
         for i in range(begin, end, LANES):
-            at = place + row * _COLUMNS + i - begin
+            at = place + (row - first) * _COLUMNS + i - begin
             value = multiply_add(load(product, at), load(vectors, scale + i), load(vectors, bias + i))
             if kind == _GELU:
                 store(product, at, _gelu(value))
@@ -245,20 +248,20 @@ def _finish(own, share, scales, kind, target):
 
 @njit(**OPTIONS)
 def _multiply(source, product, share, weights, own, found):
-    """Columns of a product of `Integers` [M, K], and what follows.
+    """A part of a product of `Integers` [M, K], and what follows.
 
     product: K; the places of its matrix, and of the products' scales, which the biases follow; and `_BIAS` or
     another. share: see `_finish`. own: a piece of an array. found: where results go, float32 [M, N], and
     `Integers` [M, N] for activations.
     """
-    (size, place, at, kind), (begin, end, count, width) = product, share
-    of_matrix = (place, begin // LANES, end // LANES)
-    multiply_integers(source, (count, size), weights.matrices, of_matrix, own[0], (own[1], _COLUMNS))
+    (size, place, at, kind), (first, last, begin, end, width) = product, share
+    of_rows, of_matrix = (first, last - first, size), (place, begin // LANES, end // LANES)
+    multiply_integers(source, of_rows, weights.matrices, of_matrix, own[0], (own[1], _COLUMNS))
     _finish(own, share, (weights.vectors, at, at + width), kind, found[0])
     if kind in (_GELU, _QUICK_GELU):
-        for row in range(count):
+        for row in range(first, last):
             pair = (row * width + begin) // 2
-            to_integers(own[0], own[1] + row * _COLUMNS, end - begin, found[1], pair)
+            to_integers(own[0], own[1] + (row - first) * _COLUMNS, end - begin, found[1], pair)
 
 
 # Attention
@@ -384,18 +387,18 @@ def _extent(stage, sequences, shape):
     if number == 2:
         return count, 0, num_sequences * (shape.num_heads // _group(shape))
     if number in (0, 4):
-        return count, 0, (count + _ROWS - 1) // _ROWS
+        return count, 0, (count + _NORMALIZED_ROWS - 1) // _NORMALIZED_ROWS
     columns = shape.width
     if number == 1:
         columns = shape.dimension if block == shape.num_blocks else 3 * shape.width
     elif number == 5:
         columns = shape.hidden
-    return count, columns, (columns + _COLUMNS - 1) // _COLUMNS
+    return count, columns, (columns + _COLUMNS - 1) // _COLUMNS * ((count + _ROWS - 1) // _ROWS)
 
 
 @njit(**OPTIONS)
 def _work(stage, item, thread, given):
-    """An item of a stage: rows to normalise, heads, or columns of a product. given: as for `_encode`."""
+    """An item of a stage: rows to normalise, heads, or a part of a product. given: as for `_encode`."""
     sequences, weights, shape, scratch = given
     width, hidden, own = shape.width, shape.hidden, (scratch.own, thread * scratch.own_size)
     block, number = stage // _STAGES, stage % _STAGES
@@ -409,8 +412,9 @@ def _work(stage, item, thread, given):
     place = block * (of_attention + of_mixed + of_hidden + of_activated)
     if number in (0, 4):
         scales = (weights.vectors, at + (10 * width if number else 0))
-        begin, end = item * _ROWS, min(count, (item + 1) * _ROWS)
-        _normalize(sequences.rows, (begin, end), shape, scales, own, scratch.normal)
+        begin = item * _NORMALIZED_ROWS
+        share = (begin, min(count, begin + _NORMALIZED_ROWS))
+        _normalize(sequences.rows, share, shape, scales, own, scratch.normal)
         return
     source, target, size = scratch.normal, sequences.rows, width
     if number == 1:
@@ -425,9 +429,11 @@ def _work(stage, item, thread, given):
         kind, source, size = _RESIDUAL, scratch.hidden, hidden
         at, place = at + 12 * width + 2 * hidden, place + of_attention + of_mixed + of_hidden
     # One product at one place in the code, where it is long.
-    share = (item * _COLUMNS, min(columns, (item + 1) * _COLUMNS), count, columns)
+    num_row_items = (count + _ROWS - 1) // _ROWS
+    first, begin = item % num_row_items * _ROWS, item // num_row_items * _COLUMNS
+    part = (first, min(count, first + _ROWS), begin, min(columns, begin + _COLUMNS), columns)
     product = (size, place, at, np.int64(kind))
-    _multiply(source, product, share, weights, own, (target, scratch.hidden))
+    _multiply(source, product, part, weights, own, (target, scratch.hidden))
 
 
 @njit(**OPTIONS)

@@ -23,7 +23,7 @@ from model.towers import sentence_position
 MAX_TOKENS: Final = 64
 """Of texts at once, but for a longer one: more are hardly cheaper for each, and leave the second cache."""
 
-MAX_PATCHES: Final = 512
+MAX_PATCHES: Final = 1024
 """Of frames at once, but for a larger one: more are no cheaper, and take more memory."""
 
 

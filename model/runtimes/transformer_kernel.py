@@ -18,8 +18,8 @@ from model.kernels.stages import dissolve, new_team
 from model.kernels.threads import helped
 from model.kernels.vectors import LANES
 
-MAX_THREADS: Final = 16
-"""Of a processor. The shortest stages of a small tower have about as many items."""
+MAX_THREADS: Final = 32
+"""Of a processor. The shortest stages have about as many items."""
 
 ROWS_A_THREAD: Final = 8
 """At least, as a tile has them. A short text takes about as long as its weights take to be read, which two

@@ -33,7 +33,7 @@ def products(rows: NDArray[np.float32], matrix: NDArray[np.float32], begin: int 
     width = size - begin * LANES
     found = np.empty(count * width, np.float32)
     of_matrix = (0, begin, size // LANES)
-    multiply_integers(integers, (count, dimension), packed_matrix, of_matrix, found, (0, width))
+    multiply_integers(integers, (0, count, dimension), packed_matrix, of_matrix, found, (0, width))
     return found.reshape(count, width) * scales[begin * LANES :]
 
 

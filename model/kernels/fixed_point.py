@@ -2,9 +2,9 @@
 
 Processors multiply 16-bit integers in pairs and add both products to a sum of 32 bits: VPMADDWD of AVX2 and
 AVX-512, VPDPWSSD where there is VNNI. Rows of numbers are therefore cut into blocks of BLOCK numbers; those
-of a block are multiplied by a factor of their own, and rounded. No sum of a block can overflow: it is at most
-the product of the lengths of both vectors of integers (Cauchy and Schwarz), however large its parts are, and
-lengths have a limit. Sums of blocks are added in float32.
+of a block are multiplied by a factor of their own, and rounded (block floating point). No sum of a block can
+overflow: it is at most the product of the lengths of both vectors of integers (Cauchy and Schwarz), however
+large its parts are, and lengths have a limit. Sums of blocks are added in float32.
 
 Rounding changes a number by at most 1/65,534 of its block's length, and where no number is most of it by
 1/92,674; in bfloat16 it changes by up to 1/512 of itself.

@@ -17,14 +17,12 @@ from numba.extending import intrinsic
 
 from model.kernels.vectors import (
     FLOATS,
-    HALVES,
     LANES,
     OPTIONS,
     address_of,
     call_llvm,
     constant,
     in_all_lanes,
-    widened,
 )
 
 MOST_ROWS: Final = 9 if LANES == 16 else 4
@@ -103,10 +101,10 @@ def group_size(num_rows, most_rows):
 def multiply_tile(context: Any, num_rows: Any, rows: Any, vectors: Any, found: Any, places: Any) -> Any:
     """Products of up to MOST_ROWS rows of numbers with columns of vectors, each summed in the order of both.
 
-    rows and found: float32. vectors: float32, or uint8, the bytes of float16, whose places are bytes then.
-    places: three tuples. In `rows`: the place of the first, the step to the next, and the dimension. In
-    `vectors`: the step from one of a column to the next, and the place of each column. In `found`: the place
-    of the products of the first row, the step to the next row's, and what is added for each column.
+    rows, vectors and found: float32. places: three tuples. In `rows`: the place of the first, the step to the
+    next, and the dimension. In `vectors`: the step from one of a column to the next, and the place of each
+    column. In `found`: the place of the products of the first row, the step to the next row's, and what is
+    added for each column.
     """
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -117,9 +115,7 @@ def multiply_tile(context: Any, num_rows: Any, rows: Any, vectors: Any, found: A
         )
 
         def vector_at(place: Any) -> Any:
-            kind = FLOATS if of_vectors.dtype == types.float32 else HALVES
-            address = address_of(context, builder, of_vectors, vectors, place, kind)
-            return builder.load(address, align=4) if kind is FLOATS else widened(builder, address)
+            return builder.load(address_of(context, builder, of_vectors, vectors, place, FLOATS), align=4)
 
         def vectors_at(number: Any) -> list[Any]:
             along = builder.mul(number, step)

@@ -46,7 +46,7 @@ LANES: Final = 16 if llvmlite.binding.get_host_cpu_features().get("avx512bw") el
 """float32 values of a vector."""
 
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
-HALVES = ir.VectorType(ir.HalfType(), LANES)
+_HALVES = ir.VectorType(ir.HalfType(), LANES)
 INTS = ir.VectorType(ir.IntType(32), LANES)
 _BYTES = ir.VectorType(ir.IntType(8), LANES)
 
@@ -151,18 +151,14 @@ def load(context: Any, array: Any, index: Any) -> Any:
     return _lanes(array, types.intp), code
 
 
-def widened(builder: Any, address: Any) -> Any:
-    """LANES float16 at an address, as float32."""
-    return builder.fpext(builder.load(address, align=2), FLOATS)
-
-
 @intrinsic
 def load_halves(context: Any, array: Any, index: Any) -> Any:
     """LANES float16 that begin at the byte array[index]."""
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         array, index = values
-        return widened(builder, address_of(context, builder, signature.args[0], array, index, HALVES))
+        address = address_of(context, builder, signature.args[0], array, index, _HALVES)
+        return builder.fpext(builder.load(address, align=2), FLOATS)
 
     return _lanes(array, types.intp), code
 
@@ -178,7 +174,7 @@ def load_integers(context: Any, array: Any, index: Any, scale: Any) -> Any:
         integers = builder.load(address_of(context, builder, kind, array, index, _BYTES), align=1)
         factor = builder.load(address_of(context, builder, kind, array, scale, ir.FloatType()), align=1)
         product = builder.fmul(builder.sitofp(integers, FLOATS), in_all_lanes(builder, factor))
-        return builder.fpext(builder.fptrunc(product, HALVES), FLOATS)
+        return builder.fpext(builder.fptrunc(product, _HALVES), FLOATS)
 
     return _lanes(array, types.intp, types.intp), code
 

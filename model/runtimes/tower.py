@@ -26,8 +26,8 @@ give 0.9999998."""
 
 FRAME_TOLERANCE = 2e-4
 """The same for frames, which are stored, and meet those that PyTorch computed: what rounding to float16
-changes a unit vector by in the store. CLIP's kernel gives half of that (`python -m benchmarks.towers`), and
-OpenVINO, in float32 like PyTorch, sums in another order."""
+changes a unit vector by in the store. CLIP's kernel changes it by less (`python -m benchmarks.towers` with
+`--clips`), and OpenVINO, in float32 like PyTorch, sums in another order."""
 
 BFLOAT16_TOLERANCE = math.sqrt(2 * (1 - 0.99))
 """The same for frames that are computed in bfloat16: a cosine of 0.99, without which something is wrong. They

@@ -41,6 +41,7 @@ from model.kernels.vectors import (
     load,
     multiply,
     multiply_add,
+    prefetch_from,
     store_integers,
     subtract,
     total,
@@ -67,6 +68,11 @@ _MOST_ROWS: Final = 8 if LANES == 16 else 3
 
 COLUMNS: Final = 3
 """Vectors that lie side by side in a packed matrix, and are read together."""
+
+_AHEAD: Final = 8192
+"""Pairs, 32 kB, from those that a tile reads to those that it prefetches: they come while others are
+multiplied, which a processor does not see to well enough by itself. Tiles of few rows do not prefetch: they
+wait for memory in any case, and longer so."""
 
 
 class Integers(NamedTuple):
@@ -144,7 +150,7 @@ def _tile(builder: Any, num_rows: int, at: Callable[[str, Any, Any], Any], place
     (row, row_step, num_blocks), columns, target = (
         cgutils.unpack_tuple(builder, part) for part in cgutils.unpack_tuple(builder, places)
     )
-    size, step = (ir.Constant(row.type, value) for value in (PAIRS, COLUMNS * LANES))
+    size, step, ahead = (ir.Constant(row.type, value) for value in (PAIRS, COLUMNS * LANES, _AHEAD))
     rows = stepped(builder, row, row_step, num_rows)
     sums = new_sums(builder, constant(0.0), num_rows, len(columns))
 
@@ -158,8 +164,11 @@ def _tile(builder: Any, num_rows: int, at: Callable[[str, Any, Any], Any], place
 
         def vectors_at(number: Any) -> list[Any]:
             along = builder.mul(builder.add(first, number), step)
-            addresses = [at("matrix", builder.add(column, along), INTS) for column in columns]
-            return [builder.load(address, align=4) for address in addresses]
+            places = [builder.add(column, along) for column in columns]
+            if num_rows > _MOST_ROWS // 2:
+                for place in places:
+                    prefetch_from(builder, at("matrix", builder.add(place, ahead), INTS))
+            return [builder.load(at("matrix", place, INTS), align=4) for place in places]
 
         def values_at(number: Any) -> Any:
             places = (builder.add(begin, number) for begin in begins)

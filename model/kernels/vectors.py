@@ -185,16 +185,20 @@ def prefetch(context: Any, array: Any, index: Any) -> Any:
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         array, index = values
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, *[number] * 3])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
         data = context.make_array(signature.args[0])(context, builder, array).data
-        address = builder.bitcast(builder.gep(data, [index]), byte)
-        # To be read, kept in the second cache and those behind it, data.
-        builder.call(function, [address, number(0), number(2), number(1)])
+        prefetch_from(builder, builder.gep(data, [index]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp), code
+
+
+def prefetch_from(builder: Any, address: Any) -> None:
+    """Code for `prefetch`. The address may be behind the end of what is there."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, *[number] * 3])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+    # To be read, kept in the second cache and those behind it, data.
+    builder.call(function, [builder.bitcast(address, byte), number(0), number(2), number(1)])
 
 
 @intrinsic

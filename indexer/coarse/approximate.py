@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.coarse.exact import CoarseKind, Found, GpuCopy, SegmentSet, Selection
+from model.kernels.threads import allowed_threads
 
 _faiss: Any = faiss  # Its stubs describe the C++ signatures, not those that Python sees.
 
@@ -44,6 +46,10 @@ FILTERED_FACTOR = 1.25
 """A search with a filter visits lists until they hold this many times the selected vectors that it wants, see
 `ApproximateSearch._num_probed`: 1.0 would lose more than one in a hundred where a filter has to do with the
 query, 1.5 finds few more (benchmarks/recall/coarse.py)."""
+
+VECTORS_A_THREAD = 4_000
+"""A search that is alone gets a further thread for as many vectors more in the lists that it visits: with two
+they take less time from 100,000 segments on (benchmarks/recall/coarse.py)."""
 
 ITERATIONS = 10
 """Of k-means. FAISS's 25 take twice as long and find no more afterwards (benchmarks/recall/coarse.py)."""
@@ -183,8 +189,25 @@ class ApproximateSearch:
                 on_gpu = self.gpu.search(query[None], count, selection, num_probed=probed)
                 if on_gpu is not None:
                     return _only_found(*on_gpu)
-            parameters = _faiss.SearchParametersIVF(sel=selection.selector(), nprobe=probed)
+            return self._visit(query, count, selection, probed)
         return _only_found(*self.index.search(query[None], count, params=parameters))
+
+    def _visit(
+        self, query: NDArray[np.float32], count: int, selection: Selection, num_probed: int
+    ) -> FoundByOne:
+        """As `_search`, in so many lists of an IVF."""
+        parameters = _faiss.SearchParametersIVF(sel=selection.selector(), nprobe=num_probed)
+        self.index.parallel_mode = 1  # One query's lists are divided; FAISS's files do not keep it.
+        num_visited = num_probed * self.index.ntotal // self.index.nlist
+        num_threads = allowed_threads(1 + num_visited // VECTORS_A_THREAD)
+        if num_threads > 1:
+            with _at_most_threads(num_threads):
+                products, ids = self.index.search(query[None], count + 1, params=parameters)
+            # Which of two equal products is the last one depends on the threads.
+            if products[0, count] < products[0, count - 1] or ids[0, count] < 0:
+                return _only_found(products[:, :count], ids[:, :count])
+        with _at_most_threads(1):
+            return _only_found(*self.index.search(query[None], count, params=parameters))
 
     def _num_probed(self, query: NDArray[np.float32], selection: Selection) -> int:
         """Lists to visit for one query: more where a filter leaves few vectors in the nearest ones.
@@ -218,6 +241,17 @@ class ApproximateSearch:
         parameters = _faiss.SearchParameters(sel=selector)
         products, rows = _only_found(*storage.search(query[None], count, params=parameters))
         return products, self.ids[rows]
+
+
+@contextmanager
+def _at_most_threads(num_threads: int) -> Iterator[None]:
+    """What this thread has FAISS do meanwhile takes no more."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(min(before, num_threads))
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _only_found(products: NDArray[np.float32], ids: NDArray[np.int64]) -> FoundByOne:

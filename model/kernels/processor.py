@@ -23,7 +23,7 @@ from torch import Tensor
 from model.config import XClipConfig
 from model.features import Scores, TextFeatures, VideoFeatures, VideoRecords
 from model.kernels.attention import TEMPERATURES
-from model.kernels.threads import in_turns
+from model.kernels.threads import allowed_threads, in_turns
 from model.score_names import SCORE_NAMES
 
 if TYPE_CHECKING:
@@ -155,7 +155,8 @@ class CompiledAttention:
         num_texts = len(texts.num_words)
         sizes = kernel.scratch_sizes(plan, num_texts, int(texts.num_words.max()))
         a_thread = PAIRS_A_THREAD if plan.frame_word else QUICK_PAIRS_A_THREAD
-        num_threads = min(torch.get_num_threads(), 1 + num_videos * num_texts // a_thread)
+        most = min(torch.get_num_threads(), 1 + num_videos * num_texts // a_thread)
+        num_threads = allowed_threads(most)
         num_turns = 1 if num_threads == 1 else TURNS_A_THREAD * num_threads
         step = min(max(1, PAIRS_AT_ONCE // num_texts), -(-num_videos // num_turns))
         step = -(-step // kernel.LANES) * kernel.LANES

@@ -45,18 +45,22 @@ def in_turns(work: Callable[[Turn], None], turns: Sequence[Turn], num_threads: i
 def helped(help: Callable[[], None], num_threads: int) -> Iterator[None]:
     """Have other threads call `help` meanwhile, so that up to `num_threads` are at work with this one.
 
-    Nobody waits for one that comes late: it has to find that nothing is left to do. Where several threads are
-    `at_work`, none is helped.
+    Nobody waits for one that comes late: it has to find that nothing is left to do. See `allowed_threads`.
     """
-    if _num_at_work > 1:
-        num_threads = 1
     processor = _processor()
-    helpers = [_threads().submit(_elsewhere, help, processor) for _ in range(num_threads - 1)]
+    helpers = [
+        _threads().submit(_elsewhere, help, processor) for _ in range(allowed_threads(num_threads) - 1)
+    ]
     try:
         yield
     finally:
         for helper in helpers:
             helper.cancel()
+
+
+def allowed_threads(num_threads: int) -> int:
+    """As many, or one where several threads are `at_work`."""
+    return 1 if _num_at_work > 1 else num_threads
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import faiss
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from indexer.coarse.exact import EXACT_LIMIT, MIN_APPROXIMATE, SegmentSet, choos
 from indexer.coarse.index import CoarseIndex
 from indexer.maintenance.verification import verify
 from indexer.store.sqlite.catalog import Catalog
+from model.kernels.threads import at_work
 from tests.support.catalog_builders import add_video, create_catalog, make_segment
 
 D, N = 32, 3000
@@ -97,6 +101,56 @@ def test_what_is_found_is_among_what_compressed_vectors_find(pair, filled, share
             assert min(wanted, len(chosen)) <= more.shape[1] <= min(1.5 * wanted + 32, len(chosen))
             assert all(set(found) <= set(row) for row, found in zip(more.tolist(), ids.tolist(), strict=True))
             assert all(len(set(row)) == len(row) for row in more.tolist())
+
+
+@pytest.mark.parametrize("kind", ["ivf-sq", "ivf-pq"])
+def test_one_query_on_several_threads_finds_what_it_finds_on_one(tmp_path, kind, monkeypatch):
+    random = np.random.default_rng(1)
+    vectors = correlated_vectors(random, MIN_APPROXIMATE)
+    vectors[500:] = vectors[499]  # Equal products, also where the last one is cut off.
+    queries = np.concatenate([vectors[:20], vectors[499:500], -vectors[499:500]])
+    with create_catalog(tmp_path, embedding_dim=D, num_frames=1) as catalog:
+        fill(catalog, random, vectors)
+        index = CoarseIndex.build(catalog, kind=kind)
+    monkeypatch.setattr("indexer.coarse.approximate.VECTORS_A_THREAD", 10)
+    index.fetch = lambda ids: (ids, vectors[ids - 1])
+    for count in (5, 40, len(vectors) - 490, len(vectors)):
+        products, ids = index.search(queries, count, exact=False)
+        for _ in range(5):
+            used = []
+            search = partial(index.search, queries, count, exact=False)
+            found = on_four_threads(search, used, monkeypatch)
+            assert max(used) == 4
+            np.testing.assert_array_equal(found[0], products)
+            np.testing.assert_array_equal(found[1], ids)
+
+
+def test_a_query_among_others_has_one_thread(filled, monkeypatch):
+    catalog, queries = filled
+    index = CoarseIndex.build(catalog, kind="ivf-sq")
+    monkeypatch.setattr("indexer.coarse.approximate.VECTORS_A_THREAD", 10)
+
+    def among_others():
+        with at_work(), ThreadPoolExecutor(1) as pool:
+            return pool.submit(at_work()(index.search), queries[:1], 50).result()
+
+    used = []
+    on_four_threads(among_others, used, monkeypatch)
+    assert used[0] == 1
+
+
+def on_four_threads(search, used, monkeypatch):
+    """What `search` returns; `used`: how many threads FAISS was told to take meanwhile."""
+    set_num_threads = faiss.omp_set_num_threads
+    set_num_threads(4)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            faiss, "omp_set_num_threads", lambda count: (used.append(count), set_num_threads(count))
+        )
+        found = search()
+    assert faiss.omp_get_max_threads() == 4, "as before"
+    set_num_threads(1)
+    return found
 
 
 def test_all_that_can_be_found_comes_in_blocks(pair, monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import llvmlite.binding
+from filelock import FileLock
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -31,11 +32,17 @@ again when a file changes that they import from here."""
 
 
 def compiled(function: Any, signatures: list[Any]) -> Any:
-    """From Numba's cache where it was compiled before."""
+    """From Numba's cache where it was compiled before. Of processes that start together one compiles it, and
+    the others wait."""
+    name = function.__name__.strip("_")
     try:
-        return njit(signatures, cache=True, **OPTIONS)(function)
+        kernel = njit(cache=True, **OPTIONS)(function)
+        with FileLock(Path(kernel.stats.cache_path) / f"{function.__module__}.{name}.lock"):
+            for signature in signatures:
+                kernel.compile(signature)
+        kernel.disable_compile()
+        return kernel
     except Exception as error:  # There is no common class: no folder that can be written to, a damaged file.
-        name = function.__name__.strip("_")
         logger.info("the kernel %s is compiled without a cache: %s: %s", name, type(error).__name__, error)
         return njit(signatures, **OPTIONS)(function)
 

@@ -239,14 +239,15 @@ def ask_coarse(
     return found
 
 
-def print_searches(folder: Path, sizes: list[int]) -> None:
-    """Whole searches without HTTP, sizes interleaved: without a filter and with, for each of SOURCES."""
+def print_searches(folder: Path, sizes: list[int], sources: list[str]) -> None:
+    """Whole searches without HTTP, sizes interleaved: without a filter and with, for some of SOURCES."""
     model = XClip.load(MODEL, "cpu")
     model.prepare("scores")  # As a server does.
     names = ("encode", "coarse", "rerank")
     row("features from", "filter", "videos", "median ms", "95 % ms", "to the smallest", *names, "page")
     row("---", "---", *["---:"] * 8)
-    for source, feature_file in SOURCES.items():
+    for source in sources:
+        feature_file = SOURCES[source]
         with ExitStack() as stack:
             searchers = {
                 size: stack.enter_context(Searcher(folder / str(size), model, feature_file=feature_file))
@@ -276,15 +277,15 @@ def print_searches(folder: Path, sizes: list[int]) -> None:
                     )
 
 
-def print_exhaustive(folder: Path, sizes: list[int]) -> None:
+def print_exhaustive(folder: Path, sizes: list[int], sources: list[str]) -> None:
     """The full score on everything, up to 100,000: median of 5, after one more."""
     model = XClip.load(MODEL, "cpu")
     model.prepare("scores")
     row("videos", "features from", "exhaustive search s")
     row("---:", "---", "---:")
     for size in (size for size in sizes if size <= 100_000):
-        for name, feature_file in SOURCES.items():
-            with Searcher(folder / str(size), model, feature_file=feature_file) as searcher:
+        for name in sources:
+            with Searcher(folder / str(size), model, feature_file=SOURCES[name]) as searcher:
                 query = SearchQuery(TEXT, mode="exhaustive")
                 searcher.search(query)
                 wait_for_refresh()
@@ -303,9 +304,11 @@ def main() -> None:
     parser.add_argument("--sizes", default="10000")
     parser.add_argument("--folder", type=Path, help="Where indexes are kept; by default for this run only.")
     parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--sources", default=",".join(SOURCES), help="Of features, for searches.")
     parser.add_argument("--parts", default=",".join(PARTS), help="Tables to print.")
     choices = parser.parse_args()
     sizes = [int(size) for size in choices.sizes.split(",")]
+    sources: list[str] = choices.sources.split(",")
     kinds: tuple[Any, ...] = tuple(choices.kinds.split(","))
     print(f"{os.cpu_count()} processors, {torch.get_num_threads()} threads, {MODEL}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -316,8 +319,8 @@ def main() -> None:
         tables = {
             "size": functools.partial(print_sizes, folder, sizes),
             "kinds": functools.partial(print_kinds, folder, sizes, kinds),
-            "searches": functools.partial(print_searches, folder, sizes),
-            "exhaustive": functools.partial(print_exhaustive, folder, sizes),
+            "searches": functools.partial(print_searches, folder, sizes, sources),
+            "exhaustive": functools.partial(print_exhaustive, folder, sizes, sources),
         }
         for part in choices.parts.split(","):
             print()

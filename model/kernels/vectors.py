@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,13 +32,17 @@ file has changed, or a value that its function takes from around it. Those that 
 again when a file changes that they import from here."""
 
 
+_LOCK_SECONDS: Final = 120.0
+"""To wait for another process at most: some times as long as it takes to compile a kernel."""
+
+
 def compiled(function: Any, signatures: list[Any]) -> Any:
     """From Numba's cache where it was compiled before. Of processes that start together one compiles it, and
     the others wait."""
     name = function.__name__.strip("_")
     try:
         kernel = njit(cache=True, **OPTIONS)(function)
-        with FileLock(Path(kernel.stats.cache_path) / f"{function.__module__}.{name}.lock"):
+        with _one_process(Path(kernel.stats.cache_path) / f"{function.__module__}.{name}.lock"):
             for signature in signatures:
                 kernel.compile(signature)
         kernel.disable_compile()
@@ -45,6 +50,18 @@ def compiled(function: Any, signatures: list[Any]) -> Any:
     except Exception as error:  # There is no common class: no folder that can be written to, a damaged file.
         logger.info("the kernel %s is compiled without a cache: %s: %s", name, type(error).__name__, error)
         return njit(signatures, **OPTIONS)(function)
+
+
+@contextmanager
+def _one_process(path: Path) -> Iterator[None]:
+    """Wait for others that compile the same. Where files cannot be locked nobody waits."""
+    lock = FileLock(path, timeout=_LOCK_SECONDS)
+    with suppress(OSError):  # A timeout is one.
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 # Vectors

@@ -25,9 +25,9 @@ print(sum(kernel.stats.cache_hits.values()))
 """
 
 
-def started(folder):
-    """KERNEL in a process of its own, with Numba's cache in folder/cache."""
-    (folder / "kernel.py").write_text(KERNEL)
+def started(folder, before=""):
+    """KERNEL in a process of its own, with Numba's cache in folder/cache. before: code."""
+    (folder / "kernel.py").write_text(f"{before}\n{KERNEL}")
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder / "cache")}
     command = [sys.executable, str(folder / "kernel.py")]
     return subprocess.Popen(
@@ -50,3 +50,15 @@ def test_without_a_folder_that_can_be_written_to_a_kernel_is_compiled_all_the_sa
     process = started(tmp_path)
     assert process.communicate("\n")[0] == "ready\n0\n"
     assert process.returncode == 0
+
+
+def test_where_files_cannot_be_locked_a_kernel_is_kept_all_the_same(tmp_path):
+    before = """
+import errno, filelock
+
+def refuse(*given, **named):
+    raise OSError(errno.ENOLCK, "no locks")
+
+filelock.FileLock.acquire = refuse
+"""
+    assert [started(tmp_path, before).communicate("\n")[0] for _ in range(2)] == ["ready\n0\n", "ready\n1\n"]

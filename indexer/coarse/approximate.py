@@ -199,14 +199,15 @@ class ApproximateSearch:
         parameters = _faiss.SearchParametersIVF(sel=selection.selector(), nprobe=num_probed)
         self.index.parallel_mode = 1  # One query's lists are divided; FAISS's files do not keep it.
         num_visited = num_probed * self.index.ntotal // self.index.nlist
-        num_threads = allowed_threads(1 + num_visited // VECTORS_A_THREAD)
+        most = min(faiss.omp_get_max_threads(), 1 + num_visited // VECTORS_A_THREAD)
+        num_threads = allowed_threads(most)
         if num_threads > 1:
-            with _at_most_threads(num_threads):
+            with _faiss_threads(num_threads):
                 products, ids = self.index.search(query[None], count + 1, params=parameters)
             # Which of two equal products is the last one depends on the threads.
             if products[0, count] < products[0, count - 1] or ids[0, count] < 0:
                 return _only_found(products[:, :count], ids[:, :count])
-        with _at_most_threads(1):
+        with _faiss_threads(1):
             return _only_found(*self.index.search(query[None], count, params=parameters))
 
     def _num_probed(self, query: NDArray[np.float32], selection: Selection) -> int:
@@ -244,10 +245,10 @@ class ApproximateSearch:
 
 
 @contextmanager
-def _at_most_threads(num_threads: int) -> Iterator[None]:
-    """What this thread has FAISS do meanwhile takes no more."""
+def _faiss_threads(num_threads: int) -> Iterator[None]:
+    """What this thread has FAISS do meanwhile takes so many."""
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(min(before, num_threads))
+    faiss.omp_set_num_threads(num_threads)
     try:
         yield
     finally:
